@@ -13,6 +13,7 @@ import pytest
 import gemlet
 from gemlet.errors import InvalidRequestError, ModelClosedError
 from gemlet.generation import AsyncTextStream
+from gemlet.model.requests import Requests
 
 FOREVER: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "seed": 1}
 
@@ -21,6 +22,53 @@ FOREVER: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "seed": 1}
 def model() -> Any:
     with gemlet.load(threads=1) as loaded:
         yield loaded
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"images": [b""]},
+        {"audio": [b""]},
+        {"regex": "a+"},
+        {"json_schema": {}},
+        {"tool_choice": "required"},
+        {"prompt": "a door " * 5000},
+        {"prompt": [5] * 30_000},
+        {"prompt": [{"role": "user", "content": [{"type": "image", "image": b""}]}]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_the_event_loop_goes_on_while_a_request_is_read(
+    model: gemlet.Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request waits until the loop has gone on, and is a short one then."""
+    ticked = threading.Event()
+
+    def waiting(real: Any) -> Any:
+        def work(requests: Any, asked: object, *_: Any) -> Any:
+            assert ticked.wait(5), "the event loop waits for this"
+            return real(requests, "Hello", None, {"max_tokens": 2})
+
+        return work
+
+    for name in ("texts", "replies"):
+        monkeypatch.setattr(Requests, name, waiting(getattr(Requests, name)))
+    asked = options.get("prompt", "Hello")
+    more = {name: value for name, value in options.items() if name != "prompt"}
+
+    async def main() -> None:
+        for ask in (model.achat, model.agenerate):
+            if ask == model.agenerate and ("tool_choice" in more or isinstance(asked[0], dict)):
+                continue
+            if ask == model.achat and ({"images", "audio"} & more.keys() or isinstance(asked[0], int)):
+                continue
+            ticked.clear()
+            task = asyncio.ensure_future(ask(asked, **more))
+            await asyncio.sleep(0.01)
+            ticked.set()
+            assert isinstance(await task, gemlet.Generation)
+
+    asyncio.run(main())
 
 
 async def until_idle(model: gemlet.Model) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 import gemlet
+from gemlet.chat.reply import Content
 from gemlet.cli import main
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError
 from support.extras import optional
@@ -194,6 +195,35 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     assert isinstance(server.failure, GemletError)
 
 
+def test_metrics_of_adapters() -> None:
+    """vLLM's gauge that routers read: which adapters have requests."""
+    from gemlet.server.settings import ModelSpec, Settings
+
+    folder = str(GOLDEN / "gemma3-270m")
+    spec = ModelSpec("m", folder, adapters={"poems": str(GOLDEN / "adapters/gemma3-plain")})
+
+    def gauge(server: RunningServer) -> tuple[dict[str, str], float]:
+        text = server.ask("GET", "/metrics").body.decode()
+        [found] = re.findall(r"^vllm:lora_requests_info{(.*)} (\S+)$", text, re.MULTILINE)
+        return dict(re.findall(r'(\w+)="([^"]*)"', found[0])), float(found[1])
+
+    with serving(Settings(vllm_metrics=True), [spec]) as server:
+        before, seen = time.time(), []
+        for model in ("poems", "m"):  # the model's own requests are no adapter's
+            with saying(0.3, chunk(Content("a")), 0.3, chunk(Content("b"), reason="stop")):
+                body = {"model": model, "prompt": [2, 5], "max_tokens": 2}
+                asking = threading.Thread(target=server.post, args=("/v1/completions", body))
+                asking.start()
+                while asking.is_alive():
+                    labels, at = gauge(server)
+                    assert labels.pop("max_lora") == "1"
+                    assert before <= at <= time.time()
+                    names = (labels["waiting_lora_adapters"], labels["running_lora_adapters"])
+                    seen += [names] if names not in seen[-1:] else []
+                asking.join()
+    assert [names for names in seen if any(names)] == [("poems", ""), ("", "poems")]
+
+
 def test_metrics() -> None:
     from gemlet.server.settings import Settings
 
@@ -224,6 +254,7 @@ def test_metrics() -> None:
         assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         for name in (
             *("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"),
+            "request_inference_time",
         ):
             assert value(f"{prefix}:{name}_seconds_count", **model) == 2
         assert value(f"{prefix}:inter_token_latency_seconds_count", **model) == 8

@@ -147,14 +147,21 @@ def test_thinking(server: RunningServer, ask: Any) -> None:
 
 def test_what_comes_back(server: RunningServer) -> None:
     """The format gets reasoning under one name, and OpenAI's empty fields say nothing."""
-    from gemlet.server.openai_chat import in_one_spelling
+    from gemlet.server.openai_chat import as_said
 
     message = {"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "a"}
-    assert "reasoning_content" not in in_one_spelling(message)
+    assert "reasoning_content" not in as_said([message])[0]
+    assert as_said([{**message, "reasoning": None}])[0]["reasoning_content"] == "a"
     for extra in ({"reasoning": "a"}, {"reasoning_content": "a"}, {"refusal": None, "audio": None}):
         messages = [*QUESTION, {"role": "assistant", "content": "It rains.", **extra}, *QUESTION]
         answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
         assert answer.status == 200
+    for wrong in ({"reasoning": ["a"]}, {"reasoning_content": 5}, {"function_call": {"name": "f"}}):
+        messages = [*QUESTION, {"role": "assistant", "content": "It rains.", **wrong}, *QUESTION]
+        for path in ("/v1/chat/completions", "/tokenize"):
+            answer = server.post(path, {"messages": messages})
+            assert answer.status == 400
+            assert answer.error["param"] == f"messages[{len(QUESTION)}].{next(iter(wrong))}"
 
 
 def test_anthropic(said: list[ScriptedStream], server: RunningServer) -> None:

@@ -49,13 +49,15 @@ def public(function: _Function) -> _Function:
     def prepared(
         arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if not takes_all and not options.keys() <= known:
-            raise _unknown(function, next(name for name in options if name not in known), names)
-        if any(value is None for value in options.values()):
-            options = {n: v for n, v in options.items() if v is not None or n not in defaults}
-        if any(value is None for value in arguments):
-            given = [defaults.get(n) if v is None else v for n, v in zip(names, arguments, strict=False)]
-            arguments = (*given, *arguments[len(given) :])
+        if options:
+            if not takes_all and not options.keys() <= known:
+                raise _unknown(function, next(name for name in options if name not in known), names)
+            if any(value is None for value in options.values()):
+                options = {n: v for n, v in options.items() if v is not None or n not in defaults}
+        for value in arguments:  # no generator: it would take longer than what some functions do
+            if value is None:
+                given = [defaults.get(n) if v is None else v for n, v in zip(names, arguments, strict=False)]
+                return (*given, *arguments[len(given) :]), options
         return arguments, options
 
     @functools.wraps(function)

@@ -16,7 +16,7 @@ from typing import Any
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["MediaPart", "Place", "stands_for_media", "take_media", "with_places"]
+__all__ = ["MEDIA_TYPES", "MediaPart", "Place", "stands_for_media", "take_media", "with_places"]
 
 # Part of a prompt: texts and control tokens by their names, as in Segments.
 Place = Sequence[tuple[str, bool]]
@@ -34,6 +34,7 @@ _TYPES = {
     "input_audio": ("audio", ("input_audio", "audio")),
     "audio_url": ("audio", ("audio_url", "audio")),
 }
+MEDIA_TYPES = frozenset(_TYPES)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class TokenReplyParser:
                 events += self._parser.text(self._decoder.finish())
                 events += self._parser.marker(self._name(token_id))
             else:
-                events += self._parser.text(self._decoder.push(token_id))
+                events += self._parser.text(self._decoder.next_text(token_id))
         return events
 
     @public

@@ -303,8 +303,10 @@ class RunningText:
         reason: FinishReason | None,
         logprob: TokenLogprob | None,
     ) -> Chunk:
-        text = "".join(event.text for event in events if isinstance(event, Content))
         logprobs = None if self.answer.logprobs is None else [logprob] if logprob is not None else []
+        if len(events) == 1 and type(events[0]) is Content:  # as of most tokens
+            return Chunk(events[0].text, list(token_ids), reason, events, self.index, logprobs)
+        text = "".join(event.text for event in events if isinstance(event, Content))
         pieces = [event for event in events if isinstance(event, ToolCallPiece)]
         whole: list[ReplyEvent] = [event for event in events if not isinstance(event, ToolCallPiece)]
         return Chunk(text, list(token_ids), reason, whole, self.index, logprobs, pieces)

@@ -106,7 +106,7 @@ class TextReader:
 
     def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
         """The text that ``ids`` make certain; none without a decoder (a model without tokenizer)."""
-        return [] if self._decoder is None else _content("".join(map(self._decoder.push, ids)))
+        return [] if self._decoder is None else _content("".join(map(self._decoder.next_text, ids)))
 
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
         """What was held back: bytes of an unfinished character."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from gemlet.base.front_door import public
@@ -16,6 +17,7 @@ from gemlet.generation.stream import TextStream
 from gemlet.generation.tool_loop import Conversation, areply_with_tools, reply_with_tools, runs_tools
 from gemlet.model.batch import arranged
 from gemlet.model.call_options import ManyChatOptions, ManyToolOptions, ToolOptions, takes_options
+from gemlet.model.off_loop import off_loop
 from gemlet.model.requests import Requests
 
 if TYPE_CHECKING:
@@ -173,9 +175,9 @@ class Chatting:
         config: GenerationConfig | None = None,
         **options: Unpack[ManyToolOptions],
     ) -> Generation | list[Generation]:
-        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text. With
-        ``run_tools``, functions and ``approve`` run in a thread, one after the other; a task that is
-        cancelled does not wait for the one that runs.
+        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text. Images,
+        sounds, grammars and long texts are read in a thread. With ``run_tools``, functions and ``approve``
+        run in a thread, one after the other; a task that is cancelled does not wait for the one that runs.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load() as model:
@@ -183,12 +185,14 @@ class Chatting:
         True
         """
         if not runs_tools(options):
-            return arranged("", options, await self._run(self.requests.replies(messages, config, options)))
+            prepare = partial(self.requests.replies, messages, config, options)
+            return arranged("", options, await self._run(await off_loop(prepare, messages, options)))
         conversation: list[Mapping[str, Any]] = []
 
         async def ask(added: Conversation, options: Mapping[str, Any]) -> Generation:
             conversation.extend(_messages_of(added))
-            (reply,) = await self._run([self.requests.reply(conversation, config, options)])
+            prepare = partial(self.requests.replies, conversation, config, options)
+            (reply,) = await self._run(await off_loop(prepare, conversation, options))
             conversation.append(reply.message)
             return reply
 
@@ -205,7 +209,8 @@ class Chatting:
         config: GenerationConfig | None = None,
         **options: Unpack[ManyChatOptions],
     ) -> AsyncTextStream:
-        """:meth:`stream_chat` for programs with an event loop.
+        """:meth:`stream_chat` for programs with an event loop. Images, sounds, grammars and long texts are
+        read here, as by :meth:`astream`.
 
         >>> import gemlet
         >>> with gemlet.load() as model:

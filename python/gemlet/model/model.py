@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -29,6 +30,7 @@ from gemlet.model.hearing import Hearing
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.logits import all_logits
 from gemlet.model.media import Media
+from gemlet.model.off_loop import off_loop
 from gemlet.model.parts import method_of
 from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.model.reading import Reader
@@ -384,15 +386,16 @@ class Model:
         config: GenerationConfig | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation | list[Generation]:
-        """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts.
+        """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts. Images,
+        sounds, grammars and long texts are read in a thread.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load() as model:
         ...     asyncio.run(model.agenerate("The door", max_tokens=5)).completion_tokens
         5
         """
-        prepared = self._requests.texts(prompt, config, options)
-        stream = self._requests.stream(prepared, readable=True)
+        prepare = partial(self._requests.texts, prompt, config, options)
+        stream = self._requests.stream(await off_loop(prepare, prompt, options), readable=True)
         return arranged(prompt, options, await run_async(AsyncTextStream(stream)))
 
     @public
@@ -405,7 +408,9 @@ class Model:
     ) -> AsyncTextStream:
         """:meth:`stream` for programs with an event loop: ``async for chunk in model.astream(prompt)``.
 
-        The request is checked here. No thread waits for the text.
+        The request is checked here. No thread waits for the text. Images, sounds, grammars and long texts
+        are read here, too: ``await asyncio.to_thread(model.astream, prompt, images=[...])`` lets the event
+        loop go on meanwhile.
 
         >>> import gemlet
         >>> with gemlet.load() as model:

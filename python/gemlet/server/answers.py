@@ -20,6 +20,7 @@ __all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
 
 _Result = TypeVar("_Result")
 _MOST_HELD = 1 << 14  # bytes of pieces that are sent together
+_REST = 0.004  # seconds
 _as_text = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":")
 ).encode  # made once: every token is a line
@@ -139,6 +140,15 @@ class StreamAnswer(Response):
         if self._held:
             held, self._held = bytes(self._held), bytearray()
             await self._put(held)
+
+    async def flush_and_rest(self) -> None:
+        """Sends the pieces that are held. Then it rests for a moment: what a fast model writes meanwhile is
+        sent together, because sending takes longer than writing a token. A slow model loses nothing. Before
+        the first token there is no rest."""
+        if self._held:
+            await self.flush()
+            if self._call.first_token is not None:
+                await asyncio.sleep(_REST)
 
     async def _end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

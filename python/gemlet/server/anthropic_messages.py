@@ -75,7 +75,7 @@ COUNT: Mapping[str, Kind] = {
     "thinking": Object(
         {
             "type": OneOf("enabled", "disabled", "adaptive"),
-            "budget_tokens": Refused("gemlet does not limit thoughts yet; leave it out"),
+            "budget_tokens": REPLY,  # how long thoughts should be; max_tokens is the limit of all
             "display": Ignored(),
         },
         ["type"],

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -14,16 +14,16 @@ import anyio.to_thread
 from gemlet.chat.reply import Content, Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
+from gemlet.model.off_loop import takes_long
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.sent_media import check_sent_media, has_media, images_of, is_media
-
-_LONG = 20_000  # characters
-_FORMS = {"json_schema", "regex", "choice", "grammar"}
+from gemlet.server.sent_media import check_sent_media, images_of, is_media
 
 __all__ = ["Ask", "Choice", "Running", "finish_reason", "is_plain_text"]
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,9 @@ class Ask:
 
     @property
     def is_long(self) -> bool:
-        """Whether its text is so long that encoding it takes more than a moment."""
-        if not _FORMS.isdisjoint(self.options):
-            return True  # and a grammar takes a while to compile
-        if self.messages is None:
-            return isinstance(self.prompt, str) and len(self.prompt) > _LONG
-        if has_media(self.messages):
-            return True  # a small file may be a large picture
-        return sum(map(_length, self.messages)) + _length(self.tools or ()) > _LONG
+        """Whether it takes more than a moment to begin."""
+        asked = self.prompt if self.messages is None else self.messages
+        return takes_long(asked, {**self.options, "tools": self.tools, "tool_choice": self.tool_choice})
 
     def said(self) -> Said:
         """What the content filter is to judge; raises :class:`Problem` for what is far too long."""
@@ -169,14 +164,6 @@ def _texts(value: Any, depth: int = 64) -> Iterator[str]:
             yield from _texts(inner, depth - 1)
 
 
-def _length(value: Any) -> int:
-    """Characters of text in JSON."""
-    if isinstance(value, str):
-        return len(value)
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_length, inner))
-
-
 @dataclass
 class Choice:
     """One of the replies that run."""
@@ -265,14 +252,11 @@ class Running:
             said: Said | None = None
             stream: AsyncTextStream | NoReply | None = None
             if self.filter.is_on("prompt") or self.filter.is_on("reply"):
-                said = ask.said()
+                said = await _beside_loop(ask, ask.said, threads)
                 if await self.filter.blocks(self.call, said):
                     said, stream = None, NoReply(ask.count)
             if stream is None:
-                # A long text takes a while to encode, in which the event loop is to go on.
-                stream = (
-                    await anyio.to_thread.run_sync(ask.begin, limiter=threads) if ask.is_long else ask.begin()
-                )
+                stream = await _beside_loop(ask, ask.begin, threads)
             self._firsts.append(len(self.choices))
             for place in range(ask.count):
                 gate = None if said is None else self.filter.gate(self.call, said)
@@ -315,12 +299,14 @@ class Running:
         try:
             if before_waiting is not None:
                 await before_waiting()
+            left = ask.count
             async for chunk in stream:
                 index = first + chunk.index
+                left -= chunk.finish_reason is not None
                 shown = await self._taken(self.choices[index], chunk)
                 if shown is not None:
                     yield index, shown
-                if before_waiting is not None and (is_judged or not stream.has_chunk):
+                if before_waiting is not None and left and (is_judged or not stream.has_chunk):
                     await before_waiting()
         except Exception as error:
             raise ask.problem_of(error) from error
@@ -417,6 +403,11 @@ class Running:
             self.call.prompt_tokens = sum(result.prompt_tokens for result in self._prompts())
         except Exception:  # a stream that an error ended has no result
             return
+
+
+async def _beside_loop(ask: Ask, work: Callable[[], _Result], threads: anyio.CapacityLimiter) -> _Result:
+    """What ``work`` returns; the event loop goes on meanwhile, if that takes more than a moment."""
+    return await anyio.to_thread.run_sync(work, limiter=threads) if ask.is_long else work()
 
 
 def _to_first_call(chunk: Chunk) -> Chunk | None:

@@ -51,11 +51,8 @@ class Bodies:
         self.seconds = seconds
         self._held = 0
 
-    async def json(self, request: Request) -> dict[str, Any]:
-        """The JSON object that the request brings; raises :class:`Problem`."""
-        return parse(await self._read(request))
-
-    async def _read(self, request: Request) -> bytes:
+    async def read(self, request: Request) -> bytes:
+        """The body of the request, which may be wrong; raises :class:`Problem`."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
             raise Problem(415, "the body is compressed (Content-Encoding); send it as it is")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -57,6 +58,9 @@ class _Set:
             "request_prefill_time_seconds", "forward passes up to the first token", _WHOLE
         )
         self.decode = histogram("request_decode_time_seconds", "from the first token to the end", _WHOLE)
+        self.inference = histogram(
+            "request_inference_time_seconds", "from the first forward pass to the end", _WHOLE
+        )
         self.whole = histogram("e2e_request_latency_seconds", "from the request to its end", _WHOLE)
         self.prompt_length = histogram("request_prompt_tokens", "tokens of a prompt", _TOKENS)
         self.reply_length = histogram("request_generation_tokens", "tokens of a reply", _TOKENS)
@@ -77,7 +81,9 @@ class _Set:
             self.decode.labels(*labels).observe(seconds - call.first_token)
             if call.prefill_seconds is not None:
                 self.prefill.labels(*labels).observe(call.prefill_seconds)
-                self.queued.labels(*labels).observe(max(0.0, call.first_token - call.prefill_seconds))
+                queued = max(0.0, call.first_token - call.prefill_seconds)
+                self.queued.labels(*labels).observe(queued)
+                self.inference.labels(*labels).observe(seconds - queued)
             if call.completion_tokens > 1:
                 pace = (seconds - call.first_token) / (call.completion_tokens - 1)
                 self.per_token.labels(*labels).observe(pace)
@@ -109,10 +115,13 @@ class Metrics:
 
     Args:
         gauges: asks the engines.
+        adapters: asks for the names of the adapters that are loaded.
         vllm: gives vLLM's names too.
     """
 
-    def __init__(self, gauges: Gauges, *, vllm: bool = False) -> None:
+    def __init__(
+        self, gauges: Gauges, adapters: Callable[[], Collection[str]] = tuple, *, vllm: bool = False
+    ) -> None:
         self.registry = CollectorRegistry()
         self._prefixes = ["gemlet", *(["vllm"] if vllm else [])]
         self._sets = [_Set(prefix, self.registry) for prefix in self._prefixes]
@@ -129,6 +138,8 @@ class Metrics:
             registry=self.registry,
         )
         self._gauges = gauges
+        self._adapters = adapters
+        self._running: dict[str, Call] = {}  # by id
         self._gaps: dict[str, _Gaps] = {}
         self.registry.register(self)
 
@@ -144,16 +155,38 @@ class Metrics:
                         found[full] = family(full, name.replace("_", " "), labels=_LABELS)
                     found[full].add_metric((alias, "0"), value)
         yield from found.values()
+        if names := self._adapters():
+            for prefix in self._prefixes:
+                yield self._adapter_requests(f"{prefix}:lora_requests_info", names)
         for model, gaps in self._gaps.items():
             for prefix in self._prefixes:
                 yield gaps.family(f"{prefix}:inter_token_latency_seconds", model)
+
+    def _adapter_requests(self, name: str, names: Collection[str]) -> Metric:
+        """Which adapters have replies that run, and which have some that wait for their first token; with the
+        labels and the value of vLLM, which is the time."""
+        family = GaugeMetricFamily(
+            name,
+            "adapters of requests; the value is the time",
+            labels=("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
+        )
+        calls = [call for call in self._running.values() if call.model in names]
+        waiting = sorted({call.model for call in calls if call.first_token is None})
+        running = sorted({call.model for call in calls if call.first_token is not None})
+        family.add_metric((str(len(names)), ",".join(waiting), ",".join(running)), time.time())
+        return family
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry is not to ask the engines before they are there."""
         return iter(())
 
-    def count(self, call: Call) -> None:
-        """A request of a model that has ended."""
+    def begin(self, call: Call) -> None:
+        """A request asks a model for something. It is counted when it ends."""
+        self._running[call.id] = call
+        call.at_end.append(self._count)
+
+    def _count(self, call: Call) -> None:
+        self._running.pop(call.id, None)
         for metrics in self._sets:
             metrics.count(call)
         if call.gaps:

@@ -92,6 +92,10 @@ class Models:
         """Alias and model, without the adapters."""
         return [(served.name, served.model) for served in self if served.adapter is None]
 
+    def adapters(self) -> list[str]:
+        """The names of the adapters; none before all is loaded."""
+        return [served.name for served in self if served.adapter is not None] if self.is_ready else []
+
     def check_ready(self) -> None:
         """Raises :class:`Problem` until the models are loaded."""
         if not self.is_ready:

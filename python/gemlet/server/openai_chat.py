@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -34,7 +34,7 @@ from gemlet.server.forms import FORMS, form_of
 from gemlet.server.logprobs import of_chat
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object
+from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object, Text, says_nothing
 from gemlet.server.schema import Choice as OneOf
 from gemlet.server.service import TextEvent, event, fields_of, service_of
 
@@ -42,6 +42,7 @@ __all__ = ["CHAT", "MESSAGES", "chat", "usage_of"]
 
 MOST_MESSAGES = 1 << 16
 MESSAGES = ListOf(Anything(dict), MOST_MESSAGES, 1)  # the chat format reads them
+_REASONING = Text()
 FINGERPRINT = f"gemlet-{_core.__version__}"
 
 CHAT: Mapping[str, Kind] = {
@@ -107,7 +108,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
     return Ask(
         served,
         options,
-        messages=[in_one_spelling(message) for message in fields["messages"]],
+        messages=as_said(fields["messages"]),
         tools=fields.get("tools") or None,
         tool_choice=fields.get("tool_choice"),
         thinking=_thinking(fields),
@@ -119,11 +120,21 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
     )
 
 
-def in_one_spelling(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message that comes back: reasoning has two names, and only one of them counts."""
-    if "reasoning" in message and "reasoning_content" in message:
-        return {name: value for name, value in message.items() if name != "reasoning_content"}
-    return message
+def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages, which may have come back with what this or another server put into them. Reasoning has
+    two names, and only one of them counts. Raises :class:`Problem` for what a reader would not miss."""
+    found = []
+    for i, message in enumerate(messages):
+        for name in ("reasoning", "reasoning_content"):
+            if message.get(name) is not None:
+                _REASONING.check(message[name], f"messages[{i}].{name}")
+        if not says_nothing(message.get("function_call")):
+            where = f"messages[{i}].function_call"
+            raise Problem(400, f"{where}: the older form of tools; send tool_calls", param=where)
+        if message.get("reasoning") is not None and "reasoning_content" in message:
+            message = {name: value for name, value in message.items() if name != "reasoning_content"}
+        found.append(message)
+    return found
 
 
 def _thinking(fields: Mapping[str, Any]) -> bool:

@@ -91,7 +91,7 @@ DECISIONS: Mapping[str, Kind] = {
 async def decide(request: Request) -> Response:
     service, call, fields = service_of(request), call_of(request), fields_of(request)
     served = service.find(call, fields.get("model"))
-    call.at_end.append(service.metrics.count)
+    service.metrics.begin(call)
     if await _is_refused(service, call, served, fields):
         answers: list[dict[str, Any]] = [
             {"type": "refusal", "name": question.get("name")} for question in fields["questions"]

@@ -73,7 +73,7 @@ async def embed(
     """The vectors of ``texts``; their tokens are counted in the call, which is settled. Raises
     :class:`Problem`."""
     await service.check_texts(call, served, texts)
-    call.at_end.append(service.metrics.count)
+    service.metrics.begin(call)
     model, most = served.model, None if call.key is None else call.key.limits.max_prompt
     read = partial(model.embedding_ids, texts, prompt, truncate=truncate)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -17,7 +18,7 @@ from gemlet.server.call import call_of
 from gemlet.server.fields import NAME, TOKENS, TOOLS
 from gemlet.server.metrics import CONTENT_TYPE
 from gemlet.server.models import Served
-from gemlet.server.openai_chat import MESSAGES, in_one_spelling
+from gemlet.server.openai_chat import MESSAGES, as_said
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.schema import Flag, Kind, Text
 from gemlet.server.service import fields_of, service_of
@@ -36,6 +37,7 @@ __all__ = [
 
 _DEADLINE = 10.0  # seconds in which a healthy model writes a token
 _MOST_CHARACTERS = 1 << 20  # length of a text to tokenize, which may be longer than the context
+_MOST_TOKENS = 1 << 16  # tokens of messages, limited for the same reason
 
 TOKENIZE: Mapping[str, Kind] = {
     "model": NAME,
@@ -118,10 +120,10 @@ def _encode(served: Served, fields: Mapping[str, Any]) -> list[int]:
             raise Problem(400, f"{served.name} has no chat format", code="unsupported")
         return model.chat_format.encode_chat(
             model.tokenizer,
-            [in_one_spelling(message) for message in fields["messages"]],
+            as_said(fields["messages"]),
             fields.get("add_generation_prompt", True),
             tools=fields.get("tools"),
-            most_tokens=_MOST_CHARACTERS,
+            most_tokens=max(model.context_length, _MOST_TOKENS),
         )
     except Exception as error:
         raise problem_of(error, hidden=model.source, shown=served.name) from error
@@ -133,5 +135,7 @@ async def detokenize(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     if served.model.tokenizer is None:
         raise Problem(400, f"{served.name} has no tokenizer", code="unsupported")
+    decode = partial(served.model.tokenizer.decode, fields["tokens"], skip_control=False)
+    text = await anyio.to_thread.run_sync(decode, limiter=service.threads)
     call.settle()
-    return JSONAnswer({"prompt": served.model.tokenizer.decode(fields["tokens"], skip_control=False)})
+    return JSONAnswer({"prompt": text})

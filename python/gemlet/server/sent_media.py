@@ -13,15 +13,7 @@ from gemlet.media.sounds import decoded_bytes as sound_bytes
 from gemlet.media.videos import decoded_bytes as video_bytes
 from gemlet.server.problems import Problem
 
-__all__ = [
-    "MOST_DECODED",
-    "check_part",
-    "check_sent_media",
-    "has_media",
-    "image_part",
-    "images_of",
-    "is_media",
-]
+__all__ = ["MOST_DECODED", "check_part", "check_sent_media", "image_part", "images_of", "is_media"]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
 # library takes from a program may be a path.
@@ -130,15 +122,6 @@ def is_media(part: object) -> bool:
     """Whether a part of a message is an image, a video or a sound."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     return isinstance(kind, str) and kind in _SENT
-
-
-def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether there is anything else than text in them.
-
-    >>> has_media([{"role": "user", "content": "Hello"}])
-    False
-    """
-    return any(kind != "text" for _, kind, _ in _parts(messages))
 
 
 def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from gemlet.server.answers import StreamAnswer, as_line
 from gemlet.server.ask import Ask, Running
 from gemlet.server.batches import Batches
-from gemlet.server.bodies import Bodies
+from gemlet.server.bodies import Bodies, parse
 from gemlet.server.call import Call, call_of
 from gemlet.server.content_filter import ContentFilter
 from gemlet.server.fields import MOST_CHOICES
@@ -34,6 +35,7 @@ __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "
 FIELDS = "gemlet.fields"  # the router puts the fields of a request here
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
+_LARGE = 1 << 16  # bytes of a body, whose fields are checked beside the event loop
 
 
 @dataclass
@@ -66,9 +68,15 @@ class Service:
         those that run, until its call settles: slow clients take nobody's place."""
         self.models.check_ready()
         self.limiter.check(call_of(request))
-        body = await self.bodies.json(request)
+        body = await self.bodies.read(request)
+        found = await self._checked(body, partial(parse, body))
         self.limiter.enter(call_of(request))
-        return read(body, table, required, ignore_unknown=self.settings.unknown_fields == "ignore")
+        ignore = self.settings.unknown_fields == "ignore"
+        return await self._checked(body, partial(read, found, table, required, ignore_unknown=ignore))
+
+    async def _checked(self, body: bytes, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        is_large = len(body) > _LARGE
+        return await anyio.to_thread.run_sync(check, limiter=self.threads) if is_large else check()
 
     def find(self, call: Call, name: str | None) -> Served:
         """The model of a request; raises :class:`Problem` for one that the key may not use."""
@@ -107,7 +115,7 @@ class Service:
         if most is not None:
             for ask in asks:
                 await anyio.to_thread.run_sync(ask.check_prompt, most, limiter=self.threads)
-        call.at_end.append(self.metrics.count)
+        self.metrics.begin(call)
         running = Running(asks, call, self.filter)
         if self.settings.log_text:
             call.at_end.append(lambda _: log_text(call.id, running.texts()))
@@ -132,7 +140,7 @@ class Service:
         ping: bytes | None = b": ping\n\n",
     ) -> StreamAnswer:
         """Server-sent events, or lines of JSON where there is no ping. Those of chunks of ``running`` that
-        are there at once are sent together."""
+        are there at once, or within a moment, are sent together."""
         call, path = call_of(request), request.scope["path"]
 
         def on_error(problem: Problem) -> bytes:
@@ -151,7 +159,7 @@ class Service:
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,
         )
-        running.before_waiting = answer.flush
+        running.before_waiting = answer.flush_and_rest
         return answer
 
 

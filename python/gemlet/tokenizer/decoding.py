@@ -66,6 +66,16 @@ class StreamDecoder:
         >>> [decoder.push(token_id) for token_id in tokenizer.encode("☂", add_bos=False)[-3:]]
         ['', '', '☂']
         """
+        return self.next_text(token_id)
+
+    def next_text(self, token_id: int) -> str:
+        """Like :meth:`push`, without the front door: for every token of every stream.
+
+        >>> import gemlet
+        >>> tokenizer = gemlet.load().tokenizer
+        >>> tokenizer.stream_decoder().next_text(tokenizer.piece_to_id("▁door"))
+        ' door'
+        """
         return self._decoder.decode(self.next_bytes(token_id))
 
     def finish(self) -> str:
