@@ -215,6 +215,10 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
     found += [f"logits {config.final_softcap:g}"] if config.final_softcap else []
     if found:
         yield f"softcap    {', '.join(found)}"
+    if config.target_size:
+        yield f"drafts     for a model of hidden size {config.target_size}, whose keys and values it reads"
+    if config.centroids:
+        yield f"head       {config.centroids_per_token} of {config.centroids} groups of tokens"
     if config.altup_streams > 1:
         yield f"streams    {config.altup_streams} (AltUp), with a LAuReL branch of rank {config.laurel_rank}"
     if config.per_layer_input_size:
