@@ -97,6 +97,7 @@ def test_inspect_describes_one(form: str, tmp_path: Path) -> None:
     assert found.problem is not None
     assert "drafter=" in found.problem
     assert "hidden size 36" in str(found)
+    assert "keys and values of the last such layer of the model" in str(found)
     assert found.plan.kv_cache == 0
     assert gemlet.inspect(TARGET, drafter=drafter).problem is None
 
