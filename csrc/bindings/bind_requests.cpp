@@ -168,7 +168,8 @@ void register_requests(py::module_& m) {
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")
       .def(
           "set_mask",
-          [](const Ticket& ticket, int64_t position, const std::optional<Mask>& mask) {
+          [](const Ticket& ticket, int64_t position, const std::optional<Mask>& mask,
+             const std::vector<int32_t>& behind) {
             TokenMask bits;
             if (mask) {
               if (mask->ndim() != 1 || mask->size() * 32 < ticket.width) {
@@ -177,11 +178,16 @@ void register_requests(py::module_& m) {
               }
               bits.assign(mask->data(), mask->data() + mask->size());
             }
-            ticket->set_mask(position, std::move(bits));
+            ticket->set_mask(position, std::move(bits), behind);
           },
-          py::arg("position"), py::arg("mask"),
+          py::arg("position"), py::arg("mask"), py::arg("behind") = std::vector<int32_t>(),
           "Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the "
-          "lowest first; None: all. The engine chooses none before.")
+          "lowest first; None: all. The engine chooses none before. `behind`: the last ones of these others, where "
+          "they "
+          "are only guessed. A mask for a token that was chosen meanwhile changes nothing.")
+      .def_property_readonly(
+          "guessed", [](const Ticket& ticket) { return ticket->guessed(); },
+          "How many tokens of a masked request were chosen, and the ids that are guessed to come next.")
       .def_property_readonly(
           "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
           "Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, "
@@ -302,6 +308,7 @@ void register_requests(py::module_& m) {
             result["prompt_tokens"] = stats.prompt_tokens;
             result["cached_tokens"] = stats.cached_tokens;
             result["generated_tokens"] = stats.generated_tokens;
+            result["drafts"] = stats.drafts;
             result["drafted_tokens"] = stats.drafted_tokens;
             result["accepted_tokens"] = stats.accepted_tokens;
             result["preemptions"] = stats.preemptions;

@@ -38,6 +38,7 @@ struct EngineStats {
   int64_t prompt_tokens = 0;  // computed
   int64_t cached_tokens = 0;  // not computed, thanks to the prefix cache
   int64_t generated_tokens = 0;
+  int64_t drafts = 0;           // of one text in one step
   int64_t drafted_tokens = 0;   // guessed tokens that went through a pass
   int64_t accepted_tokens = 0;  // those of them that were right
   int64_t preemptions = 0;

@@ -8,8 +8,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -76,8 +79,12 @@ class Request {
   // after its last tokens.
   Output take();
   // Which ids may be chosen as the token after `position` others. The pass that computes its logits does not wait for
-  // this. Throws kInvalidRequest unless this many tokens were chosen.
-  void set_mask(int64_t position, TokenMask mask);
+  // this. Where the last ones of these others are only guessed, `behind` has them: the mask counts if they are chosen.
+  // A mask for a token that was chosen meanwhile, or behind others than were chosen, changes nothing. Throws
+  // kInvalidRequest for a position that is neither the next one nor behind guesses.
+  void set_mask(int64_t position, TokenMask mask, std::span<const int32_t> behind = {});
+  // How many tokens were chosen, and which ones are guessed to come next.
+  std::pair<int64_t, std::vector<int32_t>> guessed() const;
   // Ends with kCancelled at the next opportunity, unless it has ended already.
   void cancel();
 
@@ -94,12 +101,18 @@ class Request {
   friend class Engine;
   friend struct Worker;
 
+  // These four under fork_safe_mutex().
+  bool has_mask() const { return masks_.contains(generated_.size()); }
+  void guess(std::span<const int32_t> ids);
+  void add(int32_t id);
+  std::optional<int32_t> token_at(size_t position) const;  // also of a guessed one
+
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;                // how many of them the reader has taken
-  std::vector<Logprobs> logprobs_;  // logprobs of the tokens that were not taken
-  std::shared_ptr<const TokenMask>
-      mask_;  // the mask of the next token, if there were mask_position_ tokens when it came
-  size_t mask_position_ = 0;
+  size_t taken_ = 0;                                          // how many of them the reader has taken
+  std::vector<Logprobs> logprobs_;                            // logprobs of the tokens that were not taken
+  std::map<size_t, std::shared_ptr<const TokenMask>> masks_;  // masks of the next tokens, by position
+  std::vector<int32_t> guessed_;                              // tokens from guessed_from_ on; masks_ count on them
+  size_t guessed_from_ = 0;
   std::vector<float> values_;  // values that wait for the reader
   int64_t handed_rows_ = 0;    // rows of logits so far, with those that wait
   FinishReason reason_ = FinishReason::kNone;

@@ -42,6 +42,7 @@ bool Worker::step() {
   for (const Scheduler::Part& part : parts) part.job->is_writing() ? ++writers : read += part.tokens;
   step_start_ = Clock::now();
   const int64_t drafted = draft(parts, read);
+  if (drafted > 0) show_guesses(parts);
   {
     const Lock lock(fork_safe_mutex());
     for (const Scheduler::Part& part : parts) {
@@ -115,9 +116,8 @@ void Worker::collect() {
     const auto look = [](const std::unique_ptr<Job>& job) {
       const Request& request = *job->request;
       job->unread = static_cast<int64_t>(request.generated_.size() - request.taken_);
-      const bool is_masked = request.mask_ && request.mask_position_ == request.generated_.size();
-      job->paused =
-          job->unread >= request.options.most_unread || !request.values_.empty() || (job->needs_mask && !is_masked);
+      job->paused = job->unread >= request.options.most_unread || !request.values_.empty() ||
+                    (job->needs_mask && !request.has_mask());
     };
     std::for_each(scheduler_.running().begin(), scheduler_.running().end(), look);
     std::for_each(scheduler_.waiting().begin(), scheduler_.waiting().end(), look);
@@ -202,8 +202,7 @@ int64_t Worker::draft(const Parts& parts, int64_t read) {
   for (const Scheduler::Part& part : parts) {
     Job& job = *part.job;
     if (!job.drafts) continue;
-    // What is guessed about a masked text comes out mask by mask. Steps with others would pass meanwhile.
-    job.drafts->propose(job.ids, job.request->options.masked && rows > 1 ? 0 : most_drafted(job));
+    job.drafts->propose(job.ids, most_drafted(job));
     texts.push_back(job.drafts.get());
   }
   if (read > 0 || std::exchange(drafts_wait_, false)) return 0;
@@ -215,6 +214,20 @@ int64_t Worker::draft(const Parts& parts, int64_t read) {
     for (Drafts* const text : texts) found.count += text->take(room - found.count);
   }
   return draft_model_ ? draft_with_model(parts, found) : found.count;
+}
+
+// The readers of masked texts say meanwhile which tokens may follow the guessed ones.
+void Worker::show_guesses(const Parts& parts) {
+  for (const Scheduler::Part& part : parts) {
+    if (part.job->drafted() == 0) continue;
+    Request& request = *part.job->request;
+    {
+      const Lock lock(fork_safe_mutex());
+      ++stats.drafts;
+      if (request.options.masked) request.guess(part.job->drafts->taken());
+    }
+    if (request.options.masked) request.options.news->notify();
+  }
 }
 
 // How many tokens may be guessed about a text.

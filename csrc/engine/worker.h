@@ -64,6 +64,7 @@ struct Worker {
   void choose_held();
   void begin_waiting();
   int64_t draft(const Parts& parts, int64_t read);
+  void show_guesses(const Parts& parts);
   int64_t most_drafted(const Job& job) const;
   int64_t draft_with_model(const Parts& parts, DraftChoice found);  // this and the next ones are in worker_drafts.cpp
   void read_ahead(const std::vector<Job*>& behind, int64_t rows, double pass);

@@ -51,7 +51,6 @@ int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
     Job& job = *part.job;
     if (!job.drafts) continue;
     none_loses = none_loses && job.drafts->may_lose();
-    if (job.request->options.masked && rows > 1) continue;
     const int64_t most =
         std::min({most_drafted(job), options_.most_of_drafter, job.is_writing() ? draft_model_->most(job) : 0});
     if (most <= 0) continue;

@@ -136,7 +136,8 @@ void Worker::choose_held() {
 std::shared_ptr<const TokenMask> Worker::mask_of(const Job& job) {
   const Lock lock(fork_safe_mutex());
   const Request& request = *job.request;
-  return request.mask_position_ == request.generated_.size() ? request.mask_ : nullptr;
+  const auto found = request.masks_.find(request.generated_.size());
+  return found == request.masks_.end() ? nullptr : found->second;
 }
 
 // Under fork_safe_mutex(): the time of this step so far counts for the request. `wrote`: it got a token.
@@ -169,6 +170,7 @@ FinishReason Worker::next_tokens(Job& job, const float* logits, bool held) {
     if (is_masked && !mask) {
       job.held.assign(row, row + (1 + drafted - right) * width);
       job.right = right;
+      if (right > first && scheduler_.running().size() > 1) job.slowed += 1;  // others' steps pass meanwhile
       const Lock lock(fork_safe_mutex());
       if (!held) count_step(*job.request, false);
       return FinishReason::kNone;
@@ -216,7 +218,7 @@ FinishReason Worker::next_token(Job& job, const float* logits, const std::shared
     }
     if (!is_end) {
       if (logprobs) request.logprobs_.push_back(std::move(*logprobs));
-      request.generated_.push_back(id);
+      request.add(id);
       ++stats.generated_tokens;
     }
   }

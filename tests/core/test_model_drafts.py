@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.errors import InvalidRequestError
@@ -142,6 +143,81 @@ def test_a_masked_text_is_guessed_too() -> None:
     found, fewer = text_of(drafts="always", drafter=beside(core), draft_tokens=3)
     assert found == expected
     assert fewer < steps
+
+
+def few_ids(text: list[int]) -> NDArray[np.uint32]:
+    """The mask behind ``text``, of which each token decides what may follow it."""
+    last = text[-1] if text else 0
+    mask = np.zeros(3, np.uint32)
+    for step in (7, 30, 31, 32, 64):
+        token_id = (last + step) % 96
+        mask[token_id // 32] |= np.uint32(1 << token_id % 32)
+    return mask
+
+
+def write_masked(core: _core.Model, *, ahead: bool, **options: Any) -> tuple[list[list[int]], list[int]]:
+    """Two masked texts and a free one, and how many guesses about each were right. ``ahead``: the masks
+    behind guesses are set before these are known to be right."""
+    reader = Reader(engine := _core.Engine(core, **options))
+    requests = [
+        reader.submit(PROMPTS[i], seed=i, max_tokens=60, most_unread=100, masked=i < 2) for i in range(3)
+    ]
+    texts: list[list[int]] = [[], [], []]
+    open_ones = {0, 1, 2}
+    for request in requests[:2]:
+        request.set_mask(0, few_ids([]))
+    while open_ones:
+        seen = reader.news.value
+        for i in sorted(open_ones):
+            request, text = requests[i], texts[i]
+            ids, reason, _ = request.take()
+            text += ids
+            if reason is not None:
+                assert reason == "length"
+                open_ones.remove(i)
+            elif i < 2:
+                request.set_mask(len(text), few_ids(text))
+                position, guessed = request.guessed
+                for count in range(1, len(guessed) + 1) if ahead and position == len(text) else ():
+                    behind = guessed[:count]
+                    request.set_mask(position + count, few_ids([*text, *behind]), behind)
+        if open_ones:
+            engine.wait(reader.news, seen, 1.0)
+    right = [request.guesses[1] for request in requests]
+    engine.close()
+    return texts, right
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_masked_texts_are_guessed_beside_others(ahead: bool) -> None:
+    core = core_of()
+    expected, _ = write_masked(core, ahead=False, drafts="never")
+    for drafts in ("always", "paying"):
+        found, right = write_masked(core, ahead=ahead, drafts=drafts, drafter=beside(core), draft_tokens=3)
+        assert found == expected
+        assert drafts == "paying" or min(right) > 0
+
+
+def test_masks_behind_other_tokens_than_were_chosen_change_nothing() -> None:
+    core = core_of()
+    reader = Reader(_core.Engine(core, drafts="never"))
+    request = reader.submit(PROMPTS[0], max_tokens=4, masked=True)
+    request.set_mask(0, few_ids([]))
+    first = reader.first(request, 1)
+    assert request.guessed == (1, [])
+    only = np.array([0, 0, 1 << 31], np.uint32)
+    request.set_mask(0, only)  # too late
+    request.set_mask(1, only, [first[0] ^ 1])
+    request.set_mask(2, only, [first[0], 5])  # of which nothing was guessed
+    for position, behind in ((3, [1]), (0, [1]), (2, [])):
+        with pytest.raises(InvalidRequestError, match="the mask is for position"):
+            request.set_mask(position, only, behind)
+    text = list(first)
+    for _ in range(3):
+        request.set_mask(len(text), few_ids(text), text[-1:])
+        text += reader.first(request, 1)
+        last = text[-2]
+        assert (text[-1] - last) % 96 in (7, 30, 31, 32, 64)
 
 
 def test_a_text_is_cancelled_while_guesses_wait_for_masks() -> None:

@@ -53,6 +53,8 @@ _NAMES = {
     "embed_tokens_per_layer": "per_layer_token_embd",
     "per_layer_model_projection": "per_layer_model_proj",
     "per_layer_projection_norm": "per_layer_proj_norm",
+    "pre_projection": "nextn.pre_projection",
+    "post_projection": "nextn.post_projection",
     "altup_projections": "altup_proj",
     "altup_unembed_projections": "altup_unembd_proj",
 }
@@ -138,6 +140,7 @@ TYPES: dict[str, tuple[int, Encoder]] = {
     "BF16": (1, lambda w: (w.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)),
     "Q8_0": (32, q8_0),
     "Q4_0": (32, q4_0),
+    "I64": (1, lambda w: w.astype(np.int64).view(np.uint8)),
 }
 
 
@@ -245,6 +248,9 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
         keys |= _gemma3n_keys(text)
     if family == "gemma4":
         keys |= _gemma4_keys(text, sliding)
+    if target := config.get("backbone_hidden_size"):
+        family = "gemma4-assistant"
+        keys |= {"embedding_length_out": (U32, target), "nextn_predict_layers": (U32, count)}
     if embeds:
         keys["pooling_type"] = (U32, 1)
     for key, change in changes.items():

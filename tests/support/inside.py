@@ -33,6 +33,15 @@ def drafter_of(model: gemlet.Model) -> _core.Model:
     return found
 
 
+def always_guess(model: gemlet.Model) -> None:
+    """From now on tokens are guessed in every step, whether that pays or not."""
+    resident = model._resident
+    assert resident._engine is None
+    resident._engine = _core.Engine(
+        resident.core, drafts="always", drafter=resident.drafter, prefix_cache_bytes=1 << 24
+    )
+
+
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
     return adapters_of(model).find(name)
 

@@ -32,6 +32,7 @@ class ScriptedRequest:
         self.read_tokens = 0
         self.times = (0.0, 0.0, 0.0, 0, 0)
         self.guesses = (0, 0)
+        self.guessed = (0, [])
         self._script = iter(script)
         self._max_tokens = max_tokens
         self._end_ids = end_ids

@@ -710,9 +710,10 @@ class Request:
         self,
         position: typing.SupportsInt | typing.SupportsIndex,
         mask: typing.Annotated[numpy.typing.ArrayLike, numpy.uint32] | None,
+        behind: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the lowest first; None: all. The engine chooses none before.
+        Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the lowest first; None: all. The engine chooses none before. `behind`: the last ones of these others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.
         """
     def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32]]:
         """
@@ -720,6 +721,11 @@ class Request:
         """
     @property
     def cached_tokens(self) -> int: ...
+    @property
+    def guessed(self) -> tuple[int, list[int]]:
+        """
+        How many tokens of a masked request were chosen, and the ids that are guessed to come next.
+        """
     @property
     def guesses(self) -> tuple[int, int]:
         """

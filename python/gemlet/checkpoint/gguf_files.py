@@ -147,11 +147,21 @@ def gguf_models(names: Iterable[str]) -> list[str]:
     for name in sorted(names):
         file = name.rpartition("/")[2].lower()
         match = _SPLIT_NAME.fullmatch(file)
-        other = file.startswith("mtp-") or any(word in file for word in ("mmproj", "imatrix"))
+        other = is_mtp(file) or any(word in file for word in ("mmproj", "imatrix"))
         other = other or (match is not None and int(match[2]) != 1)
         if file.endswith(".gguf") and not other:
             found.append(name)
     return found
+
+
+def is_mtp(name: str) -> bool:
+    """Whether a file's name says that it drafts for the model beside it, as llama.cpp names such files.
+
+    >>> is_mtp("mtp-gemma-4-E2B-it.gguf"), is_mtp("gemma-4-E2B-it-Q4_0.gguf")
+    (True, False)
+    """
+    name = name.rpartition("/")[2].lower()
+    return name.startswith("mtp-") and name.endswith(".gguf")
 
 
 def is_mmproj(name: str) -> bool:

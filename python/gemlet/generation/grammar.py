@@ -64,6 +64,10 @@ class GrammarState:
         self._matcher = matcher
         self._buffer = np.zeros((grammar.size + 32) // 32, np.int32)
 
+    def copy(self) -> GrammarState:
+        """The same, which goes on by itself."""
+        return GrammarState(self.grammar, self._matcher.deep_copy())
+
     def push(self, token_id: int) -> None:
         """Goes on by a token that the last mask allows."""
         if not self._matcher.consume_token(token_id):

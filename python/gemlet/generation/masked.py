@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ class Masks:
         self._aside = plan.begins_in
         self._may_follow = list(plan.asides)  # before the answer begins
         self._answers = True  # not with calls
+        self._last = self._bits([])  # what next() said
         self._ends = self._bits(plan.end_ids)
         self._stops = self._bits(plan.stop_ids)
 
@@ -72,6 +74,27 @@ class Masks:
         Raises:
             InvalidRequestError: there is none, or the grammar has become too complex.
         """
+        self._last = self._next()
+        return self._last
+
+    def ahead(self, guessed: Sequence[int]) -> Iterator[TokenMask]:
+        """Which ids may follow each of ``guessed``, which are guessed to come next: up to one that may not
+        come, or behind which nothing may follow but the end."""
+        own, allowed = copy.copy(self), self._last
+        own._state = self._state.copy()
+        for token_id in guessed:
+            if not allowed[token_id // 32] >> np.uint32(token_id % 32) & 1:
+                return
+            try:
+                own.push([token_id])
+                allowed = own.next()
+            except InvalidRequestError:  # the text itself reports it, once it is there
+                return
+            if own.is_complete:
+                return
+            yield allowed
+
+    def _next(self) -> TokenMask:
         if self._aside is not None:
             text = self._fitted(self._plan.grammar.text_ids) & ~self._ends
             return text | self._bits((self._aside.end, *self._aside.inside))

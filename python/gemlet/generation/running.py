@@ -36,7 +36,11 @@ class _Request(Protocol):
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
     def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
     def cancel(self) -> None: ...
-    def set_mask(self, position: int, mask: NDArray[np.uint32] | None) -> None: ...
+    @property
+    def guessed(self) -> tuple[int, list[int]]: ...
+    def set_mask(
+        self, position: int, mask: NDArray[np.uint32] | None, behind: Sequence[int] = ...
+    ) -> None: ...
 
 
 class Engine(Protocol):
@@ -92,6 +96,7 @@ class RunningText:
         self._began = 0.0
         self._scoring: _Request | None = None  # computes the log probabilities of the prompt
         self._request: _Request | None = None
+        self._guessed: list[int] = []  # behind the tokens that are there; their masks are set
         self._ids: deque[int] = deque()  # not handed out yet
         self._logprobs: deque[TokenLogprob] = deque()  # their log probabilities
         self._reason: FinishReason | None = None  # why none will follow these
@@ -212,6 +217,7 @@ class RunningText:
             self._reason, self.is_over = self._reason or cast(FinishReason, reason), True
         if ids:
             self._next_mask(ids)
+        self._masks_ahead(request)
 
     def _next_mask(self, ids: Sequence[int]) -> None:
         """Behind ``ids``: says which token may be next. The engine computes its logits meanwhile."""
@@ -223,6 +229,7 @@ class RunningText:
         try:
             masks.push(ids)
             mask = masks.next()
+            self._guessed = []
             if masks.is_complete:  # the end token need not be waited for
                 self._reason = "stop"
                 request.cancel()
@@ -231,6 +238,18 @@ class RunningText:
         except GemletError as error:
             self._error = error
             request.cancel()
+
+    def _masks_ahead(self, request: _Request) -> None:
+        """Says which tokens may follow those that the engine guesses, so that it chooses several."""
+        masks = self._masks
+        if masks is None or masks.is_complete or self.is_over or self.result is not None:
+            return
+        position, guessed = request.guessed
+        if position != masks.count or not guessed or guessed == self._guessed:
+            return
+        self._guessed = guessed
+        for count, mask in enumerate(masks.ahead(guessed), 1):
+            request.set_mask(position + count, mask, guessed[:count])
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk, if there is one. The last one ends the text."""

@@ -17,7 +17,7 @@ from gemlet.model.model import Model
 from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.packing.blocks import stored_bytes
 from gemlet.packing.cache import model_digest, packed_copy
-from gemlet.packing.fill import fill, set_table
+from gemlet.packing.fill import fill, set_unpacked
 from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.weights.tower_slots import kind_of, tower_slots
@@ -73,7 +73,7 @@ def filled_builder(
         with packed:
             builder = make_builder(files.config, options, allocate=False, beside=beside)
             packed.use(builder)
-            set_table(builder, files)
+            set_unpacked(builder, files)
             return builder
     if options.embedding_on_disk:
         raise not_packed(files)

@@ -17,7 +17,7 @@ from gemlet.loading.inspection import Inspection
 from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.sources.model_files import ModelFiles
-from gemlet.sources.opening import open_model_files
+from gemlet.sources.opening import open_model_files, writes_nothing
 from gemlet.tokenizer.sentencepiece_model import model_type
 from gemlet.tokenizer.stored import STORED_FILE
 from gemlet.weights.slots import PER_LAYER_TABLE
@@ -74,7 +74,12 @@ def inspect(
         matformer=matformer,
     )
     with open_model_files(
-        source, revision=revision, token=token, mmproj=options.towers_file, headers_only=True
+        source,
+        revision=revision,
+        token=token,
+        mmproj=options.towers_file,
+        headers_only=True,
+        as_drafter=True,
     ) as files:
         files = replace(files, float16_as="f32").with_towers(vision=options.vision, audio=options.audio)
         if matformer is not None:
@@ -103,6 +108,8 @@ def inspect(
             check_memory(room, config, options, name=name, drafter=beside)
         except MemoryLimitError as error:
             problem = str(error)
+        if config.target_size:
+            problem = writes_nothing(files)
         return Inspection(
             source=files.name,
             config=config,

@@ -135,7 +135,7 @@ class Inspection:
         return f"{config.embedding_size} numbers; dense layers {dense}; prompts {prompts}"
 
 
-def layer_text(layer: LayerSpec, *, bidirectional: bool = False) -> str:
+def layer_text(layer: LayerSpec, *, bidirectional: bool = False, drafts: bool = False) -> str:
     """One layer in words.
 
     >>> from gemlet.config import shape_config
@@ -147,7 +147,8 @@ def layer_text(layer: LayerSpec, *, bidirectional: bool = False) -> str:
         window = f"{layer.sliding_window - 1} tokens to either side" if layer.sliding_window else "all tokens"
     parts = [f"{window}, {layer.num_heads} heads of {layer.head_dim}"]
     if layer.kv_source >= 0:
-        parts.append(f"keys and values of layer {layer.kv_source}")
+        source = "the last such layer of the model" if drafts else f"layer {layer.kv_source}"
+        parts.append(f"keys and values of {source}")
     else:
         shared = ", values are the keys" if layer.key_is_value else ""
         parts.append(f"{layer.num_kv_heads} for keys and values{shared}")
@@ -165,7 +166,9 @@ def _layer_kinds(config: TextConfig) -> Iterator[tuple[str, str]]:
     """("0-4, 6-10", text) for each kind of layer, in the order of their first ones."""
     kinds: dict[str, list[tuple[int, int]]] = {}
     for i, layer in enumerate(config.layers):
-        runs = kinds.setdefault(layer_text(layer, bidirectional=config.bidirectional), [])
+        runs = kinds.setdefault(
+            layer_text(layer, bidirectional=config.bidirectional, drafts=config.target_size > 0), []
+        )
         if runs and runs[-1][1] == i - 1:
             runs[-1] = (runs[-1][0], i)
         else:
@@ -215,6 +218,10 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
     found += [f"logits {config.final_softcap:g}"] if config.final_softcap else []
     if found:
         yield f"softcap    {', '.join(found)}"
+    if config.target_size:
+        yield f"drafts     for a model of hidden size {config.target_size}, whose keys and values it reads"
+    if config.centroids:
+        yield f"head       {config.centroids_per_token} of {config.centroids} groups of tokens"
     if config.altup_streams > 1:
         yield f"streams    {config.altup_streams} (AltUp), with a LAuReL branch of rank {config.laurel_rank}"
     if config.per_layer_input_size:

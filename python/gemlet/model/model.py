@@ -169,11 +169,12 @@ class Model:
 
         "running" and "waiting" requests; "longest_wait", seconds that one has waited for its first pass so
         far; "begun", those that had it, after "waiting_seconds" in all; "steps", forward passes;
-        "prompt_tokens" that were read and "cached_tokens" that need not be; "generated_tokens", and of
-        guesses about them "drafted_tokens" and "accepted_tokens"; "preemptions", texts that gave up their
-        memory for others and were computed again; "kv_bytes" in use, of which "prefix_cache_bytes" are only
-        kept, and "kv_room_bytes" for more; "disk_read_bytes" and "disk_written_bytes" of a prefix cache on
-        disk; "step_seconds" in forward passes; and "bytes_read" by them, of weights, keys and values.
+        "prompt_tokens" that were read and "cached_tokens" that need not be; "generated_tokens"; "drafts",
+        guesses about a text in one step, with "drafted_tokens" in all, of which "accepted_tokens" were
+        right; "preemptions", texts that gave up their memory for others and were computed again; "kv_bytes"
+        in use, of which "prefix_cache_bytes" are only kept, and "kv_room_bytes" for more; "disk_read_bytes"
+        and "disk_written_bytes" of a prefix cache on disk; "step_seconds" in forward passes; and "bytes_read"
+        by them, of weights, keys and values.
 
         >>> import gemlet
         >>> with gemlet.load() as model:

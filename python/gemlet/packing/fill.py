@@ -15,7 +15,7 @@ from gemlet.weights.slots import PER_LAYER_TABLE
 if TYPE_CHECKING:
     from gemlet import _core
 
-__all__ = ["fill", "set_table"]
+__all__ = ["fill", "set_unpacked"]
 
 
 def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int], None]) -> None:
@@ -24,13 +24,14 @@ def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int]
         with naming(files, block.tensor):
             builder.add(block.part, *block.rows, first_row=block.first_row)  # type: ignore[call-overload]
         advance(block.nbytes)
-    set_table(builder, files)
+    set_unpacked(builder, files)
+
+
+def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
+    """Gives the builder what is not packed: the table of per-layer embeddings, which stays in its file, and
+    which tokens the rows of a drafter's head are, where there are any."""
     if files.token_order is not None:
         builder.set_token_order(files.token_order.tolist())
-
-
-def set_table(builder: _core.ModelBuilder, files: ModelFiles) -> None:
-    """Gives the builder the table of per-layer embeddings, if there is one: it stays in its file."""
     checkpoint = files.checkpoint
     for name, slot in files.slots.items():
         if slot == PER_LAYER_TABLE:

@@ -20,7 +20,7 @@ from gemlet.packing.blocks import blocks, naming, rounding_blocks, table_blocks
 from gemlet.packing.calibrated import Grams, calibrated_blocks
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.packed_file import ALIGNMENT, FORMAT_VERSION
-from gemlet.weights.slots import PER_LAYER_TABLE, TABLE_SCALES, core_slots
+from gemlet.weights.slots import PER_LAYER_TABLE, TABLE_SCALES, TOKEN_ORDER, core_slots
 
 if TYPE_CHECKING:
     from gemlet import _core
@@ -74,6 +74,9 @@ def write_packed(
         if integers:
             scales = files.checkpoint.scales[table_name].info
             entries[TABLE_SCALES] = ("F32", list(scales.shape), scales.nbytes)
+    order = files.token_order
+    if order is not None:
+        entries[TOKEN_ORDER] = ("I32", list(order.shape), order.nbytes)
     head = _header(entries, _metadata(weights, described))
     crc, has_helper = 0, True
     try:
@@ -118,6 +121,8 @@ def write_packed(
                 if table_name in files.checkpoint.scales:
                     kept = files.checkpoint.read_scales(table_name, 0, tensors[table_name].shape[0])
                     put(kept.reshape(-1).view("u1").data)
+            if order is not None:
+                put(order.view("u1").data)
             os.fsync(file.fileno())
     except OSError as problem:
         raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem

@@ -268,6 +268,7 @@ _FROM_STATS = {
     "num_requests_running": "running",
     "num_requests_waiting": "waiting",
     "num_preemptions_total": "preemptions",
+    "spec_decode_num_drafts_total": "drafts",
     "spec_decode_num_draft_tokens_total": "drafted_tokens",
     "spec_decode_num_accepted_tokens_total": "accepted_tokens",
     "steps_total": "steps",

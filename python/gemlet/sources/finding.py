@@ -6,7 +6,7 @@ import os
 import re
 
 from gemlet.base.files import check_links, checked_path, no_waiting
-from gemlet.checkpoint.gguf_files import gguf_models
+from gemlet.checkpoint.gguf_files import gguf_models, is_mtp
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import ModelFileError
 from gemlet.sources.hub import is_repository
@@ -17,15 +17,16 @@ __all__ = ["find", "find_in_folder"]
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
-def find(source: str | os.PathLike[str] | None) -> str | None:
-    """The folder or the GGUF file that is meant; None for a model on the hub."""
+def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> str | None:
+    """The folder or the GGUF file that is meant; None for a model on the hub. ``as_drafter``: of a folder the
+    file that drafts for the model there."""
     if source is None:
         return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
     path = checked_path("source", source, f"{accepted.removeprefix('expected ')}, or None for the demo model")
     if os.path.isdir(path):
         check_links(path)
-        return find_in_folder(path)
+        return find_in_folder(path, as_drafter=as_drafter)
     if path.endswith((".safetensors", ".safetensors.index.json")) and os.path.isfile(path):
         check_links(os.path.dirname(path) or ".")
         return _folder_of_weights(path)
@@ -34,7 +35,7 @@ def find(source: str | os.PathLike[str] | None) -> str | None:
             return path
         raise ModelFileError(f"{path}: is neither a folder nor a GGUF file; {accepted}")
     if (found := in_model_folders(path)) is not None:
-        return find(found)
+        return find(found, as_drafter=as_drafter)
     if is_repository(path):
         return None
     raise ModelFileError(
@@ -58,8 +59,9 @@ def _folder_of_weights(path: str) -> str:
     return folder or "."
 
 
-def find_in_folder(folder: str) -> str:
-    """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is."""
+def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
+    """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is.
+    ``as_drafter``: the file that drafts for the model, where there is one."""
     if not os.path.isdir(folder):
         return folder
     has = {
@@ -76,7 +78,8 @@ def find_in_folder(folder: str) -> str:
         return folder
     try:
         names = os.listdir(folder)
-        models = gguf_models(names)
+        drafters = sorted(name for name in names if is_mtp(name)) if as_drafter else []
+        models = drafters or gguf_models(names)
     except OSError as problem:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
     if len(models) > 1:

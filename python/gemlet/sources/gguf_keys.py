@@ -34,9 +34,11 @@ _MODEL_TYPES = {
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma-embedding": "gemma3_text",
+    "gemma4-assistant": "gemma4_text",
 }
+_DRAFTER = "gemma4-assistant"
 _OTHERS = {
-    "gemma4-assistant": "a drafter that works beside another model",
+    "gemma4_assistant": f"a drafter as llama.cpp wrote it at first; take a file that says {_DRAFTER!r}",
     "clip": "the part of a model for images and sound; give the file of its text part",
 }
 # Keys of an architecture that do not change the logits.
@@ -176,7 +178,7 @@ def read_gguf_keys(
     keys = _read_common(data, shapes, count) | {"intermediate_size": widths[0]}
     if architecture == "gemma3n":
         keys |= _read_gemma3n(data, shapes, count)
-    if architecture == "gemma4":
+    if architecture in ("gemma4", _DRAFTER):
         keys |= _read_gemma4(data, shapes, count, rope_freqs)
     else:
         keys |= _read_heads_and_rope(data, architecture, count)
@@ -189,6 +191,10 @@ def read_gguf_keys(
         own["dense_sizes"] = list(_read_dense_layers(data, shapes))
         keys["use_bidirectional_attention"] = True
     data.only("attention.causal", architecture != "gemma-embedding")
+    if architecture == _DRAFTER:
+        keys = _drafter(data, shapes, keys, widths)
+        data.refuse_unread()
+        return keys, tuple(data.passed_over)
     data.refuse_unread()
     return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}, tuple(data.passed_over)
 
@@ -432,6 +438,30 @@ def _read_gemma4(
         "full_attention": proportional | ({} if factor is None else {"factor": factor}),
     }
     return keys
+
+
+def _drafter(
+    data: _Metadata, shapes: Mapping[str, tuple[int, ...]], keys: dict[str, Any], widths: list[int]
+) -> dict[str, Any]:
+    """The keys of a drafter, whose layers are those that ``keys`` describe."""
+    data.only("nextn_predict_layers", len(widths))
+    if len({*widths}) > 1:
+        raise data.wrong("feed_forward_length", "one number for all layers of a drafter")
+    centroids = shapes.get(gguf_name("centroids"), ())
+    text = {key: value for key, value in keys.items() if key != "tie_word_embeddings"}
+    text |= {"model_type": _MODEL_TYPES[_DRAFTER], "num_kv_shared_layers": len(widths)}
+    text |= {"attention_k_eq_v": False, "use_bidirectional_attention": None}
+    drafter = {
+        "model_type": _DRAFTER.replace("-", "_"),
+        "backbone_hidden_size": data.integer("embedding_length_out", "hidden_size"),
+        "tie_word_embeddings": keys["tie_word_embeddings"],
+        "use_ordered_embeddings": bool(centroids),
+        "text_config": text,
+    }
+    # llama.cpp uses no centroids, and so the file says nothing of how many count.
+    if centroids:
+        drafter |= {"num_centroids": centroids[0], "centroid_intermediate_top_k": min(32, centroids[0])}
+    return drafter
 
 
 def _read_share(data: _Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_dim: int) -> float:

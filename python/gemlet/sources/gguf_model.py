@@ -14,11 +14,12 @@ from gemlet.config.text_config import TextConfig
 from gemlet.sources.gguf_keys import not_followed, read_gguf_keys, read_gguf_sampling
 from gemlet.sources.mmproj import add_towers
 from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.token_order import read_token_order
 from gemlet.sources.tokenizers import asked_of_texts, chat_format_of, open_tokenizer
 from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
 from gemlet.tokenizer.tokenizer import Tokenizer
 from gemlet.weights.cuts import Cut
-from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name, map_gguf_tensors
+from gemlet.weights.gguf_names import ROPE_FREQS, TOKEN_ORDER, gguf_name, map_gguf_tensors
 from gemlet.weights.slots import PER_LAYER_TABLE
 
 
@@ -35,7 +36,7 @@ def open_gguf(
         config = parse_config(keys, where=f"{gguf.path} (metadata)")
         config = replace(config, passed_over=(*config.passed_over, *passed_over))
         cuts: dict[str, Cut] = {}
-        towers = add_towers(checkpoint, keys, mmproj)
+        towers = None if config.target_size else add_towers(checkpoint, keys, mmproj)
         if towers is not None:
             config = replace(towers.config, passed_over=(*config.passed_over, *towers.left_out))
             cuts |= towers.cuts
@@ -43,6 +44,7 @@ def open_gguf(
         slots = map_gguf_tensors(shapes, config, where=gguf.path)
         for tensor in slots:
             checkpoint.dtype(tensor)
+        order = read_token_order(checkpoint, config, TOKEN_ORDER)
         if towers is not None:
             slots |= towers.slots
         vocabulary = tokenizer = chat_format = template = None
@@ -85,6 +87,7 @@ def open_gguf(
         config_texts=texts,
         prompts=Prompts() if config.bidirectional else None,
         passed_over=config.passed_over,
+        token_order=order,
     )
 
 

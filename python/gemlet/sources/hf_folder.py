@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from math import prod
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -19,8 +15,8 @@ from gemlet.config.image_settings import PREPROCESSOR_FILES, read_image_settings
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
 from gemlet.config.sound_settings import read_sound_settings
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import TensorError
 from gemlet.sources.model_files import ModelFiles
+from gemlet.sources.token_order import read_token_order
 from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
 from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
 from gemlet.tokenizer.stored import STORED_FILE
@@ -36,6 +32,7 @@ from gemlet.weights.hf_names import (
 )
 from gemlet.weights.packed_file import PackedCheckpoint, is_packed, packed_towers
 from gemlet.weights.slots import TABLE_SCALES, is_balance, is_rounding, rounded_slots
+from gemlet.weights.slots import TOKEN_ORDER as PACKED_TOKEN_ORDER
 from gemlet.weights.tower_slots import is_transposed
 
 # What a folder says of its model besides the weights, the vocabulary and the chat template.
@@ -81,11 +78,12 @@ def open_folder(
     roundings: dict[str, Rounding] = {}
     opened = Checkpoint(folder)
     checkpoint: TensorFiles = opened
-    order: NDArray[np.int32] | None = None
+    order = None
     try:
         if is_packed(opened):
             config = replace(config, tie_word_embeddings="lm_head" not in opened.tensors)
             config = replace(packed_towers(config, opened), rounded=rounded_slots(opened.tensors))
+            order = read_token_order(opened, config, PACKED_TOKEN_ORDER)
             checkpoint = PackedCheckpoint(opened, config)
             slots = {
                 name: name
@@ -105,7 +103,7 @@ def open_folder(
             same = None if headers_only else same_values
             slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
             passed_over += (*extra, *opened.passed_over)
-            order = _token_order(opened, config)
+            order = read_token_order(opened, config, TOKEN_ORDER)
             if found.tie_word_embeddings != config.tie_word_embeddings:
                 passed_over += ("tie_word_embeddings",)
             config = replace(found, rounded=tuple(sorted(slots[name] for name in roundings if name in slots)))
@@ -153,23 +151,3 @@ def _read_integers(opened: Checkpoint, config: TextConfig) -> dict[str, Rounding
         lambda module: columns.get(inner(module)),
         is_read=lambda module: not is_tower(without_wrappers(module), config.family),
     )
-
-
-def _token_order(checkpoint: Checkpoint, config: TextConfig) -> NDArray[np.int32] | None:
-    """The token of each row of a drafter's head, once its rows are in the order of the centroids."""
-    if not config.centroids:
-        return None
-    info = checkpoint.tensors.get(TOKEN_ORDER)
-    size = config.vocab_size
-    if info is None or info.dtype != "I64" or prod(info.shape) != size:
-        got = "is missing" if info is None else f"has type {info.dtype} and shape {list(info.shape)}"
-        raise TensorError(
-            f"{checkpoint.path('model.safetensors')}: tensor {TOKEN_ORDER!r} {got}; expected [{size}] in I64"
-        )
-    ids = np.frombuffer(checkpoint.files.read(info.file, info.begin, info.nbytes), "<i8")
-    if not np.array_equal(np.sort(ids), np.arange(size)):
-        raise TensorError(
-            f"{checkpoint.path(info.file)}: tensor {TOKEN_ORDER!r} does not have each of the {size} tokens "
-            "once"
-        )
-    return ids.astype(np.int32)

@@ -20,7 +20,7 @@ from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import read_override
 from gemlet.weights.hf_names import tower_kinds
 
-__all__ = ["open_model_files"]
+__all__ = ["open_model_files", "writes_nothing"]
 
 _log = logging.getLogger("gemlet")
 
@@ -52,7 +52,7 @@ def open_model_files(
     """
     check_access(revision, token)
     template = read_override(chat_template)
-    path = find(source)
+    path = find(source, as_drafter=as_drafter)
     bars = progress is None or progress is True
     if path is None:
         name = os.fspath(source or "")
@@ -78,10 +78,15 @@ def open_model_files(
 def _check_use(files: ModelFiles, as_drafter: bool) -> None:
     if files.config.target_size and not as_drafter:
         files.close()
-        raise UnsupportedError(
-            f"{files.name} is a drafter ({files.config.model_type}), which writes nothing alone; load the "
-            "model that it is for with drafter= this one"
-        )
+        raise UnsupportedError(writes_nothing(files))
+
+
+def writes_nothing(files: ModelFiles) -> str:
+    """What to say of a drafter that somebody wants to write."""
+    return (
+        f"{files.name} is a drafter ({files.config.model_type}), which writes nothing alone; load the model "
+        "that it is for with drafter= this one"
+    )
 
 
 def _open(

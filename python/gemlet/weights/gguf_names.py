@@ -13,9 +13,11 @@ from gemlet.config.text_config import TextConfig
 from gemlet.weights.hf_names import match_tensors
 from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
-__all__ = ["ROPE_FREQS", "gguf_name", "map_gguf_tensors"]
+__all__ = ["ROPE_FREQS", "TOKEN_ORDER", "gguf_name", "map_gguf_tensors"]
 
 ROPE_FREQS = "rope_freqs.weight"  # divides the angles of Gemma 4's global layers: part of the configuration
+
+TOKEN_ORDER = "masked_embd_ordering"  # of a drafter: of which token each row of its head is; integers
 
 # slot -> name; ".weight" follows unless the name has a dot
 _MODEL = {
@@ -29,6 +31,9 @@ _MODEL = {
     "altup_unembed_projections": "altup_unembd_proj",
     "dense.0": "dense_2",
     "dense.1": "dense_3",
+    "pre_projection": "nextn.pre_projection",
+    "post_projection": "nextn.post_projection",
+    "centroids": "masked_embd_centroids",
 }
 # slot of a layer -> name inside "blk.N."
 _LAYER = {
@@ -113,6 +118,6 @@ def map_gguf_tensors(
     }
     ignored = {name for name in shapes if name in unused or name.startswith(_TOWERS)}
     if config.family == "gemma4":
-        ignored.add(ROPE_FREQS)
+        ignored |= {ROPE_FREQS, TOKEN_ORDER} if config.target_size else {ROPE_FREQS}
     names = {slot: gguf_name(slot) for slot in slots}
     return match_tensors(shapes, config, names, slots, ignored, where=where)

@@ -33,6 +33,7 @@ from gemlet.weights.mobilenet_slots import with_found_blocks
 from gemlet.weights.slots import (
     PER_LAYER_TABLE,
     TABLE_SCALES,
+    TOKEN_ORDER,
     all_slots,
     balance_slots,
     core_slots,
@@ -198,7 +199,8 @@ class PackedCheckpoint(TensorFiles):
                     "config.json implies"
                 )
         for name in self.tensors:
-            if name not in expected and not (name == TABLE_SCALES and self.scales):
+            known = (name == TABLE_SCALES and self.scales) or (name == TOKEN_ORDER and config.centroids)
+            if name not in expected and not known:
                 raise TensorError(f"{path}: unexpected tensor {show(name)}; the model has no such weight")
         self.tensors = MappingProxyType(tensors)
 

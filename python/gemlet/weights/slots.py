@@ -18,6 +18,7 @@ __all__ = [
     "PER_LAYER_TABLE",
     "STREAMS",
     "TABLE_SCALES",
+    "TOKEN_ORDER",
     "all_slots",
     "balance_slots",
     "core_slots",
@@ -33,6 +34,8 @@ __all__ = [
 PER_LAYER_TABLE = "embed_tokens_per_layer"
 # The scales of a table that is stored as integers, in a packed file.
 TABLE_SCALES = "embed_tokens_per_layer_scales"
+# Of which token each row of a drafter's head is, in a packed file: integers.
+TOKEN_ORDER = "token_order"
 _ROUNDING = "_rounding"
 
 # Stacked slot -> the core's slot of one expert, inside "layers.N.experts.E."; gate and up, where a GGUF file
