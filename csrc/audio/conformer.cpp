@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "model/tower_products.h"
 
 namespace gemlet::audio {
 namespace {
@@ -217,10 +218,11 @@ int64_t Conformer::activation_bytes(const ConformerConfig& config, int64_t frame
 // One sound on its way through the encoder, in memory of its own.
 class Conformer::Pass {
  public:
-  Pass(const Conformer& tower, int64_t frames, int64_t valid, const TapSink* taps)
+  Pass(const Conformer& tower, int64_t frames, int64_t valid, const Adapter* adapter, const TapSink* taps)
       : tower_(tower),
         config_(tower.config_),
         taps_(taps),
+        products_(adapter),
         // Frames that do not count are zeros in Gemma 4, as what is around them. In Gemma 3n the convolutions see them.
         frames_(config_.family == Family::kGemma4 ? valid : frames),
         rows_(config_.block_rows(frames, valid)),
@@ -242,7 +244,7 @@ class Conformer::Pass {
         const int64_t count = std::min(patch_rows(c), c.out_rows() - row);
         backend.unfold(c, in, row, count, patches);
         const Product product = {patches, count * cells, &tower_.convolutions_[i], out + row * cells * channels};
-        backend.matmul({&product, 1});
+        products_.multiply(backend, product);
       }
       if (config_.family == Family::kGemma4) {
         backend.norm_relu(tower_.conv_norms_[i], eps(), c.out_rows() * cells, channels, out);
@@ -253,7 +255,7 @@ class Conformer::Pass {
       in = out;
     }
     const Product product = {in, rows_, &tower_.input_projection_, x_};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     tap(backend, "subsample", x_, rows_, hidden_);
   }
 
@@ -275,7 +277,7 @@ class Conformer::Pass {
     float* const soft = encoded + tokens * size;
     if (config_.family == Family::kGemma4) {
       const Product product = {x_, rows_, &tower_.output_projection_, encoded};
-      backend.matmul({&product, 1});
+      products_.multiply(backend, product);
       backend.add_bias(tower_.output_bias_, rows_, size, encoded);
     } else {
       std::vector<int32_t> kept;
@@ -285,7 +287,7 @@ class Conformer::Pass {
     tap(backend, "encoded", encoded, tokens, size);
     backend.rms_norm(encoded, tower_.soft_norm_, eps(), tokens, size, encoded);
     const Product product = {encoded, tokens, &tower_.projection_, soft};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     if (config_.family == Family::kGemma3n) backend.rms_norm(soft, nullptr, eps(), tokens, dim, soft);
     backend.download(soft, bytes(tokens * dim), out);
   }
@@ -318,7 +320,7 @@ class Conformer::Pass {
     const Linear* last = nullptr;
     const float* input = x;
     const auto flush = [&] {
-      if (!products.empty()) backend.matmul(products);
+      if (!products.empty()) products_.multiply(backend, products);
       products.clear();
     };
     for (const auto& [linear, out] : outputs) {
@@ -354,7 +356,7 @@ class Conformer::Pass {
       backend.scale(static_cast<float>(std::log(1 + std::exp(1.0)) / std::log(2.0)), rows_ * hidden_, k_);
     }
     const Product product = {tower_.timescales_, config_.keys, &layer.relative, relative_};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     const LocalAttention shape = {config_.num_heads, config_.head_dim(), config_.keys,
                                   static_cast<float>(config_.logit_cap)};
     backend.local_attention(shape, q_, k_, v_, relative_, rows_, mixed_);
@@ -383,19 +385,20 @@ class Conformer::Pass {
   const Conformer& tower_;
   const ConformerConfig& config_;
   const TapSink* taps_;
+  TowerProducts products_;
   const int64_t frames_, rows_, hidden_;
   DeviceMemory memory_;
   float *x_, *h_, *q_, *k_, *v_, *mixed_, *wide_, *clamped_, *relative_;
 };
 
-void Conformer::encode(const float* features, int64_t frames, int64_t valid, float* out,
+void Conformer::encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter,
                        const std::atomic<bool>* cancel, const TapSink* taps) const {
   if (frames < 1 || frames > kMostFrames || valid < 1 || valid > frames) {
     fail(ErrorCode::kInvalidRequest, "sound: ", valid, " of ", frames, " frames, expected 1 to ", kMostFrames,
          "; it is too short or too long");
   }
   const int64_t rows = config_.block_rows(frames, valid);
-  Pass pass(*this, frames, valid, taps);
+  Pass pass(*this, frames, valid, adapter, taps);
   const auto step = [&](const auto& work) {
     if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
     model_->run(rows, work);

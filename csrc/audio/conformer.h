@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/batch.h"
 #include "model/model.h"
 
@@ -51,13 +52,14 @@ class Conformer {
   // Throws kConfig for a bad configuration, and kTensor if a weight is missing or has another shape.
   Conformer(std::shared_ptr<Model> model, const ConformerConfig& config);
 
+  const Model& model() const { return *model_; }
   const ConformerConfig& config() const { return config_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
   // From log-mel spectra [frames, bins] to soft tokens, out [tokens(), hidden_size()]. Other passes of the model go on
   // between its layers. Throws kInvalidRequest if there is no token or if there are too many frames, kCancelled once
   // *cancel is true, and what Model::run() throws.
-  void encode(const float* features, int64_t frames, int64_t valid, float* out,
+  void encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 
   // Bytes that encode() allocates for this many frames, for a model of `hidden_size` with weights of `format`.

@@ -59,12 +59,15 @@ int64_t frames_of(const Conformer& tower, const Features& features) {
   return features.shape(0);
 }
 
-py::array_t<float> encode_sound(const Conformer& tower, const Features& features, int64_t valid) {
+py::array_t<float> encode_sound(const Conformer& tower, const Features& features, int64_t valid,
+                                const OptionalAdapter& adapter) {
+  const Adapter* const adapted = adapter_of(adapter, tower.model());
   const int64_t frames = frames_of(tower, features);
   py::array_t<float> out({tower.config().tokens(frames, valid), tower.hidden_size()});
   float* const to = out.mutable_data();
   std::atomic<bool> cancel{false};
-  run_interruptibly([&] { tower.encode(features.data(), frames, valid, to, &cancel); }, [&] { cancel = true; });
+  run_interruptibly([&] { tower.encode(features.data(), frames, valid, to, adapted, &cancel); },
+                    [&] { cancel = true; });
   return out;
 }
 
@@ -77,7 +80,7 @@ SoundTaps sound_taps(const Conformer& tower, const Features& features, int64_t v
   const TapSink keep = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
     result[py::str(name)] = py::array_t<float>({rows, dim}, data);
   };
-  tower.encode(features.data(), frames, valid, out.data(), nullptr, &keep);
+  tower.encode(features.data(), frames, valid, out.data(), nullptr, nullptr, &keep);
   return result;
 }
 
@@ -118,7 +121,7 @@ void register_conformer(py::module_& m, py::module_& testing) {
   py::class_<Conformer>(m, "Conformer", py::is_final(), "An audio encoder and its projection, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const ConformerConfig&>(), py::arg("model").none(false), py::arg("config"))
       .def(
-          "encode", &encode_sound, py::arg("features"), py::arg("valid"),
+          "encode", &encode_sound, py::arg("features"), py::arg("valid"), py::arg("adapter") = py::none(),
           "From log-mel spectra, float32 [frames, bins], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it "
           "at the next layer.");
   testing.def("conformer_taps", &sound_taps, py::arg("tower"), py::arg("features"), py::arg("valid"),
@@ -133,7 +136,8 @@ void register_modality(py::module_& m) {
            py::arg("eps"))
       .def(
           "project",
-          [](const Modality& modality, const Features& rows) {
+          [](const Modality& modality, const Features& rows, const OptionalAdapter& adapter) {
+            const Adapter* const adapted = adapter_of(adapter, modality.model());
             if (rows.ndim() != 2 || rows.shape(1) != modality.width()) {
               fail(ErrorCode::kInvalidRequest, "rows must be a float32 array [n, ", modality.width(), "]");
             }
@@ -142,20 +146,23 @@ void register_modality(py::module_& m) {
             const float* const from = rows.data();
             const int64_t count = rows.shape(0);
             const GilRelease release;
-            modality.project(from, count, to);
+            modality.project(from, count, to, adapted);
             return out;
           },
-          py::arg("rows"), "Soft tokens, float32 [n, hidden_size], of float32 [n, width].")
+          py::arg("rows"), py::arg("adapter") = py::none(),
+          "Soft tokens, float32 [n, hidden_size], of float32 [n, width].")
       .def(
           "embed",
-          [](const Modality& modality, const std::vector<int32_t>& indices) {
+          [](const Modality& modality, const std::vector<int32_t>& indices, const OptionalAdapter& adapter) {
+            const Adapter* const adapted = adapter_of(adapter, modality.model());
             py::array_t<float> out({static_cast<int64_t>(indices.size()), modality.hidden_size()});
             float* const to = out.mutable_data();
             const GilRelease release;
-            modality.embed(indices, to);
+            modality.embed(indices, to, adapted);
             return out;
           },
-          py::arg("indices"), "Rows of the table as the text model takes them, float32 [n, hidden_size].");
+          py::arg("indices"), py::arg("adapter") = py::none(),
+          "Rows of the table as the text model takes them, float32 [n, hidden_size].");
 }
 
 }  // namespace

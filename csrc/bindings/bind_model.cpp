@@ -214,6 +214,12 @@ Inputs projection_inputs(const std::shared_ptr<Model>& model, const std::vector<
 
 }  // namespace
 
+const Adapter* adapter_of(const OptionalAdapter& adapter, const Model& model) {
+  const Adapter* const found = adapter.value_or(nullptr).get();
+  if (found && !found->belongs_to(model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+  return found;
+}
+
 void register_model(py::module_& m) {
   m.def("check_device", &check_device, py::arg("name"),
         "Raises UnsupportedError if this build or this machine does not have the device.");
@@ -405,6 +411,9 @@ void register_model(py::module_& m) {
            "The output head takes the rows that replace those of the embedding table.")
       .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),
            "What add_rows() keeps of `count` rows; 0 for a name that it does not take.")
+      .def("tower_bytes", &AdapterBuilder::tower_bytes, py::arg("name"), py::arg("rank"),
+           "What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text "
+           "model.")
       .def(
           "finish",
           [](AdapterBuilder& builder, const py::bytes& digest) { return builder.finish(digest_of(digest, "digest")); },

@@ -17,8 +17,6 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-using OptionalAdapter = std::optional<std::shared_ptr<Adapter>>;
-
 PrefixCache::Root root_of(const OptionalAdapter& adapter, uint64_t cache_salt) {
   return {adapter.value_or(nullptr), cache_salt};
 }

@@ -64,18 +64,20 @@ void check_pixels(const MobileNetConfig& config, const Pixels& pixels) {
 
 // An image of the one size that the tower takes.
 template <typename Tower>
-py::array_t<float> encode_image(const Tower& tower, const Pixels& pixels) {
+py::array_t<float> encode_image(const Tower& tower, const Pixels& pixels, const OptionalAdapter& adapter) {
+  const Adapter* const adapted = adapter_of(adapter, tower.model());
   check_pixels(tower.config(), pixels);
   py::array_t<float> out({tower.config().tokens(), tower.hidden_size()});
   float* const to = out.mutable_data();
   std::atomic<bool> cancel{false};
-  run_interruptibly([&] { tower.encode(pixels.data(), to, &cancel); }, [&] { cancel = true; });
+  run_interruptibly([&] { tower.encode(pixels.data(), to, adapted, &cancel); }, [&] { cancel = true; });
   return out;
 }
 
 // An image of any size that is whole tokens.
 template <typename Tower>
-py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels) {
+py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels, const OptionalAdapter& adapter) {
+  const Adapter* const adapted = adapter_of(adapter, tower.model());
   if (pixels.ndim() != 3 || pixels.shape(2) != 3) {
     fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [height, width, 3]");
   }
@@ -83,7 +85,7 @@ py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels) {
   py::array_t<float> out({(height / side) * (width / side), tower.hidden_size()});
   float* const to = out.mutable_data();
   std::atomic<bool> cancel{false};
-  run_interruptibly([&] { tower.encode(pixels.data(), height, width, to, &cancel); }, [&] { cancel = true; });
+  run_interruptibly([&] { tower.encode(pixels.data(), height, width, to, adapted, &cancel); }, [&] { cancel = true; });
   return out;
 }
 
@@ -108,7 +110,7 @@ py::typing::Dict<py::str, py::array_t<float>> tower_taps(const Tower& tower, con
   const TapSink sink = [&](const std::string& name, const float* data, int64_t rows, int64_t dim) {
     result[py::str(name)] = py::array_t<float>({rows, dim}, data);
   };
-  tower.encode(pixels.data(), out.data(), nullptr, &sink);
+  tower.encode(pixels.data(), out.data(), nullptr, nullptr, &sink);
   return result;
 }
 
@@ -141,7 +143,7 @@ void register_vision(py::module_& m, py::module_& testing) {
 
   py::class_<Siglip>(m, "SiglipTower", py::is_final(), "Gemma 3's vision tower and projector, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const SiglipConfig&>(), py::arg("model").none(false), py::arg("config"))
-      .def("encode", &encode_image<Siglip>, py::arg("pixels"),
+      .def("encode", &encode_image<Siglip>, py::arg("pixels"), py::arg("adapter") = py::none(),
            "From normalised pixels, float32 [size, size, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C "
            "ends it at the next layer.");
 
@@ -170,7 +172,7 @@ void register_vision(py::module_& m, py::module_& testing) {
 
   py::class_<Gemma4Tower>(m, "Gemma4VisionTower", py::is_final(), "Gemma 4's vision tower, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const Gemma4Config&>(), py::arg("model").none(false), py::arg("config"))
-      .def("encode", &encode_any<Gemma4Tower>, py::arg("pixels"),
+      .def("encode", &encode_any<Gemma4Tower>, py::arg("pixels"), py::arg("adapter") = py::none(),
            "From pixels between 0 and 1, float32 [height, width, 3], of whole tokens, to soft tokens, float32 [tokens, "
            "hidden_size]. Ctrl-C ends it at the next layer.");
 
@@ -183,7 +185,8 @@ void register_vision(py::module_& m, py::module_& testing) {
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("tile_size"), py::arg("hidden_size"),
            py::arg("positions"), py::arg("rms_norm_eps"))
-      .def("encode", &encode_any<UnifiedEmbedder>, py::arg("pixels"), "As of Gemma4VisionTower.");
+      .def("encode", &encode_any<UnifiedEmbedder>, py::arg("pixels"), py::arg("adapter") = py::none(),
+           "As of Gemma4VisionTower.");
 
   py::class_<MobileNetBlock>(m, "MobileNetBlock", py::is_final(), "A block of Gemma 3n's vision tower.")
       .def(py::init([](const std::string& kind, int64_t in_channels, int64_t out_channels, int64_t inner,
@@ -217,7 +220,7 @@ void register_vision(py::module_& m, py::module_& testing) {
 
   py::class_<MobileNet>(m, "MobileNetTower", py::is_final(), "Gemma 3n's vision tower and embedder, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const MobileNetConfig&>(), py::arg("model").none(false), py::arg("config"))
-      .def("encode", &encode_image<MobileNet>, py::arg("pixels"),
+      .def("encode", &encode_image<MobileNet>, py::arg("pixels"), py::arg("adapter") = py::none(),
            "From pixels between 0 and 1, float32 [height, width, 3], to soft tokens, float32 [tokens, hidden_size]. "
            "Ctrl-C ends it at the next block.");
 

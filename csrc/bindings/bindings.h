@@ -4,10 +4,13 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/kv_record.h"
 #include "kernels/registry.h"
+#include "model/adapter.h"
 #include "model/model.h"
 
 namespace gemlet::bindings {
@@ -29,6 +32,10 @@ void register_testing(pybind11::module_& testing);
 void register_batch(pybind11::module_& testing);
 void register_drafts(pybind11::module_& testing);
 void register_vision(pybind11::module_& m, pybind11::module_& testing);
+
+using OptionalAdapter = std::optional<std::shared_ptr<Adapter>>;
+// Null for none. Throws kInvalidRequest for an adapter of another model.
+const Adapter* adapter_of(const OptionalAdapter& adapter, const Model& model);
 
 // 32 bytes, or none for zeros.
 Digest digest_of(const pybind11::bytes& bytes, const char* name);

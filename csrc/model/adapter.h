@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/device_memory.h"
@@ -81,9 +82,14 @@ class Adapter {
     const size_t place = place_of(target, index);
     return place < terms_.size() ? terms_[place].get() : nullptr;
   }
+  // The same of a matrix of a tower.
+  const LowRank* tower_term(const Matrix& weight) const {
+    const auto found = tower_terms_.find(weight.data);
+    return found == tower_terms_.end() ? nullptr : found->second.get();
+  }
   const OwnRows& embedding_rows() const { return embedding_rows_; }
   const OwnRows& head_rows() const { return head_rows_; }
-  int64_t max_rank() const { return max_rank_; }  // it is at least 1
+  int64_t max_rank() const { return max_rank_; }  // rank of the text model's terms; it is at least 1
   int64_t bytes() const { return bytes_; }
   // A digest of its content; zeros: not known.
   const std::array<uint8_t, 32>& digest() const { return digest_; }
@@ -95,6 +101,7 @@ class Adapter {
   }
   std::shared_ptr<const Model> model_;
   std::vector<std::unique_ptr<LowRank>> terms_;
+  std::unordered_map<const uint8_t*, std::unique_ptr<LowRank>> tower_terms_;  // by the matrix's data
   OwnRows embedding_rows_, head_rows_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;

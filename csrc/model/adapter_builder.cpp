@@ -11,6 +11,7 @@
 #include "base/open_file.h"
 #include "formats/quantize.h"
 #include "model/model.h"
+#include "model/tower_products.h"
 
 namespace gemlet {
 namespace {
@@ -111,6 +112,7 @@ struct AdapterBuilder::Place {
   Matrix weight;
   const float* coefs = nullptr;  // instead, of AltUp
   int64_t rows = 0, cols = 0;
+  bool in_tower() const { return target == Target::kCount; }
 };
 
 AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
@@ -124,6 +126,9 @@ AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
 AdapterBuilder::~AdapterBuilder() = default;
 
 void AdapterBuilder::find_places(const ModelWeights& weights) {
+  for (const auto& [name, matrix] : model_->towers().matrices()) {
+    places_[name] = {Target::kCount, 0, matrix, nullptr, matrix.rows, matrix.cols};
+  }
   const auto put = [&](const std::string& slot, Target target, size_t index, const Matrix& weight) {
     if (weight.rows > 0) places_[slot] = {target, index, weight, nullptr, weight.rows, weight.cols};
   };
@@ -163,7 +168,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
     fail(ErrorCode::kTensor, "'", slot, "' is not a matrix of this model that an adapter can change");
   }
   const Place& place = found->second;
-  if (adapter_->term(place.target, place.index)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
+  if (term_of(place)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
   // The A of the embedding table comes transposed, as it is read by row.
   const bool table = place.target == Target::kEmbedTokens;
   const int64_t rank = b.shape.size() == 2 ? b.shape[1] : 0;
@@ -233,10 +238,15 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
     }
     (place.coefs ? term->changed : term->gain) = keep(kept);
   }
+  term_of(place) = std::move(term);
+  if (!place.in_tower()) adapter_->max_rank_ = std::max(adapter_->max_rank_, rank + (bias.empty() ? 0 : 1));
+}
+
+std::unique_ptr<LowRank>& AdapterBuilder::term_of(const Place& place) {
+  if (place.in_tower()) return adapter_->tower_terms_[place.weight.data];
   const size_t at = Adapter::place_of(place.target, place.index);
   if (at >= adapter_->terms_.size()) adapter_->terms_.resize(at + 1);
-  adapter_->terms_[at] = std::move(term);
-  adapter_->max_rank_ = std::max(adapter_->max_rank_, rank + (bias.empty() ? 0 : 1));
+  return adapter_->terms_[at];
 }
 
 // DoRA of the embedding table gives lengths to its columns.
@@ -316,6 +326,12 @@ int64_t AdapterBuilder::rows_bytes(const std::string& slot, int64_t count) const
   const auto found = places_.find(slot);
   if (found == places_.end()) return 0;
   return packed_bytes(own_rows_format(found->second.weight.format), count, found->second.cols);
+}
+
+int64_t AdapterBuilder::tower_bytes(const std::string& slot, int64_t rank) const {
+  const auto found = places_.find(slot);
+  if (found == places_.end() || !found->second.in_tower()) return 0;
+  return TowerProducts::bytes(found->second.rows, found->second.cols, rank, format_, model_->backend());
 }
 
 Matrix AdapterBuilder::allocate(Format format, int64_t rows, int64_t cols) {

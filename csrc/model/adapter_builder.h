@@ -33,12 +33,15 @@ class AdapterBuilder {
 
   void share_rows();  // the output head takes the rows that replace those of the embedding table
   int64_t rows_bytes(const std::string& slot, int64_t count) const;  // bytes that add_rows() keeps for `count` rows
+  // What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text model.
+  int64_t tower_bytes(const std::string& slot, int64_t rank) const;
 
   // The builder cannot be used afterwards. `digest`: of the adapter's content; zeros: not known.
   std::shared_ptr<Adapter> finish(const std::array<uint8_t, 32>& digest = {});
 
  private:
   struct Place;
+  std::unique_ptr<LowRank>& term_of(const Place& place);
   void find_places(const ModelWeights& weights);
   Matrix allocate(Format format, int64_t rows, int64_t cols);
   // `balance`: what the columns of the model's matrix were multiplied by, or null.

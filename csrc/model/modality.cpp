@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "model/tower_products.h"
 
 namespace gemlet {
 namespace {
@@ -27,28 +28,28 @@ Modality::Modality(std::shared_ptr<Model> model, const std::string& name, int64_
   });
 }
 
-void Modality::finish(Backend& backend, float* x, int64_t rows, float* out) const {
+void Modality::finish(Backend& backend, float* x, int64_t rows, float* out, const Adapter* adapter) const {
   DeviceMemory memory = backend.allocate(bytes_of(rows * hidden_size()));
   float* const projected = memory.as<float>();
   backend.rms_norm(x, norm_, eps_, rows, width_, x);
   const Product product = {x, rows, &projection_, projected};
-  backend.matmul({&product, 1});
+  TowerProducts(adapter).multiply(backend, product);
   if (table_rows_ > 0) backend.rms_norm(projected, nullptr, eps_, rows, hidden_size(), projected);
   backend.download(projected, bytes_of(rows * hidden_size()), out);
 }
 
-void Modality::project(const float* values, int64_t rows, float* out) const {
+void Modality::project(const float* values, int64_t rows, float* out, const Adapter* adapter) const {
   for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
     const int64_t count = std::min(kRowsAtOnce, rows - row);
     model_->run(count, [&](Backend& backend) {
       DeviceMemory memory = backend.allocate(bytes_of(count * width_));
       backend.upload(values + row * width_, bytes_of(count * width_), memory.data());
-      finish(backend, memory.as<float>(), count, out + row * hidden_size());
+      finish(backend, memory.as<float>(), count, out + row * hidden_size(), adapter);
     });
   }
 }
 
-void Modality::embed(std::span<const int32_t> indices, float* out) const {
+void Modality::embed(std::span<const int32_t> indices, float* out, const Adapter* adapter) const {
   for (const int32_t index : indices) {
     if (index < 0 || index >= table_rows_) {
       fail(ErrorCode::kInvalidRequest, "row ", index, " of a table with ", table_rows_, " rows");
@@ -62,7 +63,7 @@ void Modality::embed(std::span<const int32_t> indices, float* out) const {
     model_->run(rows, [&](Backend& backend) {
       DeviceMemory memory = backend.allocate(bytes_of(rows * width_));
       backend.gather(table_, part, width_, memory.as<float>());
-      finish(backend, memory.as<float>(), rows, out + row * hidden_size());
+      finish(backend, memory.as<float>(), rows, out + row * hidden_size(), adapter);
     });
   }
 }

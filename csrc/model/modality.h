@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "model/adapter.h"
 #include "model/model.h"
 
 namespace gemlet {
@@ -17,16 +18,17 @@ class Modality {
   // projection, and one without behind it. Throws kConfig, and kTensor if a weight is missing or has another shape.
   Modality(std::shared_ptr<Model> model, const std::string& name, int64_t width, int64_t table_rows, double eps);
 
+  const Model& model() const { return *model_; }
   int64_t width() const { return width_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
   // Of rows of floats, values [rows, width], without a table: out [rows, hidden_size()].
-  void project(const float* values, int64_t rows, float* out) const;
+  void project(const float* values, int64_t rows, float* out, const Adapter* adapter = nullptr) const;
   // Of rows of the table: out [indices, hidden_size()]. Throws kInvalidRequest for an index that it does not have.
-  void embed(std::span<const int32_t> indices, float* out) const;
+  void embed(std::span<const int32_t> indices, float* out, const Adapter* adapter = nullptr) const;
 
  private:
-  void finish(Backend& backend, float* x, int64_t rows, float* out) const;
+  void finish(Backend& backend, float* x, int64_t rows, float* out, const Adapter* adapter) const;
 
   std::shared_ptr<Model> model_;
   int64_t width_, table_rows_;

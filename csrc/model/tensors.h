@@ -35,6 +35,8 @@ class Tensors {
   Matrix matrix(const std::string& name, int64_t rows, int64_t cols) const;
   const float* floats(const std::string& name, const std::vector<int64_t>& shape) const;
 
+  const std::map<std::string, Matrix>& matrices() const { return matrices_; }
+
   Matrix& make_matrix(const std::string& name) { return matrices_[name]; }  // its address stays
   Floats& make_floats(const std::string& name) { return floats_[name]; }
 

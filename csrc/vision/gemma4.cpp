@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "model/tower_products.h"
 #include "vision/patches.h"
 #include "vision/self_attention.h"
 
@@ -126,9 +127,10 @@ int64_t Gemma4Tower::activation_bytes(const Gemma4Config& config, int64_t tokens
 // One image on its way through the tower, in memory of its own.
 class Gemma4Tower::Pass {
  public:
-  Pass(const Gemma4Tower& tower, Backend& backend, Grid grid)
+  Pass(const Gemma4Tower& tower, Backend& backend, const Adapter* adapter, Grid grid)
       : tower_(tower),
         config_(tower.config_),
+        products_(adapter),
         grid_(grid),
         patches_(grid.rows * grid.cols),
         hidden_(config_.hidden_size),
@@ -156,7 +158,7 @@ class Gemma4Tower::Pass {
     DeviceMemory memory = backend.allocate(pixels.size() * sizeof(float));
     backend.upload(pixels.data(), pixels.size() * sizeof(float), memory.data());
     const Product product = {memory.as<float>(), patches_, &tower_.patch_embedding_, x_};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     std::vector<int32_t> columns, rows;
     for (int64_t i = 0; i < patches_; ++i) {
       columns.push_back(static_cast<int32_t>(i % grid_.cols));
@@ -201,7 +203,7 @@ class Gemma4Tower::Pass {
     const size_t bytes = static_cast<size_t>(tokens * dim) * sizeof(float);
     DeviceMemory soft = backend.allocate(bytes);
     const Product product = {normed_, tokens, &tower_.projection_, soft.as<float>()};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     backend.download(soft.data(), bytes, out);
   }
 
@@ -223,7 +225,7 @@ class Gemma4Tower::Pass {
       x = clipped_;
     }
     const Product product = {x, rows, &weight, out};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     if (config_.clipped) backend.clamp(out, linear.output_min, linear.output_max, rows * weight.rows, out);
   }
 
@@ -250,6 +252,7 @@ class Gemma4Tower::Pass {
 
   const Gemma4Tower& tower_;
   const Gemma4Config& config_;
+  TowerProducts products_;
   const Grid grid_;
   const int64_t patches_, hidden_;
   const float eps_;
@@ -258,14 +261,14 @@ class Gemma4Tower::Pass {
   float *x_, *normed_, *q_, *attended_, *k_, *v_, *gate_, *up_, *cosines_, *sines_, *clipped_;
 };
 
-void Gemma4Tower::encode(const float* pixels, int64_t height, int64_t width, float* out,
+void Gemma4Tower::encode(const float* pixels, int64_t height, int64_t width, float* out, const Adapter* adapter,
                          const std::atomic<bool>* cancel) const {
   const Grid grid = grid_of(height, width, config_.patch_size, token_pixels(), config_.positions);
   const int64_t patches = grid.rows * grid.cols;
   const auto check_cancel = [&] {
     if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
-  Pass pass(*this, model_->backend(), grid);
+  Pass pass(*this, model_->backend(), adapter, grid);
   {
     std::vector<float> rows = flat_patches(pixels, grid, config_.patch_size);
     for (float& value : rows) value = 2.0f * (value - 0.5f);
@@ -305,8 +308,9 @@ UnifiedEmbedder::UnifiedEmbedder(std::shared_ptr<Model> model, const UnifiedConf
   });
 }
 
-void UnifiedEmbedder::encode(const float* pixels, int64_t height, int64_t width, float* out,
+void UnifiedEmbedder::encode(const float* pixels, int64_t height, int64_t width, float* out, const Adapter* adapter,
                              const std::atomic<bool>* cancel) const {
+  TowerProducts products(adapter);
   const Grid grid = grid_of(height, width, config_.tile_size, config_.tile_size, config_.positions);
   if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   const int64_t tokens = grid.rows * grid.cols, hidden = config_.hidden_size, dim = hidden_size();
@@ -327,7 +331,7 @@ void UnifiedEmbedder::encode(const float* pixels, int64_t height, int64_t width,
     backend.upload(tiles.data(), floats(tokens * values), x);
     backend.layer_norm(x, norm1_.weight, norm1_.bias, kUnifiedEps, tokens, values, x);
     const Product embed = {x, tokens, &dense_, h};
-    backend.matmul({&embed, 1});
+    products.multiply(backend, embed);
     backend.add_bias(dense_bias_, tokens, hidden, h);
     backend.layer_norm(h, norm2_.weight, norm2_.bias, kUnifiedEps, tokens, hidden, h);
     for (const std::vector<int32_t>* places : {&columns, &rows}) {
@@ -337,7 +341,7 @@ void UnifiedEmbedder::encode(const float* pixels, int64_t height, int64_t width,
     backend.layer_norm(h, position_norm_.weight, position_norm_.bias, kUnifiedEps, tokens, hidden, h);
     backend.rms_norm(h, nullptr, static_cast<float>(config_.rms_norm_eps), tokens, hidden, h);
     const Product project = {h, tokens, &projection_, soft};
-    backend.matmul({&project, 1});
+    products.multiply(backend, project);
     backend.download(soft, floats(tokens * dim), out);
   });
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/batch.h"
 #include "model/model.h"
 
@@ -39,9 +40,10 @@ class Gemma4Tower {
   // Throws kConfig for a bad configuration, and kTensor if a weight is missing or has another shape.
   Gemma4Tower(std::shared_ptr<Model> model, const Gemma4Config& config);
 
+  const Model& model() const { return *model_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
   int64_t token_pixels() const { return config_.patch_size * config_.pool; }  // of a side
-  void encode(const float* pixels, int64_t height, int64_t width, float* out,
+  void encode(const float* pixels, int64_t height, int64_t width, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr) const;
 
   // Bytes that encode() allocates for this many tokens, in a model of `hidden_size` with weights of `format`.
@@ -82,9 +84,10 @@ class UnifiedEmbedder {
  public:
   UnifiedEmbedder(std::shared_ptr<Model> model, const UnifiedConfig& config);
 
+  const Model& model() const { return *model_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
   int64_t token_pixels() const { return config_.tile_size; }
-  void encode(const float* pixels, int64_t height, int64_t width, float* out,
+  void encode(const float* pixels, int64_t height, int64_t width, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr) const;
 
  private:

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/tower_products.h"
 #include "vision/self_attention.h"
 
 namespace gemlet::vision {
@@ -143,8 +144,8 @@ int64_t MobileNet::activation_bytes(const MobileNetConfig& config, int64_t hidde
 // One image on its way through the tower, in memory of its own.
 class MobileNet::Pass {
  public:
-  Pass(const MobileNet& tower, Backend& backend, const TapSink* taps)
-      : tower_(tower), config_(tower.config_), taps_(taps), plan_(config_) {
+  Pass(const MobileNet& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)
+      : tower_(tower), config_(tower.config_), taps_(taps), products_(adapter), plan_(config_) {
     memory_ = backend.allocate(static_cast<size_t>(plan_.floats()) * sizeof(float));
     float* next = memory_.as<float>();
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
@@ -248,9 +249,9 @@ class MobileNet::Pass {
     for (int64_t row = 0; row < grid.rows; row += most) fn(row, std::min(most, grid.rows - row));
   }
 
-  static void multiply(Backend& backend, const float* x, int64_t rows, const Matrix& weight, float* out) {
+  void multiply(Backend& backend, const float* x, int64_t rows, const Matrix& weight, float* out) {
     const Product product = {x, rows, &weight, out};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
   }
   static void activate(Backend& backend, const float* norm, int64_t rows, int64_t channels, float* x) {
     backend.rms_norm(x, norm, kEps, rows, channels, x);
@@ -374,17 +375,19 @@ class MobileNet::Pass {
   const MobileNet& tower_;
   const MobileNetConfig& config_;
   const TapSink* taps_;
+  TowerProducts products_;
   const MobileNetPlan plan_;
   DeviceMemory memory_;
   std::array<float*, kBuffers> buffers_;
   float *whole_, *unfolded_, *expanded_, *middle_, *projected_;
 };
 
-void MobileNet::encode(const float* pixels, float* out, const std::atomic<bool>* cancel, const TapSink* taps) const {
+void MobileNet::encode(const float* pixels, float* out, const Adapter* adapter, const std::atomic<bool>* cancel,
+                       const TapSink* taps) const {
   const auto check_cancel = [&] {
     if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
-  Pass pass(*this, model_->backend(), taps);
+  Pass pass(*this, model_->backend(), adapter, taps);
   for (const MobileNetStep& step : pass.plan().steps) {
     check_cancel();
     model_->run(places(step.out), [&](Backend& backend) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/batch.h"
 #include "model/model.h"
 #include "vision/mobilenet_plan.h"
@@ -18,13 +19,14 @@ class MobileNet {
   // Throws kConfig for a bad configuration, and kTensor if a weight is missing or has another shape.
   MobileNet(std::shared_ptr<Model> model, MobileNetConfig config);
 
+  const Model& model() const { return *model_; }
   const MobileNetConfig& config() const { return config_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
   // From pixels [height, width, 3] between 0 and 1 to soft tokens, out [tokens(), hidden_size()]. Other passes of the
   // model go on between its blocks. Throws kCancelled once *cancel is true, and what Model::run() throws.
-  void encode(const float* pixels, float* out, const std::atomic<bool>* cancel = nullptr,
-              const TapSink* taps = nullptr) const;
+  void encode(const float* pixels, float* out, const Adapter* adapter = nullptr,
+              const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 
   // Bytes that encode() allocates for a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const MobileNetConfig& config, int64_t hidden_size, Format format,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "model/tower_products.h"
 #include "vision/patches.h"
 #include "vision/self_attention.h"
 
@@ -114,10 +115,11 @@ int64_t Siglip::activation_bytes(const SiglipConfig& config, int64_t hidden_size
 // One image on its way through the tower, in memory of its own.
 class Siglip::Pass {
  public:
-  Pass(const Siglip& tower, Backend& backend, const TapSink* taps)
+  Pass(const Siglip& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)
       : tower_(tower),
         config_(tower.config_),
         taps_(taps),
+        products_(adapter),
         patches_(config_.patches()),
         hidden_(config_.hidden_size),
         attention_(backend, shape_of(config_), tower.layers_[0].q.weight.format, patches_) {
@@ -146,7 +148,7 @@ class Siglip::Pass {
     const Product products[] = {{normed_, patches_, &layer.q.weight, q_},
                                 {normed_, patches_, &layer.k.weight, k_},
                                 {normed_, patches_, &layer.v.weight, v_}};
-    backend.matmul(products);
+    products_.multiply(backend, products);
     backend.add_bias(layer.q.bias, patches_, hidden_, q_);
     backend.add_bias(layer.k.bias, patches_, hidden_, k_);
     backend.add_bias(layer.v.bias, patches_, hidden_, v_);
@@ -157,7 +159,7 @@ class Siglip::Pass {
     for (int64_t row = 0; row < patches_; row += kMlpRows) {
       const int64_t rows = std::min(kMlpRows, patches_ - row);
       const Product up = {normed_ + row * hidden_, rows, &layer.fc1.weight, inner_};
-      backend.matmul({&up, 1});
+      products_.multiply(backend, up);
       backend.bias_gelu(layer.fc1.bias, rows, config_.intermediate_size, inner_);
       multiply(backend, inner_, rows, layer.fc2, q_ + row * hidden_);
     }
@@ -175,7 +177,7 @@ class Siglip::Pass {
     const size_t bytes = static_cast<size_t>(tokens * dim) * sizeof(float);
     DeviceMemory soft = backend.allocate(bytes);
     const Product product = {q_, tokens, &tower_.projection_, soft.as<float>()};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     backend.download(soft.data(), bytes, out);
   }
 
@@ -189,7 +191,7 @@ class Siglip::Pass {
   }
   void multiply(Backend& backend, const float* x, int64_t rows, const Linear& linear, float* out) {
     const Product product = {x, rows, &linear.weight, out};
-    backend.matmul({&product, 1});
+    products_.multiply(backend, product);
     backend.add_bias(linear.bias, rows, linear.weight.rows, out);
   }
   void normalize(Backend& backend, const Norm& norm, const float* x, float* out) {
@@ -205,17 +207,19 @@ class Siglip::Pass {
   const Siglip& tower_;
   const SiglipConfig& config_;
   const TapSink* taps_;
+  TowerProducts products_;
   const int64_t patches_, hidden_;
   SelfAttention attention_;
   DeviceMemory memory_;
   float *x_, *normed_, *q_, *k_, *v_, *inner_;
 };
 
-void Siglip::encode(const float* pixels, float* out, const std::atomic<bool>* cancel, const TapSink* taps) const {
+void Siglip::encode(const float* pixels, float* out, const Adapter* adapter, const std::atomic<bool>* cancel,
+                    const TapSink* taps) const {
   const auto check_cancel = [&] {
     if (cancel && cancel->load(std::memory_order_relaxed)) fail(ErrorCode::kCancelled, "cancelled");
   };
-  Pass pass(*this, model_->backend(), taps);
+  Pass pass(*this, model_->backend(), adapter, taps);
   {
     const std::vector<float> rows = patch_rows(pixels, config_);
     model_->run(config_.patches(), [&](Backend& backend) { pass.embed(backend, rows); });

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/batch.h"
 #include "model/model.h"
 
@@ -35,13 +36,14 @@ class Siglip {
   // Throws kConfig for a bad configuration, and kTensor if a weight is missing or has another shape.
   Siglip(std::shared_ptr<Model> model, const SiglipConfig& config);
 
+  const Model& model() const { return *model_; }
   const SiglipConfig& config() const { return config_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
   // From pixels [image_size, image_size, 3], already normalised, to soft tokens, out [tokens(), hidden_size()]. Other
   // passes of the model go on between its layers. Throws kCancelled once *cancel is true, and what Model::run() throws.
-  void encode(const float* pixels, float* out, const std::atomic<bool>* cancel = nullptr,
-              const TapSink* taps = nullptr) const;
+  void encode(const float* pixels, float* out, const Adapter* adapter = nullptr,
+              const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 
   // Bytes that encode() allocates for a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const SiglipConfig& config, int64_t hidden_size, Format format,

@@ -54,7 +54,7 @@ def test_tensors_of_image_and_audio_towers_are_passed_over_and_named(
     path = write(tmp_path / "a", tensors=tensors)
     assert model.load_adapter(path, "seen").passed_over == (tower,)
     model.unload_adapter("seen")
-    assert f"passed over (1, the first is {tower})" in caplog.text
+    assert f"gemlet does not change (1, the first is {tower})" in caplog.text
 
 
 def test_keys_that_change_nothing_of_a_text_model_are_accepted(tmp_path: Path, model: gemlet.Model) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gemlet
 from gemlet.config import parse_config
 from gemlet.config.image_settings import ImageSettings, PanAndScan, read_image_settings
 from gemlet.config.vision_config import SiglipConfig
 from gemlet.errors import ConfigError
-from support.vision import VARIANTS
+from gemlet.sources.hf_folder import open_folder
+from support.vision import FOLDERS, VARIANTS
 
+HALVES = (0.5, 0.5, 0.5)
 DEFAULTS = ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
@@ -44,6 +48,13 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert settings(tmp_path, do_normalize=False).mean is None
 
 
+def test_null_turns_off_and_is_no_default(tmp_path: Path) -> None:
+    """As transformers 5.24.0 has it."""
+    assert settings(tmp_path, do_normalize=None).mean is None
+    assert settings(tmp_path, do_normalize=None, image_mean=None).mean is None
+    assert settings(tmp_path, do_convert_rgb=None, do_center_crop=None, do_pan_and_scan=None) == DEFAULTS
+
+
 def test_the_newer_file_counts_first(tmp_path: Path) -> None:
     inner = {"image_processor": {"max_soft_tokens": 560, "resample": 3}}
     (tmp_path / "processor_config.json").write_text(json.dumps(inner))
@@ -67,11 +78,64 @@ def test_the_newer_file_counts_first(tmp_path: Path) -> None:
         {"pan_and_scan_max_num_crops": 10**9},
         {"pan_and_scan_min_ratio_to_activate": 0.5},
         {"max_soft_tokens": 0},
+        {"max_soft_tokens": 100},
+        {"do_rescale": None},
+        {"do_resize": None},
+        {"resample": None},
+        {"rescale_factor": None},
+        {"image_mean": None},
+        {"image_std": None},
+        {"do_center_crop": True},
+        {"do_pad": True},
+        {"size": 224},
+        {"size": {"shortest_edge": 224}},
+        {"size": {"height": 224, "width": True}},
+        {"patch_size": 0},
     ],
 )
 def test_wrong_values_name_their_key(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         settings(tmp_path, **wrong)
+
+
+def seen(folder: Path) -> ImageSettings:
+    with open_folder(str(folder), name="model", cache=False) as files:
+        assert files.config.vision is not None
+        return files.config.vision.settings
+
+
+def test_absent_keys_of_gemma3n_mean_the_defaults_of_the_references_class(tmp_path: Path) -> None:
+    """SiglipImageProcessor: with bicubic filter, normalised, 224 x 224. Published files say otherwise."""
+    names = ("resample", "do_normalize", "image_mean", "image_std", "size")
+    shutil.copytree(FOLDERS / "gemma3n", tmp_path / "model")
+    path = tmp_path / "model" / "preprocessor_config.json"
+    said = json.loads(path.read_text())
+    assert (seen(path.parent).resample, seen(path.parent).mean) == ("bilinear", None)
+    path.write_text(json.dumps({key: one for key, one in said.items() if key not in names}))
+    found = seen(path.parent)
+    assert (found.resample, found.mean, found.std, found.size) == ("bicubic", HALVES, HALVES, (224, 224))
+    path.unlink()
+    assert (seen(path.parent).resample, seen(path.parent).mean) == ("bilinear", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("gemma3", {"size": {"height": 112, "width": 56}}),
+        ("gemma4-small", {"patch_size": 16}),
+        ("gemma4-small", {"pooling_kernel_size": 2}),
+        ("gemma4-unified", {"pooling_kernel_size": 2}),
+    ],
+)
+def test_the_preprocessor_has_to_fit_the_tower(name: str, wrong: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(FOLDERS / name, tmp_path / "model")
+    nested = (tmp_path / "model" / "processor_config.json").exists()
+    path = tmp_path / "model" / f"{'' if nested else 'pre'}processor_config.json"
+    said = json.loads(path.read_text())
+    said.get("image_processor", said).update(wrong)
+    path.write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=rf"the preprocessor's {next(iter(wrong))} is .* as the tower's"):
+        gemlet.inspect(tmp_path / "model")
 
 
 def test_a_tower_by_its_defaults() -> None:

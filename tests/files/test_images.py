@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemlet import InvalidRequestError
+from gemlet import InvalidRequestError, _core
+from gemlet.config.gemma4_vision import budget_size
 from gemlet.media.images import MOST_PIXELS, read_image
+from golden.folders import HERE, read_tensors
 from support.extras import optional
 
 pytestmark = pytest.mark.extra("vision")
@@ -71,6 +73,18 @@ def test_images_stand_upright(orientation: int) -> None:
         8: np.rot90(LEVELS),
     }[orientation]
     np.testing.assert_array_equal(read_image(data), turned)
+
+
+REFERENCE = read_tensors(HERE / "image_files.safetensors")
+
+
+@pytest.mark.parametrize("name", [key[5:] for key in REFERENCE if key.startswith("file.")])
+def test_unusual_files_are_seen_as_in_transformers(name: str) -> None:
+    """Of 16 bits, with a palette, in CMYK, turned, of one pixel, extremely long."""
+    levels = read_image(REFERENCE[f"file.{name}"].tobytes())
+    seen = _core.resize_image(levels, height=16, width=16, filter="bilinear")
+    np.testing.assert_array_equal(seen, REFERENCE[f"levels.{name}"])
+    assert budget_size(*levels.shape[:2], 48, 280) == tuple(REFERENCE[f"size.{name}"])
 
 
 def bomb(width: int, height: int) -> bytes:

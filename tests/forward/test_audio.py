@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 import gemlet
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from support.adapters import adapter_tensors, write_adapter
 from support.audio import FOLDERS, PROMPTS, VARIANTS, difference, encoder_of, golden, waves
 from support.inside import testing
 
@@ -137,25 +136,3 @@ def test_a_file_with_a_part_of_an_encoder_is_a_model_of_text() -> None:
         assert model.config.audio is None
         with pytest.raises(UnsupportedError, match="hears no sound"):
             model.logits([2, 5], audio=[np.zeros(1000, np.float32)])
-
-
-def test_an_adapter_that_changes_the_encoder_is_refused_for_sound(tmp_path: Path) -> None:
-    ids, sounds = golden("gemma4")["ids.0"].tolist(), waves("gemma4", 0)
-    tensors = adapter_tensors(gemlet.config.read_config(FOLDERS / "gemma4"), prefix="model.language_model.")
-    at = "base_model.model.model.audio_tower.layers.0.self_attn.q_proj.linear.lora_"
-    seen = {f"{at}A.weight": np.ones((2, 24), np.float32), f"{at}B.weight": np.ones((24, 2), np.float32)}
-    path = write_adapter(tmp_path / "hears", tensors=tensors | seen)
-    with gemlet.load(FOLDERS / "gemma4", threads=1) as model:
-        assert model.load_adapter(path, "hears").towers == {"audio"}
-        assert np.isfinite(model.logits([2, 5], adapter="hears")).all()
-        with pytest.raises(UnsupportedError, match="changes the tower for audio"):
-            model.logits(ids, audio=sounds, adapter="hears")
-        with pytest.raises(UnsupportedError, match="changes the tower for audio"):
-            model.generate(ids, audio=sounds, adapter="hears")
-    with gemlet.load(FOLDERS / "gemma4", threads=1, merge_adapter=path) as model:
-        assert model.config.audio is None
-    plain = write_adapter(tmp_path / "plain", tensors=tensors)
-    with gemlet.load(FOLDERS / "gemma4", threads=1) as model:
-        model.load_adapter(plain)
-        changed = model.logits(ids, audio=sounds, adapter="plain")
-        assert difference(changed, model.logits(ids, audio=sounds)) > 0.01

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gemlet
+from fuzz import media
 from fuzz.mutate import mutate_json, mutate_safetensors
 from gemlet.adapters.opening import open_adapter
 from gemlet.checkpoint.gguf_format import read_gguf
@@ -358,4 +359,7 @@ READERS = {
     "adapter_gguf": Reader(adapter_gguf, _gguf_adapters),
     "gguf": Reader(gguf, lambda: [trained_gguf()]),
     "gguf_model": Reader(gguf_model, _gguf_models),
+    "media": Reader(media.media, media.calls, mutate=mutate_json),
+    "preprocessor": Reader(media.preprocessor, media.settings_files, mutate=mutate_json),
+    "image": Reader(media.image, media.image_files),
 }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import pytest
 
 import gemlet
 from gemlet.bench import BenchResult, iter_bench, parameter_count, run_bench, weight_bytes
+from gemlet.cli.parser import run as main
 from gemlet.config import shape_config
+from gemlet.config.shapes import TOWER_SHAPES
 from gemlet.errors import ContextLengthError, InvalidRequestError
+from gemlet.weights.tower_slots import tower_slots
+from golden.folders import HERE
 from support.paths import ROOT
 
 COMPARE = ROOT / "benchmarks" / "compare.py"
@@ -222,3 +227,63 @@ def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
     assert "broken.py" in done.stderr
     assert "no model" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "test", "tokens"),
+    [
+        ("vision/gemma3", "--image=64x48", "image 64x48", 16),
+        ("vision/gemma4-unified", "--image=64x48", "image 64x48", 70),
+        ("audio/gemma4", "--audio=0.5", "audio 0.5 s", 13),
+        ("audio/gemma4-unified", "--audio=0.5", "audio 0.5 s", 100),
+    ],
+)
+def test_passes_of_towers(
+    name: str, option: str, test: str, tokens: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "--model", str(HERE / name), "--threads", "1", "-r", "2", option]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["results"]
+    assert row["test"] == test
+    assert 0 < row["tokens"] <= tokens
+    assert len(row["samples"]) == 2
+    assert row["tokens_per_second"] == pytest.approx(row["tokens"] / (sum(row["samples"]) / 2))
+    assert found["peak_memory_bytes"] > found["model"]["bytes"]
+    assert main(arguments) == 0
+    assert test in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--image"], "sees no images"),
+        (["--audio"], "hears no sound"),
+        (["--image", "0x5"], "got 0x5, expected 1x1"),
+        (["--audio", "31"], "got 31 seconds"),
+        (["--audio", "nan"], "got nan seconds"),
+    ],
+)
+def test_towers_that_cannot_be_measured(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "vision/gemma3" if "x" in options[-1] else "audio/gemma4" if len(options) > 1 else "gemma3-270m"
+    assert main(["bench", "--model", str(HERE / name), *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TOWER_SHAPES)
+def test_random_models_have_the_towers_of_the_published_ones(name: str) -> None:
+    """The numbers of parameters, in millions, that the published towers have."""
+    config = shape_config(name, towers=True)
+    sizes = {kind: 0 for kind in ("vision", "audio")}
+    for slot, shape in tower_slots(config).items():
+        sizes[slot.partition(".")[0]] += prod(shape)
+    least = {"gemma3": 416, "gemma3n": 294, "gemma4": 167}.get(name.partition("-")[0], 0)
+    if name == "gemma4-12b":
+        least = 30
+    assert least <= sizes["vision"] / 1e6 < least + 420
+    assert (sizes["audio"] > 0) == (
+        name.startswith("gemma3n") or name in ("gemma4-e2b", "gemma4-e4b", "gemma4-12b")
+    )
+    assert shape_config(name).vision is None

@@ -408,6 +408,10 @@ class AdapterBuilder:
         """
         The output head takes the rows that replace those of the embedding table.
         """
+    def tower_bytes(self, name: str, rank: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text model.
+        """
 
 class ConformerConfig:
     """
@@ -460,6 +464,7 @@ class Conformer:
         self,
         features: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
         valid: typing.SupportsInt | typing.SupportsIndex,
+        adapter: Adapter | None = None,
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         From log-mel spectra, float32 [frames, bins], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
@@ -479,13 +484,15 @@ class Modality:
         eps: typing.SupportsFloat | typing.SupportsIndex,
     ) -> None: ...
     def embed(
-        self, indices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+        self,
+        indices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        adapter: Adapter | None = None,
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         Rows of the table as the text model takes them, float32 [n, hidden_size].
         """
     def project(
-        self, rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+        self, rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], adapter: Adapter | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         Soft tokens, float32 [n, hidden_size], of float32 [n, width].
@@ -845,7 +852,7 @@ class SiglipTower:
     """
     def __init__(self, model: Model, config: SiglipConfig) -> None: ...
     def encode(
-        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], adapter: Adapter | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         From normalised pixels, float32 [size, size, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
@@ -888,7 +895,7 @@ class Gemma4VisionTower:
     """
     def __init__(self, model: Model, config: Gemma4VisionConfig) -> None: ...
     def encode(
-        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], adapter: Adapter | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         From pixels between 0 and 1, float32 [height, width, 3], of whole tokens, to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next layer.
@@ -908,7 +915,7 @@ class UnifiedVisionEmbedder:
         rms_norm_eps: typing.SupportsFloat | typing.SupportsIndex,
     ) -> None: ...
     def encode(
-        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], adapter: Adapter | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         As of Gemma4VisionTower.
@@ -959,7 +966,7 @@ class MobileNetTower:
     """
     def __init__(self, model: Model, config: MobileNetConfig) -> None: ...
     def encode(
-        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+        self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], adapter: Adapter | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         From pixels between 0 and 1, float32 [height, width, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next block.

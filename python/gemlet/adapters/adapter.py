@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import MemoryLimitError, TensorError, UnsupportedError
 from gemlet.weights.hf_names import tower_kinds
 from gemlet.weights.slots import core_slots
+from gemlet.weights.tower_slots import in_tower
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +47,9 @@ class Adapter:
         source: the folder it came from.
         base_model: the model it was trained on, as it says itself; "" where it does not.
         ranks: the ranks of its matrices, lowest first.
-        targets: the kinds of matrices it changes, for example ``("q_proj", "v_proj")``.
-        passed_over: modules of its file that text does not need, such as those of image towers.
+        targets: the kinds of matrices it changes, for example ``("q_proj", "v_proj", "vision.fc1")``; those
+            of the towers for images and sound begin with "vision." and "audio.".
+        passed_over: modules of its file in these towers that gemlet does not change.
         memory_bytes: what it takes in memory.
 
     >>> import gemlet
@@ -64,10 +67,19 @@ class Adapter:
     memory_bytes: int
     passed_over: tuple[str, ...] = ()
 
-    @property
-    def towers(self) -> frozenset[str]:
-        """The towers that its file changes and gemlet does not: "vision", "audio"."""
-        return tower_kinds(self.passed_over)
+    def changes_tower(self, kind: str) -> bool:
+        """Whether it changes the tower ``kind``, "vision" or "audio".
+
+        Raises :class:`UnsupportedError` where its file also has a part of it that gemlet does not change.
+        """
+        others = [module for module in self.passed_over if kind in tower_kinds([module])]
+        if others:
+            raise UnsupportedError(
+                f"adapter: {show(self.name)} also changes {show(others[0])} of the tower for {kind}, which "
+                "gemlet does not do; merge it into the model with PEFT's merge_and_unload(), or ask without "
+                "it"
+            )
+        return any(target.startswith(f"{kind}.") for target in self.targets)
 
 
 class AdapterFiles:
@@ -105,7 +117,9 @@ class AdapterFiles:
                 a = np.ascontiguousarray(a.T)
             if term.transposed:
                 b = np.ascontiguousarray(b.T)
-            magnitudes = self._finite(term.magnitude).tolist() if term.magnitude else []
+            if in_tower(slot):  # perhaps of a convolution
+                a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+            magnitudes = self._finite(term.magnitude).reshape(-1).tolist() if term.magnitude else []
             bias = self._finite(term.bias).tolist() if term.bias else []
             try:
                 builder.add(
@@ -177,8 +191,19 @@ class AdapterFiles:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of its matrices, at least 1; a bias counts as one more."""
-        return max((term.rank + bool(term.bias) for term in self.terms.low_rank.values()), default=1)
+        """The largest rank of its matrices in the text model, at least 1; a bias counts as one more."""
+        own = (term for slot, term in self.terms.low_rank.items() if not in_tower(slot))
+        return max((term.rank + bool(term.bias) for term in own), default=1)
+
+    def tower_bytes(self, model: _core.Model) -> int:
+        """What it adds to a pass of a tower."""
+        from gemlet import _core
+
+        builder = _core.AdapterBuilder(model)
+        terms = self.terms.low_rank.items()
+        return max(
+            (builder.tower_bytes(slot, term.rank + bool(term.bias)) for slot, term in terms), default=0
+        )
 
     def memory_bytes(self, model: _core.Model, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
@@ -190,7 +215,8 @@ class AdapterFiles:
         for slot, own in self._stored_rows().items():
             total += builder.rows_bytes(slot, self.checkpoint.tensors[own.tensor].shape[0])
         for slot, term in self.terms.low_rank.items():
-            shapes = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
+            stored = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
+            shapes = [(shape[0], prod(shape[1:])) for shape in stored]
             if (slot == "embed_tokens") != term.transposed:
                 shapes[0] = shapes[0][::-1]
             if term.transposed:
@@ -222,12 +248,13 @@ class AdapterFiles:
     def describe(self, name: str, memory_bytes: int) -> Adapter:
         """What a caller sees of it."""
         kinds = [kind_of(slot) for slot in (*self.terms.low_rank, *self.terms.own_rows)]
+        known = [kind for kind in TARGETS if kind in kinds] + [kind for kind in kinds if in_tower(kind)]
         return Adapter(
             name=name,
             source=self.source,
             base_model=self.base_model,
             ranks=tuple(sorted({term.rank for term in self.terms.low_rank.values()})),
-            targets=tuple(dict.fromkeys(kind for kind in TARGETS if kind in kinds)),
+            targets=tuple(dict.fromkeys(known)),
             memory_bytes=memory_bytes,
             passed_over=self.terms.passed_over,
         )
@@ -257,7 +284,9 @@ class AdapterFiles:
                 b = b[len(b) // 2 :]
             if term.transposed:
                 a, b = a.T, b.T
-        magnitudes = self._finite(term.magnitude)[:, None] if term and term.magnitude else None
+            if in_tower(slot):  # perhaps of a convolution
+                a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        magnitudes = self._finite(term.magnitude).reshape(-1, 1) if term and term.magnitude else None
         gains = None
         if slot == "embed_tokens" and term and a is not None and b is not None:
             a, b = b.T, a.T
@@ -277,13 +306,13 @@ class AdapterFiles:
                         values[token - first] = some[place]
             with np.errstate(all="ignore"):  # what that makes is refused as it is packed
                 if term and a is not None and b is not None:
-                    values = values + np.float32(term.scale) * b[first : first + rows] @ a
+                    values = values.reshape(rows, -1) + np.float32(term.scale) * b[first : first + rows] @ a
                 if gains is not None:
                     values = values * gains
                 if magnitudes is not None:
                     lengths = np.linalg.norm(values, axis=1, keepdims=True).astype(np.float32)
                     values = values * (magnitudes[first : first + rows] / lengths)
-            yield values, "f32"
+            yield values.reshape(block.shape), "f32"
             first += rows
 
     def _factors(self, term: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -37,9 +37,9 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
     """Opens the adapter in the folder or GGUF file ``path`` and checks all of it but the values against the
     model: of PEFT (LoRA and DoRA), of mlx-lm or of llama.cpp.
 
-    Every tensor has to be used, but for what a text model has no use for in its own checkpoint either: towers
-    for images and sound, which are logged, and ``k_proj`` and ``v_proj`` of layers that read another one's
-    keys and values.
+    Every tensor has to be used, but for two kinds: those of towers for images and sound that gemlet does not
+    change or the model does not have, which are logged, and ``k_proj`` and ``v_proj`` of layers that read
+    another one's keys and values.
 
     Raises:
         InvalidRequestError: ``path`` is not a path.
@@ -53,8 +53,8 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
     opened = _open(source, config)
     if names := opened.terms.passed_over:
         _log.warning(
-            "%s: the adapter also changes modules for images and sound, which are passed over (%d, the first "
-            "is %s)",
+            "%s: the adapter also changes modules for images or sound that gemlet does not change (%d, the "
+            "first is %s)",
             source,
             len(names),
             names[0],

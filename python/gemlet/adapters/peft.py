@@ -7,9 +7,20 @@ A tensor is called ``base_model.model.``, then the module in the model it was tr
 from __future__ import annotations
 
 import re
+from math import prod
 
 from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig
-from gemlet.adapters.terms import COEFFICIENTS, ENDS, EXPERTS, LowRank, OwnRows, Terms, kind_of, target_slots
+from gemlet.adapters.terms import (
+    COEFFICIENTS,
+    ENDS,
+    EXPERTS,
+    LowRank,
+    OwnRows,
+    Terms,
+    kind_of,
+    target_slots,
+    tower_matrices,
+)
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
@@ -22,6 +33,7 @@ from gemlet.weights.hf_names import (
     without_wrappers,
 )
 from gemlet.weights.slots import expected_slots
+from gemlet.weights.tower_slots import tower_module
 
 __all__ = ["map_peft"]
 
@@ -53,7 +65,10 @@ _TRUNK = (
     "altup_unembed_projections",
 )
 
-_Found = dict[str, dict[str, str]]  # slot -> its tensors by what they are
+_Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
+_NUMBERED = re.compile(
+    r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
+)  # as PEFT finds the number of a layer
 
 
 def map_peft(checkpoint: Checkpoint, file: str, adapter: AdapterConfig, config: TextConfig) -> Terms:
@@ -92,7 +107,7 @@ class _Mapping:
                 self.stored[slot] = experts + ".base_layer" * (len(targets) - 1 - place)
 
     def terms(self) -> Terms:
-        found, passed_over = self._sort()
+        found, towers = self._sort()
         kinds = {kind_of(slot) for slot in found}
         low_rank = {}
         for slot in self.stored:
@@ -100,10 +115,32 @@ class _Mapping:
             named = self._is_target(slot) and (not self.adapter.all_linear or kind_of(slot) in kinds)
             if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
                 low_rank[slot] = self._term(slot, found.get(slot, {}))
-        return Terms(low_rank, self._own_rows(found), tuple(sorted(passed_over)))
+        of_towers, passed_over = self._tower_terms(towers)
+        return Terms(low_rank | of_towers, self._own_rows(found), passed_over)
 
-    def _sort(self) -> tuple[_Found, set[str]]:
-        """The tensors of each slot, and the modules of towers, which text does not need."""
+    def _tower_terms(self, found: _Found) -> tuple[dict[str, LowRank], tuple[str, ...]]:
+        """What is added to matrices of towers, by slot, and the modules with anything else. As in PEFT, a
+        module stays as it is if the file has no tensors of it: a model for text alone has no towers."""
+        matrices = tower_matrices(self.config)
+        terms: dict[str, LowRank] = {}
+        passed_over: list[str] = []
+        for module, parts in found.items():
+            slot, rows, cols = matrices.get(tower_module(module, self.config), ("", 0, 0))
+            if not slot or parts.keys() - {"A", "B", "bias", "magnitude"}:
+                passed_over.append(module)
+                continue
+            numbered = _NUMBERED.match(module)
+            place = (numbered["prefix"], int(numbered["layer"])) if numbered else ("", None)
+            if not self.adapter.targets_module(module, *place):
+                raise TensorError(
+                    f"{self.where}: unexpected tensor {show(next(iter(parts.values())))}: target_modules in "
+                    f"{CONFIG_FILE} does not name it"
+                )
+            terms[slot] = self._low_rank(module, module, (rows, cols), parts)
+        return terms, tuple(sorted(passed_over))
+
+    def _sort(self) -> tuple[_Found, _Found]:
+        """The tensors of each slot of the text model, and of each module of towers."""
         unused = {
             name.removesuffix(".weight")
             for name in unused_tensors(self.config, self.prefix, "")
@@ -111,14 +148,14 @@ class _Mapping:
         }
         slots = {module: slot for slot, module in self.stored.items()}
         found: _Found = {}
-        towers: set[str] = set()
+        towers: _Found = {}
         for tensor, info in self.checkpoint.tensors.items():
             self.checkpoint.dtype(tensor)  # raises for a type that cannot be read
             module, part = _split(tensor)
             slot = slots.get(module, "")
             of_ends = part in ("embedding_A", "embedding_B", "tokens", "weight")
             if is_tower(module, self.config.family):
-                towers.add(module)
+                towers.setdefault(module, {})[part] = tensor
             elif module in unused and part:
                 pass
             elif not slot or not part or (of_ends and slot not in ENDS):
@@ -142,14 +179,32 @@ class _Mapping:
         return found, towers
 
     def _term(self, slot: str, found: dict[str, str]) -> LowRank:
-        module, table = self.modules[slot], slot == "embed_tokens"
-        rank = self.adapter.module_rank(module)
+        table = slot == "embed_tokens"
         *stack, rows, cols = reversed(self.shapes[slot]) if table else self.shapes[slot]
-        experts = stack[0] if stack else 0
-        a, b = ("embedding_A", "embedding_B") if table else ("A", "B")
+        self._check_kind(slot, found)
+        return self._low_rank(
+            self.modules[slot],
+            self.stored[slot],
+            (rows, cols),
+            found,
+            ab=("embedding_A", "embedding_B") if table else ("A", "B"),
+            experts=stack[0] if stack else 0,
+        )
+
+    def _low_rank(
+        self,
+        module: str,
+        stored: str,
+        matrix: tuple[int, int],
+        found: dict[str, str],
+        *,
+        ab: tuple[str, str] = ("A", "B"),
+        experts: int = 0,
+    ) -> LowRank:
+        """The term of a ``module``, of which the tensors in the file are ``found``."""
+        rank, (rows, cols), (a, b) = self.adapter.module_rank(module), matrix, ab
         ranks = rank * max(1, experts)
         expected: dict[str, tuple[int, ...]] = {a: (ranks, cols), b: (rows, ranks)}
-        self._check_kind(slot, found)
         if self.adapter.dora:
             expected["magnitude"] = (rows,)
         if self.adapter.bias:
@@ -160,7 +215,7 @@ class _Mapping:
             raise TensorError(f"{self.where}: unexpected tensor {show(found[part])}{hint}")
         for part, shape in expected.items():
             self._check(
-                slot, part, found, shape, f"rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols}"
+                stored, part, found, shape, f"rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols}"
             )
         return LowRank(
             a=found[a],
@@ -206,7 +261,7 @@ class _Mapping:
             follows = slot == "lm_head" and one and self.adapter.tied
             if "weight" in parts or (slot in saved and not follows):
                 self._check(
-                    slot,
+                    self.stored[slot],
                     "weight",
                     parts,
                     (vocab, hidden),
@@ -228,7 +283,11 @@ class _Mapping:
                         f"below {vocab}"
                     )
                 self._check(
-                    slot, "tokens", parts, (len(ids), hidden), f"trainable_token_indices in {CONFIG_FILE}"
+                    self.stored[slot],
+                    "tokens",
+                    parts,
+                    (len(ids), hidden),
+                    f"trainable_token_indices in {CONFIG_FILE}",
                 )
                 rows[slot] = OwnRows(parts["tokens"], ids)
         if one and len(rows) == 2 and not (rows["embed_tokens"].ids or rows["lm_head"].ids):
@@ -255,14 +314,19 @@ class _Mapping:
             )
         del found["lm_head"]["tokens"]
 
-    def _check(self, slot: str, part: str, found: dict[str, str], shape: tuple[int, ...], why: str) -> None:
+    def _check(self, stored: str, part: str, found: dict[str, str], shape: tuple[int, ...], why: str) -> None:
         if part not in found:
             raise TensorError(
-                f"{self.where}: tensor {show(f'{_OUTER}{self.stored[slot]}.{_NAMES[part]}')} is missing; "
+                f"{self.where}: tensor {show(f'{_OUTER}{stored}.{_NAMES[part]}')} is missing; "
                 f"{CONFIG_FILE} names its module as a target"
             )
         got = self.checkpoint.tensors[found[part]].shape
-        if got != shape:
+        flat = got
+        if part == "magnitude":
+            flat = (prod(got),)
+        elif len(got) > 2 and part in ("A", "B"):  # of a convolution
+            flat = (got[0], prod(got[1:]))
+        if flat != shape:
             raise TensorError(
                 f"{self.where}: tensor {show(found[part])} has shape {list(got)}; expected {list(shape)} in "
                 f"this model: {why}{self.suffix}"
@@ -280,7 +344,11 @@ class _Mapping:
                 trunk = prefix
             if part and head is None and inner == "lm_head":
                 head = prefix
-        if trunk is None and head is None:
+        if (
+            trunk is None
+            and head is None
+            and not any(is_tower(_split(tensor)[0], self.config.family) for tensor in self.checkpoint.tensors)
+        ):
             some = f", got {show(next(iter(self.checkpoint.tensors)))}" if self.checkpoint.tensors else ""
             raise TensorError(
                 f"{self.where}: holds nothing for the layers of a text model: expected one of "

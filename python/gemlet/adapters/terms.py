@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 from gemlet.config.text_config import TextConfig
 from gemlet.weights.slots import expected_slots
+from gemlet.weights.tower_slots import in_tower, is_transposed, tower_names, tower_slots
+from gemlet.weights.tower_slots import kind_of as tower_kind_of
 
 __all__ = [
     "COEFFICIENTS",
@@ -18,6 +21,7 @@ __all__ = [
     "Terms",
     "kind_of",
     "target_slots",
+    "tower_matrices",
 ]
 
 # The linear modules of a layer, by their slots.
@@ -66,7 +70,7 @@ class Terms(NamedTuple):
     Attributes:
         low_rank: slot -> what is added to it. Of the embedding table, to its transpose.
         own_rows: "embed_tokens" or "lm_head" -> what replaces rows of it, before something is added.
-        passed_over: modules of its file that text does not need: of towers for images and sound.
+        passed_over: modules of its file in towers for images and sound that gemlet does not adapt.
     """
 
     low_rank: Mapping[str, LowRank]
@@ -87,10 +91,31 @@ def target_slots(config: TextConfig) -> list[str]:
     return ends + [slot for slot in found if slot not in ends]
 
 
+def tower_matrices(config: TextConfig) -> dict[str, tuple[str, int, int]]:
+    """The linear modules and convolutions of a model's towers that an adapter can change, by the plain names
+    of their modules: slot, rows and columns. Convolutions of each channel alone are none of them.
+
+    >>> from gemlet.config import read_config
+    >>> config = read_config("tests/golden/vision/gemma3")  # in a checkout
+    >>> tower_matrices(config)["vision_tower.encoder.layers.1.mlp.fc1"]
+    ('vision.layers.1.fc1', 52, 36)
+    """
+    slots = tower_slots(config)
+    found = {}
+    for slot, name in tower_names(slots, config.family).items():
+        shape = slots[slot]
+        matrix = tower_kind_of(slot, shape) in ("matrix", "exact") and not is_transposed(slot, config.family)
+        if matrix and name.endswith(".weight"):
+            found[name.removesuffix(".weight")] = (slot, shape[0], prod(shape[1:]))
+    return found
+
+
 def kind_of(slot: str) -> str:
     """The kind of a weight, without the number of its layer or stream.
 
-    >>> kind_of("layers.3.q_proj"), kind_of("altup_projections.0")
-    ('q_proj', 'altup_projections')
+    >>> kind_of("layers.3.q_proj"), kind_of("altup_projections.0"), kind_of("vision.layers.0.fc1")
+    ('q_proj', 'altup_projections', 'vision.fc1')
     """
+    if in_tower(slot):
+        return f"{slot.partition('.')[0]}.{slot.rpartition('.')[2]}"
     return slot.split(".")[2] if slot.startswith("layers.") else slot.partition(".")[0]

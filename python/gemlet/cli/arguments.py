@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from gemlet.base.names import did_you_mean
 from gemlet.errors import GemletError
 
-__all__ = ["ArgumentParser", "checked"]
+__all__ = ["ArgumentParser", "add_tower_tests", "checked", "image_size"]
 
 # What other tools call an option in short -> what gemlet calls it.
 _SHORT_ELSEWHERE = {
@@ -86,3 +86,25 @@ def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """A width and a height.
+
+    >>> image_size("640x480")
+    (640, 480)
+    """
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and len(text) < 16):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a width and a height such as 640x480")
+    return int(width), int(height)
+
+
+def add_tower_tests(parser: argparse.ArgumentParser) -> None:
+    """What ``gemlet bench`` measures instead of texts."""
+    size: Any = {"dest": "image_size", "type": image_size, "nargs": "?", "const": (896, 896)}
+    what = "time the tower on an image of this size (896x896) instead of texts"
+    parser.add_argument("--image", **size, metavar="WxH", help=what)
+    length: Any = {"dest": "sound_seconds", "type": float, "nargs": "?", "const": 30.0}
+    what = "time the encoder on a sound of this length (30 s) instead of texts"
+    parser.add_argument("--audio", **length, metavar="SECONDS", help=what)

@@ -1,4 +1,4 @@
-"""``gemlet bench``: prefill and decode speed as a table or as JSON."""
+"""``gemlet bench``: prefill and decode speed, or that of towers, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import json
 
 from gemlet.bench import BenchResult, iter_bench, machine_info, parameter_count, weight_bytes
-from gemlet.cli.common import load_options, one_line, open_model
+from gemlet.bench_towers import iter_tower_bench
+from gemlet.cli.common import load_options, one_line, open_model, peak_memory_bytes, print_table
 from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
 
@@ -31,12 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.random is not None:
         from gemlet.loading.random_model import random_model
 
-        model = random_model(arguments.random, LoadOptions(**load_options(arguments)))
+        towers = arguments.image_size is not None or arguments.sound_seconds is not None
+        model = random_model(arguments.random, LoadOptions(**load_options(arguments)), towers=towers)
         name = f"{arguments.random} (random)"
     else:
         model = open_model(arguments)
         name = model.source
     with model:
+        if arguments.image_size is not None or arguments.sound_seconds is not None:
+            return _run_towers(model, name, arguments)
         rows: list[BenchResult] = []
         for row in iter_bench(
             model,
@@ -69,6 +73,37 @@ def run(arguments: argparse.Namespace) -> int:
             )
         else:
             print(f"\nread bandwidth, threads {model.threads}: {bandwidth / 1e9:.1f} GB/s")
+    return 0
+
+
+def _run_towers(model: Model, name: str, arguments: argparse.Namespace) -> int:
+    rows = list(
+        iter_tower_bench(
+            model, image=arguments.image_size, seconds=arguments.sound_seconds, repetitions=arguments.r
+        )
+    )
+    peak = peak_memory_bytes()
+    described = {"name": name, "weights": model.weights, "bytes": weight_bytes(model)}
+    if arguments.json:
+        results = [row.to_json() for row in rows]
+        found = {"machine": machine_info(model), "model": described, "results": results}
+        print(json.dumps({**found, "peak_memory_bytes": peak}))
+        return 0
+    size = f"{weight_bytes(model) / 1e6:.1f} MB of {model.weights}"
+    print(f"{one_line(name)}, {size}, {model.threads} threads, {model.tier}")
+    titles = ("test", "soft tokens", "ms", "tokens/s", "ms before it")
+    cells = [
+        (
+            row.test,
+            str(row.tokens),
+            f"{1e3 * row.seconds:.1f} ± {1e3 * row.stdev:.1f}",
+            f"{row.tokens_per_second:.1f}",
+            f"{1e3 * row.prepare:.1f}",
+        )
+        for row in rows
+    ]
+    print_table(titles, cells, right=(1, 2, 3, 4))
+    print(f"\npeak memory of the process: {peak / 1e6:.0f} MB")
     return 0
 
 

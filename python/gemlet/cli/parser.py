@@ -12,7 +12,7 @@ from typing import Any
 from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
 from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
-from gemlet.cli.arguments import ArgumentParser, checked
+from gemlet.cli.arguments import ArgumentParser, add_tower_tests, checked
 from gemlet.cli.common import CHAT_TOKENS
 from gemlet.cli.serving import add_batch, add_keys, add_serve, add_usage
 from gemlet.loading.options import LoadOptions, command_line
@@ -351,6 +351,7 @@ def _add_bench(commands: Any) -> None:
         "-d", type=int, default=0, metavar="DEPTH", help="tokens already in the context (default 0)"
     )
     parser.add_argument("-r", type=int, default=5, metavar="N", help="repetitions of each test (default 5)")
+    add_tower_tests(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("bench"))
 

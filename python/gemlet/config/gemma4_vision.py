@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 from gemlet import _core
-from gemlet.config.image_settings import ImageSettings
+from gemlet.config.image_settings import TOKEN_BUDGETS, ImageSettings
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["TOKEN_BUDGETS", "VIDEO_BUDGET", "Gemma4VisionConfig", "UnifiedVisionConfig", "budget_size"]
+__all__ = ["VIDEO_BUDGET", "Gemma4VisionConfig", "UnifiedVisionConfig", "budget_size"]
 
-TOKEN_BUDGETS = (70, 140, 280, 560, 1120)  # the most soft tokens of an image
 VIDEO_BUDGET = 70  # soft tokens of a frame
 
 
@@ -77,6 +76,11 @@ class Gemma4VisionConfig(_Budgeted):
         """Pixels of a side of what one token sees."""
         return self.patch_size * self.pool
 
+    @property
+    def fixed_settings(self) -> dict[str, object]:
+        """What the preprocessor's settings have to be, where the file says them."""
+        return {"patch_size": self.patch_size, "pooling_kernel_size": self.pool}
+
     def to_core(self) -> _core.Gemma4VisionConfig:
         """The core's form. Raises :class:`ConfigError` for sizes that do not go together."""
         return _core.Gemma4VisionConfig(
@@ -112,6 +116,12 @@ class UnifiedVisionConfig(_Budgeted):
     hidden_size: int
     positions: int
     rms_norm_eps: float
+
+    @property
+    def fixed_settings(self) -> dict[str, object]:
+        """As of :class:`Gemma4VisionConfig`: a token is a tile."""
+        patch = self.settings.patch_size
+        return {} if patch is None else {"pooling_kernel_size": self.token_side // patch}
 
     def tower(self, model: _core.Model) -> _core.UnifiedVisionEmbedder:
         """What encodes images with the weights of ``model``."""

@@ -31,7 +31,7 @@ from gemlet.config.quantization import (
     read_quantization,
     refuse_quantized,
 )
-from gemlet.config.shapes import SHAPES
+from gemlet.config.shapes import SHAPES, TOWER_SHAPES
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import read_vision
 from gemlet.errors import ConfigError, InvalidRequestError, ModelFileError
@@ -58,8 +58,9 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
 
 
 @public
-def shape_config(name: str) -> TextConfig:
-    """The configuration of a published size, by its name in ``SHAPES``, without a file.
+def shape_config(name: str, *, towers: bool = False) -> TextConfig:
+    """The configuration of a published size, by its name in ``SHAPES``, without a file; with ``towers`` also
+    that of what it sees and hears with.
 
     Raises:
         InvalidRequestError: there is no such name; the message lists them.
@@ -69,7 +70,10 @@ def shape_config(name: str) -> TextConfig:
     """
     if name not in SHAPES:
         raise InvalidRequestError(f"unknown shape {show(name)}{not_known(name, SHAPES)}")
-    return parse_config(SHAPES[name], where=f"shape {name}")
+    raw = SHAPES[name]
+    if towers and name in TOWER_SHAPES:
+        raw = {**TOWER_SHAPES[name], "text_config": raw}
+    return parse_config(raw, where=f"shape {name}")
 
 
 @public

@@ -11,11 +11,19 @@ from gemlet.base.keys import Keys
 from gemlet.base.strict_json import read_json_object
 from gemlet.errors import ConfigError
 
-__all__ = ["PREPROCESSOR_FILES", "ImageSettings", "PanAndScan", "parse_image_settings", "read_image_settings"]
+__all__ = [
+    "PREPROCESSOR_FILES",
+    "TOKEN_BUDGETS",
+    "ImageSettings",
+    "PanAndScan",
+    "parse_image_settings",
+    "read_image_settings",
+]
 
 # The newer file holds what the older one says as an object inside.
 PREPROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
+TOKEN_BUDGETS = (70, 140, 280, 560, 1120)  # the most soft tokens of an image of Gemma 4
 _MOST_CROPS = 64
 _MOST_PIXELS = 1 << 20  # pixels of a side
 
@@ -45,10 +53,23 @@ class ImageSettings:
     pan_and_scan: PanAndScan = PanAndScan()
     max_soft_tokens: int = 280  # of an image, in models whose images have tokens by their size
     size: tuple[int, int] | None = None  # height and width, where the file says them
+    patch_size: int | None = None  # pixels of a side, where the file says it
+    pooling_kernel_size: int | None = None  # patches of a side of a token, likewise
+
+    def check(self, where: str, **expected: object) -> None:
+        """Raises :class:`ConfigError` for a value that the file says and that is not the one of the tower."""
+        for key, value in expected.items():
+            if (found := getattr(self, key)) not in (None, value):
+                raise ConfigError(
+                    f"{where}: the preprocessor's {key} is {found}; expected {value}, as the tower's"
+                )
 
 
-def read_image_settings(folder: str, defaults: ImageSettings) -> ImageSettings:
-    """What the files in ``folder`` say of images; ``defaults`` where they say nothing.
+def read_image_settings(
+    folder: str, defaults: ImageSettings, absent: ImageSettings | None = None
+) -> ImageSettings:
+    """What the files in ``folder`` say of images; ``defaults`` where there is no such file, and ``absent``,
+    if that is something else, for keys that a file does not have.
 
     Raises :class:`ConfigError` for a value that gemlet does not know.
     """
@@ -60,40 +81,46 @@ def read_image_settings(folder: str, defaults: ImageSettings) -> ImageSettings:
         inner = raw.get("image_processor") if name == PREPROCESSOR_FILES[0] else raw
         if isinstance(inner, dict):
             return parse_image_settings(
-                Keys(inner, path, "" if inner is raw else "image_processor."), defaults
+                Keys(inner, path, "" if inner is raw else "image_processor."), absent or defaults
             )
     return defaults
 
 
 def parse_image_settings(keys: Keys, defaults: ImageSettings) -> ImageSettings:
-    """What ``keys`` say of images; ``defaults`` where they say nothing."""
+    """What ``keys`` say of images; ``defaults`` for keys that they do not have. As in the reference, null is
+    no default: it turns off what is true or false, and is no value for anything else."""
     raw = keys.raw
     for key in ("do_rescale", "do_resize"):
-        if raw.get(key) not in (None, True):
+        if raw.get(key, True) is not True:
             raise keys.wrong(key, "true")
-    resample = raw.get("resample")
-    if resample is not None and (type(resample) is not int or resample not in _RESAMPLE):
+    for key in ("do_center_crop", "do_pad"):
+        if raw.get(key) not in (None, False):
+            raise keys.wrong(key, "false: no published model crops or pads")
+    resample = raw.get("resample", ...)
+    if resample is not ... and (type(resample) is not int or resample not in _RESAMPLE):
         raise keys.wrong("resample", " or ".join(f"{n} ({name})" for n, name in _RESAMPLE.items()))
-    normalizes = raw.get("do_normalize")
+    normalizes = raw.get("do_normalize", defaults.mean is not None)
     if normalizes not in (None, True, False):
         raise keys.wrong("do_normalize", "true or false")
-    mean = _channels(keys, "image_mean", -10.0) or defaults.mean
-    std = _channels(keys, "image_std", 1e-3) or defaults.std
+    mean = _channels(keys, "image_mean", -10.0) if "image_mean" in raw and normalizes else defaults.mean
+    std = _channels(keys, "image_std", 1e-3) if "image_std" in raw and normalizes else defaults.std
     factor = defaults.rescale_factor
-    if raw.get("rescale_factor") is not None:
+    if "rescale_factor" in raw:
         factor = keys.number("rescale_factor", 1e-6, 1e6)
     does = raw.get("do_pan_and_scan")
     if does not in (None, True, False):
         raise keys.wrong("do_pan_and_scan", "true or false")
     return ImageSettings(
-        resample=defaults.resample if resample is None else _RESAMPLE[resample],
+        resample=defaults.resample if resample is ... else _RESAMPLE[resample],
         rescale_factor=factor,
-        mean=None if normalizes is False or (normalizes is None and defaults.mean is None) else mean,
+        mean=mean if normalizes else None,
         std=std,
         does_pan_and_scan=bool(does),
         pan_and_scan=parse_pan_and_scan(raw, keys.where, "pan_and_scan_", defaults.pan_and_scan),
         max_soft_tokens=_most_tokens(keys, defaults.max_soft_tokens),
-        size=_size(keys),
+        size=_size(keys) or defaults.size,
+        patch_size=_optional(keys, "patch_size"),
+        pooling_kernel_size=_optional(keys, "pooling_kernel_size"),
     )
 
 
@@ -113,10 +140,8 @@ def parse_pan_and_scan(raw: Mapping[str, Any], where: str, prefix: str, defaults
     )
 
 
-def _channels(keys: Keys, key: str, low: float) -> tuple[float, float, float] | None:
-    value = keys.raw.get(key)
-    if value is None:
-        return None
+def _channels(keys: Keys, key: str, low: float) -> tuple[float, float, float]:
+    value = keys.raw[key]
     if (
         not isinstance(value, list)
         or len(value) != 3
@@ -126,15 +151,23 @@ def _channels(keys: Keys, key: str, low: float) -> tuple[float, float, float] | 
     return float(value[0]), float(value[1]), float(value[2])
 
 
+def _optional(keys: Keys, key: str) -> int | None:
+    return None if keys.raw.get(key) is None else keys.integer(key, _MOST_PIXELS)
+
+
 def _most_tokens(keys: Keys, default: int) -> int:
     if keys.raw.get("max_soft_tokens") is None:
         return default
+    if keys.raw["max_soft_tokens"] not in TOKEN_BUDGETS:
+        raise keys.wrong("max_soft_tokens", f"one of {', '.join(map(str, TOKEN_BUDGETS))}")
     return keys.integer("max_soft_tokens", _MOST_PIXELS)
 
 
 def _size(keys: Keys) -> tuple[int, int] | None:
     value = keys.raw.get("size")
-    if not isinstance(value, dict) or "height" not in value:
+    if value is None:
         return None
+    if not isinstance(value, dict) or not {"height", "width"} <= value.keys():
+        raise keys.wrong("size", 'null or an object with "height" and "width"')
     inner = keys.inner(value, "size")
     return inner.integer("height", _MOST_PIXELS), inner.integer("width", _MOST_PIXELS)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from gemlet import _core
 from gemlet.config.image_settings import ImageSettings
 
-__all__ = ["PUBLISHED_STAGES", "MobileNetBlock", "MobileNetConfig", "Stages"]
+__all__ = ["ABSENT_KEYS", "PUBLISHED_STAGES", "MobileNetBlock", "MobileNetConfig", "Stages"]
 
 _SIZE = 768  # side of an image, if no file says it
+# For keys that a preprocessor's file does not have: the defaults of the reference's SiglipImageProcessor.
+ABSENT_KEYS = ImageSettings(resample="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3, size=(224, 224))
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class MobileNetConfig:
     begin_id: int
     end_id: int
     settings: ImageSettings
+
+    @property
+    def fixed_settings(self) -> dict[str, object]:
+        """What the preprocessor's settings have to be, where the file says them."""
+        return {}
 
     @property
     def size(self) -> tuple[int, int]:

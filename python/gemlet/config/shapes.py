@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SHAPES"]
+__all__ = ["SHAPES", "TOWER_SHAPES"]
 
 
 def _gemma3(**keys: Any) -> dict[str, Any]:
@@ -140,4 +140,33 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         num_key_value_heads=16,
         num_global_key_value_heads=4,
     ),
+}
+
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+_SIGLIP = {"model_type": "gemma3", "vision_config": {**_SO400M, "image_size": 896, "patch_size": 14}}
+_GEMMA3N = {
+    "model_type": "gemma3n",
+    "vision_config": {"architecture": "mobilenetv5_300m_enc"},
+    "audio_config": {"hidden_size": 1536},
+}
+_SMALL_GEMMA4 = {
+    "model_type": "gemma4",
+    "vision_config": {"use_clipped_linears": True},
+    "audio_config": {"hidden_size": 1024},
+}
+_LARGE_GEMMA4 = {
+    "model_type": "gemma4",
+    "vision_config": {**_SO400M, "num_key_value_heads": 16, "head_dim": 72, "standardize": True},
+}
+# What config.json has around such an object, of the sizes that see or hear.
+TOWER_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("gemma3-4b", "gemma3-12b", "gemma3-27b"), _SIGLIP),
+    **dict.fromkeys(("gemma3n-e2b", "gemma3n-e4b"), _GEMMA3N),
+    **dict.fromkeys(("gemma4-e2b", "gemma4-e4b"), _SMALL_GEMMA4),
+    **dict.fromkeys(("gemma4-26b-a4b", "gemma4-31b"), _LARGE_GEMMA4),
+    "gemma4-12b": {
+        "model_type": "gemma4_unified",
+        "vision_config": {"model_patch_size": 48},
+        "audio_config": {"audio_embed_dim": 640},
+    },
 }

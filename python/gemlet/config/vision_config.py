@@ -39,6 +39,11 @@ class SiglipConfig:
     settings: ImageSettings
 
     @property
+    def fixed_settings(self) -> dict[str, object]:
+        """What the preprocessor's settings have to be, where the file says them."""
+        return {"size": (self.image_size, self.image_size)}
+
+    @property
     def most_tokens(self) -> int:
         """Soft tokens of an image."""
         return self.tokens

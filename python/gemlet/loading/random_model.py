@@ -19,13 +19,19 @@ __all__ = ["random_model"]
 
 
 def random_model(
-    name: str, options: LoadOptions | None = None, *, seed: int = 0, tokenizer: Tokenizer | None = None
+    name: str,
+    options: LoadOptions | None = None,
+    *,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    towers: bool = False,
 ) -> Model:
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
-    ``weights`` "auto" is "bf16". It has no tokenizer, unless it is given one. Raises
-    :class:`InvalidRequestError` for an unknown name (the names are the keys of ``gemlet.config.SHAPES``) and
-    for options that go with files, and :class:`MemoryLimitError` where it would not fit.
+    ``weights`` "auto" is "bf16". It has no tokenizer, unless it is given one. With ``towers`` it also sees
+    and hears, as the published one does. Raises :class:`InvalidRequestError` for an unknown name (the names
+    are the keys of ``gemlet.config.SHAPES``) and for options that go with files, and
+    :class:`MemoryLimitError` where it would not fit.
 
     >>> with random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)) as model:
     ...     model.config.num_layers
@@ -36,7 +42,7 @@ def random_model(
     for option in ("matformer", "cache", "embedding_on_disk", "drafter"):
         if getattr(options, option):
             raise InvalidRequestError(f"{option} goes with a model in files: random weights are in no file")
-    config = shape_config(name)
+    config = shape_config(name, towers=towers)
     options = options.with_context(config.max_position_embeddings)
     if options.weights == "auto":
         options = replace(options, weights="bf16")

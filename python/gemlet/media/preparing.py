@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.text import show_argument
-from gemlet.config.gemma4_vision import TOKEN_BUDGETS, VIDEO_BUDGET, budget_size
-from gemlet.config.image_settings import ImageSettings, PanAndScan, parse_pan_and_scan
+from gemlet.config.gemma4_vision import VIDEO_BUDGET, budget_size
+from gemlet.config.image_settings import TOKEN_BUDGETS, ImageSettings, PanAndScan, parse_pan_and_scan
 from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.vision_config import SiglipConfig, VisionConfig
 from gemlet.errors import ConfigError, InvalidRequestError, UnsupportedError

@@ -160,7 +160,7 @@ class Embedding:
         count = checked_dimensions(dimensions, self.reader.config.embedding_size)
         ids = self.reader.for_embedding(texts, prompts.find(prompt), truncate=truncate, empty=empty)
         result = np.zeros((len(ids), count), dtype=np.float32)
-        return [(i, text) for i, text in enumerate(ids) if text], result, self.adapters.find(adapter)
+        return [(i, text) for i, text in enumerate(ids) if text], result, self.adapters.find(adapter).core
 
     def _checked_prompts(self) -> Prompts:
         resident = self.reader.resident

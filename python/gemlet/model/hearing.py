@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -19,6 +19,7 @@ from gemlet.config.audio_config import HEARD_SAMPLES, KEPT_SOUND_BYTES, AudioCon
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.media.sounds import read_sound
+from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
 
@@ -122,15 +123,20 @@ class Hearing:
         return "".join(written)
 
     def media(
-        self, ids: NDArray[np.int32], sounds: Sequence[Heard], seen: Sequence[tuple[int, int]], name: str
+        self,
+        ids: NDArray[np.int32],
+        sounds: Sequence[Heard],
+        seen: Sequence[tuple[int, int]],
+        chosen: ChosenAdapter,
+        name: str,
     ) -> list[tuple[int, _core.Media]]:
         """What takes the place of tokens in a prompt, in the engine's form, besides those of images, which
         are in the spans ``seen``."""
-        heard = self.place(ids, sounds, name)
+        heard = self.place(ids, sounds, chosen, name)
         spans = [(first, first + len(rows)) for first, rows in heard]
         return [
             (first, _core.Media(one, digest=hashlib.sha256(one.data).digest(), sees_itself=False))
-            for first, one in [*heard, *self.other_tables(ids, [*seen, *spans], name)]
+            for first, one in [*heard, *self.other_tables(ids, [*seen, *spans], chosen, name)]
         ]
 
     def _audio(self, name: str) -> AudioConfig:
@@ -180,7 +186,9 @@ class Hearing:
             low, high = (low, middle) if self._tokens(middle, config) else (middle, high)
         return high
 
-    def place(self, ids: NDArray[np.int32], sounds: Sequence[Heard], name: str = "ids") -> list[SoftRows]:
+    def place(
+        self, ids: NDArray[np.int32], sounds: Sequence[Heard], chosen: ChosenAdapter, name: str = "ids"
+    ) -> list[SoftRows]:
         """The soft rows of ``sounds`` in a prompt, in the order of their placeholders.
 
         Raises :class:`InvalidRequestError` where there are more placeholders than the sounds have tokens, or
@@ -196,11 +204,15 @@ class Hearing:
                 f"{name}: the prompt has {found} placeholders of sound (token {config.token_id}), but "
                 f"{len(sounds)} sounds take {expected}"
             )
-        rows = np.concatenate([self.rows(sound) for sound in sounds])
+        rows = np.concatenate([self.rows(sound, chosen) for sound in sounds])
         return _runs(is_soft, rows)
 
     def other_tables(
-        self, ids: NDArray[np.int32], taken: Sequence[tuple[int, int]] = (), name: str = "ids"
+        self,
+        ids: NDArray[np.int32],
+        taken: Sequence[tuple[int, int]],
+        chosen: ChosenAdapter,
+        name: str = "ids",
     ) -> list[SoftRows]:
         """The rows of ids that Gemma 3n has in other tables than that of its text, beside the spans that are
         ``taken`` already.
@@ -218,7 +230,8 @@ class Hearing:
             inside = rest & (ids >= table.offset) & (ids < table.offset + table.size)
             if inside.any():
                 indices = (ids[inside] - table.offset).tolist()
-                placed += _runs(inside, self._modality(table.name).embed(indices))
+                rows = self._modality(table.name).embed(indices, chosen.for_tower(table.name))
+                placed += _runs(inside, rows)
             rest &= ~inside
         if rest.any():
             position = int(np.argmax(rest))
@@ -229,32 +242,38 @@ class Hearing:
             )
         return placed
 
-    def rows(self, sound: Heard) -> NDArray[np.float32]:
+    def rows(self, sound: Heard, chosen: ChosenAdapter) -> NDArray[np.float32]:
         """The soft tokens, float32 ``[tokens, hidden_size]``."""
+        key = sound.digest + chosen.key("audio")
         with self._lock:
-            if (known := self._kept.get(sound.digest)) is not None:
-                self._kept.move_to_end(sound.digest)
+            if (known := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
                 return known
-        rows = self._encode(sound)
+        rows = self.prepared(sound)(chosen.for_tower("audio"))
         with self._lock:
-            self._kept[sound.digest] = rows
+            self._kept[key] = rows
             while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > KEPT_SOUND_BYTES:
                 self._kept.popitem(last=False)
         return rows
 
-    def _encode(self, sound: Heard) -> NDArray[np.float32]:
+    def prepared(self, sound: Heard) -> Callable[[_core.Adapter | None], NDArray[np.float32]]:
+        """What makes soft tokens of it with an adapter or without; what the encoder takes is ready."""
         config = self._audio("audio")
         if config.encoder is None or config.settings is None:
             padded = np.zeros((sound.tokens, config.frame_length), np.float32)
             padded.reshape(-1)[: len(sound.samples)] = sound.samples
-            return self._modality("audio").project(padded)
+            return lambda adapter: self._modality("audio").project(padded, adapter)
         features, valid = config.settings.to_core().extract(sound.samples)
-        rows = self._loaded(config).encode(features, valid)
-        if len(rows) == sound.tokens:
-            return rows
-        table = next(table for table in self._config.tables if table.name == "audio")
-        filler = self._modality("audio").embed([config.filler_id - table.offset])
-        return np.concatenate([rows, np.repeat(filler, sound.tokens - len(rows), axis=0)])
+
+        def encode(adapter: _core.Adapter | None) -> NDArray[np.float32]:
+            rows = self._loaded(config).encode(features, valid, adapter)
+            if len(rows) == sound.tokens:
+                return rows
+            table = next(table for table in self._config.tables if table.name == "audio")
+            filler = self._modality("audio").embed([config.filler_id - table.offset], adapter)
+            return np.concatenate([rows, np.repeat(filler, sound.tokens - len(rows), axis=0)])
+
+        return encode
 
     def _loaded(self, config: AudioConfig) -> _core.Conformer:
         with self._lock:

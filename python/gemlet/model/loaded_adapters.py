@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
@@ -12,11 +13,31 @@ from gemlet.base.front_door import public
 from gemlet.base.names import did_you_mean
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.errors import InvalidRequestError
 from gemlet.model.resident import Resident
 from gemlet.sources.adapters import find_adapter
 
-__all__ = ["LoadedAdapters"]
+__all__ = ["ChosenAdapter", "LoadedAdapters"]
+
+
+@dataclass(frozen=True)
+class ChosenAdapter:
+    """The adapter of a request, or none."""
+
+    adapter: Adapter | None = None
+    core: _core.Adapter | None = None
+
+    def for_tower(self, kind: str) -> _core.Adapter | None:
+        """What the tower ``kind``, "vision" or "audio", is computed with; None: as it is.
+
+        Raises :class:`UnsupportedError` where the adapter changes what gemlet cannot change in that tower.
+        """
+        return self.core if self.adapter is not None and self.adapter.changes_tower(kind) else None
+
+    def key(self, kind: str) -> bytes:
+        """What the soft tokens of that tower depend on besides the model and the media."""
+        core = self.for_tower(kind)
+        return b"" if core is None else core.digest.encode()
 
 
 class LoadedAdapters:
@@ -24,16 +45,21 @@ class LoadedAdapters:
 
     Attributes:
         spare_memory: the bytes that ``max_memory`` leaves for adapters; None: no bound.
-        scratch: the bytes that adapters have added to the core's buffers, which never shrink.
     """
 
     def __init__(self, resident: Resident, config: TextConfig, spare_memory: int | None) -> None:
         self.spare_memory = spare_memory
-        self.scratch = 0
+        self._in_text = self._in_towers = 0
         self._resident = resident
         self._config = config
         self._loaded: dict[str, tuple[Adapter, _core.Adapter]] = {}  # changed under the lock of the resident
         self._loading = _core.Turn()
+
+    @property
+    def scratch(self) -> int:
+        """The bytes that adapters have added to the core's buffers, which never shrink, and to a pass of a
+        tower."""
+        return self._in_text + self._in_towers
 
     def by_name(self) -> dict[str, Adapter]:
         """What is loaded now."""
@@ -81,16 +107,17 @@ class LoadedAdapters:
         # One load at a time, from the check to the end: what is left of max_memory is given out once.
         with open_adapter(found, self._config) as files, self._loading:
             self._check_name(name)
-            scratch = max(self.scratch, resident.core.adapter_scratch_bytes(files.max_rank))
+            in_text = max(self._in_text, resident.core.adapter_scratch_bytes(files.max_rank))
+            in_towers = max(self._in_towers, files.tower_bytes(resident.core))
             if self.spare_memory is not None:
                 room = self.spare_memory - resident.core.memory()["adapters"] - self.scratch
-                files.check_memory(room, resident.core, resident.weights, scratch - self.scratch)
+                files.check_memory(room, resident.core, resident.weights, in_text + in_towers - self.scratch)
             core = files.build(resident.core)
             adapter = files.describe(name, core.bytes)
             with resident.lock:
                 resident.check_open()
                 self._loaded[name] = adapter, core
-                self.scratch = scratch
+                self._in_text, self._in_towers = in_text, in_towers
         return adapter
 
     @public
@@ -111,10 +138,10 @@ class LoadedAdapters:
             self.find(name)
             del self._loaded[name]
 
-    def find(self, name: str | None) -> _core.Adapter | None:
-        """The core's adapter ``name``, or None; raises :class:`InvalidRequestError` if none has the name."""
+    def find(self, name: str | None) -> ChosenAdapter:
+        """The adapter ``name``; raises :class:`InvalidRequestError` if none has the name."""
         if name is None:
-            return None
+            return ChosenAdapter()
         entry = self._loaded.get(name) if isinstance(name, str) else None
         if entry is None:
             loaded = ", ".join(map(show_argument, self._loaded)) or "none"
@@ -123,17 +150,7 @@ class LoadedAdapters:
                 f"adapter: got {show_argument(name)}, expected the name of a loaded one ({loaded}); "
                 + (f"did you mean {show_argument(meant)}?" if meant else "see load_adapter()")
             )
-        return entry[1]
-
-    def check_tower(self, name: object, kind: str) -> None:
-        """Raises :class:`UnsupportedError` for an adapter that changes the tower for this ``kind`` of media,
-        which is computed without adapters."""
-        entry = self._loaded.get(name) if isinstance(name, str) else None
-        if entry is not None and kind in entry[0].towers:
-            raise UnsupportedError(
-                f"adapter: {show_argument(name)} changes the tower for {kind}, too, which gemlet does not "
-                "apply; merge it into the model with PEFT's merge_and_unload(), or ask without it"
-            )
+        return ChosenAdapter(*entry)
 
     def clear(self) -> None:
         """Takes all adapters out."""

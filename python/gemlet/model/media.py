@@ -25,6 +25,7 @@ from gemlet.media.preparing import (
     views_of,
 )
 from gemlet.media.videos import read_video
+from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.resident import Resident
 
 __all__ = ["Media", "Placed", "Seen"]
@@ -157,23 +158,25 @@ class Media:
             placed.append(Placed(begin, tuple(own)))
         return placed
 
-    def rows(self, placed: Placed) -> NDArray[np.float32]:
+    def rows(self, placed: Placed, chosen: ChosenAdapter) -> NDArray[np.float32]:
         """The soft tokens, float32 ``[tokens, hidden_size]``."""
-        return np.ascontiguousarray(np.concatenate([self._soft(view) for view in placed.views]))
+        return np.ascontiguousarray(np.concatenate([self._soft(view, chosen) for view in placed.views]))
 
-    def _soft(self, view: ImageView) -> NDArray[np.float32]:
+    def _soft(self, view: ImageView, chosen: ChosenAdapter) -> NDArray[np.float32]:
+        key = view.digest + chosen.key("vision")
         with self._lock:
-            if (known := self._kept.get(view.digest)) is not None:
-                self._kept.move_to_end(view.digest)
+            if (known := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
                 return known
-        rows = self._loaded().encode(view.pixels())
+        rows = self.tower().encode(view.pixels(), chosen.for_tower("vision"))
         with self._lock:
-            self._kept[view.digest] = rows
+            self._kept[key] = rows
             while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
         return rows
 
-    def _loaded(self) -> _Tower:
+    def tower(self) -> _Tower:
+        """What makes soft tokens of pixels."""
         with self._lock:
             if self._tower is None:
                 self._resident.check_open()

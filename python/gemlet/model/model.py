@@ -270,16 +270,14 @@ class Model:
         views += self._media.videos(videos) if videos else []
         sounds = self._hearing.sounds(audio) if len(audio) else []
         tokens = self._reader.raw(ids, "ids")
-        seen = [(one.first, self._media.rows(one)) for one in self._media.place(tokens, views)]
-        heard = self._hearing.place(tokens, sounds)
+        chosen = self._adapters.find(adapter)
+        seen = [(one.first, self._media.rows(one, chosen)) for one in self._media.place(tokens, views)]
+        heard = self._hearing.place(tokens, sounds, chosen)
         spans = [(first, first + len(rows)) for first, rows in seen]
         taken = [(first, first + len(rows)) for first, rows in heard]
-        others = self._hearing.other_tables(tokens, [*spans, *taken])
+        others = self._hearing.other_tables(tokens, [*spans, *taken], chosen)
         soft = sorted([*seen, *heard, *others], key=lambda one: one[0])
-        adapted = self._adapters.find(adapter)
-        for kind in (["vision"] if views else []) + (["audio"] if sounds else []):
-            self._adapters.check_tower(adapter, kind)
-        return all_logits(self._resident, adapted, self._reader.as_text(tokens), soft, spans)
+        return all_logits(self._resident, chosen.core, self._reader.as_text(tokens), soft, spans)
 
     @overload
     def generate(

@@ -230,9 +230,8 @@ class Requests:
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.raw(ids, name)
         inputs = inputs or Inputs()
-        for tower in inputs.towers:
-            self.adapters.check_tower(options.get("adapter"), tower)
-        own = self.senses.placed(tokens, inputs, name)
+        adapter = self.adapters.find(options.get("adapter"))
+        own = self.senses.placed(tokens, inputs, adapter, name)
         media = sorted([*media, *own], key=lambda placed: placed[0])
         tokens = self.reader.as_text(tokens)
         check_ids(settings, resident.vocab_size)
@@ -274,7 +273,6 @@ class Requests:
             audio_tokens=inputs.audio_tokens,
             image_tokens=inputs.image_tokens,
         )
-        adapter = self.adapters.find(options.get("adapter"))
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
         priority = check_priority(options.get("priority"))
         plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
@@ -282,7 +280,7 @@ class Requests:
             tokens,
             answer,
             sampler,
-            adapter,
+            adapter.core,
             timeout,
             cache_salt=salt,
             priority=priority,

@@ -16,6 +16,7 @@ from gemlet.chat.media_places import MediaPart, Place
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model.hearing import Heard, Hearing
+from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.media import Media, Seen
 from gemlet.tokenizer.tokenizer import Tokenizer
 
@@ -49,11 +50,6 @@ class Inputs:
     @property
     def audio_tokens(self) -> int:
         return sum(one.tokens for one in self.sounds)
-
-    @property
-    def towers(self) -> list[str]:
-        """The towers that make soft tokens of these inputs."""
-        return ["vision"] * bool(self.seen) + ["audio"] * bool(self.sounds)
 
 
 @dataclass(frozen=True)
@@ -131,16 +127,18 @@ class Senses:
             text = "".join(written)
         return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
 
-    def placed(self, ids: NDArray[np.int32], inputs: Inputs, name: str) -> list[tuple[int, _core.Media]]:
+    def placed(
+        self, ids: NDArray[np.int32], inputs: Inputs, chosen: ChosenAdapter, name: str
+    ) -> list[tuple[int, _core.Media]]:
         """What takes the place of tokens in a prompt, in the engine's form. Computed once, however many texts
         go on from the prompt."""
         if inputs.placed is not None:
             return inputs.placed
         seen = self.sight.place(ids, inputs.seen, name)
         spans = [(one.first, one.first + one.tokens) for one in seen]
-        media = list(self.hearing.media(ids, inputs.sounds, spans, name))
+        media = list(self.hearing.media(ids, inputs.sounds, spans, chosen, name))
         for one in seen:
-            rows = self.sight.rows(one)
+            rows = self.sight.rows(one, chosen)
             digest = hashlib.sha256(rows.data).digest()
             media.append((one.first, _core.Media(rows, digest=digest, sees_itself=True)))
         inputs.placed = sorted(media, key=lambda placed: placed[0])

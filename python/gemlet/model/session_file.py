@@ -51,7 +51,7 @@ class SessionState:
 def write_session(path: str | os.PathLike[str], requests: Requests, state: SessionState) -> None:
     """Writes the file ``path``, whole or not at all. Raises :class:`ModelFileError`."""
     path = checked_path("path", path, "the path of a file")
-    adapter = requests.adapters.find(state.adapter)
+    adapter = requests.adapters.find(state.adapter).core
     described = {
         "kind": "text" if state.is_text else "conversation",
         "source": requests.reader.resident.name,
@@ -122,7 +122,7 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
     data = read_from_start(descriptor, end)[first.end() :]
     described = parse_json_object(data, where=path, error=ModelFileError)
     state = _checked(path, described, requests)
-    adapter = requests.adapters.find(state.adapter)
+    adapter = requests.adapters.find(state.adapter).core
     is_own = described.get("computed_by") == _computed_by(requests, adapter) != ""
     if not is_own and not state.is_text:  # then the tokens, too, may be another model's
         return replace(state, ids=np.zeros(0, np.int32))

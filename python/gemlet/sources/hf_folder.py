@@ -12,6 +12,7 @@ from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.generation_defaults import read_end_ids, read_recommended
 from gemlet.config.hf_config import read_config
 from gemlet.config.image_settings import PREPROCESSOR_FILES, read_image_settings
+from gemlet.config.mobilenet import ABSENT_KEYS, MobileNetConfig
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
 from gemlet.config.sound_settings import read_sound_settings
 from gemlet.config.text_config import TextConfig
@@ -55,8 +56,11 @@ def open_folder(
         prompts = read_prompts(folder)
         described += modules
     if config.vision is not None:
-        settings = read_image_settings(folder, config.vision.settings)
-        config = replace(config, vision=replace(config.vision, settings=settings))
+        absent = ABSENT_KEYS if isinstance(config.vision, MobileNetConfig) else None
+        settings = read_image_settings(folder, config.vision.settings, absent)
+        vision = replace(config.vision, settings=settings)
+        settings.check(folder, **vision.fixed_settings)
+        config = replace(config, vision=vision)
     if config.audio is not None and config.audio.settings is not None:
         sounds = read_sound_settings(folder, config.audio.settings)
         config = replace(config, audio=replace(config.audio, settings=sounds))

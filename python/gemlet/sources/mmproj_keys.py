@@ -155,7 +155,7 @@ def preprocessor_keys(gguf: GGUFFile) -> dict[str, Any]:
     kind = projector_types(gguf).get("vision")
     if kind == "gemma3nv":
         side = _integer(gguf, "clip.vision.image_size", 768)
-        keys["size"] = {"height": side, "width": side}
+        keys |= {"size": {"height": side, "width": side}, "do_normalize": False, "resample": 2}
     if kind == "gemma3":
         for name in ("image_mean", "image_std"):
             value = gguf.metadata.get(f"clip.vision.{name}")

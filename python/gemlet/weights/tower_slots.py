@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from gemlet.config.gemma4_vision import UnifiedVisionConfig
 from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import SiglipConfig
@@ -16,7 +17,16 @@ from gemlet.weights.audio_slots import audio_name, audio_slots
 from gemlet.weights.gemma4_vision_slots import gemma4_vision_name, gemma4_vision_slots
 from gemlet.weights.mobilenet_slots import mobilenet_name, mobilenet_slots
 
-__all__ = ["Kind", "in_tower", "is_transposed", "kind_of", "plain_tower_name", "tower_names", "tower_slots"]
+__all__ = [
+    "Kind",
+    "in_tower",
+    "is_transposed",
+    "kind_of",
+    "plain_tower_name",
+    "tower_module",
+    "tower_names",
+    "tower_slots",
+]
 
 Kind = Literal["matrix", "exact", "floats", "norm"]
 
@@ -118,6 +128,25 @@ def plain_tower_name(name: str) -> str:
     'vision_tower.post_layernorm.weight'
     """
     return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
+
+
+def tower_module(module: str, config: TextConfig) -> str:
+    """The plain name of a module that transformers has in memory, which an adapter's file has.
+
+    >>> from gemlet.config import read_config
+    >>> config = read_config("tests/golden/vision/gemma4-unified")  # in a checkout
+    >>> tower_module("model.embed_vision.multimodal_embedder.embedding_projection", config)
+    'embed_vision.embedding_projection'
+    """
+    while module.partition(".")[0] in ("model", "language_model"):
+        module = module.partition(".")[2]
+    module = plain_tower_name(f"{module}.").removesuffix(".")
+    if not isinstance(config.vision, UnifiedVisionConfig):
+        return module
+    inner = module.removeprefix("embed_vision.multimodal_embedder.")
+    if inner != module:
+        return f"embed_vision.{inner}"
+    return module.replace("embed_vision.patch_dense", "vision_embedder.patch_dense")
 
 
 def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:

@@ -1,0 +1,32 @@
+// Products with the matrices of towers, and what an adapter adds to them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "backend/backend.h"
+#include "model/adapter.h"
+
+namespace gemlet {
+
+// It has memory of its own, which it keeps for the next products.
+class TowerProducts {
+ public:
+  explicit TowerProducts(const Adapter* adapter) : adapter_(adapter) {}  // null: none
+
+  // y = W x, and where the adapter corrects W, y += scale * (B (A x) + bias), and DoRA's gain on it.
+  void multiply(Backend& backend, std::span<const Product> products);
+  void multiply(Backend& backend, const Product& product) { multiply(backend, {&product, 1}); }
+
+  // Bytes that one pass takes for a correction of a matrix [rows, cols] with `low` columns of B.
+  static int64_t bytes(int64_t rows, int64_t cols, int64_t low, Format adapter_format, const Backend& backend);
+
+ private:
+  void correct(Backend& backend, const LowRank& term, const float* x, int64_t rows, float* y);
+
+  const Adapter* adapter_;
+  DeviceMemory memory_;
+  int64_t floats_ = 0;
+};
+
+}  // namespace gemlet

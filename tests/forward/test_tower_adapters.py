@@ -1,0 +1,176 @@
+"""LoRA adapters that reach into towers for images and sound give the results of transformers + PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import gemlet
+from gemlet import _core
+from golden.folders import HERE, TOLERANCE
+from support.adapters import adapter_tensors, write_adapter
+from support.feeding import difference
+from support.inside import core_of
+from support.tower_adapters import FOLDERS, NAMES, base_of, inputs_of, logits_of, plain_logits_of
+
+pytestmark = pytest.mark.tier
+
+
+def test_every_golden_adapter_of_a_tower_is_there() -> None:
+    assert len(NAMES) == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_agree_with_transformers_and_peft(name: str) -> None:
+    ids, media = inputs_of(name)
+    expected = logits_of(name)
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        adapter = model.load_adapter(FOLDERS / name)
+        assert not adapter.passed_over
+        assert any(target.startswith(("vision.", "audio.")) for target in adapter.targets)
+        # One image, with and without the adapter: neither gets what was kept of the other.
+        assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
+        assert difference(model.logits(ids, adapter=name, **media), expected) < TOLERANCE
+        assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
+    if name == "gemma3-bias":  # PEFT cannot merge it either
+        with pytest.raises(gemlet.UnsupportedError, match=r"lora_bias.*load_adapter"):
+            gemlet.load(base_of(name), threads=1, merge_adapter=FOLDERS / name)
+        return
+    with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=FOLDERS / name) as merged:
+        assert difference(merged.logits(ids, **media), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.1), ("q8", 0.3)])
+@pytest.mark.parametrize("name", ["gemma3-dora", "gemma4-sound"])
+def test_adapters_beside_rounded_towers(name: str, weights: str, bound: float) -> None:
+    ids, media = inputs_of(name)
+    with gemlet.load(base_of(name), weights=weights, threads=2) as model:
+        model.load_adapter(FOLDERS / name)
+        alone = difference(model.logits(ids, **media), plain_logits_of(name))
+        assert difference(model.logits(ids, adapter=name, **media), logits_of(name)) < min(3 * alone, bound)
+
+
+def test_requests_with_one_image_and_different_adapters() -> None:
+    """Through the engine, with its prefix cache, together and after one another."""
+    names = ["gemma3-dora", "gemma3-bias"]
+    ids, media = inputs_of(names[0])
+    greedy = {"max_tokens": 1, "temperature": 0, "logprobs": 3}
+    with gemlet.load(base_of(names[0]), weights="f32", threads=1) as model:
+        for name in names:
+            model.load_adapter(FOLDERS / name)
+        best = {name: int(model.logits(ids, adapter=name, **media)[-1].argmax()) for name in [None, *names]}
+        for name in [None, *names, None, *reversed(names)]:
+            (token,) = model.generate(ids, adapter=name, **media, **greedy).logprobs
+            assert token.top[0].token_id == best[name]
+        before = model.logits(ids, adapter=names[0], **media)
+        model.unload_adapter(names[0])
+        with pytest.raises(gemlet.InvalidRequestError, match="gemma3-dora"):
+            model.logits(ids, adapter=names[0], **media)
+        model.load_adapter(FOLDERS / names[1], names[0])  # another one by the same name
+        assert difference(model.logits(ids, adapter=names[0], **media), before) > 0.05
+        other = model.logits(ids, adapter=names[1], **media)
+        np.testing.assert_array_equal(model.logits(ids, adapter=names[0], **media), other)
+
+
+def test_max_memory_counts_what_a_pass_of_a_tower_takes() -> None:
+    name = "gemma3-dora"
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        builder = _core.AdapterBuilder(core_of(model))
+        slots = {slot: builder.tower_bytes(slot, 2) for slot in ("vision.layers.0.fc1", "layers.0.q_proj")}
+        # 512 rows of A x, of B (A x)
+        assert slots["vision.layers.0.fc1"] >= 512 * (2 + 52) * 4
+        assert slots["layers.0.q_proj"] == 0
+        before = model._adapters.scratch
+        model.load_adapter(FOLDERS / name)
+        added = model._adapters.scratch - before
+        assert added > core_of(model).adapter_scratch_bytes(2) + 512 * 55 * 4
+    with gemlet.load(base_of(name), weights="f32", threads=1) as model:
+        model._adapters.spare_memory = added // 2
+        with pytest.raises(gemlet.MemoryLimitError, match="forward passes"):
+            model.load_adapter(FOLDERS / name)
+
+
+def changed(folder: Path, name: str, **changes: np.ndarray | None) -> Path:
+    """A golden adapter with other tensors; None: without it."""
+    shutil.copytree(FOLDERS / name, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for tensor, value in changes.items():
+        tensors.pop(tensor, None)
+        if value is not None:
+            tensors[tensor] = value
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+FC1 = "base_model.model.model.vision_tower.encoder.layers.1.mlp.fc1.lora_"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "words"),
+    [
+        (f"{FC1}B.weight", None, "is missing"),
+        (f"{FC1}A.weight", np.zeros((1, 7), np.float32), "has shape [1, 7]; expected [1, 36]"),
+        (f"{FC1}A.weight", np.full((1, 36), np.nan, np.float32), "NaN"),
+        (f"{FC1}B.bias", np.zeros(52, np.float32), "does not set lora_bias"),
+    ],
+)
+def test_damaged_tensors_of_a_tower(
+    tensor: str, value: np.ndarray | None, words: str, tmp_path: Path
+) -> None:
+    path = changed(tmp_path / "a", "gemma3-linear", **{tensor: value})
+    with gemlet.load(base_of("gemma3-linear"), threads=1) as model:
+        with pytest.raises(gemlet.TensorError) as caught:
+            model.load_adapter(path)
+        assert words in str(caught.value)
+        assert model.adapters == {}
+
+
+def test_a_module_of_a_tower_that_is_not_named(tmp_path: Path) -> None:
+    path = changed(tmp_path / "a", "gemma3-linear")
+    config = json.loads((path / "adapter_config.json").read_text())
+    config["target_modules"].remove("fc1")
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    with (
+        gemlet.load(base_of("gemma3-linear"), threads=1) as model,
+        pytest.raises(gemlet.TensorError, match=r"fc1\.lora_A.*target_modules .* does not name it"),
+    ):
+        model.load_adapter(path)
+
+
+# What gemlet does not change: a table, a module as a whole, a convolution of each channel alone.
+@pytest.mark.parametrize(
+    ("base", "tensor", "kind"),
+    [
+        ("vision/gemma3", "vision_tower.embeddings.position_embedding.lora_embedding_A", "vision"),
+        ("vision/gemma3", "multi_modal_projector.modules_to_save.mm_soft_emb_norm.weight", "vision"),
+        ("audio/gemma4", "audio_tower.layers.0.lconv1d.depthwise_conv1d.lora_A.weight", "audio"),
+        ("vision/gemma3n", "embed_vision.embedding.lora_embedding_A", "vision"),
+    ],
+)
+def test_what_is_not_changed_is_refused_with_media(base: str, tensor: str, kind: str, tmp_path: Path) -> None:
+    tensors = adapter_tensors(gemlet.config.read_config(HERE / base), prefix="model.language_model.")
+    tensors[f"base_model.model.model.{tensor}"] = np.ones((2, 4), np.float32)
+    path = write_adapter(tmp_path / "mine", tensors=tensors)
+    name = {"vision/gemma3": "gemma3-linear", "audio/gemma4": "gemma4-sound"}.get(base, "gemma3n-linear")
+    ids, media = inputs_of(name)
+    with gemlet.load(HERE / base, threads=1) as model:
+        assert len(model.load_adapter(path).passed_over) == 1
+        assert np.isfinite(model.logits([2, 5], adapter="mine")).all()
+        for call in (model.logits, model.generate):
+            with pytest.raises(gemlet.UnsupportedError, match=f"of the tower for {kind}"):
+                call(ids, adapter="mine", **media)
+        assert np.isfinite(model.logits(ids, **media)).all()
+    with gemlet.load(HERE / base, threads=1, merge_adapter=path) as model:
+        assert getattr(model.config, kind) is None
+
+
+def test_a_model_without_its_tower_takes_the_adapter_for_text() -> None:
+    name = "gemma3-linear"
+    with gemlet.load(base_of(name), vision=False, threads=1) as model:
+        assert model.load_adapter(FOLDERS / name).passed_over
+        assert difference(model.logits([2, 5, 7], adapter=name), model.logits([2, 5, 7])) > 0.01

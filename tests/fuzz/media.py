@@ -1,0 +1,221 @@
+"""What gemlet reads of images and sounds, as functions of bytes: parameters of calls and parts of messages,
+as JSON, the files that say how images and sounds are prepared, and files of images.
+
+In a call, an object with the key "shape" stands for an array: of its "dtype" with the value "fill", in the
+"order" of its memory. Large ones take no memory: all their values are one.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gemlet
+from gemlet.chat.media_places import take_media
+from gemlet.config.image_settings import ImageSettings, read_image_settings
+from gemlet.config.sound_settings import SoundSettings, read_sound_settings
+from gemlet.media.images import decoded_bytes, read_image
+from gemlet.media.preparing import normalized
+from golden.folders import HERE
+
+# The models that see and hear in different ways; with Gemma 3n, both.
+MODELS = ("vision/gemma3", "vision/gemma3n", "vision/gemma4-small", "vision/gemma4-unified", "audio/gemma4")
+MODELS = (*MODELS, "audio/gemma4-unified")
+_SMALL = 1 << 16  # values of an array that are each their own
+
+
+@cache
+def _model(index: int) -> gemlet.Model:
+    return gemlet.load(HERE / MODELS[index % len(MODELS)], threads=1, max_context=512)
+
+
+def _value(given: Any) -> Any:
+    """What a description stands for."""
+    if isinstance(given, list):
+        return [_value(one) for one in given]
+    if not isinstance(given, dict):
+        return given
+    if "tuple" in given and isinstance(given["tuple"], list):
+        return tuple(_value(one) for one in given["tuple"])
+    if "bytes" in given and isinstance(given["bytes"], str):
+        return given["bytes"].encode("utf-8", "surrogatepass")
+    if "file" in given:
+        return _files().get(given["file"] if isinstance(given["file"], str) else "", b"")
+    if "shape" not in given:
+        return {key: _value(one) for key, one in given.items()}
+    try:
+        return _array(given)
+    except (ValueError, TypeError, OverflowError, MemoryError):  # no array is like this
+        return given
+
+
+def _array(given: dict[str, Any]) -> Any:
+    shape = tuple(given["shape"])
+    one = np.asarray(given.get("fill", 0)).astype(np.dtype(given.get("dtype", "uint8")))
+    count = math.prod(float(size) for size in shape)
+    if 1 << 22 < count <= 1 << 29:
+        raise ValueError("gemlet takes it, and more memory than a run of fuzz.py has")
+    if count > _SMALL:
+        return np.broadcast_to(one, shape)
+    array = np.full(shape, one)
+    if array.dtype.kind in "uif" and array.size and given.get("fill") is None:
+        array = (np.arange(array.size) % 251).astype(array.dtype).reshape(shape)
+    if given.get("order") == "F":
+        return np.asfortranarray(array)
+    return array[::-1] if given.get("order") == "back" and array.ndim else array
+
+
+@cache
+def _files() -> dict[str, bytes]:
+    """Small files of formats that gemlet reads."""
+    found: dict[str, bytes] = {}
+    try:
+        from PIL import Image
+
+        for form, mode in (("PNG", "RGBA"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGB")):
+            file = io.BytesIO()
+            Image.new(mode, (5, 3)).save(file, form)
+            found[form] = file.getvalue()
+        import soundfile
+
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros((800, 2), np.float32), 8000, format="WAV")
+        found["WAV"] = file.getvalue()
+    except (ImportError, OSError):
+        pass  # without the extras every file is a typed error
+    return found
+
+
+def media(data: bytes) -> None:
+    """A call with images, videos and sounds, up to what the towers take."""
+    try:
+        call = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(call, dict):
+        return
+    number = call.get("model", 0)
+    model = _model(number if type(number) is int else 0)
+    sight, hearing = model._media, model._hearing
+    problem = None
+    try:
+        options = _value(call.get("pan_and_scan")), _value(call.get("image_tokens"))
+        seen = sight.images(_value(call["images"]), *options) if "images" in call else []
+        seen += sight.videos(_value(call["videos"])) if "videos" in call else []
+        for one in seen[:2]:
+            for view in one.views[:2]:
+                assert view.tokens > 0
+                assert np.isfinite(view.pixels()).all()
+        if "ids" in call:
+            sight.place(model._reader.raw(call["ids"], "ids"), seen)
+    except gemlet.GemletError as found:
+        problem = found
+    for sound in hearing.sounds(_value(call["audio"]))[:2] if "audio" in call else []:
+        assert sound.tokens > 0
+        hearing.prepared(sound)
+    if "messages" in call:
+        _, parts = take_media(_value(call["messages"]), model._requests.senses.kinds)
+        for part in parts[:3]:
+            read = hearing.sound if part.kind == "audio" else getattr(sight, part.kind)
+            read(part.value, part.where)
+    if problem is not None:
+        raise problem
+
+
+def preprocessor(data: bytes) -> None:
+    """Both files that say how images and sounds are prepared, for every kind of model."""
+    failed = []
+    folder = _folder()
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        for other in folder.iterdir():
+            other.unlink()
+        (folder / name).write_bytes(data)
+        try:
+            defaults = ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+            settings = read_image_settings(str(folder), defaults)
+            with np.errstate(over="ignore"):
+                normalized(np.full((2, 2, 3), 200, np.uint8), settings)
+            sounds = read_sound_settings(str(folder), SoundSettings.of_gemma4())
+            sounds.to_core().extract(np.zeros(4000, np.float32))
+        except gemlet.GemletError as problem:
+            failed.append(problem)
+    if failed:
+        raise failed[0]
+
+
+@cache
+def _folder() -> Path:
+    from fuzz.readers import _folder as shared
+
+    folder = shared() / "preprocessor"
+    folder.mkdir()
+    return folder
+
+
+def image(data: bytes) -> None:
+    """The file of an image, in a data URL and as it is."""
+    if decoded_bytes(data) > 1 << 24:  # gemlet takes it, and more memory than a run of fuzz.py has
+        return
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    levels = read_image(url)
+    assert levels.dtype == np.uint8
+    assert np.array_equal(read_image(data), levels)
+
+
+def image_files() -> list[bytes]:
+    return [data for name, data in _files().items() if name != "WAV"]
+
+
+def settings_files() -> list[bytes]:
+    found = []
+    for name in ("vision/gemma3", "vision/gemma3n"):
+        found.append((HERE / name / "preprocessor_config.json").read_bytes())
+    nested = json.loads((HERE / "vision/gemma4-small/processor_config.json").read_text())
+    sound = {"sampling_rate": 16000, "feature_size": 128, "frame_length": 320, "mel_floor": 0.001}
+    return [*found, json.dumps(nested | {"feature_extractor": sound}).encode(), json.dumps(sound).encode()]
+
+
+def calls() -> list[bytes]:
+    picture = {"shape": [30, 40, 3], "dtype": "uint8", "order": "F"}
+    wave = {"shape": [4000], "dtype": "float32", "fill": 0.25}
+    stereo = {"tuple": [{"shape": [9000, 2], "dtype": "int16", "order": "back"}, 44100]}
+    png, wav = (base64.b64encode(_files().get(name, b"")).decode() for name in ("PNG", "WAV"))
+    message = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": wav, "format": "wav"}},
+        {"type": "image", "image": picture},
+        {"type": "audio", "audio": wave},
+        {"type": "text", "text": "What is this?"},
+    ]
+    options = {"min_crop_size": 10, "max_num_crops": 3, "min_ratio_to_activate": 1.1}
+    found = [
+        {"model": 0, "images": [picture], "ids": [2, *[143] * 16]},
+        {"model": 0, "images": [{"shape": [20, 90], "dtype": "uint8"}], "pan_and_scan": options},
+        {"model": 1, "images": [{"shape": [5, 9, 4]}]},
+        {"model": 2, "images": [picture, {"shape": [1, 60, 3]}], "image_tokens": 70},
+        {"model": 2, "videos": [{"tuple": [[picture, picture], 2.5]}]},
+        {"model": 3, "images": [picture], "image_tokens": 140},
+        {"model": 1, "audio": [wave]},
+        {"model": 4, "audio": [wave, stereo]},
+        {"model": 5, "audio": [stereo, [0.5, 0.25, -0.5] * 300]},
+        {"model": 1, "messages": [{"role": "user", "content": message}]},
+        *({"model": 0, "images": [{"file": name}]} for name in _files() if name != "WAV"),
+        *({"model": 4, "audio": [{"file": name}]} for name in _files() if name == "WAV"),
+    ]
+    good = [json.dumps(call).encode() for call in found]
+    return [call for call in good if _is_taken(call)]
+
+
+def _is_taken(call: bytes) -> bool:
+    try:
+        media(call)
+    except gemlet.GemletError:
+        return False
+    return True

@@ -1,0 +1,45 @@
+"""The golden adapters that reach into towers, with the prompts and media of their checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from golden.folders import HERE, read_tensors
+from support import audio, vision
+
+FOLDERS = HERE / "tower_adapters"
+NAMES = sorted(folder.name for folder in FOLDERS.iterdir())
+
+
+def base_of(name: str) -> Path:
+    config = json.loads((FOLDERS / name / "adapter_config.json").read_text())
+    return HERE / str(config["base_model_name_or_path"])
+
+
+def logits_of(name: str) -> Any:
+    return read_tensors(FOLDERS / name / "golden.safetensors")["logits"]
+
+
+def plain_logits_of(name: str) -> Any:
+    """The same of the checkpoint alone."""
+    return read_tensors(base_of(name) / "golden.safetensors")[f"logits.{_prompt(name)}"]
+
+
+def inputs_of(name: str) -> tuple[list[int], dict[str, Any]]:
+    """The ids of the prompt, and its media as arguments."""
+    base, index = base_of(name), _prompt(name)
+    golden = read_tensors(base / "golden.safetensors")
+    ids = golden[f"ids.{index}"].tolist()
+    if base.parent.name == "audio":
+        return ids, {"audio": audio.waves(base.name, index)}
+    media: dict[str, Any] = {"images": vision.images_of(base.name, index)}
+    sounds = vision.VARIANTS[base.name].prompts[index].sounds
+    if sounds:
+        media["audio"] = [golden[f"wave.{index}.{i}"] for i in range(len(sounds))]
+    return ids, media
+
+
+def _prompt(name: str) -> int:
+    return int(read_tensors(FOLDERS / name / "golden.safetensors")["prompt"][0])
