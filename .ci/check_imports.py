@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "model": "base config media tokenizer chat adapters sources generation",
     "loading": "base config checkpoint tokenizer weights adapters chat sources packing generation model",
     "bench": "base config weights generation model",
+    "bench_towers": "base model",
     "evaluate": "base model",
     "server": "base media chat loading generation model",
     "replicas": "server",

@@ -103,7 +103,12 @@ ADAPTERS = (
         "gemma4-sound-dora",
         "audio/gemma4",
         1,
-        {"r": 1, "use_dora": True, "target_modules": r".*audio.*(linear|proj|conv)"},
+        {
+            "r": 1,
+            "use_dora": True,
+            "target_modules": r".*audio_tower\..*(\.linear|_k_proj|output_proj|input_proj_linear)"
+            r"|.*audio_tower\..*layer[01]\.conv|.*embed_audio\.embedding_projection",
+        },
     ),
     TowerAdapter("gemma4-unified", "vision/gemma4-unified", 1, {"r": 1, "target_modules": "all-linear"}),
     TowerAdapter("gemma4-unified-sound", "audio/gemma4-unified", 0, {"r": 2, "target_modules": "all-linear"}),

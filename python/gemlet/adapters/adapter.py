@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "AdapterFiles"]
 
 _BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
+_WIDE = 1 << 17  # values that are in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -306,12 +307,11 @@ class AdapterFiles:
                         values[token - first] = some[place]
             with np.errstate(all="ignore"):  # what that makes is refused as it is packed
                 if term and a is not None and b is not None:
-                    values = values.reshape(rows, -1) + np.float32(term.scale) * b[first : first + rows] @ a
+                    lengths = None if magnitudes is None else magnitudes[first : first + rows]
+                    factors = np.float32(term.scale) * b[first : first + rows], a
+                    values = _corrected(values.reshape(rows, -1), *factors, lengths)
                 if gains is not None:
                     values = values * gains
-                if magnitudes is not None:
-                    lengths = np.linalg.norm(values, axis=1, keepdims=True).astype(np.float32)
-                    values = values * (magnitudes[first : first + rows] / lengths)
             yield values.reshape(block.shape), "f32"
             first += rows
 
@@ -381,6 +381,27 @@ def _of_expert(
     """A and B of one of several experts."""
     all_a, all_b = a.reshape(term.experts, term.rank, -1), b.reshape(len(b), term.rank, term.experts)
     return all_a[entry], all_b[:, :, entry]
+
+
+def _corrected(
+    values: NDArray[np.float32],
+    b: NDArray[np.float32],
+    a: NDArray[np.float32],
+    lengths: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    """``values + b a``, with these ``lengths`` of its rows if they are given; rounded once. A few rows at a
+    time are in float64."""
+    import numpy as np
+
+    found = np.empty_like(values)
+    wide_a = a.astype(np.float64)
+    step = max(1, _WIDE // values.shape[1])
+    for row in range(0, len(values), step):
+        part = values[row : row + step] + b[row : row + step].astype(np.float64) @ wide_a
+        if lengths is not None:
+            part *= lengths[row : row + step] / np.linalg.norm(part, axis=1, keepdims=True)
+        found[row : row + step] = part
+    return found
 
 
 def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

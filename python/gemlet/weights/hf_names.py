@@ -409,7 +409,7 @@ def is_tower(name: str, family: str) -> bool:
     >>> is_tower("model.vision_tower.patch_embedding.weight", "gemma3"), is_tower("vision_tower.x", "gemma2")
     (True, False)
     """
-    return split_prefix(name)[1].startswith(TOWERS[family])
+    return f"{split_prefix(name)[1]}.".startswith(TOWERS[family])
 
 
 def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
@@ -420,7 +420,7 @@ def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
     """
     found = set()
     for module in modules:
-        inner = split_prefix(module)[1]
+        inner = f"{split_prefix(module)[1]}."
         if inner.startswith(("audio_tower.", "embed_audio.")):
             found.add("audio")
         elif inner.startswith(
