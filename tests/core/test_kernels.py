@@ -63,6 +63,7 @@ WIDE = (1e17, 1e17)
 RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6)} | dict.fromkeys(
     ("q4", "q5", *GROUPED), (1e28, 4e5)
 )
+RANGES["w4a16"] = (1e28, 4e5)
 RANGES |= dict.fromkeys(ROW_SCALED, (1e17, 1e17))
 
 
@@ -304,6 +305,16 @@ def test_bf12_gives_the_bits_of_bf16(operation: str, tier: str, rows: int) -> No
                 tier=tier, operation=operation, x=guarded(x), w=guarded(w), expand=expand
             )
             np.testing.assert_array_equal(seen, wanted)
+
+
+@kernels("matmul_f32_w4a16")
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_w4a16_gives_the_bits_of_f32(operation: str, tier: str, rows: int) -> None:
+    for outputs, cols in ((1, 1), (18, 87), (33, 264), (16, 1152)):
+        x, w = case(operation, cols, rows, outputs, cols, PLAIN)
+        values = testing.kernel_roundtrip(format="w4a16", w=w)
+        wanted = matmul(tier, "matmul_f32_f32", x, values)
+        np.testing.assert_array_equal(matmul(tier, operation, x, w), wanted)
 
 
 def test_bf16_products_use_the_rounded_weights() -> None:
