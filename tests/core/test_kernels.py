@@ -359,11 +359,12 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     if format in ROW_SCALED:
         assert run.weight_bytes == 64 * 128 * ROW_SCALED[format] / 8 + 4 * 64
         return
-    columns = 128 if format in (*INT8_FORMATS, *GROUPED) else 70  # and 64 rows: whole panels, whole blocks
+    # And 64 rows: whole panels, whole blocks.
+    columns = 128 if format in (*INT8_FORMATS, *GROUPED, "w4a16") else 70
     if MATMULS[operation] == "bf12":  # 8 columns together; in each panel exponents and exceptions
         assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)
         return
-    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5, "q5": 5.5}
+    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5, "w4a16": 4.5, "q5": 5.5}
     bits |= {name: count + 0.5 for name, count in GROUPED.items()}
     groups = 4 * 64 if format in GROUPED else 0  # a line for each panel
     assert run.weight_bytes == 64 * columns * bits[format] / 8 + groups
