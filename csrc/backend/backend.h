@@ -264,6 +264,7 @@ struct BackendOptions {
   int threads = 1, decode_threads = 1;
   bool fewer_will_do = false;  // true: fewer threads will do if the system grants no more; false: that is kMemory
   bool exact_batches = false;  // no tiles: the bits of a row do not depend on how many others are multiplied with it
+  bool float_activations = false;  // of float weights: no rounding to bf16
 };
 
 // The tier is the machine's highest, or what GEMLET_CPU forces.

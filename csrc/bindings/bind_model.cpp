@@ -3,18 +3,21 @@
 #include <pybind11/typing.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <optional>
 #include <set>
 
 #include "backend/guarded.h"
 #include "base/error.h"
+#include "base/open_file.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
 #include "engine/embedding.h"
 #include "engine/sequence.h"
+#include "formats/bf12.h"
 #include "model/adapter_builder.h"
 #include "model/builder.h"
 
@@ -212,6 +215,26 @@ Inputs projection_inputs(const std::shared_ptr<Model>& model, const std::vector<
   return result;
 }
 
+bool fit_bf12(const SourceRows& rows, int threads) {
+  constexpr int64_t kPieceBytes = 1 << 20;
+  if (rows.type != SourceType::kBf16 || rows.shape.size() != 2) return false;
+  const int64_t count = rows.shape[0], cols = rows.shape[1];
+  if (count < 1 || cols < 1 || rows.offset < 0) return false;
+  const int64_t step = std::max<int64_t>(kPieceBytes / (cols * 2) / kPanelRows, 1) * kPanelRows;
+  ThreadPool pool(std::clamp(threads, 1, kMaxThreads), true);
+  std::vector<std::vector<uint16_t>> pieces(static_cast<size_t>(pool.threads()));
+  for (auto& piece : pieces) piece.resize(static_cast<size_t>(std::min(step, count) * cols));
+  std::atomic<bool> fit = true;
+  pool.run((count + step - 1) / step, [&](int64_t task, int thread) {
+    if (!fit) return;
+    const int64_t first = task * step, part = std::min(step, count - first);
+    uint16_t* const piece = pieces[static_cast<size_t>(thread)].data();
+    const bool read = read_fully(rows.descriptor, rows.offset + first * cols * 2, part * cols * 2, piece);
+    if (!read || !fits_bf12(piece, part, cols)) fit = false;
+  });
+  return fit;
+}
+
 }  // namespace
 
 const Adapter* adapter_of(const OptionalAdapter& adapter, const Model& model) {
@@ -273,7 +296,9 @@ void register_model(py::module_& m) {
            }),
            py::kw_only(), py::arg("descriptor"), py::arg("offset"), py::arg("shape"), py::arg("dtype"),
            py::arg("scales") = py::none(),
-           "`scales`: of integers (\"i8\", \"i4\", \"i2\", \"i4x32\") float32 [rows, scales of a row].");
+           "`scales`: of integers (\"i8\", \"i4\", \"i2\", \"i4x32\") float32 [rows, scales of a row].")
+      .def("fit_bf12", &fit_bf12, py::arg("threads"), py::call_guard<GilRelease>(),
+           "Whether bf12 has room for this matrix in bf16. No if it cannot be read.");
 
   py::class_<ModelBuilder>(m, "ModelBuilder", py::is_final(), "Builds a Model tensor by tensor.")
       .def(py::init([](const ModelConfig& config, const std::string& weights, const std::string& embedding,
@@ -292,6 +317,9 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
+             const bool exact_floats =  // w4a16 rounds no activations, and then nothing else does
+                 weight_format(weights) == Format::kW4a16 ||
+                 std::ranges::any_of(own, [](const auto& one) { return one.second == Format::kW4a16; });
              const BuildMode mode = threads == 0 ? BuildMode::kPlan
                                     : allocate   ? BuildMode::kAllocate
                                                  : BuildMode::kFiles;
@@ -299,8 +327,8 @@ void register_model(py::module_& m) {
              if (beside && *beside) {
                backend = (*beside)->shared_backend();
              } else {
-               std::unique_ptr<Backend> made = make_backend(
-                   device, {std::max(threads, 1), std::max(decode_threads, 1), fewer_threads, exact_batches});
+               std::unique_ptr<Backend> made = make_backend(device, {std::max(threads, 1), std::max(decode_threads, 1),
+                                                                     fewer_threads, exact_batches, exact_floats});
                if (guarded_memory()) made = make_guarded_backend(std::move(made));
                backend = std::move(made);
              }

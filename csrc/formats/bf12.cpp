@@ -13,20 +13,29 @@ constexpr int kLines = kBf12Words / kLineWords;
 constexpr int kCodes = 15;  // codes for exponents other than 0
 constexpr uint16_t kExponent = 0x7f80;
 constexpr int kInfinite = 255;
+constexpr int64_t kMostPlaces = 1 << 24;  // that an exception can name
 
 uint16_t swapped(uint16_t word) { return static_cast<uint16_t>(word << 8 | word >> 8); }
 
-// The first of those 15 consecutive exponents that cover the most weights of a row. 0 if a weight is not finite.
-int first_exponent(const float* row, int64_t cols) {
+inline uint16_t bf16_of(float x) { return f32_to_bf16(x); }
+inline uint16_t bf16_of(uint16_t bits) { return bits; }
+
+struct Exponents {
+  int first;           // of the 15 consecutive ones that cover the most weights of a row; 0 if one is not finite
+  int64_t exceptions;  // weights that they do not cover
+};
+
+template <typename Number>
+Exponents exponents_of(const Number* row, int64_t cols) {
   constexpr int kChains = 4;  // separate counters, so that no increment waits for another
   uint32_t counts[kChains][256] = {};
-  for (int64_t c = 0; c < cols; ++c) ++counts[c % kChains][f32_to_bf16(row[c]) >> 7 & 255];
+  for (int64_t c = 0; c < cols; ++c) ++counts[c % kChains][bf16_of(row[c]) >> 7 & 255];
   const auto count = [&](int exponent) {
     uint32_t sum = 0;
     for (const auto& chain : counts) sum += chain[exponent];
     return sum;
   };
-  if (count(kInfinite) > 0) return 0;
+  if (count(kInfinite) > 0) return {0, cols};
   uint32_t covered = 0, most = 0;
   int best = 1;
   for (int last = 1; last < kInfinite; ++last) {
@@ -37,7 +46,7 @@ int first_exponent(const float* row, int64_t cols) {
       best = std::max(1, last - kCodes + 1);
     }
   }
-  return best;
+  return {best, cols - count(0) - most};
 }
 
 struct Exceptions {
@@ -46,7 +55,7 @@ struct Exceptions {
   uint32_t count = 0;
 
   bool add(int64_t place, uint16_t word) {
-    if (count == most || place >= 1 << 24) return false;
+    if (count == most || place >= kMostPlaces) return false;
     const uint32_t entry = static_cast<uint32_t>(place << 8) | (word >> 7 & 255u);
     std::memcpy(out + 4 * ++count, &entry, 4);
     return true;
@@ -55,10 +64,24 @@ struct Exceptions {
 
 }  // namespace
 
+bool fits_bf12(const uint16_t* rows, int64_t row_count, int64_t cols) {
+  if (cols * kPanelRows > kMostPlaces) return false;
+  for (int64_t first = 0; first < row_count; first += kPanelRows) {
+    int64_t exceptions = 0;
+    for (int64_t r = first; r < std::min(first + kPanelRows, row_count); ++r) {
+      const Exponents found = exponents_of(rows + r * cols, cols);
+      if (found.first == 0) return false;
+      exceptions += found.exceptions;
+    }
+    if (exceptions > most_bf12_exceptions(cols)) return false;
+  }
+  return true;
+}
+
 bool pack_bf12(const float* rows, int64_t row_count, int64_t cols, uint8_t* panel) {
   uint16_t bases[kLineWords] = {};
   for (int64_t r = 0; r < row_count; ++r) {
-    const int first = first_exponent(rows + r * cols, cols);
+    const int first = exponents_of(rows + r * cols, cols).first;
     if (first == 0) return false;
     bases[2 * r] = bases[2 * r + 1] = static_cast<uint16_t>((first - 1) << 7);
   }

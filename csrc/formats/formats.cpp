@@ -76,6 +76,7 @@ int32_t zero_point(Format format) {
     case Format::kQ5:
       return kQ5Zero;
     case Format::kQ4:
+    case Format::kW4a16:
     case Format::kR4:
       return kQ4Zero;
     case Format::kR2:
@@ -96,6 +97,7 @@ int64_t block_bytes(Format format) {
       return kQ5BlockBytes;
     case Format::kQ4k:
     case Format::kQ4:
+    case Format::kW4a16:
       return kQ4BlockBytes;
     default:
       return 0;
@@ -124,7 +126,9 @@ int64_t superblock_offset(Format format, int64_t index) {
   return index * (kScaleBytes + 2 * block_bytes(format)) + lines_of_groups;
 }
 
-bool takes_balance(Format format) { return block_bytes(format) > 0 && format != Format::kQ8; }
+bool takes_balance(Format format) {
+  return block_bytes(format) > 0 && format != Format::kQ8 && format != Format::kW4a16;
+}
 
 int64_t padded_cols(Format format, int64_t cols) {
   int64_t unit = kSuperblock;

@@ -25,6 +25,7 @@
 //         rows each. A block has six lines: the low four bits of q + 32 in the order of q4; then two lines of upper
 //         bits, for 16 columns each: bits 2k and 2k + 1 of byte 4r + i belong to column 4k + i. q is in [-32, 31] and
 //         the weight is d * s * q.
+//   w4a16 The bits of q4, for products with activations that are not rounded. A scale may be zero.
 //   r8, r4, r2
 //         A row has one scale, and a panel begins with a line of those of its 16 rows, f32. Superblocks of 64 columns
 //         follow. The weight is q * scale.
@@ -43,9 +44,9 @@
 //         most_bf12_exceptions(), then for each, in rising order, its exponent + 256 * its place among the words that
 //         the panel has in bf16.
 //
-// A scale of q4 to q8 covers a block of 32 columns, in q6k 16. The values that q4 and q5 can hold are those of GGUF's
-// Q4_0 and Q5_0; q8, q4k, q5k and q6k can hold all values of Q8_0, Q4_K, Q5_K and Q6_K. Rows are padded with zeros to a
-// multiple of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (all others).
+// A scale of q4 to q8 covers a block of 32 columns, in q6k 16. The values that q4, w4a16 and q5 can hold are those of
+// GGUF's Q4_0 and Q5_0; q8, q4k, q5k and q6k can hold all values of Q8_0, Q4_K, Q5_K and Q6_K. Rows are padded with
+// zeros to a multiple of 16, columns to a multiple of 1 (f32), 2 (bf16), 8 (bf12) or 64 (all others).
 #pragma once
 
 #include <cstddef>
@@ -69,6 +70,7 @@ namespace gemlet {
   X(Q5, q5)               \
   X(Q4k, q4k)             \
   X(Q4, q4)               \
+  X(W4a16, w4a16)         \
   X(R8, r8)               \
   X(R4, r4)               \
   X(R2, r2)

@@ -15,7 +15,8 @@ namespace gemlet {
 
 namespace {
 
-constexpr uint8_t kQ4Zeros = 0x88;  // twice q = 0
+constexpr uint8_t kQ4Zeros = 0x88;         // twice q = 0
+constexpr float kRoundedScale = 0x1p-25f;  // the most that a subnormal f16 is off
 
 // Fills a panel with zeros, which is what its padding has to be. Where a scale is zero, so are the weights.
 void clear(Format format, uint8_t* panel, int64_t bytes) {
@@ -77,23 +78,24 @@ bool repack_groups(Format format, SourceType type, const uint8_t* row, int64_t r
   return true;
 }
 
-// A row of q4 from i4x32.
-void repack_scaled_row(const uint8_t* row, const float* scales, int64_t r, int64_t cols, uint8_t* panel) {
+// A row of q4 or w4a16 from i4x32.
+void repack_scaled_row(Format format, const uint8_t* row, const float* scales, int64_t r, int64_t cols,
+                       uint8_t* panel) {
   for (int64_t b = 0; b < cols / kBlock; ++b) {
-    uint8_t* const superblock = panel + superblock_offset(Format::kQ4, b / 2);
-    if (scales[b] == 0.0f) continue;
+    uint8_t* const superblock = panel + superblock_offset(format, b / 2);
+    const uint16_t scale = f32_to_f16(scales[b]);
+    if ((scale & 0x7fffu) == 0) continue;
     uint8_t q[kBlock];
     stored_integers(row, SourceType::kI4x32, b * kBlock, kBlock, q);
-    store_row(Format::kQ4, q, r, superblock + kScaleBytes + b % 2 * kQ4BlockBytes);
-    const uint16_t scale = f32_to_f16(scales[b]);
+    store_row(format, q, r, superblock + kScaleBytes + b % 2 * kQ4BlockBytes);
     std::memcpy(superblock + (b % 2 * kPanelRows + r) * 2, &scale, 2);
   }
 }
 
-// Whether f16 has all of them. A NaN and an infinity it has not.
+// Whether f16 has all of them, small ones rounded. A NaN and an infinity it has not.
 bool are_halves(const SourceScales& own) {
   return own.scales && std::all_of(own.scales, own.scales + own.rows * own.per_row, [](float scale) {
-           return f16_to_f32(f32_to_f16(scale)) == scale && std::isfinite(scale);
+           return std::isfinite(scale) && std::fabs(f16_to_f32(f32_to_f16(scale)) - scale) <= kRoundedScale;
          });
 }
 
@@ -109,6 +111,8 @@ bool can_repack(Format format, SourceType type, const SourceScales& own) {
       return type == SourceType::kI2 && own.per_row == 1;
     case Format::kQ4:
       return type == SourceType::kQ4_0 || (type == SourceType::kI4x32 && are_halves(own));
+    case Format::kW4a16:
+      return type == SourceType::kI4x32 && are_halves(own);
     case Format::kQ4k:
       return type == SourceType::kQ4_K;
     case Format::kQ5:
@@ -130,7 +134,7 @@ std::optional<Format> exact_format(SourceType type) {
   if (type == SourceType::kI8) return Format::kR8;
   if (type == SourceType::kI4) return Format::kR4;
   if (type == SourceType::kI2) return Format::kR2;
-  if (type == SourceType::kI4x32) return Format::kQ4;
+  if (type == SourceType::kI4x32) return Format::kW4a16;
   for (const Format format : {Format::kQ4, Format::kQ4k, Format::kQ5, Format::kQ5k, Format::kQ6k, Format::kQ8}) {
     if (can_repack(format, type)) return format;
   }
@@ -150,7 +154,7 @@ bool repack_panel(Format format, SourceType type, const uint8_t* rows, int64_t r
   for (int64_t r = 0; r < row_count; ++r) {
     const uint8_t* const row = rows + r * row_bytes;
     if (type == SourceType::kI4x32) {
-      repack_scaled_row(row, own.scales + r * own.per_row, r, cols, panel);
+      repack_scaled_row(format, row, own.scales + r * own.per_row, r, cols, panel);
       continue;
     }
     const bool fits = in_groups(format) ? repack_groups(format, type, row, r, cols, panel)

@@ -16,7 +16,8 @@ struct SourceScales {
 };
 
 // True for q4 from q4_0, q5 from q5_0, q4k, q5k and q6k from q4_k, q5_k and q6_k, and for q8 from q8_0, q5_0, q4_0 and
-// iq4_nl; r8, r4 and r2 from i8, i4 and i2 with one scale for a row; q4 from i4x32 if f16 has all scales.
+// iq4_nl; r8, r4 and r2 from i8, i4 and i2 with one scale for a row; w4a16 and q4 from i4x32 if f16 has all scales, or
+// has them up to 2^-25 where they are below its normal range.
 bool can_repack(Format format, SourceType type, const SourceScales& own = {});
 
 // The smallest format that can hold every value of `type`; none if there is no such format.

@@ -67,6 +67,17 @@ Tier without_tiles(Tier tier) {
   }
 }
 
+KernelTable with_float_activations(KernelTable table) {
+  const KernelTable definitions = kernels_for(Tier::kScalar);  // which matmul_for() passes over
+  for (const MatmulOperation& operation : kMatmuls) {
+    const bool floats = operation.weights == Format::kBf16 || operation.weights == Format::kBf12;
+    if (floats && operation.activations != Activations::kF32) {
+      table.*operation.kernel = definitions.*operation.kernel;
+    }
+  }
+  return table;
+}
+
 const MatmulOperation& matmul_for(const KernelTable& table, const Matrix& weight, int64_t rows) {
   static const KernelTable definitions = kernels_for(Tier::kScalar);
   const MatmulOperation* choice = nullptr;

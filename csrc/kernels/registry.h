@@ -28,6 +28,7 @@ namespace gemlet::kernels {
   X(matmul_i8_q4k)           \
   X(matmul_i8_q5k)           \
   X(matmul_i8_q6k)           \
+  X(matmul_f32_w4a16)        \
   X(matmul_tiles_bf16)       \
   X(matmul_tiles_bf12)       \
   X(matmul_tiles_q8)         \
@@ -82,6 +83,9 @@ const std::vector<KernelEntry>& kernel_entries();
 // For each operation the kernel of `tier`, or that of the nearest tier it contains that has one.
 KernelTable kernels_for(Tier tier);
 
+// `table` without the kernels that round activations to bf16: float weights take float32 activations.
+KernelTable with_float_activations(KernelTable table);
+
 // The tier from which kernels_for(tier) takes `operation`.
 Tier resolved_tier(std::string_view operation, Tier tier);
 
@@ -107,6 +111,7 @@ inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
     {"matmul_tiles_q4", Activations::kTiles, Format::kQ4, kLeastTileRows, &KernelTable::matmul_tiles_q4},
     {"matmul_i8_q4", Activations::kI8, Format::kQ4, 1, &KernelTable::matmul_i8_q4},
+    {"matmul_f32_w4a16", Activations::kF32, Format::kW4a16, 1, &KernelTable::matmul_f32_w4a16},
     {"matmul_tiles_q5", Activations::kTiles, Format::kQ5, kLeastTileRows, &KernelTable::matmul_tiles_q5},
     {"matmul_i8_q5", Activations::kI8, Format::kQ5, 1, &KernelTable::matmul_i8_q5},
     {"matmul_tiles_q4k", Activations::kTiles, Format::kQ4k, kLeastTileRows, &KernelTable::matmul_tiles_q4k},

@@ -35,7 +35,7 @@ from support.kernel_cases import (
     numbers,
 )
 
-FORMATS = ["f32", "bf16", "bf12", "q8", "q6k", "q5k", "q5", "q4k", "q4"]
+FORMATS = ["f32", "bf16", "bf12", "q8", "q6k", "q5k", "q5", "q4k", "q4", "w4a16"]
 # The largest magnitude that a format holds: the largest float16 times the largest |q|.
 LARGEST = {
     "f32": 3.4e38,

@@ -63,6 +63,7 @@ WIDE = (1e17, 1e17)
 RANGES = {"f32": WIDE, "bf16": WIDE, "bf12": WIDE, "q8": (1e28, 8e6)} | dict.fromkeys(
     ("q4", "q5", *GROUPED), (1e28, 4e5)
 )
+RANGES["w4a16"] = (1e28, 4e5)
 RANGES |= dict.fromkeys(ROW_SCALED, (1e17, 1e17))
 
 
@@ -306,6 +307,16 @@ def test_bf12_gives_the_bits_of_bf16(operation: str, tier: str, rows: int) -> No
             np.testing.assert_array_equal(seen, wanted)
 
 
+@kernels("matmul_f32_w4a16")
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_w4a16_gives_the_bits_of_f32(operation: str, tier: str, rows: int) -> None:
+    for outputs, cols in ((1, 1), (18, 87), (33, 264), (16, 1152)):
+        x, w = case(operation, cols, rows, outputs, cols, PLAIN)
+        values = testing.kernel_roundtrip(format="w4a16", w=w)
+        wanted = matmul(tier, "matmul_f32_f32", x, values)
+        np.testing.assert_array_equal(matmul(tier, operation, x, w), wanted)
+
+
 def test_bf16_products_use_the_rounded_weights() -> None:
     """``expected`` uses kernel_roundtrip. This test computes the rounded weights without it."""
     x, w = case("matmul_bf16_bf16", 6, 3, 18, 77, PLAIN)
@@ -348,11 +359,12 @@ def test_a_kernel_runs_alone_for_benchmarks(operation: str, tier: str) -> None:
     if format in ROW_SCALED:
         assert run.weight_bytes == 64 * 128 * ROW_SCALED[format] / 8 + 4 * 64
         return
-    columns = 128 if format in (*INT8_FORMATS, *GROUPED) else 70  # and 64 rows: whole panels, whole blocks
+    # And 64 rows: whole panels, whole blocks.
+    columns = 128 if format in (*INT8_FORMATS, *GROUPED, "w4a16") else 70
     if MATMULS[operation] == "bf12":  # 8 columns together; in each panel exponents and exceptions
         assert run.weight_bytes == 64 * 72 * 1.5 + 4 * (64 + 64)
         return
-    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5, "q5": 5.5}
+    bits = {"f32": 32, "bf16": 16, "q8": 8.5, "q4": 4.5, "w4a16": 4.5, "q5": 5.5}
     bits |= {name: count + 0.5 for name, count in GROUPED.items()}
     groups = 4 * 64 if format in GROUPED else 0  # a line for each panel
     assert run.weight_bytes == 64 * columns * bits[format] / 8 + groups

@@ -31,6 +31,13 @@ def test_the_methods() -> None:
     assert parse(None).quantization is None
     assert parse(GEMMA).quantization == "gemma"
     assert parse(compressed()).quantization == "compressed-tensors"
+    for grouping in (
+        {"group_size": 128, "actorder": "weight"},
+        {"strategy": "channel", "group_size": None},
+        {"strategy": "channel", "group_size": -1},
+        {"actorder": "static"},
+    ):
+        assert parse(compressed(weights=grouping)).quantization == "compressed-tensors"
     bits = {"module_quant_configs": {"down_proj": {}, "(a+)+$": {"num_bits": 2}}, "num_bits": 8}
     assert parse(GEMMA | bits | {"modules_to_not_convert": ["lm_head"]}).quantization == "gemma"
     assert (
@@ -45,7 +52,8 @@ def test_the_factor_on_embeddings_is_exact_where_they_are_quantized() -> None:
     assert scale(GEMMA | {"quantize_embeddings": True}) == 1152**0.5
     assert scale(GEMMA) == 34.0
     assert scale(GEMMA, dtype="float32") == 1152**0.5
-    assert scale(compressed(), dtype="float32") == 34.0
+    assert scale(compressed(), dtype="float32") == 1152**0.5
+    assert scale(compressed(), dtype="bfloat16") == 34.0
 
 
 @pytest.mark.parametrize(
@@ -76,9 +84,13 @@ def test_what_gemma_cannot_say(wrong: dict[str, Any], message: str) -> None:
         ({"weights": {"num_bits": 8}}, "num_bits is 8; expected 4"),
         ({"weights": {"num_bits": 4.0}}, "num_bits is 4.0; expected 4"),
         ({"weights": {"symmetric": False}}, "symmetric is False"),
-        ({"weights": {"group_size": 128}}, "group_size is 128; expected 32"),
-        ({"weights": {"strategy": "channel"}}, "strategy is 'channel'"),
-        ({"weights": {"actorder": "group"}}, "unknown key 'actorder'"),
+        ({"weights": {"group_size": 48}}, "group_size is 48; expected a multiple of 32"),
+        ({"weights": {"group_size": None}}, "group_size is None; expected a multiple of 32"),
+        ({"weights": {"group_size": True}}, "group_size is True"),
+        ({"weights": {"strategy": "channel"}}, "group_size is 32; expected null"),
+        ({"weights": {"strategy": "tensor"}}, "strategy is 'tensor'; expected 'group' or 'channel'"),
+        ({"weights": {"actorder": "group"}}, "actorder is 'group'; expected 'weight' or null"),
+        ({"weights": {"actorder": {}}}, "actorder is {}"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "unknown key 'kv_cache_scheme'"),
     ],
 )

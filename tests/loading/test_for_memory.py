@@ -10,13 +10,20 @@ import pytest
 import gemlet
 from gemlet.config import shape_config
 from gemlet.errors import InvalidRequestError, MemoryLimitError
-from gemlet.loading.for_memory import PROCESS_BYTES, options_for_memory
+from gemlet.loading.for_memory import LOSSES, PROCESS_BYTES, options_for_memory, recommend
 from gemlet.loading.memory_plan import plan_memory
 from gemlet.loading.options import LoadOptions
+from gemlet.weights.formats import PRESETS
 from golden.folders import HERE
+from support.paths import ROOT
 
 GB = 10**9
-ORDER = ["q4", "q4k", "q5", "q5k", "q6k", "q8", "bf16"]  # from small to large
+OWN = {"layers.0.q_proj": "q8"}  # of a file
+ORDER = list(LOSSES)[::-1]  # from small to large
+
+
+def formats_of(options: LoadOptions) -> tuple[str, str]:
+    return options.formats.matrices, options.formats.embedding
 
 
 @pytest.mark.parametrize(
@@ -33,14 +40,15 @@ def test_the_best_format_that_fits(shape: str, limit: int) -> None:
     config = shape_config(shape)
     chosen = options_for_memory(limit, config, LoadOptions())
     assert plan_memory(config, chosen, process=PROCESS_BYTES).total <= limit
-    for better in ORDER[ORDER.index(chosen.weights) + 1 :]:
-        assert plan_memory(config, replace(chosen, weights=better), process=PROCESS_BYTES).total > limit
+    for weights, embedding in ORDER[ORDER.index(formats_of(chosen)) + 1 :]:
+        better = replace(chosen, weights=weights, embedding=embedding)
+        assert plan_memory(config, better, process=PROCESS_BYTES).total > limit
 
 
 def test_more_memory_never_takes_a_smaller_format() -> None:
     config = shape_config("gemma3-1b")
     places = [
-        ORDER.index(options_for_memory(GB // 10 * tenths, config, LoadOptions()).weights)
+        ORDER.index(formats_of(options_for_memory(GB // 10 * tenths, config, LoadOptions())))
         for tenths in (9, 12, 16, 20, 30, 40)
     ]
     assert places == sorted(places)
@@ -59,10 +67,9 @@ def test_the_embedding_is_rounded_last() -> None:
 
 
 def test_the_formats_of_the_file_are_kept_where_they_fit() -> None:
-    own = {"layers.0.q_proj": "q8"}
-    stored = LoadOptions(weights="q4", own_formats=own)
+    stored = LoadOptions(weights="q4", own_formats=OWN)
     config = shape_config("gemma3-270m")
-    assert options_for_memory(GB, config, stored).own_formats == own
+    assert options_for_memory(GB, config, stored).own_formats == OWN
     assert (
         options_for_memory(GB, config, LoadOptions(weights="q4")).weights == "q4"
     )  # not q8, which is larger
@@ -86,3 +93,38 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         gemlet.convert(None, tmp_path / "x", for_memory="much")
     with pytest.raises(InvalidRequestError, match="give one of the two"):
         gemlet.convert(None, tmp_path / "x", for_memory="1GB", weights="q4")
+
+
+def test_inspect_recommends_what_convert_takes_and_says_what_it_loses() -> None:
+    found = gemlet.inspect(for_memory="1GB").recommended
+    assert found is not None
+    assert (found.weights, found.embedding, found.max_context) == ("bf16", "bf16", 1024)
+    config = shape_config("gemma3-1b")
+    losses = []
+    for limit in (GB, 12 * GB // 10, 2 * GB, 8 * GB):
+        advice = recommend(limit, config, LoadOptions())
+        chosen = options_for_memory(limit, config, LoadOptions())
+        assert (advice.weights, advice.embedding) == (chosen.weights, chosen.formats.embedding)
+        assert advice.needs == plan_memory(config, chosen, process=PROCESS_BYTES).total <= limit
+        assert advice.loss == LOSSES[advice.weights, advice.embedding]
+        losses.append(advice.loss)
+    assert losses == sorted(losses, reverse=True)
+    stored = recommend(GB, shape_config("gemma3-270m"), LoadOptions(weights="q4", own_formats=OWN))
+    assert stored.loss is None
+    text = str(gemlet.inspect(for_memory="1GB"))
+    assert "advice     for 1.00 GB: weights bf16, embedding bf16; needs" in text
+    assert "KL divergence of 0.00019 to f32" in text
+    with pytest.raises(MemoryLimitError, match="for_memory is 1 kB"):
+        gemlet.inspect(for_memory=1000)
+    with pytest.raises(InvalidRequestError, match="give one of the two"):
+        gemlet.inspect(for_memory="1GB", weights="q8")
+
+
+def test_the_losses_are_those_of_the_guide() -> None:
+    """The table of benchmarks/README.md, which one command wrote, and the losses here are one fact."""
+    guide = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    for (weights, embedding), loss in LOSSES.items():
+        usual = PRESETS[weights].embedding == embedding
+        name = f"`{weights}`" if usual else f'`{weights}`, `embedding="{embedding}"`'
+        row = next(line for line in guide.splitlines() if line.startswith(f"| {name} |"))
+        assert float(row.split("|")[2]) == loss

@@ -45,20 +45,60 @@ def test_weights_of_few_bits_with_rounded_activations(name: str, weights: str) -
         check(model, name, TOLERANCE)
 
 
-def test_weights_of_four_bits_with_a_scale_for_32() -> None:
-    with gemlet.load(FOLDERS / "w4a16", weights="f32", threads=1) as model:
+@pytest.mark.tier
+@pytest.mark.parametrize("weights", ["auto", "f32"])
+def test_weights_of_four_bits_with_a_scale_for_32(weights: str) -> None:
+    with gemlet.load(FOLDERS / "w4a16", weights=weights, threads=1) as model:
+        assert model.weights == ("w4a16" if weights == "auto" else "f32")
         check(model, "w4a16", TOLERANCE)
-    with gemlet.load(FOLDERS / "w4a16", threads=1) as model:  # q4, which rounds activations to 8 bits
-        assert model.weights == "q4"
-        for ids, logits, _ in golden("w4a16"):
-            assert np.abs(model.logits(ids) - logits).max() < 0.15 * np.abs(logits).max()
-
-
-def test_the_weights_of_w4a16_are_those_of_the_file() -> None:
-    """In q4 the weights are the same as in f32, so nothing but activations is rounded."""
     info = gemlet.inspect(FOLDERS / "w4a16")
-    assert info.kept_as["i4x32"] == "q4"
-    assert info.formats["embedding"] == "bf16"
+    assert info.kept_as == {"i4x32": "w4a16", "bf16": "bf16"}
+    assert info.formats == {"weights": "w4a16", "embedding": "bf16", "kv_cache": "f32"}
+
+
+def regrouped(folder: Path, *, groups: bool, dtype: str = "BF16") -> Path:
+    """w4a16 where each row has one scale only, stored once, or with ``groups`` for each 32 columns."""
+    shutil.copytree(FOLDERS / "w4a16", folder)
+    path = folder / "model.safetensors"
+    blob = path.read_bytes()
+    start = 8 + int.from_bytes(blob[:8], "little")
+    header, data, at = json.loads(blob[8:start]), b"", 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        raw = blob[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+        if name.endswith(".weight_scale"):
+            scales = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view("<f4")
+            scales = scales.reshape(entry["shape"])[:, :1]
+            scales = np.repeat(scales, entry["shape"][1] if groups else 1, axis=1)
+            raw = (scales.view("<u4") >> 16).astype("<u2").tobytes()
+            if dtype == "F32":
+                raw = (scales * np.float32(1.001)).tobytes()
+            entry.update(shape=list(scales.shape), dtype=dtype)
+        entry["data_offsets"] = [at, at + len(raw)]
+        data, at = data + raw, at + len(raw)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return folder
+
+
+def test_a_scale_for_a_row_is_the_same_one_for_each_group(tmp_path: Path) -> None:
+    ids = golden("w4a16")[0][0]
+    with gemlet.load(regrouped(tmp_path / "groups", groups=True), threads=1) as model:
+        expected = model.logits(ids)
+    with gemlet.load(regrouped(tmp_path / "rows", groups=False), threads=1) as model:
+        np.testing.assert_array_equal(model.logits(ids), expected)
+    with gemlet.load(tmp_path / "rows", weights="f32", threads=1) as model:
+        np.testing.assert_allclose(model.logits(ids), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_scales_that_float16_has_not_are_kept_in_f32(tmp_path: Path) -> None:
+    folder = regrouped(tmp_path / "f32", groups=True, dtype="F32")
+    assert gemlet.inspect(folder).weights == "f32"
+    ids = golden("w4a16")[0][0]
+    with gemlet.load(folder, threads=1) as model, gemlet.load(folder, weights="f32", threads=1) as floats:
+        assert model.weights == "f32"
+        np.testing.assert_allclose(model.logits(ids), floats.logits(ids), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma-plain", "w4a16"])
@@ -75,7 +115,7 @@ def test_a_packed_folder_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     with gemlet.load(tmp_path / "packed", threads=1, embedding_on_disk=True) as model:
         np.testing.assert_array_equal(model.logits(ids), expected)
     info = gemlet.inspect(tmp_path / "packed")
-    assert info.weights == ("q4" if name == "w4a16" else "r4")
+    assert info.weights == ("w4a16" if name == "w4a16" else "r4")
 
 
 @pytest.mark.parametrize("name", GEMMA)
@@ -104,7 +144,7 @@ def test_pieces_threads_and_batches_give_the_same_bits() -> None:
 
 
 def test_formats_that_only_files_have_cannot_be_chosen() -> None:
-    for weights in ("r8", "r4", "r2"):
+    for weights in ("r8", "r4", "r2", "w4a16"):
         with pytest.raises(gemlet.InvalidRequestError, match=f"weights is '{weights}'; expected one of"):
             gemlet.load(weights=weights)
         with pytest.raises(gemlet.InvalidRequestError, match="embedding"):
@@ -186,6 +226,7 @@ def retype(name: str, dtype: str) -> Any:
         ("gemma", reshape(f"{UP}.input_activation_scale", [1]), None),
         ("gemma", retype(f"{UP}.weight_scale", "I32"), "is I32"),
         ("w4a16", reshape(f"{UP}.weight_packed", [64, 4]), "expected BF16 \\[64, 1\\]"),
+        ("w4a16", rename(f"{UP}.weight_shape", f"{UP}.weight_g_idx"), "actorder 'group'"),
         ("w4a16", retype(f"{UP}.weight_packed", "F32"), "expected I32"),
         ("w4a16", write(f"{UP}.weight_shape", "<i8", 31), "says \\[31, 64\\]"),
         ("w4a16", rename(f"{UP}.weight_packed", f"{UP}.weight"), "I32|expected"),

@@ -46,6 +46,7 @@ MATMULS = {
     "matmul_i8_q4k": "q4k",
     "matmul_i8_q5k": "q5k",
     "matmul_i8_q6k": "q6k",
+    "matmul_f32_w4a16": "w4a16",
     "matmul_tiles_bf16": "bf16",
     "matmul_tiles_bf12": "bf12",
     "matmul_tiles_q8": "q8",

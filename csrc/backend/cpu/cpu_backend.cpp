@@ -53,6 +53,7 @@ CpuBackend::CpuBackend(Tier tier, const BackendOptions& options)
       threads_(std::min(options.threads, pool_.threads())),
       decode_threads_(std::min(options.decode_threads, pool_.threads())),
       kernels_(kernels::kernels_for(options.exact_batches ? kernels::without_tiles(tier) : tier)) {
+  if (options.float_activations) kernels_ = kernels::with_float_activations(kernels_);
   pool_.use(threads_);
 }
 

@@ -29,7 +29,7 @@ class CudaBackend : public Backend {
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
 
   bool multiplies(const Matrix& weight) const override {
-    return row_bits(weight.format) == 0 && !weight.rounding.any();
+    return row_bits(weight.format) == 0 && weight.format != Format::kW4a16 && !weight.rounding.any();
   }
   int64_t prepared_bytes(const Matrix&, int64_t) const override { return 0; }
   int64_t expansion_bytes(const Matrix&) const override { return 0; }

@@ -272,7 +272,8 @@ __device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, in
       return read_one<Format::kQ4>(weight, panel, r, col);
     case Format::kBf12:
       break;
-    case Format::kR8:  // CudaBackend::multiplies() says no to these
+    case Format::kW4a16:  // CudaBackend::multiplies() says no to these
+    case Format::kR8:
     case Format::kR4:
     case Format::kR2:
       return 0.0f;

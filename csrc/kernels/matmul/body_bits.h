@@ -21,13 +21,39 @@ struct FourBits {
   static constexpr int kParts = 1;  // parts of a block that have a scale of their own
   template <int R, int H, typename X>
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R][H]) {
+    add<BitsDot>(lines, x, dots);
+  }
+
+ private:
+  // A Dot without VNNI adds the sums of pairs of a whole block before it widens them.
+  template <typename Dot, int R, int H, typename X>
+  static GEMLET_INLINE void add(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
+    constexpr bool kPairs = requires(VI sums) { Dot::widened(sums); };
+    VI pairs[R][H] = {};
 #pragma GCC unroll 4
     for (int j = 0; j < kNibbleLines; ++j) {
       for (int h = 0; h < H; ++h) {
         const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
         const VI low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
-        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], low, x(r) + 4 * j);
-        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], high, x(r) + 16 + 4 * j);
+        for (int r = 0; r < R; ++r) {
+          if constexpr (kPairs) {
+            pairs[r][h] = Dot::add_pairs(pairs[r][h], low, x(r) + 4 * j);
+          } else {
+            dots[r][h] = Dot::add(dots[r][h], low, x(r) + 4 * j);
+          }
+        }
+        for (int r = 0; r < R; ++r) {
+          if constexpr (kPairs) {
+            pairs[r][h] = Dot::add_pairs(pairs[r][h], high, x(r) + 16 + 4 * j);
+          } else {
+            dots[r][h] = Dot::add(dots[r][h], high, x(r) + 16 + 4 * j);
+          }
+        }
+      }
+    }
+    if constexpr (kPairs) {
+      for (int r = 0; r < R; ++r) {
+        for (int h = 0; h < H; ++h) dots[r][h] += Dot::widened(pairs[r][h]);
       }
     }
   }

@@ -19,6 +19,48 @@ struct FloatProduct {
   }
 };
 
+// Weights in w4a16, expanded in registers. Sums in the order of the tile of f32.
+struct FourBitLines {
+  template <int R, int H>
+  static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
+    VF odd[R][H] = {};
+    int64_t c = 0;
+    for (; c + kBlock <= cols; c += kBlock) columns<R, H>(x, panel, h0, c, (int)kBlock, sums, odd);
+    if (c < cols) columns<R, H>(x, panel, h0, c, (int)(cols - c), sums, odd);
+    for (int h = 0; h < H; ++h) {
+      for (int r = 0; r < R; ++r) sums[r][h] += odd[r][h];
+    }
+  }
+
+ private:
+  // The first `count` columns of the block that begins at column c.
+  template <int R, int H>
+  static GEMLET_INLINE void columns(const float* const* x, const uint8_t* panel, int h0, int64_t c, int count,
+                                    VF (&sums)[R][H], VF (&odd)[R][H]) {
+    const uint8_t* const superblock = panel + c / kSuperblock * kQ4SuperblockBytes;
+    const int64_t half = c / kBlock % 2;
+    const uint8_t* const lines = superblock + kScaleBytes + half * kQ4BlockBytes;
+    VF scale[H], zero[H];
+    for (int h = 0; h < H; ++h) {
+      scale[h] = load_f16(superblock + (half * kPanelRows + (h0 + h) * kLanes) * 2);
+      zero[h] = scale[h] * (float)-kQ4Zero;
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) {  // four columns
+      if (4 * k >= count) break;
+      for (int h = 0; h < H; ++h) {
+        const VI four = load_i32(lines + k % 4 * kLineBytes + (h0 + h) * kLanes * 4) >> (k / 4 * 4);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          if (4 * k + i >= count) break;
+          const VF w = to_float((four >> (8 * i)) & 15) * scale[h] + zero[h];  // exact
+          for (int r = 0; r < R; ++r) (i % 2 == 0 ? sums : odd)[r][h] += x[r][c + 4 * k + i] * w;
+        }
+      }
+    }
+  }
+};
+
 // For tile_bf12: even and odd columns have separate sums.
 struct FloatColumns {
   static constexpr int64_t kBytes = 4;
@@ -49,6 +91,7 @@ namespace GEMLET_TIER {
 
 void matmul_f32_f32(const MatmulArgs& a) { matmul<FloatProduct<F32Lines>>(a); }
 void matmul_f32_bf16(const MatmulArgs& a) { matmul<FloatProduct<Bf16Lines>>(a); }
+void matmul_f32_w4a16(const MatmulArgs& a) { matmul<FloatProduct<FourBitLines>>(a); }
 void matmul_f32_bf12(const MatmulArgs& a) {
   a.scratch ? matmul_f32_bf16(expanded(a)) : matmul<FloatProduct<Bf12Lines>>(a);
 }

@@ -44,6 +44,7 @@ using matmul_i8_q5_fn = matmul_fn;      // and so on
 using matmul_i8_q4k_fn = matmul_fn;
 using matmul_i8_q5k_fn = matmul_fn;
 using matmul_i8_q6k_fn = matmul_fn;
+using matmul_f32_w4a16_fn = matmul_fn;  // f32 activations, w4a16 weights: the same bits as with their values in f32
 // Weights with one scale for a row. Integer sums of r4 and r2 are exact in all forms.
 using matmul_f32_r8_fn = matmul_fn;  // f32 activations: sum(x q) * scale
 using matmul_f32_r4_fn = matmul_fn;

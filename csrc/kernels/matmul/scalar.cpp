@@ -320,6 +320,22 @@ void matmul_bf16_bf16(const MatmulArgs& a) {
   });
 }
 
+void matmul_f32_w4a16(const MatmulArgs& a) {
+  const int64_t cols = a.cols;
+  for_each_panel(a, [cols](const uint8_t* x, const uint8_t* panel, float* sums) {
+    const float* row = reinterpret_cast<const float*>(x);
+    for (int64_t c = 0; c < cols; ++c) {
+      const int64_t b = c / kBlock;
+      const uint8_t* lines = panel + superblock_offset(Format::kW4a16, b / 2) + kScaleBytes + b % 2 * kQ4BlockBytes;
+      for (int64_t o = 0; o < kPanelRows; ++o) {
+        const int32_t q = stored_weight(Format::kW4a16, lines, o, c % kBlock) - kQ4Zero;
+        const float scale = block_scale(Format::kW4a16, panel, o, c / (kBlock / 2)).scale;
+        sums[o] += row[c] * (static_cast<float>(q) * scale);
+      }
+    }
+  });
+}
+
 void matmul_f32_bf12(const MatmulArgs& a) {
   matmul_bf12(a, [](const uint8_t* x, int64_t c) { return reinterpret_cast<const float*>(x)[c]; });
 }

@@ -25,9 +25,13 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
-// Weights of up to 6 bits: a sum of two products is at most 2 * 63 * 128 and fits 16 bits.
+// Weights of up to 6 bits: a sum of two products is at most 2 * 63 * 128 and fits 16 bits. So do 8 such sums of 4 bits.
 struct BitsDot {
   static VI add(VI sums, VI weight, const uint8_t* x) { return sums + widen_pairs(pair_sums(weight, splat_bytes(x))); }
+  static VI add_pairs(VI pairs, VI weight, const uint8_t* x) {
+    return add_i16(pairs, pair_sums(weight, splat_bytes(x)));
+  }
+  static VI widened(VI pairs) { return widen_pairs(pairs); }
 };
 
 // Unsigned weights of 8 bits times any bytes, by their halves. The sums of pairs are at most 2 * 15 * 128.

@@ -233,6 +233,10 @@ class FileRows:
         """
         `scales`: of integers ("i8", "i4", "i2", "i4x32") float32 [rows, scales of a row].
         """
+    def fit_bf12(self, threads: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Whether bf12 has room for this matrix in bf16. No if it cannot be read.
+        """
 
 class ModelBuilder:
     """

@@ -53,6 +53,11 @@ def with_scales(
         scale = tensors.pop(name)
         stored = "embedding_quantized" if part == "embedding_scale" else "weight"
         words = f"{module}.weight_packed" in tensors
+        if words and (moved := tensors.get(f"{module}.weight_g_idx")) is not None:
+            raise TensorError(
+                f"{files.path(moved.file)}: tensor {show(moved.name)} says which scale each column has "
+                "(actorder 'group'); expected scales in the order of the columns (actorder 'weight', or none)"
+            )
         info = tensors.pop(f"{module}.{'weight_packed' if words else stored}", None)
         where = files.path(scale.file)
         if info is None:
@@ -118,7 +123,7 @@ def _bytes(files: TensorFiles, info: TensorInfo, columns: int | None, scale: Ten
 
 
 def _words(files: TensorFiles, info: TensorInfo, shape: TensorInfo | None, scale: TensorInfo) -> TensorInfo:
-    """Integers of 4 bits, eight in a word, with a scale for 32 columns."""
+    """Integers of 4 bits, eight in a word, with a scale for a multiple of 32 columns."""
     import numpy as np
 
     label = f"{files.path(info.file)}: tensor {show(info.name)}"
@@ -129,9 +134,9 @@ def _words(files: TensorFiles, info: TensorInfo, shape: TensorInfo | None, scale
             "32 columns"
         )
     rows, columns = info.shape[0], 8 * info.shape[1]
-    if scale.dtype not in ("BF16", "F16", "F32") or scale.shape != (rows, columns // 32):
-        raise _wrong_tensor(files, scale, "BF16", [rows, columns // 32])
-    if rows * (columns // 32) > _MOST_SCALES:
+    groups = scale.shape[1] if len(scale.shape) == 2 and scale.shape[1] else 0
+    fits = groups > 0 and columns % (32 * groups) == 0 and scale.shape[0] == rows
+    if scale.dtype not in ("BF16", "F16", "F32") or not fits or rows * (columns // 32) > _MOST_SCALES:
         raise _wrong_tensor(files, scale, "BF16", [rows, columns // 32])
     if shape is not None:
         if shape.dtype != "I64" or shape.shape != (2,):

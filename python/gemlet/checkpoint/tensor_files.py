@@ -36,6 +36,7 @@ __all__ = ["OpenFiles", "Scales", "TensorFiles", "TensorInfo", "numbers"]
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
 _SCAN_BYTES = 1 << 20  # stays in the cache of a core
+_GROUP = 32  # columns with a scale in "i4x32"
 _READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
 
 
@@ -203,7 +204,8 @@ class TensorFiles:
         return self._as_weights(name, array, tag, first)
 
     def read_scales(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        """The scales of ``count`` rows of a tensor of integers from ``first`` on, [rows, scales of a row]."""
+        """The scales of ``count`` rows of a tensor of integers from ``first`` on, [rows, scales of a row]. Of
+        "i4x32" one for 32 columns, also where the file has one for more."""
         import numpy as np
 
         info = self.scales[name].info
@@ -212,7 +214,9 @@ class TensorFiles:
         array: NDArray[Any] = np.empty((count, info.shape[1]), dtype=kind)
         begin = info.begin + first * row_bytes
         self.files.fill(info.file, begin, array.reshape(-1).view(np.uint8).data, show(info.name))
-        return np.ascontiguousarray(numbers(array, tag), dtype=np.float32)
+        found = np.ascontiguousarray(numbers(array, tag), dtype=np.float32)
+        groups = self.scales[name].columns // _GROUP if self.dtype(name) == "i4x32" else 1
+        return np.repeat(found, groups, axis=1) if groups > 1 else found
 
     def _as_weights(self, name: str, array: NDArray[Any], tag: str, first: int) -> tuple[NDArray[Any], str]:
         """Rows as they are stored from row ``first`` on; of integers the weights that they stand for."""
@@ -228,7 +232,7 @@ class TensorFiles:
             parts = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
             q = parts.reshape(len(array), -1).astype(np.float32) - np.float32(1 << (bits - 1))
         scales = self.read_scales(name, first, len(array))
-        return q * np.repeat(scales, self.scales[name].columns, axis=1), "f32"
+        return q * np.repeat(scales, q.shape[1] // scales.shape[1], axis=1), "f32"
 
     def add_alias(self, name: str, of: str) -> None:
         """Makes the tensor ``of`` there a second time, as ``name``."""
@@ -314,6 +318,37 @@ class TensorFiles:
             bits = part[part & 7 != 0]  # the others have eight bits of precision or fewer
             digits = bits & 0x3FF
             if (bits & 0x7C00).any() or (digits // (digits & -digits) > 255).any():  # or they are denormal
+                return False
+        return True
+
+    def fits_bf12(self, name: str) -> bool:
+        """Whether bf12 has room for every matrix of a bfloat16 tensor. Reads it, up to one that says no."""
+        from gemlet import _core
+
+        info = self.tensors[name]
+        threads, _ = _core.default_threads()
+        return all(
+            rows.fit_bf12(threads)
+            for entry in (range(info.shape[0]) if len(info.shape) > 2 else (None,))
+            for rows, _, _ in self.file_rows(name, info.nbytes, entry=entry)
+        )
+
+    def has_half_scales(self, name: str, *, read: bool) -> bool:
+        """Whether the core's w4a16 can have the scales of a tensor in "i4x32": float16 has them, or is off by
+        2^-25 at most. float16 has those of bfloat16 and itself. Others have to be read for it; without
+        ``read`` it is no.
+        """
+        import numpy as np
+
+        info = self.scales[name].info
+        if info.dtype != "F32" or not read:
+            return info.dtype != "F32"
+        step = max(1, _SCAN_BYTES // (4 * info.shape[1]))
+        for first in range(0, info.shape[0], step):
+            scales = self.read_scales(name, first, min(step, info.shape[0] - first))
+            with np.errstate(over="ignore"):
+                off = np.abs(scales.astype(np.float16).astype(np.float32) - scales)
+            if not (off <= 2.0**-25).all():
                 return False
         return True
 

@@ -15,7 +15,12 @@ __all__ = ["run"]
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command: 0 if the model would run here, else 1."""
     try:
-        found = inspect(arguments.model, **load_options(arguments), **access_options(arguments))
+        found = inspect(
+            arguments.model,
+            for_memory=arguments.for_memory,
+            **load_options(arguments),
+            **access_options(arguments),
+        )
     except GemletError as error:
         if not arguments.json:
             raise

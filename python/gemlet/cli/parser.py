@@ -200,6 +200,7 @@ def _add_inspect(commands: Any) -> None:
         *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
         *("prefix_cache", "prefix_cache_size", "vision", "audio", "mmproj", "drafter", "matformer"),
     )
+    parser.add_argument("--for-memory", metavar="SIZE", help='recommend formats for a memory such as "1GB"')
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("inspect"))
 

@@ -188,7 +188,7 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
 
 def _with_quantization(config: TextConfig, keys: Keys) -> TextConfig:
     method = read_quantization(keys)
-    exact = method == GEMMA and (quantizes_embeddings(keys) or _is_float32(keys))
+    exact = (method == GEMMA and quantizes_embeddings(keys)) or (method is not None and _is_float32(keys))
     return replace(
         config, quantization=method, exact_embedding_scale=exact, passed_over=tuple(keys.passed_over)
     )

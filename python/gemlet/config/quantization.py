@@ -12,7 +12,7 @@ from gemlet.errors import ConfigError
 __all__ = ["COMPRESSED", "GEMMA", "quantizes_embeddings", "read_quantization", "refuse_quantized"]
 
 GEMMA = "gemma"  # Google's QAT for mobile: 2, 4 or 8 bits with a scale for a row, and rounded activations
-COMPRESSED = "compressed-tensors"  # only its form of 4 bits with a scale for 32 weights
+COMPRESSED = "compressed-tensors"  # only its forms of symmetric 4 bits with a scale for a group or a row
 
 # quant_method of transformers -> the name people know it by
 _METHODS = {
@@ -42,7 +42,12 @@ _SWITCHES = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")
 _KEYS = ("quantization_config", "quantization")  # mlx-lm writes both, with the same content
 _BITS = (2, 4, 8)
 # What compressed-tensors says of weights that gemlet reads, and keys whose value changes nothing here.
-_WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+_WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True}
+_GROUPING = ("strategy", "group_size", "actorder")
+_COMPRESSED_FORMS = (
+    "gemlet reads symmetric 4 bits, with a scale for a row or for a group of a multiple of 32 columns in "
+    f"their order. Otherwise {_REMEDY}"
+)
 _NOTES = ("observer", "observer_kwargs", "scale_dtype", "zp_dtype", "dynamic", "block_structure")
 _WHOLE = {"format": "pack-quantized", "quantization_status": "compressed"}
 _WHOLE_NOTES = ("quant_method", "config_groups", "ignore", "version", "global_compression_ratio")
@@ -125,8 +130,7 @@ def _check_compressed(keys: Keys, key: str, value: Mapping[str, Any]) -> None:
             if type(got) is not type(wanted) or got != wanted:
                 raise ConfigError(
                     f"{keys.label(key)}{where}.{name} is {show(got)}; expected {show(wanted)}: of "
-                    "compressed-tensors, gemlet reads 4 bits with a scale for 32 weights. Otherwise "
-                    f"{_REMEDY}"
+                    f"compressed-tensors, {_COMPRESSED_FORMS}"
                 )
 
     expect("", value, _WHOLE)
@@ -139,12 +143,29 @@ def _check_compressed(keys: Keys, key: str, value: Mapping[str, Any]) -> None:
         if not isinstance(group, dict) or not isinstance(weights, dict):
             raise ConfigError(f"{keys.label(key)}{where} is {show(group)}; expected an object with weights")
         expect(f"{where}.weights", weights, _WEIGHTS)
-        _refuse_others(keys, f"{key}{where}.weights", weights, (*_WEIGHTS, *_NOTES))
+        _check_grouping(f"{keys.label(key)}{where}.weights", weights)
+        _refuse_others(keys, f"{key}{where}.weights", weights, (*_WEIGHTS, *_GROUPING, *_NOTES))
         format = group.get("format")
         if format is not None:
             expect(where, group, {"format": "pack-quantized"})
         _refuse_others(keys, f"{key}{where}", group, ("targets", "weights", "format"))
     _refuse_others(keys, key, value, (*_WHOLE, *_WHOLE_NOTES))
+
+
+def _check_grouping(label: str, weights: Mapping[str, Any]) -> None:
+    strategy, size, order = (weights.get(name) for name in _GROUPING)
+    wrong = None
+    if strategy not in ("group", "channel"):
+        wrong = f"strategy is {show(strategy)}; expected 'group' or 'channel'"
+    elif strategy == "channel" and size not in (None, -1):
+        wrong = f"group_size is {show(size)}; expected null for one scale in a row"
+    elif strategy == "group" and (type(size) is not int or size <= 0 or size % 32):
+        wrong = f"group_size is {show(size)}; expected a multiple of 32"
+    elif order is not None and order is not False and order not in ("weight", "static"):
+        # With 'group', columns next to each other have different scales.
+        wrong = f"actorder is {show(order)}; expected 'weight' or null"
+    if wrong is not None:
+        raise ConfigError(f"{label}.{wrong}: of compressed-tensors, {_COMPRESSED_FORMS}")
 
 
 def _refuse_others(keys: Keys, key: str, value: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -69,7 +69,7 @@ def open_drafter(
     )
     try:
         if headers_only:
-            files = replace(files, float16_as="f32")
+            files = replace(files, unread=True)
         files = files.with_towers(vision=False, audio=False)
         _check(model, files)
         if files.config.target_size:

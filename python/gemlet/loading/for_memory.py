@@ -1,22 +1,73 @@
-"""The format of the weights that fits into a machine's memory: :func:`options_for_memory`."""
+"""The format of the weights that fits into a machine's memory: :func:`options_for_memory` and
+:func:`recommend`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from gemlet.base.sizes import size_text
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import MemoryLimitError
-from gemlet.loading.memory_plan import check_memory
+from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions
 from gemlet.weights.formats import PRESETS
 
-__all__ = ["CONTEXT", "PROCESS_BYTES", "options_for_memory"]
+__all__ = ["CONTEXT", "LOSSES", "PROCESS_BYTES", "Recommendation", "options_for_memory", "recommend"]
 
+# Matrices and embedding -> the KL divergence to f32 in nats per token, on a trained Gemma 3 270M. These are
+# the rows of the table in benchmarks/README.md that lose less than all smaller ones, from large to small.
+LOSSES = {
+    ("bf16", "bf16"): 1.9e-4,
+    ("q8", "q8"): 2.2e-3,
+    ("q6k", "q8"): 6.2e-3,
+    ("q5k", "q6k"): 2.6e-2,
+    ("q4k", "q6k"): 8.2e-2,
+    ("q4", "q4"): 0.28,
+}
 # What a process has without a model: Python, NumPy and a tokenizer of 262,144 pieces. Measured with Gemma 3
 # 270M: 113 MB, with the activations of a short text.
 PROCESS_BYTES = 120_000_000
 CONTEXT = 4096  # tokens of the text that a model has room for, if the caller does not say how many
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The formats for a machine with ``memory`` bytes: those of :func:`gemlet.convert` with ``for_memory``.
+
+    ``needs`` is the plan's total with a text of ``max_context`` tokens. ``loss`` is the KL divergence that
+    the formats had to f32, in nats per token, on a trained Gemma 3 270M, the smallest Gemma; None for formats
+    that the file has.
+    """
+
+    memory: int
+    weights: str
+    embedding: str
+    max_context: int
+    needs: int
+    loss: float | None
+
+    def __str__(self) -> str:
+        text = f"weights {self.weights}, embedding {self.embedding}; needs {size_text(self.needs)}"
+        text += f" with max_context={self.max_context}"
+        if self.loss is None:
+            return f"{text}; the formats of the file"
+        return f"{text}; on Gemma 3 270M, these formats have a KL divergence of {self.loss:.2g} to f32"
+
+
+def recommend(limit: int, config: TextConfig, options: LoadOptions) -> Recommendation:
+    """What :func:`options_for_memory` finds, with the loss to expect. ``options`` have the file's formats."""
+    chosen = options_for_memory(limit, config, options)
+    formats = chosen.formats
+    own = bool(chosen.own_formats) or formats.matrices not in PRESETS
+    return Recommendation(
+        memory=limit,
+        weights=formats.matrices,
+        embedding=chosen.own_formats.get("embed_tokens", formats.embedding),
+        max_context=chosen.max_context or config.max_position_embeddings,
+        needs=plan_memory(config, chosen, process=PROCESS_BYTES).total,
+        loss=None if own else LOSSES.get((formats.matrices, formats.embedding)),
+    )
 
 
 def options_for_memory(
@@ -24,9 +75,9 @@ def options_for_memory(
 ) -> LoadOptions:
     """``options`` with the format that loses least of those with which the model runs in ``limit`` bytes.
 
-    The first try is the formats of ``options``, which are those of the file, or bf16 for "auto". Smaller ones
-    follow, without bf12, because not every matrix can have it. The last try also rounds the embedding to q4.
-    Without ``max_context``, there is room for a text of :data:`CONTEXT` tokens, or of the model's limit.
+    The first try is the formats of ``options``, which are those of the file, or bf16 for "auto". The smaller
+    ones of :data:`LOSSES` follow; bf12 is not among them, because not every matrix can have it. Without
+    ``max_context``, there is room for a text of :data:`CONTEXT` tokens, or of the model's limit.
 
     Raises :class:`MemoryLimitError`, with the plan of the smallest, if none fits. Errors call the limit
     ``name``.
@@ -34,7 +85,7 @@ def options_for_memory(
     >>> from gemlet.config import shape_config
     >>> config = shape_config("gemma3-1b")
     >>> [options_for_memory(size * 10**9, config, LoadOptions()).weights for size in (1, 2, 8)]
-    ['q4k', 'q8', 'bf16']
+    ['q5k', 'q8', 'bf16']
     """
     if options.max_context is None:
         options = replace(options, max_context=min(CONTEXT, config.max_position_embeddings))
@@ -55,9 +106,7 @@ def _smaller(options: LoadOptions) -> Iterator[LoadOptions]:
     names = list(PRESETS)
     if options.weights not in names:  # a quantized file, which nothing is smaller than
         return
-    begin = names.index(options.weights) + (0 if options.own_formats else 1)
-    for weights in names[begin:]:
-        if weights != "bf12":
-            yield replace(options, weights=weights, own_formats={})
-    if options.embedding is None:
-        yield replace(options, weights=names[-1], embedding=names[-1], own_formats={})
+    first = names.index(options.weights) + (0 if options.own_formats else 1)
+    for weights, embedding in LOSSES:
+        if names.index(weights) >= first or (weights, embedding) == ("q4", "q4"):
+            yield replace(options, weights=weights, embedding=options.embedding or embedding, own_formats={})

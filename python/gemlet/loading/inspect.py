@@ -10,9 +10,10 @@ from math import prod
 
 from gemlet.base.front_door import public
 from gemlet.base.sizes import parse_memory
-from gemlet.errors import MemoryLimitError
+from gemlet.errors import InvalidRequestError, MemoryLimitError
 from gemlet.loading.builder import not_packed, settle
 from gemlet.loading.drafter import open_drafter
+from gemlet.loading.for_memory import recommend
 from gemlet.loading.inspection import Inspection
 from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions, Matformer
@@ -42,22 +43,29 @@ def inspect(
     prefix_cache_size: int | str | None = None,
     drafter: str | os.PathLike[str] | None = None,
     matformer: Matformer = None,
+    for_memory: int | str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Inspection:
     """Reads all that a model's files say but the weights, and what it would take to load it. Of a model on
     the hub only that is fetched: the small files, and the headers of the large ones.
 
-    The arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing, damaged
-    or of an architecture gemlet does not run. A model that is merely too large is described, with
-    ``problem`` saying so. How ``weights="auto"`` keeps float16 depends on its values, bf16 or f32, and the
-    plan is for the larger.
+    With ``for_memory``, the memory of a machine such as "1GB", it recommends formats for that machine, and
+    says what they lose. Raises :class:`MemoryLimitError` where none is small enough.
+
+    The other arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing,
+    damaged or of an architecture gemlet does not run. A model that is merely too large is described, with
+    ``problem`` saying so. How ``weights="auto"`` keeps bfloat16 and float16 depends on their values, and the
+    plan is for the larger format, bf16 and f32.
 
     >>> print(str(inspect(weights="q4", max_context=512)).splitlines()[0])
     model      demo
     """
     from gemlet import _core
 
+    room = None if for_memory is None else parse_memory(for_memory, "for_memory")
+    if room is not None and weights not in (None, "auto"):
+        raise InvalidRequestError("for_memory chooses the format of the weights; give one of the two")
     options = LoadOptions(
         weights=weights,
         max_context=max_context,
@@ -81,7 +89,7 @@ def inspect(
         headers_only=True,
         as_drafter=True,
     ) as files:
-        files = replace(files, float16_as="f32").with_towers(vision=options.vision, audio=options.audio)
+        files = replace(files, unread=True).with_towers(vision=options.vision, audio=options.audio)
         if matformer is not None:
             files = files.cut(matformer)
         config = files.config
@@ -99,6 +107,9 @@ def inspect(
         plan = plan_memory(config, options, table_type=table_type or "bf16", drafter=beside)
         parameters, on_disk = _parameters(files, options.embedding_on_disk)
         tensors = files.checkpoint.tensors
+        recommended = None
+        if room is not None:
+            recommended = recommend(room, config, replace(options, max_context=max_context))
         problem = str(not_packed(files)) if options.embedding_on_disk and files.packed is None else None
         if max_memory is not None:
             room, name = parse_memory(max_memory), "max_memory"
@@ -133,6 +144,7 @@ def inspect(
             max_context=options.max_context or config.max_position_embeddings,
             plan=plan,
             problem=problem,
+            recommended=recommended,
             not_followed=dict(files.not_followed),
             passed_over=files.passed_over,
         )

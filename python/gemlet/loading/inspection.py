@@ -11,6 +11,7 @@ from gemlet.base.sizes import size_text
 from gemlet.base.text import asked_for, show
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
+from gemlet.loading.for_memory import Recommendation
 from gemlet.loading.memory_plan import MemoryPlan
 
 __all__ = ["Inspection", "layer_text"]
@@ -27,10 +28,10 @@ class Inspection:
     of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
     ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
-    ``prompts`` are those of an embedding model. ``not_followed`` is what the
-    model's files ask for and gemlet does not do, by key. ``passed_over`` are keys and tensors
-    that change nothing and that gemlet does not know. ``problem`` is None if the model runs here, else why
-    not.
+    ``recommended`` is what ``for_memory`` asked for. ``prompts`` are those of an embedding model.
+    ``not_followed`` is what the model's files ask for and gemlet does not do, by key. ``passed_over`` are
+    keys and tensors that change nothing and that gemlet does not know. ``problem`` is None if the model runs
+    here, else why not.
 
     >>> import gemlet
     >>> found = gemlet.inspect()
@@ -59,6 +60,7 @@ class Inspection:
     max_context: int
     plan: MemoryPlan
     problem: str | None
+    recommended: Recommendation | None = None
     not_followed: dict[str, Any] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
 
@@ -72,7 +74,9 @@ class Inspection:
         """
         memory = asdict(self.plan) | {"total": self.plan.total}
         fields = {name: value for name, value in vars(self).items() if name != "plan"}
-        return fields | {"config": asdict(self.config), "memory": memory}
+        recommended = None if self.recommended is None else asdict(self.recommended)
+        own = {"config": asdict(self.config), "memory": memory, "recommended": recommended}
+        return fields | own
 
     def __repr__(self) -> str:
         runs = "runs here" if self.problem is None else f"does not run here: {show(self.problem)}"
@@ -103,6 +107,7 @@ class Inspection:
             f"memory     {self.plan}",
             f"           with weights={self.weights}, max_context={self.max_context}"
             + (f"; {size_text(self.plan.on_disk)} stay on disk" if self.plan.on_disk else ""),
+            *([f"advice     for {size_text(best.memory)}: {best}"] if (best := self.recommended) else []),
             *([f"not done   {asked_for(self.not_followed)}"] if self.not_followed else []),
             *([f"passed over {', '.join(map(show, self.passed_over))}"] if self.passed_over else []),
             f"runs here  {'yes' if self.problem is None else f'no: {self.problem}'}",

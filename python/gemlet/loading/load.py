@@ -15,7 +15,7 @@ from gemlet.loading.drafter import open_drafter
 from gemlet.loading.memory_plan import check_memory
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.model.model import Model
-from gemlet.packing.cache import know_float16
+from gemlet.packing.cache import know_formats
 from gemlet.sources.opening import open_model_files
 
 __all__ = ["load"]
@@ -71,11 +71,11 @@ def load(
             quarters of the memory; faster where decoding waits for memory), "f32", "q8" (int8 in blocks of
             32), "q6k", "q5k", "q5", "q4k", "q4" (six to four bits; the embedding table is q8). bf12 has codes
             for 15 consecutive exponents of each row, and room for few others; a matrix with more is refused.
-            "auto": each matrix in a format that has all its values, bf16 for BF16 and for float16 that came
-            from it, else f32; of GGUF's types q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for
-            Q4_K, Q5_K and Q6_K, and q8 for IQ4_NL. Types whose values no format has become q8 (Q4_1, Q5_1,
-            IQ4_XS) or q4 (Q2_K, Q3_K), which adds little to the error they have. Of a packed folder, the
-            format it has.
+            "auto": each matrix in a format that has all its values: for BF16 bf12 where it has room, but bf16
+            in models that take less than 64 MB; bf16 for float16 that came from it, else f32; of GGUF's types
+            q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for Q4_K, Q5_K and Q6_K, and q8 for
+            IQ4_NL. Types whose values no format has become q8 (Q4_1, Q5_1, IQ4_XS) or q4 (Q2_K, Q3_K), which
+            adds little to the error they have. Of a packed folder, the format it has.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
             physical cores (``gemlet info`` shows the number and the reason), and fewer where the system does
             not grant so many.
@@ -195,7 +195,7 @@ def load(
             _log.info("%s: passed over what changes nothing: %s", files.name, ", ".join(files.passed_over))
         options = options.with_context(files.config.max_position_embeddings)
         if options.cache and options.weights == "auto":
-            know_float16(files)
+            know_formats(files)
         with open_drafter(options, files, token=token) or nullcontext() as beside:
             options = options.with_formats(files)
             spare = None

@@ -3,8 +3,8 @@
 An entry of the cache (:mod:`gemlet.base.cache_entries`) is named by its key: a hash of what the packed form
 depends on. That is the configuration, the formats, the version of gemlet, and of each file of the model
 its tensors' places, its size, the times of its last changes and samples of its content. The path is no part
-of it. A model whose files changed has another key. What ``weights="auto"`` makes of float16 has an entry of
-its own, as it depends on every value.
+of it. A model whose files changed has another key. What ``weights="auto"`` makes of float16 and
+bfloat16 has an entry of its own, as it depends on every value.
 
 Whatever is wrong with the cache, its disk or its rights costs the cache, never the model: a warning, and
 loading goes on without.
@@ -54,11 +54,12 @@ from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
 if TYPE_CHECKING:
     from gemlet import _core
 
-__all__ = ["know_float16", "model_digest", "packed_copy"]
+__all__ = ["know_formats", "model_digest", "packed_copy"]
 
 _SAMPLES = 64  # samples spread over a file; they show that it was rewritten within one tick of the clock
 _SAMPLE_BYTES = 4096
 _STAMP = "stamp"
+_VALUED = {name: name for name in ("bf12", "bf16", "f32")}
 _CHUNK = 1 << 24
 
 
@@ -94,22 +95,22 @@ def packed_copy(
         return None
 
 
-def know_float16(files: ModelFiles) -> None:
-    """Enters the formats of the float16 matrices, bf16 where it has all their values, in
-    ``files.known_formats``. The cache tells them; if it does not, they are read, and kept for the next time.
+def know_formats(files: ModelFiles) -> None:
+    """Enters the formats of the matrices whose values decide about them in ``files.known_formats``. The cache
+    tells them; if it does not, they are read, and kept for the next time.
     """
-    names = files.float16_matrices()
+    names = files.valued_matrices()
     if not names or not cache_limit():
         return
     places = [files.checkpoint.tensors[name] for name in names]
     digest = hashlib.sha256(repr(places).encode())
     _add_files(digest, [(files.checkpoint, file) for file in sorted({info.file for info in places})])
-    name = f"float16-{digest.hexdigest()[:32]}"
+    name = f"formats-{digest.hexdigest()[:32]}"
     try:
         path = os.path.join(own_entry(name), "formats.json")
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        files.known_formats.update({name: {"bf16": "bf16", "f32": "f32"}[found[name]] for name in names})
+        files.known_formats.update({name: _VALUED[found[name]] for name in names})
     except (OSError, ValueError, KeyError, TypeError):
         formats = json.dumps({name: files.auto_format(name) for name in names})
         keep_entry(name, lambda made: Path(made, "formats.json").write_text(formats, "utf-8"))

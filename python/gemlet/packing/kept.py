@@ -23,7 +23,7 @@ class Kept:
 
     Attributes:
         name: that of its folder, a hash.
-        what: what it holds: "weights q4", "vocabulary" or "formats of float16".
+        what: what it holds: "weights q4", "vocabulary" or "formats".
         source: the model that it was made of, as it was called then; None if nobody noted it.
         nbytes: its size.
         used: when it was used for the last time, in seconds since 1970.
@@ -66,7 +66,7 @@ def remove_entries(names: Collection[str]) -> list[str]:
 def _what(path: str, name: str) -> str:
     kind, _, rest = name.partition("-")
     if rest:
-        return {"tokenizer": "vocabulary", "float16": "formats of float16"}.get(kind, kind)
+        return {"tokenizer": "vocabulary"}.get(kind, kind)
     try:
         with Checkpoint(path) as checkpoint:
             return f"weights {checkpoint.metadata.get('gemlet_weights', '')}".strip()

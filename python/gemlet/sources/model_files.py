@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["ModelFiles"]
+
+_CACHED_BYTES = 64 << 20
+
+
+def _of_both(one: str, other: str) -> str:
+    """The format of a matrix of two parts that would have these."""
+    if one == other:
+        return one
+    return "bf16" if {one, other} == {"bf12", "bf16"} else "q8"
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class ModelFiles:
         token_order: of a drafter with centroids, the token of each row of its head, int32 ``[vocab_size]``.
         passed_over: keys and tensors of the files that change nothing, beside those every model has.
         known_formats: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
-        float16_as: that format for all of float16, of which no value is then read; None: as its values need.
+        unread: no value is read to know a format; it is then the largest one that could be needed.
     """
 
     name: str
@@ -68,7 +78,7 @@ class ModelFiles:
     config_files: tuple[str, ...] = field(repr=False, default=())
     config_texts: Mapping[str, str] = field(repr=False, default_factory=dict)
     known_formats: dict[str, str] = field(repr=False, default_factory=dict)
-    float16_as: str | None = None
+    unread: bool = False
     adapter: AdapterFiles | None = field(default=None, repr=False)
     merged: Mapping[str, str] = field(default_factory=dict, repr=False)
     prompts: Prompts | None = field(default=None, repr=False)
@@ -128,16 +138,17 @@ class ModelFiles:
     def stored_formats(self) -> dict[str, str]:
         """What ``weights="auto"`` means: the format of each of the core's matrices.
 
-        It is the smallest one that has all values as they are stored. Where none has (blocks of GGUF with
-        minima, or with more than one scale for 32 values), it is the smallest whose rounding is small beside
-        the error that the blocks have already: q4 for two and three bits, q8 for more.
+        It is the smallest one that has all values as they are stored, bf12 only in models of some size.
+        Where none has (blocks of GGUF with minima, or with more than one scale for 32 values), it is the
+        smallest whose rounding is small beside the error that the blocks have already: q4 for two and three
+        bits, q8 for more.
         """
         formats: dict[str, str] = {}
         for name, slot in self._matrices():
             kept = self.auto_format(name)
             for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
                 # An expert's gate and up projection are one matrix, and may be two tensors.
-                formats[part] = kept if formats.get(part, kept) == kept else "q8"
+                formats[part] = _of_both(formats.get(part, kept), kept)
         return formats
 
     def stored_weights(self) -> str:
@@ -154,11 +165,21 @@ class ModelFiles:
     def formats_by_type(self) -> dict[str, str]:
         """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
         found = {self.checkpoint.dtype(name): self.auto_format(name) for name, _ in self._matrices()}
-        return found | ({"f16": "bf16 or f32"} if self.float16_as and "f16" in found else {})
+        either = {"f16": "bf16 or f32"} | ({"bf16": "bf12 or bf16"} if self._takes_bf12 else {})
+        return found | {dtype: text for dtype, text in either.items() if self.unread and dtype in found}
 
-    def float16_matrices(self) -> list[str]:
+    def valued_matrices(self) -> list[str]:
         """The tensors whose format depends on their values."""
-        return [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "f16"]
+        types = ("f16", "bf16") if self._takes_bf12 else ("f16",)
+        return [name for name, _ in self._matrices() if self.checkpoint.dtype(name) in types]
+
+    @cached_property
+    def _takes_bf12(self) -> bool:
+        """Whether the matrices in bf16 are more than a processor keeps in its cache. Where they are not, no
+        token waits for memory, and bf12 only costs time."""
+        tensors = self.checkpoint.tensors
+        kept = [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "bf16"]
+        return sum(tensors[name].nbytes for name in kept) > _CACHED_BYTES
 
     def _matrices(self) -> Iterator[tuple[str, str]]:
         """Tensor and slot of what the core packs in a format of choice."""
@@ -169,9 +190,20 @@ class ModelFiles:
     def auto_format(self, name: str) -> str:
         """The format that ``weights="auto"`` keeps a matrix in; may read it."""
         if name not in self.known_formats:
-            kept = auto_format(self.checkpoint.dtype(name)) or self.float16_as
-            self.known_formats[name] = kept or ("bf16" if self.checkpoint.fits_bf16(name) else "f32")
+            kept = auto_format(self.checkpoint.dtype(name))
+            if kept is None:
+                kept = "bf16" if not self.unread and self.checkpoint.fits_bf16(name) else "f32"
+            elif kept == "bf16" and self._takes_bf12 and not self.unread and self._is_as_stored(name):
+                kept = "bf12" if self.checkpoint.fits_bf12(name) else "bf16"
+            elif kept == "w4a16" and not self.checkpoint.has_half_scales(name, read=not self.unread):
+                kept = "f32"
+            self.known_formats[name] = kept
         return self.known_formats[name]
+
+    def _is_as_stored(self, name: str) -> bool:
+        """Whether the rows of the file are the rows of the matrix, in the same order."""
+        ordered = self.token_order is not None and self.slots[name] == "embed_tokens"
+        return not self.is_changed(name) and not ordered
 
     def close(self) -> None:
         """Closes the files."""

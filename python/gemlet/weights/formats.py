@@ -33,14 +33,16 @@ PRESETS = {
     "q4k": Formats("q4k", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }
-# What only files have, so that nobody chooses it: one scale for a row, as Google's QAT for mobile trains it.
-# Rounded activations multiply small errors, so the cache is exact.
+# What only files have, so that nobody chooses it: one scale for a row, as Google's QAT for mobile trains it,
+# and four bits for activations that are not rounded. Rounded activations multiply small errors, so the cache
+# is exact; and nothing else rounds what w4a16 does not.
 STORED = {name: Formats(name, name, "f32") for name in ("r8", "r4", "r2")}
+STORED["w4a16"] = Formats("w4a16", "bf16", "f32")
 EVERY = PRESETS | STORED
 # Formats whose matrices have balanced channels (csrc/model/balance.h).
 ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
 # Format -> the exact formats of types in files that it keeps every bit of.
-KEEPS = {**{name: (name,) for name in ROUNDED}, "q8": ("q4", "q5", "q8")}
+KEEPS = {**{name: (name,) for name in ROUNDED}, "q4": ("q4", "w4a16"), "q8": ("q4", "q5", "q8")}
 KV_CACHES = ("f32", "bf16", "int8")
 # What other tools call the formats, in lower case -> their names here.
 _ELSEWHERE = {
