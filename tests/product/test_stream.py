@@ -23,7 +23,7 @@ class ByteDecoder:
     def __init__(self) -> None:
         self.pending = b""
 
-    def push(self, token_id: int, /) -> str:
+    def next_text(self, token_id: int, /) -> str:
         self.pending += bytes([token_id])
         try:
             text = self.pending.decode()

@@ -158,6 +158,10 @@ def calls(on: Loaded) -> dict[str, Call]:
             tokenizer.stream_decoder().next_bytes,
             {"token_id": 3},
         ),
+        "gemlet.tokenizer.StreamDecoder.next_text": (
+            tokenizer.stream_decoder().next_text,
+            {"token_id": 3},
+        ),
         "gemlet.tokenizer.StreamDecoder.bytes_of": (tokenizer.stream_decoder().bytes_of, {"token_id": 3}),
         "gemlet.chat.chat_format_for": (
             chat.chat_format_for,

@@ -195,6 +195,20 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     assert isinstance(server.failure, GemletError)
 
 
+def test_what_vllm_calls_ping_and_load(server: RunningServer) -> None:
+    answer = server.ask("GET", "/ping")
+    assert (answer.status, answer.body) == (200, b"")
+    assert server.ask("GET", "/load").json == {"server_load": 0}
+    with saying(0.3, chunk(Content("a"), reason="stop")):
+        asking = threading.Thread(target=server.post, args=(CHAT, {"messages": QUESTION}))
+        asking.start()
+        seen = {0}
+        while asking.is_alive():
+            seen.add(server.ask("GET", "/load").json["server_load"])
+        asking.join()
+    assert seen == {0, 1}
+
+
 def test_metrics_of_adapters() -> None:
     """vLLM's gauge that routers read: which adapters have requests."""
     from gemlet.server.settings import ModelSpec, Settings
@@ -250,7 +264,7 @@ def test_metrics() -> None:
         assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
         assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
         assert value(f"{prefix}:num_requests_running", **model) == 0
-        assert value(f"{prefix}:steps_total", **model) >= 10
+        assert value(f"{prefix}:steps_total", **model) >= 4  # some write guessed tokens
         assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         for name in (
             *("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"),

@@ -167,6 +167,7 @@ def test_what_comes_back(server: RunningServer) -> None:
 def test_anthropic(said: list[ScriptedStream], server: RunningServer) -> None:
     tools: Any = [{"name": "weather", "input_schema": {"type": "object"}}]
     options: Any = {"model": "demo", "messages": QUESTION, "max_tokens": 50, "tools": tools}
+    options["thinking"] = {"type": "enabled", "budget_tokens": 1024}
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
         message = client.messages.create(**options)
         with client.messages.stream(**options) as stream:

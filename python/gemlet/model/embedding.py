@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from gemlet.base.text import show_argument
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
 from gemlet.model.loaded_adapters import LoadedAdapters
+from gemlet.model.off_loop import off_loop
 from gemlet.model.reading import Reader
 from gemlet.model.rows import arows_of, rows_of
 
@@ -134,14 +136,15 @@ class Embedding:
         empty: Literal["error", "zero"] = "error",
     ) -> NDArray[np.float32]:
         """:meth:`embed` for programs with an event loop. No thread waits for the vectors; a task that is
-        cancelled ends the work.
+        cancelled ends the work. Long texts are encoded in a thread.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
         ...     asyncio.run(model.aembed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4)).shape
         (2, 4)
         """
-        ids, result, low_rank = self._checked(texts, prompt, dimensions, adapter, truncate, empty)
+        check = partial(self._checked, texts, prompt, dimensions, adapter, truncate, empty)
+        ids, result, low_rank = await off_loop(check, texts, {})
         async for index, vector in arows_of(self.reader.resident, [text for _, text in ids], low_rank):
             self._put(result[ids[index][0]], vector)
         return result

@@ -20,7 +20,6 @@ __all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
 
 _Result = TypeVar("_Result")
 _MOST_HELD = 1 << 14  # bytes of pieces that are sent together
-_REST = 0.004  # seconds
 _as_text = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":")
 ).encode  # made once: every token is a line
@@ -78,6 +77,7 @@ class StreamAnswer(Response):
             sent as ``on_error`` writes it, and ends the answer.
         ping: what to send when there was nothing for ``ping_seconds``; None sends nothing.
         stuck_seconds: a client that takes nothing for so long is taken for gone.
+        rest_seconds: how long the next pieces wait for others, see :meth:`flush_and_rest`.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class StreamAnswer(Response):
         ping: bytes | None,
         ping_seconds: float,
         stuck_seconds: float,
+        rest_seconds: Callable[[], float] = float,
     ) -> None:
         super().__init__(None, media_type=media_type)
         del self.headers["content-length"]
@@ -101,6 +102,7 @@ class StreamAnswer(Response):
         self._ping = ping
         self._ping_seconds = ping_seconds
         self._stuck_seconds = stuck_seconds
+        self._rest_seconds = rest_seconds
         self._sent = time.monotonic()
         self._sending = 0
         self._held = bytearray()  # not sent yet
@@ -148,7 +150,7 @@ class StreamAnswer(Response):
         if self._held:
             await self.flush()
             if self._call.first_token is not None:
-                await asyncio.sleep(_REST)
+                await asyncio.sleep(self._rest_seconds())
 
     async def _end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -125,6 +125,8 @@ ROUTES: Sequence[Way] = (
     Way("POST", "/detokenize", operations.detokenize, "use", operations.DETOKENIZE, ["tokens"]),
     Way("GET", "/v1/usage", operations.usage),
     Way("GET", "/version", operations.version),
+    Way("GET", "/ping", operations.ping),
+    Way("GET", "/load", operations.load),
     Way("GET", "/openapi.json", lambda _: _openapi()),
     Way("GET", "/health", operations.health, None),
     Way("GET", "/ready", operations.ready, None),

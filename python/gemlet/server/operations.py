@@ -28,7 +28,9 @@ __all__ = [
     "TOKENIZE",
     "detokenize",
     "health",
+    "load",
     "metrics",
+    "ping",
     "ready",
     "tokenize",
     "usage",
@@ -78,6 +80,17 @@ async def ready(request: Request) -> Response:
     """200 while new requests are welcome; 503 before, and when the server is stopping."""
     service_of(request).models.check_ready()
     return JSONAnswer({"status": "ready"})
+
+
+async def ping(request: Request) -> Response:
+    """vLLM's other name for ``GET /health``, with an empty answer."""
+    service_of(request).models.check_ready()
+    return Response()
+
+
+async def load(request: Request) -> Response:
+    """vLLM's number of requests that run, this one not among them."""
+    return JSONAnswer({"server_load": service_of(request).limiter.running})
 
 
 async def version(request: Request) -> Response:

@@ -35,6 +35,8 @@ __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "
 FIELDS = "gemlet.fields"  # the router puts the fields of a request here
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
+_REST = 0.0005  # seconds between what one stream sends, for each request that runs
+_MOST_REST = 0.02
 _LARGE = 1 << 16  # bytes of a body, whose fields are checked beside the event loop
 
 
@@ -158,6 +160,7 @@ class Service:
             ping=ping,
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,
+            rest_seconds=lambda: min(_MOST_REST, _REST * self.limiter.running),
         )
         running.before_waiting = answer.flush_and_rest
         return answer
