@@ -141,6 +141,9 @@ def test_gguf_models(tmp_path: Path) -> None:
     }
     with hub(REPOSITORIES) as server:
         environment = settings(server.url, tmp_path)
+        names = ["someone/many-gguf", "someone/many-gguf:Q8_0", "someone/one-gguf"]
+        drafters = run_program(programs.drafters, names, environment=environment)
+        assert drafters == ["mtp-b-Q8_0.gguf", "mtp-b-Q8_0.gguf", "gemma.gguf"]
         paths = run_program(programs.download, list(cases), environment=environment)
         files = [(repository_of(name), file) for name, files in cases.items() for file in files]
         assert sorted(server.served) == sorted(

@@ -72,6 +72,10 @@ def test_of_a_folder_the_file_that_drafts_is_meant(tmp_path: Path) -> None:
     with gemlet.load(tmp_path, drafter=tmp_path, threads=1) as model:
         assert drafter_of(model).config.target_size == 36
         assert core_of(model).config.target_size == 0
+    assert gemlet.inspect(tmp_path).config.target_size == 0
+    assert gemlet.inspect(tmp_path, drafter=tmp_path).problem is None
+    gemlet.convert(tmp_path, tmp_path / "packed", threads=1)
+    assert gemlet.inspect(tmp_path / "packed").config.target_size == 0
 
 
 @pytest.mark.parametrize("centroids", [True, False])

@@ -136,15 +136,21 @@ class GGUFCheckpoint(TensorFiles):
                 )
 
 
-def gguf_models(names: Iterable[str]) -> list[str]:
+def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
     """The files among ``names`` that are models; of a split model its first part: other GGUF files are for
-    images, draft tokens for another model, or say what mattered to a quantization.
+    images, draft tokens for another model, or say what mattered to a quantization. ``as_drafter``: those that
+    draft for another model, where there are any.
 
     >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "mtp-b.gguf"])
     ['b-00001-of-00002.gguf']
+    >>> gguf_models(["b.gguf", "mtp-b.gguf"], as_drafter=True)
+    ['mtp-b.gguf']
     """
     found = []
-    for name in sorted(names):
+    names = sorted(names)
+    if as_drafter and (drafters := [name for name in names if is_mtp(name)]):
+        return drafters
+    for name in names:
         file = name.rpartition("/")[2].lower()
         match = _SPLIT_NAME.fullmatch(file)
         other = is_mtp(file) or any(word in file for word in ("mmproj", "imatrix"))

@@ -115,7 +115,7 @@ def convert(
         merge_adapter=merge_adapter,
         mmproj=options.towers_file,
         progress=progress,
-        as_drafter=True,
+        as_drafter=None,
     ) as files:
         if files.packed is not None:
             raise InvalidRequestError(f"{files.name}: is packed already, as {files.packed.weights}")

@@ -87,7 +87,7 @@ def inspect(
         token=token,
         mmproj=options.towers_file,
         headers_only=True,
-        as_drafter=True,
+        as_drafter=None,
     ) as files:
         files = replace(files, unread=True).with_towers(vision=options.vision, audio=options.audio)
         if matformer is not None:

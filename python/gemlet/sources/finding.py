@@ -6,7 +6,7 @@ import os
 import re
 
 from gemlet.base.files import check_links, checked_path, no_waiting
-from gemlet.checkpoint.gguf_files import gguf_models, is_mtp
+from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import ModelFileError
 from gemlet.sources.hub import is_repository
@@ -78,8 +78,7 @@ def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
         return folder
     try:
         names = os.listdir(folder)
-        drafters = sorted(name for name in names if is_mtp(name)) if as_drafter else []
-        models = drafters or gguf_models(names)
+        models = gguf_models(names, as_drafter=as_drafter)
     except OSError as problem:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
     if len(models) > 1:

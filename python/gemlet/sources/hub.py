@@ -161,9 +161,16 @@ class Choice(NamedTuple):
         return [n for n in sorted(self.names) if fits(n, self.patterns) and not fits(n, self.ignored)]
 
 
-def choose(name: str, revision: str | None, token: str | bool | None, *, mmproj: bool = True) -> Choice:
+def choose(
+    name: str,
+    revision: str | None,
+    token: str | bool | None,
+    *,
+    mmproj: bool = True,
+    as_drafter: bool = False,
+) -> Choice:
     """What :func:`download` of these arguments fetches; raises as it does. Unless ``mmproj``, of a GGUF model
-    only its own file."""
+    only its own file; ``as_drafter``: of a repository the file that drafts for the model there."""
     expected = (
         'expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file there, like '
         '"someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
@@ -171,9 +178,9 @@ def choose(name: str, revision: str | None, token: str | bool | None, *, mmproj:
     found, quantization = _look_up(name, revision, token, expected)
     repository, file, names = found.repository, found.file, found.names
     if quantization is not None:
-        file = _quantized(repository, names, quantization)
+        file = _quantized(repository, names, quantization, as_drafter)
     elif file is None:
-        file = _only_gguf(repository, names)
+        file = _only_gguf(repository, names, as_drafter)
     elif file not in names:
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
     if file is None:
@@ -297,26 +304,27 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
             raise HubError(f"{repository}: {reason}") from problem
 
 
-def _only_gguf(repository: str, names: Collection[str]) -> str | None:
+def _only_gguf(repository: str, names: Collection[str], as_drafter: bool) -> str | None:
     """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
-    models = gguf_models(names)
+    models = gguf_models(names, as_drafter=as_drafter)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
     if len(models) > 1:
         raise InvalidRequestError(
             f"{repository}: holds several GGUF models; name one, as {repository}:{models[0]}. They are "
-            f"{_models(names)}"
+            f"{_some(models)}"
         )
     return models[0]
 
 
-def _quantized(repository: str, names: Collection[str], quantization: str) -> str:
+def _quantized(repository: str, names: Collection[str], quantization: str, as_drafter: bool = False) -> str:
     """The GGUF model with ``quantization``, such as "Q4_K_M", as a word in its name."""
     word = re.compile(rf"(?:^|[-_./]){re.escape(quantization)}(?=$|[-_./])", re.IGNORECASE)
-    found = [name for name in gguf_models(names) if word.search(name.removesuffix(".gguf"))]
+    models = gguf_models(names, as_drafter=as_drafter)
+    found = [name for name in models if word.search(name.removesuffix(".gguf"))]
     if len(found) == 1:
         return found[0]
-    which = ", ".join(found[:_SHOWN]) if found else _models(names)
+    which = ", ".join(found[:_SHOWN]) if found else _some(models)
     raise InvalidRequestError(
         f"{repository}: has {len(found) or 'no'} GGUF model{'s' * (len(found) > 1)} called {quantization}; "
         f"name one of {which}"
@@ -325,7 +333,10 @@ def _quantized(repository: str, names: Collection[str], quantization: str) -> st
 
 def _models(names: Collection[str]) -> str:
     """The GGUF models among these files, for a message."""
-    models = gguf_models(names)
+    return _some(gguf_models(names))
+
+
+def _some(models: Sequence[str]) -> str:
     more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
     return (", ".join(models[:_SHOWN]) or "none") + more
 

@@ -31,7 +31,12 @@ _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 
 @contextmanager
 def outline(
-    name: str, *, revision: str | None, token: str | bool | None, mmproj: bool = True
+    name: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    mmproj: bool = True,
+    as_drafter: bool = False,
 ) -> Iterator[str]:
     """The folder (or the GGUF file) of the model ``name``, for as long as this is entered. Files that are in
     the hub's cache are what they are. With ``mmproj``, the file of a GGUF model's towers is there too.
@@ -39,7 +44,7 @@ def outline(
     Raises what :func:`gemlet.download` does, and :class:`HubError` for a server that gives no parts of
     files, or others than it was asked for.
     """
-    choice = choose(name, revision, token, mmproj=mmproj)
+    choice = choose(name, revision, token, mmproj=mmproj, as_drafter=as_drafter)
     if choice.is_here:
         yield fetch(choice, token)
         return

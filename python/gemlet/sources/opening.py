@@ -36,13 +36,14 @@ def open_model_files(
     cache: bool = False,
     headers_only: bool = False,
     progress: Progress = None,
-    as_drafter: bool = False,
+    as_drafter: bool | None = False,
 ) -> ModelFiles:
     """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
     vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
     fetched, and nothing can be read of them. ``mmproj`` is the file with the towers of a GGUF model: None
-    looks for it, False leaves it out. ``as_drafter`` also takes what only drafts for another model. Where
-    ``progress`` is False or a function, the hub shows no bars.
+    looks for it, False leaves it out. ``as_drafter`` also takes what only drafts for another model, and
+    prefers it in a folder that has both; None takes it too, and prefers the model. Where ``progress`` is
+    False or a function, the hub shows no bars.
 
     Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
 
@@ -52,18 +53,21 @@ def open_model_files(
     """
     check_access(revision, token)
     template = read_override(chat_template)
-    path = find(source, as_drafter=as_drafter)
+    drafts = as_drafter is True
+    path = find(source, as_drafter=drafts)
     bars = progress is None or progress is True
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
-            with outline(name, revision=revision, token=token, mmproj=mmproj is None) as found:
-                path = find_in_folder(found)
+            with outline(
+                name, revision=revision, token=token, mmproj=mmproj is None, as_drafter=drafts
+            ) as found:
+                path = find_in_folder(found, as_drafter=drafts)
                 opened = _open(path, name, template, mmproj=mmproj, cache=False, headers_only=True)
                 _check_use(opened, as_drafter)
                 return replace(opened, name=name)
-        choice = choose(name, revision, token, mmproj=mmproj is None)
-        path = find_in_folder(fetch(choice, token, progress=bars))
+        choice = choose(name, revision, token, mmproj=mmproj is None, as_drafter=drafts)
+        path = find_in_folder(fetch(choice, token, progress=bars), as_drafter=drafts)
     opened = _open(path, "demo" if source is None else path, template, mmproj=mmproj, cache=cache)
     _check_use(opened, as_drafter)
     if merge_adapter is None:
@@ -75,8 +79,8 @@ def open_model_files(
         raise
 
 
-def _check_use(files: ModelFiles, as_drafter: bool) -> None:
-    if files.config.target_size and not as_drafter:
+def _check_use(files: ModelFiles, as_drafter: bool | None) -> None:
+    if files.config.target_size and as_drafter is False:
         files.close()
         raise UnsupportedError(writes_nothing(files))
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import gemlet
 import gemlet.sources.hub_headers
 from gemlet.cli import main
+from gemlet.sources.hub import choose
 from support.hub_server import COMMIT, TOKEN
 
 
@@ -46,6 +47,11 @@ def load_and_download(name: str) -> tuple[str, NDArray[np.float32]]:
 
 def download(names: Iterable[str]) -> list[str]:
     return [gemlet.download(name) for name in names]
+
+
+def drafters(names: Iterable[str]) -> list[str | None]:
+    """The file that is meant where a drafter is called so."""
+    return [choose(name, None, None, as_drafter=True).file for name in names]
 
 
 def load_error(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, str]:
