@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
+from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -36,7 +36,7 @@ __all__ = ["Adapter", "AdapterFiles"]
 _BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adapter:
     """A LoRA adapter resident beside a model; made by :meth:`gemlet.Model.load_adapter`.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
@@ -32,7 +32,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MediaPart:
     """An image or a sound in a message.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemlet.base.files import is_there
+from gemlet.base.records import record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import TokenizerError
@@ -94,7 +95,7 @@ class Vocabulary:
     strips: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-@dataclass
+@record
 class AddedTokens:
     """Tokens named beside the vocabulary: ``{id: (text, special)}``, the names of bos, eos, pad, unk, and
     which tokens take white space beside them (``Vocabulary.strips``)."""
