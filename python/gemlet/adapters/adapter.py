@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
+from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -39,7 +39,7 @@ _BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
 _WIDE = 1 << 17  # values that are in float64 at a time
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adapter:
     """A LoRA adapter resident beside a model; made by :meth:`gemlet.Model.load_adapter`.
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from gemlet.adapters.name_patterns import ModulePatterns, PatternError
 from gemlet.adapters.terms import ENDS
 from gemlet.base.keys import Keys
+from gemlet.base.records import record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, ModelFileError
@@ -94,7 +95,7 @@ _TOWERS = tuple({tower for towers in TOWERS.values() for tower in towers})
 _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AdapterConfig:
     """Which modules an adapter changes, and how strongly.
 

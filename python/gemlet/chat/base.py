@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.chat.media_places import Place, with_places
 from gemlet.chat.messages import check_flags, checked_tools, least_characters
 from gemlet.chat.reply_readers import TokenReplyParser
@@ -42,7 +42,7 @@ class Segments(list[tuple[str, bool]]):
         self.append((text, False))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CallGrammar:
     """A grammar of replies that call functions.
 

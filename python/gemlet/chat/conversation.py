@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.chat.messages import checked_messages
 from gemlet.errors import InvalidRequestError
 
@@ -20,14 +20,14 @@ __all__ = ["read_conversation"]
 _Placed = tuple[str, Mapping[str, Any]]
 
 
-@dataclass
+@record
 class _Call:
     call_id: Any
     name: Any
     is_answered: bool
 
 
-@dataclass
+@record
 class _Group:
     """A message, its calls, and the results that follow it."""
 

@@ -7,7 +7,9 @@ under ``Parameters``, or ``:param name:``. What is written in none of them is de
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from gemlet.base.records import record
 
 __all__ = ["Docstring", "read_docstring"]
 
@@ -26,7 +28,7 @@ _FIELD = re.compile(r"\s*[:@](\w+)(?:\s+([^:]*?))?\s*:(?:\s+(.*)|\s*)")
 _FIELD_ARGUMENTS = ("param", "parameter", "arg", "argument", "key", "keyword", "kwarg")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Docstring:
     """The parts of a docstring; ``arguments`` are texts by name, ``returns`` is empty where nothing is said.
 
@@ -39,7 +41,7 @@ class Docstring:
     returns: str = ""
 
 
-@dataclass
+@record
 class _Section:
     name: str
     lines: list[str] = field(default_factory=list)

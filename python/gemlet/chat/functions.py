@@ -9,10 +9,10 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.annotations import hints_of, python_value, schema_of
 from gemlet.chat.arguments import problem_of
@@ -56,7 +56,7 @@ def describe_function(function: Callable[..., Any]) -> dict[str, Any]:
     return PythonTool.of(function, "function").description
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PythonTool:
     """A Python function that a model may call.
 

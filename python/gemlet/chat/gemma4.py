@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.call_grammar import named_tools, native_grammar
@@ -103,7 +104,7 @@ class Gemma4Revision:
     resumes_thinking: bool = False
 
 
-@dataclass
+@record
 class _Message:
     role: str
     texts: list[str]
@@ -115,7 +116,7 @@ class _Message:
     results: list[ToolResult] = field(default_factory=list)
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class Gemma4Format(ChatFormat):
     """Gemma 4's format in one of its revisions.
 

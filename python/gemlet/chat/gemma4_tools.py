@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import Segments
 from gemlet.chat.messages import json_object, json_value, mapping_at
@@ -61,7 +62,7 @@ class SchemaStyle:
     described: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class WrittenCall:
     """A call in the history of a conversation; ``arguments`` are checked JSON values."""
 
@@ -69,7 +70,7 @@ class WrittenCall:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ToolResult:
     """What a tool answered; ``value`` is a checked JSON value."""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
@@ -37,7 +37,7 @@ _TYPES = {
 MEDIA_TYPES = frozenset(_TYPES)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MediaPart:
     """An image or a sound in a message.
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.chat.call_pieces import PieceWriter
 from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
@@ -60,7 +61,7 @@ class Content:
     text: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Reasoning:
     """A piece of what the model thought before it answered.
 
@@ -72,7 +73,7 @@ class Reasoning:
     text: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ToolCall:
     """A call of a tool, complete.
 
@@ -91,7 +92,7 @@ class ToolCall:
     id: str = field(default_factory=new_call_id, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ToolCallPiece:
     """A piece of a call that the model is writing. The first has the name and no arguments. The call follows
     as a :class:`ToolCall` of the same id, or as a :class:`MalformedToolCall` where it cannot be read.
@@ -112,7 +113,7 @@ class ToolCallPiece:
     id: str = field(default="", compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MalformedToolCall:
     """A call of a tool that cannot be read, or was cut off. Its text follows as :class:`Content`, markers and
     all, as the model wrote it.

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.reply import GEMMA4_MARKERS, AsideKind, ReplyEvent, ReplyParser
 from gemlet.errors import InvalidRequestError
@@ -20,7 +20,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["Aside", "TextReplyParser", "TokenReplyParser"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Aside:
     """A part of a reply that is not its answer: the control tokens that begin and end it, and those that may
     stand in it."""

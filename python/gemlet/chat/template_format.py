@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma4_tools import read_list
@@ -47,7 +48,7 @@ _HAS_DEFAULT = re.compile(r"guideline\s*(?:\|\s*d|is\s+(?:not\s+)?(?:un)?defined
 _CONTINUED = "GEMLET_CONTINUES_HERE"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Template:
     """A template and what is known of it.
 
@@ -81,7 +82,7 @@ class Template:
         }
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class TemplateFormat(ChatFormat):
     """See :mod:`gemlet.chat.template_format`; :func:`gemlet.chat.chat_format_for` makes one.
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.limited_process import LimitedProcess, folder_of
+from gemlet.base.records import record
 from gemlet.chat import template_worker
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
 
@@ -29,7 +29,7 @@ _MOST_TEXT = 4 << 20  # characters, beside what the conversation has
 _PACKAGES = ("jinja2", "markupsafe")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rendered:
     """What a template made of some sets of variables.
 

@@ -22,10 +22,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA
@@ -73,7 +74,7 @@ def split_template(template: str) -> tuple[dict[str, str], str]:
     return languages, template[head.end() :].strip()
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class TranslateGemmaFormat(ChatFormat):
     """See :mod:`gemlet.chat.translategemma`; there are no tools and there is no thinking.
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar, overload
@@ -26,6 +25,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet.base.records import record
 from gemlet.errors import ModelFileError
 
 __all__ = ["GGUFFile", "GGUFTensor", "parse_gguf", "read_gguf"]
@@ -102,7 +102,7 @@ REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0
 REMOVED_TYPES |= {37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GGUFTensor:
     """One entry of the tensor directory.
 
@@ -118,7 +118,7 @@ class GGUFTensor:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GGUFFile:
     """What a GGUF file says about itself: metadata by key, tensors by name.
 

@@ -8,10 +8,11 @@ follows from the number of columns that the model has, which the caller knows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import Scales, TensorFiles, TensorInfo
 from gemlet.errors import TensorError
@@ -26,7 +27,7 @@ _MOST_SCALES = 1 << 28  # of a tensor, 1 GB in memory
 _BITS = {1: ("I8", "INT8"), 2: ("U8", "INT4"), 4: ("U8", "INT2")}  # columns in a byte -> dtypes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rounding:
     """The tensors that have the scales by which a module's inputs and outputs are rounded; None: absent."""
 

@@ -19,6 +19,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.files import no_waiting
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, TensorError
 
@@ -52,7 +53,7 @@ class TensorInfo:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Scales:
     """The scales of a tensor of integers: ``info`` [rows, scales of a row], each for as many columns."""
 

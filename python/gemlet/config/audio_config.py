@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
+from gemlet.base.records import record
 from gemlet.config.sound_settings import SoundSettings
 
 __all__ = [
@@ -26,7 +27,7 @@ HEARD_SAMPLES = 480_000  # what an encoder hears of a sound: 30 seconds
 KEPT_SOUND_BYTES = 32 << 20  # soft tokens of the sounds that were heard last
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ConformerConfig:
     """The encoder of Gemma 3n and Gemma 4: ``family`` "gemma3n" or "gemma4". ``keys`` are those that a query
     sees, its own included; of ``reduction`` tokens one is kept; ``output_size`` is the width of the encoder's
@@ -54,7 +55,7 @@ class ConformerConfig:
         return _core.ConformerConfig(bins=bins, **vars(self))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AudioConfig:
     """How a model hears.
 
@@ -86,7 +87,7 @@ class AudioConfig:
         return self.frame_length if self.encoder is None else self.encoder.output_size
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModalityTable:
     """The table of Gemma 3n that has the rows of ``size`` ids from ``offset`` on, for "vision" or "audio"."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.config.image_settings import TOKEN_BUDGETS, ImageSettings
 from gemlet.errors import InvalidRequestError
 
@@ -36,7 +36,7 @@ def budget_size(height: int, width: int, side: int, budget: int) -> tuple[int, i
     return rows * side, columns * side
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Budgeted:
     """What both have: ``token_id`` and ``video_id`` stand for a soft token of an image and of a frame of a
     video in a prompt, ``begin_id`` and ``end_id`` stand around them."""
@@ -53,7 +53,7 @@ class _Budgeted:
         return TOKEN_BUDGETS[-1]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Gemma4VisionConfig(_Budgeted):
     """The tower: patches, of which ``pool`` squared become a token."""
 
@@ -108,7 +108,7 @@ class Gemma4VisionConfig(_Budgeted):
         return self.to_core().activation_bytes(self.settings.max_soft_tokens, hidden_size, weights)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class UnifiedVisionConfig(_Budgeted):
     """No tower: each tile of ``token_side`` squared pixels is embedded as it is."""
 

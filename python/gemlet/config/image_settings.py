@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.keys import Keys
+from gemlet.base.records import record
 from gemlet.base.strict_json import read_json_object
 from gemlet.errors import ConfigError
 
@@ -41,7 +42,7 @@ class PanAndScan:
     min_ratio_to_activate: float = 1.2
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ImageSettings:
     """``(level * rescale_factor - mean) / std`` of each channel; ``mean`` None leaves out the last two."""
 

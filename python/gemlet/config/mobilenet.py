@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.config.image_settings import ImageSettings
 
 __all__ = ["ABSENT_KEYS", "PUBLISHED_STAGES", "MobileNetBlock", "MobileNetConfig", "Stages"]
@@ -43,7 +44,7 @@ class MobileNetBlock:
 Stages = tuple[tuple[MobileNetBlock, ...], ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MobileNetConfig:
     """The tower: a convolution with ``stem_channels``, the blocks of each stage, and the fusion of the last
     two stages with an expansion to ``fused_inner`` channels.

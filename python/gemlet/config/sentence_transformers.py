@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from gemlet.base.keys import Keys
 from gemlet.base.names import did_you_mean
+from gemlet.base.records import record
 from gemlet.base.strict_json import read_json_list, read_json_object
 from gemlet.base.text import show
 from gemlet.config.limits import LIMITS
@@ -43,7 +44,7 @@ MAX_DENSE = 16
 MAX_PROMPTS = 1024
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Prompts:
     """What an embedding model wants before a text, by the text's use; ``default`` is the one for texts of
     which nothing is said, None for none."""

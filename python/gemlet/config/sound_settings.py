@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
+from gemlet.base.records import record
 from gemlet.base.strict_json import read_json_object
 from gemlet.errors import ConfigError
 
@@ -27,7 +28,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SoundSettings:
     """Log-mel spectra of samples at 16 kHz. The defaults are Gemma 3n's.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
+from gemlet.base.records import record
 from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
 from gemlet.config.image_settings import ImageSettings
 from gemlet.config.mobilenet import PUBLISHED_STAGES, MobileNetConfig
@@ -17,7 +17,7 @@ from gemlet.config.mobilenet import PUBLISHED_STAGES, MobileNetConfig
 __all__ = ["KEPT_BYTES", "SiglipConfig", "VisionConfig", "read_vision"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SiglipConfig:
     """Gemma 3's tower: SigLIP over a square image, whose patches become ``tokens_per_side`` squared tokens.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar
@@ -24,7 +24,7 @@ _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator":
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GrammarText:
     """A grammar.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from gemlet.base.records import record
 from gemlet.chat.reply_readers import Aside
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.grammar import Grammar, TokenMask, bits_of
@@ -15,7 +15,7 @@ from gemlet.generation.grammar import Grammar, TokenMask, bits_of
 __all__ = ["GrammarPlan", "Masks"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GrammarPlan:
     """What a text has to follow.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gemlet.base.progress import Progress
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
@@ -22,7 +23,7 @@ __all__ = ["Drafter", "attached", "open_drafter"]
 _MOST_OTHERS = 1024  # tokens that one of two vocabularies may have behind the other's
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Drafter:
     """The files of a drafter, and how it is loaded. A context manager, which closes the files."""
 

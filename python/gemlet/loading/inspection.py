@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import asked_for, show
 from gemlet.config.layers import LayerSpec
@@ -17,7 +18,7 @@ from gemlet.loading.memory_plan import MemoryPlan
 __all__ = ["Inspection", "layer_text"]
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class Inspection:
     """What :func:`gemlet.inspect` found; ``print`` shows all of it.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.sizes import resident_bytes, size_text
 from gemlet.config.audio_config import audio_bytes
 from gemlet.config.text_config import TextConfig
@@ -20,7 +21,7 @@ from gemlet.weights.formats import PRESETS
 __all__ = ["MemoryPlan", "check_memory", "plan_memory"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MemoryPlan:
     """Bytes by use.
 

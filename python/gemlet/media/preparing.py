@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.gemma4_vision import VIDEO_BUDGET, budget_size
 from gemlet.config.image_settings import TOKEN_BUDGETS, ImageSettings, PanAndScan, parse_pan_and_scan
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ImageView:
     """An image, or a part of one, as the tower will see it.
 

@@ -11,7 +11,6 @@ import binascii
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.files import open_regular
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
@@ -33,7 +33,7 @@ _EXPECTED = (
 )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Sound:
     """float32 samples at 16 kHz in [-1, 1], and how many seconds the whole recording has."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.chat.base import Tools
 from gemlet.generation.answer import Prepared
 from gemlet.generation.async_stream import AsyncTextStream, run_async
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Chatting"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Chatting:
     """Replies to conversations, whole or step by step."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
@@ -46,7 +46,7 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Embedding:
     """Texts as vectors. ``prompts`` is None for a model that writes text."""
 

@@ -6,13 +6,13 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import Place
 from gemlet.config.audio_config import HEARD_SAMPLES, KEPT_SOUND_BYTES, AudioConfig
@@ -31,7 +31,7 @@ _log = logging.getLogger("gemlet")
 SoftRows = tuple[int, NDArray[np.float32]]  # the first token that they take the place of, and the rows
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Heard:
     """A sound as the encoder will get it.
 

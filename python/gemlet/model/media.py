@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import KEPT_BYTES, SiglipConfig, VisionConfig
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _MOST_IMAGES = 1024  # images of a call
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Seen:
     """An image, as a whole and in parts, or a video, in frames at so many seconds."""
 
@@ -49,7 +49,7 @@ class Seen:
         return sum(view.tokens for view in self.views)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Placed:
     """Images whose soft tokens stand in a prompt from the token ``first`` on, one after the other."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.tokenizer.tokenizer import Tokenizer
 
@@ -14,7 +14,7 @@ __all__ = ["PrefixReport", "prefix_report"]
 _AROUND = 16  # tokens that are shown
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PrefixReport:
     """What :meth:`gemlet.Model.explain_prefix` found.
 

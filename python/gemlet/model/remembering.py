@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.model.call_options import PromptOptions, takes_options
 from gemlet.model.prefix_report import PrefixReport, prefix_report
 from gemlet.model.requests import Requests
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Remembering"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Remembering:
     """Sessions, and what the prefix cache has of a prompt."""
 

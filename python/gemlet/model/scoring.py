@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.front_door import public
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.chat.shieldgemma2 import IMAGE_POLICIES, ShieldGemma2Format
 from gemlet.errors import InvalidRequestError, UnsupportedError
@@ -25,7 +26,7 @@ __all__ = ["Score", "Scoring"]
 _MOST_CHOICES = 1000
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Score:
     """What :meth:`gemlet.Model.score` found.
 
@@ -54,7 +55,7 @@ class Score:
             return math.inf
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Scoring:
     """Choices and probabilities without writing a token."""
 

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.files import checked_path, open_regular, read_from_start
+from gemlet.base.records import record
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.chat.messages import checked_messages
@@ -37,7 +38,7 @@ _FIRST_BYTES = 64
 _MOST_BYTES = 64 << 20  # size of the JSON object
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SessionState:
     """What a session is: its messages, the ids int32 ``[n]`` that were computed last, whether it is a text
     without messages, and its adapter's name."""

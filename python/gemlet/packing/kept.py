@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from gemlet.base.cache_entries import cache_folder, remove_entry
+from gemlet.base.records import record
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import GemletError
 
@@ -17,7 +17,7 @@ _SOURCE = "source"
 _MOST_CHARACTERS = 500
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kept:
     """An entry of the cache.
 

@@ -6,10 +6,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from gemlet.base.keys import Keys
+from gemlet.base.records import record
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint, is_mmproj, mmproj_among
 from gemlet.checkpoint.gguf_format import GGUFFile, read_gguf
 from gemlet.config.hf_config import parse_config
@@ -26,7 +27,7 @@ __all__ = ["Towers", "add_towers"]
 _log = logging.getLogger("gemlet")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Towers:
     """What an mmproj file adds to a text model.
 

@@ -16,11 +16,11 @@ Wire format (protocol buffers encoding, and ``sentencepiece_model.proto``)::
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet.base.records import record
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.records import Runs
 
@@ -111,7 +111,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         yield key >> 3, wire, start, at
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ParsedModel:
     """The vocabulary of a ``tokenizer.model``.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemlet.base.files import is_there
+from gemlet.base.records import record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import TokenizerError
@@ -102,7 +103,7 @@ class Vocabulary:
         return any(flags & (LSTRIP | RSTRIP) for flags in self.flags.values())
 
 
-@dataclass
+@record
 class AddedTokens:
     """Tokens named beside the vocabulary: ``{id: (text, special)}``, the names of bos, eos, pad, unk, and
     how they are found (``Vocabulary.flags``)."""

@@ -4,9 +4,10 @@ smaller Gemma 3n is cut out of a larger one, or the values in another order."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.records import record
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.config.matformer import cut_config
 from gemlet.config.text_config import TextConfig
@@ -23,7 +24,7 @@ _PROJECTION = "per_layer_model_projection"
 Run = tuple[int, int]  # first, count
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Cut:
     """What is kept of a matrix: runs of rows and runs of columns; all where there are none."""
 
@@ -68,7 +69,7 @@ class Cut:
             yield np.concatenate(parts), dtype
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rearranged(Cut):
     """A tensor of the shape ``stored`` whose values, seen in the shape ``seen`` and with its axes in the
     order ``axes``, are those of the weight, which has the shape ``made``. Blocks of GGUF become float32."""
@@ -95,7 +96,7 @@ class Rearranged(Cut):
         yield np.ascontiguousarray(values.reshape(self.seen).transpose(self.axes)).reshape(self.made), dtype
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Unsoftplussed(Cut):
     """A vector of which the file has the softplus."""
 

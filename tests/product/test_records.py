@@ -1,0 +1,141 @@
+"""Dataclasses that are made at their first use."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from gemlet.base.records import record
+
+
+@record(frozen=True)
+class Pair:
+    """For pickle, which finds classes by name."""
+
+    left: int
+    right: list[int] = dataclasses.field(default_factory=list)
+
+
+def test_a_record_is_a_dataclass_from_its_first_use_on() -> None:
+    @record(frozen=True)
+    class Base:
+        x: int
+        y: tuple[int, ...] = ()
+
+    assert "__repr__" not in vars(Base)
+    one = Base(1)
+    assert one == Base(1, ())
+    assert one != Base(2)
+    assert hash(one) == hash(Base(1))
+    assert repr(one).endswith("Base(x=1, y=())")
+    assert dataclasses.replace(one, x=3) == Base(3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.x = 2
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        Base()
+
+
+@pytest.mark.parametrize("decorator", [record, dataclasses.dataclass])
+@pytest.mark.parametrize("calls_super", [False, True])
+def test_a_subclass_has_the_fields_of_a_record_that_nobody_used(decorator: object, calls_super: bool) -> None:
+    @record(frozen=True)
+    class Base:
+        x: int
+
+    if calls_super:
+
+        class Plain(Base):
+            def __init__(self, x: int) -> None:
+                super().__init__(x + 1)
+
+        assert Plain(1).x == 2
+        assert Base(1).x == 1
+    else:
+        sub = decorator(frozen=True)(type("Sub", (Base,), {"__annotations__": {"y": int}}))
+        assert [field.name for field in dataclasses.fields(sub)] == ["x", "y"]
+        assert (sub(1, 2).x, sub(1, 2).y) == (1, 2)
+
+
+def test_questions_about_the_class_make_it() -> None:
+    @record
+    class First:
+        x: int = 5
+
+    @record
+    class Second:
+        x: int = 5
+
+    assert list(inspect.signature(First).parameters) == ["x"]
+    assert dataclasses.is_dataclass(Second)
+    assert Second().x == 5
+
+
+def test_an_object_from_another_process_is_whole() -> None:
+    data = pickle.dumps(Pair(1, [2]))
+    program = (
+        "import pickle, sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"found = pickle.loads({data!r})\n"
+        "import test_records\n"
+        "assert found == test_records.Pair(1, [2]), found\n"
+    )
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", program], check=True, env=path)
+
+
+def test_threads_that_use_it_first_at_the_same_time() -> None:
+    for _ in range(50):
+
+        @record(frozen=True)
+        class Shared:
+            x: int
+
+        made: list[object] = []
+        start = threading.Barrier(4)
+
+        def use(kind: type = Shared, made: list[object] = made, start: threading.Barrier = start) -> None:
+            start.wait()
+            made.append(kind(1))
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert made == [Shared(1)] * 4
+
+
+def test_a_process_forked_while_threads_use_records_has_whole_classes() -> None:
+    stop = threading.Event()
+
+    def keep_making() -> None:
+        while not stop.is_set():
+
+            @record(frozen=True)
+            class Made:
+                x: int
+
+            Made(1)
+
+    thread = threading.Thread(target=keep_making)
+    thread.start()
+    try:
+        for _ in range(20):
+            if (child := os.fork()) == 0:
+
+                @record
+                class Childs:
+                    x: int
+
+                os._exit(0 if Childs(3).x == 3 else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
