@@ -202,7 +202,7 @@ def _add_inspect(commands: Any) -> None:
     _add_access(parser)
     add_load_options(
         parser,
-        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
+        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk", "device"),
         *("prefix_cache", "prefix_cache_size", "vision", "audio", "mmproj", "drafter", "matformer"),
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -9,12 +9,11 @@ from dataclasses import replace
 from math import prod
 
 from gemlet.base.front_door import public
-from gemlet.base.sizes import parse_memory
 from gemlet.errors import MemoryLimitError
 from gemlet.loading.builder import not_packed, settle
 from gemlet.loading.drafter import open_drafter
 from gemlet.loading.inspection import Inspection
-from gemlet.loading.memory_plan import check_memory, plan_memory
+from gemlet.loading.memory_plan import check_memory, plan_memory, room_for
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.opening import open_model_files
@@ -42,6 +41,7 @@ def inspect(
     prefix_cache_size: int | str | None = None,
     drafter: str | os.PathLike[str] | None = None,
     matformer: Matformer = None,
+    device: str = "cpu",
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Inspection:
@@ -72,6 +72,7 @@ def inspect(
         prefix_cache_size=prefix_cache_size,
         drafter=drafter,
         matformer=matformer,
+        device=device,
     )
     with open_model_files(
         source, revision=revision, token=token, mmproj=options.towers_file, headers_only=True
@@ -95,10 +96,10 @@ def inspect(
         parameters, on_disk = _parameters(files, options.embedding_on_disk)
         tensors = files.checkpoint.tensors
         problem = str(not_packed(files)) if options.embedding_on_disk and files.packed is None else None
-        if max_memory is not None:
-            room, name = parse_memory(max_memory), "max_memory"
-        else:
-            room, name = _core.available_memory() + plan.process, "the memory this process may have"
+        room, name = room_for(options) or (
+            _core.available_memory() + plan.process,
+            "the memory this process may have",
+        )
         try:
             check_memory(room, config, options, name=name, drafter=beside)
         except MemoryLimitError as error:
