@@ -119,6 +119,9 @@ class Backend {
   // addresses of the backend and the other way round, and nothing needs to be copied.
   virtual bool host_memory() const = 0;
 
+  // Bytes that allocate() can still give, where the memory is not the host's.
+  virtual int64_t free_memory() = 0;
+
   // In a forked process: begins with new scratch, as a thread that does not exist here may have been changing the old.
   virtual void leave_scratch_behind() = 0;
   // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
@@ -274,6 +277,20 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 // options).
 void check_cuda();
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+
+// What GPUs there are, and why they are not used, where they are not. Throws nothing.
+struct GpuInfo {
+  std::string name;
+  int capability;       // 80 for 8.0
+  int64_t memory;       // bytes
+  std::string refusal;  // empty: it can be used
+};
+struct CudaInfo {
+  std::string refusal;  // why there is no device 'cuda'; empty: there is
+  int version = 0;      // of CUDA that the driver has, 13000 for 13.0; 0: there is no driver
+  std::vector<GpuInfo> gpus;
+};
+CudaInfo cuda_info();
 
 // A device by its name, "cpu" or "cuda". check_device() throws what make_backend() would throw, kUnsupported for a
 // device that this build or this machine does not have, but makes nothing.

@@ -93,6 +93,7 @@ class GuardedBackend : public Backend {
   }
 
   bool host_memory() const override { return false; }
+  int64_t free_memory() override { return inner_->free_memory(); }
   DeviceMemory allocate(size_t bytes) override {
     if (bytes == 0) return {};
     auto pages = std::make_unique<GuardedPages>(allocations_, inner_->allocate(bytes));

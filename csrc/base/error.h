@@ -19,6 +19,7 @@ enum class ErrorCode {
   kClosed,          // ModelClosedError
   kCancelled,       // CancelledError
   kMemory,          // MemoryLimitError
+  kDevice,          // DeviceError: the GPU failed
   kInternal,        // GemletError: a fault of the core itself
 };
 

@@ -59,6 +59,30 @@ py::typing::Dict<py::str, py::object> cpu_info() {
   return result;
 }
 
+py::typing::Dict<py::str, py::object> cuda_info_dict() {
+  const auto reason = [](const std::string& text) {
+    return text.empty() ? std::optional<std::string>() : std::optional<std::string>(text);
+  };
+  const CudaInfo info = [] {
+    const GilRelease release;
+    return cuda_info();
+  }();
+  py::list gpus;
+  for (const GpuInfo& gpu : info.gpus) {
+    py::typing::Dict<py::str, py::object> one;
+    one["name"] = gpu.name;
+    one["capability"] = gpu.capability;
+    one["memory"] = gpu.memory;
+    one["refusal"] = reason(gpu.refusal);
+    gpus.append(one);
+  }
+  py::typing::Dict<py::str, py::object> result;
+  result["version"] = info.version;
+  result["refusal"] = reason(info.refusal);
+  result["gpus"] = gpus;
+  return result;
+}
+
 // The choice for a machine that is described by the names of its features and XCR0. For tests of the dispatch.
 std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vector<std::string>& features,
                                                                  uint64_t xcr0,
@@ -83,6 +107,11 @@ std::pair<std::string, std::vector<std::string>> choose_tier_for(const std::vect
 
 void register_system(py::module_& m, py::module_& testing) {
   m.def("cpu_info", &cpu_info, "CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.");
+  m.def("cuda_info", &cuda_info_dict,
+        "The CUDA version of the driver (0: none), why device 'cuda' is not used (None: it can be), and all GPUs.");
+  m.def(
+      "free_memory", [](const std::string& device) { return make_backend(device, {})->free_memory(); },
+      py::arg("device"), py::call_guard<GilRelease>(), "Bytes of a GPU's memory that are free; 0 for 'cpu'.");
   m.def(
       "default_threads",
       [](const std::string& files) {

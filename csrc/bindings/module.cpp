@@ -29,6 +29,8 @@ const char* python_name(gemlet::ErrorCode code) {
       return "CancelledError";
     case gemlet::ErrorCode::kMemory:
       return "MemoryLimitError";
+    case gemlet::ErrorCode::kDevice:
+      return "DeviceError";
     case gemlet::ErrorCode::kInternal:
       return "GemletError";
   }

@@ -44,13 +44,14 @@ class BenchResult:
         test: "pp512", "tg128", with a depth "tg128 @ d4096".
         samples: tokens per second of each repetition.
         bytes_per_token: least bytes that a token reads; for prefill, the weights once for every pass.
-        bandwidth: bytes per second of plain reading: the larger of the measurements before and after.
+        bandwidth: bytes per second of plain reading: the larger of the measurements before and after. None
+            on a GPU, where nothing measures it.
     """
 
     test: str
     samples: tuple[float, ...]
     bytes_per_token: float
-    bandwidth: float
+    bandwidth: float | None
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,8 +64,10 @@ class BenchResult:
         return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
 
     @property
-    def bandwidth_share(self) -> float:
+    def bandwidth_share(self) -> float | None:
         """Bytes read per second over the measured bandwidth; prefill is bound by arithmetic and stays low."""
+        if self.bandwidth is None:
+            return None
         return self.tokens_per_second * self.bytes_per_token / self.bandwidth
 
     def to_json(self) -> dict[str, Any]:
@@ -205,8 +208,10 @@ def _test_name(kind: str, count: int, depth: int) -> str:
     return f"{kind}{count}" + (f" @ d{depth}" if depth else "")
 
 
-def _read_bandwidth(model: Model) -> float:
-    """Bytes per second."""
+def _read_bandwidth(model: Model) -> float | None:
+    """Bytes per second of the host's memory; None for a model that is not in it."""
+    if model.tier == "cuda":
+        return None
     return _core.measure_read_bandwidth(threads=model.threads) * 1e9
 
 
@@ -229,7 +234,9 @@ def _measure(
     else:
         bytes_per_token = float(core.bytes_per_token(depth=depth + count // 2))
     test = _test_name(kind, count, depth)
-    return BenchResult(test, tuple(samples), bytes_per_token, max(before, after))
+    return BenchResult(
+        test, tuple(samples), bytes_per_token, max(before, after) if before and after else None
+    )
 
 
 def _random_ids(model: Model, count: int) -> NDArray[np.int32]:

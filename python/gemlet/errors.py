@@ -16,6 +16,7 @@ __all__ = [
     "CancelledError",
     "ConfigError",
     "ContextLengthError",
+    "DeviceError",
     "GemletError",
     "HubError",
     "InvalidRequestError",
@@ -178,6 +179,15 @@ class CancelledError(GemletError, RuntimeError):
     ...     stream.cancel()
     ...     print([chunk.finish_reason for chunk in stream])
     ['cancelled']
+    """
+
+
+class DeviceError(GemletError, RuntimeError):
+    """The GPU failed or was lost while it computed. No model of this process can use it any more.
+
+    >>> import gemlet
+    >>> issubclass(gemlet.DeviceError, gemlet.GemletError)
+    True
     """
 
 

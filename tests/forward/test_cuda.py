@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 import gemlet
-from gemlet.errors import UnsupportedError
-from golden.folders import ALL_NAMES, BY_NAME, HERE, TOLERANCE, expected_taps, read_golden, tap_errors
+from golden.folders import (
+    ALL_NAMES,
+    BY_NAME,
+    HERE,
+    TOLERANCE,
+    expected_taps,
+    read_golden,
+    read_tensors,
+    tap_errors,
+)
 from support import vision
 from support.audio import difference
+from support.devices import needs_cuda
 from support.inside import taps_of
 
-
-def has_cuda() -> bool:
-    try:
-        gemlet.load(device="cuda").close()
-    except UnsupportedError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not has_cuda(), reason="this build has no device 'cuda'")
+pytestmark = needs_cuda
 # One layer of this has 8192 tokens: minutes under the emulator.
 NAMES = [name for name in ALL_NAMES if not name.endswith("-far")]
 
@@ -77,8 +77,10 @@ def test_texts_in_a_batch_are_those_of_each_alone() -> None:
         assert again.token_ids == alone[0]
 
 
-def test_formats_without_kernels_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match=r"'cuda' has no product with .* r[248]"):
-        gemlet.load(HERE / "quantized" / "gemma", device="cuda")
-    with pytest.raises(UnsupportedError, match="f32 with rounded inputs"):
-        gemlet.load(HERE / "quantized" / "gemma", weights="f32", device="cuda")
+@pytest.mark.parametrize("weights", ["auto", "f32"])
+def test_weights_of_few_bits_with_rounded_activations(weights: str) -> None:
+    folder = HERE / "quantized" / "gemma"
+    found = read_tensors(folder / "golden.safetensors")
+    with gemlet.load(folder, weights=weights, threads=1, device="cuda") as model:
+        logits = model.logits(found["ids.0"].tolist())
+    np.testing.assert_allclose(logits, found["logits.0"], rtol=0, atol=2e-4)

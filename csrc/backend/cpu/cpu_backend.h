@@ -46,6 +46,7 @@ class CpuBackend final : public Backend {
   void upload(const void* host, size_t bytes, void* memory) override;
   void download(const void* memory, size_t bytes, void* host) override;
   bool host_memory() const override { return true; }
+  int64_t free_memory() override { return 0; }
   void leave_scratch_behind() override;
   bool multiplies(const Matrix&) const override { return true; }
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }

@@ -37,11 +37,15 @@ Kernel few_kernel(Format format, int64_t rows) {
   return next(Kernel::matmul_f32_1, 4 * static_cast<int>(format) + size);
 }
 
-// f32 would lose too much in bf16, and bf12 has exceptions, which tiles do not look for.
+// f32 would lose too much in bf16, bf12 has exceptions, which tiles do not look for, and r8 to r2 have inputs that are
+// rounded to integers times a scale, which bf16 cannot hold.
 std::optional<Kernel> tile_kernel(Format format) {
   switch (format) {
     case Format::kF32:
     case Format::kBf12:
+    case Format::kR8:
+    case Format::kR4:
+    case Format::kR2:
       return std::nullopt;
     case Format::kBf16:
       return Kernel::matmul_bf16_tiles;
@@ -74,48 +78,43 @@ class Allocation : public DeviceMemory::Keeper {
 
 }  // namespace
 
-CudaBackend::CudaBackend(std::shared_ptr<Device> device, const BackendOptions& options)
-    : device_(std::move(device)),
-      exact_batches_(options.exact_batches),
-      pool_(std::max(1, options.threads), options.fewer_will_do),
-      parameters_(*device_) {}
+CudaBackend::CudaBackend(const BackendOptions& options)
+    : exact_batches_(options.exact_batches), pool_(std::max(1, options.threads), options.fewer_will_do) {}
 
-void CudaBackend::check_usable() const {
-  if (forked_) {
-    fail(ErrorCode::kUnsupported,
-         "a model on a GPU cannot be used in a forked process; load it there, or start the process with 'spawn'");
-  }
+CudaBackend::Gpu& CudaBackend::gpu() {
+  std::call_once(opened_, [this] { gpu_ = std::make_unique<Gpu>(); });
+  return *gpu_;
+}
+
+void CudaBackend::begin_pass(int64_t rows) {
+  gpu().device->record(rows <= kFewRows);
+  gpu().parameters.rewind();
 }
 
 DeviceMemory CudaBackend::allocate(size_t bytes) {
   if (bytes == 0) return {};
-  auto allocation = std::make_unique<Allocation>(device_, bytes);
+  auto allocation = std::make_unique<Allocation>(gpu().device, bytes);
   uint8_t* const data = allocation->data();
   return {data, bytes, std::move(allocation)};
 }
 
-void CudaBackend::upload(const void* host, size_t bytes, void* memory) {
-  check_usable();
-  device_->upload(host, bytes, memory);
-}
+void CudaBackend::upload(const void* host, size_t bytes, void* memory) { gpu().device->upload(host, bytes, memory); }
 
 void CudaBackend::download(const void* memory, size_t bytes, void* host) {
-  check_usable();
-  device_->download(memory, bytes, host);
+  gpu().device->download(memory, bytes, host);
 }
 
 uint8_t* CudaBackend::scratch(DeviceMemory& memory, size_t bytes) {
   if (memory.size() < bytes) {
-    device_->synchronize();
+    gpu().device->synchronize();
     memory = {};
     memory = allocate(bytes);
   }
   return memory.data();
 }
 
-void CudaBackend::launch(Kernel kernel, Grid grid, int threads, int64_t shared_bytes, const void* args) {
-  check_usable();
-  if (grid.x > 0 && grid.y > 0) device_->launch(kernel, grid, threads, shared_bytes, args);
+void CudaBackend::launch(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args) {
+  if (grid.x > 0 && grid.y > 0) gpu().device->launch(kernel, grid, threads, shared_bytes, args);
 }
 
 void CudaBackend::for_each_number(Kernel kernel, int64_t count, int64_t rows, const void* args) {
@@ -132,34 +131,59 @@ void CudaBackend::parallel(int64_t tasks, void (*fn)(const void* context, int64_
 
 // --- Products ---
 
-void CudaBackend::multiply(const Product& product, const float* gate) {
+// The input as the matrix rounds it.
+const float* CudaBackend::round_input(const Product& product) {
+  const int64_t cols = product.weight->cols;
+  float* const rounded = reinterpret_cast<float*>(scratch(rounded_, static_cast<size_t>(product.rows * cols) * 4));
+  const RoundArgs args = {product.x, product.weight->rounding.input, cols, cols, rounded};
+  for_each_number(Kernel::round_rows, cols, product.rows, &args);
+  return rounded;
+}
+
+void CudaBackend::multiply(const Product& product, const float* x, const float* gate) {
   const Matrix& weight = *product.weight;
-  const bool vectors = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(product.x) % 16 == 0;
-  const MatmulArgs args = {
-      weight_of(weight), product.x, product.y, product.rows, product.y_stride > 0 ? product.y_stride : weight.rows,
-      vectors,           gate};
+  const bool vectors = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  const int64_t y_stride = product.y_stride > 0 ? product.y_stride : weight.rows;
+  const MatmulArgs args = {weight_of(weight), x, product.y, product.rows, y_stride, vectors, gate};
   const std::optional<Kernel> tiles = tile_kernel(weight.format);
-  if (product.rows > kFewRows && !exact_batches_ && tiles) {
-    const Grid grid = {quotient(weight.rows, kTileOutputs), quotient(product.rows, kTileRows)};
-    bytes_read_.fetch_add(weight.bytes() * grid.y, std::memory_order_relaxed);
-    launch(*tiles, grid, kMatmulThreads, kTileSharedBytes, &args);
-    return;
-  }
-  const int64_t rows = std::min(product.rows, kFewRows);
-  const Grid grid = {weight.panels(), quotient(product.rows, kFewRows)};
+  const bool in_tiles = product.rows > kFewRows && !exact_batches_ && tiles && weight.rounding.input == 0;
+  const Grid grid = in_tiles ? Grid{quotient(weight.rows, kTileOutputs), quotient(product.rows, kTileRows)}
+                             : Grid{weight.panels(), quotient(product.rows, kFewRows)};
   bytes_read_.fetch_add(weight.bytes() * grid.y, std::memory_order_relaxed);
-  const int64_t size = rows <= 2 ? rows : rows <= 4 ? 4 : 8;
-  launch(few_kernel(weight.format, rows), grid, kMatmulThreads, 4 * size * kPanelRows * 4, &args);
+  if (in_tiles) {
+    launch(*tiles, grid, kMatmulThreads, kTileSharedBytes, &args);
+  } else {
+    const int64_t rows = std::min(product.rows, kFewRows), size = rows <= 2 ? rows : rows <= 4 ? 4 : 8;
+    launch(few_kernel(weight.format, rows), grid, kMatmulThreads, 4 * size * kPanelRows * 4, &args);
+  }
+  if (weight.rounding.output > 0) {
+    const RoundArgs round = {product.y, weight.rounding.output, weight.rows, y_stride, product.y};
+    for_each_number(Kernel::round_rows, weight.rows, product.rows, &round);
+  }
 }
 
 void CudaBackend::matmul(std::span<const Product> products) {
-  for (const Product& product : products) multiply(product, nullptr);
+  const Product* before = nullptr;  // whose rounded input is there
+  for (const Product& product : products) {
+    const StaticRounding& rounding = product.weight->rounding;
+    const float* x = product.x;
+    if (rounding.input > 0) {
+      const bool same = before && before->x == x && before->rows == product.rows &&
+                        before->weight->cols == product.weight->cols &&
+                        before->weight->rounding.input == rounding.input;
+      x = same ? rounded_.as<const float>() : round_input(product);
+      before = &product;
+    }
+    multiply(product, x, nullptr);
+  }
 }
 
-void CudaBackend::matmul_where(const Product& product, const float* gate) { multiply(product, gate); }
+void CudaBackend::matmul_where(const Product& product, const float* gate) {
+  multiply(product, product.weight->rounding.input > 0 ? round_input(product) : product.x, gate);
+}
 
 void CudaBackend::embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) {
-  const EmbedArgs args = {weight_of(table), parameters_.put(ids), scale, out};
+  const EmbedArgs args = {weight_of(table), gpu().parameters.put(ids), scale, out};
   for_each_row(Kernel::embed, size_of(ids.size()), &args);
 }
 
@@ -218,23 +242,23 @@ void CudaBackend::mul_rows(const float* x, const float* weight, int64_t rows, in
 }
 
 void CudaBackend::copy(const float* x, int64_t count, float* out) {
-  check_usable();
-  device_->enqueue_copy(x, static_cast<size_t>(count) * sizeof(float), out);
+  copy_bytes(reinterpret_cast<const uint8_t*>(x), count * 4, reinterpret_cast<uint8_t*>(out));
 }
 
 void CudaBackend::copy_bytes(const uint8_t* from, int64_t bytes, uint8_t* to) {
-  check_usable();
-  device_->enqueue_copy(from, static_cast<size_t>(bytes), to);
+  const CopyArgs args = {from, to, bytes,
+                         (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0};
+  for_each_number(Kernel::copy_bytes, args.units ? quotient(bytes, 16) : bytes, 1, &args);
 }
 
 void CudaBackend::gather(const float* x, std::span<const int32_t> rows, int64_t dim, float* out) {
-  const GatherArgs args = {x, parameters_.put(rows), nullptr, 1, dim, out};
+  const GatherArgs args = {x, gpu().parameters.put(rows), nullptr, 1, dim, out};
   for_each_number(Kernel::gather, dim, size_of(rows.size()), &args);
 }
 
 void CudaBackend::combine(const float* x, std::span<const int32_t> places, std::span<const float> weights,
                           int64_t per_row, int64_t dim, float* out) {
-  const GatherArgs args = {x, parameters_.put(places), parameters_.put(weights), per_row, dim, out};
+  const GatherArgs args = {x, gpu().parameters.put(places), gpu().parameters.put(weights), per_row, dim, out};
   for_each_number(Kernel::combine, dim, size_of(places.size()) / per_row, &args);
 }
 
@@ -246,13 +270,13 @@ void CudaBackend::add_table_rows(const RowTable& table, std::span<const int32_t>
   for (int64_t first = 0; first < rows; first += each) {
     const int64_t count = std::min(each, rows - first);
     const size_t bytes = static_cast<size_t>(count * cols) * sizeof(float);
-    const Parameters::Room room = parameters_.room(bytes);
+    const Parameters::Room room = gpu().parameters.room(bytes);
     float* const values = reinterpret_cast<float*>(room.host);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t id = ids[static_cast<size_t>(first + i)];
       table.read(id < table.rows() ? id : 0, values + i * cols);
     }
-    parameters_.send(room, bytes);
+    gpu().parameters.send(room, bytes);
     const TableArgs args = {reinterpret_cast<const float*>(room.memory), table_scale, out_scale, count * cols,
                             x + first * cols};
     for_each_number(Kernel::add_table, count * cols, 1, &args);
@@ -273,7 +297,7 @@ void CudaBackend::route(const float* logits, const float* scale, int64_t rows, i
 void CudaBackend::altup_predict(const float* x, const float* modalities, float input_scale,
                                 std::span<const float* const> coefs, int64_t streams, int64_t dim, float* out) {
   const int64_t rows = size_of(coefs.size());
-  const AltupArgs args = {x, nullptr, modalities, parameters_.put(coefs), input_scale, rows, streams, dim, out};
+  const AltupArgs args = {x, nullptr, modalities, gpu().parameters.put(coefs), input_scale, rows, streams, dim, out};
   for_each_number(Kernel::altup_predict, dim, rows, &args);
 }
 
@@ -281,7 +305,7 @@ void CudaBackend::altup_correct(const float* predicted, const float* activated, 
                                 float input_scale, std::span<const float* const> coefs, int64_t streams, int64_t dim,
                                 float* out) {
   const int64_t rows = size_of(coefs.size());
-  const AltupArgs args = {predicted, activated, modalities, parameters_.put(coefs), input_scale, rows,
+  const AltupArgs args = {predicted, activated, modalities, gpu().parameters.put(coefs), input_scale, rows,
                           streams,   dim,       out};
   for_each_number(Kernel::altup_correct, dim, rows, &args);
 }
@@ -294,13 +318,14 @@ int64_t CudaBackend::kv_head_bytes(int64_t head_dim, KvFormat format) const {
 
 int64_t CudaBackend::attention_bytes(int64_t num_heads, int64_t, int64_t head_dim, int64_t tokens) const {
   const int64_t splits = quotient(tokens, kPieceTokens) + 1;
-  return std::min(kMostPartialBytes, kSplitRows * num_heads * splits * (head_dim + 2) * 4);
+  const int64_t partials = std::min(kMostPartialBytes, kSplitRows * num_heads * splits * (head_dim + 2) * 4);
+  return partials + static_cast<int64_t>(Parameters::kLeastBytes);
 }
 
 void CudaBackend::rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,
                               float* sines) {
-  const AnglesArgs args = {parameters_.put(frequencies), parameters_.put(positions), size_of(frequencies.size()),
-                           cosines, sines};
+  const AnglesArgs args = {gpu().parameters.put(frequencies), gpu().parameters.put(positions),
+                           size_of(frequencies.size()), cosines, sines};
   for_each_number(Kernel::rope_angles, args.frequency_count, size_of(positions.size()), &args);
 }
 
@@ -321,7 +346,7 @@ void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const St
     }
   }
   RopeArgs args = {};
-  args.places = parameters_.put(std::span<const KvPlace>(places));
+  args.places = gpu().parameters.put(std::span<const KvPlace>(places));
   args.q = q;
   args.k = k;
   args.v = v;
@@ -372,8 +397,8 @@ void CudaBackend::attention(const AttentionShape& shape, std::span<const Attenti
   bytes_read_.fetch_add(tokens_read * shape.num_kv_heads * kv_head_bytes(dim, shape.kv_format) / kKvTokens,
                         std::memory_order_relaxed);
   AttentionArgs args = {};
-  args.rows = parameters_.put(std::span<const AttentionRow>(rows));
-  args.blocks = parameters_.put(std::span<const AttentionBlock>(blocks));
+  args.rows = gpu().parameters.put(std::span<const AttentionRow>(rows));
+  args.blocks = gpu().parameters.put(std::span<const AttentionBlock>(blocks));
   args.q = q;
   args.out = out;
   args.heads = shape.num_heads;
@@ -396,10 +421,24 @@ void CudaBackend::attention(const AttentionShape& shape, std::span<const Attenti
 
 }  // namespace cuda
 
-void check_cuda() { cuda::check_device_present(); }
+void check_cuda() {
+  const std::string refusal = cuda::find_driver().refusal;
+  if (!refusal.empty()) fail(ErrorCode::kUnsupported, "device is 'cuda', but ", refusal, "; use device='cpu'");
+}
+
+CudaInfo cuda_info() {
+  const cuda::Driver driver = cuda::find_driver();
+  CudaInfo info;
+  info.refusal = driver.refusal;
+  info.version = driver.version;
+  for (const cuda::Gpu& gpu : driver.gpus) {
+    info.gpus.push_back({gpu.name, gpu.capability, gpu.memory, gpu.refusal});
+  }
+  return info;
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
-  return std::make_unique<cuda::CudaBackend>(cuda::open_device(), options);
+  return std::make_unique<cuda::CudaBackend>(options);
 }
 
 }  // namespace gemlet

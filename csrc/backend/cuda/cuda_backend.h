@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "backend/backend.h"
@@ -15,23 +16,24 @@ namespace gemlet::cuda {
 
 class CudaBackend : public Backend {
  public:
-  CudaBackend(std::shared_ptr<Device> device, const BackendOptions& options);
+  explicit CudaBackend(const BackendOptions& options);
 
   std::string tier() const override { return "cuda"; }
   int threads() const override { return pool_.threads(); }
   int decode_threads() const override { return pool_.threads(); }
-  void begin_pass(int64_t) override {}
+  void begin_pass(int64_t rows) override;
   DeviceMemory allocate(size_t bytes) override;
   void upload(const void* host, size_t bytes, void* memory) override;
   void download(const void* memory, size_t bytes, void* host) override;
   bool host_memory() const override { return false; }
-  void leave_scratch_behind() override { forked_ = true; }
+  int64_t free_memory() override { return gpu().device->memory().free; }
+  void leave_scratch_behind() override {}  // a forked process cannot use the GPU at all
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
 
-  bool multiplies(const Matrix& weight) const override {
-    return row_bits(weight.format) == 0 && weight.format != Format::kW4a16 && !weight.rounding.any();
+  bool multiplies(const Matrix& weight) const override { return weight.format != Format::kW4a16; }
+  int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override {
+    return weight.rounding.input > 0 ? rows * weight.cols * 4 : 0;
   }
-  int64_t prepared_bytes(const Matrix&, int64_t) const override { return 0; }
   int64_t expansion_bytes(const Matrix&) const override { return 0; }
   int64_t kv_head_bytes(int64_t head_dim, KvFormat format) const override;
   int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const override;
@@ -92,20 +94,25 @@ class CudaBackend : public Backend {
 
  private:
   // Launches `kernel` with `args`; the grids of numbers and of rows have 256 threads a block.
-  void launch(Kernel kernel, Grid grid, int threads, int64_t shared_bytes, const void* args);
+  void launch(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args);
   void for_each_number(Kernel kernel, int64_t count, int64_t rows, const void* args);
   void for_each_row(Kernel kernel, int64_t rows, const void* args);
-  void multiply(const Product& product, const float* gate);
-  void check_usable() const;
+  void multiply(const Product& product, const float* x, const float* gate);
+  const float* round_input(const Product& product);
   uint8_t* scratch(DeviceMemory& memory, size_t bytes);
 
-  std::shared_ptr<Device> device_;
+  struct Gpu {
+    std::shared_ptr<Device> device = std::make_shared<Device>();
+    Parameters parameters{*device};
+  };
+  Gpu& gpu();  // opened when it is first needed: a backend that only plans needs none
+
+  std::once_flag opened_;
+  std::unique_ptr<Gpu> gpu_;
   bool exact_batches_;
   ThreadPool pool_;  // it packs weights
-  Parameters parameters_;
-  DeviceMemory partials_, routed_, frame_sums_;
+  DeviceMemory partials_, routed_, frame_sums_, rounded_;
   std::atomic<int64_t> bytes_read_ = 0;
-  std::atomic<bool> forked_ = false;
 };
 
 }  // namespace gemlet::cuda

@@ -1,47 +1,85 @@
-// A GPU as the backend sees it: memory, copies in the order of one stream, and launches. The driver's GPU and the
-// emulated one implement it.
+// A GPU as the backend sees it: memory, copies in the order of one stream, and launches.
+//
+// In a pass over few rows, launches are recorded until something waits for them. Then they go to the GPU as a graph
+// (graphs.h), and the small arrays they read go before them in one copy. Other launches go to the stream at once.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
+#include "backend/cuda/driver.h"
+#include "backend/cuda/graphs.h"
 #include "kernels/cuda/kernels.h"
 
 namespace gemlet::cuda {
 
-struct Grid {
-  int64_t x = 1, y = 1, z = 1;
-};
-
+// All functions may be called from any thread. They throw kMemory where the GPU has no memory left, kDevice where it
+// failed, and kUnsupported in a forked process, where it cannot be used.
 class Device {
  public:
-  virtual ~Device() = default;
-  virtual std::string name() const = 0;
+  Device();  // the first GPU that can be used. Throws kUnsupported where there is none.
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
 
-  // From any thread. Memory is filled with zeros and aligned to 256 bytes. Throws kMemory.
-  virtual uint8_t* allocate(size_t bytes) = 0;
-  virtual void free(uint8_t* memory) noexcept = 0;
+  struct Memory {
+    int64_t free, total;
+  };
+  Memory memory();
+
+  // Memory is filled with zeros and aligned to 256 bytes.
+  uint8_t* allocate(size_t bytes);
+  void free(uint8_t* memory) noexcept;
 
   // Copies are complete when the call returns, and so is all that was launched before.
-  virtual void upload(const void* host, size_t bytes, void* memory) = 0;
-  virtual void download(const void* memory, size_t bytes, void* host) = 0;
+  void upload(const void* host, size_t bytes, void* memory);
+  void download(const void* memory, size_t bytes, void* host);
+  void synchronize();
 
-  // What follows only takes its place in the stream. `host` must stay as it is until synchronize().
-  virtual void enqueue_upload(const void* host, size_t bytes, void* memory) = 0;
-  virtual void enqueue_copy(const void* from, size_t bytes, void* to) = 0;
+  // What follows only takes its place in the stream. `host` is pinned, and must stay as it is until synchronize().
+  void enqueue_upload(const void* host, size_t bytes, void* memory);
   // `args` are copied by the call.
-  virtual void launch(Kernel kernel, Grid grid, int threads, int64_t shared_bytes, const void* args) = 0;
-  virtual void synchronize() = 0;
+  void launch(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args);
+
+  // Whether launches from here on are recorded.
+  void record(bool recording);
+  // Whether the GPU has done all that was asked of it.
+  bool idle();
 
   // Memory of the host that the GPU can read while the host goes on.
-  virtual void* allocate_pinned(size_t bytes) = 0;
-  virtual void free_pinned(void* memory) noexcept = 0;
-};
+  void* allocate_pinned(size_t bytes);
+  void free_pinned(void* memory) noexcept;
 
-// Throws kUnsupported, with the reason, where there is no GPU that can be used.
-void check_device_present();
-std::unique_ptr<Device> open_device();
+ private:
+  class Use;
+  struct Upload {
+    const uint8_t* host;
+    uint8_t* memory;
+    size_t bytes;
+  };
+  void check(api::Result result, const char* doing, size_t bytes = 0);
+  void close() noexcept;
+  void send(const Upload& upload);
+  void flush();
+  void wait();
+
+  Driver driver_;
+  Gpu gpu_;
+  uint32_t generation_;
+  std::mutex mutex_;
+  std::string lost_;  // what the GPU failed with, if it did
+  api::Context context_ = nullptr;
+  api::Stream stream_ = nullptr;
+  api::Module module_ = nullptr;
+  Graphs graphs_;
+  bool recording_ = false, idle_ = true;
+  size_t segment_ = 0;  // of the pass: parts that something waited for
+  LaunchList list_;
+  std::vector<Upload> uploads_;
+  std::vector<uint8_t*> freed_;  // when the list has been started
+};
 
 }  // namespace gemlet::cuda

@@ -5,7 +5,6 @@
 namespace gemlet::cuda {
 namespace {
 
-constexpr size_t kLeastBytes = size_t{4} << 20;
 constexpr size_t kAlignment = 256;
 
 }  // namespace

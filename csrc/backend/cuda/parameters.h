@@ -13,6 +13,8 @@ namespace gemlet::cuda {
 // was put stays until the ring has gone round, before which the stream is waited for.
 class Parameters {
  public:
+  static constexpr size_t kLeastBytes = size_t{4} << 20;  // of each
+
   explicit Parameters(Device& device) : device_(device) {}
   ~Parameters() { release(); }
   Parameters(const Parameters&) = delete;
@@ -27,6 +29,10 @@ class Parameters {
     uint8_t *host, *memory;
   };
   Room room(size_t bytes);
+  // Puts from the beginning again, where the GPU has nothing left to do. So a pass has the addresses of the one before.
+  void rewind() {
+    if (device_.idle()) used_ = 0;
+  }
   void send(const Room& room, size_t bytes) { device_.enqueue_upload(room.host, bytes, room.memory); }
 
  private:

@@ -189,6 +189,8 @@ __device__ __forceinline__ void store_numbers(const float* x, int64_t dim, KvFor
 GEMLET_ALL(f32, kKvF32)
 GEMLET_ALL(bf16, kKvBf16)
 GEMLET_ALL(int8, kKvInt8)
+#undef GEMLET_ALL
+#undef GEMLET_ATTENTION
 
 // One warp for each row and head.
 GEMLET_CUDA_KERNEL(attention_merge, MergeArgs) {

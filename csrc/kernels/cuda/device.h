@@ -79,6 +79,10 @@ __device__ __forceinline__ float block_reduce(float x, float* shared) {
 __device__ __forceinline__ float block_sum(float x, float* shared) { return block_reduce<false>(x, shared); }
 __device__ __forceinline__ float block_max(float x, float* shared) { return block_reduce<true>(x, shared); }
 
+__device__ __forceinline__ float gelu_tanh(float x) {
+  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
+
 // The number of this thread in the whole grid.
 __device__ __forceinline__ int64_t grid_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 

@@ -27,6 +27,15 @@ struct MatmulArgs {
   const float* gate;  // null, or [weight.rows]: panels of 16 outputs whose gates are all 0 become 0
 };
 
+// out = clamp(round(x / scale), -128, 127) * scale. Rows of out lie `stride` numbers apart, those of x too if they are
+// the same.
+struct RoundArgs {
+  const float* x;
+  float scale;
+  int64_t dim, stride;
+  float* out;
+};
+
 struct NormArgs {
   const float* x;
   const float* weight;  // null: 1
@@ -57,6 +66,12 @@ struct EmbedArgs {
   const int32_t* ids;
   float scale;
   float* out;
+};
+struct CopyArgs {
+  const uint8_t* from;
+  uint8_t* to;
+  int64_t bytes;
+  int32_t units;  // whether both addresses are multiples of 16
 };
 struct GatherArgs {
   const float* x;
@@ -202,6 +217,9 @@ struct LocalArgs {
   GEMLET_CUDA_MATMUL_KERNELS(X, q5)      \
   GEMLET_CUDA_MATMUL_KERNELS(X, q4k)     \
   GEMLET_CUDA_MATMUL_KERNELS(X, q4)      \
+  GEMLET_CUDA_MATMUL_KERNELS(X, r8)      \
+  GEMLET_CUDA_MATMUL_KERNELS(X, r4)      \
+  GEMLET_CUDA_MATMUL_KERNELS(X, r2)      \
   X(matmul_bf16_tiles, MatmulArgs)       \
   X(matmul_q8_tiles, MatmulArgs)         \
   X(matmul_q6k_tiles, MatmulArgs)        \
@@ -225,6 +243,8 @@ struct LocalArgs {
   X(scale_by, FactorArgs)                \
   X(mul_rows, FactorArgs)                \
   X(embed, EmbedArgs)                    \
+  X(round_rows, RoundArgs)               \
+  X(copy_bytes, CopyArgs)                \
   X(gather, GatherArgs)                  \
   X(combine, GatherArgs)                 \
   X(add_table, TableArgs)                \

@@ -68,7 +68,7 @@ __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shar
         } else {
           for (int run = 0; run < kCount / 4; ++run) {
             float four[4];
-            columns_of(args, x, column + run * (Read::kTwoRuns ? 16 : 4), four);
+            columns_of(args, x, column + run * Read::kApart, four);
             for (int i = 0; i < 4; ++i) values[run * 4 + i] = four[i];
           }
         }
@@ -131,7 +131,7 @@ __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t co
     const int64_t column = Read::column(at, group) - col;
     for (int r = 0; r < 4; ++r) {
       uint16_t* const to = tile + (warp * kPanelRows + quad * 4 + r) * kTileStride + column;
-      for (int i = 0; i < kCount; ++i) to[Read::kTwoRuns && i >= 4 ? 12 + i : i] = f32_to_bf16(w[r][i]);
+      for (int i = 0; i < kCount; ++i) to[i / 4 * Read::kApart + i % 4] = f32_to_bf16(w[r][i]);
     }
   }
 }
@@ -205,6 +205,9 @@ GEMLET_ALL(q5k, Format::kQ5k)
 GEMLET_ALL(q5, Format::kQ5)
 GEMLET_ALL(q4k, Format::kQ4k)
 GEMLET_ALL(q4, Format::kQ4)
+GEMLET_ALL(r8, Format::kR8)
+GEMLET_ALL(r4, Format::kR4)
+GEMLET_ALL(r2, Format::kR2)
 GEMLET_TILES(bf16, Format::kBf16)
 GEMLET_TILES(q8, Format::kQ8)
 GEMLET_TILES(q6k, Format::kQ6k)
@@ -212,5 +215,8 @@ GEMLET_TILES(q5k, Format::kQ5k)
 GEMLET_TILES(q5, Format::kQ5)
 GEMLET_TILES(q4k, Format::kQ4k)
 GEMLET_TILES(q4, Format::kQ4)
+#undef GEMLET_FEW
+#undef GEMLET_TILES
+#undef GEMLET_ALL
 
 }  // namespace gemlet::cuda

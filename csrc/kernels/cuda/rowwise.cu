@@ -7,10 +7,6 @@ namespace {
 
 constexpr int64_t kMaxStreams = 16;
 
-__device__ __forceinline__ float gelu_tanh(float x) {
-  return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-}
-
 // 1 / rms of the block's row.
 __device__ __forceinline__ float inverse_rms(const float* x, int64_t dim, float eps, float* shared) {
   float sum = 0;
@@ -90,6 +86,26 @@ GEMLET_CUDA_KERNEL(embed, EmbedArgs) {
   for (int64_t i = threadIdx.x; i < args.table.cols; i += blockDim.x) {
     out[i] = weight_at(args.table, row, i) * args.scale;
   }
+}
+
+GEMLET_CUDA_KERNEL(round_rows, RoundArgs) {
+  const int64_t i = grid_thread(), row = blockIdx.y;
+  if (i >= args.dim) return;
+  float* const out = args.out + row * args.stride + i;
+  const float x = args.x == args.out ? *out : args.x[row * args.dim + i];
+  const float steps = rintf(x / args.scale);
+  *out = x != x ? x : fminf(fmaxf(steps, -128.0f), 127.0f) * args.scale;
+}
+
+// A thread copies 16 bytes, or one where these are not aligned.
+GEMLET_CUDA_KERNEL(copy_bytes, CopyArgs) {
+  const int64_t i = grid_thread(), first = args.units ? i * 16 : i;
+  if (args.units && first + 16 <= args.bytes) {
+    *reinterpret_cast<uint4*>(args.to + first) = load_16(args.from + first);
+    return;
+  }
+  const int64_t end = args.units ? args.bytes : i + 1;
+  for (int64_t at = first; at < end && at < args.bytes; ++at) args.to[at] = args.from[at];
 }
 
 GEMLET_CUDA_KERNEL(gather, GatherArgs) {

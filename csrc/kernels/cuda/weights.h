@@ -73,7 +73,7 @@ __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]
 }
 
 // What one lane reads of a panel in a step of its warp: of the rows 4 * quad to 4 * quad + 3, quad = lane % 4, kCount
-// columns. group = lane / 4 says which: those from column() on, or with kTwoRuns half of them, and as many 16 later.
+// columns. group = lane / 4 says which: up to four from column() on, and the next four kApart columns later each time.
 template <Format kFormat>
 struct Reader;
 
@@ -81,7 +81,7 @@ struct Reader;
 template <>
 struct Reader<Format::kF32> {
   static constexpr int kCount = 1, kStepColumns = 8;
-  static constexpr bool kTwoRuns = false;
+  static constexpr int kApart = 4;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return step * 8 + group; }
   __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
                                               int quad, float (&w)[4][1]) {
@@ -95,7 +95,7 @@ struct Reader<Format::kF32> {
 template <>
 struct Reader<Format::kBf16> {
   static constexpr int kCount = 2, kStepColumns = 16;
-  static constexpr bool kTwoRuns = false;
+  static constexpr int kApart = 4;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return (step * 8 + group) * 2; }
   __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
                                               int quad, float (&w)[4][2]) {
@@ -113,7 +113,7 @@ struct Reader<Format::kBf16> {
 template <>
 struct Reader<Format::kBf12> {
   static constexpr int kCount = 8, kStepColumns = 64;
-  static constexpr bool kTwoRuns = false;
+  static constexpr int kApart = 4;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return (step * 8 + group) * 8; }
   __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
                                               int quad, float (&w)[4][8]) {
@@ -140,7 +140,7 @@ struct Reader<Format::kBf12> {
 template <>
 struct Reader<Format::kQ8> {
   static constexpr int kCount = 4, kStepColumns = 32;
-  static constexpr bool kTwoRuns = false;
+  static constexpr int kApart = 4;
   __device__ static __forceinline__ int64_t column(int64_t step, int group) { return step * 32 + group * 4; }
   __device__ static __forceinline__ void read(const Weight&, const uint8_t* panel, int64_t step, int group, int quad,
                                               float (&w)[4][4]) {
@@ -161,7 +161,7 @@ struct Reader<Format::kQ8> {
 template <Format kFormat>
 struct BlockReader {
   static constexpr int kCount = 8, kStepColumns = kSuperblock;
-  static constexpr bool kTwoRuns = true;  // columns 0 to 3, and the same 16 columns later
+  static constexpr int kApart = 16;
   static constexpr bool kGroups = kFormat == Format::kQ4k || kFormat == Format::kQ5k || kFormat == Format::kQ6k;
   static constexpr bool kFive = kFormat == Format::kQ5 || kFormat == Format::kQ5k, kSix = kFormat == Format::kQ6k;
   static constexpr int64_t kBlockBytes = kSix ? kQ6BlockBytes : kFive ? kQ5BlockBytes : kQ4BlockBytes;
@@ -231,6 +231,43 @@ struct Reader<Format::kQ4k> : BlockReader<Format::kQ4k> {};
 template <>
 struct Reader<Format::kQ4> : BlockReader<Format::kQ4> {};
 
+// Formats with one scale for a row. Half a superblock of r8; a superblock of r4, whose lines are those of q4; two of
+// r2, where a line has 16 columns.
+template <Format kFormat>
+struct RowReader {
+  static constexpr bool kEight = kFormat == Format::kR8, kTwo = kFormat == Format::kR2;
+  static constexpr int kCount = kEight ? 4 : kTwo ? 16 : 8;
+  static constexpr int kStepColumns = 8 * kCount, kApart = kEight ? 4 : 16;
+  static constexpr int kBits = kEight ? 8 : kTwo ? 2 : 4;
+  static constexpr int kZero = kEight ? kQ8Zero : kTwo ? kR2Zero : kQ4Zero;
+
+  __device__ static __forceinline__ int64_t column(int64_t step, int group) {
+    if constexpr (kEight) return step * kStepColumns + group * 4;
+    return step * kStepColumns + group / 4 * (kStepColumns / 2) + group % 4 * 4;
+  }
+  __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
+                                              int quad, float (&w)[4][kCount]) {
+    const int64_t line = step * 8 + group, columns = kLineBytes * 8 / kBits / kPanelRows;  // of a line
+    const bool exists = line * columns < (weight.cols + kSuperblock - 1) / kSuperblock * kSuperblock;
+    uint32_t words[4] = {}, scales[4];
+    if (exists) words_of(panel + kRowScaleBytes + line * kLineBytes + quad * 16, words);
+    words_of(panel + quad * 16, scales);
+    for (int r = 0; r < 4; ++r) {
+      const float scale = exists ? bits_to_f32(scales[r]) : 0.0f;
+      for (int i = 0; i < kCount; ++i) {
+        const int q = static_cast<int>(words[r] >> (8 * (i % 4) + kBits * (i / 4)) & ((1 << kBits) - 1));
+        w[r][i] = static_cast<float>(q - kZero) * scale;
+      }
+    }
+  }
+};
+template <>
+struct Reader<Format::kR8> : RowReader<Format::kR8> {};
+template <>
+struct Reader<Format::kR4> : RowReader<Format::kR4> {};
+template <>
+struct Reader<Format::kR2> : RowReader<Format::kR2> {};
+
 // One weight, as the lane that has it reads it.
 template <Format kFormat>
 __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* panel, int64_t row, int64_t col) {
@@ -238,9 +275,10 @@ __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* p
   float w[4][Read::kCount];
   const int64_t step = col / Read::kStepColumns, rest = col % Read::kStepColumns;
   int group, i;
-  if constexpr (Read::kTwoRuns) {
-    group = static_cast<int>(rest / kBlock * 4 + rest % 16 / 4);
-    i = static_cast<int>(rest % kBlock / 16 * 4 + rest % 4);
+  if constexpr (Read::kApart == 16) {
+    constexpr int kSpan = 4 * Read::kCount;  // of four lanes
+    group = static_cast<int>(rest / kSpan * 4 + rest % 16 / 4);
+    i = static_cast<int>(rest % kSpan / 16 * 4 + rest % 4);
   } else {
     group = static_cast<int>(rest / Read::kCount);
     i = static_cast<int>(rest % Read::kCount);
@@ -270,12 +308,15 @@ __device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, in
       return read_one<Format::kQ4k>(weight, panel, r, col);
     case Format::kQ4:
       return read_one<Format::kQ4>(weight, panel, r, col);
+    case Format::kR8:
+      return read_one<Format::kR8>(weight, panel, r, col);
+    case Format::kR4:
+      return read_one<Format::kR4>(weight, panel, r, col);
+    case Format::kR2:
+      return read_one<Format::kR2>(weight, panel, r, col);
     case Format::kBf12:
       break;
-    case Format::kW4a16:  // CudaBackend::multiplies() says no to these
-    case Format::kR8:
-    case Format::kR4:
-    case Format::kR2:
+    case Format::kW4a16:  // CudaBackend::multiplies() says no to it
       return 0.0f;
   }
   uint32_t bits = bf12_bits(panel, r, col);

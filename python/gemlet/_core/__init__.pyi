@@ -51,7 +51,9 @@ __all__: list[str] = [
     "available_memory",
     "check_device",
     "cpu_info",
+    "cuda_info",
     "default_threads",
+    "free_memory",
     "logprobs",
     "measure_read_bandwidth",
     "mono",
@@ -991,9 +993,19 @@ def cpu_info() -> dict[str, typing.Any]:
     CPU features, tiers found, tier in use and why, kernel tiers, limits on threads.
     """
 
+def cuda_info() -> dict[str, typing.Any]:
+    """
+    The CUDA version of the driver (0: none), why device 'cuda' is not used (None: it can be), and all GPUs.
+    """
+
 def default_threads(*, files: str = "") -> tuple[int, str]:
     """
     Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.
+    """
+
+def free_memory(device: str) -> int:
+    """
+    Bytes of a GPU's memory that are free; 0 for 'cpu'.
     """
 
 def logprobs(

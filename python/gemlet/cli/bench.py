@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(_line(_cells(model, name, row)), flush=True)
             rows.append(row)
         # The bandwidth of a loaded machine moves; the best it showed is what it can do.
-        bandwidth = max(row.bandwidth for row in rows)
+        bandwidth = max((row.bandwidth for row in rows if row.bandwidth is not None), default=None)
         if arguments.json:
             machine = {**machine_info(model), "read_bandwidth_bytes_per_second": bandwidth}
             described = {
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
                     {"machine": machine, "model": described, "results": [row.to_json() for row in rows]}
                 )
             )
-        else:
+        elif bandwidth is not None:
             print(f"\nread bandwidth, threads {model.threads}: {bandwidth / 1e9:.1f} GB/s")
     return 0
 
@@ -118,7 +118,7 @@ def _cells(model: Model, name: str, row: BenchResult) -> list[str]:
         row.test,
         f"{row.tokens_per_second:.2f} ± {row.stdev:.2f}",
         f"{row.bytes_per_token / 1e6:.2f} MB",
-        f"{100 * row.bandwidth_share:.1f} %",
+        "-" if row.bandwidth_share is None else f"{100 * row.bandwidth_share:.1f} %",
     ]
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from gemlet import _core
+from gemlet.base.sizes import size_text
 from gemlet.bench import cpu_name
 
 __all__ = ["collect", "run"]
 
 
 def collect() -> dict[str, Any]:
-    """Version, CPU tiers, the tier in use and why, threads and why."""
+    """Version, CPU tiers, the tier in use and why, GPUs and why they are not used, threads and why."""
     threads, reason = _core.default_threads()
     return {
         "version": _core.__version__,
@@ -25,6 +26,7 @@ def collect() -> dict[str, Any]:
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": {"name": cpu_name(), **_core.cpu_info()},
+        "cuda": _core.cuda_info(),
         "threads": threads,
         "threads_reason": reason,
         "decode_threads": threads,
@@ -47,6 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
     ordered = sorted(counts.items(), key=lambda entry: cpu["tiers"].index(entry[0]), reverse=True)
     # A tier has the kernels that its instructions make faster; the others come from the tiers it contains.
     print(f"kernels  {', '.join(f'{count} of {tier}' for tier, count in ordered)}")
+    print(f"cuda     {_cuda_text(info['cuda'])}")
+    for gpu in info["cuda"]["gpus"]:
+        capability = f"{gpu['capability'] // 10}.{gpu['capability'] % 10}"
+        used = "" if gpu["refusal"] is None else f"; not used: {gpu['refusal']}"
+        print(f"gpu      {gpu['name']}, compute capability {capability}, {size_text(gpu['memory'])}{used}")
     print(f"threads  {info['threads']} ({info['threads_reason']})")
     print(f"decode   {info['decode_threads']} ({info['decode_threads_reason']})")
     return 0
+
+
+def _cuda_text(cuda: dict[str, Any]) -> str:
+    version = cuda["version"]
+    driver = f"driver for CUDA {version // 1000}.{version % 1000 // 10}; " if version else ""
+    used = "can be used" if cuda["refusal"] is None else f"not used: {cuda['refusal']}"
+    return driver + used

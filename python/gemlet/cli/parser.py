@@ -197,7 +197,7 @@ def _add_inspect(commands: Any) -> None:
     _add_access(parser)
     add_load_options(
         parser,
-        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk"),
+        *("weights", "embedding", "kv_cache", "max_context", "max_memory", "embedding_on_disk", "device"),
         *("prefix_cache", "prefix_cache_size", "vision", "audio", "mmproj", "drafter", "matformer"),
     )
     parser.add_argument("--for-memory", metavar="SIZE", help='recommend formats for a memory such as "1GB"')

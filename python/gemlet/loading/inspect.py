@@ -15,7 +15,7 @@ from gemlet.loading.builder import not_packed, settle
 from gemlet.loading.drafter import open_drafter
 from gemlet.loading.for_memory import recommend
 from gemlet.loading.inspection import Inspection
-from gemlet.loading.memory_plan import check_memory, plan_memory
+from gemlet.loading.memory_plan import check_memory, plan_memory, room_for
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.opening import open_model_files, writes_nothing
@@ -44,6 +44,7 @@ def inspect(
     drafter: str | os.PathLike[str] | None = None,
     matformer: Matformer = None,
     for_memory: int | str | None = None,
+    device: str = "cpu",
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Inspection:
@@ -80,6 +81,7 @@ def inspect(
         prefix_cache_size=prefix_cache_size,
         drafter=drafter,
         matformer=matformer,
+        device=device,
     )
     with open_model_files(
         source,
@@ -111,10 +113,10 @@ def inspect(
         if room is not None:
             recommended = recommend(room, config, replace(options, max_context=max_context))
         problem = str(not_packed(files)) if options.embedding_on_disk and files.packed is None else None
-        if max_memory is not None:
-            room, name = parse_memory(max_memory), "max_memory"
-        else:
-            room, name = _core.available_memory() + plan.process, "the memory this process may have"
+        room, name = room_for(options) or (
+            _core.available_memory() + plan.process,
+            "the memory this process may have",
+        )
         try:
             check_memory(room, config, options, name=name, drafter=beside)
         except MemoryLimitError as error:

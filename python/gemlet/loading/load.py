@@ -9,10 +9,9 @@ from contextlib import nullcontext
 
 from gemlet.base.front_door import public
 from gemlet.base.progress import Progress
-from gemlet.base.sizes import parse_memory
 from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed, settle
 from gemlet.loading.drafter import open_drafter
-from gemlet.loading.memory_plan import check_memory
+from gemlet.loading.memory_plan import check_memory, room_for
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.model.model import Model
 from gemlet.packing.cache import know_formats
@@ -97,7 +96,9 @@ def load(
         exact_batches: makes a text the same, bit for bit, whatever is computed beside it and in whatever
             pieces its prompt is read. On CPUs without a matrix unit (AMX) this holds anyway, and costs
             nothing. With one, prompts are then read without it, at the speed of the next lower tier.
-        device: only "cpu".
+        device: "cpu", "cuda" for an NVIDIA GPU, or "auto", which is "cuda" where a GPU can be used. No GPU
+            has run gemlet yet, and wheels are built without "cuda". On a GPU, ``max_memory`` bounds its
+            memory, and a model that does not fit into what is free of it is refused.
         vision: False leaves out the tower for images of a model that has one, and its memory.
         audio: False leaves out the encoder for sound, alike.
         mmproj: the file of llama.cpp with the towers of a GGUF model. None: the one beside the model with
@@ -199,9 +200,9 @@ def load(
         with open_drafter(options, files, token=token) or nullcontext() as beside:
             options = options.with_formats(files)
             spare = None
-            if max_memory is not None:
+            if (room := room_for(options)) is not None:
                 settle(files)
-                spare = check_memory(parse_memory(max_memory), files.config, options, drafter=beside)
+                spare = check_memory(room[0], files.config, options, name=room[1], drafter=beside)
             kept_texts = options.prefix_cache_options(digest_of(files, options))
             return finish_model(
                 filled_builder(files, options),

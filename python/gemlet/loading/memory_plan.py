@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from gemlet.base.records import record
-from gemlet.base.sizes import resident_bytes, size_text
+from gemlet.base.sizes import parse_memory, resident_bytes, size_text
 from gemlet.config.audio_config import audio_bytes
 from gemlet.config.text_config import TextConfig
 from gemlet.config.vision_config import KEPT_BYTES
@@ -18,7 +18,7 @@ from gemlet.loading.drafter import Drafter
 from gemlet.loading.options import LoadOptions
 from gemlet.weights.formats import PRESETS
 
-__all__ = ["MemoryPlan", "check_memory", "plan_memory"]
+__all__ = ["MemoryPlan", "check_memory", "plan_memory", "room_for"]
 
 
 @record(frozen=True)
@@ -29,7 +29,8 @@ class MemoryPlan:
     as long as the context, dropped blocks that still share memory with others included; ``activations`` those
     of a full chunk of a prompt with its logits; ``prefix_cache`` what is kept of texts that have ended, if
     ``prefix_cache_size`` says how much of the memory (else it takes a part of what the plan leaves);
-    ``process`` what this process had resident when the plan was made: Python, NumPy, the tokenizer.
+    ``process`` what this process had resident when the plan was made: Python, NumPy, the tokenizer. For
+    a GPU it is 0, as all bytes are those of the GPU's memory.
     ``drafter`` is all that a drafter takes, its keys and values included. ``on_disk`` is read from the file
     while the model runs and is no part of the total.
 
@@ -61,7 +62,7 @@ class MemoryPlan:
             *([f"prefix cache {size_text(self.prefix_cache)}"] if self.prefix_cache else []),
             f"activations {size_text(self.activations)}",
             *([f"drafter {size_text(self.drafter)}"] if self.drafter else []),
-            f"process {size_text(self.process)}",
+            *([f"process {size_text(self.process)}"] if self.process else []),
         ]
         return f"{size_text(self.total)} = " + " + ".join(parts)
 
@@ -89,8 +90,22 @@ def plan_memory(
     if config.audio is not None:
         plan["activations"] += audio_bytes(config.audio, config.hidden_size, options.formats.matrices)
     own = resident_bytes() if process is None else process
+    if options.device != "cpu":
+        own = 0
     beside = 0 if drafter is None else drafter.bytes(options.max_context)
     return MemoryPlan(process=own, prefix_cache=kept, drafter=beside, **plan)
+
+
+def room_for(options: LoadOptions) -> tuple[int, str] | None:
+    """The bytes that a model may take, and what they are called: ``max_memory``, or the free memory of a
+    GPU if that is less. None if nothing bounds it."""
+    from gemlet import _core
+
+    asked = None if options.max_memory is None else (parse_memory(options.max_memory), "max_memory")
+    if options.device == "cpu":
+        return asked
+    free = (_core.free_memory(options.device), "the free memory of the GPU")
+    return free if asked is None else min(asked, free)
 
 
 def check_memory(

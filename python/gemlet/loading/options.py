@@ -112,7 +112,10 @@ class LoadOptions:
         default=False,
         metadata=_shown("the same text alone and beside others, also on CPUs with a matrix unit", kind=None),
     )
-    device: str = "cpu"
+    device: str = field(
+        default="cpu",
+        metadata=_shown("what computes: cpu, cuda, or auto for cuda where it can be used", metavar="NAME"),
+    )
     audio: bool = field(
         default=True,
         metadata=_shown("leave out the encoder for sound, which takes memory", kind=None),
@@ -287,7 +290,7 @@ def _device(device: object) -> str:
     if not isinstance(device, str) or not device.isprintable():
         raise UnsupportedError(f"device is {show_argument(device)}; expected a name, like 'cpu'")
     if device == "auto":
-        return "cpu"
+        return "cuda" if _has_device("cuda") else "cpu"
     if device not in ("cpu", "cuda") and not _has_device("cuda"):
         raise UnsupportedError(
             f"device is {show_argument(device)}, but this gemlet computes on CPUs only; use device='cpu'"

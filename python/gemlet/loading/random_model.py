@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 
 from gemlet.base.progress import reporting
-from gemlet.base.sizes import parse_memory
 from gemlet.config.hf_config import shape_config
 from gemlet.errors import InvalidRequestError
 from gemlet.loading.builder import finish_model, make_builder
-from gemlet.loading.memory_plan import check_memory
+from gemlet.loading.memory_plan import check_memory, room_for
 from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -47,8 +46,8 @@ def random_model(
     if options.weights == "auto":
         options = replace(options, weights="bf16")
     spare = None
-    if options.max_memory is not None:
-        spare = check_memory(parse_memory(options.max_memory), config, options)
+    if (room := room_for(options)) is not None:
+        spare = check_memory(room[0], config, options, name=room[1])
     builder = make_builder(config, options)
     total = sum(nbytes for _, nbytes in builder.packed_sizes().values())
     with reporting(options.progress, "random weights", total) as advance:

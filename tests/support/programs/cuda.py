@@ -1,0 +1,73 @@
+"""For forward/test_cuda_driver.py: each program runs in a process of its own, with a GPU of its own."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+
+import gemlet
+from gemlet.loading.builder import make_builder
+from gemlet.loading.options import LoadOptions
+
+Outcome = tuple[str, str]
+
+
+def _outcome(action: Callable[[], object]) -> Outcome:
+    try:
+        return "none", str(action())
+    except gemlet.GemletError as error:
+        return type(error).__name__, str(error)
+
+
+def _load() -> gemlet.Model:
+    return gemlet.load(weights="q4", max_context=512, threads=1, device="cuda")
+
+
+def _tokens(model: gemlet.Model) -> list[int]:
+    return list(model.generate("The door", max_tokens=3, ignore_eos=True, temperature=0).token_ids)
+
+
+def load() -> tuple[Outcome, str]:
+    """What loading on the GPU raises, and what "auto" means."""
+    return _outcome(lambda: _load().close()), LoadOptions(device="auto").device
+
+
+def inspect(max_memory: str | None) -> tuple[str | None, int, int]:
+    """The problem, and the total and the process of the plan."""
+    found = gemlet.inspect(weights="q4", max_context=512, device="cuda", max_memory=max_memory)
+    return found.problem, found.plan.total, found.plan.process
+
+
+def allocate_too_much() -> Outcome:
+    """Weights that no plan has checked."""
+    config = gemlet.inspect().config
+    return _outcome(lambda: make_builder(config, LoadOptions(weights="q4", max_context=512, device="cuda")))
+
+
+def lose() -> tuple[Outcome, Outcome]:
+    """What a text and the next model get from a GPU that fails."""
+    with _load() as model:
+        first = _outcome(lambda: _tokens(model))
+        return first, _outcome(_load)
+
+
+def fork() -> tuple[list[int], str]:
+    """A text, and what a forked process gets from its model, from a model of its own and from "auto"."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+    with _load() as model:
+        expected = _tokens(model)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            outcomes = [_outcome(lambda: _tokens(model)), _outcome(_load)]
+            model.close()
+            text = "\n".join(f"{name}: {said}" for name, said in outcomes)
+            os.write(writer, f"{text}\n{LoadOptions(device='auto').device}".encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        assert _tokens(model) == expected
+        return expected, said
