@@ -85,6 +85,12 @@ def test_sound_beside_the_picture_does_not_count() -> None:
     assert [seen_of(one) for one in frames] == [i * 40 // 32 for i in range(32)]
 
 
+def test_names_in_other_encodings_do_not_matter(short: bytes) -> None:
+    data = short.replace(b"VideoHandler", b"VideoHandle\xe9")
+    assert data != short
+    np.testing.assert_array_equal(read(data)[0], read(short)[0])
+
+
 def test_packets_without_a_frame_do_not_count() -> None:
     frames, _ = read(with_empty_packets(40, 4))
     found = [seen_of(one) for one in frames]

@@ -147,7 +147,7 @@ def _opened(file: BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoSt
         raise InvalidRequestError(f"{name}: the file is no video; expected {_CONTAINERS}")
     try:
         options = {"max_pixels": str(MOST_PIXELS), "codec_whitelist": ",".join(_DECODERS)}
-        with av.open(file, mode="r", format=container, options=options) as opened:
+        with av.open(file, mode="r", format=container, options=options, metadata_errors="replace") as opened:
             yield opened, _stream(opened, name)
     except InvalidRequestError:
         raise
