@@ -99,7 +99,7 @@ def test_the_arguments_of_loading_have_the_defaults_of_the_options(function: Cal
 def test_load_has_every_option_and_the_command_line_every_one_of_text() -> None:
     names = {field.name for field in dataclasses.fields(LoadOptions)} - {"own_formats"}
     assert names <= inspect.signature(gemlet.load).parameters.keys()
-    assert command_line().keys() == names - {"device", "progress"}
+    assert command_line().keys() == names - {"progress"}
 
 
 def test_every_limit_is_of_a_field() -> None:

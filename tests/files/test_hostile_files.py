@@ -48,13 +48,15 @@ def boundaries(name: str, data: bytes) -> set[int]:
     return {8 + length + at for entry in entries for at in (0, *entry["data_offsets"])}
 
 
-@pytest.mark.parametrize("name", READERS)
+# What fuzzing writes for "media" is no file.
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"media"}))
 def test_cut_short(name: str) -> None:
     """A small file is cut at every byte. Others are cut at each of the first hundred bytes, at a hundred
-    later places and around every boundary. Padding at the end may be missing."""
+    later places and around every boundary. Padding at the end may be missing, and the end mark of a GIF."""
     reader = READERS[name]
     for data in reader.seeds()[-2:]:
-        whole = len(data.rstrip(b"\0 \n")) if reader.mutate is mutate_json or name == "gguf" else len(data)
+        padded = reader.mutate is mutate_json or name in ("gguf", "image")
+        whole = len(data.rstrip(b"\0 \n;")) if padded else len(data)
         around = {at + near for at in boundaries(name, data) for near in (-1, 0, 1)}
         step = 1 if whole < 1300 else whole // 100
         for size in {*range(min(100, whole)), *range(100, whole, step), *around, whole - 1}:

@@ -44,7 +44,6 @@ def refused(path: Path, error: type[GemletError], *words: str) -> None:
     ("architecture", "words"),
     [
         ("llama", "'llama'"),
-        ("gemma4-assistant", "drafter"),
         ("clip", "images"),
         ("", "''"),
     ],

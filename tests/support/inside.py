@@ -43,7 +43,7 @@ def always_guess(model: gemlet.Model) -> None:
 
 
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
-    return adapters_of(model).find(name)
+    return adapters_of(model).find(name).core
 
 
 def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSequence:

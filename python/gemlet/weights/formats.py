@@ -36,8 +36,9 @@ PRESETS = {
 # What only files have, so that nobody chooses it: one scale for a row, as Google's QAT for mobile trains it,
 # and four bits for activations that are not rounded. Rounded activations multiply small errors, so the cache
 # is exact; and nothing else rounds what w4a16 does not.
-STORED = {name: Formats(name, name, "f32") for name in ("r8", "r4", "r2")}
-STORED["w4a16"] = Formats("w4a16", "bf16", "f32")
+STORED = {"w4a16": Formats("w4a16", "bf16", "f32")} | {
+    name: Formats(name, name, "f32") for name in ("r8", "r4", "r2")
+}
 EVERY = PRESETS | STORED
 # Formats whose matrices have balanced channels (csrc/model/balance.h).
 ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
