@@ -8,7 +8,10 @@ from fuzz.fuzz import inputs, run_one
 from fuzz.readers import READERS
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.extra("vision")] * (name == "image")) for name in READERS],
+)
 def test_broken_files_end_in_a_typed_error(name: str) -> None:
     reader = READERS[name]
     assert all(run_one(reader, data) for data in reader.seeds())

@@ -154,11 +154,11 @@ class InterruptingTokenizer:
 
         class Interrupting:
             @staticmethod
-            def push(token_id: int) -> str:
+            def next_text(token_id: int) -> str:
                 self._left -= 1
                 if self._left == 0:
                     signal.raise_signal(signal.SIGINT)
-                return str(decoder.push(token_id))
+                return str(decoder.next_text(token_id))
 
             @staticmethod
             def finish() -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Blocks = Iterator[tuple[NDArray[Any], str]]
 
-__all__ = ["Adapter", "AdapterFiles"]
+__all__ = ["Adapter", "AdapterFiles", "changes_tower"]
 
 _BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
 _WIDE = 1 << 17  # values that are in float64 at a time
@@ -68,19 +68,19 @@ class Adapter:
     memory_bytes: int
     passed_over: tuple[str, ...] = ()
 
-    def changes_tower(self, kind: str) -> bool:
-        """Whether it changes the tower ``kind``, "vision" or "audio".
 
-        Raises :class:`UnsupportedError` where its file also has a part of it that gemlet does not change.
-        """
-        others = [module for module in self.passed_over if kind in tower_kinds([module])]
-        if others:
-            raise UnsupportedError(
-                f"adapter: {show(self.name)} also changes {show(others[0])} of the tower for {kind}, which "
-                "gemlet does not do; merge it into the model with PEFT's merge_and_unload(), or ask without "
-                "it"
-            )
-        return any(target.startswith(f"{kind}.") for target in self.targets)
+def changes_tower(adapter: Adapter, kind: str) -> bool:
+    """Whether it changes the tower ``kind``, "vision" or "audio".
+
+    Raises :class:`UnsupportedError` where its file also has a part of it that gemlet does not change.
+    """
+    others = [module for module in adapter.passed_over if kind in tower_kinds([module])]
+    if others:
+        raise UnsupportedError(
+            f"adapter: {show(adapter.name)} also changes {show(others[0])} of the tower for {kind}, which "
+            "gemlet does not do; merge it into the model with PEFT's merge_and_unload(), or ask without it"
+        )
+    return any(target.startswith(f"{kind}.") for target in adapter.targets)
 
 
 class AdapterFiles:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from gemlet import _core
-from gemlet.adapters.adapter import Adapter
+from gemlet.adapters.adapter import Adapter, changes_tower
 from gemlet.adapters.opening import open_adapter
 from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
@@ -32,7 +32,7 @@ class ChosenAdapter:
 
         Raises :class:`UnsupportedError` where the adapter changes what gemlet cannot change in that tower.
         """
-        return self.core if self.adapter is not None and self.adapter.changes_tower(kind) else None
+        return self.core if self.adapter is not None and changes_tower(self.adapter, kind) else None
 
     def key(self, kind: str) -> bytes:
         """What the soft tokens of that tower depend on besides the model and the media."""
