@@ -56,7 +56,8 @@ def read_video(
     :class:`UnsupportedError` for a file where PyAV is not installed; ``name`` names the argument.
 
     >>> frames = [np.full((2, 2, 3), i, np.uint8) for i in range(64)]
-    >>> seen, seconds = read_video((frames, 8), "video", np.max, np.max)
+    >>> brightest = lambda levels: int(levels.max())
+    >>> seen, seconds = read_video((frames, 8), "video", brightest, brightest)
     >>> seen[:3], seconds[:3]
     ([0, 2, 4], [0.0, 0.25, 0.5])
     """
