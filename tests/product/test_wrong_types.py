@@ -281,6 +281,7 @@ def takes_something(thing: Any) -> bool:
     return any(name not in ("self", "cls") for name in inspect.signature(thing).parameters)
 
 
+@pytest.mark.slow
 def test_wrong_types(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(loaded.folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
