@@ -20,6 +20,8 @@ constexpr int64_t kTableBytes = int64_t{1} << 20;  // bytes of a per-layer table
 static_assert(kKvTokens == kKvBlockTokens);
 static_assert(static_cast<int>(Kernel::matmul_q4_8) - static_cast<int>(Kernel::matmul_f32_1) ==
               4 * static_cast<int>(Format::kQ4) + 3);
+static_assert(static_cast<int>(Kernel::matmul_r8_1) - static_cast<int>(Kernel::matmul_q4_8) == 1 &&
+              static_cast<int>(Format::kR8) == static_cast<int>(Format::kW4a16) + 1);
 
 int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
 int64_t size_of(size_t count) { return static_cast<int64_t>(count); }
@@ -31,10 +33,11 @@ Weight weight_of(const Matrix& matrix) {
 // The kernel `first` + `index`, of kernels that follow each other in the list.
 Kernel next(Kernel first, int index) { return static_cast<Kernel>(static_cast<int>(first) + index); }
 
-// Kernels for few rows: of each format in the order of the list, those for 1, 2, 4 and 8 rows.
+// Kernels for few rows: each format in the order of the list has those for 1, 2, 4 and 8 rows. w4a16 has none.
 Kernel few_kernel(Format format, int64_t rows) {
   const int size = rows == 1 ? 0 : rows == 2 ? 1 : rows <= 4 ? 2 : 3;
-  return next(Kernel::matmul_f32_1, 4 * static_cast<int>(format) + size);
+  const int place = static_cast<int>(format) - (format > Format::kW4a16);
+  return next(Kernel::matmul_f32_1, 4 * place + size);
 }
 
 // f32 would lose too much in bf16, bf12 has exceptions, which tiles do not look for, and r8 to r2 have inputs that are
