@@ -42,6 +42,7 @@ def test_it_ends_soon(model: gemlet.Model, name: str) -> None:
     assert model.generate("It was", choice=["fine"], max_tokens=9).text == "fine"
 
 
+@pytest.mark.slow
 def test_memory_stays() -> None:
     """All of them in one process, which takes what its grammars of 60 tokens take."""
     assert run_program(programs.peak_of_hostile, timeout=200) < 400

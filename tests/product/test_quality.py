@@ -41,6 +41,7 @@ def table(measured: dict[str, Any]) -> str:
     )
 
 
+@pytest.mark.slow
 def test_every_format_stays_close_to_f32(
     chunks: list[Any], record_property: Callable[[str, object], None]
 ) -> None:

@@ -312,6 +312,7 @@ def error_of(function: Callable[..., object], arguments: Mapping[str, Any]) -> B
     return None
 
 
+@pytest.mark.slow
 def test_none_means_not_given(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(loaded.folder))
     for name, (function, works) in calls(loaded).items():

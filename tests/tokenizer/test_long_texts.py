@@ -27,6 +27,7 @@ words = st.lists(st.sampled_from([*WORDS.split(), " ", "\n", "日", "xq", "theth
 vocabulary_of = cache(read_vocabulary)
 
 
+@pytest.mark.slow
 @relaxed
 @given(text=words | any_text | crafted_text, part=st.integers(1, 12))
 def test_the_parts_have_the_ids_of_the_whole(
