@@ -81,7 +81,9 @@ def check_tiles(path: Path) -> list[str]:
 def check_instructions(path: Path, products: set[str]) -> list[str]:
     """Nothing beyond the machine's baseline, but these products."""
     if ".gnu.lto_" in tool("objdump", path, "-h"):
-        return [f"{path}: not machine code yet: CMakeLists.txt sets CMAKE_INTERPROCEDURAL_OPTIMIZATION to OFF"]
+        return [
+            f"{path}: not machine code yet: CMakeLists.txt sets CMAKE_INTERPROCEDURAL_OPTIMIZATION to OFF"
+        ]
     machine = machine_of(path)
     beyond = BEYOND_ARMV8 if machine == "aarch64" else BEYOND_BASELINE
     for found in beyond.finditer(tool("objdump", path, "-d", "--no-show-raw-insn")):

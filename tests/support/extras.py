@@ -49,9 +49,20 @@ def is_for_this_python(requirement: str) -> bool:
     return marker is None or marker.evaluate()
 
 
+class Later:
+    """A module that is imported when something of it is used. Some packages take seconds, and every process of pytest
+    imports every file of tests."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._module), name)
+
+
 def optional(module: str) -> Any:
     """The module, or None where its package is not installed; tests that use it have the marker ``extra``."""
-    return import_module(module) if find_spec(module.partition(".")[0]) else None
+    return Later(module) if find_spec(module.partition(".")[0]) else None
 
 
 def why_absent(extra: str) -> str | None:
