@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MediaPart, Place
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model.hearing import Heard, Hearing
@@ -127,6 +128,18 @@ class Senses:
             text = "".join(written)
         return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
 
+    def markers(self, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
+        """A text of nothing but ``inputs``: the marker of each, with spaces between them as the reference's
+        processor writes them."""
+        if tokenizer is None:
+            return ""
+        found = [
+            *([self._marker("images", tokenizer, name)] * len(inputs.images) if inputs.images else []),
+            *([self._marker("videos", tokenizer, name)] * len(inputs.videos) if inputs.videos else []),
+            *([self.hearing.marker(tokenizer, name)] * len(inputs.sounds) if inputs.sounds else []),
+        ]
+        return " ".join(found)
+
     def placed(
         self, ids: NDArray[np.int32], inputs: Inputs, chosen: ChosenAdapter, name: str
     ) -> list[tuple[int, _core.Media]]:
@@ -163,7 +176,8 @@ class Senses:
         """What stands for an image or a video in a prompt: texts and control tokens."""
         video = seen.seconds is not None
         token, begin, end = self._pieces(tokenizer, name, video=video)
-        around: list[tuple[str, bool]] = [] if self.config.family == "gemma4" else [("\n\n", False)]
+        like_gemma4 = self.config.family in WITH_GEMMA4_TOWERS
+        around: list[tuple[str, bool]] = [] if like_gemma4 else [("\n\n", False)]
         blocks = [
             [*around, (begin, True), *[(token, True)] * view.tokens, (end, True), *around]
             for view in seen.views
