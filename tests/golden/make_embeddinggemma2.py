@@ -7,7 +7,7 @@ The folder has what a published one has, with random weights in bfloat16, and go
 prompt of variants_embedding.py and I one of its images or sounds:
 
     ids.N [T] int64             the prompt, placeholders included
-    image.N.I [H, W, 3] uint8   an image, or a frame of the video
+    image.N.I [H, W, 3] uint8   an image
     wave.N.I [samples]          a sound, mono at 16 kHz
     mean.N [D]                  of the model's output over all tokens
     embedding.N [D]             at length 1
@@ -31,7 +31,7 @@ from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeat
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from golden import make_audio, make_vision  # noqa: E402
-from golden.make_vision_gemma4 import VIDEO_BUDGET, prepared  # noqa: E402
+from golden.make_vision_gemma4 import prepared  # noqa: E402
 from golden.variants_embedding import (  # noqa: E402
     EMBEDDINGGEMMA2,
     EMBEDDINGGEMMA2_PROCESSOR,
@@ -77,22 +77,15 @@ def results(model: Any, index: int, prompt: EmbeddingPrompt) -> dict[str, torch.
     config = EMBEDDINGGEMMA2
     generator = np.random.default_rng(zlib.crc32(f"embeddinggemma2 {index}".encode()))
     images = [make_vision.picture(generator, *size) for size in prompt.images]
-    if prompt.frames is not None:
-        images = [make_vision.picture(generator, *prompt.frames[1:]) for _ in range(prompt.frames[0])]
     sounds = [make_audio.sound(generator, count) for count in prompt.sounds]
     inputs: dict[str, Any] = {}
     blocks: list[list[int]] = []
     if images:
-        options = {} if prompt.frames is None else {"max_soft_tokens": VIDEO_BUDGET}
-        found, _ = prepared({"model_type": "gemma4"}, EMBEDDINGGEMMA2_PROCESSOR, images, **options)
-        place = config["image_token_id" if prompt.frames is None else "video_token_id"]
+        found, _ = prepared({"model_type": "gemma4"}, EMBEDDINGGEMMA2_PROCESSOR, images)
         for count in found["num_soft_tokens_per_image"]:
-            blocks.append([config["boi_token_id"], *[place] * int(count), config["eoi_token_id"]])
-        names = ("pixel_values", "image_position_ids")
-        if prompt.frames is not None:
-            names = ("pixel_values_videos", "video_position_ids")
-            inputs["num_frames_per_video"] = torch.tensor([len(images)])
-        inputs |= {names[0]: found["pixel_values"], names[1]: found["image_position_ids"]}
+            places = [config["image_token_id"]] * int(count)
+            blocks.append([config["boi_token_id"], *places, config["eoi_token_id"]])
+        inputs |= {name: found[name] for name in ("pixel_values", "image_position_ids")}
     if sounds:
         features = Gemma4AudioFeatureExtractor()(sounds, return_tensors="pt")
         inputs |= {name: features[name] for name in ("input_features", "input_features_mask")}
@@ -105,7 +98,7 @@ def results(model: Any, index: int, prompt: EmbeddingPrompt) -> dict[str, torch.
             blocks.append([config["boa_token_id"], *places, config["eoa_token_index"]])
     ids = [2, *generator.integers(3, 100, prompt.text).tolist()]
     for block in blocks:
-        ids += [*block, *generator.integers(3, 100, 0 if prompt.frames else prompt.text).tolist()]
+        ids += [*block, *generator.integers(3, 100, prompt.text).tolist()]
     ids.append(1)
     with torch.no_grad():
         hidden = model(input_ids=torch.tensor([ids]), **inputs).last_hidden_state[0]

@@ -50,15 +50,14 @@ EMBEDDING = (
 @dataclass(frozen=True)
 class EmbeddingPrompt:
     """What one embedding of EmbeddingGemma 2 is of: as many ids of text as `text` says before, between and
-    behind images by (height, width), frames of a video of one size, and sounds by their number of samples."""
+    behind images by (height, width) and sounds by their number of samples."""
 
     text: int
     images: tuple[tuple[int, int], ...] = ()
-    frames: tuple[int, int, int] | None = None
     sounds: tuple[int, ...] = ()
 
 
-# Most sizes are no multiples of 16. Local layers have two heads of keys, global ones have one of another size.
+# Most sizes are no multiples of 16. Local layers have two heads of keys, and global ones have a larger one.
 EMBEDDINGGEMMA2: dict[str, Any] = {
     "architectures": ["EmbeddingGemma2Model"],
     "audio_config": {
@@ -138,6 +137,5 @@ EMBEDDINGGEMMA2_PROMPTS = (
     EmbeddingPrompt(0, sounds=(9000,)),
     EmbeddingPrompt(9, images=((9, 100), (33, 40))),
     EmbeddingPrompt(7, images=((40, 30),), sounds=(3210, 161)),
-    EmbeddingPrompt(3, frames=(2, 40, 30)),
     EmbeddingPrompt(1),
 )

@@ -140,8 +140,8 @@ class Family:
     ``norm_offset`` is added to every norm weight. ``bidirectional_spans``: the tokens of an image see each
     other, in all layers; a Gemma 4 file says in ``use_bidirectional_attention`` if sliding layers do this.
     ``embeds``: it is an embedding model, whose tokens see as many to either side as ``sliding_window`` says;
-    a Gemma 3 file says in ``use_bidirectional_attention`` that it is one, and counts both sides. ``most_tokens``
-    is the longest text that the publisher allows where the file does not say so; None: as the file says.
+    a Gemma 3 file says in ``use_bidirectional_attention`` that it is one, and counts both sides.
+    ``most_tokens`` is the longest text that the publisher allows, if the file says more; None: as it says.
     """
 
     name: str

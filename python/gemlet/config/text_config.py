@@ -23,8 +23,8 @@ class TextConfig:
     """The text model a ``config.json`` describes.
 
     ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n", "gemma4" or "embeddinggemma2";
-    ``model_type`` is the file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store ``w`` and compute with
-    ``1 + w``; in GGUF the 1 is in the weights).
+    ``model_type`` is the file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store
+    ``w`` and compute with ``1 + w``; in GGUF the 1 is in the weights).
     ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
     layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
     more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``

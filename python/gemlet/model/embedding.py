@@ -118,8 +118,9 @@ class Embedding:
 
         Raises:
             UnsupportedError: the model writes text and makes no embeddings, or it does not see, or hear.
-            InvalidRequestError: an empty text, an unknown prompt, something that is no image or sound, a wrong number of dimensions, text for a
-                model without tokenizer, a token id out of range, an adapter that is not loaded.
+            InvalidRequestError: an empty text, an unknown prompt, something that is no image or sound, a
+                wrong number of dimensions, text for a model without tokenizer, a token id out of range, an
+                adapter that is not loaded.
             ContextLengthError: a text is longer than the context.
             ModelClosedError: the model is closed.
 

@@ -15,7 +15,7 @@ from gemlet.errors import ContextLengthError, InvalidRequestError
 from gemlet.model.reading import Reader
 from gemlet.model.senses import Inputs, Senses, of_prompts
 
-__all__ = ["EmbeddingInputs", "Embedded"]
+__all__ = ["Embedded", "EmbeddingInputs"]
 
 _SHOWN = 32  # places in a message
 _KINDS = ("image", "audio")
