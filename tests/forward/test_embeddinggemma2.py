@@ -17,8 +17,11 @@ import gemlet
 from gemlet.config import parse_config, read_config
 from golden.folders import TOLERANCE
 from golden.variants_embedding import EMBEDDINGGEMMA2
+from reference.forward import embedding
+from reference.model import Model
 from support.audio import difference
 from support.embedding import FOLDER, PROMPTS, golden, media_of, write_with_vocabulary
+from support.inside import taps_of
 
 pytestmark = pytest.mark.tier
 
@@ -39,6 +42,16 @@ def model() -> Iterator[gemlet.Model]:
 @pytest.mark.parametrize("index", PROMPTS)
 def test_vectors_agree_with_the_official_implementation(model: gemlet.Model, index: int) -> None:
     assert difference(embed(model, index), GOLDEN[f"embedding.{index}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_reference_agrees_with_the_official_implementation(model: gemlet.Model, index: int) -> None:
+    taps: dict[str, NDArray[Any]] = {}
+    ids = GOLDEN[f"ids.{index}"]
+    assert difference(embedding(Model.open(FOLDER), ids, taps), GOLDEN[f"embedding.{index}"]) < 5e-5
+    found = taps_of(model, ids)
+    for name, expected in taps.items():
+        assert difference(found[name], expected) < TOLERANCE, name
 
 
 @pytest.mark.parametrize(

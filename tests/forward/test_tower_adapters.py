@@ -21,10 +21,10 @@ from support.tower_adapters import FOLDERS, NAMES, base_of, inputs_of, logits_of
 
 pytestmark = pytest.mark.tier
 
-# What differs here is rounding. In float64, transformers + PEFT give the same logits with the adapter live and
-# merged, within 3e-12 of the largest. PEFT's own ones in float32 are 6.7e-4 away from these live, as the golden
-# has them, and 2e-5 merged. Those of gemlet are 6.1e-4 away live and 2.9e-4 merged, and 7e-5 and 9.6e-4 away
-# from the golden.
+# What differs here is rounding. In float64, transformers + PEFT give the same logits with the adapter live as
+# with a merged one, within 3e-12 of the largest. From these, PEFT's own in float32 are 6.7e-4 away live, as
+# the golden has them, and 2e-5 merged. Those of gemlet are 6.1e-4 away live and 2.9e-4 merged, and from the
+# golden 7e-5 and 9.6e-4.
 SOUND_DORA = "gemma4-sound-dora"
 
 
