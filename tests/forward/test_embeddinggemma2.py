@@ -244,6 +244,17 @@ def test_prompts_and_texts_of_media_alone(reader: gemlet.Model) -> None:
     assert reader.embed([""], empty="zero", images=[[IMAGE]]).any()
 
 
+def test_more_tokens_of_an_image(reader: gemlet.Model) -> None:
+    counts = {
+        budget: len(reader.embedding_ids([[image()]], image_tokens=budget)[0]) for budget in (None, 70, 280)
+    }
+    assert counts[None] == counts[70] < counts[280] <= 280 + 4
+    given: dict[str, Any] = {"images": [[IMAGE]], "image_tokens": 280}
+    np.testing.assert_array_equal(reader.embed([[image()]], image_tokens=280), reader.embed([""], **given))
+    with pytest.raises(gemlet.InvalidRequestError, match="image_tokens: got 71, expected one of 70"):
+        reader.embed([[image()]], image_tokens=71)
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [

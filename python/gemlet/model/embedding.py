@@ -82,6 +82,7 @@ class Embedding:
         *,
         images: Sequence[Any] | None = None,
         audio: Sequence[Any] | None = None,
+        image_tokens: int | None = None,
         adapter: str | None = None,
         truncate: bool = False,
         empty: Literal["error", "zero"] = "error",
@@ -106,7 +107,9 @@ class Embedding:
                 it is token ids; an empty text is made of nothing but them.
             audio: of a model that hears: sounds, likewise (``<|audio|>``); a path, the bytes of a file, an
                 array at 16 kHz, or ``(samples, rate)``. All images and sounds of a call are in memory at
-                once, so thousands of them take several calls.
+                once, as large as the model sees them; thousands take several calls.
+            image_tokens: the most soft tokens of an image: 70, 140, 280, 560 or 1120. None: as the model's
+                files say.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
             truncate: cut a text that is longer than the context instead of raising; one with images or
                 sounds is never cut.
@@ -129,7 +132,7 @@ class Embedding:
         ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
         (2, 4)
         """
-        media = {"images": images, "audio": audio}
+        media = {"images": images, "audio": audio, "image_tokens": image_tokens}
         work = self._checked(texts, prompt, dimensions, media, adapter, truncate, empty)
         rows = rows_of(self.reader.resident, work.texts, work.adapter, "embedding", media=work.media)
         for index, vector in rows:
@@ -144,6 +147,7 @@ class Embedding:
         *,
         images: Sequence[Any] | None = None,
         audio: Sequence[Any] | None = None,
+        image_tokens: int | None = None,
         truncate: bool = False,
     ) -> list[list[int]]:
         """The token ids that :meth:`embed` reads for each text: with the prompt, BOS and EOS, and with the
@@ -158,7 +162,7 @@ class Embedding:
         ...     model.embedding_ids([[2, 5, 1]])
         [[2, 5, 1]]
         """
-        media = {"images": images, "audio": audio}
+        media = {"images": images, "audio": audio, "image_tokens": image_tokens}
         found = self._inputs.read(texts, self._checked_prompts().find(prompt), media, truncate=truncate)
         return [one.ids for one in found]
 
@@ -171,6 +175,7 @@ class Embedding:
         *,
         images: Sequence[Any] | None = None,
         audio: Sequence[Any] | None = None,
+        image_tokens: int | None = None,
         adapter: str | None = None,
         truncate: bool = False,
         empty: Literal["error", "zero"] = "error",
@@ -183,7 +188,7 @@ class Embedding:
         ...     asyncio.run(model.aembed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4)).shape
         (2, 4)
         """
-        media = {"images": images, "audio": audio}
+        media = {"images": images, "audio": audio, "image_tokens": image_tokens}
         check = partial(self._checked, texts, prompt, dimensions, media, adapter, truncate, empty)
         work = await off_loop(check, texts, media)
         async for index, vector in arows_of(self.reader.resident, work.texts, work.adapter, work.media):

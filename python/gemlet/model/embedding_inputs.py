@@ -54,7 +54,7 @@ class EmbeddingInputs:
     ) -> list[Embedded]:
         """What each of ``texts`` is, with ``prompt`` before it; ids are taken as they are. A text that is too
         long is cut if ``truncate``, unless it has media, and one that is empty has no ids if ``empty`` is
-        "zero". ``media`` are the arguments "images" and "audio" of the call.
+        "zero". ``media`` are the arguments "images", "audio" and "image_tokens" of the call.
 
         Raises what :class:`Reader` does, with the place of every text that is wrong, and
         :class:`InvalidRequestError` for no list of texts.
@@ -83,7 +83,8 @@ class EmbeddingInputs:
                 if empty == "zero" and _is_empty(text) and not any(map(len, given)):
                     found.append(Embedded([], name))
                     continue
-                found.append(self._read(text, prompt, given, name, truncate))
+                found.append(self._read(text, prompt, given, media, name, truncate))
+                found[-1].inputs.keep_small()  # there may be many
             except InvalidRequestError as error:
                 wrong.append(error)
                 places.append(i)
@@ -100,16 +101,22 @@ class EmbeddingInputs:
         return found
 
     def _read(
-        self, text: object, prompt: str, media: Sequence[Sequence[object]], name: str, truncate: bool
+        self,
+        text: object,
+        prompt: str,
+        given: Sequence[Sequence[object]],
+        options: Mapping[str, object],
+        name: str,
+        truncate: bool,
     ) -> Embedded:
-        images, sounds = media
-        inputs = self.senses.inputs(images, (), sounds, {})
+        images, sounds = given
+        inputs = self.senses.inputs(images, (), sounds, options)
         if _is_parts(text):
             if inputs:
                 raise InvalidRequestError(
                     f"{name}: got parts, and images or audio besides; give all of them as parts"
                 )
-            return self._read_parts(text, prompt, name, truncate)
+            return self._read_parts(text, prompt, options, name, truncate)
         if isinstance(text, str):
             stripped = text.strip()
             if inputs:
@@ -122,7 +129,12 @@ class EmbeddingInputs:
         return Embedded(self._checked(ids, inputs, name), name, inputs)
 
     def _read_parts(
-        self, parts: Sequence[Mapping[str, Any]], prompt: str, name: str, truncate: bool
+        self,
+        parts: Sequence[Mapping[str, Any]],
+        prompt: str,
+        options: Mapping[str, object],
+        name: str,
+        truncate: bool,
     ) -> Embedded:
         """Parts as in a message, one after the other."""
         written, media = take_parts(parts, _KINDS, name)
@@ -139,7 +151,7 @@ class EmbeddingInputs:
                 f"{name}: got parts, but {self.reader.resident.name} has no tokenizer; pass token ids, and "
                 "the media in images and audio"
             )
-        inputs, places = self.senses.of_parts(media, tokenizer, {})
+        inputs, places = self.senses.of_parts(media, tokenizer, options)
         text = "".join(part["text"] for part in written).strip()
         for sentinel, place in places.items():
             text = text.replace(sentinel, "".join(piece for piece, _ in place))

@@ -17,7 +17,7 @@ __all__ = ["arows_of", "rows_of"]
 
 _AHEAD = 2 * _core.PASS_TEXTS  # texts that the engine has at a time
 Rows = tuple[int, NDArray[np.float32]]
-# Of a text: what takes the place of its tokens, from which on.
+# What takes the place of tokens in a text, each with the number of the first of these.
 PlacedMedia = Sequence[tuple[int, _core.Media]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,10 @@ class Inputs:
 
     def __bool__(self) -> bool:
         return bool(self.images or self.videos or self.sounds)
+
+    def keep_small(self) -> None:
+        """Keeps images in the size in which they are seen."""
+        self.images = [replace(one, views=tuple(v.kept_small() for v in one.views)) for one in self.images]
 
     @property
     def seen(self) -> list[Seen]:
@@ -133,12 +137,9 @@ class Senses:
         processor writes them."""
         if tokenizer is None:
             return ""
-        found = [
-            *([self._marker("images", tokenizer, name)] * len(inputs.images) if inputs.images else []),
-            *([self._marker("videos", tokenizer, name)] * len(inputs.videos) if inputs.videos else []),
-            *([self.hearing.marker(tokenizer, name)] * len(inputs.sounds) if inputs.sounds else []),
-        ]
-        return " ".join(found)
+        seen = [("images", inputs.images), ("videos", inputs.videos)]
+        found = [self._marker(what, tokenizer, name) for what, ones in seen for _ in ones]
+        return " ".join([*found, *(self.hearing.marker(tokenizer, name) for _ in inputs.sounds)])
 
     def placed(
         self, ids: NDArray[np.int32], inputs: Inputs, chosen: ChosenAdapter, name: str

@@ -92,7 +92,7 @@ async def embed(
     counted in the call, which is settled. Raises :class:`Problem`."""
     with_parts = any(isinstance(text, list) and isinstance(text[0], dict) for text in texts)
     if with_parts:
-        check_sent_inputs(texts)
+        await anyio.to_thread.run_sync(check_sent_inputs, texts, limiter=service.threads)
     await service.check_texts(call, served, texts)
     service.metrics.begin(call)
     model, most = served.model, None if call.key is None else call.key.limits.max_prompt
