@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 import gemlet
 from gemlet.config import parse_config, read_config
+from gemlet.media.videos import one_a_second
 from golden.folders import TOLERANCE
-from golden.variants_embedding import EMBEDDINGGEMMA2
+from golden.variants_embedding import EMBEDDINGGEMMA2, EMBEDDINGGEMMA2_VIDEOS
 from reference.forward import embedding
 from reference.model import Model
 from support.audio import difference
@@ -42,6 +43,11 @@ def model() -> Iterator[gemlet.Model]:
 @pytest.mark.parametrize("index", PROMPTS)
 def test_vectors_agree_with_the_official_implementation(model: gemlet.Model, index: int) -> None:
     assert difference(embed(model, index), GOLDEN[f"embedding.{index}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("number", "video"), [*enumerate(EMBEDDINGGEMMA2_VIDEOS)])
+def test_frames_that_are_seen(number: int, video: tuple[int, float]) -> None:
+    assert one_a_second(*video) == GOLDEN[f"seen.{number}"].tolist()
 
 
 @pytest.mark.parametrize("index", [0, 5])
@@ -122,10 +128,10 @@ def test_vectors_of_every_format_point_the_same_way(tmp_path: Path, weights: str
 
 
 def test_mixed_media_beside_each_other(model: gemlet.Model) -> None:
-    order = [4, 0, 1, 3, 2, 5, 1]
+    order = [4, 0, 1, 6, 3, 2, 5, 1]
     ids = [GOLDEN[f"ids.{index}"].tolist() for index in order]
     media = [media_of(GOLDEN, index) for index in order]
-    given = {name: [one[name][0] for one in media] for name in ("images", "audio")}
+    given = {name: [one[name][0] for one in media] for name in ("images", "videos", "audio")}
     together = model.embed(ids, **given)
     np.testing.assert_array_equal(together, [embed(model, index) for index in order])
     np.testing.assert_array_equal(asyncio.run(model.aembed(ids, **given)), together)
@@ -244,6 +250,21 @@ def test_prompts_and_texts_of_media_alone(reader: gemlet.Model) -> None:
     assert reader.embed([""], empty="zero", images=[[IMAGE]]).any()
 
 
+def test_a_video_is_its_frames_without_times(reader: gemlet.Model) -> None:
+    frames = [GOLDEN[f"frame.6.{i}"] for i in range(5)]
+    parts = [said("a film"), {"type": "video", "video": (frames, 2.0)}]
+    (ids,) = reader.embedding_ids([parts])
+    assert reader.tokenizer is not None
+    places = {reader.tokenizer.token_id(name) for name in ("<|image>", "<|video|>", "<image|>")}
+    text = reader.tokenizer.encode("a film")
+    assert ids[: len(text)] == text
+    assert set(ids[len(text) : -1]) == places
+    expected = reader.embed([parts])
+    np.testing.assert_array_equal(reader.embed("a film<|video|>", videos=[(frames, 2.0)]), expected)
+    every_second = [(frames[::2][:2], 1.0)]  # of 2.5 seconds, the first frames of two
+    np.testing.assert_array_equal(reader.embed("a film<|video|>", videos=every_second), expected)
+
+
 def test_more_tokens_of_an_image(reader: gemlet.Model) -> None:
     counts = {
         budget: len(reader.embedding_ids([[image()]], image_tokens=budget)[0]) for budget in (None, 70, 280)
@@ -270,7 +291,7 @@ def test_more_tokens_of_an_image(reader: gemlet.Model) -> None:
         ([[image("nowhere.png")]], {}, r"texts\[0\]\[0\]"),
         ([[image(7)]], {}, r"texts\[0\]\[0\]: got 7, expected a path"),
         ([[{"type": "image"}]], {}, r"texts\[0\]\[0\] has no image"),
-        ([[{"type": "video", "video": "a.mp4"}]], {}, r"texts\[0\]\[0\]: got .*'video'.*expected a part"),
+        ([[{"type": "video", "video": "a.mp4"}]], {}, r"texts\[0\]\[0\]: 'a.mp4' cannot be read"),
         ([[said("a"), {"text": "b"}]], {}, r"texts\[0\]\[1\]: got {'text': 'b'}, expected a part"),
         ([[{"type": "text", "text": 5}]], {}, r"texts\[0\]\[0\]: got"),
         ([[image()]], {"images": [[IMAGE]]}, "give all of them as parts"),

@@ -8,6 +8,8 @@ prompt of variants_embedding.py and I one of its images or sounds:
 
     ids.N [T] int64             the prompt, placeholders included
     image.N.I [H, W, 3] uint8   an image
+    frame.N.I [H, W, 3] uint8   a frame of its video
+    seen.K [F] int64            which frames of the K-th of EMBEDDINGGEMMA2_VIDEOS are seen
     wave.N.I [samples]          a sound, mono at 16 kHz
     mean.N [D]                  of the model's output over all tokens
     embedding.N [D]             at length 1
@@ -26,16 +28,21 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.models.embedding_gemma2.video_processing_embedding_gemma2 import (
+    EmbeddingGemma2VideoProcessor,
+)
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
+from transformers.video_utils import VideoMetadata
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from golden import make_audio, make_vision  # noqa: E402
-from golden.make_vision_gemma4 import prepared  # noqa: E402
+from golden.make_vision_gemma4 import VIDEO_BUDGET, prepared  # noqa: E402
 from golden.variants_embedding import (  # noqa: E402
     EMBEDDINGGEMMA2,
     EMBEDDINGGEMMA2_PROCESSOR,
     EMBEDDINGGEMMA2_PROMPTS,
+    EMBEDDINGGEMMA2_VIDEOS,
     EmbeddingPrompt,
 )
 
@@ -73,10 +80,22 @@ def write_folder() -> None:
     save_file(tensors, FOLDER / "model.safetensors", metadata={"format": "pt"})
 
 
+def seen(count: int, rate: float) -> list[int]:
+    """The frames of a video that the reference's processor chooses."""
+    metadata = VideoMetadata(total_num_frames=count, fps=rate, duration=count / rate)
+    processor = EmbeddingGemma2VideoProcessor()
+    options = {name: getattr(processor, name) for name in ("fps", "max_frames", "overflow_strategy")}
+    return [int(index) for index in processor.sample_frames(metadata, **options)]
+
+
 def results(model: Any, index: int, prompt: EmbeddingPrompt) -> dict[str, torch.Tensor]:
     config = EMBEDDINGGEMMA2
     generator = np.random.default_rng(zlib.crc32(f"embeddinggemma2 {index}".encode()))
     images = [make_vision.picture(generator, *size) for size in prompt.images]
+    frames: list[Any] = []
+    if prompt.video is not None:
+        count, height, width, rate = prompt.video
+        frames = [make_vision.picture(generator, height, width) for _ in range(count)]
     sounds = [make_audio.sound(generator, count) for count in prompt.sounds]
     inputs: dict[str, Any] = {}
     blocks: list[list[int]] = []
@@ -86,6 +105,21 @@ def results(model: Any, index: int, prompt: EmbeddingPrompt) -> dict[str, torch.
             places = [config["image_token_id"]] * int(count)
             blocks.append([config["boi_token_id"], *places, config["eoi_token_id"]])
         inputs |= {name: found[name] for name in ("pixel_values", "image_position_ids")}
+    if frames:
+        found, _ = prepared(
+            {"model_type": "gemma4"},
+            EMBEDDINGGEMMA2_PROCESSOR,
+            [frames[i] for i in seen(count, rate)],
+            max_soft_tokens=VIDEO_BUDGET,
+        )
+        block: list[int] = []
+        for tokens in found["num_soft_tokens_per_image"]:
+            places = [config["video_token_id"]] * int(tokens)
+            block += [config["boi_token_id"], *places, config["eoi_token_id"]]
+        blocks.append(block)
+        inputs["num_frames_per_video"] = torch.tensor([len(found["pixel_values"])])
+        inputs["pixel_values_videos"] = found["pixel_values"]
+        inputs["video_position_ids"] = found["image_position_ids"]
     if sounds:
         features = Gemma4AudioFeatureExtractor()(sounds, return_tensors="pt")
         inputs |= {name: features[name] for name in ("input_features", "input_features_mask")}
@@ -106,6 +140,7 @@ def results(model: Any, index: int, prompt: EmbeddingPrompt) -> dict[str, torch.
     return {
         f"ids.{index}": torch.tensor(ids),
         **{f"image.{index}.{i}": torch.from_numpy(image) for i, image in enumerate(images)},
+        **{f"frame.{index}.{i}": torch.from_numpy(frame) for i, frame in enumerate(frames)},
         **{f"wave.{index}.{i}": torch.from_numpy(wave) for i, wave in enumerate(sounds)},
         f"mean.{index}": mean,
         f"embedding.{index}": mean / mean.norm(),
@@ -120,7 +155,7 @@ def main() -> None:
     )
     if any(report.values()):
         raise SystemExit(f"transformers did not load it cleanly: {report}")
-    golden: dict[str, torch.Tensor] = {}
+    golden = {f"seen.{i}": torch.tensor(seen(*one)) for i, one in enumerate(EMBEDDINGGEMMA2_VIDEOS)}
     for index, prompt in enumerate(EMBEDDINGGEMMA2_PROMPTS):
         golden |= results(model.eval(), index, prompt)
     save_file({name: value.contiguous() for name, value in golden.items()}, FOLDER / "golden.safetensors")

@@ -50,10 +50,12 @@ EMBEDDING = (
 @dataclass(frozen=True)
 class EmbeddingPrompt:
     """What one embedding of EmbeddingGemma 2 is of: as many ids of text as `text` says before, between and
-    behind images by (height, width) and sounds by their number of samples."""
+    behind images by (height, width), a video by (frames, height, width, frames per second), and sounds by
+    their number of samples."""
 
     text: int
     images: tuple[tuple[int, int], ...] = ()
+    video: tuple[int, int, int, float] | None = None
     sounds: tuple[int, ...] = ()
 
 
@@ -138,4 +140,15 @@ EMBEDDINGGEMMA2_PROMPTS = (
     EmbeddingPrompt(9, images=((9, 100), (33, 40))),
     EmbeddingPrompt(7, images=((40, 30),), sounds=(3210, 161)),
     EmbeddingPrompt(1),
+    EmbeddingPrompt(3, video=(5, 40, 30, 2.0)),
+)
+# Videos by frames and frames per second, of which golden.safetensors says which frames are seen.
+EMBEDDINGGEMMA2_VIDEOS = (
+    (5, 2.0),
+    (100, 30.0),
+    (7, 0.5),
+    (1, 24.0),
+    (3000, 29.97),
+    (900, 25.0),
+    (8000, 12.5),
 )

@@ -1,4 +1,4 @@
-"""Embeddings of images and sounds over HTTP, and no file of the server's machine."""
+"""Embeddings of images, videos and sounds over HTTP, and no file of the server's machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from support.audio import wav
 from support.embedding import golden, write_with_vocabulary
 from support.extras import optional
 from support.servers import RunningServer, serving
+from support.videos import clip
 
 pytestmark = [pytest.mark.extra(name) for name in ("serve", "test-serve", "vision", "audio")]
 GOLDEN = golden()
@@ -68,6 +69,17 @@ def test_parts_beside_texts(server: RunningServer, folder: str) -> None:
     np.testing.assert_allclose(plain.json["data"][0]["embedding"], expected[0], atol=1e-6)
 
 
+@pytest.mark.extra("video")
+def test_a_video(server: RunningServer, folder: str) -> None:
+    data = clip(frames=5, rate=2)
+    url = "data:video/mp4;base64," + base64.b64encode(data).decode()
+    answer = ask(server, [{"type": "video_url", "video_url": {"url": url}}])
+    assert answer.status == 200, answer.json
+    with gemlet.load(folder) as model:
+        expected = model.embed([[{"type": "video", "video": data}]])
+    np.testing.assert_allclose(answer.json["data"][0]["embedding"], expected[0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -79,7 +91,7 @@ def test_parts_beside_texts(server: RunningServer, folder: str) -> None:
         ([{}], "texts[0][0]: got {}"),
         ([[]], "expected a text"),
         ([{"type": "text", "text": ["a"]}], "texts[0][0]: got"),
-        ([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}], "'video_url'"),
+        ([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}], "texts[0][0]"),
         (["a", [{"type": "sculpture"}]], "input[1][0] is of type 'sculpture'"),
     ],
 )

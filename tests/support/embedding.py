@@ -28,13 +28,15 @@ def golden() -> dict[str, NDArray[Any]]:
     return read_tensors(FOLDER / "golden.safetensors")
 
 
-def media_of(found: dict[str, NDArray[Any]], index: int) -> dict[str, list[list[NDArray[Any]]]]:
-    """The arguments for the images and sounds of a prompt."""
-    named = {"images": "image", "audio": "wave"}
-    return {
-        name: [[found[key] for key in sorted(found) if key.startswith(f"{kind}.{index}.")]]
-        for name, kind in named.items()
-    }
+def media_of(found: dict[str, NDArray[Any]], index: int) -> dict[str, list[list[Any]]]:
+    """The arguments for the images, videos and sounds of a prompt."""
+
+    def named(kind: str) -> list[NDArray[Any]]:
+        return [found[key] for key in sorted(found) if key.startswith(f"{kind}.{index}.")]
+
+    video = EMBEDDINGGEMMA2_PROMPTS[index].video
+    videos = [] if video is None else [(named("frame"), video[3])]
+    return {"images": [named("image")], "videos": [videos], "audio": [named("wave")]}
 
 
 def write_with_vocabulary(folder: Path) -> Path:

@@ -15,8 +15,8 @@ _SHOWN = 16
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command: a line for each text, then for each image and each sound, in their order; or one for
-    all of them together."""
+    """Runs the command: a line for each text, then for each image, video and sound, in their order; or one
+    for all of them together."""
     texts = _texts(arguments)
     with open_model(arguments) as model:
         options = {"empty": arguments.empty, **load_adapter(model, arguments)}
@@ -34,10 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _texts(arguments: argparse.Namespace) -> list[Any]:
     media = [{"type": "image", "image": path} for path in arguments.images or ()]
+    media += [{"type": "video", "video": path} for path in arguments.videos or ()]
     media += [{"type": "audio", "audio": path} for path in arguments.sounds or ()]
     if not media:
         if arguments.together:
-            raise InvalidRequestError("--together: expected --image or --audio besides")
+            raise InvalidRequestError("--together: expected --image, --video or --audio besides")
         return arguments.texts or _read_lines()
     if arguments.together:
         return [[*({"type": "text", "text": text} for text in arguments.texts), *media]]

@@ -139,15 +139,14 @@ def _add_embed(commands: Any) -> None:
     parser = commands.add_parser(
         "embed",
         help="texts, pictures and recordings as vectors, by an embedding model",
-        description="Print the embedding of every TEXT, then of every picture and of every recording, as a "
+        description="Print the embedding of every TEXT, then of every picture, video and recording, as a "
         "line of JSON, a list of numbers. Without any of them, every line of standard input is a TEXT.",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text")
     _add_files(parser, "--image", "images", "a picture; may be given several times")
+    _add_files(parser, "--video", "videos", "a video; may be given several times")
     _add_files(parser, "--audio", "sounds", "a recording; may be given several times")
-    parser.add_argument(
-        "--together", action="store_true", help="print one embedding of all texts, pictures and recordings"
-    )
+    parser.add_argument("--together", action="store_true", help="print one embedding of all of them")
     _add_model(parser)
     parser.add_argument(
         "--prompt", metavar="NAME", help="what the texts are: query, document, ... (default: nothing)"

@@ -81,6 +81,7 @@ class Embedding:
         dimensions: int | None = None,
         *,
         images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
         audio: Sequence[Any] | None = None,
         image_tokens: int | None = None,
         adapter: str | None = None,
@@ -105,6 +106,9 @@ class Embedding:
                 each; a path, the bytes of a file, a Pillow image or an array. They belong where the text has
                 the model's marker of an image (EmbeddingGemma 2: ``<|image|>``), or their placeholders where
                 it is token ids; an empty text is made of nothing but them.
+            videos: of a model that sees, likewise (``<|video|>``): files, or ``(frames, frames per
+                second)``. It sees a frame of every second, and 32 of a longer video, with at most 70 tokens
+                each.
             audio: of a model that hears: sounds, likewise (``<|audio|>``); a path, the bytes of a file, an
                 array at 16 kHz, or ``(samples, rate)``. All images and sounds of a call are in memory at
                 once, as large as the model sees them; thousands take several calls.
@@ -132,7 +136,7 @@ class Embedding:
         ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
         (2, 4)
         """
-        media = {"images": images, "audio": audio, "image_tokens": image_tokens}
+        media = {"images": images, "videos": videos, "audio": audio, "image_tokens": image_tokens}
         work = self._checked(texts, prompt, dimensions, media, adapter, truncate, empty)
         rows = rows_of(self.reader.resident, work.texts, work.adapter, "embedding", media=work.media)
         for index, vector in rows:
@@ -146,6 +150,7 @@ class Embedding:
         prompt: str | None = None,
         *,
         images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
         audio: Sequence[Any] | None = None,
         image_tokens: int | None = None,
         truncate: bool = False,
@@ -162,7 +167,7 @@ class Embedding:
         ...     model.embedding_ids([[2, 5, 1]])
         [[2, 5, 1]]
         """
-        media = {"images": images, "audio": audio, "image_tokens": image_tokens}
+        media = {"images": images, "videos": videos, "audio": audio, "image_tokens": image_tokens}
         found = self._inputs.read(texts, self._checked_prompts().find(prompt), media, truncate=truncate)
         return [one.ids for one in found]
 
@@ -174,6 +179,7 @@ class Embedding:
         dimensions: int | None = None,
         *,
         images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
         audio: Sequence[Any] | None = None,
         image_tokens: int | None = None,
         adapter: str | None = None,
@@ -188,7 +194,7 @@ class Embedding:
         ...     asyncio.run(model.aembed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4)).shape
         (2, 4)
         """
-        media = {"images": images, "audio": audio, "image_tokens": image_tokens}
+        media = {"images": images, "videos": videos, "audio": audio, "image_tokens": image_tokens}
         check = partial(self._checked, texts, prompt, dimensions, media, adapter, truncate, empty)
         work = await off_loop(check, texts, media)
         async for index, vector in arows_of(self.reader.resident, work.texts, work.adapter, work.media):

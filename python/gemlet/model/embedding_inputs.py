@@ -18,7 +18,7 @@ from gemlet.model.senses import Inputs, Senses, of_prompts
 __all__ = ["Embedded", "EmbeddingInputs"]
 
 _SHOWN = 32  # places in a message
-_KINDS = ("image", "audio")
+_KINDS = ("image", "video", "audio")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class EmbeddingInputs:
-    """Makes token ids of texts to embed, with their images and sounds."""
+    """Makes token ids of texts to embed, with their images, videos and sounds."""
 
     reader: Reader
     senses: Senses
@@ -54,7 +54,7 @@ class EmbeddingInputs:
     ) -> list[Embedded]:
         """What each of ``texts`` is, with ``prompt`` before it; ids are taken as they are. A text that is too
         long is cut if ``truncate``, unless it has media, and one that is empty has no ids if ``empty`` is
-        "zero". ``media`` are the arguments "images", "audio" and "image_tokens" of the call.
+        "zero". ``media`` are the arguments of the call for images, videos and audio.
 
         Raises what :class:`Reader` does, with the place of every text that is wrong, and
         :class:`InvalidRequestError` for no list of texts.
@@ -73,11 +73,12 @@ class EmbeddingInputs:
         listed = list(texts)
         count = None if is_one else len(listed)
         images = of_prompts(media.get("images"), count, "images", "images")
+        videos = of_prompts(media.get("videos"), count, "videos", "videos")
         sounds = of_prompts(media.get("audio"), count, "audio", "sounds")
         found: list[Embedded] = []
         wrong: list[InvalidRequestError] = []
         places: list[int] = []
-        for i, (text, *given) in enumerate(zip(listed, images, sounds, strict=True)):
+        for i, (text, *given) in enumerate(zip(listed, images, videos, sounds, strict=True)):
             name = f"texts[{i}]"
             try:
                 if empty == "zero" and _is_empty(text) and not any(map(len, given)):
@@ -109,12 +110,11 @@ class EmbeddingInputs:
         name: str,
         truncate: bool,
     ) -> Embedded:
-        images, sounds = given
-        inputs = self.senses.inputs(images, (), sounds, options)
+        inputs = self.senses.inputs(*given, options)
         if _is_parts(text):
             if inputs:
                 raise InvalidRequestError(
-                    f"{name}: got parts, and images or audio besides; give all of them as parts"
+                    f"{name}: got parts, and images, videos or audio besides; give all of them as parts"
                 )
             return self._read_parts(text, prompt, options, name, truncate)
         if isinstance(text, str):

@@ -41,8 +41,9 @@ class Inputs:
         return bool(self.images or self.videos or self.sounds)
 
     def keep_small(self) -> None:
-        """Keeps images in the size in which they are seen."""
-        self.images = [replace(one, views=tuple(v.kept_small() for v in one.views)) for one in self.images]
+        """Keeps images and frames in the size in which they are seen."""
+        for seen in (self.images, self.videos):
+            seen[:] = [replace(one, views=tuple(view.kept_small() for view in one.views)) for one in seen]
 
     @property
     def seen(self) -> list[Seen]:

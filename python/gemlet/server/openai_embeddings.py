@@ -36,8 +36,8 @@ INPUT = Either(
 )
 _PARTS = ListOf(Anything(dict), 1024, 1)  # check_sent_inputs() and the library read them
 _WITH_PARTS = Either(
-    f"{INPUT.expected}; or a list of content parts (text, image_url, input_audio), or up to {MOST_TEXTS} "
-    "texts and such lists",
+    f"{INPUT.expected}; or a list of content parts (text, image_url, video_url, input_audio), or up to "
+    f"{MOST_TEXTS} texts and such lists",
     *INPUT.kinds,
     _PARTS,
     ListOf(Either("a text or a list of content parts", Text(least=1), _PARTS), MOST_TEXTS, 1),
