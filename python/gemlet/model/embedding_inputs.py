@@ -110,7 +110,8 @@ class EmbeddingInputs:
         name: str,
         truncate: bool,
     ) -> Embedded:
-        inputs = self.senses.inputs(*given, options)
+        images, videos, sounds = given
+        inputs = self.senses.inputs(images, videos, sounds, options)
         if _is_parts(text):
             if inputs:
                 raise InvalidRequestError(
