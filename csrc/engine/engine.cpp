@@ -51,9 +51,6 @@ std::shared_ptr<Request> Engine::submit(RequestOptions options) {
                                                        : "the model continues texts and makes no embeddings");
   }
   if (options.prompt.empty()) fail(ErrorCode::kInvalidRequest, "there are no token ids to continue; give at least one");
-  if (config.bidirectional && !options.media.empty()) {
-    fail(ErrorCode::kUnsupported, "the model makes embeddings of texts alone");
-  }
   for (const auto& [first, media] : options.media) {
     if (media->hidden_size != config.hidden_size) {
       fail(ErrorCode::kInvalidRequest, "the rows for token ", first, " have ", media->hidden_size,

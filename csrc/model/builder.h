@@ -98,7 +98,7 @@ class ModelBuilder {
   // Sets the per-layer embedding table, which stays in its file. Throws kTensor if the model has none or if the shape
   // is wrong.
   void set_per_layer_table(RowTable table);
-  bool needs_per_layer_table() const { return config_.per_layer_input_size > 0; }
+  bool needs_per_layer_table() const { return config_.per_layer_input_size > 0 && config_.per_layer_vocab_size > 0; }
 
   // Fills every empty slot with random values of the size that trained weights have. done(bytes) is called after each
   // piece of their packed form, and may throw.

@@ -137,7 +137,6 @@ void ModelConfig::validate() const {
   check_number("", "embedding_scale", embedding_scale);
   check_number("", "final_softcap", final_softcap);
   check_number("", "norm_offset", norm_offset);
-  if (per_layer_input_size > 0) check<int64_t>("", "per_layer_vocab_size", per_layer_vocab_size, 1, kMaxVocab);
   if (bidirectional) check<int64_t>("", "altup_streams", altup_streams, 1, 1);
   if (altup_streams > 1) {  // an AltUp layer has both
     check<int64_t>("", "laurel_rank", laurel_rank, 1, kMaxWidth);

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemlet import _core
-from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.errors import InvalidRequestError
 from support.core_models import HIDDEN, layer_config, model_config, random_core, sampler
 from support.engine_reader import Reader
 
@@ -234,8 +234,28 @@ def test_wrong_media() -> None:
     assert len(image) == 20
 
 
-def test_models_of_embeddings_take_none() -> None:
-    core = random_core(model_config(bidirectional=True))
-    engine = _core.Engine(core)
-    with pytest.raises(UnsupportedError, match="texts alone"):
-        engine.submit(IDS[:50], wanted="embedding", news=_core.News(), media=[(0, media(20))])
+def test_embeddings_of_texts_with_media() -> None:
+    """Every token sees all others, and the ids under media mean nothing."""
+    engine = _core.Engine(random_core(model_config(bidirectional=True)))
+
+    def vector(ids: NDArray[np.int32], *parts: tuple[int, int, int, bool]) -> NDArray[np.float32]:
+        news = _core.News()
+        request = engine.submit(ids, wanted="embedding", news=news, media=placed(*parts))
+        while True:
+            seen = news.value
+            _, reason, rows = request.take()
+            if len(rows):
+                return rows[0]
+            assert reason is None
+            engine.wait(news, seen)
+
+    ids, part = IDS[:50], (10, 20, 1, True)
+    found = vector(ids, part)
+    under = ids.copy()
+    under[10:30] = 7
+    np.testing.assert_array_equal(vector(under, part), found)
+    np.testing.assert_array_equal(vector(ids, (10, 20, 1, False)), found)
+    for other in (vector(ids), vector(ids, (11, 20, 1, True)), vector(ids, (10, 20, 2, True))):
+        assert np.abs(other - found).max() > 1e-3 * np.abs(found).max()
+    with pytest.raises(InvalidRequestError, match="40"):
+        engine.submit(ids, wanted="embedding", news=_core.News(), media=[(40, media(20))])

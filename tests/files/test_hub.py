@@ -30,6 +30,8 @@ FILES = {
     "config.json": json.dumps(CONFIGS["gemma"]).encode(),
     "generation_config.json": b'{"top_k": 7}',
     "model.safetensors": WEIGHTS,
+    "preprocessor_config.json": b'{"do_resize": true}',
+    "processor_config.json": b'{"image_processor": {}}',
     "README.md": b"not needed",
     "pytorch_model.bin": b"not needed",
     "gemma.gguf": b"not needed",
@@ -74,6 +76,7 @@ REPOSITORIES = {
 NEEDED = [
     *("2_Dense/config.json", "2_Dense/model.safetensors"),
     *("config.json", "generation_config.json", "model.safetensors"),
+    *("preprocessor_config.json", "processor_config.json"),
 ]
 
 

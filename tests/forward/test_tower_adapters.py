@@ -21,6 +21,12 @@ from support.tower_adapters import FOLDERS, NAMES, base_of, inputs_of, logits_of
 
 pytestmark = pytest.mark.tier
 
+# What differs here is rounding. In float64, transformers + PEFT give the same logits with the adapter live as
+# with a merged one, within 3e-12 of the largest. From these, PEFT's own in float32 are 6.7e-4 away live, as
+# the golden has them, and 2e-5 merged. Those of gemlet are 6.1e-4 away live and 2.9e-4 merged, and from the
+# golden 7e-5 and 9.6e-4.
+SOUND_DORA = "gemma4-sound-dora"
+
 
 def test_every_golden_adapter_of_a_tower_is_there() -> None:
     assert len(NAMES) == 12
@@ -37,7 +43,7 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         # One image, with and without the adapter: neither gets what was kept of the other.
         assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
         # The encoder for sound of this golden amplifies rounding, see below: 2.1e-4 without optimization.
-        bound = TOLERANCE * (3 if name == "gemma4-sound-dora" else 1)
+        bound = TOLERANCE * (3 if name == SOUND_DORA else 1)
         assert difference(model.logits(ids, adapter=name, **media), expected) < bound
         assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
     if name == "gemma3-bias":  # PEFT cannot merge it either
@@ -47,7 +53,7 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
     with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=FOLDERS / name) as merged:
         # Merged weights are rounded once more. Two golden checkpoints make much of that: Gemma 3n, and Gemma
         # 4's encoder for sound, whose norm over only two channels is nearly the sign of their difference.
-        times = 3 if name.startswith("gemma3n") else 10 if name == "gemma4-sound-dora" else 1
+        times = 3 if name.startswith("gemma3n") else 10 if name == SOUND_DORA else 1
         bound = times * TOLERANCE
         assert difference(merged.logits(ids, **media), expected) < bound
 

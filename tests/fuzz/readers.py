@@ -37,6 +37,7 @@ from gemlet.tokenizer.files import read_vocabulary
 from gemlet.weights.gguf_names import gguf_name
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
+from golden.variants_embedding import EMBEDDINGGEMMA2
 from support.adapter_forms import gguf_adapter
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, SIZES, safetensors_bytes, weights_of
@@ -286,7 +287,7 @@ def _use(tokenizer: Tokenizer) -> None:
 
 
 def _configs() -> list[bytes]:
-    seeds = [json.dumps(config).encode() for config in CONFIGS.values()]
+    seeds = [json.dumps(config).encode() for config in (*CONFIGS.values(), EMBEDDINGGEMMA2)]
     return [*seeds, (DEMO / "config.json").read_bytes()]
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gemlet
 from gemlet.cli import main
+from support import embedding
+from support.audio import wav
+from support.extras import optional
 from support.tiny_models import write_text_embedder
 
 
@@ -64,3 +68,28 @@ def test_the_command_line_cuts_long_texts_and_says_so(
     output, errors = capsys.readouterr()
     assert set(json.loads(output.splitlines()[0])) == {0.0}
     assert errors.startswith("gemlet: note: text 2 is longer")
+
+
+@pytest.mark.extra("vision")
+@pytest.mark.extra("audio")
+def test_pictures_and_recordings_have_lines_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(embedding.write_with_vocabulary(tmp_path / "model"))
+    levels, wave = embedding.golden()["image.4.0"], tmp_path / "bark.wav"
+    picture = tmp_path / "dog.png"
+    optional("PIL.Image").fromarray(levels).save(picture)
+    wave.write_bytes(wav(embedding.golden()["wave.4.0"]))
+    media = ["--image", str(picture), "--audio", str(wave)]
+    parts = [{"type": "image", "image": levels}], [{"type": "audio", "audio": str(wave)}]
+    with gemlet.load(folder, threads=1) as model:
+        apart = model.embed(["a dog", *parts])
+        together = model.embed([[{"type": "text", "text": "a dog"}, *parts[0], *parts[1]]])
+    for more, expected in (["a dog"], apart), (["a dog", "--together"], together), ([], apart[1:]):
+        assert main(["embed", *more, *media, "--model", folder, "--threads", "1"]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        np.testing.assert_allclose(np.array(rows), expected, atol=1e-7)
+    assert main(["embed", "--image", str(tmp_path / "none.png"), "--model", folder]) == 1
+    assert "none.png" in capsys.readouterr().err
+    assert main(["embed", "a dog", "--together", "--model", folder]) == 1
+    assert "--together: expected --image, --video or --audio besides" in capsys.readouterr().err

@@ -47,6 +47,13 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "altup_num_inputs": 4,
         "num_kv_shared_layers": 15,
     },
+    "embedding_gemma2_text": {
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 10_000.0},
+            "full_attention": {"rope_theta": 1_000_000.0},
+        },
+    },
     "gemma4_text": {
         "vocab_size": 262144,
         "num_attention_heads": 8,
@@ -127,10 +134,11 @@ def read_config(folder: Path) -> Config:
     given = CLASS_DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None}
     new = family not in ("gemma", "gemma2", "vaultgemma", "gemma3_text")
 
-    both_ways = given.get("use_bidirectional_attention") is True
+    embeds = family == "embedding_gemma2_text"
+    both_ways = embeds or given.get("use_bidirectional_attention") is True
     window = given.get("sliding_window", 0)
-    if both_ways:  # the file counts both sides; a layer counts one side and the token itself
-        window = window // 2 + 1
+    if both_ways:  # the file counts both sides, or one; a layer counts one side and the token itself
+        window = (window if embeds else window // 2) + 1
     kinds = layer_types(family, given)
     layers = []
     for kind in kinds:
@@ -174,7 +182,7 @@ def read_config(folder: Path) -> Config:
         layers=tuple(layers),
         per_layer_input_size=given.get("hidden_size_per_layer_input", 0),
         altup_streams=given["altup_num_inputs"] if family == "gemma3n_text" else 1,
-        dense_layers=len(list(folder.glob("*_Dense"))),
+        dense_layers=1 if embeds else len(list(folder.glob("*_Dense"))),
     )
 
 
@@ -195,11 +203,12 @@ def layer_types(family: str, given: dict[str, Any]) -> list[str]:
         "vaultgemma": 2,
         "gemma3_text": given.get("sliding_window_pattern", 6),
         "gemma3n_text": 5,
+        "embedding_gemma2_text": given.get("sliding_window_pattern", 6),
     }
     every = pattern.get(family, 6)
     rule = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(count)]
     kinds = list(given.get("layer_types", rule))
-    if family.startswith("gemma4"):
+    if family.startswith(("gemma4", "embedding_gemma2")):
         kinds[-1] = "full_attention"  # the list has no influence on it
     return kinds
 
@@ -240,7 +249,9 @@ def gemma4_layers(layers: list[Layer], given: dict[str, Any]) -> list[Layer]:
         layer = replace(layer, experts_per_token=experts, layer_scalar=True)
         if not layer.sliding_window:
             wider = {"head_dim": given["global_head_dim"]}
-            if keys_are_values and "num_global_key_value_heads" in given:  # it only counts with k = v
+            # In Gemma 4 it only counts with k = v.
+            counts = keys_are_values or given["model_type"] == "embedding_gemma2_text"
+            if counts and "num_global_key_value_heads" in given:
                 wider["num_key_value_heads"] = given["num_global_key_value_heads"]
             if (
                 "per_layer_config" in given

@@ -1,5 +1,5 @@
-"""Per-layer inputs of Gemma 3n, 4 E2B and E4B: a small vector per token and layer, computed before layer
-0."""
+"""Per-layer inputs of Gemma 3n, 4 E2B and E4B, and EmbeddingGemma 2: a small vector per token and layer,
+computed before layer 0."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ Array = NDArray[Any]
 
 def per_layer_inputs(model: Model, ids: Array, embedded: Array) -> Array:
     """[n, L, P] of ids [n] and their scaled embeddings [n, d]."""
-    table, width = model.weights["embed_tokens_per_layer"], model.config.per_layer_input_size
+    width = model.config.per_layer_input_size
     shape = (len(ids), len(model.config.layers), width)
-    of_token = table[np.where(ids < len(table), ids, 0)] * embedded.dtype.type(width**0.5)
     of_context = model.linear(embedded, "per_layer_model_projection") * embedded.dtype.type(
         embedded.shape[-1] ** -0.5
     )
     of_context = model.norm(of_context.reshape(shape), "per_layer_projection_norm")
+    table = model.weights.get("embed_tokens_per_layer")
+    if table is None:  # EmbeddingGemma 2
+        return of_context
+    of_token = table[np.where(ids < len(table), ids, 0)] * embedded.dtype.type(width**0.5)
     return (of_context + of_token.reshape(shape)) * embedded.dtype.type(2**-0.5)
 
 

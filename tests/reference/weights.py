@@ -13,7 +13,7 @@ from .config import Config, Layer
 
 Array = NDArray[Any]
 
-PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "language_model.", "")
 DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "I64": np.dtype("<i8")}
 
 PER_LAYER_INPUTS = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
@@ -105,6 +105,13 @@ def layer_names(layer: Layer) -> dict[str, str]:
     return names
 
 
+def _of_embeddinggemma2(name: str) -> str:
+    layer, _, part = name.rpartition(".")
+    if part in PER_LAYER_INPUTS:
+        return f"{layer}.ple_block.{part}"
+    return f"ple.{name}" if name.startswith("per_layer_") else name
+
+
 def read_weights(folder: Path, config: Config) -> dict[str, Array]:
     """Slot -> float32 array, from one file or from shards."""
     index = folder / "model.safetensors.index.json"
@@ -123,6 +130,13 @@ def read_weights(folder: Path, config: Config) -> dict[str, Array]:
         names |= {
             f"layers.{i}.pre_mlp_norm": f"layers.{i}.pre_feedforward_layernorm"
             for i in range(len(config.layers))
+        }
+    if f"{prefix}embedding_projection" in stored:  # EmbeddingGemma 2
+        del names["embed_tokens_per_layer"]
+        names = {slot: _of_embeddinggemma2(name) for slot, name in names.items()}
+        return {slot: stored[f"{prefix}{name}"] for slot, name in names.items()} | {
+            "dense.0": stored[f"{prefix}embedding_projection"],
+            "lm_head": stored[f"{prefix}embed_tokens"],
         }
     weights = {slot: stored[f"{prefix}{name}"] for slot, name in names.items()}
     for i in range(config.dense_layers):

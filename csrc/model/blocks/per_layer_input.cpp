@@ -1,5 +1,6 @@
-// Per-layer inputs (Gemma 3n, Gemma 4 E2B and E4B). Every layer has its own small embedding of each token: half of it
-// comes from a table that stays on disk, half is projected from the token's embedding.
+// Per-layer inputs (Gemma 3n, Gemma 4 E2B and E4B, EmbeddingGemma 2). Every layer has its own small embedding of each
+// token: half of it comes from a table that stays on disk, half is projected from the token's embedding. EmbeddingGemma
+// 2 has no table, and all of it is projected.
 #include <cmath>
 
 #include "model/forward.h"
@@ -15,8 +16,10 @@ void ForwardPass::make_per_layer_inputs() {
   // The projection is scaled by d^-1/2 before its norm. A norm with eps * d gives the same.
   backend_.rms_norm(inputs, weights_.per_layer_projection_norm, static_cast<float>(config_.rms_norm_eps * hidden),
                     rows_ * layers, size, inputs);
-  backend_.add_table_rows(weights_.per_layer_table, ids_, static_cast<float>(std::sqrt(static_cast<double>(size))),
-                          static_cast<float>(std::sqrt(0.5)), inputs);
+  if (!weights_.per_layer_table.empty()) {
+    backend_.add_table_rows(weights_.per_layer_table, ids_, static_cast<float>(std::sqrt(static_cast<double>(size))),
+                            static_cast<float>(std::sqrt(0.5)), inputs);
+  }
   tap("per_layer_inputs", inputs, layers * size);
 }
 

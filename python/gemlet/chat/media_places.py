@@ -16,7 +16,7 @@ from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
-__all__ = ["MEDIA_TYPES", "MediaPart", "Place", "stands_for_media", "take_media", "with_places"]
+__all__ = ["MEDIA_TYPES", "MediaPart", "Place", "stands_for_media", "take_media", "take_parts", "with_places"]
 
 # Part of a prompt: texts and control tokens by their names, as in Segments.
 Place = Sequence[tuple[str, bool]]
@@ -67,28 +67,38 @@ def take_media(messages: Any, kinds: Collection[str]) -> tuple[Any, list[MediaPa
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         return messages, []
     parts: list[MediaPart] = []
-    secret = ""
     result: list[Any] = []
     for i, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
         if not isinstance(content, list | tuple):
             result.append(message)
             continue
-        written: list[Any] = []
-        for j, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            known = _TYPES.get(kind) if isinstance(kind, str) else None
-            if known is None or known[0] not in kinds:
-                written.append(part)
-                continue
-            secret = secret or os.urandom(16).hex()
-            where = f"messages[{i}].content[{j}]"
-            sentinel = f"\uf8ff{secret}:{len(parts)}\uf8ff"
-            parts.append(MediaPart(known[0], _value(part, known[1], where), where, sentinel))
-            codes = {name: part[name] for name in _CODES if name in part}
-            written.append({"type": "text", "text": sentinel, **codes})
+        written, found = take_parts(content, kinds, f"messages[{i}].content")
+        parts += found
         result.append({**message, "content": written})
     return (result, parts) if parts else (messages, [])
+
+
+def take_parts(
+    content: Sequence[Any], kinds: Collection[str], where: str
+) -> tuple[list[Any], list[MediaPart]]:
+    """The same of the parts of one message, whose place is ``where``."""
+    parts: list[MediaPart] = []
+    secret = ""
+    written: list[Any] = []
+    for j, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        known = _TYPES.get(kind) if isinstance(kind, str) else None
+        if known is None or known[0] not in kinds:
+            written.append(part)
+            continue
+        secret = secret or os.urandom(16).hex()
+        sentinel = f"\uf8ff{secret}:{len(parts)}\uf8ff"
+        value = _value(part, known[1], f"{where}[{j}]")
+        parts.append(MediaPart(known[0], value, f"{where}[{j}]", sentinel))
+        codes = {name: part[name] for name in _CODES if name in part}
+        written.append({"type": "text", "text": sentinel, **codes})
+    return written, parts
 
 
 def _value(part: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:

@@ -1,9 +1,10 @@
-"""``gemlet embed``: texts as vectors."""
+"""``gemlet embed``: texts, images and sounds as vectors."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from gemlet.cli.common import load_adapter, note, open_model, read_standard_input, write
 from gemlet.errors import InvalidRequestError
@@ -14,8 +15,9 @@ _SHOWN = 16
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command: a line for each text, in their order."""
-    texts = arguments.texts or _read_lines()
+    """Runs the command: a line for each text, then for each image, video and sound, in their order; or one
+    for all of them together."""
+    texts = _texts(arguments)
     with open_model(arguments) as model:
         options = {"empty": arguments.empty, **load_adapter(model, arguments)}
         try:
@@ -28,6 +30,19 @@ def run(arguments: argparse.Namespace) -> int:
         for vector in vectors.tolist():
             write(json.dumps([round(number, 8) for number in vector]) + "\n")
     return 0
+
+
+def _texts(arguments: argparse.Namespace) -> list[Any]:
+    media = [{"type": "image", "image": path} for path in arguments.images or ()]
+    media += [{"type": "video", "video": path} for path in arguments.videos or ()]
+    media += [{"type": "audio", "audio": path} for path in arguments.sounds or ()]
+    if not media:
+        if arguments.together:
+            raise InvalidRequestError("--together: expected --image, --video or --audio besides")
+        return arguments.texts or _read_lines()
+    if arguments.together:
+        return [[*({"type": "text", "text": text} for text in arguments.texts), *media]]
+    return [*arguments.texts, *([part] for part in media)]
 
 
 def _say_what_was_cut(places: tuple[int, ...], context: int) -> None:

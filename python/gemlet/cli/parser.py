@@ -102,15 +102,10 @@ def _add_chat(commands: Any) -> None:
         metavar="FILE",
         help="text file to put behind the question, or in its place; may be given several times",
     )
-    media = [("--image", "images", "a picture"), ("--video", "videos", "a video")]
-    for option, dest, what in (*media, ("--audio", "sounds", "a recording")):
-        parser.add_argument(
-            option,
-            action="append",
-            metavar="FILE",
-            dest=dest,
-            help=f"{what} that the question is about; may be given several times",
-        )
+    about = "that the question is about; may be given several times"
+    _add_files(parser, "--image", "images", f"a picture {about}")
+    _add_files(parser, "--video", "videos", f"a video {about}")
+    _add_files(parser, "--audio", "sounds", f"a recording {about}")
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     parser.add_argument(
@@ -136,14 +131,22 @@ def _add_chat(commands: Any) -> None:
     parser.set_defaults(run=_command("chat"))
 
 
+def _add_files(parser: Any, option: str, dest: str, what: str) -> None:
+    parser.add_argument(option, action="append", metavar="FILE", dest=dest, help=what)
+
+
 def _add_embed(commands: Any) -> None:
     parser = commands.add_parser(
         "embed",
-        help="texts as vectors, by an embedding model",
-        description="Print the embedding of every TEXT as a line of JSON, a list of numbers. Without TEXT, "
-        "every line of standard input is one.",
+        help="texts, pictures and recordings as vectors, by an embedding model",
+        description="Print the embedding of every TEXT, then of every picture, video and recording, as a "
+        "line of JSON, a list of numbers. Without any of them, every line of standard input is a TEXT.",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text")
+    _add_files(parser, "--image", "images", "a picture; may be given several times")
+    _add_files(parser, "--video", "videos", "a video; may be given several times")
+    _add_files(parser, "--audio", "sounds", "a recording; may be given several times")
+    parser.add_argument("--together", action="store_true", help="print one embedding of all of them")
     _add_model(parser)
     parser.add_argument(
         "--prompt", metavar="NAME", help="what the texts are: query, document, ... (default: nothing)"

@@ -10,6 +10,7 @@ from typing import Any
 from gemlet import _core
 from gemlet.base.keys import Keys
 from gemlet.base.records import record
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.sound_settings import SoundSettings
 
 __all__ = [
@@ -152,12 +153,6 @@ _GEMMA3N_VISION: Mapping[str, Any] = {
     "vocab_offset": 262144,
     "rms_norm_eps": 1e-6,
 }
-_MODEL_TYPES = {
-    "gemma3n": ("gemma3n_audio",),
-    "gemma4": ("gemma4_audio",),
-    "gemma4_unified": ("gemma4_unified_audio",),
-}
-
 
 _log = logging.getLogger("gemlet")
 
@@ -168,16 +163,16 @@ def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     Raises :class:`ConfigError` for a value that is none, is out of range, or is one no published model has.
     """
     raw = outer.raw.get("audio_config")
-    if raw is None or family not in ("gemma3n", "gemma4"):
+    if raw is None or family not in ("gemma3n", *WITH_GEMMA4_TOWERS):
         return None
     unified = outer.raw.get("model_type") == "gemma4_unified"
     defaults = {"audio_embed_dim": 640, "rms_norm_eps": 1e-6} if unified else _GEMMA4
     if family == "gemma3n":
         defaults = _GEMMA3N
     keys = outer.inner(outer.mapping("audio_config"), "audio_config", defaults)
-    kinds = _MODEL_TYPES["gemma4_unified" if unified else family]
-    if keys.raw.get("model_type", kinds[0]) not in kinds:
-        raise keys.wrong("model_type", repr(kinds[0]))
+    kind = "gemma3n" if family == "gemma3n" else "gemma4_unified" if unified else "gemma4"
+    if keys.raw.get("model_type", f"{kind}_audio") != f"{kind}_audio":
+        raise keys.wrong("model_type", repr(f"{kind}_audio"))
     eps = keys.number("rms_norm_eps", 1e-12, 0.1)
     heads = "" if unified else "conf_num_attention_heads" if family == "gemma3n" else "num_attention_heads"
     if heads and keys.integer("hidden_size", 1 << 15) % keys.integer(heads, 1 << 15) != 0:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "MULTIMODAL", "Family"]
+__all__ = ["FAMILIES", "MULTIMODAL", "WITH_GEMMA4_TOWERS", "Family"]
 
 # Keys with one supported meaning: any other value is an error that names the key.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -139,6 +139,9 @@ class Family:
     layers have one each ("nested"), or that and the old spelling means nothing ("nested only").
     ``norm_offset`` is added to every norm weight. ``bidirectional_spans``: the tokens of an image see each
     other, in all layers; a Gemma 4 file says in ``use_bidirectional_attention`` if sliding layers do this.
+    ``embeds``: it is an embedding model, whose tokens see as many to either side as ``sliding_window`` says;
+    a Gemma 3 file says in ``use_bidirectional_attention`` that it is one, and counts both sides.
+    ``most_tokens`` is the longest text that the publisher allows, if the file says more; None: as it says.
     """
 
     name: str
@@ -155,6 +158,8 @@ class Family:
     layer_scalar: bool = False
     last_layer_is_global: bool = False
     bidirectional_spans: bool = False
+    embeds: bool = False
+    most_tokens: int | None = None
     ignored: frozenset[str] = _IGNORED
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _FIXED)
 
@@ -263,6 +268,30 @@ _GEMMA4: dict[str, Any] = _GEMMA4_UNIFIED | {
     "top_k_experts": None,
     "moe_intermediate_size": None,
 }
+_EMBEDDINGGEMMA2: dict[str, Any] = {
+    "vocab_size": 262144,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "sliding_window": 512,
+    "sliding_window_pattern": None,
+    "layer_types": None,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": 1,
+    "per_layer_config": None,
+    "hidden_size_per_layer_input": 512,
+    "embedding_dim": 768,
+}
 # "vision" lets the tokens of an image see each other, in sliding layers; text stays causal.
 _FIXED_GEMMA4 = _FIXED | {"use_bidirectional_attention": (None, False, "vision")}
 
@@ -333,7 +362,17 @@ FAMILIES: Mapping[str, Family] = {
         | {"vocab_size_per_layer_input", "num_experts", "top_k_experts", "moe_intermediate_size"},
         fixed=_FIXED_GEMMA4 | {"hidden_size_per_layer_input": (0, None), "enable_moe_block": (False, None)},
     ),
+    "embedding_gemma2_text": replace(
+        _FAMILY_GEMMA4,
+        name="embeddinggemma2",
+        defaults=_EMBEDDINGGEMMA2,
+        embeds=True,
+        most_tokens=8192,
+        fixed=_FIXED | {"use_bidirectional_attention": (True, None)},
+    ),
 }
+# The families that see and hear as Gemma 4 does.
+WITH_GEMMA4_TOWERS = ("gemma4", "embeddinggemma2")
 
 # What stands beside text_config in the outer object of a multimodal file; images and sound are not read.
 _IMAGES = {
@@ -368,4 +407,5 @@ MULTIMODAL: Mapping[str, tuple[str, frozenset[str]]] = {
     "gemma3n": ("gemma3n_text", _IGNORED | _IMAGES | _SOUND | {"audio_soft_tokens_per_image"}),
     "gemma4": ("gemma4_text", _GEMMA4_OUTER),
     "gemma4_unified": ("gemma4_unified_text", _GEMMA4_OUTER),
+    "embedding_gemma2": ("embedding_gemma2_text", _GEMMA4_OUTER),
 }

@@ -22,7 +22,7 @@ from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.config.audio_config import read_audio, read_tables
 from gemlet.config.families import ASSISTANT, ASSISTANT_IGNORED, ASSISTANTS, FAMILIES, MULTIMODAL, Family
-from gemlet.config.layers import is_bidirectional, read_gguf_layers, read_layers, read_size
+from gemlet.config.layers import embeds, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.placeholders import with_placeholders
 from gemlet.config.quantization import (
@@ -165,7 +165,7 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
             raise outer.wrong(key, f"the value of text_config.{key} ({show(inner.get(key))})")
         outer.pass_over(key)
     for keys in (outer, inner):
-        if is_bidirectional(keys):
+        if embeds(keys, family) and not family.embeds:
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
     config = _parse_text(inner, family, model_type)
     if "gguf" in text:  # images and sound come from another file
@@ -243,13 +243,14 @@ def _parse_assistant(raw: Mapping[str, Any], where: str, model_type: str) -> Tex
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
     keys.refuse_unknown(family.ignored, family.fixed)
     vocab_size = read_size(keys, "vocab_size")
-    bidirectional = is_bidirectional(keys)
+    bidirectional = embeds(keys, family)
+    context = read_size(keys, "max_position_embeddings")
     config = TextConfig(
         family=family.name,
         model_type=model_type,
         vocab_size=vocab_size,
         hidden_size=read_size(keys, "hidden_size"),
-        max_position_embeddings=read_size(keys, "max_position_embeddings"),
+        max_position_embeddings=min(context, family.most_tokens or context),
         rms_norm_eps=keys.number("rms_norm_eps", *NUMBERS["rms_norm_eps"]),
         final_softcap=_read_final_softcap(keys),
         norm_offset=family.norm_offset,
@@ -271,10 +272,14 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
             laurel_rank=read_size(keys, "laurel_rank"),
         )
     if "hidden_size_per_layer_input" in family.defaults:
-        # A layer of Gemma 3n cannot do without.
-        size = read_size(keys, "hidden_size_per_layer_input", low=1 if config.altup_streams > 1 else 0)
-        rows = read_size(keys, "vocab_size_per_layer_input") if size else 0
+        # A layer of Gemma 3n cannot do without, nor can one of EmbeddingGemma 2, which has no table of them.
+        needed, has_table = config.altup_streams > 1 or family.embeds, not family.embeds
+        size = read_size(keys, "hidden_size_per_layer_input", low=int(needed))
+        rows = read_size(keys, "vocab_size_per_layer_input") if size and has_table else 0
         config = replace(config, per_layer_input_size=size, per_layer_vocab_size=rows)
+    if "embedding_dim" in family.defaults:
+        size = keys.integer("embedding_dim", LIMITS["hidden_size"])
+        config = replace(config, dense_sizes=(size,), projects_itself=True)
     return config
 
 

@@ -13,7 +13,7 @@ from gemlet.config.limits import LIMITS
 from gemlet.config.rope import LAYER_TYPES, read_rope
 from gemlet.errors import ConfigError
 
-__all__ = ["LayerSpec", "default_sparsity", "is_bidirectional", "read_gguf_layers", "read_layers"]
+__all__ = ["LayerSpec", "default_sparsity", "embeds", "read_gguf_layers", "read_layers"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +73,7 @@ def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
     softcap = keys.cap("attn_logit_softcapping")
     if softcap and family.name == "gemma3":  # the reference reads the key and does not apply it
         raise keys.wrong("attn_logit_softcapping", "null: Gemma 3 has no cap on its scores")
-    window = _read_window(keys) if "sliding_attention" in types else 0
+    window = _read_window(keys, family) if "sliding_attention" in types else 0
     widths = _read_widths(keys, family, len(types))
     layers = [
         LayerSpec(
@@ -115,16 +115,19 @@ def _query_scale(keys: Keys, family: Family, head_dim: int) -> float:
     return float(keys.number("query_pre_attn_scalar", 1e-6, 1e9) ** -0.5)
 
 
-def _read_window(keys: Keys) -> int:
+def _read_window(keys: Keys, family: Family) -> int:
     window = read_size(keys, "sliding_window")
     if keys.get("sliding_window_size") not in (None, window):
         raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
-    # In an embedding model it is what a token sees to both sides.
-    return window // 2 + 1 if is_bidirectional(keys) else window
+    if family.embeds:  # what a token sees to either side, besides itself
+        return window + 1
+    # In an embedding model of Gemma 3 it is what a token sees to both sides.
+    return window // 2 + 1 if embeds(keys, family) else window
 
 
-def is_bidirectional(keys: Keys) -> bool:
-    return keys.get("use_bidirectional_attention") is True
+def embeds(keys: Keys, family: Family) -> bool:
+    """Whether it is an embedding model."""
+    return family.embeds or keys.get("use_bidirectional_attention") is True
 
 
 def _has_spans(keys: Keys, family: Family, kind: str) -> bool:
@@ -208,8 +211,10 @@ def _read_heads(keys: Keys, types: list[str]) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(LAYER_TYPES, own)
     if "per_layer_config" in keys.raw:  # it silences the keys of global layers
         return _read_overrides(keys, types, own)
-    # Their number of kv heads counts with k = v only.
-    counted = keys.flag("attention_k_eq_v") and keys.get("num_global_key_value_heads") is not None
+    # In Gemma 4 their number of kv heads counts with k = v only.
+    counted = "attention_k_eq_v" not in keys.defaults or (
+        keys.flag("attention_k_eq_v") and keys.get("num_global_key_value_heads") is not None
+    )
     heads = "num_global_key_value_heads" if counted else "num_key_value_heads"
     return {"sliding_attention": own, "full_attention": _heads(keys, heads, "global_head_dim")}
 

@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from gemlet.base.keys import Keys
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.text_config import TextConfig
 
 __all__ = ["with_placeholders"]
 
 # By family: the keys of a multimodal file that name a placeholder, and what they are if they are missing.
+_GEMMA4 = {"image_token_id": 258880, "audio_token_id": 258881, "video_token_id": 258884}
 _NAMES: Mapping[str, Mapping[str, int]] = {
     "gemma3": {"image_token_index": 262144},
-    "gemma4": {"image_token_id": 258880, "audio_token_id": 258881, "video_token_id": 258884},
+    **dict.fromkeys(WITH_GEMMA4_TOWERS, _GEMMA4),
 }
 # Gemma 3n: the first ids of the vocabularies of pictures and of sound.
 _OFFSETS = {"vision_config": 262144, "audio_config": 262272}
@@ -38,7 +40,7 @@ def with_placeholders(config: TextConfig, outer: Keys) -> TextConfig:
     ids = tuple(sorted(i for i in named if i is not None and i < config.vocab_size))
     if not ids:
         return config
-    pad = (config.pad_token_id or 0) if config.family == "gemma4" else None
+    pad = (config.pad_token_id or 0) if config.family in WITH_GEMMA4_TOWERS else None
     return replace(config, placeholder_ids=ids, placeholders_read_as=pad)
 
 

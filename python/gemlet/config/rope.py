@@ -31,7 +31,7 @@ class Rope(NamedTuple):
 def read_rope(keys: Keys, family: Family, used: Collection[str]) -> dict[str, Rope]:
     """Layer type -> its rotation, at least for the layer types that are ``used``."""
     if family.rope == "nested only":
-        return _read_nested_only(keys, used)
+        return _read_nested_only(keys, family, used)
     parameters = keys.mapping("rope_parameters")
     scaling = keys.mapping("rope_scaling")
     if family.rope == "flat":
@@ -82,16 +82,21 @@ def _both_spellings(
     return Rope(next(iter(thetas.values()), default_theta), next(iter(factors.values()), 1.0))
 
 
-# What Gemma 4 takes where rope_parameters is absent or null.
-_PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+# By family: what it takes where rope_parameters is absent or null.
+_LOCAL: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+_GLOBAL: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 1000000.0}
+_PROPORTIONAL = {**_GLOBAL, "rope_type": "proportional", "partial_rotary_factor": 0.25}
+_PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "gemma4": {"sliding_attention": _LOCAL, "full_attention": _PROPORTIONAL},
+    "embeddinggemma2": {"sliding_attention": _LOCAL, "full_attention": _GLOBAL},
 }
 
 
-def _read_nested_only(keys: Keys, used: Collection[str]) -> dict[str, Rope]:
+def _read_nested_only(keys: Keys, family: Family, used: Collection[str]) -> dict[str, Rope]:
     """Gemma 4: an object per layer type, nothing filled in where a part of it is missing."""
-    given = keys.mapping("rope_parameters") if keys.get("rope_parameters") is not None else _PUBLISHED
+    given: Mapping[str, Any] = _PUBLISHED[family.name]
+    if keys.get("rope_parameters") is not None:
+        given = keys.mapping("rope_parameters")
     nested = keys.inner(given, "rope_parameters", dict.fromkeys(LAYER_TYPES))
     nested.refuse_unknown(frozenset(), {})
     rope = {}

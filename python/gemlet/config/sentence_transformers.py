@@ -101,10 +101,11 @@ def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tupl
     kinds = [kind for kind, _ in places]
     count = kinds.count("Dense")
     expected = ["Transformer", "Pooling", *["Dense"] * count, "Normalize"]
-    if kinds not in (expected, expected[:-1]) or count > MAX_DENSE:
+    most = 0 if config.projects_itself else MAX_DENSE
+    if kinds not in (expected, expected[:-1]) or count > most:
+        dense = f"up to {most} times Dense, " if most else ""
         raise ConfigError(
-            f"{path}: lists the modules {show(kinds)}; expected Transformer, Pooling, up to "
-            f"{MAX_DENSE} times Dense, Normalize"
+            f"{path}: lists the modules {show(kinds)}; expected Transformer, Pooling, {dense}Normalize"
         )
     files = [_MODULES]
     if os.path.lexists(os.path.join(folder, places[1][1], "config.json")):
@@ -118,7 +119,8 @@ def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tupl
         files.append(f"{place}/config.json")
         sizes.append(_read_dense(os.path.join(folder, files[-1]), sizes[-1]))
     divided = kinds[-1:] == ["Normalize"]
-    return replace(config, dense_sizes=tuple(sizes[1:]), unit_vectors=divided), (*files, *limits)
+    dense_sizes = config.dense_sizes if config.projects_itself else tuple(sizes[1:])
+    return replace(config, dense_sizes=dense_sizes, unit_vectors=divided), (*files, *limits)
 
 
 def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:

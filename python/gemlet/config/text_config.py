@@ -22,13 +22,14 @@ __all__ = ["TextConfig", "embedding_scale"]
 class TextConfig:
     """The text model a ``config.json`` describes.
 
-    ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n" or "gemma4"; ``model_type`` is the
-    file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store ``w`` and compute with
-    ``1 + w``; in GGUF the 1 is in the weights).
+    ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n", "gemma4" or "embeddinggemma2";
+    ``model_type`` is the file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store
+    ``w`` and compute with ``1 + w``; in GGUF the 1 is in the weights).
     ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
     layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
     more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
-    makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean.
+    makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean,
+    of which the first is a weight of the model itself if it ``projects_itself``.
     ``unit_vectors`` says that embeddings are divided by their length.
     ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
     rows of the token ``placeholders_read_as``, or their own where that is None. Ids from ``text_ids`` on are
@@ -70,6 +71,7 @@ class TextConfig:
     laurel_rank: int = 0
     bidirectional: bool = False
     dense_sizes: tuple[int, ...] = ()
+    projects_itself: bool = False
     unit_vectors: bool = True
     placeholder_ids: tuple[int, ...] = ()
     placeholders_read_as: int | None = None

@@ -10,6 +10,7 @@ from typing import Any
 from gemlet import _core
 from gemlet.base.keys import Keys
 from gemlet.base.records import record
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
 from gemlet.config.image_settings import ImageSettings
 from gemlet.config.mobilenet import PUBLISHED_STAGES, MobileNetConfig
@@ -113,7 +114,7 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
     """
     if outer.raw.get("vision_config") is None:
         return None
-    if family == "gemma4":
+    if family in WITH_GEMMA4_TOWERS:
         return _read_gemma4(outer)
     if family == "gemma3n":
         return _read_mobilenet(outer)

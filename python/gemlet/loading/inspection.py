@@ -231,10 +231,11 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
     if config.altup_streams > 1:
         yield f"streams    {config.altup_streams} (AltUp), with a LAuReL branch of rank {config.laurel_rank}"
     if config.per_layer_input_size:
-        yield (
-            f"per layer  inputs of {config.per_layer_input_size}, from a table of "
-            f"{config.per_layer_vocab_size} rows in {table_type}, which stays on disk"
+        rows = config.per_layer_vocab_size
+        table = (
+            f"a table of {rows} rows in {table_type}, which stays on disk" if rows else "the embedding alone"
         )
+        yield f"per layer  inputs of {config.per_layer_input_size}, from {table}"
 
 
 def _count(number: int) -> str:

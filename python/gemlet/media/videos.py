@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["MOST_FRAMES", "decoded_bytes", "read_video"]
+__all__ = ["MOST_FRAMES", "decoded_bytes", "evenly", "one_a_second", "read_video"]
 
 MOST_FRAMES = 32  # that are seen
 MOST_FILE_BYTES = 1 << 30
@@ -42,13 +42,39 @@ _DECODERS = (*_CODECS, "libdav1d", "libvpx", "libvpx-vp9")  # names of the progr
 _EXPECTED = "expected a path, the bytes of a file, or a pair of frames and frames per second"
 _CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
 _Seen = TypeVar("_Seen")
+Choose = Callable[[int, float], list[int]]  # which frames are seen of how many, at how many a second
+
+
+def evenly(total: int, rate: float) -> list[int]:
+    """At most 32 frames at equal distances.
+
+    >>> evenly(3, 24.0), evenly(80, 24.0)[:5]
+    ([0, 1, 2], [0, 2, 5, 7, 10])
+    """
+    count = min(total, MOST_FRAMES)
+    return [i * total // count for i in range(count)]
+
+
+def one_a_second(total: int, rate: float) -> list[int]:
+    """A frame of every second, of a long video 32 of these at equal distances.
+
+    >>> one_a_second(100, 30.0), len(one_a_second(9000, 30.0))
+    ([0, 30, 60], 32)
+    """
+    count = max(1, int(total / rate))
+    seconds = range(count) if count <= MOST_FRAMES else np.linspace(0, count - 1, MOST_FRAMES, dtype=int)
+    return [min(total - 1, int(second * rate)) for second in seconds]
 
 
 def read_video(
-    video: object, name: str, see: Callable[[Levels], _Seen], see_decoded: Callable[[Levels], _Seen]
+    video: object,
+    name: str,
+    see: Callable[[Levels], _Seen],
+    see_decoded: Callable[[Levels], _Seen],
+    choose: Choose = evenly,
 ) -> tuple[list[_Seen], list[float]]:
-    """At most 32 frames of ``video`` at equal distances, and the second at which each of them is: of a path,
-    the bytes of a file, a data URL, or a pair of frames (as of :func:`read_image`) and frames per second.
+    """The frames of ``video`` that ``choose`` names, and the second at which each of them is: of a path, the
+    bytes of a file, a data URL, or a pair of frames (as of :func:`read_image`) and frames per second.
 
     ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file, which nobody else keeps.
 
@@ -62,15 +88,15 @@ def read_video(
     ([0, 2, 4], [0.0, 0.25, 0.5])
     """
     if isinstance(video, str) and video.startswith("data:"):
-        return _from_file(io.BytesIO(read_data_url(video, name)), name, see_decoded)
+        return _from_file(io.BytesIO(read_data_url(video, name)), name, see_decoded, choose)
     if isinstance(video, str | os.PathLike):
         try:
             with open_regular(os.fspath(video)) as file:
-                return _from_file(file, name, see_decoded)
+                return _from_file(file, name, see_decoded, choose)
         except (OSError, ValueError) as problem:
             raise InvalidRequestError(f"{name}: {show_argument(video)} cannot be read: {problem}") from None
     if isinstance(video, bytes | bytearray | memoryview):
-        return _from_file(io.BytesIO(video), name, see_decoded)
+        return _from_file(io.BytesIO(video), name, see_decoded, choose)
     if not isinstance(video, Sequence) or len(video) != 2:
         raise InvalidRequestError(f"{name}: got {show_argument(video)}, {_EXPECTED}")
     frames, rate = video
@@ -81,7 +107,7 @@ def read_video(
     total = len(frames) if isinstance(frames, Sequence | np.ndarray) else 0
     if total < 1 or isinstance(frames, str | bytes):
         raise InvalidRequestError(f"{name}: got {show_argument(frames)}, expected a list of frames")
-    indices = _indices(total)
+    indices = choose(total, rate)
     return [see(read_image(frames[i], f"{name}: frame {i}")) for i in indices], [i / rate for i in indices]
 
 
@@ -95,16 +121,6 @@ def decoded_bytes(data: bytes) -> int:
         return 0
 
 
-def _indices(total: int) -> list[int]:
-    """The frames that are seen of so many.
-
-    >>> _indices(3), _indices(80)[:5]
-    ([0, 1, 2], [0, 2, 5, 7, 10])
-    """
-    count = min(total, MOST_FRAMES)
-    return [i * total // count for i in range(count)]
-
-
 @dataclass(frozen=True)
 class _Scan:
     """What the packets of a file say: how many frames it has, and how many each second."""
@@ -113,16 +129,18 @@ class _Scan:
     rate: float
 
 
-def _from_file(file: BinaryIO, name: str, see: Callable[[Levels], _Seen]) -> tuple[list[_Seen], list[float]]:
+def _from_file(
+    file: BinaryIO, name: str, see: Callable[[Levels], _Seen], choose: Choose
+) -> tuple[list[_Seen], list[float]]:
     with _opened(file, name) as (container, stream):
-        scan = _scan(container, stream, name)
-        seen, total = _see(container, stream, scan.frames, name, see)
-        indices = _indices(scan.frames)
+        scan = _scan(container, stream, name, choose)
+        indices = choose(scan.frames, scan.rate)
+        seen, total = _see(container, stream, indices, name, see)
         if len(seen) < len(indices):  # some packets have no frame: VP8 and AVI know such
             if total == 0:
                 raise InvalidRequestError(f"{name}: no frame of the file can be decoded")
-            indices = _indices(total)
-            seen, _ = _see(container, stream, total, name, see)
+            indices = choose(total, scan.rate)
+            seen, _ = _see(container, stream, indices, name, see)
     return seen, [i / scan.rate for i in indices]
 
 
@@ -198,7 +216,7 @@ def _check_size(name: str, height: int, width: int) -> None:
         raise InvalidRequestError(f"{name}: the file has no frames of at most {MOST_PIXELS} pixels")
 
 
-def _scan(container: InputContainer, stream: VideoStream, name: str) -> _Scan:
+def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Choose) -> _Scan:
     """Reads all packets, and decodes none."""
     frames = packets = count = 0
     begins: list[Fraction] = []
@@ -231,17 +249,17 @@ def _scan(container: InputContainer, stream: VideoStream, name: str) -> _Scan:
         raise InvalidRequestError(
             f"{name}: {int(seconds)} seconds, expected at most {MOST_SECONDS}; cut it into pieces"
         )
-    decoded = (_indices(frames)[-1] + 1) * stream.width * stream.height
+    rate = _rate(stream, frames, seconds)
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise InvalidRequestError(
+            f"{name}: {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
+        )
+    decoded = (choose(frames, rate)[-1] + 1) * stream.width * stream.height
     if decoded > MOST_DECODED:
         raise InvalidRequestError(
             f"{name}: {frames} frames of {stream.width} x {stream.height} pixels are {decoded} pixels to "
             f"decode, expected at most {MOST_DECODED}; make it shorter or smaller, or pass frames and frames "
             "per second"
-        )
-    rate = _rate(stream, frames, seconds)
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise InvalidRequestError(
-            f"{name}: {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
         )
     return _Scan(frames, rate)
 
@@ -271,17 +289,20 @@ def _rate(stream: VideoStream, frames: int, seconds: Fraction) -> float:
 
 
 def _see(
-    container: InputContainer, stream: VideoStream, total: int, name: str, see: Callable[[Levels], _Seen]
+    container: InputContainer,
+    stream: VideoStream,
+    wanted: Sequence[int],
+    name: str,
+    see: Callable[[Levels], _Seen],
 ) -> tuple[list[_Seen], int]:
-    """What ``see`` makes of the frames that are seen of ``total``, and how many were decoded for it."""
-    wanted = _indices(total)
+    """What ``see`` makes of the ``wanted`` frames, and how many were decoded for it."""
     seen: list[_Seen] = []
     count = 0
     container.seek(0, backward=True)
     for frame in container.decode(stream):
         _check_size(name, frame.height, frame.width)
         if count == wanted[len(seen)]:
-            seen.append(see(_upright(frame, name, count)))
+            seen += [see(_upright(frame, name, count))] * wanted.count(count)
             if len(seen) == len(wanted):
                 break
         count += 1

@@ -1,8 +1,9 @@
-"""From the texts that an embedding model reads to unit vectors."""
+"""From the texts, images and sounds that an embedding model reads to unit vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,12 +16,17 @@ from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.errors import InvalidRequestError, TensorError, UnsupportedError
+from gemlet.model.embedding_inputs import EmbeddingInputs
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.off_loop import off_loop
 from gemlet.model.reading import Reader
-from gemlet.model.rows import arows_of, rows_of
+from gemlet.model.rows import PlacedMedia, arows_of, rows_of
+from gemlet.model.senses import Senses
 
-__all__ = ["Embedding", "checked_dimensions", "unit_vectors"]
+__all__ = ["Embedding", "TextToEmbed", "checked_dimensions", "unit_vectors"]
+
+# A text, token ids, or the parts of a message.
+TextToEmbed = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]]
 
 
 def checked_dimensions(dimensions: object, size: int) -> int:
@@ -46,21 +52,38 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is computed: the texts that have tokens, each with its place among all, and with its media; zeros
+    for all vectors; the adapter."""
+
+    places: list[int]
+    texts: list[NDArray[np.int32]]
+    media: list[PlacedMedia]
+    result: NDArray[np.float32]
+    adapter: _core.Adapter | None
+
+
 @record(frozen=True)
 class Embedding:
     """Texts as vectors. ``prompts`` is None for a model that writes text."""
 
     reader: Reader
     adapters: LoadedAdapters
+    senses: Senses
     prompts: Prompts | None
 
     @public
     def embed(
         self,
-        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        texts: str | Iterable[TextToEmbed],
         prompt: str | None = None,
         dimensions: int | None = None,
         *,
+        images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
+        audio: Sequence[Any] | None = None,
+        image_tokens: int | None = None,
         adapter: str | None = None,
         truncate: bool = False,
         empty: Literal["error", "zero"] = "error",
@@ -71,14 +94,29 @@ class Embedding:
         by the length; the dot product of two vectors is the cosine of their angle.
 
         Args:
-            texts: one text, or several; instead of a text also token ids, which are taken as they are.
-                Around a text come BOS and EOS, and white space at its ends does not count.
+            texts: one text, or several; instead of a text also token ids, which are taken as they are, or
+                the parts of a message, which are read one after the other: ``[{"type": "text", "text":
+                "a dog"}, {"type": "image", "image": "dog.jpg"}]``. Around a text come BOS and EOS, and white
+                space at its ends does not count.
             prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for what is
                 searched for, "document" for what is searched. None: the model's default.
             dimensions: keep the first numbers of each vector, and divide by the length again. Models trained
                 as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow it. None: all.
+            images: of a model that sees: the images of one text, or for several texts a list of images for
+                each; a path, the bytes of a file, a Pillow image or an array. They belong where the text has
+                the model's marker of an image (EmbeddingGemma 2: ``<|image|>``), or their placeholders where
+                it is token ids; an empty text is made of nothing but them.
+            videos: of a model that sees, likewise (``<|video|>``): files, or ``(frames, frames per
+                second)``. It sees a frame of every second, and 32 of a longer video, with at most 70 tokens
+                each.
+            audio: of a model that hears: sounds, likewise (``<|audio|>``); a path, the bytes of a file, an
+                array at 16 kHz, or ``(samples, rate)``. All images and sounds of a call are in memory at
+                once, as large as the model sees them; thousands take several calls.
+            image_tokens: the most soft tokens of an image: 70, 140, 280, 560 or 1120. None: as the model's
+                files say.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
-            truncate: cut a text that is longer than the context instead of raising.
+            truncate: cut a text that is longer than the context instead of raising; one with images or
+                sounds is never cut.
             empty: "error", or "zero" for a row of zeros where a text is empty.
 
         Returns:
@@ -86,9 +124,10 @@ class Embedding:
             error names the place of every one that is wrong.
 
         Raises:
-            UnsupportedError: the model writes text and makes no embeddings.
-            InvalidRequestError: an empty text, an unknown prompt, a wrong number of dimensions, text for a
-                model without tokenizer, a token id out of range, an adapter that is not loaded.
+            UnsupportedError: the model writes text and makes no embeddings, or it does not see, or hear.
+            InvalidRequestError: an empty text, an unknown prompt, something that is no image or sound, a
+                wrong number of dimensions, text for a model without tokenizer, a token id out of range, an
+                adapter that is not loaded.
             ContextLengthError: a text is longer than the context.
             ModelClosedError: the model is closed.
 
@@ -97,21 +136,28 @@ class Embedding:
         ...     model.embed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4).shape
         (2, 4)
         """
-        ids, result, low_rank = self._checked(texts, prompt, dimensions, adapter, truncate, empty)
-        for index, vector in rows_of(self.reader.resident, [text for _, text in ids], low_rank, "embedding"):
-            self._put(result[ids[index][0]], vector)
-        return result
+        media = {"images": images, "videos": videos, "audio": audio, "image_tokens": image_tokens}
+        work = self._checked(texts, prompt, dimensions, media, adapter, truncate, empty)
+        rows = rows_of(self.reader.resident, work.texts, work.adapter, "embedding", media=work.media)
+        for index, vector in rows:
+            self._put(work.result[work.places[index]], vector)
+        return work.result
 
     @public
     def embedding_ids(
         self,
-        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        texts: str | Iterable[TextToEmbed],
         prompt: str | None = None,
         *,
+        images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
+        audio: Sequence[Any] | None = None,
+        image_tokens: int | None = None,
         truncate: bool = False,
     ) -> list[list[int]]:
-        """The token ids that :meth:`embed` reads for each text: with the prompt, BOS and EOS. Given to
-        :meth:`embed` in the place of the texts, they have the same vectors.
+        """The token ids that :meth:`embed` reads for each text: with the prompt, BOS and EOS, and with the
+        placeholders of images and sounds. Given to :meth:`embed` in the place of the texts, with the same
+        images and sounds, they have the same vectors.
 
         Raises:
             UnsupportedError, InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`embed`.
@@ -121,16 +167,21 @@ class Embedding:
         ...     model.embedding_ids([[2, 5, 1]])
         [[2, 5, 1]]
         """
-        prompts = self._checked_prompts()
-        return self.reader.for_embedding(texts, prompts.find(prompt), truncate=truncate)
+        media = {"images": images, "videos": videos, "audio": audio, "image_tokens": image_tokens}
+        found = self._inputs.read(texts, self._checked_prompts().find(prompt), media, truncate=truncate)
+        return [one.ids for one in found]
 
     @public
     async def aembed(
         self,
-        texts: str | Iterable[str | Sequence[int] | NDArray[np.integer[Any]]],
+        texts: str | Iterable[TextToEmbed],
         prompt: str | None = None,
         dimensions: int | None = None,
         *,
+        images: Sequence[Any] | None = None,
+        videos: Sequence[Any] | None = None,
+        audio: Sequence[Any] | None = None,
+        image_tokens: int | None = None,
         adapter: str | None = None,
         truncate: bool = False,
         empty: Literal["error", "zero"] = "error",
@@ -143,27 +194,39 @@ class Embedding:
         ...     asyncio.run(model.aembed([[2, 5, 1], [2, 7, 9, 1]], dimensions=4)).shape
         (2, 4)
         """
-        check = partial(self._checked, texts, prompt, dimensions, adapter, truncate, empty)
-        ids, result, low_rank = await off_loop(check, texts, {})
-        async for index, vector in arows_of(self.reader.resident, [text for _, text in ids], low_rank):
-            self._put(result[ids[index][0]], vector)
-        return result
+        media = {"images": images, "videos": videos, "audio": audio, "image_tokens": image_tokens}
+        check = partial(self._checked, texts, prompt, dimensions, media, adapter, truncate, empty)
+        work = await off_loop(check, texts, media)
+        async for index, vector in arows_of(self.reader.resident, work.texts, work.adapter, work.media):
+            self._put(work.result[work.places[index]], vector)
+        return work.result
 
     def _checked(
         self,
         texts: object,
         prompt: str | None,
         dimensions: object,
+        media: Mapping[str, object],
         adapter: str | None,
         truncate: bool,
         empty: Literal["error", "zero"],
-    ) -> tuple[list[tuple[int, list[int]]], NDArray[np.float32], _core.Adapter | None]:
-        """The texts that have tokens, each with its place; zeros for all vectors; the adapter."""
+    ) -> _Work:
         prompts = self._checked_prompts()
         count = checked_dimensions(dimensions, self.reader.config.embedding_size)
-        ids = self.reader.for_embedding(texts, prompts.find(prompt), truncate=truncate, empty=empty)
-        result = np.zeros((len(ids), count), dtype=np.float32)
-        return [(i, text) for i, text in enumerate(ids) if text], result, self.adapters.find(adapter).core
+        found = self._inputs.read(texts, prompts.find(prompt), media, truncate=truncate, empty=empty)
+        chosen = self.adapters.find(adapter)
+        work = _Work([], [], [], np.zeros((len(found), count), dtype=np.float32), chosen.core)
+        for place, one in enumerate(found):
+            if one.ids:
+                ids = np.asarray(one.ids, np.int32)
+                work.places.append(place)
+                work.media.append(self.senses.placed(ids, one.inputs, chosen, one.name))
+                work.texts.append(self.reader.as_text(ids))
+        return work
+
+    @property
+    def _inputs(self) -> EmbeddingInputs:
+        return EmbeddingInputs(self.reader, self.senses)
 
     def _checked_prompts(self) -> Prompts:
         resident = self.reader.resident

@@ -96,6 +96,10 @@ class Hearing:
         token, begin, end = map(tokenizer.id_to_piece, ids)
         return token, begin, end
 
+    def marker(self, tokenizer: Tokenizer, name: str) -> str:
+        """What a text has where a sound belongs."""
+        return self._pieces(tokenizer, name)[0]
+
     def segments(self, sound: Heard, tokenizer: Tokenizer, name: str) -> Place:
         """What stands for ``sound`` in a prompt: texts and control tokens."""
         token, begin, end = self._pieces(tokenizer, name)

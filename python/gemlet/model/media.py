@@ -24,7 +24,7 @@ from gemlet.media.preparing import (
     frame_view,
     views_of,
 )
-from gemlet.media.videos import read_video
+from gemlet.media.videos import evenly, one_a_second, read_video
 from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.resident import Resident
 
@@ -112,7 +112,8 @@ class Media:
         def see(levels: Levels) -> ImageView:
             return frame_view(levels, config)
 
-        views, seconds = read_video(video, name, see, lambda levels: see(levels).kept_small())
+        choose = one_a_second if self._config.bidirectional else evenly
+        views, seconds = read_video(video, name, see, lambda levels: see(levels).kept_small(), choose)
         return Seen(tuple(views), tuple(seconds))
 
     def _vision(self, name: str) -> VisionConfig:

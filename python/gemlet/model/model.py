@@ -441,7 +441,7 @@ class Model:
 
     @property
     def _embedding(self) -> Embedding:
-        return Embedding(self._reader, self._adapters, self._prompts)
+        return Embedding(self._reader, self._adapters, self._senses, self._prompts)
 
     @property
     def _chatting(self) -> Chatting:
@@ -458,5 +458,8 @@ class Model:
     @property
     def _requests(self) -> Requests:
         asked = self.generation_config, self._not_followed
-        senses = Senses(self.config, self._media, self._hearing)
-        return Requests(self._reader, self._adapters, senses, self.chat_format, self.end_ids, *asked)
+        return Requests(self._reader, self._adapters, self._senses, self.chat_format, self.end_ids, *asked)
+
+    @property
+    def _senses(self) -> Senses:
+        return Senses(self.config, self._media, self._hearing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -17,8 +17,6 @@ from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Reader"]
-
-_SHOWN = 32  # places in a message
 
 
 @dataclass(frozen=True)
@@ -109,70 +107,6 @@ class Reader:
         if self.resident.context_length < self.config.max_position_embeddings:
             return "shorten it, or load the model with a larger max_context"
         return "shorten it"
-
-    def for_embedding(
-        self, texts: object, prompt: str, *, truncate: object = False, empty: object = "error"
-    ) -> list[list[int]]:
-        """The ids of each text to embed, with ``prompt`` before it; ids are taken as they are. A text that is
-        too long is cut if ``truncate``, and one that is empty has no ids if ``empty`` is "zero".
-
-        Raises what the other methods do, with the place of every text that is wrong, and
-        :class:`InvalidRequestError` for no list of texts.
-        """
-        if truncate is not True and truncate is not False:
-            raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
-        if not isinstance(empty, str) or empty not in ("error", "zero"):
-            raise InvalidRequestError(f"empty: got {show_argument(empty)}, expected 'error' or 'zero'")
-        if isinstance(texts, str):
-            texts = [texts]
-        if not isinstance(texts, Iterable) or (isinstance(texts, np.ndarray) and texts.ndim == 0):
-            raise InvalidRequestError(
-                f"texts: got {show_argument(texts)}, expected a string or a list of them"
-            )
-        found: list[list[int]] = []
-        wrong: list[InvalidRequestError] = []
-        places: list[int] = []
-        for i, text in enumerate(texts):
-            try:
-                found.append(
-                    []
-                    if empty == "zero" and _is_empty(text)
-                    else self._text_to_embed(text, prompt, i, truncate)
-                )
-            except InvalidRequestError as error:
-                wrong.append(error)
-                places.append(i)
-        if wrong:
-            problem = wrong[0]
-            if len(wrong) > 1:
-                listed = ", ".join(map(str, places[:_SHOWN])) + (", ..." if len(places) > _SHOWN else "")
-                kind = ContextLengthError if all(isinstance(e, ContextLengthError) for e in wrong) else None
-                problem = (kind or InvalidRequestError)(
-                    f"{problem}; {len(wrong)} texts are wrong and none was computed, at {listed}"
-                )
-            problem.indices = tuple(places)
-            raise problem
-        return found
-
-    def _text_to_embed(self, text: object, prompt: str, index: int, truncate: bool) -> list[int]:
-        name, room = f"texts[{index}]", self.resident.context_length
-        if not isinstance(text, str):
-            ids = text
-            if truncate and _is_row(text):
-                ids = text[:room]
-            return list(map(int, self.checked(ids, name)))
-        stripped = text.strip()
-        own = self.encode((prompt + stripped).strip() if stripped else "", name, truncate=truncate)
-        end = self.config.eos_token_ids[:1] if self.tokenizer is not None else ()
-        if truncate:
-            own = own[: room - len(end)]
-        return list(map(int, self.checked([*own, *end], name)))
-
-
-def _is_empty(text: object) -> bool:
-    if isinstance(text, str):
-        return not text.strip()
-    return _is_row(text) and len(text) == 0
 
 
 def _is_row(ids: object) -> TypeGuard[Sequence[object] | NDArray[Any]]:

@@ -17,6 +17,8 @@ __all__ = ["arows_of", "rows_of"]
 
 _AHEAD = 2 * _core.PASS_TEXTS  # texts that the engine has at a time
 Rows = tuple[int, NDArray[np.float32]]
+# What takes the place of tokens in a text, each with the number of the first of these.
+PlacedMedia = Sequence[tuple[int, _core.Media]]
 
 
 def rows_of(
@@ -26,11 +28,11 @@ def rows_of(
     wanted: Literal["logits", "embedding"],
     first_row: int = 0,
     cache_salt: int = 0,
-    media: Sequence[tuple[int, _core.Media]] = (),
+    media: Sequence[PlacedMedia] = (),
 ) -> Iterator[Rows]:
     """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, from number
     ``first_row`` on, or its embedding. With a first row, the first text is read before the others, which then
-    find what they have in common with it. Each text has the ``media``.
+    find what they have in common with it. ``media`` are those of each text; none for no text at all.
 
     Raises :class:`CancelledError` where another thread closed the model meanwhile.
     """
@@ -48,10 +50,13 @@ def rows_of(
 
 
 async def arows_of(
-    resident: Resident, texts: Sequence[ArrayLike], adapter: _core.Adapter | None
+    resident: Resident,
+    texts: Sequence[ArrayLike],
+    adapter: _core.Adapter | None,
+    media: Sequence[PlacedMedia] = (),
 ) -> AsyncIterator[Rows]:
     """The embeddings that :func:`rows_of` gives, for programs with an event loop: no thread waits."""
-    reading = _Reading(resident, texts, adapter, "embedding", readable=True)
+    reading = _Reading(resident, texts, adapter, "embedding", media=media, readable=True)
     try:
         while not reading.is_over:
             seen = reading.news.value
@@ -95,7 +100,7 @@ class _Reading:
         wanted: Literal["logits", "embedding"],
         first_row: int = 0,
         cache_salt: int = 0,
-        media: Sequence[tuple[int, _core.Media]] = (),
+        media: Sequence[PlacedMedia] = (),
         *,
         readable: bool = False,
     ) -> None:
@@ -134,14 +139,14 @@ class _Reading:
     def _submit(self) -> None:
         ahead = 1 if self._first_row > 0 and self._index == 0 else _AHEAD
         while len(self._submitted) < ahead and self._index + len(self._submitted) < len(self._texts):
-            ids = np.asarray(self._texts[self._index + len(self._submitted)], np.int32)
+            text = self._index + len(self._submitted)
             request = self.engine.submit(
-                ids,
+                np.asarray(self._texts[text], np.int32),
                 news=self.news,
                 wanted=self._wanted,
                 adapter=self._adapter,
                 first_row=self._first_row,
                 cache_salt=self._cache_salt,
-                media=self._media,
+                media=self._media[text] if self._media else (),
             )
             self._submitted.append(request)

@@ -230,7 +230,7 @@ class Scoring:
         fed = [ids[:-1] for ids in texts]
         resident = self.requests.reader.resident
         adapter, salt, media = prepared.adapter, prepared.cache_salt, prepared.media
-        for index, rows in rows_of(resident, fed, adapter, "logits", first - 1, salt, media):
+        for index, rows in rows_of(resident, fed, adapter, "logits", first - 1, salt, [media] * len(fed)):
             start = first + len(found[index])
             chosen = texts[index][start : start + len(rows)]
             found[index] += [one for one, _ in _core.logprobs(rows, chosen, 0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MediaPart, Place
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model.hearing import Heard, Hearing
@@ -38,6 +39,11 @@ class Inputs:
 
     def __bool__(self) -> bool:
         return bool(self.images or self.videos or self.sounds)
+
+    def keep_small(self) -> None:
+        """Keeps images and frames in the size in which they are seen."""
+        for seen in (self.images, self.videos):
+            seen[:] = [replace(one, views=tuple(view.kept_small() for view in one.views)) for one in seen]
 
     @property
     def seen(self) -> list[Seen]:
@@ -127,6 +133,15 @@ class Senses:
             text = "".join(written)
         return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
 
+    def markers(self, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
+        """A text of nothing but ``inputs``: the marker of each, with spaces between them as the reference's
+        processor writes them."""
+        if tokenizer is None:
+            return ""
+        seen = [("images", inputs.images), ("videos", inputs.videos)]
+        found = [self._marker(what, tokenizer, name) for what, ones in seen for _ in ones]
+        return " ".join([*found, *(self.hearing.marker(tokenizer, name) for _ in inputs.sounds)])
+
     def placed(
         self, ids: NDArray[np.int32], inputs: Inputs, chosen: ChosenAdapter, name: str
     ) -> list[tuple[int, _core.Media]]:
@@ -163,7 +178,8 @@ class Senses:
         """What stands for an image or a video in a prompt: texts and control tokens."""
         video = seen.seconds is not None
         token, begin, end = self._pieces(tokenizer, name, video=video)
-        around: list[tuple[str, bool]] = [] if self.config.family == "gemma4" else [("\n\n", False)]
+        like_gemma4 = self.config.family in WITH_GEMMA4_TOWERS
+        around: list[tuple[str, bool]] = [] if like_gemma4 else [("\n\n", False)]
         blocks = [
             [*around, (begin, True), *[(token, True)] * view.tokens, (end, True), *around]
             for view in seen.views

@@ -17,7 +17,7 @@ from gemlet.server.call import call_of
 from gemlet.server.fields import GENERATION, NAME, STOP, TOOLS, library_options
 from gemlet.server.models import Served
 from gemlet.server.openai_chat import MESSAGES
-from gemlet.server.openai_embeddings import INPUT, embed
+from gemlet.server.openai_embeddings import INPUT, embed, texts_of
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
     Choice,
@@ -138,8 +138,7 @@ async def embeddings(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     fields = fields_of(request)
     served = find(service, request, fields["model"])
-    given = fields["input"]
-    texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    texts = texts_of(fields["input"])
     begun = time.monotonic_ns()
     embedded = embed(
         *(service, call, served, texts, None, fields.get("dimensions")), truncate=fields.get("truncate", True)

@@ -19,10 +19,11 @@ from gemlet.server.call import Call, call_of
 from gemlet.server.fields import IGNORED, NAME, TOKENS
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.schema import Choice, Either, Integer, Kind, ListOf, Text
+from gemlet.server.schema import Anything, Choice, Either, Integer, Kind, ListOf, Text
+from gemlet.server.sent_media import check_sent_inputs
 from gemlet.server.service import Service, fields_of, service_of
 
-__all__ = ["EMBEDDINGS", "embed", "embeddings"]
+__all__ = ["EMBEDDINGS", "INPUT", "embed", "embeddings", "texts_of"]
 
 MOST_TEXTS = 2048
 _LONG = 20_000  # characters or tokens that are read beside the event loop
@@ -33,9 +34,17 @@ INPUT = Either(
     ListOf(Text(least=1), MOST_TEXTS, 1),
     ListOf(TOKENS, MOST_TEXTS, 1),
 )
+_PARTS = ListOf(Anything(dict), 1024, 1)  # check_sent_inputs() and the library read them
+_WITH_PARTS = Either(
+    f"{INPUT.expected}; or a list of content parts (text, image_url, video_url, input_audio), or up to "
+    f"{MOST_TEXTS} texts and such lists",
+    *INPUT.kinds,
+    _PARTS,
+    ListOf(Either("a text or a list of content parts", Text(least=1), _PARTS), MOST_TEXTS, 1),
+)
 EMBEDDINGS: Mapping[str, Kind] = {
     "model": NAME,
-    "input": INPUT,
+    "input": _WITH_PARTS,
     "dimensions": Integer(1, 1 << 16),
     "encoding_format": Choice("float", "base64"),
     "prompt_name": Text(100, 1),
@@ -47,8 +56,7 @@ async def embeddings(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
-    given = fields["input"]
-    texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    texts = texts_of(fields["input"])
     embedded = embed(service, call, served, texts, fields.get("prompt_name"), fields.get("dimensions"))
     vectors = await while_connected(request, embedded)
     as_text = fields.get("encoding_format", "float") == "base64"
@@ -58,6 +66,16 @@ async def embeddings(request: Request) -> Response:
     ]
     usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}
     return JSONAnswer({"object": "list", "data": data, "model": served.name, "usage": usage})
+
+
+def texts_of(given: Any) -> list[Any]:
+    """The texts that a field of the kind :data:`INPUT` has, where one text may stand alone.
+
+    >>> texts_of("a"), texts_of([2, 5]), texts_of([[2, 5]]), texts_of([{"type": "text", "text": "a"}])
+    (['a'], [[2, 5]], [[2, 5]], [[{'type': 'text', 'text': 'a'}]])
+    """
+    is_one = not isinstance(given, list) or isinstance(given[0], int | dict)
+    return [given] if is_one else given
 
 
 async def embed(
@@ -70,15 +88,18 @@ async def embed(
     *,
     truncate: bool = False,
 ) -> NDArray[np.float32]:
-    """The vectors of ``texts``; their tokens are counted in the call, which is settled. Raises
-    :class:`Problem`."""
+    """The vectors of ``texts``, which are token ids or lists of content parts as well; their tokens are
+    counted in the call, which is settled. Raises :class:`Problem`."""
+    with_parts = any(isinstance(text, list) and isinstance(text[0], dict) for text in texts)
+    if with_parts:
+        await anyio.to_thread.run_sync(check_sent_inputs, texts, limiter=service.threads)
     await service.check_texts(call, served, texts)
     service.metrics.begin(call)
     model, most = served.model, None if call.key is None else call.key.limits.max_prompt
     read = partial(model.embedding_ids, texts, prompt, truncate=truncate)
     try:
         with anyio.fail_after(service.settings.request_seconds):
-            is_long = sum(map(len, texts)) > _LONG
+            is_long = with_parts or sum(map(len, texts)) > _LONG
             ids = await anyio.to_thread.run_sync(read, limiter=service.threads) if is_long else read()
             longest = max(map(len, ids))
             if most is not None and longest > most:
@@ -87,7 +108,10 @@ async def embed(
                     f"a text has {longest} tokens; this key may send {most}",
                     code="context_length_exceeded",
                 )
-            vectors = await model.aembed(ids, dimensions=dimensions, adapter=served.adapter)
+            # Token ids say nothing of an image but how long it is.
+            whole: Any = texts if with_parts else ids
+            name = prompt if with_parts else None
+            vectors = await model.aembed(whole, name, dimensions, adapter=served.adapter, truncate=truncate)
     except TimeoutError:
         raise Problem(
             504, "the vectors took longer than the server allows", kind="timeout_error", code="timeout"

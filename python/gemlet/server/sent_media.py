@@ -4,7 +4,7 @@ machine."""
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemlet.base.text import show
@@ -13,7 +13,15 @@ from gemlet.media.sounds import decoded_bytes as sound_bytes
 from gemlet.media.videos import decoded_bytes as video_bytes
 from gemlet.server.problems import Problem
 
-__all__ = ["MOST_DECODED", "check_part", "check_sent_media", "image_part", "images_of", "is_media"]
+__all__ = [
+    "MOST_DECODED",
+    "check_part",
+    "check_sent_inputs",
+    "check_sent_media",
+    "image_part",
+    "images_of",
+    "is_media",
+]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
 # library takes from a program may be a path.
@@ -44,25 +52,30 @@ _BESIDE = {
 def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raises :class:`Problem` for a part of a message that is no text and could name a file or an address,
     and for too many parts."""
+    _check_all(_parts(messages), "messages")
+
+
+def check_sent_inputs(inputs: Sequence[Any]) -> None:
+    """The same for texts to embed, of which some are lists of parts."""
+    _check_all(_typed((f"input[{i}]", one) for i, one in enumerate(inputs)), "input")
+
+
+def _check_all(parts: Iterable[tuple[str, str, Mapping[str, Any]]], param: str) -> None:
     count = videos = size = 0
-    for where, kind, part in _parts(messages):
+    for where, kind, part in parts:
         if kind == "text":
             continue
-        check_part(part, where, param="messages")
+        check_part(part, where, param=param)
         count += 1
         videos += kind == "video_url"
         if videos > _MOST_VIDEOS:
-            raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param="messages")
+            raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param=param)
         size += _decoded_bytes(part)
         if size > MOST_DECODED:
             expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
-            raise Problem(
-                400, f"{where}: images, videos and sounds of a request: {expected}", param="messages"
-            )
+            raise Problem(400, f"{where}: images, videos and sounds of a request: {expected}", param=param)
         if count > _MOST_PARTS:
-            raise Problem(
-                400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param="messages"
-            )
+            raise Problem(400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param=param)
 
 
 def images_of(message: Mapping[str, Any]) -> list[Any]:
@@ -125,10 +138,16 @@ def is_media(part: object) -> bool:
 
 
 def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Place, type and part, for each part that has a type."""
-    for i, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, Mapping) else None
+    return _typed(
+        (f"messages[{i}].content", message.get("content") if isinstance(message, Mapping) else None)
+        for i, message in enumerate(messages)
+    )
+
+
+def _typed(contents: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Place, type and part, for each part that has a type, of contents and their places."""
+    for where, content in contents:
         for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(kind, str):
-                yield f"messages[{i}].content[{j}]", kind, part
+                yield f"{where}[{j}]", kind, part

@@ -128,7 +128,10 @@ class Service:
         reply that could say so."""
         if self.filter.is_on("prompt"):
             for text in texts:
-                if await self.filter.blocks(call, Ask(served, {}, text, salt=salt_of(call)).said()):
+                ask = Ask(served, {}, text, salt=salt_of(call))
+                if isinstance(text, list) and isinstance(text[0], Mapping):  # parts, as in a message
+                    ask = replace(ask, prompt="", messages=[{"role": "user", "content": text}])
+                if await self.filter.blocks(call, ask.said()):
                     raise Problem(
                         400, "the content filter refuses this text", param="input", code="content_filter"
                     )

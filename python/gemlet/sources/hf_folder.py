@@ -95,7 +95,7 @@ def open_folder(
                 if not is_balance(name) and not is_rounding(name) and name != TABLE_SCALES
             }
         else:
-            for index in range(len(config.dense_sizes)):
+            for index in range(int(config.projects_itself), len(config.dense_sizes)):
                 opened.add_folder(os.path.dirname(dense_tensor(index)))
             if config.quantization is not None:
                 roundings = _read_integers(opened, config)

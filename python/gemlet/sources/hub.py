@@ -21,6 +21,7 @@ from gemlet.base.front_door import public
 from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models, mmproj_among, split_names
+from gemlet.config.image_settings import PREPROCESSOR_FILES
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.tokenizer.files import TOKENIZER_FILES
 from gemlet.tokenizer.stored import STORED_FILE
@@ -40,6 +41,7 @@ _FILES = (
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
+    *PREPROCESSOR_FILES,
     "[0-9]*/config.json",
     "[0-9]*/model.safetensors",
 )

@@ -113,7 +113,7 @@ def audio_name(slot: str, family: str) -> str:
     >>> audio_name("audio.conv.0", "gemma3n")
     'audio_tower.subsample_conv_projection.conv_0.conv.weight'
     """
-    column = int(family == "gemma4")
+    column = int(family != "gemma3n")
     tower, _, part = slot.partition(".")
     embed = {
         "hard_embedding": "embedding",

@@ -91,6 +91,17 @@ LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma3": _GEMMA3,
     "gemma3n": _GEMMA3 | _PER_LAYER_INPUT | _ALTUP,
     "gemma4": _GEMMA3 | _PER_LAYER_INPUT | _EXPERTS | {"layer_scalar": "layer_scalar."},
+    "embeddinggemma2": _GEMMA3
+    | {slot: f"ple_block.{name}" for slot, name in _PER_LAYER_INPUT.items()}
+    | {"layer_scalar": "layer_scalar."},
+}
+# Outside of layers, where a name is not the slot's: family -> slot -> the name behind the model's prefix.
+_END_NAMES: Mapping[str, Mapping[str, str]] = {
+    "embeddinggemma2": {
+        "per_layer_model_projection": "ple.per_layer_model_projection",
+        "per_layer_projection_norm": "ple.per_layer_projection_norm",
+        "dense.0": "embedding_projection",
+    },
 }
 
 # (prefix of the text model, prefix of lm_head) of published files.
@@ -116,6 +127,7 @@ TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma3": ("vision_tower.", "multi_modal_projector."),
     "gemma3n": _TOWERS_3N,
     "gemma4": (*_TOWERS_3N, "vision_embedder."),
+    "embeddinggemma2": _TOWERS_3N,
 }
 # Constants that some exports wrote out, by the last part of their name, and the scales of an 8-bit KV cache.
 _CONSTANTS = ("embed_scale", "cos_cached", "sin_cached", "position_ids", "masked_bias")
@@ -358,6 +370,8 @@ def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
         return f"{head_prefix}lm_head.weight"
     if slot in _ASSISTANT:
         return _ASSISTANT[slot]
+    if (own := _END_NAMES.get(family, {}).get(slot)) is not None:
+        return f"{prefix}{own}.weight"
     if slot.startswith("dense."):
         return dense_tensor(int(slot.removeprefix("dense.")))
     if not slot.startswith("layers."):

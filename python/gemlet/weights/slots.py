@@ -72,7 +72,8 @@ def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
         slots["lm_head"] = (config.vocab_size, hidden)
     if size := config.per_layer_input_size:
         every = size * config.num_layers
-        slots[PER_LAYER_TABLE] = (config.per_layer_vocab_size, every)
+        if config.per_layer_vocab_size:
+            slots[PER_LAYER_TABLE] = (config.per_layer_vocab_size, every)
         slots |= {"per_layer_model_projection": (every, hidden), "per_layer_projection_norm": (size,)}
     for stream in range(config.altup_streams - 1):
         slots[f"altup_projections.{stream}"] = (hidden, hidden)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.gemma4_vision import UnifiedVisionConfig
 from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig
@@ -159,7 +160,7 @@ def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
     for slot in towers:
         if slot.startswith("audio."):
             names[slot] = audio_name(slot, family)
-        elif family == "gemma4":
+        elif family in WITH_GEMMA4_TOWERS:
             names[slot] = gemma4_vision_name(slot, unified=unified)
         else:
             names[slot] = mobilenet_name(slot, every)
