@@ -222,15 +222,20 @@ def test_thoughts_and_calls_are_judged_too() -> None:
     assert shown([[Reasoning("gob")], [Content("lin")]], ["goblin"])[1] is False
 
 
-def test_log_probabilities_are_held_with_their_text() -> None:
-    async def main() -> list[int]:
+def test_tokens_are_held_until_all_is_judged() -> None:
+    """Tokens and their log probabilities come before their text where that may be a stop string."""
+
+    async def main(last: str) -> list[tuple[int, int] | None]:
         through, counts = gate(["goblin"], [], 12), []
-        for _ in range(6):
-            step = dataclasses.replace(chunk(Content("word ")), logprobs=[TokenLogprob(7, -1.0)])
-            counts.append(len((await through.through(step)).logprobs or []))
+        for text in ("word " * 5, "", "", last):
+            step = chunk(*([Content(text)] if text else []), reason="stop" if text == last else None)
+            step = dataclasses.replace(step, token_ids=[7], logprobs=[TokenLogprob(7, -1.0)])
+            shown = await through.through(step)
+            counts.append(None if shown is None else (len(shown.token_ids), len(shown.logprobs or [])))
         return counts
 
-    assert asyncio.run(main()) == [0, 0, 0, 1, 1, 1]
+    assert asyncio.run(main("hill")) == [(0, 0), (0, 0), (0, 0), (4, 4)]
+    assert asyncio.run(main("goblin")) == [(0, 0), (0, 0), (0, 0), None]
 
 
 # --- what clients see ---------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ class Choice:
     gate: ReplyGate | None = None
     is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)  # these two: what may be shown of them
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
     has_called: bool = False  # its only call is complete
@@ -202,6 +203,16 @@ class Choice:
         """What came since the last call: for streams."""
         found, self.logprobs = self.logprobs, []
         return found
+
+    def take_token_ids(self) -> list[int]:
+        """The same of the tokens."""
+        found, self.token_ids = self.token_ids, []
+        return found
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of its prompt; none where that is to have no answer."""
+        return self.stream.prompt_ids[self.place]
 
     def result_message(self) -> dict[str, Any]:
         """The reply as the message to append to the conversation, in OpenAI's form."""
@@ -349,6 +360,7 @@ class Running:
                 choice.cancel()
             chunk = shown or as_block()
         choice.events += chunk.events
+        choice.token_ids += chunk.token_ids
         choice.logprobs += chunk.logprobs or ()
         choice.finish = chunk.finish_reason or choice.finish
         return chunk

@@ -293,20 +293,21 @@ class ReplyGate:
         self._length = 0  # characters that came
         self._kind: type | None = None  # type of the last event
         self._held: deque[tuple[int, ReplyEvent]] = deque()  # each event with the place where it ends
-        self._logprobs: deque[tuple[int, list[TokenLogprob]]] = deque()
+        self._token_ids: list[int] = []  # these two show text that is held back, so they come at the end
+        self._logprobs: list[TokenLogprob] = []
         self._unjudged: list[str] = []
 
     async def through(self, chunk: Chunk) -> Chunk | None:
         """What may be shown now, in the place of the chunk; None ends the reply: it broke a rule."""
         text = "".join(self._take(event) for event in chunk.events)
         is_over = chunk.finish_reason is not None
-        if chunk.logprobs:
-            self._logprobs.append((self._length, chunk.logprobs))
         if self._action != "block":
             self._unjudged.append(text)
             if is_over:
                 await self._judge("".join(self._unjudged), is_over=True)
             return chunk
+        self._token_ids += chunk.token_ids
+        self._logprobs += chunk.logprobs or ()
         if (text or is_over) and await self._judge(text, is_over=is_over):
             return None
         cleared = self._length if is_over else min(check.cleared for check in self._checks)
@@ -335,14 +336,14 @@ class ReplyGate:
             events.append(self._held.popleft()[1])
         if self._held:
             end, event = self._held[0]
-            if isinstance(event, Content | Reasoning) and (shown := len(event.text) - (end - cleared)) > 0:
-                events.append(replace(event, text=event.text[:shown]))
-                self._held[0] = end, replace(event, text=event.text[shown:])
-        logprobs: list[TokenLogprob] = []
-        while self._logprobs and self._logprobs[0][0] <= cleared:
-            logprobs += self._logprobs.popleft()[1]
+            if isinstance(event, Content | Reasoning) and (count := len(event.text) - (end - cleared)) > 0:
+                events.append(replace(event, text=event.text[:count]))
+                self._held[0] = end, replace(event, text=event.text[count:])
         text = "".join(event.text for event in events if isinstance(event, Content))
-        return replace(chunk, text=text, events=events, logprobs=logprobs or None)
+        shown = replace(chunk, text=text, events=events, token_ids=[], logprobs=None)
+        if chunk.finish_reason is None:
+            return shown
+        return replace(shown, token_ids=self._token_ids, logprobs=self._logprobs or None)
 
 
 def _text_of(event: ReplyEvent) -> str:
@@ -365,6 +366,7 @@ class NoReply:
 
     def __init__(self, count: int) -> None:
         self.results = [Generation("", [], cast(Any, "content_filter"), 0, 0, 0.0, 0.0, 0, 0)] * count
+        self.prompt_ids: list[list[int]] = [[]] * count
         self._left = iter(range(count))
 
     def __aiter__(self) -> NoReply:
