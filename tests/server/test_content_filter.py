@@ -338,6 +338,38 @@ def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
         assert answer.json["choices"][0]["finish_reason"] == "content_filter", messages
 
 
+def test_no_text_hides(server: RunningServer) -> None:
+    """In names, in what looks like an image, in parts that become one text, behind JSON's escapes."""
+
+    def status(messages: Any, tools: Any = None) -> Any:
+        body = {"messages": messages, "max_tokens": 1, **({"tools": tools} if tools else {})}
+        answer = server.post("/v1/chat/completions", body)
+        assert answer.status == 200, answer.json
+        return answer.json["choices"][0]["finish_reason"]
+
+    def tool(schema: Any) -> list[Any]:
+        return [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+
+    def called(arguments: Any) -> list[Any]:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        result = {"role": "tool", "tool_call_id": "1", "content": "yes"}
+        return [*GOOD, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+
+    goblin, plain = {"type": "string", "description": "a goblin"}, tool({"type": "object", "properties": {}})
+    for schema in (
+        {"type": "object", "properties": {"goblin": {"type": "string"}}},
+        {"type": "object", "properties": {"id": goblin}},
+        {"type": "object", "properties": {"x": {**goblin, "type": "image_url"}}},
+    ):
+        assert status(GOOD, tool(schema)) == "content_filter"
+    assert status(called('{"x": "gob\\u006cin"}'), plain) == "content_filter"
+    assert status(called('{"gob\\u006cin": 1}'), plain) == "content_filter"
+    assert status([{"role": "user", "type": "image_url", "content": "a goblin"}]) == "content_filter"
+    parts = [{"type": "text", "text": text} for text in ("the gob", " lin ")]
+    assert status([{"role": "user", "content": parts}]) == "content_filter"
+    assert status(GOOD, tool({"type": "object", "properties": {"x": {"type": "string"}}})) != "content_filter"
+
+
 def test_odd_parts_are_no_failure(server: RunningServer) -> None:
     for part in ({"type": []}, {"type": {}}, {"type": None}, 5, {"type": "text", "text": {"type": []}}):
         answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.sent_media import check_sent_media, images_of, is_media
+from gemlet.server.said import content_of, strings_in, texts_of
+from gemlet.server.sent_media import check_sent_media, images_of
 
 __all__ = ["Ask", "Choice", "Running", "finish_reason", "is_plain_text"]
 
@@ -67,13 +68,10 @@ class Ask:
         """What the content filter is to judge; raises :class:`Problem` for what is far too long."""
         model = self.served.model
         if self.messages is not None:
-            parts = [list(_texts(message)) for message in self.messages]
-            of_user = [
-                "\n".join(p) for m, p in zip(self.messages, parts, strict=True) if m.get("role") == "user"
-            ]
-            texts = [text for part in (*parts, _texts(self.tools or ())) for text in part]
-            last = of_user[-1] if of_user else ""
+            texts = [text for message in self.messages for text in texts_of(message)]
+            texts += strings_in(self.tools or ())
             asked = [message for message in self.messages if message.get("role") == "user"][-1:]
+            last = "\n".join(text for message in asked for text in content_of(message))
             images = [image for message in asked for image in images_of(message)]
         else:
             prompt = self.prompt
@@ -149,19 +147,6 @@ class Ask:
 
     def problem_of(self, error: BaseException) -> Problem:
         return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
-
-
-def _texts(value: Any, depth: int = 64) -> Iterator[str]:
-    """All texts in a message, except the names of roles and kinds."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping) and not is_media(value):
-        for name, inner in value.items():
-            if name not in ("role", "type", "id", "tool_call_id"):
-                yield from _texts(inner, depth - 1)
-    elif isinstance(value, list | tuple) and depth > 0:
-        for inner in value:
-            yield from _texts(inner, depth - 1)
 
 
 @dataclass
@@ -386,7 +371,9 @@ class Running:
         Images and sounds are left out."""
         found = []
         for first, ask in zip(self._firsts, self.asks, strict=False):
-            asked = list(_texts(ask.messages)) if ask.messages is not None else ask.prompt
+            asked: Any = ask.prompt
+            if ask.messages is not None:
+                asked = [text for message in ask.messages for text in texts_of(message, joined=False)]
             replies = self.choices[first : first + ask.count]
             found.append({"prompt": asked, "replies": [choice.result_message() for choice in replies]})
         return found
