@@ -370,6 +370,18 @@ def test_no_text_hides(server: RunningServer) -> None:
     assert status(GOOD, tool({"type": "object", "properties": {"x": {"type": "string"}}})) != "content_filter"
 
 
+@pytest.mark.extra("grammar")
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_stop_string_are_judged(server: RunningServer, stream: bool) -> None:
+    body = {"prompt": "x", "structured_outputs": {"choice": ["a goblin and so"]}, "max_tokens": 30}
+    body |= {"stop": ["goblin an"], "stream": stream}
+    assert b"content_filter" not in server.post("/v1/completions", body).body  # the text ends before it
+    for shown in ({"logprobs": 1}, {"return_token_ids": True}):
+        answer = server.post("/v1/completions", {**body, **shown}).body
+        assert b"content_filter" in answer
+        assert b"blin" not in answer
+
+
 def test_odd_parts_are_no_failure(server: RunningServer) -> None:
     for part in ({"type": []}, {"type": {}}, {"type": None}, 5, {"type": "text", "text": {"type": []}}):
         answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})

@@ -41,6 +41,7 @@ class Ask:
         priority: where replies wait for a place, those of higher priority begin first.
         count: how many replies; where a seed is given, it counts up.
         own_media: the server made the images and sounds itself, and no client named them.
+        shows_ids: the client gets the tokens of the reply.
     """
 
     served: Served
@@ -57,6 +58,7 @@ class Ask:
     priority: int = 0
     count: int = 1
     own_media: bool = False
+    shows_ids: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -84,6 +86,13 @@ class Ask:
             except Exception as error:
                 raise self.problem_of(error) from error
         return Said(texts, last, self.salt, images)
+
+    @property
+    def decode(self) -> Callable[[Sequence[int]], str] | None:
+        """What makes a text of tokens, where the client gets some that its text has not."""
+        tokenizer = self.served.model.tokenizer
+        shows = (self.shows_ids or "logprobs" in self.options) and self.options.get("stop")
+        return tokenizer.decode if shows and tokenizer is not None else None
 
     def begin(self) -> AsyncTextStream:
         """The stream that answers, of :attr:`count` texts, whose prompt is read once; raises
@@ -255,7 +264,7 @@ class Running:
                 stream = await _beside_loop(ask, ask.begin, threads)
             self._firsts.append(len(self.choices))
             for place in range(ask.count):
-                gate = None if said is None else self.filter.gate(self.call, said)
+                gate = None if said is None else self.filter.gate(self.call, said, ask.decode)
                 self.choices.append(Choice(ask, stream, place, gate))
         return self
 

@@ -254,12 +254,15 @@ class ContentFilter:
                     return self._note(call, "prompt", found)
         return False
 
-    def gate(self, call: Call, said: Said) -> ReplyGate | None:
-        """What a reply goes through; None where it need not."""
+    def gate(
+        self, call: Call, said: Said, decode: Callable[[Sequence[int]], str] | None = None
+    ) -> ReplyGate | None:
+        """What a reply goes through; None where it need not. ``decode`` is given where the client gets tokens
+        that are no part of the text, such as those of a stop string: they are judged, too."""
         if not self.is_on("reply"):
             return None
         checks = [one.reply(said) for one in self._filters]
-        return ReplyGate(checks, partial(self._note, call, "reply"), self._actions["reply"])
+        return ReplyGate(checks, partial(self._note, call, "reply"), self._actions["reply"], decode)
 
     def _note(self, call: Call, place: str, rule: str) -> bool:
         """Counts a verdict; whether it blocks."""
@@ -286,10 +289,17 @@ class ReplyGate:
     """Lets the events of a reply through as soon as they are judged. Where verdicts are only reported,
     nothing is held back, and the reply is judged at its end."""
 
-    def __init__(self, checks: Sequence[ReplyCheck], note: Callable[[str], bool], action: Action) -> None:
+    def __init__(
+        self,
+        checks: Sequence[ReplyCheck],
+        note: Callable[[str], bool],
+        action: Action,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self._checks = checks
         self._note = note
         self._action = action
+        self._decode = decode
         self._length = 0  # characters that came
         self._kind: type | None = None  # type of the last event
         self._held: deque[tuple[int, ReplyEvent]] = deque()  # each event with the place where it ends
@@ -308,6 +318,8 @@ class ReplyGate:
             return chunk
         self._token_ids += chunk.token_ids
         self._logprobs += chunk.logprobs or ()
+        if is_over and self._decode is not None:
+            text += "\n" + self._decode(self._token_ids)
         if (text or is_over) and await self._judge(text, is_over=is_over):
             return None
         cleared = self._length if is_over else min(check.cleared for check in self._checks)

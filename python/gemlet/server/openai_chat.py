@@ -126,6 +126,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=seconds,
         count=fields.get("n", 1),
+        shows_ids=fields.get("return_token_ids", False),
     )
 
 

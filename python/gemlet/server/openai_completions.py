@@ -75,6 +75,7 @@ async def completions(request: Request) -> Response:
         "salt": fields.get("cache_salt"),
         "seconds": service.settings.request_seconds,
         "count": fields.get("n", 1),
+        "shows_ids": fields.get("return_token_ids", False),
     }
     asks = [Ask(served, options, prompt, **common) for prompt in _prompts(fields["prompt"])]
     running = await service.start(asks, call)
