@@ -1,6 +1,6 @@
 """Measures the engine with many requests, with random weights at a real shape.
 
-    python benchmarks/serving.py busy gemma3-1b q4   # a short request while 8 write and a long one is read
+    python benchmarks/serving.py busy gemma3-1b q4   # short requests while 8 write and a long one is read
     python benchmarks/serving.py mixed gemma3-1b q4  # 64 requests of mixed length, together and one by one
     python benchmarks/serving.py mixed gemma3-1b q4 --prompts 8 120 --written 8 120
     python benchmarks/serving.py alone gemma3-1b q4  # one request, beside passes in the caller's thread
@@ -26,7 +26,8 @@ from gemlet import _core
 from gemlet.loading.options import LoadOptions
 from gemlet.loading.random_model import random_model
 
-WRITERS, LONG, SHORT = 8, 4096, 32  # streams that write; tokens of the long prompt and of the short one
+WRITERS, LONG, SHORT = 8, 4096, 32  # streams that write; tokens of the long prompt and of the short ones
+SHORTS = 8  # short requests, one after the other, at random moments
 
 
 @dataclass
@@ -60,8 +61,8 @@ class Requests:
         self.live.append(Read(request, began))
         return self.live[-1]
 
-    def look(self) -> None:
-        """Waits for news, and takes what came."""
+    def look(self, patience: float | None = None) -> None:
+        """Waits for news, at most so many seconds, and takes what came."""
         seen = self.news.value
         for one in self.live:
             ids, reason, _ = one.request.take()
@@ -69,7 +70,7 @@ class Requests:
             one.has_ended = reason is not None
         self.live = [one for one in self.live if not one.has_ended]
         if self.live:
-            self.engine.wait(self.news, seen)
+            self.engine.wait(self.news, seen, patience)
 
     def finish(self) -> None:
         while self.live:
@@ -87,6 +88,7 @@ def gaps(times: Sequence[float], first: float, last: float) -> list[float]:
 
 
 def busy(model: gemlet.Model, turns: int) -> None:
+    random = np.random.default_rng(1)
     for turn in range(turns + 1):
         requests = Requests(model)
         idle = requests.ask(prompt(model, SHORT, 100 * turn), 1)
@@ -96,10 +98,19 @@ def busy(model: gemlet.Model, turns: int) -> None:
             requests.look()
         before = time.perf_counter()
         long = requests.ask(prompt(model, LONG, 100 * turn + 50), 1)
-        while time.perf_counter() < before + 0.5:
-            requests.look()
-        short = requests.ask(prompt(model, SHORT, 100 * turn + 60), 1)
-        while not short.has_ended or (not long.has_ended and not all(one.has_ended for one in writers)):
+        asked = [prompt(model, SHORT, 100 * turn + 60 + i) for i in range(SHORTS)]
+        firsts = []
+        for ids in asked:
+            end = time.perf_counter() + random.uniform(0.3, 0.6)
+            while time.perf_counter() < end:
+                requests.look(end - time.perf_counter())
+            short = requests.ask(ids, 1)
+            while not short.has_ended:
+                requests.look()
+            if long.has_ended:
+                break
+            firsts.append(short.first / idle.first)
+        while not long.has_ended and not all(one.has_ended for one in writers):
             requests.look()
         end = time.perf_counter()
         alone = [one for w in writers for one in gaps(w.times, w.times[8], before)]
@@ -108,9 +119,11 @@ def busy(model: gemlet.Model, turns: int) -> None:
         if turn == 0:  # the first one allocates
             continue
         median, largest = statistics.median(meanwhile), max(meanwhile)
+        long_seconds = long.first if long.has_ended else end - long.began
         print(
-            f"short request: idle {idle.first * 1e3:.0f} ms, meanwhile {short.first * 1e3:.0f} ms, "
-            f"{short.first / idle.first:.2f} times; gaps of {WRITERS} streams: alone median "
+            f"short request: idle {idle.first * 1e3:.0f} ms; meanwhile {statistics.median(firsts):.2f} times "
+            f"that, {min(firsts):.2f} to {max(firsts):.2f}, of {len(firsts)}; long prompt {long_seconds:.1f} "
+            f"s; gaps of {WRITERS} streams: alone median "
             f"{statistics.median(alone) * 1e3:.1f} ms, largest {max(alone) * 1e3:.1f}; meanwhile median "
             f"{median * 1e3:.1f} ms, largest {largest * 1e3:.1f}, {largest / median:.2f} times; "
             f"long prompt read: {long.has_ended}",

@@ -31,6 +31,7 @@ void register_kernels(pybind11::module_& testing);
 void register_testing(pybind11::module_& testing);
 void register_batch(pybind11::module_& testing);
 void register_drafts(pybind11::module_& testing);
+void register_scheduler(pybind11::module_& testing);
 void register_vision(pybind11::module_& m, pybind11::module_& testing);
 
 using OptionalAdapter = std::optional<std::shared_ptr<Adapter>>;

@@ -92,6 +92,7 @@ PYBIND11_MODULE(_core, m) {
   gemlet::bindings::register_testing(testing);
   gemlet::bindings::register_batch(testing);
   gemlet::bindings::register_drafts(testing);
+  gemlet::bindings::register_scheduler(testing);
   gemlet::bindings::register_vision(m, testing);
   make_only_by_calling(m);
   make_only_by_calling(testing);

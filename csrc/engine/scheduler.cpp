@@ -6,7 +6,8 @@ namespace gemlet {
 namespace {
 
 constexpr int64_t kLeastPiece = 16;  // the rows of a tile
-constexpr uint64_t kOldestTurn = 4;  // once in this many steps the prompt that has waited longest comes first
+constexpr int64_t kOldestTurn = 4;   // once in this many steps the prompt that has waited longest comes first
+constexpr int64_t kQuickTurn = 16;   // once in this many steps a prompt may keep the others out of its last step
 
 }  // namespace
 
@@ -72,7 +73,8 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
   // To the end of a prompt, some more may be read: it is not worth another step.
   const int64_t most = std::min(room, 2 * wanted);
   // The more texts are written in a step, the less each of them costs.
-  if (static_cast<int64_t>(readers.size() + waiting_.size()) > writers) wanted = most;
+  const bool more_read = static_cast<int64_t>(readers.size() + waiting_.size()) > writers;
+  if (more_read) wanted = most;
 
   Job* const oldest = *std::min_element(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->number < b->number;
@@ -80,22 +82,35 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
   std::stable_sort(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->remaining() < b->remaining();
   });
-  if (readers.size() > 1 && ++shared_steps_ % kOldestTurn == 0) {
+  if (oldest->number != oldest_) passed_over_ = 0;
+  oldest_ = oldest->number;
+  if (passed_over_ >= kOldestTurn - 1) {
     readers.erase(std::find(readers.begin(), readers.end(), oldest));
     readers.insert(readers.begin(), oldest);
   }
+  ++passed_over_;
+  // A step that reads the end of a prompt is quick: no piece of another one makes it longer.
+  const bool may_be_quick = quick_in_ == 0 && !more_read;
+  quick_in_ = std::max<int64_t>(0, quick_in_ - 1);
+  bool has_end = false;
   int64_t read = 0;
   for (Job* const job : readers) {
     const int64_t all = job->most_tokens();
     int64_t tokens = all <= most - read ? all : std::min(all, wanted - read);
     // Pieces consist of whole tiles, except the last one of a prompt.
     if (tokens < all && read > 0 && tokens < kLeastPiece) tokens = 0;
+    if (tokens > 0 && tokens < all && has_end && may_be_quick) {
+      tokens = 0;
+      quick_in_ = kQuickTurn - 1;
+    }
     tokens = tokens > 0 ? job->whole(tokens) : 0;
     if (tokens == 0 && read == 0) {  // a span goes through as a whole, if need be alone, though others wait for that
       tokens = job->least_tokens();
-      if (tokens > room) return {{job, tokens}};
     }
     if (tokens == 0) continue;
+    if (job == oldest) passed_over_ = 0;
+    if (tokens > room) return {{job, tokens}};
+    has_end |= tokens == job->remaining();
     read += tokens;
     parts.push_back({job, tokens});
   }

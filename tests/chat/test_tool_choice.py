@@ -15,7 +15,7 @@ from gemlet.chat.functions import PythonTool
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.grammar import compile_grammar
 from gemlet.generation.grammar_text import call_text
-from gemlet.generation.masked import GrammarPlan, Masks
+from gemlet.generation.masked import MaskPlan, Masks
 from support.replies import gemma4_tokenizer
 
 pytestmark = pytest.mark.extra("grammar")
@@ -89,7 +89,7 @@ def test_calls_in_gemma4s_tokens() -> None:
     prompt = chat_format.encode_chat(tokenizer, [{"role": "user", "content": "Hi"}], tools=tools)
     for seed in range(8):
         walk = random.Random(seed)
-        masks = Masks(GrammarPlan(grammar, tokenizer.vocab_size, ends, ends))
+        masks = Masks(MaskPlan(grammar, tokenizer.vocab_size, ends, ends))
         ids: list[int] = []
         while not masks.is_complete and len(ids) < 2000:
             bits = np.unpackbits(masks.next().view(np.uint8), bitorder="little")

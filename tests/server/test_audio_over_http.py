@@ -13,6 +13,7 @@ import pytest
 
 from support.audio import wav, write_with_vocabulary
 from support.extras import optional
+from support.replies import gemma4_tokenizer
 from support.servers import RunningServer, serving
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("audio")]
@@ -49,6 +50,32 @@ def test_a_sound_in_a_chat(client: Any) -> None:
     details = reply.usage.prompt_tokens_details
     assert details.audio_tokens == TOKENS
     assert details.text_tokens == reply.usage.prompt_tokens - TOKENS
+
+
+def test_a_thought_ends_at_its_budget(client: Any) -> None:
+    """Whole and streamed. Behind the result of a tool, the prompt opens a thought,
+    which random weights do not end."""
+    call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    conversation: Any = [
+        {"role": "user", "content": "What time is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "3"},
+    ]
+    end = gemma4_tokenizer().token_id("<channel|>")
+    options: Any = {"model": "hears", "messages": conversation, "max_tokens": 12, "seed": 1}
+    own: Any = {"ignore_eos": True, "return_token_ids": True}
+    own["chat_template_kwargs"] = {"enable_thinking": True}
+    free = client.chat.completions.create(**options, extra_body=own)
+    assert free.usage.completion_tokens_details.reasoning_tokens > 8
+    for budget in (0, 1, 5):
+        body = {**own, "thinking_token_budget": budget}
+        whole = client.chat.completions.create(**options, extra_body=body).choices[0]
+        assert whole.token_ids[: budget + 1] == [*free.choices[0].token_ids[:budget], end]
+        assert len(whole.token_ids) == 12
+        chunks = list(client.chat.completions.create(**options, extra_body=body, stream=True))
+        assert [i for part in chunks for i in part.choices[0].token_ids] == whole.token_ids
+        thought = "".join(getattr(part.choices[0].delta, "reasoning", None) or "" for part in chunks)
+        assert thought == (getattr(whole.message, "reasoning", None) or "")
 
 
 def test_a_sound_in_responses(client: Any) -> None:

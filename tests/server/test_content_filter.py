@@ -222,15 +222,20 @@ def test_thoughts_and_calls_are_judged_too() -> None:
     assert shown([[Reasoning("gob")], [Content("lin")]], ["goblin"])[1] is False
 
 
-def test_log_probabilities_are_held_with_their_text() -> None:
-    async def main() -> list[int]:
+def test_tokens_are_held_until_all_is_judged() -> None:
+    """Tokens and their log probabilities come before their text where that may be a stop string."""
+
+    async def main(last: str) -> list[tuple[int, int] | None]:
         through, counts = gate(["goblin"], [], 12), []
-        for _ in range(6):
-            step = dataclasses.replace(chunk(Content("word ")), logprobs=[TokenLogprob(7, -1.0)])
-            counts.append(len((await through.through(step)).logprobs or []))
+        for text in ("word " * 5, "", "", last):
+            step = chunk(*([Content(text)] if text else []), reason="stop" if text == last else None)
+            step = dataclasses.replace(step, token_ids=[7], logprobs=[TokenLogprob(7, -1.0)])
+            shown = await through.through(step)
+            counts.append(None if shown is None else (len(shown.token_ids), len(shown.logprobs or [])))
         return counts
 
-    assert asyncio.run(main()) == [0, 0, 0, 1, 1, 1]
+    assert asyncio.run(main("hill")) == [(0, 0), (0, 0), (0, 0), (4, 4)]
+    assert asyncio.run(main("goblin")) == [(0, 0), (0, 0), (0, 0), None]
 
 
 # --- what clients see ---------------------------------------------------------------------------------------
@@ -331,6 +336,50 @@ def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
     ):
         answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
         assert answer.json["choices"][0]["finish_reason"] == "content_filter", messages
+
+
+def test_no_text_hides(server: RunningServer) -> None:
+    """In names, in what looks like an image, in parts that become one text, behind JSON's escapes."""
+
+    def status(messages: Any, tools: Any = None) -> Any:
+        body = {"messages": messages, "max_tokens": 1, **({"tools": tools} if tools else {})}
+        answer = server.post("/v1/chat/completions", body)
+        assert answer.status == 200, answer.json
+        return answer.json["choices"][0]["finish_reason"]
+
+    def tool(schema: Any) -> list[Any]:
+        return [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+
+    def called(arguments: Any) -> list[Any]:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        result = {"role": "tool", "tool_call_id": "1", "content": "yes"}
+        return [*GOOD, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+
+    goblin, plain = {"type": "string", "description": "a goblin"}, tool({"type": "object", "properties": {}})
+    for schema in (
+        {"type": "object", "properties": {"goblin": {"type": "string"}}},
+        {"type": "object", "properties": {"id": goblin}},
+        {"type": "object", "properties": {"x": {**goblin, "type": "image_url"}}},
+    ):
+        assert status(GOOD, tool(schema)) == "content_filter"
+    assert status(called('{"x": "gob\\u006cin"}'), plain) == "content_filter"
+    assert status(called('{"gob\\u006cin": 1}'), plain) == "content_filter"
+    assert status([{"role": "user", "type": "image_url", "content": "a goblin"}]) == "content_filter"
+    parts = [{"type": "text", "text": text} for text in ("the gob", " lin ")]
+    assert status([{"role": "user", "content": parts}]) == "content_filter"
+    assert status(GOOD, tool({"type": "object", "properties": {"x": {"type": "string"}}})) != "content_filter"
+
+
+@pytest.mark.extra("grammar")
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_stop_string_are_judged(server: RunningServer, stream: bool) -> None:
+    body = {"prompt": "x", "structured_outputs": {"choice": ["a goblin and so"]}, "max_tokens": 30}
+    body |= {"stop": ["goblin an"], "stream": stream}
+    assert b"content_filter" not in server.post("/v1/completions", body).body  # the text ends before it
+    for shown in ({"logprobs": 1}, {"return_token_ids": True}):
+        answer = server.post("/v1/completions", {**body, **shown}).body
+        assert b"content_filter" in answer
+        assert b"blin" not in answer
 
 
 def test_odd_parts_are_no_failure(server: RunningServer) -> None:

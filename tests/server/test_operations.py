@@ -275,6 +275,10 @@ def test_metrics() -> None:
         assert value(f"{prefix}:inter_token_latency_seconds_bucket", **model, le="+Inf") == 8
         assert 0 < value(f"{prefix}:inter_token_latency_seconds_sum", **model) < 60
         assert 0 <= value(f"{prefix}:kv_cache_usage_perc", **model) < 1
+        [labels] = re.findall(rf"^{prefix}:cache_config_info{{(.*)}} 1.0$", text, re.MULTILINE)
+        found = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        assert int(found.pop("num_gpu_blocks")) > 100
+        assert found == {**model, "block_size": "64", "cache_dtype": "bf16"}
     assert value("gemlet:http_responses_total", route=CHAT, status="200") == 2
     assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
 

@@ -39,6 +39,7 @@ __all__: list[str] = [
     "parameter_count",
     "parse_nodes",
     "peek",
+    "plan_steps",
     "prefix",
     "rope_table",
     "siglip_taps",
@@ -274,6 +275,21 @@ def parse_nodes(list: str) -> int:
 def peek(model: gemlet._core.Model) -> int:
     """
     The first byte of a model's embedding, read without the backend.
+    """
+
+def plan_steps(
+    model: gemlet._core.Model,
+    requests: collections.abc.Sequence[
+        tuple[
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    seconds_of: typing.Any,
+) -> list[tuple[float, list[tuple[int, int]]]]:
+    """
+    The steps that the engine's scheduler would make for requests, without computing anything: when each ends, in seconds, and how far it takes which requests. A request is when it comes, how many tokens its prompt has and how many it writes; they are in the order in which they come. seconds_of(rows): the time of a step.
     """
 
 def prefix(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 
-__all__ = ["asked_for", "show", "show_argument"]
+__all__ = ["asked_for", "reason_of", "show", "show_argument"]
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 def show(value: object, limit: int = 80) -> str:
@@ -40,6 +43,16 @@ def show_argument(value: object) -> str:
     except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def reason_of(problem: object) -> str:
+    """What another library says of a problem, shown without the places of objects in memory: whoever attacks
+    the process must not learn them.
+
+    >>> reason_of(ValueError("cannot identify image file <_io.BytesIO object at 0x7f819caaf9c0>"))
+    "'cannot identify image file <_io.BytesIO object>'"
+    """
+    return show_argument(_ADDRESS.sub("", str(problem)))
 
 
 def asked_for(values: Mapping[str, object]) -> str:

@@ -27,6 +27,7 @@ from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
 
 __all__ = [
     "GEMMA4_MARKERS",
+    "THOUGHT_HEADER",
     "Content",
     "MalformedToolCall",
     "Reasoning",
@@ -194,6 +195,7 @@ _State = Literal[
     "over",  # the model's turn has ended, or another's begun; whatever follows is not part of the reply
 ]
 _CHANNEL = "thought"
+THOUGHT_HEADER = _CHANNEL + "\n"  # what stands before the text of a thought
 AsideKind = Literal["thought", "call"]
 
 
@@ -353,10 +355,9 @@ class ReplyParser:
         """The line behind ``<|turn>`` or ``<|channel>``."""
         if self._state == "channel":
             self._line += text
-            start = _CHANNEL + "\n"
-            if self._line.startswith(start):
-                line, self._line = self._line[len(start) :], ""
-            elif start.startswith(self._line):
+            if self._line.startswith(THOUGHT_HEADER):
+                line, self._line = self._line[len(THOUGHT_HEADER) :], ""
+            elif THOUGHT_HEADER.startswith(self._line):
                 return []
             else:  # a thought without the channel's name
                 line, self._line = self._line, ""

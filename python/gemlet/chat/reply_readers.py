@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from gemlet.base.front_door import public
 from gemlet.base.records import record
 from gemlet.base.text import show
-from gemlet.chat.reply import GEMMA4_MARKERS, AsideKind, ReplyEvent, ReplyParser
+from gemlet.chat.reply import GEMMA4_MARKERS, THOUGHT_HEADER, AsideKind, ReplyEvent, ReplyParser
 from gemlet.errors import InvalidRequestError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
@@ -22,13 +22,14 @@ __all__ = ["Aside", "TextReplyParser", "TokenReplyParser"]
 
 @record(frozen=True)
 class Aside:
-    """A part of a reply that is not its answer: the control tokens that begin and end it, and those that may
-    stand in it."""
+    """A part of a reply that is not its answer: the control tokens that begin and end it, those that may
+    stand in it, and the tokens behind the first one that say what it is."""
 
     kind: AsideKind
     start: int
     end: int
-    inside: tuple[int, ...]
+    inside: tuple[int, ...] = ()
+    header: tuple[int, ...] = ()
 
 
 # --- in front of it -----------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class TokenReplyParser:
         self._decoder.finish()
         self._parser.begin()
         self.begins_in = self._parser.aside
-        self.asides = _asides({kind: tokenizer.token_id(name) for name, kind in markers.items()})
+        self.asides = _asides(tokenizer, markers)
 
     @public
     def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
@@ -101,16 +102,18 @@ class TokenReplyParser:
         return self._parser.text(self._decoder.finish()) + self._parser.finish(ended=ended)
 
 
-def _asides(ids: Mapping[str, int | None]) -> list[Aside]:
-    """The markers that can be written; ``ids`` has the token of each kind of marker."""
+def _asides(tokenizer: Tokenizer, markers: Mapping[str, str]) -> list[Aside]:
+    """The markers that can be written."""
+    ids = {kind: tokenizer.token_id(name) for name, kind in markers.items()}
     quote = ids.get("quote")
-    quotes = () if quote is None else (quote,)
-    kinds: list[tuple[AsideKind, tuple[int, ...]]] = [("thought", ()), ("call", quotes)]
     found = []
-    for kind, inside in kinds:
-        start, end = ids.get(f"{kind}_start"), ids.get(f"{kind}_end")
-        if start is not None and end is not None:
-            found.append(Aside(kind, start, end, inside))
+    start, end = ids.get("thought_start"), ids.get("thought_end")
+    if start is not None and end is not None:
+        header = tokenizer.encode(THOUGHT_HEADER, add_bos=False)
+        found.append(Aside("thought", start, end, header=tuple(header)))
+    start, end = ids.get("call_start"), ids.get("call_end")
+    if start is not None and end is not None:
+        found.append(Aside("call", start, end, inside=() if quote is None else (quote,)))
     return found
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.chat.reply import Content, ReplyEvent, collect
-from gemlet.generation.masked import GrammarPlan
+from gemlet.generation.masked import MaskPlan
 from gemlet.generation.options import GenerationConfig
 from gemlet.generation.result import FinishReason, Generation, TokenLogprob
 from gemlet.generation.stopping import ReplyEmitter, ReplyReader, TextReader
@@ -144,8 +144,7 @@ class Prepared:
     """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. ``media``
     are pairs (first token, :class:`_core.Media`), whose rows take the place of tokens of the prompt. It ends
     after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
-    shares what was computed with texts of the same ``cache_salt`` alone. Its text follows the grammar of
-    ``plan``."""
+    shares what was computed with texts of the same ``cache_salt`` alone. Its text follows ``plan``."""
 
     ids: NDArray[np.int32]
     answer: Answer
@@ -155,5 +154,5 @@ class Prepared:
     follows: Prepared | None = None
     cache_salt: int = 0
     priority: int = 0
-    plan: GrammarPlan | None = None
+    plan: MaskPlan | None = None
     media: Sequence[tuple[int, _core.Media]] = ()

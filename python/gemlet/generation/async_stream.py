@@ -142,6 +142,11 @@ class AsyncTextStream:
         self._wake()
 
     @property
+    def prompt_ids(self) -> list[list[int]]:
+        """The tokens of the prompt of each text; see :attr:`TextStream.prompt_ids`."""
+        return self._stream.prompt_ids
+
+    @property
     def result(self) -> Generation:
         """The whole :class:`Generation`, once the stream has ended; see :attr:`TextStream.result`."""
         return self._stream.result

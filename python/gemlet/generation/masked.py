@@ -1,4 +1,4 @@
-"""Which tokens may come next in a text that follows a grammar: :class:`Masks`."""
+"""Which tokens may come next in a text with a grammar, or with a limit for thoughts: :class:`Masks`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from gemlet.chat.reply_readers import Aside
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.grammar import Grammar, TokenMask, bits_of
 
-__all__ = ["GrammarPlan", "Masks"]
+__all__ = ["MaskPlan", "Masks"]
 
 
 @record(frozen=True)
-class GrammarPlan:
+class MaskPlan:
     """What a text has to follow.
 
     Attributes:
-        grammar: of the answer.
+        grammar: of the answer; None: it is free.
         vocab_size: the ids that the core knows.
-        asides: what may come before the answer: a thought, or calls, which then stand in its place.
+        asides: what may come before the answer: a thought, or calls, which then stand in its place. In a free
+            text they may come anywhere.
         begins_in: the one of them in which the text begins.
         end_ids: tokens that end the model's texts; they never stand in the answer.
         stop_ids: those that end this one.
+        thinking_budget: most tokens of all thoughts together; None: no limit.
     """
 
-    grammar: Grammar
+    grammar: Grammar | None
     vocab_size: int
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
     asides: Sequence[Aside] = ()
     begins_in: Aside | None = None
+    thinking_budget: int | None = None
 
 
 class Masks:
@@ -43,33 +46,40 @@ class Masks:
         is_complete: nothing may follow but the end.
     """
 
-    def __init__(self, plan: GrammarPlan) -> None:
+    def __init__(self, plan: MaskPlan) -> None:
         self.is_complete = False
         self.count = 0  # number of tokens so far
         self._plan = plan
-        self._state = plan.grammar.begin()
+        self._state = None if plan.grammar is None else plan.grammar.begin()
         self._aside = plan.begins_in
+        self._header: Sequence[int] = ()  # what may still come of the header of a thought
+        self._left = plan.thinking_budget  # tokens that thoughts may still have
         self._may_follow = list(plan.asides)  # before the answer begins
         self._answers = True  # not with calls
-        self._last = self._bits([])  # what next() said
+        self._last: TokenMask | None = self._bits([])  # what next() said
         self._ends = self._bits(plan.end_ids)
         self._stops = self._bits(plan.stop_ids)
+        self._no_thought = ~self._bits([one.start for one in plan.asides if one.kind == "thought"])
 
     def push(self, ids: Sequence[int]) -> None:
         """The text goes on by ``ids``, each of which its mask allows."""
         self.count += len(ids)
         for token_id in ids:
-            if self._aside is not None:
+            started = next((one for one in self._may_follow if one.start == token_id), None)
+            if started is not None:  # in a free text it ends the one before it
+                self._aside, self._header = started, started.header
+            elif self._aside is not None:
                 if token_id == self._aside.end:
                     self._leave_aside(self._aside)
-                continue
-            self._aside = next((one for one in self._may_follow if one.start == token_id), None)
-            if self._aside is None:
+                elif self._aside.kind == "thought":
+                    self._think(token_id)
+            elif self._state is not None:
                 self._may_follow = []
                 self._state.push(token_id)
 
-    def next(self) -> TokenMask:
-        """Which ids may be the next; once :attr:`is_complete` is set, only those that end the text.
+    def next(self) -> TokenMask | None:
+        """Which ids may be the next, None for all; once :attr:`is_complete` is set, only those that end the
+        text.
 
         Raises:
             InvalidRequestError: there is none, or the grammar has become too complex.
@@ -77,13 +87,13 @@ class Masks:
         self._last = self._next()
         return self._last
 
-    def ahead(self, guessed: Sequence[int]) -> Iterator[TokenMask]:
+    def ahead(self, guessed: Sequence[int]) -> Iterator[TokenMask | None]:
         """Which ids may follow each of ``guessed``, which are guessed to come next: up to one that may not
         come, or behind which nothing may follow but the end."""
         own, allowed = copy.copy(self), self._last
-        own._state = self._state.copy()
+        own._state = None if self._state is None else self._state.copy()
         for token_id in guessed:
-            if not allowed[token_id // 32] >> np.uint32(token_id % 32) & 1:
+            if allowed is not None and not allowed[token_id // 32] >> np.uint32(token_id % 32) & 1:
                 return
             try:
                 own.push([token_id])
@@ -94,24 +104,42 @@ class Masks:
                 return
             yield allowed
 
-    def _next(self) -> TokenMask:
+    def _next(self) -> TokenMask | None:
+        is_spent = self._left is not None and self._left <= 0
         if self._aside is not None:
+            if self._aside.kind == "thought" and is_spent:
+                return self._bits([self._aside.end])
+            if self._plan.grammar is None:
+                return None
             text = self._fitted(self._plan.grammar.text_ids) & ~self._ends
             return text | self._bits((self._aside.end, *self._aside.inside))
-        starts = self._bits([aside.start for aside in self._may_follow])
+        if self._state is None:
+            return self._no_thought if is_spent else None
+        starts = self._bits([one.start for one in self._may_follow if one.kind != "thought" or not is_spent])
         if not self._answers:
             return starts | self._stops
         found, may_end = self._state.next_tokens()
         mask = self._fitted(found) & ~self._ends
         may_go_on = bool(mask.any() or starts.any())
         if not may_end and not may_go_on:
-            name = self._plan.grammar.name
+            name = self._state.grammar.name
             raise InvalidRequestError(f"{name}: after {self.count} tokens no token of the vocabulary fits")
         self.is_complete = not may_go_on
         return mask | starts | (self._stops if may_end else np.uint32(0))
 
+    def _think(self, token_id: int) -> None:
+        """A token of a thought: it counts, unless it belongs to the header."""
+        if self._header and token_id == self._header[0]:
+            self._header = self._header[1:]
+            return
+        self._header = ()
+        if self._left is not None:
+            self._left -= 1
+
     def _leave_aside(self, aside: Aside) -> None:
         self._aside = None
+        if self._state is None:
+            return
         if aside.kind == "call":
             self._answers = False
         self._may_follow = [one for one in self._plan.asides if one.kind == "call"]

@@ -144,6 +144,12 @@ def check_priority(value: object) -> int:
     return 0 if value is None else _integer("priority", value, -100, 100, "an integer from -100 to 100")
 
 
+def check_thinking_budget(value: object) -> int | None:
+    """Most tokens of thoughts, None for no limit; raises :class:`InvalidRequestError`."""
+    expected = f"an integer from 0 to {MAX_INT}, or None"
+    return None if value is None else _integer("thinking_budget", value, 0, MAX_INT, expected)
+
+
 def check_cache_salt(value: object) -> int:
     """The salt as the core takes it, 0 for None; raises :class:`InvalidRequestError`."""
     if value is None:

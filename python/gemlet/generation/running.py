@@ -103,6 +103,11 @@ class RunningText:
         self._error: GemletError | None = None  # or what is to be raised after them
 
     @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of the prompt."""
+        return list(map(int, self._prepared.ids))
+
+    @property
     def prompt_tokens(self) -> int:
         """How many tokens the prompt has."""
         return len(self._prepared.ids)

@@ -195,6 +195,19 @@ class TextStream:
             self._release()
 
     @property
+    def prompt_ids(self) -> list[list[int]]:
+        """The tokens of the prompt of each text, those that stand for images and sounds included.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     stream = model.stream([5, 6, 7])
+        ...     stream.close()
+        >>> stream.prompt_ids
+        [[5, 6, 7]]
+        """
+        return [text.prompt_ids for text in self._texts]
+
+    @property
     def result(self) -> Generation:
         """The whole :class:`Generation`, once the stream has ended.
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet.base.files import open_regular
-from gemlet.base.text import show_argument
+from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _from_file(data: bytes, name: str) -> Levels:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly everything
             raise InvalidRequestError(
-                f"{name}: the file is no image, or is damaged: {show_argument(str(problem))}; expected one "
+                f"{name}: the file is no image, or is damaged: {reason_of(problem)}; expected one "
                 f"of {', '.join(_FORMATS)}"
             ) from None
 
@@ -180,7 +180,5 @@ def _from_pillow(image: Image.Image, name: str) -> Levels:
         transparent = upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
         levels = np.asarray(upright.convert("RGBA" if transparent else "RGB"))
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError) as problem:
-        raise InvalidRequestError(
-            f"{name}: the image cannot be decoded: {show_argument(str(problem))}"
-        ) from None
+        raise InvalidRequestError(f"{name}: the image cannot be decoded: {reason_of(problem)}") from None
     return _from_array(levels, name)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gemlet import _core
 from gemlet.base.files import open_regular
 from gemlet.base.records import record
-from gemlet.base.text import show_argument
+from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
 __all__ = ["MOST_FILE_BYTES", "Sound", "read_sound"]
@@ -202,8 +202,8 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
     except MemoryError:
         raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
     except Exception as problem:  # whatever a damaged file makes of the library
-        why = getattr(problem, "error_string", problem)  # soundfile's message has the address of the object
-        raise InvalidRequestError(f"{name}: the file cannot be decoded: {why}") from None
+        why = getattr(problem, "error_string", problem)  # soundfile's message has the whole object
+        raise InvalidRequestError(f"{name}: the file cannot be decoded: {reason_of(why)}") from None
     if len(samples) == 0:
         raise InvalidRequestError(f"{name}: the file has no samples")
     if len(samples) < heard:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from gemlet.base.files import open_regular
-from gemlet.base.text import show_argument
+from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.media.images import Levels, read_data_url, read_image
 
@@ -174,9 +174,7 @@ def _opened(file: BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoSt
         raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
     except (av.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError, LookupError) as problem:
         why = getattr(problem, "strerror", None) or problem
-        raise InvalidRequestError(
-            f"{name}: the file is damaged or cut short: {show_argument(str(why))}"
-        ) from None
+        raise InvalidRequestError(f"{name}: the file is damaged or cut short: {reason_of(why)}") from None
 
 
 def _container(head: bytes) -> str | None:

@@ -82,6 +82,8 @@ class _OfChat(_RequestOptions, total=False):
 class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
     """Options of a reply to a conversation."""
 
+    thinking_budget: int | None
+
 
 class ManyChatOptions(ChatOptions, total=False):
     """Options of calls that may give several replies."""

@@ -73,6 +73,8 @@ class Chatting:
                 one, or a mapping ``{"type": "function", "function": {"name": ...}}`` for a call of that one.
                 The last two need the extra ``grammar``. With ``run_tools`` they count for the first reply.
             thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
+            thinking_budget: most tokens of its thoughts, 0 for none. When they are spent, the thought ends,
+                and the model answers. None: only ``max_tokens`` limits them.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
                 model goes on with. The text of the result is only what the model adds.
             run_tools: run the Python functions in ``tools`` that the model calls, give it their results, and

@@ -20,11 +20,12 @@ from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Answer, Prepared, ends_of
 from gemlet.generation.grammar import compile_grammar
 from gemlet.generation.grammar_text import GrammarText, call_text, grammar_text
-from gemlet.generation.masked import GrammarPlan
+from gemlet.generation.masked import MaskPlan
 from gemlet.generation.option_values import (
     check_cache_salt,
     check_flag,
     check_priority,
+    check_thinking_budget,
     check_timeout,
 )
 from gemlet.generation.options import GenerationConfig, resolve_config
@@ -275,7 +276,10 @@ class Requests:
         )
         timeout, salt = check_timeout(options.get("timeout")), check_cache_salt(options.get("cache_salt"))
         priority = check_priority(options.get("priority"))
-        plan = self._plan(form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser)
+        budget = check_thinking_budget(options.get("thinking_budget"))
+        plan = self._plan(
+            form or grammar_text(options), end_ids, answer.end_ids, asides, reply_parser, budget
+        )
         return Prepared(
             tokens,
             answer,
@@ -295,20 +299,26 @@ class Requests:
         stop_ids: frozenset[int],
         asides: Sequence[AsideKind],
         parser: TokenReplyParser | None,
-    ) -> GrammarPlan | None:
-        """What a text of the form ``text`` has to follow. ``asides`` may come before its answer."""
-        if text is None:
+        budget: int | None,
+    ) -> MaskPlan | None:
+        """What a text of the form ``text`` has to follow. ``asides`` may come before its answer, and all its
+        thoughts may have ``budget`` tokens."""
+        if text is None and budget is None:
             return None
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
+        found = [] if parser is None else parser.asides
+        if budget is not None and not any(one.kind == "thought" for one in found):
+            raise UnsupportedError(f"thinking_budget: {resident.name} does not think before it answers")
+        begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
+        if text is None:
+            return MaskPlan(None, resident.vocab_size, end_ids, stop_ids, found, begins_in, budget)
         if tokenizer is None:
             raise InvalidRequestError(
                 f"{text.name}: {resident.name} has no tokenizer, so no text to give a form"
             )
         grammar = compile_grammar(text, tokenizer)
-        found = [] if parser is None else parser.asides
-        begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
         possible = [one for one in found if one.kind in asides]
-        return GrammarPlan(grammar, resident.vocab_size, end_ids, stop_ids, possible, begins_in)
+        return MaskPlan(grammar, resident.vocab_size, end_ids, stop_ids, possible, begins_in, budget)
 
 
 def _several(

@@ -75,7 +75,7 @@ COUNT: Mapping[str, Kind] = {
     "thinking": Object(
         {
             "type": OneOf("enabled", "disabled", "adaptive"),
-            "budget_tokens": REPLY,  # how long thoughts should be; max_tokens is the limit of all
+            "budget_tokens": REPLY,  # of the thoughts; max_tokens is the limit of all
             "display": Ignored(),
         },
         ["type"],
@@ -109,6 +109,9 @@ async def messages(request: Request) -> Response:
     options = {**library_options(fields), "max_tokens": most}
     if fields.get("stop_sequences"):
         options["stop"] = fields["stop_sequences"]
+    thinking = fields.get("thinking", {"type": "disabled"})
+    if thinking["type"] != "disabled" and "budget_tokens" in thinking:
+        options["thinking_budget"] = thinking["budget_tokens"]
     format = fields.get("output_config", {}).get("format", {"type": "text"})
     options |= of_format(format, "output_config.format")
     ask = _ask(fields, served, options, service.settings.request_seconds)

@@ -172,7 +172,7 @@ def make_app(
         GemletError: the content filter cannot be made, or an extra is not installed.
     """
     models = Models(specs, settings.filter_model)
-    metrics = Metrics(lambda: _gauges(models), models.adapters, vllm=settings.vllm_metrics)
+    metrics = Metrics(lambda: _gauges(models), models.adapters, models.caches, vllm=settings.vllm_metrics)
     limiter = Limiter(settings.max_requests)
     shield = None if settings.filter_model is None else models.shield
     filter = ContentFilter(settings, shield, filters, metrics.count_verdict)

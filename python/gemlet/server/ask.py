@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.sent_media import check_sent_media, images_of, is_media
+from gemlet.server.said import content_of, strings_in, texts_of
+from gemlet.server.sent_media import check_sent_media, images_of
 
 __all__ = ["Ask", "Choice", "Running", "finish_reason", "is_plain_text"]
 
@@ -40,6 +41,7 @@ class Ask:
         priority: where replies wait for a place, those of higher priority begin first.
         count: how many replies; where a seed is given, it counts up.
         own_media: the server made the images and sounds itself, and no client named them.
+        shows_ids: the client gets the tokens of the reply.
     """
 
     served: Served
@@ -56,6 +58,7 @@ class Ask:
     priority: int = 0
     count: int = 1
     own_media: bool = False
+    shows_ids: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -67,13 +70,10 @@ class Ask:
         """What the content filter is to judge; raises :class:`Problem` for what is far too long."""
         model = self.served.model
         if self.messages is not None:
-            parts = [list(_texts(message)) for message in self.messages]
-            of_user = [
-                "\n".join(p) for m, p in zip(self.messages, parts, strict=True) if m.get("role") == "user"
-            ]
-            texts = [text for part in (*parts, _texts(self.tools or ())) for text in part]
-            last = of_user[-1] if of_user else ""
+            texts = [text for message in self.messages for text in texts_of(message)]
+            texts += strings_in(self.tools or ())
             asked = [message for message in self.messages if message.get("role") == "user"][-1:]
+            last = "\n".join(text for message in asked for text in content_of(message))
             images = [image for message in asked for image in images_of(message)]
         else:
             prompt = self.prompt
@@ -86,6 +86,13 @@ class Ask:
             except Exception as error:
                 raise self.problem_of(error) from error
         return Said(texts, last, self.salt, images)
+
+    @property
+    def decode(self) -> Callable[[Sequence[int]], str] | None:
+        """What makes a text of tokens, where the client gets some that its text has not."""
+        tokenizer = self.served.model.tokenizer
+        shows = (self.shows_ids or "logprobs" in self.options) and self.options.get("stop")
+        return tokenizer.decode if shows and tokenizer is not None else None
 
     def begin(self) -> AsyncTextStream:
         """The stream that answers, of :attr:`count` texts, whose prompt is read once; raises
@@ -151,19 +158,6 @@ class Ask:
         return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
 
 
-def _texts(value: Any, depth: int = 64) -> Iterator[str]:
-    """All texts in a message, except the names of roles and kinds."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping) and not is_media(value):
-        for name, inner in value.items():
-            if name not in ("role", "type", "id", "tool_call_id"):
-                yield from _texts(inner, depth - 1)
-    elif isinstance(value, list | tuple) and depth > 0:
-        for inner in value:
-            yield from _texts(inner, depth - 1)
-
-
 @dataclass
 class Choice:
     """One of the replies that run."""
@@ -174,6 +168,7 @@ class Choice:
     gate: ReplyGate | None = None
     is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)  # these two: what may be shown of them
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
     has_called: bool = False  # its only call is complete
@@ -202,6 +197,16 @@ class Choice:
         """What came since the last call: for streams."""
         found, self.logprobs = self.logprobs, []
         return found
+
+    def take_token_ids(self) -> list[int]:
+        """The same of the tokens."""
+        found, self.token_ids = self.token_ids, []
+        return found
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of its prompt; none where that is to have no answer."""
+        return self.stream.prompt_ids[self.place]
 
     def result_message(self) -> dict[str, Any]:
         """The reply as the message to append to the conversation, in OpenAI's form."""
@@ -259,7 +264,7 @@ class Running:
                 stream = await _beside_loop(ask, ask.begin, threads)
             self._firsts.append(len(self.choices))
             for place in range(ask.count):
-                gate = None if said is None else self.filter.gate(self.call, said)
+                gate = None if said is None else self.filter.gate(self.call, said, ask.decode)
                 self.choices.append(Choice(ask, stream, place, gate))
         return self
 
@@ -349,6 +354,7 @@ class Running:
                 choice.cancel()
             chunk = shown or as_block()
         choice.events += chunk.events
+        choice.token_ids += chunk.token_ids
         choice.logprobs += chunk.logprobs or ()
         choice.finish = chunk.finish_reason or choice.finish
         return chunk
@@ -374,7 +380,9 @@ class Running:
         Images and sounds are left out."""
         found = []
         for first, ask in zip(self._firsts, self.asks, strict=False):
-            asked = list(_texts(ask.messages)) if ask.messages is not None else ask.prompt
+            asked: Any = ask.prompt
+            if ask.messages is not None:
+                asked = [text for message in ask.messages for text in texts_of(message, joined=False)]
             replies = self.choices[first : first + ask.count]
             found.append({"prompt": asked, "replies": [choice.result_message() for choice in replies]})
         return found

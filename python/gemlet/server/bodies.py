@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from gemlet.base.strict_json import parse_json_object
 from gemlet.errors import InvalidRequestError
+from gemlet.server.call import Call, call_of
 from gemlet.server.problems import ClientGone, Problem
 
 __all__ = ["MOST_DEPTH", "Bodies", "parse"]
@@ -37,7 +38,7 @@ def is_deeper(value: Any, most: int) -> bool:
 
 
 class Bodies:
-    """Reads bodies. All that are being read at a time share a limit, too.
+    """Reads bodies. All that are being read or answered at a time share a limit, too.
 
     Args:
         most: bytes of one body.
@@ -72,28 +73,30 @@ class Bodies:
     async def _collect(self, request: Request) -> bytes:
         pieces: list[bytes] = []
         held = 0
-        try:
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                piece: bytes = message.get("body", b"")
-                held += len(piece)
-                self._held += len(piece)
-                if held > self.most:
-                    raise self._too_large()
-                if self._held > self.most_together:
-                    raise Problem(
-                        503,
-                        "the server is reading too many large requests; try again",
-                        kind="overloaded_error",
-                        headers={"Retry-After": "1"},
-                    )
-                pieces.append(piece)
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
-        finally:
+
+        def release(call: Call) -> None:
             self._held -= held
+
+        call_of(request).at_end.append(release)
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            piece: bytes = message.get("body", b"")
+            held += len(piece)
+            self._held += len(piece)
+            if held > self.most:
+                raise self._too_large()
+            if self._held > self.most_together:
+                raise Problem(
+                    503,
+                    "the server has too many large requests; try again",
+                    kind="overloaded_error",
+                    headers={"Retry-After": "1"},
+                )
+            pieces.append(piece)
+            if not message.get("more_body", False):
+                return b"".join(pieces)
 
     def _too_large(self) -> Problem:
         return Problem(413, f"the body is larger than {self.most} bytes", code="request_too_large")

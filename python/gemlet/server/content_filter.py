@@ -254,12 +254,15 @@ class ContentFilter:
                     return self._note(call, "prompt", found)
         return False
 
-    def gate(self, call: Call, said: Said) -> ReplyGate | None:
-        """What a reply goes through; None where it need not."""
+    def gate(
+        self, call: Call, said: Said, decode: Callable[[Sequence[int]], str] | None = None
+    ) -> ReplyGate | None:
+        """What a reply goes through; None where it need not. ``decode`` is given where the client gets tokens
+        that are no part of the text, such as those of a stop string: they are judged, too."""
         if not self.is_on("reply"):
             return None
         checks = [one.reply(said) for one in self._filters]
-        return ReplyGate(checks, partial(self._note, call, "reply"), self._actions["reply"])
+        return ReplyGate(checks, partial(self._note, call, "reply"), self._actions["reply"], decode)
 
     def _note(self, call: Call, place: str, rule: str) -> bool:
         """Counts a verdict; whether it blocks."""
@@ -286,27 +289,37 @@ class ReplyGate:
     """Lets the events of a reply through as soon as they are judged. Where verdicts are only reported,
     nothing is held back, and the reply is judged at its end."""
 
-    def __init__(self, checks: Sequence[ReplyCheck], note: Callable[[str], bool], action: Action) -> None:
+    def __init__(
+        self,
+        checks: Sequence[ReplyCheck],
+        note: Callable[[str], bool],
+        action: Action,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self._checks = checks
         self._note = note
         self._action = action
+        self._decode = decode
         self._length = 0  # characters that came
         self._kind: type | None = None  # type of the last event
         self._held: deque[tuple[int, ReplyEvent]] = deque()  # each event with the place where it ends
-        self._logprobs: deque[tuple[int, list[TokenLogprob]]] = deque()
+        self._token_ids: list[int] = []  # these two show text that is held back, so they come at the end
+        self._logprobs: list[TokenLogprob] = []
         self._unjudged: list[str] = []
 
     async def through(self, chunk: Chunk) -> Chunk | None:
         """What may be shown now, in the place of the chunk; None ends the reply: it broke a rule."""
         text = "".join(self._take(event) for event in chunk.events)
         is_over = chunk.finish_reason is not None
-        if chunk.logprobs:
-            self._logprobs.append((self._length, chunk.logprobs))
         if self._action != "block":
             self._unjudged.append(text)
             if is_over:
                 await self._judge("".join(self._unjudged), is_over=True)
             return chunk
+        self._token_ids += chunk.token_ids
+        self._logprobs += chunk.logprobs or ()
+        if is_over and self._decode is not None:
+            text += "\n" + self._decode(self._token_ids)
         if (text or is_over) and await self._judge(text, is_over=is_over):
             return None
         cleared = self._length if is_over else min(check.cleared for check in self._checks)
@@ -335,14 +348,14 @@ class ReplyGate:
             events.append(self._held.popleft()[1])
         if self._held:
             end, event = self._held[0]
-            if isinstance(event, Content | Reasoning) and (shown := len(event.text) - (end - cleared)) > 0:
-                events.append(replace(event, text=event.text[:shown]))
-                self._held[0] = end, replace(event, text=event.text[shown:])
-        logprobs: list[TokenLogprob] = []
-        while self._logprobs and self._logprobs[0][0] <= cleared:
-            logprobs += self._logprobs.popleft()[1]
+            if isinstance(event, Content | Reasoning) and (count := len(event.text) - (end - cleared)) > 0:
+                events.append(replace(event, text=event.text[:count]))
+                self._held[0] = end, replace(event, text=event.text[count:])
         text = "".join(event.text for event in events if isinstance(event, Content))
-        return replace(chunk, text=text, events=events, logprobs=logprobs or None)
+        shown = replace(chunk, text=text, events=events, token_ids=[], logprobs=None)
+        if chunk.finish_reason is None:
+            return shown
+        return replace(shown, token_ids=self._token_ids, logprobs=self._logprobs or None)
 
 
 def _text_of(event: ReplyEvent) -> str:
@@ -365,6 +378,7 @@ class NoReply:
 
     def __init__(self, count: int) -> None:
         self.results = [Generation("", [], cast(Any, "content_filter"), 0, 0, 0.0, 0.0, 0, 0)] * count
+        self.prompt_ids: list[list[int]] = [[]] * count
         self._left = iter(range(count))
 
     def __aiter__(self) -> NoReply:

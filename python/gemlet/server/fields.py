@@ -46,6 +46,7 @@ __all__ = [
     "MOST_CHOICES",
     "NAME",
     "NOT_DONE",
+    "OF_TOKENS",
     "REPLY",
     "SALT",
     "STOP",
@@ -120,6 +121,12 @@ GENERATION: Mapping[str, Kind] = {
     "suppress_tokens": ListOf(_IDS, MAX_SUPPRESSED),
 }
 
+# What vLLM adds to chat completions and completions; stands behind NOT_DONE there.
+OF_TOKENS: Mapping[str, Kind] = {
+    "return_token_ids": Flag(),
+    "prompt_logprobs": TOP_LOGPROBS,
+}
+
 STREAM: Mapping[str, Kind] = {
     "stream": Flag(),
     "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Ignored()}),
@@ -144,16 +151,15 @@ IGNORED: Mapping[str, Kind] = dict.fromkeys(
 _NOT_HERE = "gemlet does not do this over HTTP"
 _GRAMMAR = "send structured_outputs or response_format"
 NOT_DONE: Mapping[str, Kind] = {
-    "prompt_logprobs": Refused(_NOT_HERE),
+    **dict.fromkeys(OF_TOKENS, Refused("ask for chat completions or completions")),
+    "thinking_token_budget": Refused("ask for chat completions"),
     "guided_json": Refused(_GRAMMAR),
     "guided_regex": Refused(_GRAMMAR),
     "guided_choice": Refused(_GRAMMAR),
     "guided_grammar": Refused(_GRAMMAR),
     "grammar": Refused(_GRAMMAR),
     "json_schema": Refused(_GRAMMAR),
-    "thinking_token_budget": Refused("gemlet has no such setting"),
     "best_of": Refused(f"{_NOT_HERE}; ask for n", 1),
-    "return_token_ids": Refused(_NOT_HERE, False),
     "use_beam_search": Refused("gemlet does not search beams", False),
     "priority": Refused(_NOT_HERE, 0),
     "skip_special_tokens": Refused("control tokens are never part of the text", True),

@@ -9,6 +9,7 @@ import os
 import secrets
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ class FileStore:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self._arriving: Counter[str] = Counter()  # bytes of uploads, by owner
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.folder / "files").mkdir(mode=0o700, exist_ok=True)
@@ -132,12 +134,22 @@ class FileStore:
         rows = self._db.execute(f"select * from files where {where} and {now}{end}", values)
         return [StoredFile(*row) for row in rows]
 
+    @contextlib.contextmanager
+    def arriving(self, owner: str, size: int) -> Iterator[None]:
+        """Keeps room for an upload of this many bytes."""
+        self._arriving[owner] += size
+        try:
+            yield
+        finally:
+            self._arriving[owner] -= size
+            self._arriving += Counter()  # forgets owners with none
+
     def used(self, owner: str) -> tuple[int, int]:
-        """How many files the owner has, and their bytes."""
+        """How many files the owner has, and their bytes, and those for which uploads keep room."""
         count, size = self._db.execute(
             "select count(*), total(bytes) from files where owner = ?", (owner,)
         ).fetchone()
-        return count, int(size)
+        return count, int(size) + self._arriving[owner]
 
     def remove(self, identifier: str) -> None:
         self._db.execute("delete from files where id = ?", (identifier,))

@@ -1,14 +1,21 @@
-"""How probable the model found its tokens, in the two forms that OpenAI has for it."""
+"""How probable the model found its tokens, in OpenAI's two forms, and those of prompts in vLLM's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gemlet.generation.result import TokenLogprob
-from gemlet.server.models import Served
+import anyio
+import anyio.to_thread
 
-__all__ = ["of_chat", "of_completion"]
+from gemlet.generation.result import TokenLogprob
+from gemlet.server.ask import Choice, Running
+from gemlet.server.models import Served
+from gemlet.server.problems import Problem
+
+__all__ = ["check_length", "of_chat", "of_completion", "of_prompt", "top_of_prompt"]
+
+_MOST = 1 << 15  # log probabilities of prompts in an answer
 
 
 def _written(served: Served, token_id: int) -> tuple[str, list[int] | None]:
@@ -47,3 +54,52 @@ def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0
         "top_logprobs": [{_written(served, i)[0]: logprob for i, logprob in one.top} for one in found],
         "text_offset": offsets,
     }
+
+
+def top_of_prompt(fields: Mapping[str, Any]) -> dict[str, int]:
+    """The library's option for the field ``prompt_logprobs``; raises :class:`Problem` for a stream."""
+    if "prompt_logprobs" not in fields:
+        return {}
+    if fields.get("stream"):
+        raise Problem(400, "prompt_logprobs: a stream has none; send stream: false", param="prompt_logprobs")
+    return {"prompt_logprobs": fields["prompt_logprobs"]}
+
+
+def check_length(running: Running) -> None:
+    """Raises :class:`Problem` if the log probabilities of the prompts would be too many for one answer."""
+    wanted = [choice for choice in running.choices if "prompt_logprobs" in choice.ask.options]
+    count = sum(len(choice.prompt_ids) * (1 + choice.ask.options["prompt_logprobs"]) for choice in wanted)
+    if count > _MOST:
+        raise Problem(
+            400,
+            f"prompt_logprobs: {count} log probabilities in one answer, expected at most {_MOST}; send a "
+            "shorter prompt, or ask for fewer",
+            param="prompt_logprobs",
+        )
+
+
+async def of_prompt(choice: Choice, threads: anyio.CapacityLimiter) -> list[dict[str, Any] | None] | None:
+    """``prompt_logprobs`` of vLLM: a map for each token of the prompt, of the token and of likely ones in its
+    place. The rank of a token that is not among these is null. None where they are not wanted."""
+    if "prompt_logprobs" not in choice.ask.options:
+        return None
+    return await anyio.to_thread.run_sync(_of_prompt, choice, limiter=threads)
+
+
+def _of_prompt(choice: Choice) -> list[dict[str, Any] | None]:
+    texts: dict[int, str] = {}
+
+    def entry(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
+        if token_id not in texts:
+            texts[token_id] = _written(choice.ask.served, token_id)[0]
+        return {"logprob": logprob, "rank": rank, "decoded_token": texts[token_id]}
+
+    found: list[dict[str, Any] | None] = []
+    for one in choice.result.prompt_logprobs or ():
+        if one is None:
+            found.append(None)
+            continue
+        likely = {str(i): entry(i, logprob, rank) for rank, (i, logprob) in enumerate(one.top, 1)}
+        own = str(one.token_id)
+        found.append({own: likely.get(own) or entry(one.token_id, one.logprob, None), **likely})
+    return found

@@ -25,7 +25,8 @@ class JSONLines(logging.Formatter):
         line = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            # asyncio's messages quote errors, and these may quote prompts.
+            "event": "asyncio" if record.name == "asyncio" else record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[0] is not None:
@@ -34,7 +35,7 @@ class JSONLines(logging.Formatter):
 
 
 def to_stderr() -> logging.Handler:
-    """A handler for the loggers of gemlet's server and of uvicorn."""
+    """A handler for the loggers of gemlet's server and of what it runs on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
     return handler

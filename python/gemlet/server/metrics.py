@@ -110,17 +110,33 @@ class _Gaps:
         return family
 
 
+def _cache_config(name: str, caches: Mapping[str, Mapping[str, str]]) -> Metric:
+    """What the caches are like, as labels; the value is 1, as vLLM has it."""
+    labels = next(iter(caches.values()))
+    family = GaugeMetricFamily(name, "the cache of keys and values", labels=(*_LABELS, *labels))
+    for alias, values in caches.items():
+        family.add_metric((alias, "0", *values.values()), 1)
+    return family
+
+
 class Metrics:
     """All metrics of a server.
 
     Args:
         gauges: asks the engines.
         adapters: asks for the names of the adapters that are loaded.
+        caches: asks what the cache of keys and values of each model is like, by alias: labels that do not
+            change while the server runs.
         vllm: gives vLLM's names too.
     """
 
     def __init__(
-        self, gauges: Gauges, adapters: Callable[[], Collection[str]] = tuple, *, vllm: bool = False
+        self,
+        gauges: Gauges,
+        adapters: Callable[[], Collection[str]] = tuple,
+        caches: Callable[[], Mapping[str, Mapping[str, str]]] = dict,
+        *,
+        vllm: bool = False,
     ) -> None:
         self.registry = CollectorRegistry()
         self._prefixes = ["gemlet", *(["vllm"] if vllm else [])]
@@ -139,6 +155,7 @@ class Metrics:
         )
         self._gauges = gauges
         self._adapters = adapters
+        self._caches = caches
         self._running: dict[str, Call] = {}  # by id
         self._gaps: dict[str, _Gaps] = {}
         self.registry.register(self)
@@ -155,6 +172,9 @@ class Metrics:
                         found[full] = family(full, name.replace("_", " "), labels=_LABELS)
                     found[full].add_metric((alias, "0"), value)
         yield from found.values()
+        if caches := self._caches():
+            for prefix in self._prefixes:
+                yield _cache_config(f"{prefix}:cache_config_info", caches)
         if names := self._adapters():
             for prefix in self._prefixes:
                 yield self._adapter_requests(f"{prefix}:lora_requests_info", names)

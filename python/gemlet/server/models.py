@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gemlet.base.text import show
@@ -19,6 +19,7 @@ from gemlet.server.settings import ModelSpec
 __all__ = ["Models", "Served"]
 
 _log = logging.getLogger("gemlet.server")
+_BLOCK_TOKENS = 64  # of a block of the core's
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Models:
         self.is_ready = False
         self._served: dict[str, Served] = {}
         self._models: list[Model] = []
+        self._caches: dict[str, dict[str, str]] = {}
 
     def load(self) -> None:
         """Loads all of them, in a thread of the caller's. Raises what :func:`gemlet.load` does."""
@@ -96,6 +98,13 @@ class Models:
         """The names of the adapters; none before all is loaded."""
         return [served.name for served in self if served.adapter is not None] if self.is_ready else []
 
+    def caches(self) -> Mapping[str, Mapping[str, str]]:
+        """What the cache of keys and values of each model is like, by alias; none before all is loaded. It is
+        always what it was at first: as labels, what changes would be a new series."""
+        if self.is_ready and not self._caches:
+            self._caches = {alias: _cache_of(model) for alias, model in self.loaded}
+        return self._caches
+
     def check_ready(self) -> None:
         """Raises :class:`Problem` until the models are loaded."""
         if not self.is_ready:
@@ -123,3 +132,15 @@ class Models:
                 code="model_not_found",
             )
         return found
+
+
+def _cache_of(model: Model) -> dict[str, str]:
+    """The cache of keys and values as labels of vLLM's ``cache_config_info``: the blocks are those for which
+    there is room, of texts that no window has left behind."""
+    stats, memory = model.stats(), model.memory()
+    block = _BLOCK_TOKENS * max(1, memory["kv_cache_per_token"] + memory["kv_cache_per_window_token"])
+    return {
+        "block_size": str(_BLOCK_TOKENS),
+        "cache_dtype": model.kv_cache,
+        "num_gpu_blocks": str(int(max(0, stats["kv_bytes"] + stats["kv_room_bytes"]) // block)),
+    }

@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet import _core
+from gemlet.base.sampling_options import MAX_INT
 from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask, Choice, Running, finish_reason, is_plain_text
@@ -23,6 +25,7 @@ from gemlet.server.fields import (
     MOST_CHOICES,
     NAME,
     NOT_DONE,
+    OF_TOKENS,
     REPLY,
     SALT,
     STREAM,
@@ -31,7 +34,7 @@ from gemlet.server.fields import (
     library_options,
 )
 from gemlet.server.forms import FORMS, form_of
-from gemlet.server.logprobs import of_chat
+from gemlet.server.logprobs import check_length, of_chat, of_prompt, top_of_prompt
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object, Text, says_nothing
@@ -68,6 +71,8 @@ CHAT: Mapping[str, Kind] = {
     **STREAM,
     **IGNORED,
     **NOT_DONE,
+    **OF_TOKENS,
+    "thinking_token_budget": Integer(-1, MAX_INT),  # -1: no limit
 }
 
 
@@ -78,6 +83,8 @@ async def chat(request: Request) -> Response:
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
     ask = _ask(fields, served, most, service.settings.request_seconds)
     running = await service.start([ask], call)
+    check_length(running)
+    wants_ids = fields.get("return_token_ids", False)
     head = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": "chat.completion",
@@ -88,8 +95,8 @@ async def chat(request: Request) -> Response:
     if fields.get("stream"):
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
         head["object"] = "chat.completion.chunk"
-        return service.stream(_pieces(running, head, wants_usage), request, running)
-    return JSONAnswer(await while_connected(request, _whole(running, head)))
+        return service.stream(_pieces(running, head, wants_usage, wants_ids), request, running)
+    return JSONAnswer(await while_connected(request, _whole(running, head, wants_ids, service.threads)))
 
 
 def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -> Ask:
@@ -100,7 +107,9 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
             "add_generation_prompt has to be the opposite of continue_final_message",
             param="add_generation_prompt",
         )
-    options = {**library_options(fields), **form_of(fields), "max_tokens": most}
+    options = {**library_options(fields), **form_of(fields), **top_of_prompt(fields), "max_tokens": most}
+    if fields.get("thinking_token_budget", -1) >= 0:
+        options["thinking_budget"] = fields["thinking_token_budget"]
     if fields.get("logprobs", False):
         options["logprobs"] = fields.get("top_logprobs", 0)
     elif fields.get("top_logprobs", 0):
@@ -117,6 +126,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=seconds,
         count=fields.get("n", 1),
+        shows_ids=fields.get("return_token_ids", False),
     )
 
 
@@ -170,18 +180,26 @@ def usage_of(running: Running) -> dict[str, Any]:
     }
 
 
-async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
+async def _whole(
+    running: Running, head: Mapping[str, Any], wants_ids: bool, threads: anyio.CapacityLimiter
+) -> dict[str, Any]:
     try:
         async for _ in running:
             pass
         running.end()
-        choices = [_choice(index, choice) for index, choice in enumerate(running.choices)]
-        return {**head, "choices": choices, "usage": usage_of(running)}
+        choices = [_choice(index, choice, wants_ids) for index, choice in enumerate(running.choices)]
+        shown = {**head, "choices": choices, "usage": usage_of(running)}
+        first = running.choices[0]
+        if wants_ids:
+            shown["prompt_token_ids"] = first.prompt_ids
+        if (of_its_prompt := await of_prompt(first, threads)) is not None:
+            shown["prompt_logprobs"] = of_its_prompt
+        return shown
     finally:
         await running.aclose()
 
 
-def _choice(index: int, choice: Choice) -> dict[str, Any]:
+def _choice(index: int, choice: Choice, wants_ids: bool) -> dict[str, Any]:
     reply = choice.reply
     message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
     if reply.reasoning:
@@ -191,7 +209,8 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         message["tool_calls"] = [tool_call(call) for call in reply.tool_calls]
     reason = finish_reason(choice.finish, has_calls=bool(reply.tool_calls))
     logprobs = of_chat(choice.ask.served, choice.logprobs) if "logprobs" in choice.ask.options else None
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+    shown = {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+    return {**shown, "token_ids": choice.token_ids} if wants_ids else shown
 
 
 def tool_call(call: ToolCall) -> dict[str, Any]:
@@ -199,15 +218,21 @@ def tool_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) -> AsyncIterator[bytes]:
+async def _pieces(
+    running: Running, head: Mapping[str, Any], wants_usage: bool, wants_ids: bool
+) -> AsyncIterator[bytes]:
     """The events of a stream. Every choice begins with its role and ends with its reason."""
     more = {"usage": None} if wants_usage else {}
 
-    def piece(index: int, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
+    def piece(
+        index: int, delta: Mapping[str, Any], reason: str | None = None, *, begin: Mapping[str, Any] = {}
+    ) -> bytes:
         found = running.choices[index].take_logprobs()
         logprobs = of_chat(running.choices[index].ask.served, found) if found else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return event({**head, "choices": [choice], **more})
+        if wants_ids:
+            choice["token_ids"] = running.choices[index].take_token_ids()
+        return event({**head, "choices": [choice], **more, **begin})
 
     try:
         calls = [0] * len(running.choices)
@@ -215,12 +240,18 @@ async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) 
         for index in range(len(calls)):
             choice = {"index": index, "delta": {"content": TextEvent.TEXT}, "logprobs": None}
             plain.append(TextEvent({**head, "choices": [{**choice, "finish_reason": None}], **more}))
-            yield piece(index, {"role": "assistant", "content": ""})
+            begin: dict[str, Any] = {}
+            if wants_ids and index == 0:
+                begin["prompt_token_ids"] = running.choices[index].prompt_ids
+            yield piece(index, {"role": "assistant", "content": ""}, begin=begin)
         async for index, chunk in running:
-            if is_plain_text(chunk):
+            if is_plain_text(chunk) and not wants_ids:
                 yield plain[index].of(chunk.text)
                 continue
-            for delta in _deltas(chunk.events, calls, index):
+            deltas = _deltas(chunk.events, calls, index)
+            if wants_ids and not deltas and chunk.finish_reason is None and running.choices[index].token_ids:
+                deltas = [{}]
+            for delta in deltas:
                 yield piece(index, delta)
             if chunk.finish_reason is not None:
                 yield piece(index, {}, finish_reason(chunk.finish_reason, has_calls=calls[index] > 0))

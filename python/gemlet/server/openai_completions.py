@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +20,7 @@ from gemlet.server.fields import (
     MOST_CHOICES,
     NAME,
     NOT_DONE,
+    OF_TOKENS,
     REPLY,
     SALT,
     STREAM,
@@ -27,7 +29,7 @@ from gemlet.server.fields import (
     library_options,
 )
 from gemlet.server.forms import FORMS, form_of
-from gemlet.server.logprobs import of_completion
+from gemlet.server.logprobs import check_length, of_completion, of_prompt, top_of_prompt
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
 from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
 from gemlet.server.service import TextEvent, event, fields_of, service_of
@@ -54,6 +56,7 @@ COMPLETIONS: Mapping[str, Kind] = {
     **STREAM,
     **IGNORED,
     **NOT_DONE,
+    **OF_TOKENS,
     "logprobs": TOP_LOGPROBS,
     "echo": Refused("gemlet does not do this over HTTP", False),
     "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
@@ -65,16 +68,19 @@ async def completions(request: Request) -> Response:
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", default=_DEFAULT_TOKENS)
-    options = {**library_options(fields), **form_of(fields), "max_tokens": most}
+    options = {**library_options(fields), **form_of(fields), **top_of_prompt(fields), "max_tokens": most}
     if "logprobs" in fields:
         options["logprobs"] = fields["logprobs"]
     common: Any = {
         "salt": fields.get("cache_salt"),
         "seconds": service.settings.request_seconds,
         "count": fields.get("n", 1),
+        "shows_ids": fields.get("return_token_ids", False),
     }
     asks = [Ask(served, options, prompt, **common) for prompt in _prompts(fields["prompt"])]
     running = await service.start(asks, call)
+    check_length(running)
+    wants_ids = fields.get("return_token_ids", False)
     head = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",
@@ -84,8 +90,8 @@ async def completions(request: Request) -> Response:
     }
     if fields.get("stream"):
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
-        return service.stream(_pieces(running, head, wants_usage), request, running)
-    return JSONAnswer(await while_connected(request, _whole(running, head)))
+        return service.stream(_pieces(running, head, wants_usage, wants_ids), request, running)
+    return JSONAnswer(await while_connected(request, _whole(running, head, wants_ids, service.threads)))
 
 
 def _prompts(given: Any) -> list[Any]:
@@ -98,7 +104,9 @@ def _choice(index: int, text: str, finish: str | None, logprobs: Any) -> dict[st
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
+async def _whole(
+    running: Running, head: Mapping[str, Any], wants_ids: bool, threads: anyio.CapacityLimiter
+) -> dict[str, Any]:
     async for _ in running:
         pass
     running.end()
@@ -106,28 +114,42 @@ async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
     for index, choice in enumerate(running.choices):
         wanted = "logprobs" in choice.ask.options
         logprobs = of_completion(choice.ask.served, choice.logprobs) if wanted else None
-        choices.append(_choice(index, choice.reply.content, choice.finish, logprobs))
+        shown = _choice(index, choice.reply.content, choice.finish, logprobs)
+        if wants_ids:
+            shown |= {"token_ids": choice.token_ids, "prompt_token_ids": choice.prompt_ids}
+        if (of_its_prompt := await of_prompt(choice, threads)) is not None:
+            shown["prompt_logprobs"] = of_its_prompt
+        choices.append(shown)
     return {**head, "choices": choices, "usage": usage_of(running)}
 
 
-async def _pieces(running: Running, head: Mapping[str, Any], wants_usage: bool) -> AsyncIterator[bytes]:
+async def _pieces(
+    running: Running, head: Mapping[str, Any], wants_usage: bool, wants_ids: bool
+) -> AsyncIterator[bytes]:
     more = {"usage": None} if wants_usage else {}
     offsets = [0] * len(running.choices)
     plain = [
         TextEvent({**head, "choices": [_choice(index, TextEvent.TEXT, None, None)], **more})
         for index in range(len(running.choices))
     ]
+    begun: set[int] = set()
     async for index, chunk in running:
-        if is_plain_text(chunk):
+        if is_plain_text(chunk) and not wants_ids:
             yield plain[index].of(chunk.text)
             continue
-        if not chunk.text and chunk.finish_reason is None:
-            continue
         choice, logprobs = running.choices[index], None
+        if not (chunk.text or (wants_ids and choice.token_ids)) and chunk.finish_reason is None:
+            continue
         if found := choice.take_logprobs():
             logprobs = of_completion(choice.ask.served, found, offsets[index])
             offsets[index] += sum(map(len, logprobs["tokens"]))
-        yield event({**head, "choices": [_choice(index, chunk.text, chunk.finish_reason, logprobs)], **more})
+        shown = _choice(index, chunk.text, chunk.finish_reason, logprobs)
+        if wants_ids:
+            shown["token_ids"] = choice.take_token_ids()
+            if index not in begun:
+                shown["prompt_token_ids"] = choice.prompt_ids
+            begun.add(index)
+        yield event({**head, "choices": [shown], **more})
     running.end()
     if wants_usage:
         yield event({**head, "choices": [], "usage": usage_of(running)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -80,15 +81,17 @@ async def upload(request: Request) -> Response:
     settings, now = service.settings, int(time.time())
     new = StoredFile(new_id("file"), owner, "", "batch", 0, now, now + _MONTH)
     place = store.path(f"{new.id}.part")
+    room = min(settings.max_storage - used, settings.max_file, _length(request))
     try:
-        form = await read_form(
-            request,
-            place,
-            name="file",
-            most=settings.max_file,
-            room=settings.max_storage - used,
-            seconds=settings.body_seconds,
-        )
+        with store.arriving(owner, room):
+            form = await read_form(
+                request,
+                place,
+                name="file",
+                most=settings.max_file,
+                room=room,
+                seconds=settings.body_seconds,
+            )
         given = nested(form.fields)
         seconds = given.get("expires_after", {})
         if isinstance(seconds, dict) and str(seconds.get("seconds", "")).isdecimal():
@@ -106,6 +109,12 @@ async def upload(request: Request) -> Response:
     finally:
         place.unlink(missing_ok=True)
     return JSONAnswer(_shown(new))
+
+
+def _length(request: Request) -> int:
+    """Bytes of the body, as far as it says so; the protocol lets no more through."""
+    length = request.headers.get("content-length", "")
+    return int(length) if re.fullmatch(r"[0-9]{1,15}", length) else 1 << 62
 
 
 async def files(request: Request) -> Response:

@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 
 from gemlet.errors import (
     ContextLengthError,
-    GemletError,
     InvalidRequestError,
     MemoryLimitError,
     ModelClosedError,
@@ -61,7 +60,8 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
 
     >>> problem_of(ContextLengthError("prompt: too long")).code
     'context_length_exceeded'
-    >>> problem_of(ZeroDivisionError("secret")).message
+    >>> from gemlet.errors import ModelFileError
+    >>> problem_of(ModelFileError("/secret/path: has changed")).message
     'the server failed; its log says why'
     """
     if isinstance(error, Problem):
@@ -81,8 +81,6 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
         return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
     if isinstance(error, ModelClosedError):
         return Problem(503, "the server is stopping", kind="unavailable_error", headers=_OVERLOADED)
-    if isinstance(error, GemletError):
-        return Problem(500, message, kind="server_error")
     return Problem(500, "the server failed; its log says why", kind="server_error")
 
 

@@ -114,8 +114,8 @@ def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], N
     host, port = listener.getsockname()[:2]
     _allow_many_connections()
     handler = to_stderr()
-    loggers = [logging.getLogger(name) for name in ("gemlet.server", "uvicorn.error", "opentelemetry")]
-    for logger in loggers:
+    names = ("gemlet.server", "uvicorn.error", "asyncio", "opentelemetry")
+    for logger in map(logging.getLogger, names):
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False

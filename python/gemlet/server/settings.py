@@ -164,7 +164,7 @@ class Settings:
     )
     max_body: int = _setting(32_000_000, "longest body of a request (default 32MB)", _size, "SIZE")
     max_bodies: int = _setting(
-        256_000_000, "all bodies together that are being read (default 256MB)", _size, "SIZE"
+        256_000_000, "all bodies together that are read or answered (default 256MB)", _size, "SIZE"
     )
     max_kept: int = _setting(
         64_000_000, "responses that later requests may go on with, in memory (default 64MB)", _size, "SIZE"

@@ -1,0 +1,72 @@
+"""What hostile clients found: memory of bodies, room for uploads, texts in the logs of others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.scripted_streams import chunk, saying
+from support.servers import serving
+
+pytestmark = pytest.mark.extra("serve")
+QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
+CHAT = "/v1/chat/completions"
+
+
+def test_bodies_count_until_their_requests_are_answered() -> None:
+    """They waited in memory, without a limit, to be parsed and answered."""
+    from gemlet.chat import Content
+    from gemlet.server.settings import Settings
+
+    large = {"messages": QUESTION, "metadata": {"x": "x" * 60_000}}
+    answers: list[int] = []
+    with serving(Settings(max_body=100_000, max_bodies=150_000)) as server:
+        steps = [chunk(Content("Well")), 1.0, chunk(Content("."), reason="stop")]
+        with saying(*steps) as begun:
+            asking = [
+                threading.Thread(target=lambda: answers.append(server.post(CHAT, large).status))
+                for _ in range(2)
+            ]
+            for thread in asking:
+                thread.start()
+            while len(begun) < 2:
+                pass
+            refused = server.post(CHAT, large)
+            for thread in asking:
+                thread.join()
+        assert answers == [200, 200]
+        assert (refused.status, refused.error["type"]) == (503, "overloaded_error")
+        for _ in range(5):
+            assert server.post(CHAT, {**large, "max_tokens": 1}).status == 200
+        for _ in range(5):  # what is refused gives its room back, too
+            assert server.post(CHAT, {**large, "surprise": 1}).status == 400
+        assert server.server.app.service.bodies._held == 0
+
+
+def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
+    """Many at a time would have filled the disk, each within the limit."""
+    from gemlet.server.file_store import FileStore
+
+    store = FileStore(str(tmp_path / "data"))
+    try:
+        with store.arriving("a", 70), store.arriving("a", 20):
+            assert store.used("a") == (0, 90)
+            assert store.used("b") == (0, 0)
+        assert store.used("a") == (0, 0)
+        assert not store._arriving
+    finally:
+        store.close()
+
+
+def test_the_log_of_others_has_no_text() -> None:
+    """asyncio's messages quote errors that nobody took, and these quote prompts."""
+    from gemlet.server.logs import JSONLines
+
+    record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "exception=ValueError('a secret')", (), None)
+    assert "secret" not in JSONLines().format(record)
+    ours = logging.LogRecord("gemlet.server", logging.INFO, "", 0, "ready", (), None)
+    assert '"ready"' in JSONLines().format(ours)
