@@ -121,6 +121,8 @@ void ModelConfig::validate() const {
   check_size("", "altup_streams", altup_streams);
   check_size("", "laurel_rank", laurel_rank);
   check_size("", "longest_span", longest_span);
+  check<int64_t>("", "placeholders_read_as", placeholders_read_as, 0, vocab_size - 1);
+  for (const int32_t id : placeholder_ids) check<int64_t>("", "placeholder_ids", id, 0, vocab_size - 1);
   check<int64_t>("", "target_size", target_size, 0, kMaxWidth);
   if (target_size > 0) {  // what no assistant has
     check<int64_t>("", "per_layer_input_size", per_layer_input_size, 0, 0);
@@ -146,6 +148,11 @@ void ModelConfig::validate() const {
                  bidirectional ? kMaxDense : 0);
   for (const int64_t size : dense_sizes) check_size("", "dense_sizes", size);
   for (size_t index = 0; index < layers.size(); ++index) check_layer(*this, index);
+}
+
+int32_t ModelConfig::embedded_as(int32_t id) const {
+  const bool is_placeholder = std::find(placeholder_ids.begin(), placeholder_ids.end(), id) != placeholder_ids.end();
+  return is_placeholder ? placeholders_read_as : id;
 }
 
 bool ModelConfig::has_spans() const {

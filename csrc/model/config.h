@@ -82,7 +82,10 @@ struct ModelConfig {
   int64_t target_size = 0;
   int64_t centroids = 0;            // groups of the rows of its output head; 0: it is multiplied as a whole
   int64_t centroids_per_token = 0;  // groups that are multiplied
-  int64_t longest_span = 0;         // the most tokens of a span; a span of up to kChunkTokens is always possible
+  // Ids of images, videos and sounds. In a text they have the rows of the token `placeholders_read_as`.
+  std::vector<int32_t> placeholder_ids;
+  int32_t placeholders_read_as = 0;
+  int64_t longest_span = 0;  // the most tokens of a span; a span of up to kChunkTokens is always possible
   std::vector<LayerConfig> layers;
 
   // Throws kConfig, with the name of the field, if a value is out of range.
@@ -90,6 +93,9 @@ struct ModelConfig {
 
   // How many numbers the embedding of a text has.
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
+
+  // The token whose rows of the embedding tables are those of `id`.
+  int32_t embedded_as(int32_t id) const;
 
   bool has_spans() const;  // whether the tokens of a span see each other in any layer
 

@@ -47,7 +47,7 @@ void ForwardPass::add_parts(std::span<const KvGrowth> growths) {
         for (const TokenSpan& span : segment.tokens.spans) {
           part.spans.push_back({position + span.begin, position + span.end});
         }
-        ids_.insert(ids_.end(), segment.tokens.ids.begin(), segment.tokens.ids.end());
+        for (const int32_t id : segment.tokens.ids) ids_.push_back(config_.embedded_as(id));
         rows_ += segment.rows();
         wanted_ += wanted;
       }

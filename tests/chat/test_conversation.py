@@ -149,6 +149,13 @@ def test_equal_ids_in_every_reply() -> None:
     assert text.index("response:f") < text.index("call:g") < text.index("response:g")
 
 
+@pytest.mark.parametrize("chat_format", [GEMMA, *WITH_TOOLS])
+def test_calls_without_content(chat_format: ChatFormat) -> None:
+    with_null = [USER, caller(call("f", "1")), result("yes", "1")]
+    without = [USER, {"role": "assistant", "tool_calls": [call("f", "1")]}, result("yes", "1")]
+    assert chat_format.render(without) == chat_format.render(with_null)
+
+
 def test_results_without_ids_are_in_the_order_of_the_calls() -> None:
     calls = caller(call("f"), call("g"))
     text = GEMMA4.render([USER, calls, result("1"), result("2")])

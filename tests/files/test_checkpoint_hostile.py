@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import GemletError, ModelFileError, TensorError
 from support.tiny_models import (
+    CONFIGS,
+    logits_of,
     safetensors_bytes,
+    weights_of,
     with_header,
+    write_folder,
     write_index,
     write_safetensors,
     write_shards,
@@ -240,8 +244,26 @@ SHARDS: dict[str, dict[str, Any]] = {"1.safetensors": {"a": A}, "2.safetensors":
 def test_an_index_that_lists_a_missing_tensor(tmp_path: Path, file: str) -> None:
     write_shards(tmp_path, SHARDS)
     write_index(tmp_path, {"a": "1.safetensors", "b": "2.safetensors", "c": file})
-    with pytest.raises(ModelFileError, match=f"says that tensor 'c' is in '{file}', which does not"):
-        Checkpoint(tmp_path)
+    with Checkpoint(tmp_path) as opened:
+        assert set(opened.tensors) == {"a", "b"}
+        assert opened.absent == {"c": file}
+        assert opened.passed_over == ["c in model.safetensors.index.json"]
+
+
+def test_a_tensor_that_the_index_lists_in_vain(tmp_path: Path) -> None:
+    """It is missed only if the model has it."""
+    tensors = weights_of(CONFIGS["gemma"])
+    write_folder(tmp_path / "whole", CONFIGS["gemma"], tensors=tensors)
+    norm = tensors.pop("model.norm.weight")
+    folder = write_folder(tmp_path / "model", CONFIGS["gemma"], tensors=tensors)
+    (folder / "model.safetensors").unlink()
+    write_shards(folder, {"1.safetensors": tensors, "2.safetensors": {"model.norm.weight": norm}})
+    files = dict.fromkeys(tensors, "1.safetensors")
+    write_index(folder, {**files, "model.norm.weight": "2.safetensors", "other": "1.safetensors"})
+    np.testing.assert_array_equal(logits_of(folder), logits_of(tmp_path / "whole"))
+    write_index(folder, {**files, "model.norm.weight": "1.safetensors"})
+    with pytest.raises(TensorError, match=r"'model.norm.weight' is missing.* says that .* is in '1"):
+        logits_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +279,8 @@ def test_a_stale_index(tmp_path: Path, weight_map: dict[str, str], passed_over: 
     write_shards(tmp_path, {"1.safetensors": {"a": A, "x": B}, "2.safetensors": {"b": B}})
     write_index(tmp_path, weight_map)
     if "2.safetensors" not in weight_map.values():
-        with pytest.raises(ModelFileError, match="says that tensor 'b' is in '1"):
-            Checkpoint(tmp_path)
+        with Checkpoint(tmp_path) as opened:
+            assert opened.absent == {"b": "1.safetensors"}
         return
     with Checkpoint(tmp_path) as opened:
         assert set(opened.tensors) == set(weight_map)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gemlet.config import parse_config, read_config
+from gemlet.errors import ConfigError
 from support.tiny_models import CONFIGS
 
 
@@ -41,6 +42,16 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
     ("gemma2", {"pretraining_tp": 1, "num_local_experts": 0, "classifier_dropout": 0.1}, []),
     ("gemma4_text", {"transformers.js_config": {"dtype": "q4"}, "router_aux_loss_coef": 0.001}, []),
     ("gemma3_text", {"tie_word_embeddings": None}, []),
+    (
+        "gemma4_text",
+        {"attn_logit_softcapping": 0.0, "activation_sparsity_pattern": 0, "partial_rotary_factor": 1.0},
+        ["attn_logit_softcapping", "activation_sparsity_pattern", "partial_rotary_factor"],
+    ),
+    (
+        "gemma3_text",
+        {"num_experts": 0, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+        ["num_experts", "num_kv_shared_layers", "hidden_size_per_layer_input"],
+    ),
     ("gemma", {"pad_token_id": -1, "hidden_size": 64.0, "eos_token_id": [1, -1]}, []),
 ]
 
@@ -64,3 +75,27 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     text = json.dumps(CONFIGS["gemma"])
     (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read_config(tmp_path) == parse(CONFIGS["gemma"])
+
+
+def test_a_number_of_what_other_families_have_is_refused_unless_it_means_none() -> None:
+    for changes in ({"num_experts": 4}, {"num_experts": True}, {"partial_rotary_factor": 0.5}):
+        with pytest.raises(ConfigError, match="unknown key"):
+            parse(CONFIGS["gemma2"], **changes)
+
+
+def test_what_a_multimodal_gemma3_says_of_its_text() -> None:
+    """The reference takes any text part for one of Gemma 3, and has no cap on the logits."""
+    whole = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"]}
+    unnamed = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"] | {"model_type": None}}
+    assert parse(unnamed) == parse(whole)
+    capped = CONFIGS["gemma3_text"] | {"final_logit_softcapping": 20.0}
+    with pytest.raises(ConfigError, match=r"text_config.final_logit_softcapping is 20.0; expected null"):
+        parse({"model_type": "gemma3", "text_config": capped})
+
+
+def test_a_pattern_that_the_reference_writes_and_does_not_read() -> None:
+    raw = {key: value for key, value in CONFIGS["gemma3_text"].items() if key != "sliding_window_pattern"}
+    with pytest.raises(ConfigError, match="_sliding_window_pattern is 2; expected 6, or layer_types beside"):
+        parse(raw, _sliding_window_pattern=2)
+    types = ["sliding_attention", "full_attention", "full_attention"]
+    assert parse(raw, _sliding_window_pattern=2, layer_types=types) == parse(raw, layer_types=types)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,25 @@ def test_gguf_adapters_of_every_linear_module(name: str, tmp_path: Path) -> None
     ids, golden = read_golden(name)
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:
         model.load_adapter(tmp_path, "mine")  # a folder with one GGUF file
+        assert difference(model.logits(ids, adapter="mine"), golden) < TOLERANCE
+
+
+def test_the_same_adapter_by_the_names_of_weights(tmp_path: Path) -> None:
+    """PEFT's target_parameters may name the weights of linear modules, and the patterns then do so too."""
+    folder = tmp_path / "a"
+    shutil.copytree(ADAPTERS / "gemma3-patterns", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_parameters"] = [f"{module}.weight" for module in config["target_modules"]]
+    config["target_modules"] = []
+    config["rank_pattern"] = {f"{name}.weight": rank for name, rank in config["rank_pattern"].items()}
+    config["alpha_pattern"] = {
+        name if name.endswith("*") else f"{name}.weight": alpha
+        for name, alpha in config["alpha_pattern"].items()
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    ids, golden = read_golden("gemma3-patterns")
+    with gemlet.load(base_of("gemma3-patterns"), weights="f32", threads=1) as model:
+        model.load_adapter(folder, "mine")
         assert difference(model.logits(ids, adapter="mine"), golden) < TOLERANCE
 
 

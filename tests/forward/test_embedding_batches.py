@@ -43,6 +43,18 @@ def test_every_wrong_text_is_named_and_none_is_computed(model: gemlet.Model) -> 
         model.embed([EMPTY] * 100)
 
 
+@pytest.mark.parametrize("texts", [b"text", {"a": 1}, {"a", "b"}, 3])
+def test_what_is_no_list_of_texts(model: gemlet.Model, texts: Any) -> None:
+    with pytest.raises(gemlet.InvalidRequestError, match="expected a string or a list of them"):
+        model.embed(texts)
+
+
+@pytest.mark.parametrize("text", [None, 3, b"text"])
+def test_what_is_no_text(model: gemlet.Model, text: Any) -> None:
+    with pytest.raises(gemlet.InvalidRequestError, match=r"texts\[1\]: got .*, expected a text or a list of"):
+        model.embed([GOOD[0], text])
+
+
 def test_long_texts_are_cut_if_the_caller_says_so(model: gemlet.Model) -> None:
     found = model.embed([GOOD[0], LONG, GOOD[1]], truncate=True)
     np.testing.assert_array_equal(found, model.embed([GOOD[0], LONG[:32], GOOD[1]]))

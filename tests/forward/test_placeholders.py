@@ -50,6 +50,15 @@ def test_gemma4_reads_a_placeholder_as_the_pad_token(tmp_path: Path, text: str) 
         assert model.generate(IDS, max_tokens=8, temperature=0).token_ids == (
             model.generate(padded, max_tokens=8, temperature=0).token_ids
         )
+        # Only what is read is the pad token: the placeholder itself keeps its probability.
+        rows = expected - np.logaddexp.reduce(expected, axis=-1, keepdims=True)
+        wanted = rows[np.arange(len(IDS) - 1), IDS[1:]]
+        found = model.score(IDS)
+        assert found.token_ids == IDS
+        np.testing.assert_allclose(found.token_logprobs, wanted, atol=1e-4)
+        asked = model.generate(IDS, max_tokens=1, prompt_logprobs=0).prompt_logprobs
+        assert asked is not None
+        assert [one.token_id for one in asked if one is not None] == IDS[1:]
     (folder / "config.json").write_text(json.dumps(config["text_config"]))
     with gemlet.load(folder, threads=1) as model:  # the model without towers has none
         assert not np.array_equal(model.logits(IDS), expected)
@@ -131,3 +140,15 @@ def test_goldens_have_none() -> None:
     for name in ("gemma3-4b", "gemma3n-e2b", "gemma4-e2b", "gemma4-12b"):
         config = read_config(TESTS / "golden" / name)
         assert (config.placeholder_ids, config.text_ids) == ((), None)
+
+
+def test_every_call_reads_the_ids_of_other_tables() -> None:
+    """Of a Gemma 3n with its towers, also where the ids are the beginning of a session or before choices."""
+    ids = [2, 149, 5, 140, 9]
+    with gemlet.load(TESTS / "golden" / "vision" / "gemma3n", weights="f32", threads=1) as model:
+        rows = model.logits([*ids, 7])
+        best = int(np.argmax(rows[4, : model.config.text_ids]))
+        session = model.session()
+        assert session.generate(ids, max_tokens=1, temperature=0, ignore_eos=True).token_ids == [best]
+        total = float(rows[4, 7] - np.logaddexp.reduce(rows[4]))
+        assert model.score([*ids, 7]).token_logprobs[-1] == pytest.approx(total, abs=1e-4)

@@ -64,7 +64,10 @@ def test_merges_win(tmp_path: Path, model: str, scores: str) -> None:
         assert found.decode(found.encode(text)) == expected.decode(expected.encode(text))
 
 
-@pytest.mark.parametrize("scores", [lambda i: float(i), lambda i: 0.0, lambda i: 7.0])
+@pytest.mark.parametrize(
+    "scores",
+    [lambda i: float(i), lambda i: 0.0, lambda i: 7.0, lambda i: -1000.0 if i % 10 == 0 else float(i)],
+)
 def test_scores_that_do_not_fall_are_refused_without_merges(tmp_path: Path, scores: Any) -> None:
     count = len(trained_pieces()[0])
     changes = {"merges": None, "scores": (ARRAY, (F32, [scores(i) for i in range(count)]))}

@@ -60,6 +60,7 @@ _NAMES = {
 _TRUNK = (
     "layers",
     "embed_tokens",
+    "embed_tokens_per_layer",
     "per_layer_model_projection",
     "altup_projections",
     "altup_unembed_projections",
@@ -163,7 +164,8 @@ class _Mapping:
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
                     f"reads lora_A and lora_B of {kinds} in this {self.config.family} model of "
-                    f"{self.config.num_layers} layers, and weights of embed_tokens and lm_head{self.suffix}"
+                    f"{self.config.num_layers} layers, and weights of embed_tokens and lm_head. Merge one of "
+                    f"anything else with PEFT's merge_and_unload() and load the result{self.suffix}"
                 )
             elif part not in ("tokens", "weight") and not self._is_target(slot):
                 raise TensorError(
@@ -202,7 +204,8 @@ class _Mapping:
         experts: int = 0,
     ) -> LowRank:
         """The term of a ``module``, of which the tensors in the file are ``found``."""
-        rank, (rows, cols), (a, b) = self.adapter.module_rank(module), matrix, ab
+        name = f"{module}.weight" if self._has_target_weight(module) else module
+        rank, (rows, cols), (a, b) = self.adapter.module_rank(name), matrix, ab
         ranks = rank * max(1, experts)
         expected: dict[str, tuple[int, ...]] = {a: (ranks, cols), b: (rows, ranks)}
         if self.adapter.dora:
@@ -221,7 +224,7 @@ class _Mapping:
             a=found[a],
             b=found[b],
             rank=rank,
-            scale=self.adapter.module_scale(module),
+            scale=self.adapter.module_scale(name),
             magnitude=found.get("magnitude", ""),
             bias=found.get("bias", ""),
             experts=experts,
@@ -372,7 +375,13 @@ class _Mapping:
         if slot == "lm_head" and self.adapter.tied and self._is_one() and self._is_target("embed_tokens"):
             return True  # PEFT then adapts both
         layer = int(slot.split(".")[1]) if slot.startswith("layers.") else None
+        if slot not in ENDS and self._has_target_weight(module):
+            return True
         return self.adapter.targets_module(module, f"{self.prefix}layers", layer)
+
+    def _has_target_weight(self, module: str) -> bool:
+        """Whether the adapter names the weight of a linear module instead of the module."""
+        return self.adapter.targets_parameter(f"{module}.weight")
 
 
 def _split(tensor: str) -> tuple[str, str]:

@@ -154,7 +154,7 @@ class AdapterConfig:
         return layer in self.layers
 
     def targets_parameter(self, name: str) -> bool:
-        """Whether the adapter changes the parameter ``name``, which is not the weight of a module."""
+        """Whether the adapter changes the parameter ``name``, as such."""
         return self._listed("target_parameters", self.parameters, name)
 
     def module_rank(self, name: str) -> int:

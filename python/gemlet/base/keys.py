@@ -63,11 +63,16 @@ class Keys:
     def get(self, key: str) -> Any:
         return self.raw.get(key, self.defaults.get(key))
 
-    def refuse_unknown(self, ignored: frozenset[str], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    def refuse_unknown(
+        self,
+        ignored: frozenset[str],
+        fixed: Mapping[str, tuple[Any, ...]],
+        neutral: Mapping[str, float] | None = None,
+    ) -> None:
         """An error for a key neither read nor ignored, and for one of ``fixed`` with another value.
 
-        An unknown key whose value says nothing (:func:`says_nothing`) is passed over, and so is null where
-        one of ``fixed`` is zero or false.
+        An unknown key whose value says nothing (:func:`says_nothing`), or that has its number in ``neutral``,
+        is passed over, and so is null where one of ``fixed`` is zero or false.
         """
         for key, value in self.raw.items():
             if key in fixed and value is None and not all(fixed[key]):
@@ -78,7 +83,8 @@ class Keys:
                     supported = " or ".join(show(c) for c in fixed[key])
                     raise self.wrong(key, f"{supported} (gemlet supports nothing else)")
             elif key not in self.defaults and key not in ignored:
-                if says_nothing(value):
+                is_number = type(value) in (int, float)
+                if says_nothing(value) or (is_number and neutral and neutral.get(key) == value):
                     self.pass_over(key)
                     continue
                 raise ConfigError(

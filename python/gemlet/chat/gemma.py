@@ -132,7 +132,8 @@ class GemmaFormat(ChatFormat):
         """The role and the text of a message; ``called`` are the names of the functions called so far."""
         roles = tuple(role for role in _ROLES if role != "tool" or self.prompts_tools)
         role = role_of(message, where, roles, self.name)
-        content = message.get("content")
+        calls_only = role == "assistant" and message.get("tool_calls") is not None
+        content = message.get("content", "" if calls_only else None)
         if role == "tool":
             result = _read_result(message, content, where)
             if result.name not in called:

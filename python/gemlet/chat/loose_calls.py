@@ -4,10 +4,11 @@ These are slips that models make, each in one example::
 
     call:f(a:1)   call:f({a:1})      parentheses instead of braces
     :f{a:1}   call f{a:1}   f{a:1}   no "call:"
+    Call:f{a:1}   tool_call:f{a:1}   another word
     {"name": "f", "arguments": {}}   JSON
     call:f{a:[1,2                    brackets missing at the end of a call that the model ended
     call:f{a=1}                      another sign instead of the colon
-    call:f{a:'it's'}                 single quotes
+    call:f{a:'it's'}   call:f{a:`b`}   other quotes
     call:f{a:"b<|"|>}                quotes of two kinds, one of them the token
     call:f{a:Oslo}                   a string without quotes
 
@@ -25,14 +26,19 @@ from gemlet.chat.tool_calls import QUOTE_SIGN, CallReader, MalformedCallError
 __all__ = ["repair_call"]
 
 _IN_NAME = f"[^\\s{{}}()\\[\\]\"'=,{QUOTE_SIGN}]"
-_HEAD = re.compile(f"(?:call(?=[\\s:]))?[\\s:]*(?![\\s:])({_IN_NAME}{{1,256}})\\s*([{{(])")
+_HEAD = re.compile(
+    f"(?:(?:(?i:tool|function)_)?(?i:call)(?=[\\s:]))?[\\s:]*(?![\\s:])({_IN_NAME}{{1,256}})\\s*([{{(])"
+)
 _NAME = re.compile(f"{_IN_NAME}+")
 _OBJECT = re.compile(r"\s*(?:call\s*:\s*)?\{")
 _KEY = re.compile(f"[^\\s,:={{}}()\\[\\]\"'{QUOTE_SIGN}]+")
-_IN_BARE = f'[^,{{}}()\\[\\]"{QUOTE_SIGN}]'
+_IN_BARE = f'[^,{{}}()\\[\\]"\u201c\u201d\u201e\u00ab\u00bb`{QUOTE_SIGN}]'
 _BARE = re.compile(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
 _COLON = re.compile("[:=]")
-_NO_BEGINNING = (":", "=", ">")  # no string without quotes begins with these; a colon may be two signs
+# No string without quotes begins with these; a colon may be two signs.
+_NO_BEGINNING = (":", "=", ">", "\u2018", "\u2019")
+# Another sign instead of a comma before a key. In the address of a page "&" is none.
+_NEXT_KEY = re.compile(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or nearly one
 _NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values, but none of JSON
 _BEHIND_STRING = re.compile(r"\s*(?:[,:=})\]]|\Z)")
@@ -41,6 +47,11 @@ _OPENING = ("{", "[", "(", ":", "=", ",")
 _STRINGS = {
     '"': re.compile(f'((?:[^"\\\\{QUOTE_SIGN}]|\\\\.)*)(["{QUOTE_SIGN}])', re.DOTALL),
     "'": re.compile(f"((?:[^'\\\\{QUOTE_SIGN}]|\\\\.|(?<=\\w)'(?=\\w))*)(['{QUOTE_SIGN}])", re.DOTALL),
+    "\u2018": re.compile(f"((?:[^\u2018\u2019{QUOTE_SIGN}]|(?<=\\w)\u2019(?=\\w))*)(\u2019)"),
+    "\u201c": re.compile(f"([^\u201c\u201d{QUOTE_SIGN}]*)(\u201d)"),
+    "\u201e": re.compile(f"([^\u201e\u201c\u201d{QUOTE_SIGN}]*)([\u201c\u201d])"),
+    "\u00ab": re.compile(f"([^\u00ab\u00bb{QUOTE_SIGN}]*)(\u00bb)"),
+    "`": re.compile(f"([^`{QUOTE_SIGN}]*)(`)"),
 }
 _TOKEN_STRING = re.compile(f"([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _TOKEN_STRING_WITH_OTHER_END = re.compile(f"([^\"'{QUOTE_SIGN}]*)[\"']")
@@ -154,9 +165,8 @@ class _LooseReader(CallReader):
         except MalformedCallError:
             parts = word.split()
             is_value = word.lower().lstrip("+-") in _NO_STRING or all(map(_NUMBER.fullmatch, parts))
-            if (
-                is_value or word.startswith(_NO_BEGINNING) or (len(parts) > 1 and _COLON.search(word))
-            ):  # a comma may be missing before a key
+            next_key = _NEXT_KEY.search(word) or (len(parts) > 1 and _COLON.search(word))
+            if is_value or word.startswith(_NO_BEGINNING) or next_key:  # a comma may be missing before a key
                 raise
             return word
 

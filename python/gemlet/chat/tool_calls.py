@@ -24,7 +24,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _HEAD = re.compile(r"[ \t\r\n]*call:([^{}]+)\{")
 _QUOTED = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_SINGLE_QUOTES = re.compile("'[^']+'")  # a key that a model has put in other quotes
+_OTHER_QUOTES = re.compile(
+    "'[^']+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL
+)  # a key that a model has put in other quotes
 _BARE = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -46,7 +48,7 @@ def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
     ('weather', {'city': 'Oslo', 'days': [1, 2]})
     """
     head = _HEAD.match(raw)
-    name = head[1].strip().strip(QUOTE_SIGN + "\"'").lstrip(":") if head else ""
+    name = head[1].strip().strip(QUOTE_SIGN + "\"'").strip(":") if head else ""
     # With a bracket left open, the head is no name but a name and the beginning of its arguments.
     if head is None or not name or QUOTE_SIGN in name or name.count("(") != name.count(")"):
         found = show(raw[:40].replace(QUOTE_SIGN, '<|"|>'))
@@ -147,7 +149,7 @@ class CallReader:
             return text
         match = _BARE.match(self._raw, self.at)
         key = "" if match is None else match[0].strip()
-        if match is None or not key or _SINGLE_QUOTES.fullmatch(key):
+        if match is None or not key or _OTHER_QUOTES.fullmatch(key):
             raise self.wrong("a key")
         self.at = match.end()
         return key

@@ -138,10 +138,10 @@ class GGUFCheckpoint(TensorFiles):
 
 def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
     """The files among ``names`` that are models; of a split model its first part: other GGUF files are for
-    images, draft tokens for another model, or say what mattered to a quantization. ``as_drafter``: those that
-    draft for another model, where there are any.
+    images, draft tokens for another model, or say what mattered to a quantization, and hidden ones are notes
+    of a file system. ``as_drafter``: those that draft for another model, where there are any.
 
-    >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "mtp-b.gguf"])
+    >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "._b.gguf"])
     ['b-00001-of-00002.gguf']
     >>> gguf_models(["b.gguf", "mtp-b.gguf"], as_drafter=True)
     ['mtp-b.gguf']
@@ -155,7 +155,7 @@ def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
         match = _SPLIT_NAME.fullmatch(file)
         other = is_mtp(file) or any(word in file for word in ("mmproj", "imatrix"))
         other = other or (match is not None and int(match[2]) != 1)
-        if file.endswith(".gguf") and not other:
+        if file.endswith(".gguf") and not other and not file.startswith("."):
             found.append(name)
     return found
 

@@ -84,6 +84,7 @@ class Checkpoint(TensorFiles):
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(OpenFiles(os.fspath(folder)))
         self.metadata: dict[str, str] = {}  # of all files
+        self.absent: dict[str, str] = {}  # tensor that no file holds -> the one that the index names
         tensors: dict[str, TensorInfo] = {}
         try:
             weight_map = self._weight_map(file)
@@ -98,14 +99,12 @@ class Checkpoint(TensorFiles):
                 if name not in tensors and len(elsewhere.get(name, ())) == 1:
                     tensors[name] = elsewhere[name][0]
                 if name not in tensors:
-                    raise ModelFileError(
-                        f"{self.path(INDEX_FILE)}: says that tensor {show(name)} is in {show(part)}, "
-                        "which does not hold it"
-                    )
+                    self.absent[name] = part
         except BaseException:
             self.close()
             raise
         self.passed_over = [f"{name} in {info.file}" for name in elsewhere for info in elsewhere[name]]
+        self.passed_over += [f"{name} in {INDEX_FILE}" for name in self.absent]
         self.tensors = MappingProxyType(tensors)
 
     def add_folder(self, name: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "MULTIMODAL", "WITH_GEMMA4_TOWERS", "Family"]
+__all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "WITH_GEMMA4_TOWERS", "Family"]
 
 # Keys with one supported meaning: any other value is an error that names the key.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -126,6 +126,23 @@ _SAMPLING = {
     "typical_p",
 }
 _IGNORED = frozenset(_BOOKKEEPING | _TRAINING | _SAMPLING)
+# Numbers by which a model says that it has none of what other families have.
+NEUTRAL: Mapping[str, float] = {
+    "activation_sparsity_pattern": 0,
+    "altup_active_idx": 0,
+    "attention_chunk_size": 0,
+    "attn_logit_softcapping": 0,
+    "expert_intermediate_size": 0,
+    "hidden_size_per_layer_input": 0,
+    "laurel_rank": 0,
+    "moe_intermediate_size": 0,
+    "num_experts": 0,
+    "num_experts_per_tok": 0,
+    "num_kv_shared_layers": 0,
+    "num_shared_experts": 0,
+    "partial_rotary_factor": 1,
+    "top_k_experts": 0,
+}
 
 
 @dataclass(frozen=True)

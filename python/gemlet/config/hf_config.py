@@ -21,7 +21,15 @@ from gemlet.base.names import not_known
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.config.audio_config import read_audio, read_tables
-from gemlet.config.families import ASSISTANT, ASSISTANT_IGNORED, ASSISTANTS, FAMILIES, MULTIMODAL, Family
+from gemlet.config.families import (
+    ASSISTANT,
+    ASSISTANT_IGNORED,
+    ASSISTANTS,
+    FAMILIES,
+    MULTIMODAL,
+    NEUTRAL,
+    Family,
+)
 from gemlet.config.layers import embeds, read_gguf_layers, read_layers, read_size
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.placeholders import with_placeholders
@@ -145,11 +153,11 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     repeated = [key for key in raw if key in family.defaults and key not in ignored]
     read = ["text_config", "eos_token_id", "tie_word_embeddings", *repeated]
     outer = Keys(raw, where, "", dict.fromkeys(read))
-    outer.refuse_unknown(ignored, family.fixed)
+    outer.refuse_unknown(ignored, family.fixed, NEUTRAL)
     text = raw.get("text_config")
     if not isinstance(text, dict):
         raise outer.wrong("text_config", f"an object with the keys of a {text_type} configuration")
-    if text.get("model_type", text_type) != text_type:
+    if text.get("model_type") not in (None, text_type):
         raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
     merged = {key: value for key, value in text.items() if key != "gguf"}
     # The outer object's word counts for these two. Whether the head is tied is decided by the tensors anyway.
@@ -168,6 +176,10 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
         if embeds(keys, family) and not family.embeds:
             raise keys.wrong("use_bidirectional_attention", "false, as in every model with images or sound")
     config = _parse_text(inner, family, model_type)
+    if family.name == "gemma3" and config.final_softcap and "gguf" not in text:
+        raise inner.wrong(
+            "final_logit_softcapping", "null: transformers has no cap on the logits of this class"
+        )
     if "gguf" in text:  # images and sound come from another file
         config = _with_gguf(config, family, text, where)
     config = with_placeholders(config, outer)
@@ -241,7 +253,7 @@ def _parse_assistant(raw: Mapping[str, Any], where: str, model_type: str) -> Tex
 
 
 def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
-    keys.refuse_unknown(family.ignored, family.fixed)
+    keys.refuse_unknown(family.ignored, family.fixed, NEUTRAL)
     vocab_size = read_size(keys, "vocab_size")
     bidirectional = embeds(keys, family)
     context = read_size(keys, "max_position_embeddings")

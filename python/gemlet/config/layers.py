@@ -149,7 +149,10 @@ def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> list[str]:
         if pattern != keys.get(names[0]):
             raise keys.wrong(name, f"the value of {names[0]} ({show(keys.get(names[0]))})")
     types = [LAYER_TYPES[(i + 1) % pattern == 0] for i in range(num_layers)]
-    if keys.get("layer_types") is not None:
+    if keys.get("layer_types") is None and names == ["_sliding_window_pattern"]:
+        if pattern != family.layer_pattern:  # the reference writes this key and does not read it
+            raise keys.wrong(names[0], f"{family.layer_pattern}, or layer_types beside it")
+    elif keys.get("layer_types") is not None:
         types = list(_read_list(keys, "layer_types", num_layers))
         for i, kind in enumerate(types):
             if kind not in LAYER_TYPES:

@@ -40,8 +40,10 @@ def with_placeholders(config: TextConfig, outer: Keys) -> TextConfig:
     ids = tuple(sorted(i for i in named if i is not None and i < config.vocab_size))
     if not ids:
         return config
-    pad = (config.pad_token_id or 0) if config.family in WITH_GEMMA4_TOWERS else None
-    return replace(config, placeholder_ids=ids, placeholders_read_as=pad)
+    if config.family not in WITH_GEMMA4_TOWERS:
+        return replace(config, placeholder_ids=ids)
+    pad = config.pad_token_id or 0
+    return replace(config, placeholder_ids=ids, placeholders_read_as=pad if pad < config.vocab_size else 0)
 
 
 def _id(keys: Keys, name: str, default: int) -> int | None:

@@ -147,6 +147,8 @@ class TextConfig:
             laurel_rank=self.laurel_rank,
             bidirectional=self.bidirectional,
             dense_sizes=list(self.dense_sizes),
+            placeholder_ids=[] if self.placeholders_read_as is None else list(self.placeholder_ids),
+            placeholders_read_as=self.placeholders_read_as or 0,
             longest_span=self._longest_span,
             target_size=self.target_size,
             centroids=self.centroids,

@@ -221,7 +221,7 @@ class Embedding:
                 ids = np.asarray(one.ids, np.int32)
                 work.places.append(place)
                 work.media.append(self.senses.placed(ids, one.inputs, chosen, one.name))
-                work.texts.append(self.reader.as_text(ids))
+                work.texts.append(ids)
         return work
 
     @property

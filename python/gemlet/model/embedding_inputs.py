@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -66,7 +66,9 @@ class EmbeddingInputs:
         is_one = isinstance(texts, str)
         if is_one:
             texts = [texts]
-        if not isinstance(texts, Iterable) or (isinstance(texts, np.ndarray) and texts.ndim == 0):
+        # The vectors of a set would be in any order.
+        other = isinstance(texts, (bytes, bytearray, Mapping, Set))
+        if other or not isinstance(texts, Iterable) or (isinstance(texts, np.ndarray) and texts.ndim == 0):
             raise InvalidRequestError(
                 f"texts: got {show_argument(texts)}, expected a string or a list of them"
             )
@@ -124,6 +126,10 @@ class EmbeddingInputs:
                 stripped = stripped or self.senses.markers(inputs, self.reader.tokenizer, name)
                 stripped = self.senses.with_places(stripped, inputs, self.reader.tokenizer, name)
             return Embedded(self._encode(stripped, prompt, name, truncate, inputs), name, inputs)
+        if isinstance(text, (bytes, bytearray)) or not isinstance(text, Iterable):
+            raise InvalidRequestError(
+                f"{name}: got {show_argument(text)}, expected a text or a list of token ids"
+            )
         ids = text
         if truncate and not inputs and _is_row(text):
             ids = text[: self.reader.resident.context_length]

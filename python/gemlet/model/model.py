@@ -277,7 +277,7 @@ class Model:
         taken = [(first, first + len(rows)) for first, rows in heard]
         others = self._hearing.other_tables(tokens, [*spans, *taken], chosen)
         soft = sorted([*seen, *heard, *others], key=lambda one: one[0])
-        return all_logits(self._resident, chosen.core, self._reader.as_text(tokens), soft, spans)
+        return all_logits(self._resident, chosen.core, tokens, soft, spans)
 
     @overload
     def generate(

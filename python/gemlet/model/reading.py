@@ -66,22 +66,24 @@ class Reader:
         return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
     def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
-        """``ids`` as an array, which are ids of the vocabulary and fit into the context. A placeholder of
-        pictures, videos or sound becomes the id that has its rows in a text.
+        """``ids`` as an array, which are ids of the vocabulary and fit into the context.
 
         Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
         id that is no text.
         """
         found = self.raw(ids, name)
-        first = self.config.text_ids
-        if first is not None and int(found.max()) >= first:
-            position = int(np.argmax(found >= first))
+        for position in self.places_of_other_tables(found)[:1]:
             raise UnsupportedError(
                 f"{name}: token id {found[position]} at position {position} stands for pictures or sound, as "
-                f"all ids from {first} on do in this model, and this call reads text alone; leave it out, "
-                "or encode the text with allow_control=False"
+                f"all ids from {self.config.text_ids} on do in this model, and this call reads text alone; "
+                "leave it out, or encode the text with allow_control=False"
             )
-        return self.as_text(found)
+        return found
+
+    def places_of_other_tables(self, ids: NDArray[np.int32]) -> list[int]:
+        """Where ids are that are not embedded as text."""
+        first = self.config.text_ids
+        return [] if first is None else np.flatnonzero(ids >= first).tolist()
 
     def raw(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context, as they are.
@@ -94,13 +96,6 @@ class Reader:
                 f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
             )
         return token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
-
-    def as_text(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """``ids`` with the id that a placeholder is read as in its place."""
-        row = self.config.placeholders_read_as
-        if row is None:
-            return ids
-        return np.where(np.isin(ids, self.config.placeholder_ids), np.int32(row), ids)
 
     @property
     def _remedy(self) -> str:

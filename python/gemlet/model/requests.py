@@ -210,7 +210,7 @@ class Requests:
         tokenizer = self.reader.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(f"echo: {self.reader.resident.name} has no tokenizer, so no text")
-        return tokenizer.decode(self.reader.checked(prompt, "prompt").tolist())
+        return tokenizer.decode(self.reader.raw(prompt, "prompt").tolist())
 
     def _prepare(
         self,
@@ -234,7 +234,6 @@ class Requests:
         adapter = self.adapters.find(options.get("adapter"))
         own = self.senses.placed(tokens, inputs, adapter, name)
         media = sorted([*media, *own], key=lambda placed: placed[0])
-        tokens = self.reader.as_text(tokens)
         check_ids(settings, resident.vocab_size)
         warn_of_not_followed(resident.name, self.not_followed)
         end_ids, decoder = self.end_ids, None

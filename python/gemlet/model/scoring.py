@@ -173,7 +173,10 @@ class Scoring:
                     *prepared.ids.tolist(),
                     *reader.encode(choice, name, add_bos=False, allow_control=False),
                 ]
-            texts.append(reader.checked(ids, name))
+            found = reader.raw(ids, name)
+            if reader.places_of_other_tables(found) != reader.places_of_other_tables(prepared.ids):
+                reader.checked(ids, name)  # the choice has some, whose rows nobody computed
+            texts.append(found)
         shared = _shared(texts, len(prepared.ids))
         return [math.fsum(one) for one in self._logprobs(texts, shared, prepared)]
 

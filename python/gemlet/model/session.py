@@ -196,7 +196,7 @@ class Session:
             if isinstance(prompt, str):
                 allow_control = options.get("allow_control", True)
                 ids = reader.encode(prompt, add_bos=False, allow_control=allow_control)
-            ids = np.concatenate([self._ids, reader.checked(ids)])
+            ids = np.concatenate([self._ids, reader.raw(ids)])
         (prepared,) = self._requests.texts(ids, config, self._with_adapter(options))
         stream = self._begin([], prepared)
         self._is_text = True

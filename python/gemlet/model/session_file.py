@@ -161,7 +161,7 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
                     f"model has {size}"
                 )
             if ids:
-                requests.reader.checked(tokens, "token_ids")
+                requests.reader.raw(tokens, "token_ids")
     except InvalidRequestError as error:
         raise ModelFileError(f"{path}: {error}") from None
     return SessionState(found, tokens, kind == "text", adapter)

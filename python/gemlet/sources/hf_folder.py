@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from gemlet.base.text import show
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.checkpoint.scaled_tensors import Rounding, with_scales
@@ -16,6 +17,7 @@ from gemlet.config.mobilenet import ABSENT_KEYS, MobileNetConfig
 from gemlet.config.sentence_transformers import read_dense_layers, read_prompts
 from gemlet.config.sound_settings import read_sound_settings
 from gemlet.config.text_config import TextConfig
+from gemlet.errors import TensorError
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.token_order import read_token_order
 from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
@@ -105,7 +107,15 @@ def open_folder(
                 return head not in roundings and opened.same_values(table, head)
 
             same = None if headers_only else same_values
-            slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
+            try:
+                slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
+            except TensorError as problem:
+                for tensor, file in opened.absent.items():  # the first explains it
+                    raise TensorError(
+                        f"{problem}. The index says that tensor {show(tensor)} is in {show(file)}, which "
+                        "does not hold it"
+                    ) from None
+                raise
             passed_over += (*extra, *opened.passed_over)
             order = read_token_order(opened, config, TOKEN_ORDER)
             if found.tie_word_embeddings != config.tie_word_embeddings:
