@@ -16,7 +16,7 @@ import pytest
 import gemlet
 from gemlet.cli import main
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
-from gemlet.sources.hub import is_repository
+from gemlet.sources.hub_names import is_repository
 from support.gguf_models import convert_tensors, metadata, typed, write_gguf
 from support.hub_server import COMMIT, TOKEN, hub, settings
 from support.processes import run_program
