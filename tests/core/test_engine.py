@@ -13,6 +13,7 @@ import gemlet
 from gemlet import _core
 from support.core_models import layer_config, model_config, random_core
 from support.engine_reader import Reader, alone
+from support.waiting import until
 
 IDS = np.random.default_rng(4).integers(0, 96, 3000).astype(np.int32)
 
@@ -149,13 +150,9 @@ def test_a_request_ends_with_its_object() -> None:
     engine = _core.Engine(core)
     reader = Reader(engine)
     request = reader.submit(IDS[:50], max_tokens=600)
-    while engine.stats()["running"] == 0:
-        time.sleep(0.001)
+    until(lambda: engine.stats()["running"])
     del request
-    deadline = time.monotonic() + 10
-    while engine.stats()["running"] and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert engine.stats()["running"] == 0
+    until(lambda: not engine.stats()["running"])
     assert core.memory()["kv_cache_used"] == 0
 
 

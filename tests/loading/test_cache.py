@@ -24,6 +24,7 @@ from gemlet.packing import cache, write
 from support.processes import command_of, environment_of, in_fork, run_program
 from support.programs import cache as programs
 from support.tiny_models import CONFIGS, weights_of, write_folder
+from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.tier
 
@@ -325,7 +326,7 @@ def test_another_model_does_not_wait(tmp_path: Path, folder: Path, monkeypatch: 
             assert len([name for name in entries(folder) if name.endswith(".tmp")]) == 1
         finally:
             other.stdin.close()
-            other.wait(30)
+            other.wait(PATIENCE)
     assert other.returncode == 0
     assert packed_bytes(first) == 0
     assert [item.name for item in folder.iterdir() if not item.is_dir()] == []

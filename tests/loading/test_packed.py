@@ -21,6 +21,7 @@ from gemlet.weights.slots import PER_LAYER_TABLE
 from support.processes import run_program
 from support.programs import packed as programs
 from support.tiny_models import CONFIGS, IDS, logits_of, read_header, weights_of, write_folder
+from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.tier
 
@@ -170,7 +171,7 @@ def test_conversions_to_one_place_do_not_disturb_each_other(tmp_path: Path) -> N
 
     def meet(done: int, total: int) -> None:
         if done == total:
-            together.wait(timeout=30)
+            together.wait(timeout=PATIENCE)
 
     def convert() -> None:
         try:

@@ -14,6 +14,7 @@ import gemlet
 from gemlet.errors import InvalidRequestError, ModelClosedError
 from gemlet.generation import AsyncTextStream
 from gemlet.model.requests import Requests
+from support.waiting import PATIENCE
 
 FOREVER: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "seed": 1}
 
@@ -46,7 +47,7 @@ def test_the_event_loop_goes_on_while_a_request_is_read(
 
     def waiting(real: Any) -> Any:
         def work(requests: Any, asked: object, *_: Any) -> Any:
-            assert ticked.wait(5), "the event loop waits for this"
+            assert ticked.wait(PATIENCE), "the event loop waits for this"
             return real(requests, "Hello", None, {"max_tokens": 2})
 
         return work
@@ -304,8 +305,8 @@ def test_a_model_drains_before_it_closes() -> None:
     written: list[int] = []
     reader = threading.Thread(target=lambda: written.extend(len(chunk.token_ids) for chunk in stream))
     reader.start()
-    model.close(timeout=30)
-    reader.join(30)
+    model.close(timeout=PATIENCE)
+    reader.join(PATIENCE)
     assert (stream.result.finish_reason, sum(written)) == ("length", 299)
     with pytest.raises(ModelClosedError):
         model.generate("The door")
@@ -314,5 +315,5 @@ def test_a_model_drains_before_it_closes() -> None:
     next(stuck)
     started = time.monotonic()
     model.close(timeout=0.2)
-    assert 0.15 < time.monotonic() - started < 10
+    assert 0.15 < time.monotonic() - started < PATIENCE
     assert stuck.result.finish_reason == "cancelled"

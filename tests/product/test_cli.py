@@ -18,7 +18,8 @@ import pytest
 import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal, one_line, read_standard_input, warnings_in_a_line
-from support.commands import GEMLET, PATIENCE, PROMPT, failed, run
+from support.commands import GEMLET, PROMPT, failed, run
+from support.waiting import PATIENCE
 
 # generate
 

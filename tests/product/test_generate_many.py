@@ -14,6 +14,7 @@ import pytest
 import gemlet
 from gemlet import _core
 from gemlet.errors import InvalidRequestError
+from support.waiting import PATIENCE
 
 PROMPTS = ["The door opened", "Once upon a time", "She said that"]
 
@@ -128,7 +129,7 @@ def test_closing_the_model_ends_all() -> None:
         thread.start()
         while not model.memory()["kv_cache"]:
             time.sleep(0.001)
-    thread.join(20)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     if isinstance(ended[0], list):
         assert {result.finish_reason for result in ended[0]} <= {"cancelled", "length"}

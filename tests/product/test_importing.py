@@ -92,9 +92,14 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
     assert output_of(f"import sys, gemlet; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
-def test_an_import_costs_little_beyond_numpy() -> None:
-    program = "import numpy, time; t = time.perf_counter(); import gemlet; print(time.perf_counter() - t)"
-    assert min(float(output_of(program)) for _ in range(7)) <= 0.050
+def test_an_import_costs_little() -> None:
+    """gemlet alone takes less than a third of the processor time that numpy then takes. On the machine where
+    numpy takes 80 ms, that is less than 27 ms."""
+    program = (
+        "import time; clock = time.process_time; t = clock(); import gemlet; alone = clock() - t; "
+        "t = clock(); import numpy; print(alone / (clock() - t))"
+    )
+    assert min(float(output_of(program)) for _ in range(7)) < 0.33
 
 
 def test_help_and_version_do_not_wait_for_numpy() -> None:

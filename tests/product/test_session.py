@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 import gemlet
+from support.waiting import until
 
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
 # More tokens than the sliding window of the demo model.
@@ -67,10 +67,7 @@ def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
     session, text = model.session(), model.session()
     for chunk in session.stream_chat("Who is it?", **options):  # noqa: B007
         break
-    until = time.monotonic() + 30
-    while model.stats()["running"]:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: not model.stats()["running"])
     assert session.chat("And then?", **OPTIONS).completion_tokens > 0
     roles = [message["role"] for message in session.messages]
     assert roles == ["user", "assistant", "user", "assistant"]

@@ -13,6 +13,7 @@ from gemlet.errors import InvalidRequestError
 from gemlet.generation import Chunk, TextStream
 from gemlet.generation.answer import Answer, Prepared
 from support.scripted import ScriptedEngine, ScriptedRequest
+from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.tier
 
@@ -172,7 +173,7 @@ class Waiting(ScriptedEngine):
 
     def wait(self, news: Any, seen: int, patience: float | None = None) -> None:
         self.waiting.set()
-        assert self.requests[0].cancelled.wait(10)
+        assert self.requests[0].cancelled.wait(PATIENCE)
 
 
 def test_cancel_from_another_thread_interrupts_a_running_step() -> None:
@@ -181,9 +182,9 @@ def test_cancel_from_another_thread_interrupts_a_running_step() -> None:
     seen: list[Chunk] = []
     thread = threading.Thread(target=lambda: seen.extend(stream))
     thread.start()
-    assert engine.waiting.wait(10)
+    assert engine.waiting.wait(PATIENCE)
     stream.cancel()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert seen == [Chunk("a", [97], None), Chunk("", [], "cancelled")]
     assert stream.result.finish_reason == "cancelled"
@@ -194,13 +195,13 @@ def test_close_from_another_thread_waits_for_the_step() -> None:
     stream = scripted(b"", engine=engine)
 
     def close() -> None:
-        assert engine.waiting.wait(10)
+        assert engine.waiting.wait(PATIENCE)
         stream.close()
 
     closer = threading.Thread(target=close)
     closer.start()
     chunks = list(stream)
-    closer.join(10)
+    closer.join(PATIENCE)
     assert not closer.is_alive()
     assert request_of(stream).cancelled.is_set()
     assert stream.result.finish_reason == "cancelled"

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
 from gemlet.server.settings import ModelSpec, Settings
 from support.extras import optional
 from support.processes import environment_of
+from support.waiting import PATIENCE, until
 
 if optional("starlette") is not None:
     from gemlet.server.batch import BatchCounts, run_batch
@@ -103,12 +103,13 @@ def test_killed_runs_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
         process = subprocess.Popen(
             command, env=environment_of(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        until = time.monotonic() + 60
-        while not (output.exists() and output.stat().st_size > before) and process.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+
+        def begun(before: int = before, process: subprocess.Popen[bytes] = process) -> bool:
+            return (output.exists() and output.stat().st_size > before) or process.poll() is not None
+
+        until(begun)
         process.send_signal(number)
-        process.wait(30)
+        process.wait(PATIENCE)
     assert subprocess.run(command, env=environment_of(), capture_output=True, check=False).returncode == 0
     assert read(output).keys() == {str(i) for i in range(120)}
 

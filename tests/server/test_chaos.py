@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.servers import RunningServer, serving
+from support.waiting import until
 
 pytestmark = pytest.mark.extra("serve")
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
@@ -95,11 +96,8 @@ def mutated(value: Any, random_: random.Random) -> Any:
 
 def assert_nothing_is_lost(server: RunningServer) -> None:
     server.wait_idle()
-    end = time.monotonic() + 10
     model = server.server.app.service.models.loaded[0][1]
-    while model.memory()["kv_cache"]:
-        assert time.monotonic() < end, "blocks of the cache are lost"
-        time.sleep(0.01)
+    until(lambda: not model.memory()["kv_cache"], "blocks of the cache are lost")
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -19,6 +19,7 @@ from gemlet.model.senses import Senses
 from support.extras import optional
 from support.servers import RunningServer, serving
 from support.vision import write_with_vocabulary
+from support.waiting import PATIENCE
 
 pytestmark = pytest.mark.extra("serve")
 CHAT = "/v1/chat/completions"
@@ -33,11 +34,11 @@ def answering_during(server: RunningServer, owner: object, name: str) -> Iterato
 
     def waiting(*arguments: Any, **named: Any) -> Any:
         begun.set()
-        assert answered.wait(10), "the event loop waits for this"
+        assert answered.wait(PATIENCE), "the event loop waits for this"
         return real(*arguments, **named)
 
     def ask() -> None:
-        if begun.wait(20) and server.ask("GET", "/health").status == 200:
+        if begun.wait(2 * PATIENCE) and server.ask("GET", "/health").status == 200:
             answered.set()
 
     thread = threading.Thread(target=ask)

@@ -18,6 +18,7 @@ import pytest
 from support.extras import optional
 from support.processes import environment_of
 from support.servers import RunningServer, serving
+from support.waiting import until
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
 openai = optional("openai")
@@ -65,12 +66,12 @@ def begin(client: Any, data: bytes, endpoint: str = CHAT, **more: Any) -> Any:
     )
 
 
-def wait(client: Any, name: str, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while (batch := client.batches.retrieve(name)).status not in OVER:
-        assert time.monotonic() < end, batch
-        time.sleep(0.05)
-    return batch
+def wait(client: Any, name: str) -> Any:
+    def over() -> Any:
+        batch = client.batches.retrieve(name)
+        return batch if batch.status in OVER else None
+
+    return until(over)
 
 
 def read(client: Any, name: str) -> dict[str, Any]:
@@ -391,10 +392,7 @@ def test_owners(tmp_path: Path) -> None:
         begun = begin(alice, lines([chat(500) for _ in range(200)]))
         store.revoke("alice")
         batches = server.server.app.service.batches
-        end = time.monotonic() + 30
-        while batches.uses(begun.input_file_id):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: not batches.uses(begun.input_file_id))
     files = FileStore(str(tmp_path / "data"))
     found = files.batch(files.owner_of(begun.id), begun.id)
     assert found is not None
@@ -439,12 +437,12 @@ def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> Non
     def some(client: Any) -> None:
         nonlocal name
         name = name or begin(client, lines([chat(30, seed=i) for i in range(total)])).id
-        end = time.monotonic() + 60
-        while (batch := client.batches.retrieve(name)).request_counts.completed <= seen[-1]:
-            assert time.monotonic() < end
-            if batch.status in OVER:
-                break
-        seen.append(batch.request_counts.completed)
+
+        def further() -> Any:
+            batch = client.batches.retrieve(name)
+            return batch if batch.request_counts.completed > seen[-1] or batch.status in OVER else None
+
+        seen.append(until(further).request_counts.completed)
 
     for _ in range(3):
         run(some)

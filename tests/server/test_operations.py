@@ -32,6 +32,7 @@ from support.paths import ROOT
 from support.processes import environment_of
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
+from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.extra("serve")
 CHAT = "/v1/chat/completions"
@@ -402,22 +403,20 @@ def test_stopping_waits_for_replies() -> None:
         while not server.running():
             time.sleep(0.01)
         server.server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
     assert answers[0].json["choices"][0]["message"]["content"] == "Yes"
 
 
 def test_stopping_waits_no_longer_than_it_may() -> None:
     from gemlet.server.settings import Settings
 
-    with serving(Settings(drain_seconds=0.3)) as server, saying(60.0) as begun:
+    with serving(Settings(drain_seconds=0.3)) as server, saying(2 * PATIENCE) as begun:
         thread = threading.Thread(target=lambda: _ignore(server))
         thread.start()
-        while not begun:
-            time.sleep(0.01)
-        started = time.monotonic()
+        until(lambda: begun)
         server.server.should_exit = True
-        thread.join(20)
-        assert time.monotonic() - started < 5
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
     assert begun[0].was_closed
 
 
@@ -435,10 +434,7 @@ def test_the_command() -> None:
         found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stderr.readline())
         assert found
         server = RunningServer(int(found[1]), None)
-        end = time.monotonic() + 60
-        while server.ask("GET", "/ready").status != 200:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: server.ask("GET", "/ready").status == 200)
         assert server.post(CHAT, {"messages": QUESTION, "max_tokens": 2}).status == 200
         os.kill(process.pid, signal.SIGTERM)
         _, log = process.communicate(timeout=60)

@@ -15,6 +15,7 @@ from gemlet.chat import Content, Reasoning
 from support.browser import Browser, browsing, script
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
+from support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.extra("serve")]
 END = chunk(reason="stop")
@@ -103,11 +104,11 @@ def test_what_is_asked(page: Any) -> None:
 
 @pytest.mark.parametrize("by", ["button", "Escape"])
 def test_stop(page: Any, server: RunningServer, by: str) -> None:
-    with saying(chunk(Content("It was")), 30.0, END) as begun:
+    with saying(chunk(Content("It was")), 2 * PATIENCE, END) as begun:
         say(page, "Go on", ".writing")
         page.click("#stop") if by == "button" else page.keyboard.press("Escape")
-        page.wait_for_selector(DONE, timeout=2000)
-        server.wait_idle(2)
+        page.wait_for_selector(DONE)
+        server.wait_idle()
     assert begun[0].was_cancelled
     assert last_reply(page) == "It was"
     assert "stopped" in page.locator(".figures").inner_text()

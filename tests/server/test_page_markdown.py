@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.browser import browsing, script
+from support.pace import in_time
 from support.servers import RunningServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.extra("serve")]
@@ -90,6 +91,7 @@ def test_elements(page: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_long_texts_take_a_moment(page: Any, name: str) -> None:
-    started = time.monotonic()
+    started = time.monotonic()  # the processor time is that of other processes
     page.evaluate(SHOW, [HOSTILE[name]])
-    assert time.monotonic() - started < 3
+    taken = time.monotonic() - started
+    assert in_time(taken, 3)

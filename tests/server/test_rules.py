@@ -8,15 +8,16 @@ import json
 import os
 import re
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.pace import assert_quick
 from support.paths import ROOT
 from support.servers import RunningServer, serving
+from support.waiting import until
 
 pytestmark = pytest.mark.extra("serve")
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
@@ -365,10 +366,11 @@ def test_no_body_takes_long_to_parse(data: bytes) -> None:
     from gemlet.server.bodies import parse
     from gemlet.server.problems import Problem
 
-    started = time.process_time()
-    with contextlib.suppress(Problem):
-        parse(data)
-    assert time.process_time() - started < 2
+    def work() -> None:
+        with contextlib.suppress(Problem):
+            parse(data)
+
+    assert_quick(work, 2)
 
 
 @pytest.mark.parametrize(
@@ -460,10 +462,7 @@ def test_the_log_has_no_text(server: RunningServer, caplog: pytest.LogCaptureFix
     server.post(path, {**body, "temperature": secret})
     server.post(path, json.dumps(secret).encode())
     server.ask("GET", f"/{secret}?{secret}={secret}", headers={"X-Secret": secret, "User-Agent": secret})
-    end = time.monotonic() + 10
-    while sum(record.getMessage() == "request" for record in caplog.records) < 5:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: sum(record.getMessage() == "request" for record in caplog.records) >= 5)
     ours = [r for r in caplog.records if r.name.startswith(("gemlet", "uvicorn"))]
     lines = [JSONLines().format(record) for record in ours]
     assert not [line for line in lines if secret in line or (len(text) > 3 and text in line)]

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
+from support.waiting import PATIENCE
+
 PROMPT = "The door opened"
 GEMLET = [sys.executable, "-m", "gemlet"]
-PATIENCE = 120
 
 
 def run(

@@ -50,8 +50,8 @@ def is_for_this_python(requirement: str) -> bool:
 
 
 class Later:
-    """A module that is imported when something of it is used. Some packages take seconds, and every process of pytest
-    imports every file of tests."""
+    """A module that is imported when something of it is used. Some packages take seconds, and every process
+    of pytest imports every file of tests."""
 
     def __init__(self, module: str) -> None:
         self._module = module

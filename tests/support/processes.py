@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from support.waiting import PATIENCE
+
 Result = TypeVar("Result")
 TIMEOUT = 240.0
 
@@ -68,13 +70,13 @@ def run_program(
         return returned
 
 
-def in_fork(work: Callable[[], bool], seconds: int = 20) -> None:
+def in_fork(work: Callable[[], bool]) -> None:
     """Runs ``work`` in a forked process. Fails unless it returns True in time."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            signal.alarm(seconds)
+            signal.alarm(int(PATIENCE))
             code = 0 if work() else 2
         except BaseException:
             traceback.print_exc(file=sys.__stderr__)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
+from support.waiting import PATIENCE, until
+
 
 @dataclass
 class Answer:
@@ -58,7 +60,7 @@ class RunningServer:
         sent = dict(headers or {})
         if key is not None:
             sent["Authorization"] = f"Bearer {key}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, data, sent)
             response = connection.getresponse()
@@ -74,11 +76,8 @@ class RunningServer:
         """How many requests have a place."""
         return int(self.server.app.service.limiter.running)
 
-    def wait_idle(self, seconds: float = 10) -> None:
-        end = time.monotonic() + seconds
-        while self.running():
-            assert time.monotonic() < end, f"{self.running()} requests still run"
-            time.sleep(0.01)
+    def wait_idle(self) -> None:
+        until(lambda: not self.running(), "requests still run")
 
 
 @dataclass
@@ -100,16 +99,15 @@ class Process:
         """How many files and connections are open."""
         return len(os.listdir(f"/proc/{self.id}/fd"))
 
-    def wait_idle(self, key: str | None = None, seconds: float = 60) -> None:
+    def wait_idle(self, key: str | None = None) -> None:
         """Until no request runs and no text has memory."""
-        end = time.monotonic() + seconds
-        while True:
+
+        def idle() -> bool:
             state = self.status(key)
             kept = [model["memory"]["kv_cache"] for model in state["models"]]
-            if state["requests"]["running"] == 0 and not any(kept):
-                return
-            assert time.monotonic() < end, f"{state['requests']} run, and {kept} bytes are held"
-            time.sleep(0.05)
+            return state["requests"]["running"] == 0 and not any(kept)
+
+        until(idle, "requests still run, or have memory")
 
 
 @contextmanager
@@ -119,7 +117,7 @@ def spawned(*flags: str) -> Iterator[Process]:
         command = [sys.executable, "-m", "gemlet", "serve", "--port", "0", *flags]
         process = subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + PATIENCE
             while not (
                 found := re.search(rb"http://127\.0\.0\.1:(\d+)", _read(log))
             ) or b'"ready"' not in _read(log):
@@ -130,7 +128,7 @@ def spawned(*flags: str) -> Iterator[Process]:
             assert process.poll() is None, "the server ended"
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE)
 
 
 def _read(file: BinaryIO) -> bytes:
@@ -154,7 +152,7 @@ def serving(
     thread.start()
     try:
         running = RunningServer(listener.getsockname()[1], server)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while not server.started:
             assert thread.is_alive(), "the server ended"
             time.sleep(0.01)
@@ -166,6 +164,6 @@ def serving(
         yield running
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(PATIENCE)
         listener.close()
         assert not thread.is_alive(), "the server does not end"

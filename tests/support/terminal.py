@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from support.commands import GEMLET, PATIENCE
+from support.commands import GEMLET
+from support.waiting import PATIENCE
 
 # Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
 _TAKE_TERMINAL = """

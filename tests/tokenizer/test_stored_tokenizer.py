@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import gemlet
+from gemlet import _core
 from gemlet.errors import GemletError, ModelFileError, TokenizerError
 from gemlet.tokenizer import Tokenizer
 from gemlet.tokenizer.files import read_vocabulary
-from gemlet.tokenizer.sentencepiece_model import parse_model
+from gemlet.tokenizer.sentencepiece_model import _regular_pieces, parse_model
 from gemlet.tokenizer.stored import STORED_FILE, _digest, read_stored, write_stored
 from support.processes import run_program
 from support.programs.stored_tokenizer import encode_in_threads_and_a_fork
@@ -337,3 +339,16 @@ def test_pieces_in_every_layout(pieces: list[tuple[bytes, int | None, str]]) -> 
     assert model.pieces == [text for text, _, _ in pieces]
     assert model.types == [1 if kind is None else kind for _, kind, _ in pieces]
     assert (model.tags, model.ends) == (tags, ends)
+
+
+def test_the_core_passes_over_the_same_pieces_as_the_reader() -> None:
+    data, chance = bytearray(trained_model()), random.Random(0)
+    for _ in range(50):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+        whole = bytes(data)
+        regular, _, _ = _regular_pieces(whole)
+        for begin in (0, len(whole), len(whole) + 1, *chance.sample(regular.begins, 40)):
+            end = begin
+            while (run := regular.at(end)).stop:
+                end = regular.ends[run.stop - 1]
+            assert _core.after_pieces(whole, begin) == end

@@ -14,6 +14,7 @@ namespace {
 struct EightBitRows {
   static constexpr int64_t kBytes = kR8SuperblockBytes;
   static constexpr int32_t kZero = kQ8Zero;
+  static constexpr int kPartsOfLine = 1;
   static constexpr int column(int part) { return 4 * part; }
   static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
     return load_i32(lines + part * kLineBytes + h * kLanes * 4);
@@ -23,6 +24,7 @@ struct EightBitRows {
 struct FourBitRows {
   static constexpr int64_t kBytes = kR4SuperblockBytes;
   static constexpr int32_t kZero = kQ4Zero;
+  static constexpr int kPartsOfLine = 2;
   // Of each line the low halves, then the high ones.
   static constexpr int column(int part) { return part / 8 * (int)kBlock + part % 2 * 16 + part % 8 / 2 * 4; }
   static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
@@ -33,6 +35,7 @@ struct FourBitRows {
 struct TwoBitRows {
   static constexpr int64_t kBytes = kR2SuperblockBytes;
   static constexpr int32_t kZero = kR2Zero;
+  static constexpr int kPartsOfLine = 4;
   static constexpr int column(int part) { return part % 4 * 16 + part / 4 * 4; }
   static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
     return (load_i32(lines + part / 4 * kLineBytes + h * kLanes * 4) >> (part % 4 * 2)) & 0x03030303;
@@ -71,32 +74,53 @@ struct StaticProduct {
   }
 };
 
-// Padded columns have no x.
 template <typename Rows>
 struct FloatRowsProduct {
   static constexpr int kRows = kRowTile;
   static constexpr int vectors(int rows) { return vectors_at_once(rows); }
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
-    const float* x[R];
-    for (int r = 0; r < R; ++r) x[r] = (const float*)((const uint8_t*)a.x + (row + r) * a.x_stride);
+    RowPointers<R> x((const uint8_t*)a.x + row * a.x_stride, a.x_stride);
     const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
-    VF odd[R][H] = {};
+    VF even[R][H] = {}, odd[R][H] = {};
+    float last[8][kSuperblock];  // padded columns have no x; RowPointers counts on 8 rows
     for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
-      for (int part = 0; part < kSuperblockParts; ++part) {
-        const int64_t at = c + Rows::column(part), left = a.cols - at;
-        for (int h = 0; h < H; ++h) {
-          const VI four = Rows::weights(lines, part, h);
-          for (int i = 0; i < 4 && i < left; ++i) {
-            const VF w = to_float(((four >> (8 * i)) & 255) - Rows::kZero);
-            for (int r = 0; r < R; ++r) (i % 2 == 0 ? sums : odd)[r][h] += x[r][at + i] * w;
-          }
+      if (const int64_t left = a.cols - c; left < kSuperblock) {
+        for (int r = 0; r < R; ++r) {
+          for (int64_t i = 0; i < kSuperblock; ++i) last[r][i] = i < left ? number_at<float>(x(r) + 4 * i) : 0;
         }
+        x = RowPointers<R>((const uint8_t*)last, sizeof last[0]);
       }
+      superblock<R, H>(x, lines, even, odd);
+      x.advance(4 * kSuperblock);
     }
     for (int h = 0; h < H; ++h) {
       const VF scale = load((const float*)panel + (h0 + h) * kLanes);
-      for (int r = 0; r < R; ++r) sums[r][h] = (sums[r][h] + odd[r][h]) * scale;
+      for (int r = 0; r < R; ++r) sums[r][h] = (even[r][h] + odd[r][h]) * scale;
+    }
+  }
+
+ private:
+  // Which sums a column adds to is a constant of the unrolled loops: a choice at run time would keep them in memory.
+  template <int R, int H>
+  static GEMLET_INLINE void superblock(const RowPointers<R>& x, const uint8_t* lines, VF (&even)[R][H],
+                                       VF (&odd)[R][H]) {
+    for (int line = 0; line < kSuperblockParts; line += Rows::kPartsOfLine) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Rows::kPartsOfLine; ++j) {
+        const int first = 4 * Rows::column(line + j);  // its byte
+        VI four[H];
+        for (int h = 0; h < H; ++h) four[h] = Rows::weights(lines, line + j, h);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          VF w[H];
+          for (int h = 0; h < H; ++h) w[h] = to_float(((four[h] >> (8 * i)) & 255) - Rows::kZero);
+          for (int r = 0; r < R; ++r) {
+            const float one = number_at<float>(x(r) + first + 4 * i);
+            for (int h = 0; h < H; ++h) (i % 2 == 0 ? even : odd)[r][h] += one * w[h];
+          }
+        }
+      }
     }
   }
 };

@@ -48,6 +48,7 @@ __all__: list[str] = [
     "TokenSequence",
     "Turn",
     "UnifiedVisionEmbedder",
+    "after_pieces",
     "available_memory",
     "check_device",
     "cpu_info",
@@ -981,6 +982,11 @@ class MobileNetTower:
         """
         From pixels between 0 and 1, float32 [height, width, 3], to soft tokens, float32 [tokens, hidden_size]. Ctrl-C ends it at the next block.
         """
+
+def after_pieces(data: bytes, at: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Where the run of pieces that begins at `at` ends in a file of SentencePiece, `data`.
+    """
 
 def available_memory(*, files: str = "") -> int:
     """

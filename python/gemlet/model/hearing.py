@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.handlers import undisturbed
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import Place
 from gemlet.config.audio_config import HEARD_SAMPLES, KEPT_SOUND_BYTES, AudioConfig
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.media.sounds import read_sound
 from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -153,6 +153,8 @@ class Hearing:
 
     def _heard(self, sound: object, config: AudioConfig, name: str) -> Heard:
         most = None if config.encoder is None else HEARD_SAMPLES
+        with undisturbed():
+            from gemlet.media.sounds import read_sound
         found = read_sound(sound, name, most=most)
         if most is not None and found.seconds > most / _core.SOUND_RATE:
             _log.warning(

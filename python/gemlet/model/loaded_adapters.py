@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter, changes_tower
-from gemlet.adapters.opening import open_adapter
 from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
+from gemlet.base.handlers import undisturbed
 from gemlet.base.names import did_you_mean
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
@@ -102,6 +102,8 @@ class LoadedAdapters:
         if name is None:
             name = os.path.basename(os.path.abspath(checked_path("path", path))).removesuffix(".gguf")
         self._check_name(name)
+        with undisturbed():
+            from gemlet.adapters.opening import open_adapter
         found = find_adapter(path, revision=revision, token=token)
         resident = self._resident
         # One load at a time, from the check to the end: what is left of max_memory is given out once.

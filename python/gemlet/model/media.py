@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemlet import _core
+from gemlet.base.handlers import undisturbed
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
@@ -24,7 +25,6 @@ from gemlet.media.preparing import (
     frame_view,
     views_of,
 )
-from gemlet.media.videos import evenly, one_a_second, read_video
 from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.resident import Resident
 
@@ -112,6 +112,8 @@ class Media:
         def see(levels: Levels) -> ImageView:
             return frame_view(levels, config)
 
+        with undisturbed():
+            from gemlet.media.videos import evenly, one_a_second, read_video
         choose = one_a_second if self._config.bidirectional else evenly
         views, seconds = read_video(video, name, see, lambda levels: see(levels).kept_small(), choose)
         return Seen(tuple(views), tuple(seconds))

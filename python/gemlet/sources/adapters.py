@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from gemlet.sources.hub import check_access, download_adapter, is_repository
+from gemlet.base.handlers import undisturbed
+from gemlet.sources.hub_names import check_access, is_repository
 
 __all__ = ["find_adapter"]
 
@@ -24,4 +25,6 @@ def find_adapter(
     check_access(revision, token)
     if not isinstance(source, str) or "\0" in source or os.path.lexists(source) or not is_repository(source):
         return source
+    with undisturbed():
+        from gemlet.sources.hub import download_adapter
     return download_adapter(source, revision=revision, token=token, progress=progress)

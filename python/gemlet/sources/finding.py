@@ -9,7 +9,7 @@ from gemlet.base.files import check_links, checked_path, no_waiting
 from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import ModelFileError
-from gemlet.sources.hub import is_repository
+from gemlet.sources.hub_names import is_repository
 from gemlet.sources.local import in_model_folders
 
 __all__ = ["find", "find_in_folder"]

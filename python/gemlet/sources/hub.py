@@ -23,10 +23,11 @@ from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models, mmproj_among, split_names
 from gemlet.config.image_settings import PREPROCESSOR_FILES
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
+from gemlet.sources.hub_names import REPOSITORY, check_access, is_repository, plain_name
 from gemlet.tokenizer.files import TOKENIZER_FILES
 from gemlet.tokenizer.stored import STORED_FILE
 
-__all__ = ["download", "download_adapter", "is_repository"]
+__all__ = ["download", "download_adapter"]
 
 # What gemlet reads of a repository, besides the vocabulary. A folder inside it holds something else (weights
 # of another kind, ...), but for the numbered ones of sentence-transformers: an embedding model's last layers.
@@ -45,62 +46,9 @@ _FILES = (
     "[0-9]*/config.json",
     "[0-9]*/model.safetensors",
 )
-# A repository, and perhaps a GGUF file in it, or how that is quantized ("Q4_K_M").
-_NAME = re.compile(
-    r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})"
-    r"(?::(?:([\w.+-][\w.+ /-]{0,250}\.gguf)|([A-Za-z0-9][\w.-]{0,31})))?"
-)
-# Other ways to write the same: an address of the hub, and what Ollama takes.
-_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://(?:models/)?", re.IGNORECASE)
-_IN_ADDRESS = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve|raw)/([^/]+)/(.+)")
-_TREE = re.compile(r"([^/]+/[^/]+)(?:/tree/([^/]+))?/?")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
 _UP = {"", ".", ".."}  # parts of a path that leads out of a repository, or is written in an odd way
 _SHOWN = 16
-
-
-def is_repository(name: str) -> bool:
-    """Whether ``name`` has the form of a model's name on the hub.
-
-    >>> is_repository("google/gemma-3-1b-it"), is_repository("./gemma/model")
-    (True, False)
-    >>> is_repository("someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf")
-    True
-    >>> is_repository("hf.co/someone/gemma-3-1b-it-GGUF:Q4_K_M")
-    True
-    """
-    plain = plain_name(name)[0]
-    return _NAME.fullmatch(plain) is not None and ".." not in plain
-
-
-def plain_name(name: str) -> tuple[str, str | None]:
-    """A model's name without the hub's address, and the revision that the address names.
-
-    >>> plain_name("https://huggingface.co/google/gemma-3-1b-it/tree/main")
-    ('google/gemma-3-1b-it', 'main')
-    >>> plain_name("https://huggingface.co/a/b-GGUF/blob/main/b-Q4_0.gguf?download=true")
-    ('a/b-GGUF:b-Q4_0.gguf', 'main')
-    """
-    address = _ADDRESS.match(name)
-    if address is None:
-        return name, None
-    rest = name[address.end() :].partition("?")[0].partition("#")[0]
-    if file := _IN_ADDRESS.fullmatch(rest):
-        repository, revision, path = file.groups()
-        return (f"{repository}:{path}" if path.endswith(".gguf") else repository), revision
-    if tree := _TREE.fullmatch(rest):
-        return tree[1], tree[2]
-    return rest, None
-
-
-def check_access(revision: str | None, token: str | bool | None) -> None:
-    """Raises :class:`InvalidRequestError` for arguments that are none."""
-    if revision is not None and (not isinstance(revision, str) or not revision):
-        raise InvalidRequestError(
-            f"revision is {show(revision)}; expected a branch, a tag or a commit, or None"
-        )
-    if token is not None and not isinstance(token, (str, bool)):
-        raise InvalidRequestError("token: expected an access token, True, False or None")
 
 
 @public
@@ -240,7 +188,7 @@ def _look_up(
     revision = revision or named
     if importlib.util.find_spec("huggingface_hub") is None:
         raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
-    match = _NAME.fullmatch(name)
+    match = REPOSITORY.fullmatch(name)
     repository, file, quantization = match.groups() if match else (name, None, None)
     names, is_here = _list_files(repository, revision, token)
     return Choice(repository, file, names, [], [], is_here, revision), quantization

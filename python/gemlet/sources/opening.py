@@ -6,16 +6,14 @@ import logging
 import os
 from dataclasses import replace
 
-from gemlet.adapters.opening import open_adapter
+from gemlet.base.handlers import undisturbed
 from gemlet.base.progress import Progress
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.sources.adapters import find_adapter
 from gemlet.sources.finding import find, find_in_folder
-from gemlet.sources.gguf_model import open_gguf
 from gemlet.sources.hf_folder import open_folder
-from gemlet.sources.hub import check_access, choose, fetch
-from gemlet.sources.hub_headers import outline
+from gemlet.sources.hub_names import check_access
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import read_override
 from gemlet.weights.hf_names import tower_kinds
@@ -59,6 +57,8 @@ def open_model_files(
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
+            with undisturbed():
+                from gemlet.sources.hub_headers import outline
             with outline(
                 name, revision=revision, token=token, mmproj=mmproj is None, as_drafter=drafts
             ) as found:
@@ -66,6 +66,8 @@ def open_model_files(
                 opened = _open(path, name, template, mmproj=mmproj, cache=False, headers_only=True)
                 _check_use(opened, as_drafter)
                 return replace(opened, name=name)
+        with undisturbed():
+            from gemlet.sources.hub import choose, fetch
         choice = choose(name, revision, token, mmproj=mmproj is None, as_drafter=drafts)
         path = find_in_folder(fetch(choice, token, progress=bars), as_drafter=drafts)
     opened = _open(path, "demo" if source is None else path, template, mmproj=mmproj, cache=cache)
@@ -111,6 +113,8 @@ def _open(
             path, name=name, cache=cache, headers_only=headers_only, chat_template=chat_template
         )
     else:
+        with undisturbed():
+            from gemlet.sources.gguf_model import open_gguf
         opened = open_gguf(path, cache=cache, chat_template=chat_template, mmproj=mmproj)
     if chat_template is not None and opened.chat_format is None:
         opened.close()
@@ -121,6 +125,8 @@ def _open(
 def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if files.packed is not None:
         raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
+    with undisturbed():
+        from gemlet.adapters.opening import open_adapter
     adapter = open_adapter(path, files.config)
     if any(term.bias for term in adapter.terms.low_rank.values()):
         adapter.close()

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gemlet import _core
 from gemlet.base.records import record
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.records import Runs
@@ -211,18 +212,14 @@ def model_type(data: bytes) -> str:
 
 def _other_fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     """The fields of ``data`` but the runs of regular pieces."""
-    regular, _, _ = _regular_pieces(data)
-    at = unusual = 0
+    unusual = 0
+    at = _core.after_pieces(data, 0)
     while at < len(data):
-        run = regular.at(at)
-        if run.stop:
-            at = regular.ends[run.stop - 1]
-            continue
         unusual += 1
         _check_unusual(unusual)
         field = next(_fields(data, at, len(data)))
-        at = field[3]
         yield field
+        at = _core.after_pieces(data, field[3])
 
 
 def _check_unusual(count: int) -> None:

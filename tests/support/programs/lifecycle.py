@@ -98,7 +98,7 @@ def fork_while_generating() -> None:
     try:
         for i in range(8):
             time.sleep(0.01 + 0.003 * i)
-            in_fork(lambda: text(model) == expected, seconds=8)
+            in_fork(lambda: text(model) == expected)
     finally:
         done.set()
         thread.join()

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gemlet
+from support.pace import slowness
 from support.processes import peak
 
 
@@ -97,17 +98,25 @@ def convert_and_cache(source: Path, packed: Path) -> None:
     gemlet.load(source, weights="q4", cache=True).close()
 
 
-def time_to_load(folder: Path, cache: bool) -> float:
-    """The seconds of processor time that load() takes, without the imports."""
+def cost_of_loading(folder: Path, cache: bool) -> tuple[float, float]:
+    """The processor time that load() takes without the imports, in seconds of the reference, and how many MiB
+    of files it copies."""
     gemlet.load().generate("x", max_tokens=1)
-    before = time.process_time()
+    read, before = bytes_read(), time.process_time()
     model = gemlet.load(folder, weights="q4", max_context=4096, cache=cache)
-    seconds = time.process_time() - before
+    seconds, copied = time.process_time() - before, (bytes_read() - read) / 2**20
+    seconds /= slowness()
     if not cache:
         assert model.tokenizer is not None
         assert model.tokenizer.vocab_size == 262144
     assert len(model.generate([2, 20, 30], max_tokens=2, temperature=0).token_ids) > 0
-    return seconds
+    return seconds, copied
+
+
+def bytes_read() -> int:
+    """How many bytes this process has read so far. What is mapped does not count."""
+    with open("/proc/self/io", encoding="ascii") as file:
+        return int(file.readline().split()[1])
 
 
 def truncate_in_use(folder: Path, other: Path) -> None:

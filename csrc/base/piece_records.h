@@ -1,0 +1,14 @@
+// The pieces in a file of SentencePiece. There are 262,144 of them in Gemma's, too many to look at in Python.
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+namespace gemlet {
+
+// Where the run of pieces ends that begins at `at`; `at` itself if no piece begins there. A piece counts if it has the
+// layout that every writer uses: tag and length (below 128), tag and length of the text, text, tag and score, perhaps
+// tag and type.
+size_t after_pieces(std::string_view data, size_t at);
+
+}  // namespace gemlet
