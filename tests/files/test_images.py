@@ -6,6 +6,7 @@ import base64
 import io
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -36,6 +37,20 @@ def test_every_form_gives_the_same_levels(tmp_path: Path) -> None:
     flipped = np.ascontiguousarray(LEVELS[::-1])[::-1]  # not contiguous
     for form in (LEVELS, flipped, data, bytearray(data), path, str(path), url, Image.fromarray(LEVELS)):
         np.testing.assert_array_equal(read_image(form), LEVELS)
+
+
+def test_what_needs_no_change_is_not_copied() -> None:
+    """A copy of a large image takes hundreds of megabytes."""
+    data = encoded(Image.fromarray(LEVELS))
+    never = mock.Mock(side_effect=AssertionError("a copy"))
+    with mock.patch.multiple(Image.Image, copy=never, convert=never):
+        np.testing.assert_array_equal(read_image(data), LEVELS)
+
+
+def test_messages_have_no_addresses() -> None:
+    with pytest.raises(InvalidRequestError, match="no image, or is damaged") as error:
+        read_image(b"BM" + bytes(60))
+    assert "0x" not in str(error.value)
 
 
 def test_grey_and_palette_become_colours() -> None:

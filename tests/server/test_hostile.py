@@ -6,6 +6,7 @@ import logging
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_bodies_count_until_their_requests_are_answered() -> None:
     large = {"messages": QUESTION, "metadata": {"x": "x" * 60_000}}
     answers: list[int] = []
     with serving(Settings(max_body=100_000, max_bodies=150_000)) as server:
-        steps = [chunk(Content("Well")), 1.0, chunk(Content("."), reason="stop")]
+        steps = [chunk(Content("Well")), 0.5, chunk(Content("."), reason="stop")]
         with saying(*steps) as begun:
             asking = [
                 threading.Thread(target=lambda: answers.append(server.post(CHAT, large).status))
@@ -45,6 +46,38 @@ def test_bodies_count_until_their_requests_are_answered() -> None:
         for _ in range(5):  # what is refused gives its room back, too
             assert server.post(CHAT, {**large, "surprise": 1}).status == 400
         assert server.server.app.service.bodies._held == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_revoked_key_ends_what_runs(tmp_path: Path, stream: bool) -> None:
+    from gemlet.chat import Content
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import Settings
+
+    path = str(tmp_path / "keys.db")
+    store = KeyStore(path, create=True)
+    key, other = store.create("a"), store.create("b")
+    answers: dict[str, Any] = {}
+    body = {"messages": QUESTION, "stream": stream}
+    steps = [chunk(Content("Well")), *[0.1] * 8, chunk(Content("."), reason="stop")]
+    looks = mock.patch("gemlet.server.app._WATCH", 0.05)
+    with looks, serving(Settings(keys=path)) as server, saying(*steps) as begun:
+        asking = [
+            threading.Thread(target=lambda k=k: answers.update({k: server.post(CHAT, body, key=k)}))
+            for k in (key, other)
+        ]
+        for thread in asking:
+            thread.start()
+        while len(begun) < 2:
+            pass
+        store.revoke("a")
+        for thread in asking:
+            thread.join()
+    store.close()
+    assert b"revoked" in answers[key].body
+    assert stream or answers[key].status == 401
+    assert b"revoked" not in answers[other].body
+    assert sorted(one.was_cancelled for one in begun) == [False, True]
 
 
 def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ Levels = NDArray[np.uint8]  # [height, width, 3]
 MOST_PIXELS = 1 << 26
 MOST_FILE_BYTES = 1 << 26
 _MIXED = 1 << 20  # pixels
+_ORIENTATION = 0x0112  # the tag of EXIF data
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _EXPECTED = "expected a path, the bytes of a file, a Pillow image or a uint8 array [height, width, 3]"
 
@@ -176,9 +177,12 @@ def _from_pillow(image: Image.Image, name: str) -> Levels:
 
     _check_size(name, image.height, image.width)
     try:
-        upright = ImageOps.exif_transpose(image)
+        # Both would copy what needs no change, and a large image is hundreds of megabytes.
+        is_turned = image.getexif().get(_ORIENTATION, 1) != 1
+        upright = ImageOps.exif_transpose(image) if is_turned else image
         transparent = upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
-        levels = np.asarray(upright.convert("RGBA" if transparent else "RGB"))
+        mode = "RGBA" if transparent else "RGB"
+        levels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError) as problem:
         raise InvalidRequestError(f"{name}: the image cannot be decoded: {reason_of(problem)}") from None
     return _from_array(levels, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import anyio
@@ -56,6 +57,7 @@ __all__ = ["ROUTES", "make_app"]
 _log = logging.getLogger("gemlet.server")
 _THREADS = 2
 _PARTING = 5.0  # seconds in which the last traces are sent
+_WATCH = 1.0  # seconds between looks for keys that were revoked
 _PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -201,9 +203,12 @@ def make_app(
             batches,
         )
         loading = asyncio.create_task(_load(models, batches, on_failure))
+        watching = None if store is None else asyncio.create_task(_watch_keys(limiter))
         try:
             yield
         finally:
+            if watching is not None:
+                watching.cancel()
             await asyncio.wait([loading])
             if batches is not None:
                 await batches.stop()
@@ -241,6 +246,13 @@ async def _load(models: Models, batches: Batches | None, on_failure: Callable[[B
     if batches is not None:
         batches.resume()
     _log.info("ready", extra={"fields": {"models": [served.name for served in models]}})
+
+
+async def _watch_keys(limiter: Limiter) -> None:
+    while True:
+        await asyncio.sleep(_WATCH)
+        with suppress(sqlite3.Error):  # another process writes
+            limiter.end_revoked()
 
 
 def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:

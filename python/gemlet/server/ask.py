@@ -262,6 +262,7 @@ class Running:
                     said, stream = None, NoReply(ask.count)
             if stream is None:
                 stream = await _beside_loop(ask, ask.begin, threads)
+            self.call.cancels.append(stream.cancel)
             self._firsts.append(len(self.choices))
             for place in range(ask.count):
                 gate = None if said is None else self.filter.gate(self.call, said, ask.decode)
@@ -345,6 +346,8 @@ class Running:
                 kind="timeout_error",
                 code="timeout",
             )
+        if chunk.finish_reason == "cancelled" and call.is_revoked:
+            raise Problem(401, "the key was revoked", kind="authentication_error", code="invalid_api_key")
         if chunk.finish_reason == "cancelled":
             raise Problem(503, "the server is stopping", kind="unavailable_error")
         if choice.gate is not None:

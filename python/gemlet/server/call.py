@@ -30,6 +30,8 @@ class Call:
         traceparent: the span of the client that the request belongs to, as it names it.
         at_end: what is done once, when the work has ended and before the client is told so.
         closers: what gives back memory when the request is over, however it ended.
+        cancels: what ends its replies.
+        is_revoked: its key was revoked while it ran.
     """
 
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
@@ -55,6 +57,8 @@ class Call:
     headers: dict[str, str] = field(default_factory=dict)  # headers of the answer
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    cancels: list[Callable[[], None]] = field(default_factory=list)
+    is_revoked: bool = False
 
     def settle(self) -> None:
         """Does what is to be done at the end, once."""
@@ -68,6 +72,12 @@ class Call:
         for close in closers:
             await close()
         self.settle()
+
+    def revoke(self) -> None:
+        """Its key is worthless now: its replies end."""
+        self.is_revoked = True
+        for cancel in self.cancels:
+            cancel()
 
     def seconds(self) -> float:
         return time.monotonic() - self.started

@@ -112,6 +112,15 @@ class Limiter:
         self.running += 1
         call.at_end.append(self._leave)
 
+    def end_revoked(self) -> None:
+        """Ends what runs for keys that were revoked. (Batches see to themselves.)"""
+        for identifier, (_, state) in self._states.items():
+            if self.store is None or not state.running or self.store.in_use(identifier) is not None:
+                continue
+            for call in state.running:
+                if call.priority >= 0:
+                    call.revoke()
+
     def _check(self, call: Call, key: Key) -> None:
         state, now = self._state(key, time.monotonic()), time.monotonic()
         in_flight = _in_flight(state)
