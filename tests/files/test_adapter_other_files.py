@@ -48,6 +48,15 @@ def test_what_mlx_says_is_followed_or_named(changes: Mapping[str, Any], word: st
     refuse(write_mlx(tmp_path / "a", {**described, **changes}, tensors), gemlet.ConfigError, word)
 
 
+def test_nulls_of_mlx_say_nothing(tmp_path: Path) -> None:
+    described, tensors = mlx_files("gemma3-plain")
+    nulls = {"fine_tune_type": None, "use_dora": None, "model": None}
+    parameters = described["lora_parameters"] | {"alpha": None, "keys": None}
+    path = write_mlx(tmp_path / "a", {**described, **nulls, "lora_parameters": parameters}, tensors)
+    with open_adapter(path, CONFIG) as opened:
+        assert len(opened.terms.low_rank) == len(tensors) // 2
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -41,7 +41,7 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
     ("gemma", {"quantization_config": None}, []),
     ("gemma2", {"pretraining_tp": 1, "num_local_experts": 0, "classifier_dropout": 0.1}, []),
     ("gemma4_text", {"transformers.js_config": {"dtype": "q4"}, "router_aux_loss_coef": 0.001}, []),
-    ("gemma3_text", {"tie_word_embeddings": None}, []),
+    ("gemma3_text", {"tie_word_embeddings": None, "attn_logit_softcapping": 0.0}, []),
     (
         "gemma4_text",
         {"attn_logit_softcapping": 0.0, "activation_sparsity_pattern": 0, "partial_rotary_factor": 1.0},

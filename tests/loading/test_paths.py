@@ -43,6 +43,13 @@ def test_load_convert_and_cache(folder: Any, tmp_path: Path, monkeypatch: pytest
         assert first(gemlet.load(folder, cache=True)) == expected
 
 
+def test_the_prefix_cache(folder: Any, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time what the first one wrote
+        kept = tmp_path / f"{NAME} texts"
+        assert first(gemlet.load(folder, prefix_cache=str(kept))) == first(gemlet.load(folder))
+        assert any(kept.rglob("*"))
+
+
 def test_gguf(tmp_path: Path) -> None:
     path = tmp_path / f"{NAME}.gguf"
     convert_folder(HERE / "gemma3-270m", path)

@@ -131,6 +131,16 @@ def test_a_length_that_a_file_asks_for_is_said(
     assert f"asks for {key}=5, which gemlet does not do" in caplog.text
 
 
+def test_fewer_tokens_than_a_file_asks_for(tmp_path: Path) -> None:
+    with gemlet.load(folder(tmp_path / "a", min_new_tokens=9), threads=1) as model:
+        assert len(model.generate(PROMPT, max_tokens=3).token_ids) == 3
+        assert len(model.generate(PROMPT, max_tokens=20).token_ids) >= 9
+        with pytest.raises(
+            gemlet.InvalidRequestError, match="min_tokens: got 5, expected at most max_tokens, 3"
+        ):
+            model.generate(PROMPT, max_tokens=3, min_tokens=5)
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -44,12 +44,12 @@ def read_mlx_config(raw: Mapping[str, Any], where: str) -> MlxConfig:
     """
     keys = Keys(raw, where, "", {"fine_tune_type": "lora", "use_dora": False, "model": None})
     kind = keys.get("fine_tune_type")
-    if kind not in ("lora", "dora"):
+    if kind not in ("lora", "dora", None):
         raise keys.wrong(
             "fine_tune_type", "'lora' or 'dora'; fuse another one with mlx_lm.fuse and load the result"
         )
     parameters = Keys(keys.mapping("lora_parameters"), where, "lora_parameters.")
-    if "alpha" in parameters.raw:
+    if parameters.raw.get("alpha") is not None:
         raise parameters.wrong(
             "alpha",
             "scale alone: versions of mlx-lm differ in what alpha means. Fuse the adapter with the "
@@ -62,7 +62,7 @@ def read_mlx_config(raw: Mapping[str, Any], where: str) -> MlxConfig:
         base_model=base_model if isinstance(base_model, str) else "",
         rank=parameters.integer("rank", _MAX_RANK),
         scale=parameters.number("scale", -1e6, 1e6),
-        dora=kind == "dora" or keys.flag("use_dora"),
+        dora=kind == "dora" or (keys.get("use_dora") is not None and keys.flag("use_dora")),
     )
 
 

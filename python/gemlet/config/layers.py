@@ -70,9 +70,12 @@ def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
     types = _read_layer_types(keys, family, read_size(keys, "num_hidden_layers"))
     heads = _read_heads(keys, types)
     rope = read_rope(keys, family, set(types))
-    softcap = keys.cap("attn_logit_softcapping")
-    if softcap and family.name == "gemma3":  # the reference reads the key and does not apply it
-        raise keys.wrong("attn_logit_softcapping", "null: Gemma 3 has no cap on its scores")
+    softcap = 0.0
+    if family.name == "gemma3":  # the reference reads the key and does not apply it
+        if keys.get("attn_logit_softcapping") not in (None, 0):
+            raise keys.wrong("attn_logit_softcapping", "null: Gemma 3 has no cap on its scores")
+    elif "attn_logit_softcapping" in keys.defaults:
+        softcap = keys.cap("attn_logit_softcapping")
     window = _read_window(keys, family) if "sliding_attention" in types else 0
     widths = _read_widths(keys, family, len(types))
     layers = [

@@ -40,6 +40,7 @@ _DENSE = frozenset(  # the keys of a dense layer
         "module_output_name",
     ]
 )
+_NO_LIMIT = 10**40  # some tools write a huge number
 MAX_DENSE = 16
 MAX_PROMPTS = 1024
 
@@ -132,7 +133,7 @@ def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str
     if keys.get("do_lower_case") not in (None, False):
         raise keys.wrong("do_lower_case", "false (gemlet supports nothing else)")
     if keys.get("max_seq_length") is not None:
-        length = keys.integer("max_seq_length", LIMITS["max_position_embeddings"])
+        length = keys.integer("max_seq_length", _NO_LIMIT)
         config = replace(config, max_position_embeddings=min(length, config.max_position_embeddings))
     return config, (_LIMITS,)
 
@@ -174,7 +175,7 @@ def _read_dense(path: str, inputs: int) -> int:
     keys.refuse_unknown(_DENSE, {})
     if keys.get("in_features") != inputs:
         raise keys.wrong("in_features", f"{inputs}, what comes before it")
-    if keys.get("bias") is not False:
+    if keys.raw.get("bias", True) not in (False, None):  # which is true by default
         raise keys.wrong("bias", "false (gemlet supports nothing else)")
     activation = keys.get("activation_function")
     if not isinstance(activation, str) or activation.rpartition(".")[2] != "Identity":

@@ -259,6 +259,9 @@ def resolve_config(
     """``config`` (None: ``defaults``) with the ``overrides`` of a call."""
     if config is None:
         config = defaults
+        most = overrides.get("max_tokens")
+        if type(most) is int and 0 < most < config.min_tokens:  # the caller counts for more than the files
+            overrides = {"min_tokens": most, **overrides}
     elif not isinstance(config, GenerationConfig):
         raise invalid("config", config, "a GenerationConfig or None (options go in as keywords)")
     return config.replace(**overrides) if overrides else config

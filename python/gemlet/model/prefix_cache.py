@@ -34,10 +34,11 @@ class PrefixCacheOptions:
     def for_engine(self, room: int) -> dict[str, Any]:
         """The engine's arguments, where all texts share ``room`` bytes."""
         kept = min(room // 4, _MOST_MEMORY) if self.memory is None else self.memory
+        folder = self.folder if self.model_digest and kept else None
         return {
             "kv_bytes": room + (self.memory or 0),
             "prefix_cache_bytes": kept,
-            "prefix_cache_folder": self.folder if self.model_digest and kept else None,
+            "prefix_cache_folder": None if folder is None else os.fsencode(folder),  # perhaps no UTF-8
             "prefix_cache_folder_bytes": self.folder_bytes,
             "model_digest": self.model_digest,
         }
