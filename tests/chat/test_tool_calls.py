@@ -31,13 +31,17 @@ from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 # Half a surrogate pair is not text. U+2581 stands for a space in the vocabulary.
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
-# A key in single quotes is what a model writes for the key alone.
+# A key in single or typographic quotes, or behind one, is what a model writes for the key alone.
 keys = (
-    st.text(characters, max_size=6)
-    | st.sampled_from(
-        ["city", "a:b", "a,b", '"a"', " a", "a b", "{", "}", "true", "1", "<tool_call|>", QUOTE]
+    (
+        st.text(characters, max_size=6)
+        | st.sampled_from(
+            ["city", "a:b", "a,b", '"a"', " a", "a b", "{", "}", "true", "1", "<tool_call|>", QUOTE]
+        )
     )
-).filter(lambda key: not re.fullmatch(r"\s*'[^']+'\s*", key))
+    .filter(lambda key: not re.fullmatch(r"\s*'[^']+'\s*", key))
+    .filter(lambda key: key.strip()[:1] not in tuple("\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`"))
+)
 texts = st.text(characters, max_size=10) | st.sampled_from(
     ["}", '"', "\\", '\\"', "}<tool_call|>", QUOTE, f"{QUOTE},b:{QUOTE}", "a\nb", "null", "1", " "]
 )
@@ -47,7 +51,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
-names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,20}", fullmatch=True)
+names = st.from_regex(r"[A-Za-z_]([A-Za-z0-9_.:/-]{0,20}[A-Za-z0-9_./-])?", fullmatch=True)
 
 
 def same(found: Any, expected: Any) -> bool:

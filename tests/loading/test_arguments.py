@@ -124,8 +124,8 @@ def test_a_wrong_argument_is_refused_before_anything_is_fetched(
     def fetch(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("this would have asked the hub")
 
-    monkeypatch.setattr("gemlet.sources.opening.choose", fetch)
-    monkeypatch.setattr("gemlet.sources.opening.outline", fetch)
+    monkeypatch.setattr("gemlet.sources.hub.choose", fetch)
+    monkeypatch.setattr("gemlet.sources.hub_headers.outline", fetch)
     name = next(iter(wrong))
     functions: list[Any] = [gemlet.load]
     if name not in ("threads", "device", "cache", "progress"):
