@@ -217,10 +217,10 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    """In all formats, for long and short prompts, and in decoding, which reads the cache in several
-    pieces."""
+    """For long and short prompts, and in decoding, which reads the cache in several pieces. Each format has
+    tasks of another size."""
     ids = np.random.default_rng(0).integers(4, 4000, 720, dtype=np.int32)
-    for weights in ("bf16", "bf12", "q8", "q4", "f32"):
+    for weights in ("bf16", "q8", "q4"):
         results = []
         for threads in (1, 2, 3, 8):
             with gemlet.load(weights=weights, threads=threads) as model:

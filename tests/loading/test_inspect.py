@@ -12,10 +12,11 @@ import pytest
 
 import gemlet
 from gemlet import _core
-from gemlet.base.sizes import parse_memory
+from gemlet.base.sizes import parse_memory, resident_bytes
 from gemlet.cli import main
 from gemlet.config import SHAPES, read_config, shape_config
 from gemlet.errors import InvalidRequestError, MemoryLimitError
+from gemlet.loading.for_memory import PROCESS_BYTES
 from gemlet.loading.inspect import inspect
 from gemlet.loading.memory_plan import check_memory, plan_memory
 from gemlet.loading.options import LoadOptions
@@ -25,7 +26,6 @@ from support.core_models import builder_of, layer_config, model_config
 from support.gguf_cases import model_of
 from support.gguf_models import metadata, typed, write_gguf
 from support.inside import context_of, core_of, testing
-from support.processes import resident
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_json, trained_entries, trained_model
 
@@ -134,11 +134,13 @@ def test_the_sizes_that_the_refusal_recommends_fit() -> None:
         for weights, limit in (("bf16", 4 << 30), ("q4", 2 << 30), ("q4", 3 << 30), ("q4", 16 << 30)):
             context = config.max_position_embeddings
             try:
-                check_memory(limit, config, LoadOptions(weights=weights, max_context=context))
+                options = LoadOptions(weights=weights, max_context=context)
+                check_memory(limit, config, options, process=PROCESS_BYTES)
             except MemoryLimitError as error:
                 message = str(error)
             else:
-                assert plan_memory(config, LoadOptions(weights=weights)).total <= limit
+                plan = plan_memory(config, LoadOptions(weights=weights), process=PROCESS_BYTES)
+                assert plan.total <= limit
                 continue
             found = message.partition("; it would fit with ")[2]
             for remedy in found.split(" or ") if found else []:
@@ -146,7 +148,8 @@ def test_the_sizes_that_the_refusal_recommends_fit() -> None:
                 keys = re.findall(r'(max_context|weights|embedding|embedding_on_disk)="?(\w+)"?', remedy)
                 for key, value in keys:
                     changed[key] = {"True": True}.get(value, int(value) if key == "max_context" else value)
-                assert plan_memory(config, LoadOptions(**changed)).total <= limit + (1 << 20), message
+                plan = plan_memory(config, LoadOptions(**changed), process=PROCESS_BYTES)
+                assert plan.total <= limit, message
                 named.add(tuple(key for key, _ in keys))
     together = ("weights", "embedding", "max_context")
     assert named == {("max_context",), ("weights",), ("embedding",), ("embedding_on_disk",), together}
@@ -154,11 +157,11 @@ def test_the_sizes_that_the_refusal_recommends_fit() -> None:
 
 def test_several_changes_are_recommended_if_no_single_one_is_enough() -> None:
     config = shape_config("gemma4-e4b")
-    own = int(resident() * 2**20)  # which counts too, and is large after other tests
+    options = LoadOptions(weights="bf16", max_context=131072)
     with pytest.raises(MemoryLimitError, match=r'fit with weights="q4", embedding="q4", max_context=(\d+)'):
-        check_memory(27 * 10**8 + own, config, LoadOptions(weights="bf16", max_context=131072))
+        check_memory(27 * 10**8 + PROCESS_BYTES, config, options, process=PROCESS_BYTES)
     with pytest.raises(MemoryLimitError, match="smaller model"):
-        check_memory(10**9, config, LoadOptions(weights="bf16", max_context=131072))
+        check_memory(10**9, config, options, process=PROCESS_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -327,12 +330,13 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     from support.real_shapes import write_real_shape_hole
 
     write_real_shape_hole(tmp_path / "model", "gemma4-31b")
+    before = resident_bytes()
     found = inspect(tmp_path / "model", weights="q4", max_context=4096, max_memory="16GB")
     assert found.file_bytes > 60 * 10**9
     assert found.parameters > 30 * 10**9
     assert found.problem is not None
     assert "max_memory is 16.00 GB" in found.problem
-    assert found.plan.process < 500 * 10**6
+    assert found.plan.process < before + 500 * 10**6
 
 
 def test_why_it_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
