@@ -97,12 +97,14 @@ def test_a_slow_reader_holds_up_nobody() -> None:
 def test_the_higher_priority_goes_first() -> None:
     core = small_core()
     reader = Reader(_core.Engine(core, most_running=1))
-    running = reader.submit(IDS[:50], max_tokens=200, most_unread=1)  # holds the only place
-    while not running.take()[0]:
-        time.sleep(0.001)
-    later = [
-        reader.submit(IDS[:20], max_tokens=300, most_unread=1, priority=priority) for priority in (0, 0, 5)
-    ]
+    later: list[Any] = []
+    while reader.engine.stats()["waiting"] < 3:  # or the first one has ended too soon
+        later.clear()
+        running = reader.submit(IDS[:50], max_tokens=600, most_unread=600)  # holds the only place
+        while not running.take()[0]:
+            time.sleep(0.001)
+        for priority in (0, 0, 5):
+            later.append(reader.submit(IDS[:20], max_tokens=300, most_unread=1, priority=priority))
     running.cancel()
     found: list[list[int]] = [[]]
     while not any(found):
