@@ -21,6 +21,7 @@ import gemlet
 from gemlet import _core
 from support.core_models import layer_config, model_config, random_core
 from support.engine_reader import Reader, alone
+from support.waiting import until
 
 IDS = np.random.default_rng(4).integers(0, 96, 4000).astype(np.int32)
 MODEL = bytes(range(32))
@@ -98,8 +99,7 @@ def test_stats_count_waiting_and_the_disk(folder: Path) -> None:
     }
     reader = Reader(_core.Engine(core, **options))
     first, second = reader.submit(IDS[:600], max_tokens=200), reader.submit(IDS[700:900], max_tokens=2)
-    while not reader.engine.stats()["waiting"]:
-        pass
+    until(lambda: reader.engine.stats()["waiting"])
     assert reader.engine.stats()["longest_wait"] > 0
     reader.read(first, second)
     stats = reader.engine.stats()

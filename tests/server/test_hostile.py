@@ -12,6 +12,7 @@ import pytest
 
 from support.scripted_streams import chunk, saying
 from support.servers import serving
+from support.waiting import until
 
 pytestmark = pytest.mark.extra("serve")
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
@@ -34,8 +35,7 @@ def test_bodies_count_until_their_requests_are_answered() -> None:
             ]
             for thread in asking:
                 thread.start()
-            while len(begun) < 2:
-                pass
+            until(lambda: len(begun) == 2)
             refused = server.post(CHAT, large)
             for thread in asking:
                 thread.join()
@@ -68,8 +68,7 @@ def test_a_revoked_key_ends_what_runs(tmp_path: Path, stream: bool) -> None:
         ]
         for thread in asking:
             thread.start()
-        while len(begun) < 2:
-            pass
+        until(lambda: len(begun) == 2)
         store.revoke("a")
         for thread in asking:
             thread.join()
