@@ -93,13 +93,12 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_an_import_costs_little() -> None:
-    """gemlet alone takes less than a third of the processor time that numpy then takes. On the machine where
-    numpy takes 80 ms, that is less than 27 ms."""
-    program = (
-        "import time; clock = time.process_time; t = clock(); import gemlet; alone = clock() - t; "
-        "t = clock(); import numpy; print(alone / (clock() - t))"
-    )
-    assert min(float(output_of(program)) for _ in range(7)) < 0.33
+    """It loads three modules of its own and about thirty of the standard library, where numpy loads more than a
+    hundred. (A count does not depend on the machine, as a time would.)"""
+    program = "import sys; before = set(sys.modules); import gemlet; print(*set(sys.modules) - before)"
+    loaded = output_of(program).split()
+    assert len([name for name in loaded if name.startswith("gemlet")]) <= 5, loaded
+    assert len(loaded) <= 50, loaded
 
 
 def test_help_and_version_do_not_wait_for_numpy() -> None:
