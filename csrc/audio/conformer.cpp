@@ -17,13 +17,7 @@ constexpr float kNormEps = 1e-6f;            // for the norms that rms_norm_eps 
 
 int64_t half(int64_t count) { return (count + 1) / 2; }
 
-template <typename Value>
-void check(const char* field, Value value, Value low, Value high) {
-  if (value >= low && value <= high) return;  // not so for NaN
-  fail(ErrorCode::kConfig, "audio: ", field, " is ", value, ", expected ", low, " to ", high);
-}
-
-void check_size(const char* field, int64_t value, int64_t high) { check<int64_t>(field, value, 1, high); }
+void check_size(const char* field, int64_t value, int64_t high) { check_range("audio: ", field, value, 1, high); }
 
 // The grids that the convolutions read.
 Convolution convolution(const ConformerConfig& config, int index, int64_t frames) {
@@ -84,10 +78,10 @@ void ConformerConfig::validate() const {
   check_size("attention_context_left", keys, 256);
   check_size("output_proj_dims", output_size, 1 << 15);
   check_size("conf_reduction_factor", reduction, 64);
-  check("attention_logit_cap", logit_cap, 1e-3, 1e6);
-  check("residual_weight", residual_weight, 0.0, 1e3);
-  check("rms_norm_eps", rms_norm_eps, 0.0, 1.0);
-  check("sscp_conv_group_norm_eps", group_norm_eps, 0.0, 1.0);
+  check_range("audio: ", "attention_logit_cap", logit_cap, 1e-3, 1e6);
+  check_range("audio: ", "residual_weight", residual_weight, 0.0, 1e3);
+  check_range("audio: ", "rms_norm_eps", rms_norm_eps, 0.0, 1.0);
+  check_range("audio: ", "sscp_conv_group_norm_eps", group_norm_eps, 0.0, 1.0);
 }
 
 int64_t ConformerConfig::block_rows(int64_t frames, int64_t valid) const {

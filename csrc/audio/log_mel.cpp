@@ -14,26 +14,21 @@ namespace {
 constexpr int64_t kMultiple = 128;  // the number of samples is a multiple of this
 constexpr int64_t kMostLength = 1 << 16;
 
-void check(const char* field, double value, double low, double high) {
-  if (value >= low && value <= high) return;  // not so for NaN
-  fail(ErrorCode::kConfig, "log-mel features: ", field, " is ", value, ", expected ", low, " to ", high);
-}
-
 double mel_of(double frequency) { return 2595.0 * std::log10(1.0 + frequency / 700.0); }
 double frequency_of(double mel) { return 700.0 * (std::pow(10.0, mel / 2595.0) - 1.0); }
 
 }  // namespace
 
 void LogMelConfig::validate() const {
-  check("frame_length", static_cast<double>(frame_length), 2, kMostLength);
-  check("hop_length", static_cast<double>(hop_length), 1, kMostLength);
-  check("fft_length", static_cast<double>(fft_length), static_cast<double>(std::max<int64_t>(frame_length, 4)),
-        kMostLength);
-  check("feature_size", static_cast<double>(bins), 1, 1024);
-  check("max_frequency", max_frequency, 1, kSoundRate / 2);
-  check("min_frequency", min_frequency, 0, max_frequency - 1);
-  check("mel_floor", floor, 1e-30, 1e30);
-  check("preemphasis", preemphasis, 0, 1);
+  check_range("log-mel features: ", "frame_length", static_cast<double>(frame_length), 2, kMostLength);
+  check_range("log-mel features: ", "hop_length", static_cast<double>(hop_length), 1, kMostLength);
+  check_range("log-mel features: ", "fft_length", static_cast<double>(fft_length),
+              static_cast<double>(std::max<int64_t>(frame_length, 4)), kMostLength);
+  check_range("log-mel features: ", "feature_size", static_cast<double>(bins), 1, 1024);
+  check_range("log-mel features: ", "max_frequency", max_frequency, 1, kSoundRate / 2);
+  check_range("log-mel features: ", "min_frequency", min_frequency, 0, max_frequency - 1);
+  check_range("log-mel features: ", "mel_floor", floor, 1e-30, 1e30);
+  check_range("log-mel features: ", "preemphasis", preemphasis, 0, 1);
   if ((fft_length & (fft_length - 1)) != 0) {
     fail(ErrorCode::kConfig, "log-mel features: fft_length is ", fft_length, ", expected a power of two");
   }

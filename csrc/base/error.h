@@ -5,6 +5,8 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 namespace gemlet {
@@ -38,6 +40,15 @@ template <typename... Args>
   std::ostringstream out;
   (out << ... << std::forward<Args>(args));
   throw Error(code, out.str());
+}
+
+// Throws a kConfig error unless low <= value <= high. A NaN is out of every range. `where` is what the message begins
+// with.
+template <typename Value>
+void check_range(const std::string& where, std::string_view field, Value value, std::type_identity_t<Value> low,
+                 std::type_identity_t<Value> high) {
+  if (value >= low && value <= high) return;
+  fail(ErrorCode::kConfig, where, field, " is ", value, ", expected ", low, " to ", high);
 }
 
 }  // namespace gemlet

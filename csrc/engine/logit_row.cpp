@@ -11,8 +11,8 @@
 namespace gemlet {
 namespace {
 
-constexpr size_t kGroup = 32;  // logits
-constexpr size_t kWidth = 8;   // lanes of the loops
+constexpr size_t kLogitGroup = 32;  // logits
+constexpr size_t kWidth = 8;        // lanes of the loops
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // e^x for x <= 0, with a relative error below 2e-7; below -87 a number near 0. It has no branch.
@@ -38,18 +38,18 @@ inline float exp_of(float x) {
 void LogitRow::read(std::span<const float> logits) {
   logits_ = logits;
   float bad[kWidth] = {};  // stays 0 unless a NaN passes
-  group_peaks_.resize((logits.size() + kGroup - 1) / kGroup);
+  group_peaks_.resize((logits.size() + kLogitGroup - 1) / kLogitGroup);
   for (size_t group = 0; group < group_peaks_.size(); ++group) {
-    const float* const at = logits.data() + group * kGroup;
-    const size_t count = std::min(kGroup, logits.size() - group * kGroup);
+    const float* const at = logits.data() + group * kLogitGroup;
+    const size_t count = std::min(kLogitGroup, logits.size() - group * kLogitGroup);
     float peak[kWidth];
     std::fill_n(peak, kWidth, -kInfinity);
     const auto look = [&](size_t lane, float logit) {
       peak[lane] = logit > peak[lane] ? logit : peak[lane];
       bad[lane] += logit == logit ? 0.0f : 1.0f;
     };
-    if (count == kGroup) {
-      for (size_t i = 0; i < kGroup; i += kWidth) {
+    if (count == kLogitGroup) {
+      for (size_t i = 0; i < kLogitGroup; i += kWidth) {
         for (size_t lane = 0; lane < kWidth; ++lane) look(lane, at[i + lane]);
       }
     } else {
@@ -68,7 +68,7 @@ void LogitRow::read(std::span<const float> logits) {
 
 int32_t LogitRow::likeliest() const {
   const auto group = std::find(group_peaks_.begin(), group_peaks_.end(), largest_) - group_peaks_.begin();
-  const auto from = logits_.begin() + group * static_cast<int64_t>(kGroup);
+  const auto from = logits_.begin() + group * static_cast<int64_t>(kLogitGroup);
   return static_cast<int32_t>(std::find(from, logits_.end(), largest_) - logits_.begin());
 }
 
@@ -86,7 +86,7 @@ void LogitRow::collect(float floor, std::vector<Entry>& found) const {
   found.clear();
   for (size_t group = 0; group < group_peaks_.size(); ++group) {
     if (group_peaks_[group] < floor) continue;
-    for (size_t id = group * kGroup; id < std::min(logits_.size(), (group + 1) * kGroup); ++id) {
+    for (size_t id = group * kLogitGroup; id < std::min(logits_.size(), (group + 1) * kLogitGroup); ++id) {
       if (logits_[id] >= floor) found.push_back({logits_[id], static_cast<int32_t>(id)});
     }
   }

@@ -14,8 +14,6 @@ using Lock = std::lock_guard<std::mutex>;
 
 constexpr std::chrono::hours kLong(1);
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 }  // namespace
 
 Worker::Worker(const std::shared_ptr<Model>& of, const EngineOptions& options)

@@ -93,6 +93,9 @@ struct Worker {
   void end(Job* job, FinishReason reason, const Error* error = nullptr);
   void end(const Ends& ends);
   void fail_parts(const Parts& parts, const Error& error);
+  static double seconds_since(RequestOptions::Clock::time_point start) {
+    return std::chrono::duration<double>(RequestOptions::Clock::now() - start).count();
+  }
 
   const EngineOptions options_;
   Scheduler scheduler_;

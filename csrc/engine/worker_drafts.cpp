@@ -16,8 +16,6 @@ constexpr int64_t kTried = 2;         // tokens of a guess that tells whether gu
 constexpr double kCredit = 0.01;      // what trying may cost, as a share of a step without guesses
 constexpr double kReadingPays = 0.5;  // what reading the beginning of a text may cost, as a share of what it could gain
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
 
 }  // namespace

@@ -45,30 +45,23 @@ constexpr Limits<double> kNumberLimits[] = {
     {"activation_sparsity", -10, 10},
 };
 
-template <typename Value>
-void check(const std::string& where, std::string_view field, Value value, Value low, Value high) {
-  if (!(value >= low && value <= high)) {  // true for NaN
-    fail(ErrorCode::kConfig, where, field, " is ", value, ", expected ", low, " to ", high);
-  }
-}
-
 void check_size(const std::string& where, std::string_view field, int64_t value) {
   const auto* limits = std::find_if(std::begin(kSizeLimits), std::end(kSizeLimits),
                                     [&](const Limits<int64_t>& known) { return known.field == field; });
-  check(where, field, value, limits->low, limits->high);
+  check_range(where, field, value, limits->low, limits->high);
 }
 
 void check_number(const std::string& where, std::string_view field, double value) {
   const auto* limits = std::find_if(std::begin(kNumberLimits), std::end(kNumberLimits),
                                     [&](const Limits<double>& known) { return known.field == field; });
-  check(where, field, value, limits->low, limits->high);
+  check_range(where, field, value, limits->low, limits->high);
 }
 
 void check_layer(const ModelConfig& config, size_t index) {
   const LayerConfig& layer = config.layers[index];
   const std::string where = "layer " + std::to_string(index) + ": ";
   check_size(where, "num_heads", layer.num_heads);
-  check<int64_t>(where, "num_kv_heads", layer.num_kv_heads, 1, layer.num_heads);
+  check_range<int64_t>(where, "num_kv_heads", layer.num_kv_heads, 1, layer.num_heads);
   check_size(where, "head_dim", layer.head_dim);
   check_size(where, "intermediate_size", layer.intermediate_size);
   check_size(where, "sliding_window", layer.sliding_window);
@@ -92,11 +85,12 @@ void check_layer(const ModelConfig& config, size_t index) {
     fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
   }
   if (layer.num_experts > 0) {
-    check<int64_t>(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
-    check<int64_t>(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
+    check_range<int64_t>(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
+    check_range<int64_t>(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
   }
-  if (config.target_size > 0) return check<int64_t>(where, "kv_source", layer.kv_source, 0, 1023);
-  check<int64_t>(where, "kv_source", layer.kv_source, -1, config.bidirectional ? -1 : static_cast<int64_t>(index) - 1);
+  if (config.target_size > 0) return check_range<int64_t>(where, "kv_source", layer.kv_source, 0, 1023);
+  check_range<int64_t>(where, "kv_source", layer.kv_source, -1,
+                       config.bidirectional ? -1 : static_cast<int64_t>(index) - 1);
   if (layer.kv_source >= 0) {
     const LayerConfig& source = config.layers[static_cast<size_t>(layer.kv_source)];
     if (source.kv_source >= 0 || !source.same_cache(layer)) {
@@ -121,31 +115,31 @@ void ModelConfig::validate() const {
   check_size("", "altup_streams", altup_streams);
   check_size("", "laurel_rank", laurel_rank);
   check_size("", "longest_span", longest_span);
-  check<int64_t>("", "placeholders_read_as", placeholders_read_as, 0, vocab_size - 1);
-  for (const int32_t id : placeholder_ids) check<int64_t>("", "placeholder_ids", id, 0, vocab_size - 1);
-  check<int64_t>("", "target_size", target_size, 0, kMaxWidth);
+  check_range<int64_t>("", "placeholders_read_as", placeholders_read_as, 0, vocab_size - 1);
+  for (const int32_t id : placeholder_ids) check_range<int64_t>("", "placeholder_ids", id, 0, vocab_size - 1);
+  check_range<int64_t>("", "target_size", target_size, 0, kMaxWidth);
   if (target_size > 0) {  // what no assistant has
-    check<int64_t>("", "per_layer_input_size", per_layer_input_size, 0, 0);
-    check<int64_t>("", "altup_streams", altup_streams, 1, 1);
-    check<int64_t>("", "bidirectional", bidirectional ? 1 : 0, 0, 0);
-    check<int64_t>("", "tied_embeddings", tied_embeddings ? 1 : 0, 1, 1);
+    check_range<int64_t>("", "per_layer_input_size", per_layer_input_size, 0, 0);
+    check_range<int64_t>("", "altup_streams", altup_streams, 1, 1);
+    check_range<int64_t>("", "bidirectional", bidirectional ? 1 : 0, 0, 0);
+    check_range<int64_t>("", "tied_embeddings", tied_embeddings ? 1 : 0, 1, 1);
   }
-  check<int64_t>("", "centroids", centroids, 0, target_size > 0 ? vocab_size : 0);
+  check_range<int64_t>("", "centroids", centroids, 0, target_size > 0 ? vocab_size : 0);
   if (centroids > 0) {
-    check<int64_t>("", "centroids_per_token", centroids_per_token, 1, centroids);
-    check<int64_t>("", "vocab_size modulo centroids", vocab_size % centroids, 0, 0);
+    check_range<int64_t>("", "centroids_per_token", centroids_per_token, 1, centroids);
+    check_range<int64_t>("", "vocab_size modulo centroids", vocab_size % centroids, 0, 0);
   }
   check_number("", "rms_norm_eps", rms_norm_eps);
   check_number("", "embedding_scale", embedding_scale);
   check_number("", "final_softcap", final_softcap);
   check_number("", "norm_offset", norm_offset);
-  if (bidirectional) check<int64_t>("", "altup_streams", altup_streams, 1, 1);
+  if (bidirectional) check_range<int64_t>("", "altup_streams", altup_streams, 1, 1);
   if (altup_streams > 1) {  // an AltUp layer has both
-    check<int64_t>("", "laurel_rank", laurel_rank, 1, kMaxWidth);
-    check<int64_t>("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);
+    check_range<int64_t>("", "laurel_rank", laurel_rank, 1, kMaxWidth);
+    check_range<int64_t>("", "per_layer_input_size", per_layer_input_size, 1, kMaxWidth);
   }
-  check<int64_t>("", "number of dense_sizes", static_cast<int64_t>(dense_sizes.size()), 0,
-                 bidirectional ? kMaxDense : 0);
+  check_range<int64_t>("", "number of dense_sizes", static_cast<int64_t>(dense_sizes.size()), 0,
+                       bidirectional ? kMaxDense : 0);
   for (const int64_t size : dense_sizes) check_size("", "dense_sizes", size);
   for (size_t index = 0; index < layers.size(); ++index) check_layer(*this, index);
 }

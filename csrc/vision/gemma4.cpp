@@ -11,19 +11,7 @@
 namespace gemlet::vision {
 namespace {
 
-constexpr int64_t kMlpRows = 512;  // whose hidden activations are in memory at a time
 constexpr float kUnifiedEps = 1e-5f;
-
-void check(const char* field, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    fail(ErrorCode::kConfig, "vision: ", field, " is ", value, ", expected ", low, " to ", high);
-  }
-}
-void check(const char* field, double value, double low, double high) {
-  if (!(value >= low && value <= high)) {
-    fail(ErrorCode::kConfig, "vision: ", field, " is ", value, ", expected ", low, " to ", high);
-  }
-}
 
 // Rows and columns of units of `size` pixels.
 Grid grid_of(int64_t height, int64_t width, int64_t size, int64_t unit, int64_t positions) {
@@ -50,21 +38,21 @@ int64_t floats_of(const Gemma4Config& config, int64_t patches) {
 }  // namespace
 
 void Gemma4Config::validate() const {
-  check("patch_size", patch_size, 1, 256);
-  check("hidden_size", hidden_size, 1, 1 << 16);
-  check("intermediate_size", intermediate_size, 1, 1 << 18);
-  check("num_hidden_layers", num_layers, 1, 512);
-  check("num_attention_heads", num_heads, 1, 1024);
-  check("num_key_value_heads", num_kv_heads, 1, num_heads);
-  check("head_dim", head_dim, 4, kMaxHeadDim);
+  check_range("vision: ", "patch_size", patch_size, 1, 256);
+  check_range("vision: ", "hidden_size", hidden_size, 1, 1 << 16);
+  check_range("vision: ", "intermediate_size", intermediate_size, 1, 1 << 18);
+  check_range("vision: ", "num_hidden_layers", num_layers, 1, 512);
+  check_range("vision: ", "num_attention_heads", num_heads, 1, 1024);
+  check_range("vision: ", "num_key_value_heads", num_kv_heads, 1, num_heads);
+  check_range("vision: ", "head_dim", head_dim, 4, kMaxHeadDim);
   if (head_dim % 4 != 0) fail(ErrorCode::kConfig, "vision: head_dim is ", head_dim, ", expected a multiple of 4");
   if (num_heads % num_kv_heads != 0) {
     fail(ErrorCode::kConfig, "vision: num_attention_heads is ", num_heads, ", expected a multiple of ", num_kv_heads);
   }
-  check("pooling_kernel_size", pool, 1, 64);
-  check("position_embedding_size", positions, 1, 1 << 20);
-  check("rope_theta", rope_theta, 1e-3, 1e9);
-  check("rms_norm_eps", rms_norm_eps, 1e-12, 0.1);
+  check_range("vision: ", "pooling_kernel_size", pool, 1, 64);
+  check_range("vision: ", "position_embedding_size", positions, 1, 1 << 20);
+  check_range("vision: ", "rope_theta", rope_theta, 1e-3, 1e9);
+  check_range("vision: ", "rms_norm_eps", rms_norm_eps, 1e-12, 0.1);
 }
 
 Gemma4Tower::Linear Gemma4Tower::linear(const std::string& name, int64_t rows, int64_t cols) const {
@@ -283,10 +271,10 @@ void Gemma4Tower::encode(const float* pixels, int64_t height, int64_t width, flo
 }
 
 void UnifiedConfig::validate() const {
-  check("model_patch_size", tile_size, 1, 1024);
-  check("mm_embed_dim", hidden_size, 1, 1 << 16);
-  check("mm_posemb_size", positions, 1, 1 << 20);
-  check("rms_norm_eps", rms_norm_eps, 1e-12, 0.1);
+  check_range("vision: ", "model_patch_size", tile_size, 1, 1024);
+  check_range("vision: ", "mm_embed_dim", hidden_size, 1, 1 << 16);
+  check_range("vision: ", "mm_posemb_size", positions, 1, 1 << 20);
+  check_range("vision: ", "rms_norm_eps", rms_norm_eps, 1e-12, 0.1);
 }
 
 UnifiedEmbedder::UnifiedEmbedder(std::shared_ptr<Model> model, const UnifiedConfig& config)

@@ -7,58 +7,54 @@
 namespace gemlet::vision {
 namespace {
 
-void check(const char* field, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    fail(ErrorCode::kConfig, "vision: ", field, " is ", value, ", expected ", low, " to ", high);
-  }
-}
-
 void check_block(const MobileNetBlock& block, int64_t channels) {
   constexpr int64_t kMostChannels = 1 << 16, kMostKernel = 15;
   if (block.in_channels != channels) {
     fail(ErrorCode::kConfig, "vision: a block takes ", block.in_channels, " channels, expected the ", channels,
          " of the one before it");
   }
-  check("a block's channels", block.out_channels, 1, kMostChannels);
-  check("a block's stride", block.stride, 1, 4);
-  check("a kernel", block.middle_kernel, 0, kMostKernel);
+  check_range("vision: ", "a block's channels", block.out_channels, 1, kMostChannels);
+  check_range("vision: ", "a block's stride", block.stride, 1, 4);
+  check_range("vision: ", "a kernel", block.middle_kernel, 0, kMostKernel);
   if (block.attends()) {
-    check("an attention's heads", block.num_heads, 1, 1024);
-    check("an attention's head_dim", block.head_dim, 2, kMaxHeadDim);
+    check_range("vision: ", "an attention's heads", block.num_heads, 1, 1024);
+    check_range("vision: ", "an attention's head_dim", block.head_dim, 2, kMaxHeadDim);
     if (block.head_dim % 2 != 0) {
       fail(ErrorCode::kConfig, "vision: head_dim is ", block.head_dim, ", expected an even number");
     }
-    check("the stride of keys without a convolution", block.stride, 1, block.middle_kernel > 0 ? 4 : 1);
+    check_range("vision: ", "the stride of keys without a convolution", block.stride, 1,
+                block.middle_kernel > 0 ? 4 : 1);
     return;
   }
-  check("an expansion's channels", block.inner, 1, kMostChannels);
-  check("a kernel", block.start_kernel, block.kind == MobileNetBlock::Kind::kEdge ? 1 : 0, kMostKernel);
+  check_range("vision: ", "an expansion's channels", block.inner, 1, kMostChannels);
+  check_range("vision: ", "a kernel", block.start_kernel, block.kind == MobileNetBlock::Kind::kEdge ? 1 : 0,
+              kMostKernel);
   const bool convolves = block.start_kernel > 0 || block.middle_kernel > 0;
-  check("the stride of a block without a convolution", block.stride, 1, convolves ? 4 : 1);
+  check_range("vision: ", "the stride of a block without a convolution", block.stride, 1, convolves ? 4 : 1);
 }
 
 }  // namespace
 
 void MobileNetConfig::validate() const {
-  check("height", height, 1, 1 << 13);
-  check("width", width, 1, 1 << 13);
-  check("the stem's channels", stem_channels, 1, 1 << 16);
-  check("the number of stages", static_cast<int64_t>(stages.size()), 2, 16);
+  check_range("vision: ", "height", height, 1, 1 << 13);
+  check_range("vision: ", "width", width, 1, 1 << 13);
+  check_range("vision: ", "the stem's channels", stem_channels, 1, 1 << 16);
+  check_range("vision: ", "the number of stages", static_cast<int64_t>(stages.size()), 2, 16);
   int64_t channels = stem_channels;
   for (const std::vector<MobileNetBlock>& stage : stages) {
-    check("the number of a stage's blocks", static_cast<int64_t>(stage.size()), 1, 1024);
+    check_range("vision: ", "the number of a stage's blocks", static_cast<int64_t>(stage.size()), 1, 1024);
     for (const MobileNetBlock& block : stage) {
       check_block(block, channels);
       channels = block.out_channels;
     }
   }
-  check("the fusion's channels", fused_inner, 1, 1 << 16);
-  check("hidden_size", hidden_size, 1, 1 << 16);
-  check("the tokens in a row", tokens_per_side, 1, 256);
+  check_range("vision: ", "the fusion's channels", fused_inner, 1, 1 << 16);
+  check_range("vision: ", "hidden_size", hidden_size, 1, 1 << 16);
+  check_range("vision: ", "the tokens in a row", tokens_per_side, 1, 256);
   if (!(rms_norm_eps > 0 && rms_norm_eps < 1)) {
     fail(ErrorCode::kConfig, "vision: rms_norm_eps is ", rms_norm_eps, ", expected a number from 0 to 1");
   }
-  check("the floats of an image on its way", MobileNetPlan(*this).floats(), 1, int64_t{1} << 31);
+  check_range("vision: ", "the floats of an image on its way", MobileNetPlan(*this).floats(), 1, int64_t{1} << 31);
 }
 
 MobileNetPlan::MobileNetPlan(const MobileNetConfig& config) {

@@ -4,11 +4,10 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "vision/patches.h"
 
 namespace gemlet::vision {
 namespace {
-
-constexpr int64_t kChannels = 3;
 
 double weight_at(Filter filter, double x) {
   x = std::fabs(x);

@@ -12,14 +12,6 @@
 namespace gemlet::vision {
 namespace {
 
-constexpr int64_t kMlpRows = 512;  // whose hidden activations are in memory at a time
-
-void check(const char* field, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    fail(ErrorCode::kConfig, "vision: ", field, " is ", value, ", expected ", low, " to ", high);
-  }
-}
-
 int64_t mlp_rows(const SiglipConfig& config) { return std::min(kMlpRows, config.patches()); }
 
 // Rows of floats [patches, hidden_size]: the residual, a norm's output, and what an attention takes.
@@ -45,21 +37,21 @@ std::vector<float> patch_rows(const float* pixels, const SiglipConfig& config) {
 }  // namespace
 
 void SiglipConfig::validate() const {
-  check("image_size", image_size, 1, 1 << 14);
-  check("patch_size", patch_size, 1, image_size);
+  check_range("vision: ", "image_size", image_size, 1, 1 << 14);
+  check_range("vision: ", "patch_size", patch_size, 1, image_size);
   if (image_size % patch_size != 0) {
     fail(ErrorCode::kConfig, "vision: image_size is ", image_size, ", expected a multiple of patch_size, ", patch_size);
   }
-  check("patches", patches(), 1, 1 << 16);
-  check("hidden_size", hidden_size, 1, 1 << 16);
-  check("intermediate_size", intermediate_size, 1, 1 << 18);
-  check("num_layers", num_layers, 1, 512);
-  check("num_heads", num_heads, 1, hidden_size);
+  check_range("vision: ", "patches", patches(), 1, 1 << 16);
+  check_range("vision: ", "hidden_size", hidden_size, 1, 1 << 16);
+  check_range("vision: ", "intermediate_size", intermediate_size, 1, 1 << 18);
+  check_range("vision: ", "num_layers", num_layers, 1, 512);
+  check_range("vision: ", "num_heads", num_heads, 1, hidden_size);
   if (hidden_size % num_heads != 0 || head_dim() % 2 != 0 || head_dim() > kMaxHeadDim) {
     fail(ErrorCode::kConfig, "vision: hidden_size is ", hidden_size, ", expected ", num_heads,
          " times an even number up to ", kMaxHeadDim);
   }
-  check("tokens_per_side", tokens_per_side, 1, grid());
+  check_range("vision: ", "tokens_per_side", tokens_per_side, 1, grid());
   if (grid() % tokens_per_side != 0) {
     fail(ErrorCode::kConfig, "vision: there are ", grid(), " patches in a row, expected a multiple of the ",
          tokens_per_side, " tokens");

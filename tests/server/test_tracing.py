@@ -16,7 +16,12 @@ from support.waiting import PATIENCE, until
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("otel")]
 CHAT = "/v1/chat/completions"
 SECRET = "pomegranate"
-BODY: Any = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 4, "user": SECRET}
+BODY: Any = {
+    "messages": [{"role": "user", "content": SECRET}],
+    "max_tokens": 4,
+    "ignore_eos": True,
+    "user": SECRET,
+}
 
 
 @pytest.fixture

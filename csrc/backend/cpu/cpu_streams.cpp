@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/sums.h"
 
 namespace gemlet {
 namespace {
@@ -21,19 +22,6 @@ void copy_floats(const float* x, int64_t count, float* out) {
 
 void scale_floats(float factor, int64_t count, float* x) {
   for (int64_t i = 0; i < count; ++i) x[i] *= factor;
-}
-
-// The sum of term(x[i]), in chains that do not wait for each other; the same for the same dim.
-template <typename Term>
-double sum_of(const float* x, int64_t dim, const Term& term) {
-  constexpr int64_t kChains = 8;
-  std::array<double, kChains> chains = {};
-  int64_t i = 0;
-  for (; i + kChains <= dim; i += kChains) {
-    for (int64_t c = 0; c < kChains; ++c) chains[static_cast<size_t>(c)] += term(static_cast<double>(x[i + c]));
-  }
-  for (; i < dim; ++i) chains[0] += term(static_cast<double>(x[i]));
-  return std::accumulate(chains.begin(), chains.end(), 0.0);
 }
 
 double mean_square(const float* x, int64_t dim) {

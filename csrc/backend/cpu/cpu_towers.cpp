@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/sums.h"
 
 namespace gemlet {
 namespace {
@@ -14,21 +15,6 @@ constexpr int64_t kOnes = 4096;
 const float* ones() {
   static const std::vector<float> row(kOnes, 1.0f);
   return row.data();
-}
-
-// The sum of term(x[i]) in double precision, in chains that do not wait for each other.
-template <typename Term>
-double sum_of(const float* x, int64_t dim, const Term& term) {
-  constexpr int64_t kChains = 8;
-  double chains[kChains] = {};
-  int64_t i = 0;
-  for (; i + kChains <= dim; i += kChains) {
-    for (int64_t c = 0; c < kChains; ++c) chains[c] += term(static_cast<double>(x[i + c]));
-  }
-  for (; i < dim; ++i) chains[0] += term(static_cast<double>(x[i]));
-  double sum = 0;
-  for (const double chain : chains) sum += chain;
-  return sum;
 }
 
 constexpr int64_t kTogether = 32;  // channels whose sums are in registers
