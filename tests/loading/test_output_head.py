@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 
 import gemlet
 from gemlet.errors import TensorError
+from support.gguf_cases import model_of
+from support.gguf_models import metadata, typed, write_gguf
 from support.tiny_models import CONFIGS, weights_of
 
 pytestmark = pytest.mark.tier
@@ -104,3 +106,26 @@ def test_a_packed_folder_keeps_what_the_tensors_said(tmp_path: Path) -> None:
             packed = tmp_path / f"packed-{name}{flag}"
             gemlet.convert(folder, packed, weights="q8")
             np.testing.assert_array_equal(logits(packed), logits(folder, weights="q8"))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3n_text", "gemma4_text"])
+def test_the_head_of_a_gguf_file(tmp_path: Path, family: str) -> None:
+    """``output.weight`` is the head where a file has it. GGUF has no key that says whether it does."""
+    config, tensors = model_of(family)
+    table = tensors["token_embd.weight"]
+    heads = {"none": None, "equal": table.copy(), "other": table[::-1].copy()}
+    found = {}
+    for name, head in heads.items():
+        own = {} if head is None else {"output.weight": head}
+        path = write_gguf(tmp_path / f"{name}.gguf", metadata(config), typed(tensors | own, "F32"))
+        found[name] = logits(path, weights="f32")
+    assert np.array_equal(found["equal"], found["none"])
+    np.testing.assert_allclose(found["other"], found["none"][:, ::-1], rtol=1e-5, atol=1e-6)
+    for wrong, said in (
+        ({"output.weight": table[1:]}, r"output\.weight.* has shape"),
+        ({}, "token_embd.* is missing"),
+    ):
+        kept = tensors | wrong if wrong else {n: t for n, t in tensors.items() if n != "token_embd.weight"}
+        path = write_gguf(tmp_path / "wrong.gguf", metadata(config), typed(kept, "F32"))
+        with pytest.raises(TensorError, match=said):
+            gemlet.load(path)
