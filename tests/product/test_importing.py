@@ -93,7 +93,7 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_an_import_costs_little() -> None:
-    """It loads three modules of its own and about thirty of the standard library, where numpy loads more than a
+    """It loads three modules of its own and about thirty of the standard library. numpy loads more than a
     hundred. (A count does not depend on the machine, as a time would.)"""
     program = "import sys; before = set(sys.modules); import gemlet; print(*set(sys.modules) - before)"
     loaded = output_of(program).split()
