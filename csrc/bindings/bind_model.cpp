@@ -248,6 +248,7 @@ void register_model(py::module_& m) {
         "Raises UnsupportedError if this build or this machine does not have the device.");
   m.attr("PASS_TEXTS") = kPassTexts;     // most texts that one pass embeds
   m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
+  m.attr("KV_BLOCK_TOKENS") = kKvBlockTokens;
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
       .def_property_readonly("bytes", &Adapter::bytes)

@@ -333,7 +333,7 @@ def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
 
 
 def test_the_published_document(server: RunningServer) -> None:
-    """It has every route, and no field that requests may not have."""
+    """It has every route and every field, and says which fields change nothing or are refused."""
     from gemlet.server.app import ROUTES
 
     found = server.ask("GET", "/openapi.json").json
@@ -342,8 +342,9 @@ def test_the_published_document(server: RunningServer) -> None:
     body = found["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["messages"]
     assert body["properties"]["n"] == {"type": "integer", "minimum": 1, "maximum": 16}
-    assert "best_of" not in body["properties"]
-    assert "user" not in body["properties"]
+    assert body["properties"]["best_of"]["description"].startswith("not supported: ")
+    assert body["properties"]["user"] == {"description": "accepted, and changes nothing"}
+    assert body["additionalProperties"] is False
 
 
 def test_settings_of_a_file(tmp_path: Path) -> None:

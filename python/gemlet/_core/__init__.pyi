@@ -13,6 +13,7 @@ import numpy.typing
 from . import testing
 
 __all__: list[str] = [
+    "KV_BLOCK_TOKENS",
     "LAYOUT_VERSION",
     "MAX_DRAFT_TOKENS",
     "MAX_THREADS",
@@ -1084,6 +1085,7 @@ def widen(
     Rows of a file's blocks, uint8 [rows, bytes], as float32 [rows, values].
     """
 
+KV_BLOCK_TOKENS: int = 64
 LAYOUT_VERSION: int = 2
 MAX_DRAFT_TOKENS: int = 14
 MAX_THREADS: int = 1024

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gemlet.server.call import Call
-from gemlet.server.problems import ClientGone, Problem, problem_of
+from gemlet.server.problems import ClientGone, Problem, forget_frames, problem_of
 
 __all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
 
@@ -135,6 +135,7 @@ class StreamAnswer(Response):
             if problem.status == 500:
                 await self._end()
                 raise
+            forget_frames(error)
         await self._end()
 
     async def flush(self) -> None:

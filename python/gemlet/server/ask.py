@@ -396,9 +396,10 @@ class Running:
 
     async def aclose(self) -> None:
         """Ends what still runs, and gives its memory back."""
-        for pump in self._pumps:
+        pumps, self._pumps = self._pumps, []  # a task that was cancelled remembers its frames, and they this
+        for pump in pumps:
             pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await asyncio.gather(*pumps, return_exceptions=True)
         streams = [self.choices[first].stream for first in self._firsts]
         is_over = all(choice.is_over for choice in self.choices)
         if not is_over:

@@ -18,7 +18,7 @@ from gemlet.server.inside import INSIDE, Inside
 from gemlet.server.keys import Key, KeyStore
 from gemlet.server.logs import log_call
 from gemlet.server.metrics import Metrics
-from gemlet.server.problems import ClientGone, Problem, as_json, problem_of
+from gemlet.server.problems import ClientGone, Problem, as_json, forget_frames, problem_of
 from gemlet.server.tracing import Tracing
 
 __all__ = ["OPEN", "Guard"]
@@ -97,6 +97,8 @@ class Guard:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # uvicorn keeps its own scope until the connection closes or sends another request.
+        scope = dict(scope)
         call = Call(method=scope["method"][:16])
         call.put_into(scope)
         scope["app"] = self  # the router raises what it has no route for, and requests find the service
@@ -133,6 +135,7 @@ class Guard:
             if problem.status == 500:
                 _log_failure(call, error)
             await call.close()
+            forget_frames(error)
             if not call.status:
                 await _send_problem(problem, scope, call, sending)
         finally:

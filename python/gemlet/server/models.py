@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gemlet import _core
 from gemlet.base.text import show
 from gemlet.chat.shieldgemma import ShieldGemmaFormat
 from gemlet.chat.shieldgemma2 import ShieldGemma2Format
@@ -19,7 +20,6 @@ from gemlet.server.settings import ModelSpec
 __all__ = ["Models", "Served"]
 
 _log = logging.getLogger("gemlet.server")
-_BLOCK_TOKENS = 64  # of a block of the core's
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def _cache_of(model: Model) -> dict[str, str]:
     """The cache of keys and values as labels of vLLM's ``cache_config_info``: the blocks are those for which
     there is room, of texts that no window has left behind."""
     stats, memory = model.stats(), model.memory()
-    block = _BLOCK_TOKENS * max(1, memory["kv_cache_per_token"] + memory["kv_cache_per_window_token"])
+    block = _core.KV_BLOCK_TOKENS * max(1, memory["kv_cache_per_token"] + memory["kv_cache_per_window_token"])
     return {
-        "block_size": str(_BLOCK_TOKENS),
+        "block_size": str(_core.KV_BLOCK_TOKENS),
         "cache_dtype": model.kv_cache,
         "num_gpu_blocks": str(int(max(0, stats["kv_bytes"] + stats["kv_room_bytes"]) // block)),
     }

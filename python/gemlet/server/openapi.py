@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet import _core
-from gemlet.server.schema import Ignored, Kind, Object, Refused
+from gemlet.server.schema import Kind, Object
 
 __all__ = ["document"]
 
@@ -47,8 +47,7 @@ def document(routes: Sequence[tuple[str, str, Mapping[str, Kind] | None, Sequenc
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
             ]
         if table is not None:
-            known = {name: kind for name, kind in table.items() if not isinstance(kind, Ignored | Refused)}
-            schema = Object(known, required).describe()
+            schema = Object(table, required).describe()
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         paths.setdefault(plain, {})[method.lower()] = operation
     return {

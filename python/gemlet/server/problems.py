@@ -16,7 +16,7 @@ from gemlet.errors import (
     UnsupportedError,
 )
 
-__all__ = ["ClientGone", "Problem", "as_json", "problem_of"]
+__all__ = ["ClientGone", "Problem", "as_json", "forget_frames", "problem_of"]
 
 
 class ClientGone(Exception):  # noqa: N818  an event, no error
@@ -82,6 +82,16 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
     if isinstance(error, ModelClosedError):
         return Problem(503, "the server is stopping", kind="unavailable_error", headers=_OVERLOADED)
     return Problem(500, "the server failed; its log says why", kind="server_error")
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Takes the traceback from an error that is dealt with, and from those behind it. Its frames have the
+    whole request, and one of them often has the error. Together they would stay until Python looks for
+    cycles, which it does by the number of objects, however large they are."""
+    while error is not None:
+        behind = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        error = behind
 
 
 def _argument(message: str) -> str | None:

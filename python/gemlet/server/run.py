@@ -39,6 +39,10 @@ class _Protocol(H11Protocol):
         self.idle_since = time.monotonic()
         super().on_response_complete()
 
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer if the client breaks the connection
+
     @property
     def is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -187,6 +187,7 @@ class Object(Kind):
             "type": "object",
             "properties": {name: kind.describe() for name, kind in self.fields.items()},
             "required": list(self.required),
+            "additionalProperties": False,
         }
 
 
