@@ -8,9 +8,8 @@ import platform
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
 from gemlet import _core
+from gemlet.base.arrays import np
 from gemlet.base.sizes import size_text
 from gemlet.bench import cpu_name
 

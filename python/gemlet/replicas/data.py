@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-import numpy as np
-
+from gemlet.base.arrays import np
 from gemlet.server.batch import started
 from gemlet.server.batch_lines import ENDPOINTS, WrongLineError, answer_line, read_request
 from gemlet.server.inside import answer
