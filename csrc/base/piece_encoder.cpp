@@ -9,13 +9,16 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/error.h"
+
 namespace gemlet {
 namespace {
 
 enum Type : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 constexpr int32_t kBpe = 2;  // TrainerSpec.ModelType
 constexpr std::string_view kSpace = "\xE2\x96\x81";
-constexpr size_t kStart = 4;   // bytes by which user-defined pieces are looked for first
+constexpr size_t kStart = 4;  // bytes by which user-defined pieces are looked for first
+constexpr size_t kMostBytes = INT32_MAX / 4;
 constexpr size_t kAhead = 16;  // pieces: how far ahead places in the table are fetched
 
 // The fields of a message of protocol buffers, one after the other.
@@ -168,6 +171,8 @@ bool PieceEncoder::read(std::string_view model) {
       if (++trainers > 1 || !settings.read_trainer(fields.bytes())) return false;
     } else if (fields.is_bytes(3)) {
       if (++normalizers > 1 || !settings.read_normalizer(fields.bytes())) return false;
+    } else if (fields.is_bytes(4)) {
+      return false;  // samples with their ids, which SentencePiece compares with its own
     }
   }
   const bool is_known = settings.model_type == kBpe && settings.as_it_is && trainers == 1;
@@ -243,9 +248,9 @@ size_t PieceEncoder::user_defined_at(std::string_view text) const {
 }
 
 struct PieceEncoder::Symbol {
-  int64_t before, behind;  // neighbours, -1: there is none
-  bool is_whole;           // a user-defined piece, which is not merged
+  int32_t before, behind;  // neighbours, -1: there is none
   std::string_view text;   // empty once it is part of the one before it
+  bool is_whole;           // a user-defined piece, which is not merged
 };
 
 // A text on its way to pieces.
@@ -255,12 +260,12 @@ class PieceEncoder::Merging {
     while (!text.empty()) {
       const size_t whole = encoder.user_defined_at(text);
       const size_t size = whole > 0 ? whole : std::min(character_bytes(text[0]), text.size());
-      const auto index = static_cast<int64_t>(symbols_.size());
-      symbols_.push_back({index - 1, size < text.size() ? index + 1 : -1, whole > 0, text.substr(0, size)});
+      const auto index = static_cast<int32_t>(symbols_.size());
+      symbols_.push_back({index - 1, size < text.size() ? index + 1 : -1, text.substr(0, size), whole > 0});
       text.remove_prefix(size);
     }
     for (size_t right = 1; right < symbols_.size(); ++right) {
-      consider(static_cast<int64_t>(right) - 1, static_cast<int64_t>(right));
+      consider(static_cast<int32_t>(right) - 1, static_cast<int32_t>(right));
     }
   }
 
@@ -283,7 +288,7 @@ class PieceEncoder::Merging {
     std::vector<int32_t> result;
     std::vector<std::string_view> todo;
     bool after_unknown = false;
-    for (int64_t index = symbols_.empty() ? -1 : 0; index >= 0; index = symbols_[static_cast<size_t>(index)].behind) {
+    for (int32_t index = symbols_.empty() ? -1 : 0; index >= 0; index = symbols_[static_cast<size_t>(index)].behind) {
       todo.push_back(symbols_[static_cast<size_t>(index)].text);
       while (!todo.empty()) {
         const std::string_view text = todo.back();
@@ -310,16 +315,16 @@ class PieceEncoder::Merging {
  private:
   struct Candidate {
     float score;
-    int64_t left, right;
+    int32_t left, right;
     size_t size;
     bool operator<(const Candidate& other) const {
       return score < other.score || (score == other.score && left > other.left);
     }
   };
 
-  Symbol& at(int64_t index) { return symbols_[static_cast<size_t>(index)]; }
+  Symbol& at(int32_t index) { return symbols_[static_cast<size_t>(index)]; }
 
-  void consider(int64_t left, int64_t right) {
+  void consider(int32_t left, int32_t right) {
     if (left < 0 || right < 0 || at(left).is_whole || at(right).is_whole) return;
     const std::string_view a = at(left).text, b = at(right).text;
     const std::string_view text(a.data(), a.size() + b.size());
@@ -338,6 +343,7 @@ class PieceEncoder::Merging {
 };
 
 std::vector<int32_t> PieceEncoder::encode(std::string_view text) const {
+  if (text.size() > kMostBytes) fail(ErrorCode::kInvalidRequest, "text of ", text.size(), " bytes; cut it");
   std::string escaped;
   escaped.reserve(text.size() + text.size() / 2);
   for (const char byte : text) {

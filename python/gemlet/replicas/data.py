@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from gemlet.base.arrays import np
+import numpy as np
+
 from gemlet.server.batch import started
 from gemlet.server.batch_lines import ENDPOINTS, WrongLineError, answer_line, read_request
 from gemlet.server.inside import answer

@@ -340,13 +340,9 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Ordinary text to ids.
-
-    SentencePiece is asked about every vocabulary once, when it is read, and then encodes. A start has a
-    vocabulary that it has taken before, and the core encodes as SentencePiece does: its own form of 262,144
-    pieces would take a third of a start. It also takes those that are not like Gemma's.
-    """
-    core = _core.piece_encoder(vocabulary.proto) if vocabulary.checked else None
+    """Ordinary text to ids. The core encodes with vocabularies like Gemma's as SentencePiece does, whose own
+    form of 262,144 pieces would take a third of a start. All others are left to SentencePiece."""
+    core = _core.piece_encoder(vocabulary.proto)
     if core is None:
         encode: Callable[[str], list[int]] = _SentencePiece(vocabulary)
     else:
