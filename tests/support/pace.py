@@ -1,8 +1,9 @@
 """Limits of time that hold on a slow machine and beside other work.
 
-A limit is in seconds of processor time of one machine, the reference. Other programs take none of the time of
-this one, but they slow it down, and so does a slower machine. A fixed piece of work tells how much. It is not slowed
-down exactly as the measured work is, so a limit has room. A cost that grows with a power of the input is far above it.
+A limit is in seconds of processor time of one machine, the reference. Other programs take none of the time
+of this one, but they slow it down, and so does a slower machine. A fixed piece of work tells how much. It is
+not slowed down exactly as the measured work is, so a limit has room. A cost that grows with a power of the
+input is far above it.
 """
 
 from __future__ import annotations

@@ -153,3 +153,8 @@ def test_damaged_models() -> None:
         for text in texts_for(parse_model(model).pieces, chance, 12):
             assert ours.encode(text) == theirs.EncodeAsIds(text), model
     assert known > 20
+
+
+def test_a_model_with_samples_of_its_own() -> None:
+    """SentencePiece compares its ids with them, and refuses a model with other ones."""
+    assert _core.piece_encoder(trained_model() + b"\x22\x02\x0a\x00") is None
