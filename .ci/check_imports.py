@@ -52,6 +52,7 @@ IN_FUNCTIONS = {
     "safetensors": "slow",
     "statistics": "slow",
     "importlib.metadata": "slow",
+    "difflib": "slow",
     "subprocess": "slow",
     "shutil": "slow",
     "tempfile": "slow",

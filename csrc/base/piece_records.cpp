@@ -26,4 +26,15 @@ size_t after_pieces(std::string_view data, size_t at) {
   return at;
 }
 
+bool rises_to(std::string_view data, size_t last) {
+  size_t before = 0;
+  for (size_t at = 0; at + 4 <= data.size(); at += 4) {
+    size_t number = 0;
+    for (size_t byte = 4; byte-- > 0;) number = number << 8 | static_cast<uint8_t>(data[at + byte]);
+    if (number < before) return false;
+    before = number;
+  }
+  return before == last;
+}
+
 }  // namespace gemlet

@@ -11,4 +11,7 @@ namespace gemlet {
 // tag and type.
 size_t after_pieces(std::string_view data, size_t at);
 
+// Whether the little-endian numbers of 32 bits in `data` rise, or stay the same, and the last one is `last`.
+bool rises_to(std::string_view data, size_t last);
+
 }  // namespace gemlet

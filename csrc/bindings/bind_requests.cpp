@@ -71,8 +71,9 @@ class Ticket {
   const std::shared_ptr<Request> request_;
 };
 
-// float32 [rows, width]
-py::array_t<float> rows_of(std::vector<float> values, int64_t width) {
+// float32 [rows, width]; none where there are no rows, as of texts, for which NumPy need not be imported.
+std::optional<py::array_t<float>> rows_of(std::vector<float> values, int64_t width) {
+  if (values.empty()) return std::nullopt;
   auto* const own = new std::vector<float>(std::move(values));
   const py::capsule owner(own, [](void* data) { delete static_cast<std::vector<float>*>(data); });
   return py::array_t<float>({static_cast<int64_t>(own->size()) / width, width}, own->data(), owner);
@@ -162,7 +163,8 @@ void register_requests(py::module_& m) {
                                    rows_of(std::move(output.values), ticket.width));
           },
           "What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', "
-          "'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. "
+          "'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding, or None. Does "
+          "not wait. "
           "Raises the error that ended it.")
       .def(
           "cancel", [](const Ticket& ticket) { ticket->cancel(); }, "Ends the text at the next opportunity.")

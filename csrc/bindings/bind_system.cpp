@@ -10,7 +10,6 @@
 #include "base/cpu_features.h"
 #include "base/cpu_limits.h"
 #include "base/error.h"
-#include "base/piece_records.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "kernels/registry.h"
@@ -123,9 +122,6 @@ void register_system(py::module_& m, py::module_& testing) {
       "Threads used when none are asked for, and why. Tests keep /proc and /sys in the folder `files`.");
   m.def("available_memory", &available_memory, py::kw_only(), py::arg("files") = "",
         "Bytes of memory that this process may still take, of the machine's and within its cgroup's limit.");
-  m.def(
-      "after_pieces", [](const py::bytes& data, size_t at) { return after_pieces(data, at); }, py::arg("data"),
-      py::arg("at"), "Where the run of pieces that begins at `at` ends in a file of SentencePiece, `data`.");
   m.def("return_free_memory", &return_free_memory, py::call_guard<GilRelease>(),
         "Returns freed memory that malloc still holds to the system.");
   testing.def("parse_nodes", &parse_nodes, py::arg("list"), "The NUMA nodes of a list like '0-1,4', as bits.");

@@ -26,6 +26,7 @@ void register_engine(pybind11::module_& m);
 void register_requests(pybind11::module_& m);
 void register_prefix_cache(pybind11::module_& m);
 void register_system(pybind11::module_& m, pybind11::module_& testing);
+void register_pieces(pybind11::module_& m);
 void register_measure(pybind11::module_& m, pybind11::module_& testing);
 void register_kernels(pybind11::module_& testing);
 void register_testing(pybind11::module_& testing);

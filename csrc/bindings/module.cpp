@@ -79,6 +79,7 @@ PYBIND11_MODULE(_core, m) {
   });
   pybind11::module_ testing = m.def_submodule("testing", "What only tests and benchmarks use.");
   gemlet::bindings::register_system(m, testing);
+  gemlet::bindings::register_pieces(m);
   gemlet::bindings::register_facts(m);
   gemlet::bindings::register_config(m);
   gemlet::bindings::register_model(m);

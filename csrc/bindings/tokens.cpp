@@ -1,13 +1,37 @@
 #include "bindings/tokens.h"
 
+#include <optional>
+#include <string_view>
+
 #include "base/error.h"
 #include "bindings/gil.h"
 
 namespace py = pybind11;
 
 namespace gemlet::bindings {
+namespace {
+
+// The ids in a contiguous row of int32, such as array("i"), for which NumPy need not be imported.
+std::optional<std::vector<int32_t>> row_of_int32(const py::object& ids) {
+  Py_buffer row;
+  if (!PyObject_CheckBuffer(ids.ptr())) return std::nullopt;
+  if (PyObject_GetBuffer(ids.ptr(), &row, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) != 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  std::optional<std::vector<int32_t>> result;
+  if (row.ndim == 1 && row.itemsize == sizeof(int32_t) && std::string_view(row.format) == "i") {
+    const auto* const data = static_cast<const int32_t*>(row.buf);
+    result.emplace(data, data + row.shape[0]);
+  }
+  PyBuffer_Release(&row);
+  return result;
+}
+
+}  // namespace
 
 std::vector<int32_t> token_ids(const py::object& ids) {
+  if (auto row = row_of_int32(ids)) return *std::move(row);
   const py::array array = in_python([&] { return py::array::ensure(ids); });
   if (!array) fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers");
   if (array.size() == 0) return {};

@@ -15,7 +15,7 @@
 namespace gemlet::bindings {
 
 // What the signature shows: what NumPy can make an array of.
-using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::typing::List<pybind11::int_>>;
+using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::buffer, pybind11::typing::List<pybind11::int_>>;
 
 // Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
 std::vector<int32_t> token_ids(const pybind11::object& ids);

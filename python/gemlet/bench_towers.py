@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import numpy as np
-
 from gemlet import _core
+from gemlet.base.arrays import np
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 from gemlet.model.model import Model

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gemlet.base.arrays import np
 from gemlet.base.progress import Progress, reporting
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, ModelFileError

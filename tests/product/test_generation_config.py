@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from array import array
 from fractions import Fraction
 from typing import Any
 
@@ -135,11 +136,13 @@ def test_greedy() -> None:
 # --- token ids
 
 
-@pytest.mark.parametrize("ids", [[1, 2], (1, 2), np.array([1, 2], np.uint16), [np.int64(1), np.int32(2)]])
+@pytest.mark.parametrize(
+    "ids", [[1, 2], (1, 2), np.array([1, 2], np.uint16), [np.int64(1), np.int32(2)], array("i", [1, 2])]
+)
 def test_token_ids_become_int32(ids: Any) -> None:
-    array = token_id_array(ids, vocab_size=3, name="prompt")
-    assert array.dtype == np.int32
-    assert array.tolist() == [1, 2]
+    found = token_id_array(ids, vocab_size=3, name="prompt")
+    assert (found.typecode, found.itemsize) == ("i", 4)
+    assert found.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

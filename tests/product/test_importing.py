@@ -6,6 +6,7 @@ import importlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,12 +94,37 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_an_import_costs_little() -> None:
-    """It loads three modules of its own and about thirty of the standard library. numpy loads more than a
-    hundred. (A count does not depend on the machine, as a time would.)"""
+    """It loads three modules of its own and about thirty of the standard library, where numpy loads more than
+    a hundred. (A count does not depend on the machine, as a time would.)"""
     program = "import sys; before = set(sys.modules); import gemlet; print(*set(sys.modules) - before)"
     loaded = output_of(program).split()
     assert len([name for name in loaded if name.startswith("gemlet")]) <= 5, loaded
     assert len(loaded) <= 50, loaded
+
+
+def test_a_start_loads_no_module_and_reads_no_file_that_a_text_does_without(tmp_path: Path) -> None:
+    """From a packed folder to a token. NumPy and SentencePiece would be half of the start."""
+    gemlet.convert(None, tmp_path / "q4", weights="q4", threads=1)
+    program = f"""
+import sys
+folder, opened = {str(tmp_path / "q4")!r}, []
+def look(event, given):
+    if event == "open" and str(given[0]).startswith(folder):
+        opened.append(str(given[0])[len(folder) + 1:])
+sys.addaudithook(look)
+import gemlet
+with gemlet.load(folder, threads=1) as model:
+    assert model.generate("The door", max_tokens=1).completion_tokens == 1
+print(*sorted(opened))
+print(*sys.modules)
+"""
+    opened, loaded = (line.split() for line in output_of(program).splitlines())
+    heavy = {"numpy", "sentencepiece", "safetensors", "asyncio", "subprocess", "tempfile", "difflib"}
+    assert not heavy & set(loaded)
+    assert len([name for name in loaded if name.startswith("gemlet")]) <= 180, loaded
+    assert len(loaded) <= 330, len(loaded)
+    files = sorted(file.name for file in (tmp_path / "q4").iterdir())
+    assert sorted(set(opened)) == files
 
 
 def test_help_and_version_do_not_wait_for_numpy() -> None:

@@ -9,6 +9,7 @@ import typing
 
 import numpy
 import numpy.typing
+import typing_extensions
 
 from . import testing
 
@@ -40,6 +41,7 @@ __all__: list[str] = [
     "ModelBuilder",
     "ModelConfig",
     "News",
+    "PieceEncoder",
     "PrefixCache",
     "Request",
     "Sampler",
@@ -60,13 +62,25 @@ __all__: list[str] = [
     "measure_read_bandwidth",
     "mono",
     "number_limits",
+    "piece_encoder",
     "resize_image",
     "return_free_memory",
+    "rises_to",
     "size_limits",
     "source_types",
     "testing",
     "widen",
 ]
+
+class PieceEncoder:
+    """
+    Text to pieces, as SentencePiece does it.
+    """
+    def __len__(self) -> int: ...
+    def encode(self, text: str) -> list[int]:
+        """
+        The ids of `text`.
+        """
 
 class LayerConfig:
     """
@@ -588,7 +602,7 @@ class Sampler:
     def sample(
         self,
         logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-        history: numpy.ndarray | list[int],
+        history: numpy.ndarray | typing_extensions.Buffer | list[int],
     ) -> int:
         """
         The next token id from logits [vocab]. `history` is the text so far: the ids of the prompt, of which there are `prompt_tokens`, and those that were generated.
@@ -617,7 +631,7 @@ class TokenSequence:
         """
     def extend(
         self,
-        ids: numpy.ndarray | list[int],
+        ids: numpy.ndarray | typing_extensions.Buffer | list[int],
         *,
         logits: str = "last",
         soft_rows: collections.abc.Sequence[
@@ -663,7 +677,7 @@ class PrefixCache:
     """
     def load(
         self,
-        ids: numpy.ndarray | list[int],
+        ids: numpy.ndarray | typing_extensions.Buffer | list[int],
         descriptor: typing.SupportsInt | typing.SupportsIndex,
         at: typing.SupportsInt | typing.SupportsIndex,
         *,
@@ -676,7 +690,7 @@ class PrefixCache:
         """
     def nearest(
         self,
-        ids: numpy.ndarray | list[int],
+        ids: numpy.ndarray | typing_extensions.Buffer | list[int],
         *,
         media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
         adapter: Adapter | None = None,
@@ -687,7 +701,7 @@ class PrefixCache:
         """
     def save(
         self,
-        ids: numpy.ndarray | list[int],
+        ids: numpy.ndarray | typing_extensions.Buffer | list[int],
         descriptor: typing.SupportsInt | typing.SupportsIndex,
         *,
         media: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, Media]] = [],
@@ -734,9 +748,9 @@ class Request:
         """
         Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the lowest first; None: all. The engine chooses none before. `behind`: the last ones of these others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.
         """
-    def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32]]:
+    def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32] | None]:
         """
-        What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', 'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding. Does not wait. Raises the error that ended it.
+        What came since the last call: token ids, why the request has ended ('stop', 'length', 'context', 'cancelled', 'timeout', or None), and float32 rows [n, width] of logits or of an embedding, or None. Does not wait. Raises the error that ended it.
         """
     @property
     def cached_tokens(self) -> int: ...
@@ -802,7 +816,7 @@ class Engine:
         """
     def submit(
         self,
-        prompt: numpy.ndarray | list[int],
+        prompt: numpy.ndarray | typing_extensions.Buffer | list[int],
         *,
         sampler: Sampler | None = None,
         news: News,
@@ -1021,7 +1035,7 @@ def free_memory(device: str) -> int:
 
 def logprobs(
     logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    ids: numpy.ndarray | list[int],
+    ids: numpy.ndarray | typing_extensions.Buffer | list[int],
     top: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[tuple[float, list[tuple[int, float]]]]:
     """
@@ -1052,6 +1066,11 @@ def number_limits() -> dict[str, tuple[float, float]]:
     (least, largest) value of the real fields of LayerConfig and ModelConfig.
     """
 
+def piece_encoder(model: bytes) -> PieceEncoder:
+    """
+    The encoder of a SentencePiece model; None for one that SentencePiece refuses, and for other models than byte-pair encoding of text as it is.
+    """
+
 def resize_image(
     image: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8],
     *,
@@ -1066,6 +1085,11 @@ def resize_image(
 def return_free_memory() -> None:
     """
     Returns freed memory that malloc still holds to the system.
+    """
+
+def rises_to(data: bytes, last: typing.SupportsInt | typing.SupportsIndex) -> bool:
+    """
+    Whether the little-endian numbers of 32 bits in `data` never fall, and end with `last`.
     """
 
 def size_limits() -> dict[str, tuple[int, int]]:

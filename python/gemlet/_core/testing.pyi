@@ -9,6 +9,7 @@ import typing
 
 import numpy
 import numpy.typing
+import typing_extensions
 
 import gemlet._core
 
@@ -93,7 +94,7 @@ class Step:
     def __init__(
         self,
         context: Context,
-        ids: numpy.ndarray | list[int],
+        ids: numpy.ndarray | typing_extensions.Buffer | list[int],
         *,
         logits: str = "last",
         soft_rows: collections.abc.Sequence[
@@ -156,7 +157,7 @@ def conformer_taps(
 def distribution(
     sampler: gemlet._core.Sampler,
     logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
-    history: numpy.ndarray | list[int],
+    history: numpy.ndarray | typing_extensions.Buffer | list[int],
 ) -> list[tuple[int, float]]:
     """
     What Sampler.sample() draws from: pairs (token id, probability).

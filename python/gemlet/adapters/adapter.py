@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
@@ -26,9 +27,6 @@ from gemlet.weights.slots import core_slots
 from gemlet.weights.tower_slots import in_tower
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gemlet import _core
 
     Blocks = Iterator[tuple[NDArray[Any], str]]
@@ -103,7 +101,6 @@ class AdapterFiles:
 
     def build(self, model: _core.Model) -> _core.Adapter:
         """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite."""
-        import numpy as np
 
         from gemlet import _core
 
@@ -162,7 +159,6 @@ class AdapterFiles:
         a: tuple[NDArray[Any], str],
         b: tuple[NDArray[Any], str],
     ) -> None:
-        import numpy as np
 
         for part, entry in core_slots(slot, (term.experts,)):
             one_a, one_b = (np.ascontiguousarray(x) for x in _of_expert(term, a[0], b[0], entry))
@@ -179,7 +175,6 @@ class AdapterFiles:
         return rows
 
     def _add_rows(self, builder: _core.AdapterBuilder, slot: str, own: OwnRows) -> None:
-        import numpy as np
 
         if own.ids:
             rows, dtype = self.checkpoint.read(own.tensor)
@@ -272,7 +267,6 @@ class AdapterFiles:
         """The weight ``slot``, or the matrix ``entry`` of a stack, as the adapter makes it, in float32.
         ``read`` gives blocks of its rows from the first on: of floats
         (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
-        import numpy as np
 
         blocks = read()
         own, term = self.changes(slot)
@@ -332,7 +326,6 @@ class AdapterFiles:
         read: Callable[[], Blocks],
     ) -> NDArray[np.float32]:
         """What DoRA multiplies the columns of the embedding table by: their lengths are over all tokens."""
-        import numpy as np
 
         if self._table_gains is None:
             squares = np.zeros(a.shape[1])
@@ -346,7 +339,6 @@ class AdapterFiles:
         return self._table_gains
 
     def _finite(self, tensor: str) -> NDArray[np.float32]:
-        import numpy as np
 
         dtype = self.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):
@@ -391,7 +383,6 @@ def _corrected(
 ) -> NDArray[np.float32]:
     """``values + b a``, with these ``lengths`` of its rows if they are given; rounded once. A few rows at a
     time are in float64."""
-    import numpy as np
 
     found = np.empty_like(values)
     wide_a = a.astype(np.float64)
@@ -405,7 +396,6 @@ def _corrected(
 
 
 def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    import numpy as np
 
     if dtype == "bf16":
         return (values.astype(np.uint32) << 16).view(np.float32)

@@ -15,12 +15,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
+
 __all__ = ["ModulePatterns", "PatternError"]
 
 _MAX_PATTERN = 2000  # characters
 _MAX_STEPS = 1_000_000  # of all matches together, about 3 seconds; a real pattern takes 150 for a name
-_CATEGORIES = {"DIGIT": re.compile(r"\d"), "WORD": re.compile(r"\w"), "SPACE": re.compile(r"\s")}
-_PLAIN = re.compile(r"[\w.\-]*", re.ASCII)
+_CATEGORIES = {"DIGIT": late_pattern(r"\d"), "WORD": late_pattern(r"\w"), "SPACE": late_pattern(r"\s")}
+_PLAIN = late_pattern(r"[\w.\-]*", re.ASCII)
 # The parser of re: the module has this name since Python 3.11.
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 

@@ -6,7 +6,6 @@ A tensor is called ``base_model.model.``, then the module in the model it was tr
 
 from __future__ import annotations
 
-import re
 from math import prod
 
 from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig
@@ -21,6 +20,7 @@ from gemlet.adapters.terms import (
     target_slots,
     tower_matrices,
 )
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
@@ -40,7 +40,7 @@ __all__ = ["map_peft"]
 _OUTER = "base_model.model."
 # What a tensor is of its module. PEFT leaves out the name of the adapter; tools that save its modules write
 # it, as in "lora_A.default.weight". The last two are of the embedding table and the output head.
-_PARTS = re.compile(
+_PARTS = late_pattern(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
     r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
     r"|lora_(?P<table>embedding_[AB])(?:\.\w+)?"
@@ -67,7 +67,7 @@ _TRUNK = (
 )
 
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
-_NUMBERED = re.compile(
+_NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
 )  # as PEFT finds the number of a layer
 

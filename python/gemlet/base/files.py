@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from typing import BinaryIO
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, ModelFileError
 
@@ -112,7 +112,7 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 
 
 _READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end
-_MODULE = re.compile(r"\d+_")  # a folder in that of an embedding model
+_MODULE = late_pattern(r"\d+_")  # a folder in that of an embedding model
 
 
 def check_links(folder: str) -> None:

@@ -39,24 +39,22 @@ def public(function: _Function) -> _Function:
     ...     print(error)
     generate() has no argument 'max_new_tokens'; did you mean max_tokens? It has prompt, max_tokens
     """
-    parameters = list(inspect.signature(function).parameters.values())
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
-    known = frozenset(names)
     is_coroutine = inspect.iscoroutinefunction(function)
-    defaults = {p.name: p.default for p in parameters if p.default not in (p.empty, None)}
 
     def prepared(
         arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if options:
-            if not takes_all and not options.keys() <= known:
-                raise _unknown(function, next(name for name in options if name not in known), names)
+            takes = _takes(function)
+            if not takes.all and not options.keys() <= takes.defaults.keys():
+                name = next(name for name in options if name not in takes.defaults)
+                raise _unknown(function, name, list(takes.defaults))
             if any(value is None for value in options.values()):
-                options = {n: v for n, v in options.items() if v is not None or n not in defaults}
+                options = {n: v for n, v in options.items() if v is not None or takes.defaults.get(n) is None}
         for value in arguments:  # no generator: it would take longer than what some functions do
             if value is None:
-                given = [defaults.get(n) if v is None else v for n, v in zip(names, arguments, strict=False)]
+                defaults = _takes(function).defaults.values()
+                given = [d if v is None else v for d, v in zip(defaults, arguments, strict=False)]
                 return (*given, *arguments[len(given) :]), options
         return arguments, options
 
@@ -72,6 +70,21 @@ def public(function: _Function) -> _Function:
 
     checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)
+
+
+class _Takes:
+    """The parameters of a function: the default of each by its name, None where it has none, and whether it
+    takes any other name too."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        parameters = [
+            p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL
+        ]
+        self.all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+
+_takes = functools.cache(_Takes)  # at the first call that needs it: a start would wait for all of them
 
 
 async def _later(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = ["did_you_mean", "not_known"]
@@ -110,6 +109,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
     plain = name.lower().replace("-", "_").lstrip("_")
     if (found := _ELSEWHERE.get(plain)) in choices:
         return found
+    import difflib
+
     written = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(plain, written, n=1)
     return written[near[0]] if near else None

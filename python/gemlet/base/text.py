@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Mapping
 
+from gemlet.base.patterns import late_pattern
+
 __all__ = ["asked_for", "reason_of", "show", "show_argument"]
 
-_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+_ADDRESS = late_pattern(r" at 0x[0-9A-Fa-f]+")
 
 
 def show(value: object, limit: int = 80) -> str:

@@ -9,10 +9,10 @@ arguments have to be checked all the same. Properties stand in the order of the 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar
 from gemlet.chat.gemma4_tools import sorted_items, tool_name
@@ -25,7 +25,7 @@ __all__ = ["native_grammar", "python_grammar"]
 _MOST_CALLS = 8
 _MOST_NESTED = 20
 _MOST_RULES = 5000
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IDENTIFIER = late_pattern(r"[A-Za-z_][A-Za-z0-9_]*")
 _COMMON = r"""
 integer: /-?(0|[1-9][0-9]{0,14})/
 number: /-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,12})?([eE][-+]?[0-9]{1,2})?/

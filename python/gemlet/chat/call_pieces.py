@@ -11,21 +11,22 @@ import json
 import re
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.chat.tool_calls import MAX_DEPTH, QUOTE_SIGN, CallReader, MalformedCallError
 
 __all__ = ["PieceWriter"]
 
-_HEAD = re.compile(r"[ \t\r\n]*call:([\w.-]+)\{")
+_HEAD = late_pattern(r"[ \t\r\n]*call:([\w.-]+)\{")
 _SPACE = " \t\r\n"
-_KEY = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
-_BARE = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+(?=[,}}\\]])')
-_QUOTED = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_KEY = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
+_BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+(?=[,}}\\]])')
+_QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
+_JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 # The beginning of a string that is the same, whichever way the string may turn out to end: other quotes may
 # end one that the token began, if something stands behind the first of them that can follow a value.
-_BEGUN = re.compile(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
-_FREE = re.compile(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
-_BEGUN_FREE = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
+_BEGUN = late_pattern(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
+_FREE = late_pattern(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
+_BEGUN_FREE = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
 _CLOSING = {"{": "}", "[": "]"}
 
 

@@ -6,9 +6,9 @@ under ``Parameters``, or ``:param name:``. What is written in none of them is de
 
 from __future__ import annotations
 
-import re
 from dataclasses import field
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 
 __all__ = ["Docstring", "read_docstring"]
@@ -19,12 +19,12 @@ _RETURNS = ("returns", "return", "yields", "yield")
 _OTHERS = ("raises", "raise", "attributes", "warns")
 # Sections of NumPy's docstrings that end what comes before them; in Google's way they belong to the text.
 _NUMPY_OTHERS = ("examples", "example", "notes", "note", "see also", "references", "warnings", "methods")
-_GOOGLE_HEADER = re.compile(r"(\s*)([A-Za-z ]+):\s*")
-_DASHES = re.compile(r"\s*-{3,}\s*")
+_GOOGLE_HEADER = late_pattern(r"(\s*)([A-Za-z ]+):\s*")
+_DASHES = late_pattern(r"\s*-{3,}\s*")
 # name: text, name (type): text, *names: text
-_GOOGLE_ENTRY = re.compile(r"(\s*)\*{0,2}(\w+)(?:\s*\((?:[^()]|\([^()]*\))*\))?\s*:(?:\s+(.*)|\s*)")
-_NUMPY_ENTRY = re.compile(r"\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*(?=\s*(?::|$))")
-_FIELD = re.compile(r"\s*[:@](\w+)(?:\s+([^:]*?))?\s*:(?:\s+(.*)|\s*)")
+_GOOGLE_ENTRY = late_pattern(r"(\s*)\*{0,2}(\w+)(?:\s*\((?:[^()]|\([^()]*\))*\))?\s*:(?:\s+(.*)|\s*)")
+_NUMPY_ENTRY = late_pattern(r"\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*(?=\s*(?::|$))")
+_FIELD = late_pattern(r"\s*[:@](\w+)(?:\s+([^:]*?))?\s*:(?:\s+(.*)|\s*)")
 _FIELD_ARGUMENTS = ("param", "parameter", "arg", "argument", "key", "keyword", "kwarg")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.annotations import hints_of, python_value, schema_of
@@ -21,8 +22,8 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["PythonTool", "describe_function"]
 
-_CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
-_NAME = re.compile(r"\w+")
+_CHOICES = late_pattern(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
+_NAME = late_pattern(r"\w+")
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 

@@ -10,11 +10,11 @@ A text here is never searched for markers: what a client wrote stays text, and o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import Segments
@@ -36,9 +36,9 @@ __all__ = [
 
 QUOTE = '<|"|>'
 _STANDARD_KEYS = frozenset(("description", "type", "properties", "required", "nullable"))
-_NAME = re.compile(r"[^\s{}](?:[^\n{}]*[^\s{}])?")
+_NAME = late_pattern(r"[^\s{}](?:[^\n{}]*[^\s{}])?")
 # A key that says where it ends, for a reader who looks for the colon. U+2581 is a space to the tokenizer.
-_PLAIN_KEY = re.compile(r'[^\s\u2581:,{}\[\]"](?:[^:,{}\[\]"]*[^\s\u2581:,{}\[\]"])?')
+_PLAIN_KEY = late_pattern(r'[^\s\u2581:,{}\[\]"](?:[^:,{}\[\]"]*[^\s\u2581:,{}\[\]"])?')
 
 
 @dataclass(frozen=True)

@@ -20,42 +20,43 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.tool_calls import QUOTE_SIGN, CallReader, MalformedCallError
 
 __all__ = ["repair_call"]
 
 _IN_NAME = f"[^\\s{{}}()\\[\\]\"'=,{QUOTE_SIGN}]"
-_HEAD = re.compile(
+_HEAD = late_pattern(
     f"(?:(?:(?i:tool|function)_)?(?i:call)(?=[\\s:]))?[\\s:]*(?![\\s:])({_IN_NAME}{{1,256}})\\s*([{{(])"
 )
-_NAME = re.compile(f"{_IN_NAME}+")
-_OBJECT = re.compile(r"\s*(?:call\s*:\s*)?\{")
-_KEY = re.compile(f"[^\\s,:={{}}()\\[\\]\"'{QUOTE_SIGN}]+")
+_NAME = late_pattern(f"{_IN_NAME}+")
+_OBJECT = late_pattern(r"\s*(?:call\s*:\s*)?\{")
+_KEY = late_pattern(f"[^\\s,:={{}}()\\[\\]\"'{QUOTE_SIGN}]+")
 _IN_BARE = f'[^,{{}}()\\[\\]"\u201c\u201d\u201e\u00ab\u00bb`{QUOTE_SIGN}]'
-_BARE = re.compile(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
-_COLON = re.compile("[:=]")
+_BARE = late_pattern(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
+_COLON = late_pattern("[:=]")
 # No string without quotes begins with these; a colon may be two signs.
 _NO_BEGINNING = (":", "=", ">", "\u2018", "\u2019")
 # Another sign instead of a comma before a key. In the address of a page "&" is none.
-_NEXT_KEY = re.compile(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
-_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or nearly one
+_NEXT_KEY = late_pattern(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
+_NUMBER = late_pattern(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or nearly one
 _NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values, but none of JSON
-_BEHIND_STRING = re.compile(r"\s*(?:[,:=})\]]|\Z)")
+_BEHIND_STRING = late_pattern(r"\s*(?:[,:=})\]]|\Z)")
 _OPENING = ("{", "[", "(", ":", "=", ",")
 # A string behind its opening quote, and the first quote that may end it. Between letters ' is an apostrophe.
 _STRINGS = {
     '"': re.compile(f'((?:[^"\\\\{QUOTE_SIGN}]|\\\\.)*)(["{QUOTE_SIGN}])', re.DOTALL),
-    "'": re.compile(f"((?:[^'\\\\{QUOTE_SIGN}]|\\\\.|(?<=\\w)'(?=\\w))*)(['{QUOTE_SIGN}])", re.DOTALL),
-    "\u2018": re.compile(f"((?:[^\u2018\u2019{QUOTE_SIGN}]|(?<=\\w)\u2019(?=\\w))*)(\u2019)"),
-    "\u201c": re.compile(f"([^\u201c\u201d{QUOTE_SIGN}]*)(\u201d)"),
-    "\u201e": re.compile(f"([^\u201e\u201c\u201d{QUOTE_SIGN}]*)([\u201c\u201d])"),
-    "\u00ab": re.compile(f"([^\u00ab\u00bb{QUOTE_SIGN}]*)(\u00bb)"),
-    "`": re.compile(f"([^`{QUOTE_SIGN}]*)(`)"),
+    "'": late_pattern(f"((?:[^'\\\\{QUOTE_SIGN}]|\\\\.|(?<=\\w)'(?=\\w))*)(['{QUOTE_SIGN}])", re.DOTALL),
+    "\u2018": late_pattern(f"((?:[^\u2018\u2019{QUOTE_SIGN}]|(?<=\\w)\u2019(?=\\w))*)(\u2019)"),
+    "\u201c": late_pattern(f"([^\u201c\u201d{QUOTE_SIGN}]*)(\u201d)"),
+    "\u201e": late_pattern(f"([^\u201e\u201c\u201d{QUOTE_SIGN}]*)([\u201c\u201d])"),
+    "\u00ab": late_pattern(f"([^\u00ab\u00bb{QUOTE_SIGN}]*)(\u00bb)"),
+    "`": late_pattern(f"([^`{QUOTE_SIGN}]*)(`)"),
 }
-_TOKEN_STRING = re.compile(f"([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
-_TOKEN_STRING_WITH_OTHER_END = re.compile(f"([^\"'{QUOTE_SIGN}]*)[\"']")
-_TO_ESCAPE = re.compile(r'\\.|"', re.DOTALL)
+_TOKEN_STRING = late_pattern(f"([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
+_TOKEN_STRING_WITH_OTHER_END = late_pattern(f"([^\"'{QUOTE_SIGN}]*)[\"']")
+_TO_ESCAPE = late_pattern(r'\\.|"', re.DOTALL)
 
 
 def repair_call(raw: str, *, complete: bool) -> tuple[str, dict[str, Any]]:

@@ -8,10 +8,10 @@ its place. So no format has to know of them, and no text of a client can become 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
@@ -22,7 +22,7 @@ __all__ = ["MEDIA_TYPES", "MediaPart", "Place", "stands_for_media", "take_media"
 Place = Sequence[tuple[str, bool]]
 
 _CODES = ("source_lang_code", "target_lang_code")  # what TranslateGemma wants to know of a part
-_SENTINEL = re.compile("\uf8ff[0-9a-f]{32}:[0-9]+\uf8ff")
+_SENTINEL = late_pattern("\uf8ff[0-9a-f]{32}:[0-9]+\uf8ff")
 # Type of a part in a message -> its kind, and the key of its value.
 _TYPES = {
     "image": ("image", ("image", "path", "url")),

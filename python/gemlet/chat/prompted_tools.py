@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.gemma4_tools import ToolResult, tool_name
 from gemlet.chat.messages import json_value, mapping_at
@@ -31,15 +32,17 @@ _ASK = (
     "You SHOULD NOT include any other text in the response if you call a function\n"
 )
 _TOLD = ("name", "description", "parameters")  # what the model is told of a function
-_FENCE = re.compile(r"```[ \t]*(tool_code|tool_call|tool_calls|json|python|)[ \t]*\n")
-_MAYBE_FENCE = re.compile(r"`{1,2}|```[ \t]*[a-z_]{0,10}[ \t]*")
-_PYTHON_HEAD = re.compile(rf"\s*(?:(\[)\s*)?({NAME})\s*\(")
-_MAYBE_PYTHON = re.compile(rf"\s*(?:\[\s*)?(?:({NAME})\s*)?")
-_JSON_HEAD = re.compile(
+_FENCE = late_pattern(r"```[ \t]*(tool_code|tool_call|tool_calls|json|python|)[ \t]*\n")
+_MAYBE_FENCE = late_pattern(r"`{1,2}|```[ \t]*[a-z_]{0,10}[ \t]*")
+_PYTHON_HEAD = late_pattern(rf"\s*(?:(\[)\s*)?({NAME})\s*\(")
+_MAYBE_PYTHON = late_pattern(rf"\s*(?:\[\s*)?(?:({NAME})\s*)?")
+_JSON_HEAD = late_pattern(
     rf"""\s*(?:(\[)\s*)?\{{\s*["']name["']\s*:\s*["']({NAME})["']\s*,\s*["'](?:parameters|arguments)["']"""
 )
 _JSON_START = '{"name":"'
-_MAYBE_JSON = re.compile(r'\{"name":"[\w.-]*(?:"(?:,(?:"\w{0,10}"?)?)?)?')  # matches text without white space
+_MAYBE_JSON = late_pattern(
+    r'\{"name":"[\w.-]*(?:"(?:,(?:"\w{0,10}"?)?)?)?'
+)  # matches text without white space
 _LONGEST_HEAD = 300
 _OPENING, _CLOSING = "([{", ")]}"
 

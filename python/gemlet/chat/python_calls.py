@@ -15,22 +15,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.tool_calls import MAX_DEPTH, MalformedCallError
 
 __all__ = ["NAME", "parse_calls", "write_calls"]
 
 NAME = r"[A-Za-z_][\w.-]*"
-_SPACE = re.compile(r"\s*")
-_BETWEEN = re.compile(r"[\s,;]*")
-_NAME = re.compile(NAME)
-_HEAD = re.compile(rf"({NAME})\s*\(")
-_KEYWORD = re.compile(r"([^\W\d]\w*)\s*=(?!=)")
-_NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_WORD = re.compile(r"[A-Za-z_]\w*")
+_SPACE = late_pattern(r"\s*")
+_BETWEEN = late_pattern(r"[\s,;]*")
+_NAME = late_pattern(NAME)
+_HEAD = late_pattern(rf"({NAME})\s*\(")
+_KEYWORD = late_pattern(r"([^\W\d]\w*)\s*=(?!=)")
+_NUMBER = late_pattern(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_WORD = late_pattern(r"[A-Za-z_]\w*")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _STRINGS = {
-    quote: re.compile(rf"{quote}((?:[^{quote[0]}\\]|\\.{more})*){quote}", re.DOTALL)
+    quote: late_pattern(rf"{quote}((?:[^{quote[0]}\\]|\\.{more})*){quote}", re.DOTALL)
     for quote, more in (
         ('"""', r'|"(?!"")'),
         ("'''", r"|'(?!'')"),
@@ -38,7 +39,7 @@ _STRINGS = {
         ("'", ""),
     )
 }
-_ESCAPE = re.compile(
+_ESCAPE = late_pattern(
     r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))", re.DOTALL
 )
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": "", "/": "/"}

@@ -137,7 +137,7 @@ class MalformedToolCall:
 ReplyEvent = Content | Reasoning | ToolCallPiece | ToolCall | MalformedToolCall
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Reply:
     """A whole reply; see :func:`collect`.
 

@@ -13,13 +13,13 @@ in what a client sends:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import cached_property
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
@@ -44,7 +44,9 @@ _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _THINKING = ("enable_thinking", "thinking")  # what templates call it
 _OWN = {"messages", "tools", "documents", "add_generation_prompt", *_THINKING}
-_HAS_DEFAULT = re.compile(r"guideline\s*(?:\|\s*d|is\s+(?:not\s+)?(?:un)?defined)|if\s+(?:not\s+)?guideline")
+_HAS_DEFAULT = late_pattern(
+    r"guideline\s*(?:\|\s*d|is\s+(?:not\s+)?(?:un)?defined)|if\s+(?:not\s+)?guideline"
+)
 _CONTINUED = "GEMLET_CONTINUES_HERE"
 
 

@@ -6,11 +6,11 @@ however it is spelled. Any other one stays a program that is run for every conve
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.template_format import Template, TemplateFormat
@@ -106,7 +106,7 @@ _MEDIA_TOKENS = {
 # Tokens that end a turn in every template that has them.
 _END_MARKS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
 # What ends a turn and is no token of the vocabulary: <|im_end|>, or ### Instruction: on a line of its own.
-_MARK = re.compile(r"\s*(?:<[^<>\s]{2,30}>|[^<{}\"'\s].{2,40})")
+_MARK = late_pattern(r"\s*(?:<[^<>\s]{2,30}>|[^<{}\"'\s].{2,40})")
 # A piece of a template -> what to call it.
 _LABELS = (
     ("<|im_start|>", "ChatML"),

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from typing import Any, overload
 
 from gemlet.base.files import open_regular, own_path, read_from_start
 from gemlet.base.front_door import public
+from gemlet.base.patterns import late_pattern
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
@@ -128,7 +128,7 @@ _TELLING = (
     ("format_tool_response_block", TOOL_MESSAGES),
     ("last_user_message", INTERLEAVED),
 )
-_EMPTY_THOUGHT = re.compile(r"<\|channel>thought(?:\\n|\n)<channel\|>")
+_EMPTY_THOUGHT = late_pattern(r"<\|channel>thought(?:\\n|\n)<channel\|>")
 
 
 @overload

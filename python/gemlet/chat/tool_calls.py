@@ -13,6 +13,7 @@ import math
 import re
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 
 __all__ = ["MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
@@ -20,15 +21,15 @@ __all__ = ["MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse
 QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
 MAX_DEPTH = 100  # objects and lists within each other; much deeper ones would end in a RecursionError
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-_HEAD = re.compile(r"[ \t\r\n]*call:([^{}]+)\{")
-_QUOTED = re.compile(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_OTHER_QUOTES = re.compile(
+_SPACE = late_pattern(r"[ \t\r\n]*")
+_HEAD = late_pattern(r"[ \t\r\n]*call:([^{}]+)\{")
+_QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
+_JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_OTHER_QUOTES = late_pattern(
     "'[^']+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL
 )  # a key that a model has put in other quotes
-_BARE = re.compile(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
+_NUMBER = late_pattern(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 
 

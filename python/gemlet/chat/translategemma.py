@@ -19,13 +19,13 @@ Beyond the template, a message may be a plain text once the languages are given
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
@@ -38,8 +38,8 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["TranslateGemmaFormat", "split_template"]
 
-_LANGUAGES = re.compile(r"\s*\{%-? set languages = \{\n(.*?)\n\}\s*-?%\}", re.DOTALL)
-_LANGUAGE = re.compile(r'\s*"([^"\\{}]{1,40})": "([^"\\{}]{1,80})",?')
+_LANGUAGES = late_pattern(r"\s*\{%-? set languages = \{\n(.*?)\n\}\s*-?%\}", re.DOTALL)
+_LANGUAGE = late_pattern(r'\s*"([^"\\{}]{1,40})": "([^"\\{}]{1,80})",?')
 _CODES = ("source_lang_code", "target_lang_code")
 _ASK = (
     "You are a professional {source} ({source_code}) to {target} ({target_code}) translator. Your goal is to "
@@ -179,6 +179,8 @@ class TranslateGemmaFormat(ChatFormat):
             )
         name = self.languages.get(code.replace("_", "-")) if isinstance(code, str) else None
         if name is None:
+            import difflib
+
             near = difflib.get_close_matches(str(code)[:40], self.languages, 3)
             meant = (
                 f"; did you mean {' or '.join(near)}?" if near else "; expected a code such as de or pt-BR"

@@ -6,15 +6,14 @@ import os
 import re
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gemlet.base.arrays import NDArray
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile, parse_gguf
 from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo
 from gemlet.errors import InvalidRequestError, ModelFileError, TensorError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["BLOCK_TYPES", "GGUFCheckpoint", "gguf_models", "is_mmproj", "mmproj_among", "split_names"]
 
@@ -29,10 +28,12 @@ _READABLE = {
     "F16": ("f16", "<u2"),
     **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
-_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_SPLIT_NAME = late_pattern(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Types in names of mmproj files, the best first, and the words there that say nothing of the model.
 _MMPROJ_TYPES = ("bf16", "f16", "f32", "q8_0")
-_NOT_THE_MODEL = re.compile(r"mmproj|model|(?:ud-)?i?q\d[a-z0-9_]*|b?f16|f32|fp16|mxfp4|gguf|\d{5}-of-\d{5}")
+_NOT_THE_MODEL = late_pattern(
+    r"mmproj|model|(?:ud-)?i?q\d[a-z0-9_]*|b?f16|f32|fp16|mxfp4|gguf|\d{5}-of-\d{5}"
+)
 
 
 class GGUFCheckpoint(TensorFiles):

@@ -22,9 +22,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.errors import ModelFileError
 

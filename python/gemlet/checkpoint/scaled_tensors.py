@@ -10,16 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import Scales, TensorFiles, TensorInfo
 from gemlet.errors import TensorError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["Rounding", "read_rounding", "with_scales"]
 
@@ -87,7 +83,6 @@ def with_scales(
 
 def read_rounding(files: TensorFiles, rounding: Rounding) -> NDArray[np.float32]:
     """The scales of inputs and outputs; 0 where one is absent."""
-    import numpy as np
 
     found = np.zeros(2, np.float32)
     for i, info in enumerate((rounding.input, rounding.output)):
@@ -125,7 +120,6 @@ def _bytes(files: TensorFiles, info: TensorInfo, columns: int | None, scale: Ten
 
 def _words(files: TensorFiles, info: TensorInfo, shape: TensorInfo | None, scale: TensorInfo) -> TensorInfo:
     """Integers of 4 bits, eight in a word, with a scale for a multiple of 32 columns."""
-    import numpy as np
 
     label = f"{files.path(info.file)}: tensor {show(info.name)}"
     fits = info.dtype == "I32" and len(info.shape) == 2 and all(info.shape)

@@ -18,6 +18,7 @@ from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.files import no_waiting
 from gemlet.base.records import record
 from gemlet.base.text import show
@@ -26,9 +27,6 @@ from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, Te
 if TYPE_CHECKING:
     from io import FileIO
     from typing import Self
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from gemlet import _core
 
@@ -178,7 +176,6 @@ class TensorFiles:
         The array, of the tensor's shape, is the caller's own. Raises :class:`TensorError` for a tensor that
         is not there or has another type, :class:`ModelFileError` when the file cannot be read.
         """
-        import numpy as np
 
         tag = self.dtype(name)
         info = self.tensors[name]
@@ -193,7 +190,6 @@ class TensorFiles:
 
     def read_some(self, name: str, first: int, count: int) -> tuple[NDArray[Any], str]:
         """The values of :meth:`read` in ``count`` rows of a matrix from row ``first`` on."""
-        import numpy as np
 
         tag = self.dtype(name)
         info = self.tensors[name]
@@ -207,7 +203,6 @@ class TensorFiles:
     def read_scales(self, name: str, first: int, count: int) -> NDArray[np.float32]:
         """The scales of ``count`` rows of a tensor of integers from ``first`` on, [rows, scales of a row]. Of
         "i4x32" one for 32 columns, also where the file has one for more."""
-        import numpy as np
 
         info = self.scales[name].info
         tag, kind = self._readable[info.dtype]
@@ -221,7 +216,6 @@ class TensorFiles:
 
     def _as_weights(self, name: str, array: NDArray[Any], tag: str, first: int) -> tuple[NDArray[Any], str]:
         """Rows as they are stored from row ``first`` on; of integers the weights that they stand for."""
-        import numpy as np
 
         if name not in self.scales:
             return array, tag
@@ -246,7 +240,6 @@ class TensorFiles:
         but the last and an array of its own. With ``entry``, those of the matrix at this place of a stack of
         matrices.
         """
-        import numpy as np
 
         tag = self.dtype(name)
         info = self.tensors[name]
@@ -262,7 +255,6 @@ class TensorFiles:
 
     def stored_rows(self, name: str, block_bytes: int) -> Iterator[NDArray[np.uint8]]:
         """The integers of a tensor that has scales of its own, as they are stored, in blocks of rows."""
-        import numpy as np
 
         info = self.tensors[name]
         for begin, _, nbytes in self._row_blocks(info, block_bytes, None):
@@ -339,7 +331,6 @@ class TensorFiles:
         2^-25 at most. float16 has those of bfloat16 and itself. Others have to be read for it; without
         ``read`` it is no.
         """
-        import numpy as np
 
         info = self.scales[name].info
         if info.dtype != "F32" or not read:
@@ -357,7 +348,6 @@ class TensorFiles:
         """Whether two tensors hold the same values, bit for bit or, in different types, as numbers. Reads
         both, up to the first difference.
         """
-        import numpy as np
 
         infos = self.tensors[one], self.tensors[other]
         if infos[0].shape != infos[1].shape:
@@ -392,7 +382,6 @@ class TensorFiles:
 
 def numbers(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values of f32, bf16 or f16 as float32."""
-    import numpy as np
 
     if dtype == "bf16":
         return (array.astype(np.uint32) << 16).view(np.float32)

@@ -13,6 +13,7 @@ reader that goes away early (``gemlet generate ... | head -1``) is not an error.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -31,3 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # also while the modules are still being imported
         print(file=sys.stderr)
         return 130
+    finally:
+        if argv is None:  # the process ends, and Python need not go through all objects for garbage first
+            gc.freeze()

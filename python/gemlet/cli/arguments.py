@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from gemlet.base.names import did_you_mean
+from gemlet.base.patterns import late_pattern
 from gemlet.errors import GemletError
 
 __all__ = ["ArgumentParser", "add_tower_tests", "checked", "image_size"]
@@ -24,7 +24,7 @@ _SHORT_ELSEWHERE = {
     "-sys": "--system",
     "-p": "the text as an argument of its own",
 }
-_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+_CHOICE = late_pattern(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -6,9 +6,8 @@ import argparse
 import json
 import platform
 from collections import Counter
+from importlib.metadata import version
 from typing import Any
-
-import numpy as np
 
 from gemlet import _core
 from gemlet.base.sizes import size_text
@@ -23,7 +22,7 @@ def collect() -> dict[str, Any]:
     return {
         "version": _core.__version__,
         "python": platform.python_version(),
-        "numpy": np.__version__,
+        "numpy": version("numpy"),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": {"name": cpu_name(), **_core.cpu_info()},
         "cuda": _core.cuda_info(),

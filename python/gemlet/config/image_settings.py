@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.keys import Keys
@@ -29,7 +28,7 @@ _MOST_CROPS = 64
 _MOST_PIXELS = 1 << 20  # pixels of a side
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PanAndScan:
     """When a long image is also seen in parts, and in how many.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gemlet import _core
 from gemlet.base.records import record
 from gemlet.config.image_settings import ImageSettings
@@ -15,7 +13,7 @@ _SIZE = 768  # side of an image, if no file says it
 ABSENT_KEYS = ImageSettings(resample="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3, size=(224, 224))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MobileNetBlock:
     """A block of the tower.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.chat.reply import Content, ReplyEvent, collect
@@ -141,12 +139,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was checked: the ids of its prompt int32 ``[n]``, and what its tokens become. ``media``
+    """A request that was checked: the ids of its prompt, and what its tokens become. ``media``
     are pairs (first token, :class:`_core.Media`), whose rows take the place of tokens of the prompt. It ends
     after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
     shares what was computed with texts of the same ``cache_salt`` alone. Its text follows ``plan``."""
 
-    ids: NDArray[np.int32]
+    ids: array[int]
     answer: Answer
     sampler: _core.Sampler
     adapter: _core.Adapter | None

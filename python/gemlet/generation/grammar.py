@@ -15,9 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.limited_process import LimitedProcess, folder_of
 from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
 from gemlet.generation import grammar_worker
@@ -26,7 +24,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Grammar", "GrammarState", "TokenMask", "compile_grammar"]
 
-TokenMask = NDArray[np.uint32]  # a bit for each id, set where it may come; the first id has the lowest bit
+TokenMask = NDArray["np.uint32"]  # a bit for each id, set where it may come; the first id has the lowest bit
 
 EXTRA = "pip install 'llguidance>=1.9', the extra \"grammar\" of gemlet"
 _KEPT = 16  # grammars of a tokenizer

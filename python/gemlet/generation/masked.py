@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Sequence
 
-import numpy as np
-
+from gemlet.base.arrays import np
 from gemlet.base.records import record
 from gemlet.chat.reply_readers import Aside
 from gemlet.errors import InvalidRequestError

@@ -8,8 +8,7 @@ import numbers
 import re
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
+from gemlet.base.arrays import is_array, is_bool
 from gemlet.base.sampling_options import (
     MAX_BIAS,
     MAX_BIASES,
@@ -87,7 +86,7 @@ def token_ids(name: str, value: object) -> tuple[int, ...]:
     expected = f"up to {most} token ids"
     if name == "stop_token_ids" and isinstance(value, numbers.Integral):
         value = (value,)
-    if isinstance(value, np.ndarray) and value.ndim == 1:
+    if is_array(value) and value.ndim == 1:
         value = value[: most + 1].tolist()
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) > most:
         raise invalid(name, value, expected)
@@ -127,7 +126,7 @@ def check_flag(name: str, value: object, default: bool = False) -> bool:
     """``value`` as a bool, ``default`` for None; raises :class:`InvalidRequestError`."""
     if value is None:
         return default
-    if not isinstance(value, (bool, np.bool_)):
+    if not is_bool(value):
         raise invalid(name, value, "True or False")
     return bool(value)
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
+from gemlet.base.records import record
 from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall, ToolCallPiece
 
 __all__ = ["Chunk", "FinishReason", "Generation", "TokenLogprob"]
@@ -17,7 +18,7 @@ def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class TokenLogprob:
     """How probable the model found a token, in its own distribution: before temperature, penalties, filters.
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.chat.reply import Content, ReplyEvent, ToolCallPiece
 from gemlet.errors import GemletError
 from gemlet.generation.answer import Prepared, Timing
@@ -34,7 +33,7 @@ class _Request(Protocol):
     def guesses(self) -> tuple[int, int]: ...
     @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
-    def take(self) -> tuple[list[int], str | None, NDArray[np.float32]]: ...
+    def take(self) -> tuple[list[int], str | None, NDArray[np.float32] | None]: ...
     def cancel(self) -> None: ...
     @property
     def guessed(self) -> tuple[int, list[int]]: ...
@@ -48,7 +47,7 @@ class Engine(Protocol):
 
     def submit(
         self,
-        prompt: NDArray[np.int32],
+        prompt: array[int],
         *,
         news: _core.News,
         wanted: str = "text",
@@ -105,7 +104,7 @@ class RunningText:
     @property
     def prompt_ids(self) -> list[int]:
         """The tokens of the prompt."""
-        return list(map(int, self._prepared.ids))
+        return self._prepared.ids.tolist()
 
     @property
     def prompt_tokens(self) -> int:
@@ -203,7 +202,7 @@ class RunningText:
         """Takes the logits that are there; whether they were the last ones, and the text is wanted."""
         known, ids = self.answer.prompt_logprobs or [], self._prepared.ids
         _, reason, rows = scoring.take()
-        if len(rows):
+        if rows is not None:
             chosen = ids[len(known) : len(known) + len(rows)]
             known += map(_token_logprob, chosen.tolist(), _core.logprobs(rows, chosen, top))
         if reason is None:

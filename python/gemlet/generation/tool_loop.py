@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.functions import PythonTool
 from gemlet.chat.messages import checked_messages, json_value
@@ -116,7 +117,7 @@ async def areply_with_tools(
     return steps.reply
 
 
-@dataclasses.dataclass
+@record
 class _Ask:
     """The model is to be asked."""
 
@@ -124,7 +125,7 @@ class _Ask:
     options: Mapping[str, Any]
 
 
-@dataclasses.dataclass
+@record
 class _Call:
     """A function is to be run, if nobody refuses."""
 

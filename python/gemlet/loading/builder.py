@@ -138,9 +138,3 @@ def finish_model(
         drafter=None if drafter is None else drafter(core),
         draft_tokens=draft_tokens,
     )
-
-
-def settle(files: ModelFiles) -> None:
-    """Waits for what reads ``files`` in a thread, so that a plan counts its memory: the tokenizer."""
-    if files.tokenizer is not None:
-        files.tokenizer.encode("x")

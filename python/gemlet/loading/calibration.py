@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.files import checked_path
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
 from gemlet.model.model import Model
 from gemlet.packing.calibrated import Grams, add_inputs
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["Calibrate", "check_calibrate", "measure_inputs"]
 

@@ -16,7 +16,7 @@ from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, ModelFileError
-from gemlet.loading.builder import make_builder, settle
+from gemlet.loading.builder import make_builder
 from gemlet.loading.calibration import Calibrate, check_calibrate, measure_inputs
 from gemlet.loading.for_memory import options_for_memory
 from gemlet.loading.load import load
@@ -141,7 +141,6 @@ def convert(
             ) as model:
                 calibration = measure_inputs(model, calibrate)
         if room is not None:
-            settle(files)
             options = options_for_memory(room, files.config, options)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)

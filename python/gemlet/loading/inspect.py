@@ -11,7 +11,7 @@ from math import prod
 from gemlet.base.front_door import public
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import InvalidRequestError, MemoryLimitError
-from gemlet.loading.builder import not_packed, settle
+from gemlet.loading.builder import not_packed
 from gemlet.loading.drafter import open_drafter
 from gemlet.loading.for_memory import recommend
 from gemlet.loading.inspection import Inspection
@@ -105,7 +105,6 @@ def inspect(
         if not config.tie_word_embeddings:
             tables["output"] = own.get("lm_head", formats.embedding)
         table_type = _table_type(files)
-        settle(files)
         plan = plan_memory(config, options, table_type=table_type or "bf16", drafter=beside)
         parameters, on_disk = _parameters(files, options.embedding_on_disk)
         tensors = files.checkpoint.tensors

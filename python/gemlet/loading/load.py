@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 from gemlet.base.front_door import public
 from gemlet.base.progress import Progress
-from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed, settle
+from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed
 from gemlet.loading.drafter import open_drafter
 from gemlet.loading.memory_plan import check_memory, room_for
 from gemlet.loading.options import LoadOptions, Matformer
@@ -201,7 +201,6 @@ def load(
             options = options.with_formats(files)
             spare = None
             if (room := room_for(options)) is not None:
-                settle(files)
                 spare = check_memory(room[0], files.config, options, name=room[1], drafter=beside)
             kept_texts = options.prefix_cache_options(digest_of(files, options))
             return finish_model(

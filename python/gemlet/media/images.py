@@ -14,9 +14,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.files import open_regular
 from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_FILE_BYTES", "MOST_PIXELS", "Levels", "decoded_bytes", "read_data_url", "read_image"]
 
-Levels = NDArray[np.uint8]  # [height, width, 3]
+Levels = NDArray["np.uint8"]  # [height, width, 3]
 
 MOST_PIXELS = 1 << 26
 MOST_FILE_BYTES = 1 << 26
@@ -49,7 +47,7 @@ def read_image(image: object, name: str = "image") -> Levels:
         ...
     gemlet.errors.InvalidRequestError: image: got [[0, 255]], expected a path, the bytes of a file, ...
     """
-    if isinstance(image, np.ndarray):
+    if is_array(image):
         return _from_array(image, name)
     if isinstance(image, str) and image.startswith("data:"):
         return _from_file(read_data_url(image, name), name)

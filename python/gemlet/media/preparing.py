@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.gemma4_vision import VIDEO_BUDGET, budget_size

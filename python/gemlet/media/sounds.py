@@ -13,10 +13,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.files import open_regular
 from gemlet.base.records import record
 from gemlet.base.text import reason_of, show_argument
@@ -56,7 +54,7 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
         ...
     gemlet.errors.InvalidRequestError: audio: got 7, expected a path, the bytes of a file, ...
     """
-    if isinstance(sound, np.ndarray):
+    if is_array(sound):
         return _from_array(sound, _core.SOUND_RATE, name, most)
     if isinstance(sound, tuple) and len(sound) == 2:
         samples, rate = sound

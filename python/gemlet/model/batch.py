@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.result import Generation
@@ -24,9 +23,8 @@ __all__ = [
     "seeds_of",
 ]
 
-Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
-ManyPrompts = list[str] | list[list[int]] | list[NDArray[np.integer[Any]]]
-_KINDS = (str, list, tuple, np.ndarray)
+Prompt = str | Sequence[int] | NDArray["np.integer[Any]"]
+ManyPrompts = list[str] | list[list[int]] | list[NDArray["np.integer[Any]"]]
 _MOST = 16  # continuations of a prompt
 _MOST_TEXTS = 65_536  # texts of one call
 FIRST = 16  # elements of a list that tell what it is of
@@ -39,11 +37,11 @@ def prompts_of(prompt: object) -> list[object] | None:
     (['The door', [2, 5]], None, None)
     """
     # The first ones tell: a list of token ids may have millions, and its length is to be judged first.
-    if not isinstance(prompt, (list, tuple)) or not any(isinstance(one, _KINDS) for one in prompt[:FIRST]):
+    if not isinstance(prompt, (list, tuple)) or not any(_is_prompt(one) for one in prompt[:FIRST]):
         return None
     check_count(len(prompt))
     for index, one in enumerate(prompt):
-        if not isinstance(one, _KINDS):
+        if not _is_prompt(one):
             raise InvalidRequestError(
                 f"prompt[{index}]: got {show_argument(one)}, expected a text or a list of token ids"
             )
@@ -71,13 +69,17 @@ def seeds_of(seed: object, count: int) -> list[Any]:
     return list(seed)
 
 
+def _is_prompt(value: object) -> bool:
+    return isinstance(value, (str, list, tuple)) or is_array(value)
+
+
 def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
     """How many continuations of each prompt are wanted (``n``), and of how many written ones
     (``best_of``)."""
     n, best_of = (options.get(name) for name in ("n", "best_of"))
     for name, value in (("n", n), ("best_of", best_of)):
-        wrong = isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= _MOST
-        if value is not None and wrong:
+        is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and not (is_count and 1 <= int(value) <= _MOST):
             raise InvalidRequestError(
                 f"{name}: got {show_argument(value)}, expected an integer from 1 to {_MOST}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import textwrap
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from gemlet.base.keyword_options import shows_options
+from gemlet.base.patterns import late_pattern
 from gemlet.chat.base import Tools
 from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
 from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
@@ -133,7 +135,7 @@ _ALL = (
 )
 _TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
 _GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
-_MARK = re.compile(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
+_MARK = late_pattern(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
 
 
 def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +146,19 @@ def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     {'seed': 1}
     """
     return {name: value for name, value in options.items() if name in _GENERATION and value is not None}
+
+
+@functools.cache
+def _hints(options: str) -> dict[str, Any]:
+    return get_type_hints(_TYPES[options])
+
+
+@functools.cache
+def _described() -> str:
+    """What is said of all options of GenerationConfig. Python 3.13 takes the indentation of docstrings away,
+    earlier versions keep it."""
+    described = inspect.cleandoc(GenerationConfig.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    return _OF_FORMS + textwrap.dedent(described) + "\n"
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -157,11 +172,10 @@ def takes_options(function: _Function) -> _Function:
     options of GenerationConfig)".
     """
     *_, rest = inspect.signature(function).parameters.values()
-    types = get_type_hints(_TYPES[rest.annotation])
+    types = _hints(rest.annotation)
     names = sorted(types, key=lambda name: _GENERATION.index(name) if name in _GENERATION else -1)
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
-        # Python 3.13 takes the indentation of docstrings away, earlier versions keep it.
-        described = inspect.cleandoc(GenerationConfig.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
-        lines = _OF_FORMS + textwrap.dedent(described) + "\n"
-        function.__doc__ = _MARK.sub(lambda mark: textwrap.indent(lines, mark.group(1)), function.__doc__)
+        function.__doc__ = _MARK.sub(
+            lambda mark: textwrap.indent(_described(), mark.group(1)), function.__doc__
+        )
     return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})

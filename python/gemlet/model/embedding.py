@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.front_door import public
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
@@ -26,7 +24,7 @@ from gemlet.model.senses import Senses
 __all__ = ["Embedding", "TextToEmbed", "checked_dimensions", "unit_vectors"]
 
 # A text, token ids, or the parts of a message.
-TextToEmbed = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]]
+TextToEmbed = str | Sequence[int] | NDArray["np.integer[Any]"] | Sequence[Mapping[str, Any]]
 
 
 def checked_dimensions(dimensions: object, size: int) -> int:
@@ -52,13 +50,13 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Work:
     """What is computed: the texts that have tokens, each with its place among all, and with its media; zeros
     for all vectors; the adapter."""
 
     places: list[int]
-    texts: list[NDArray[np.int32]]
+    texts: list[array[int]]
     media: list[PlacedMedia]
     result: NDArray[np.float32]
     adapter: _core.Adapter | None
@@ -218,7 +216,7 @@ class Embedding:
         work = _Work([], [], [], np.zeros((len(found), count), dtype=np.float32), chosen.core)
         for place, one in enumerate(found):
             if one.ids:
-                ids = np.asarray(one.ids, np.int32)
+                ids = array("i", one.ids)
                 work.places.append(place)
                 work.media.append(self.senses.placed(ids, one.inputs, chosen, one.name))
                 work.texts.append(ids)

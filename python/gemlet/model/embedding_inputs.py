@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, is_array
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MEDIA_TYPES, take_parts
 from gemlet.errors import ContextLengthError, InvalidRequestError
@@ -21,7 +20,7 @@ _SHOWN = 32  # places in a message
 _KINDS = ("image", "video", "audio")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Embedded:
     """What one vector is of.
 
@@ -36,7 +35,7 @@ class Embedded:
     inputs: Inputs = field(default_factory=Inputs)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class EmbeddingInputs:
     """Makes token ids of texts to embed, with their images, videos and sounds."""
 
@@ -68,7 +67,7 @@ class EmbeddingInputs:
             texts = [texts]
         # The vectors of a set would be in any order.
         other = isinstance(texts, (bytes, bytearray, Mapping, Set))
-        if other or not isinstance(texts, Iterable) or (isinstance(texts, np.ndarray) and texts.ndim == 0):
+        if other or not isinstance(texts, Iterable) or (is_array(texts) and texts.ndim == 0):
             raise InvalidRequestError(
                 f"texts: got {show_argument(texts)}, expected a string or a list of them"
             )
@@ -184,7 +183,7 @@ def _is_empty(text: object) -> bool:
 
 
 def _is_row(ids: object) -> TypeGuard[Sequence[object] | NDArray[Any]]:
-    return isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
+    return isinstance(ids, (list, tuple)) or (is_array(ids) and ids.ndim == 1)
 
 
 def _is_parts(text: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.handlers import undisturbed
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
@@ -28,7 +27,7 @@ __all__ = ["Heard", "Hearing", "SoftRows"]
 _MOST_SOUNDS = 256  # sounds of a call
 _log = logging.getLogger("gemlet")
 
-SoftRows = tuple[int, NDArray[np.float32]]  # the first token that they take the place of, and the rows
+SoftRows = tuple[int, NDArray["np.float32"]]  # the first token that they take the place of, and the rows
 
 
 @record(frozen=True)
@@ -70,7 +69,7 @@ class Hearing:
         Raises :class:`UnsupportedError` for a model that does not hear, and :class:`InvalidRequestError`.
         """
         config = self._audio(name)
-        if isinstance(audio, str | bytes | tuple | np.ndarray) or not isinstance(audio, Sequence):
+        if isinstance(audio, str | bytes | tuple) or is_array(audio) or not isinstance(audio, Sequence):
             raise InvalidRequestError(f"{name}: got {show_argument(audio)}, expected a list of sounds")
         if len(audio) > _MOST_SOUNDS:
             raise InvalidRequestError(f"{name}: {len(audio)} sounds, expected at most {_MOST_SOUNDS}")
@@ -128,7 +127,7 @@ class Hearing:
 
     def media(
         self,
-        ids: NDArray[np.int32],
+        ids: array[int],
         sounds: Sequence[Heard],
         seen: Sequence[tuple[int, int]],
         chosen: ChosenAdapter,
@@ -193,7 +192,7 @@ class Hearing:
         return high
 
     def place(
-        self, ids: NDArray[np.int32], sounds: Sequence[Heard], chosen: ChosenAdapter, name: str = "ids"
+        self, ids: array[int], sounds: Sequence[Heard], chosen: ChosenAdapter, name: str = "ids"
     ) -> list[SoftRows]:
         """The soft rows of ``sounds`` in a prompt, in the order of their placeholders.
 
@@ -203,7 +202,7 @@ class Hearing:
         if not sounds:
             return []
         config = self._audio(name)
-        is_soft = ids == config.token_id
+        is_soft = np.asarray(ids) == config.token_id
         found, expected = int(is_soft.sum()), sum(sound.tokens for sound in sounds)
         if found != expected:
             raise InvalidRequestError(
@@ -215,7 +214,7 @@ class Hearing:
 
     def other_tables(
         self,
-        ids: NDArray[np.int32],
+        ids: array[int],
         taken: Sequence[tuple[int, int]],
         chosen: ChosenAdapter,
         name: str = "ids",
@@ -226,16 +225,17 @@ class Hearing:
         Raises :class:`UnsupportedError` for an id of a table that is not loaded.
         """
         first = self._config.text_ids
-        if first is None or not (ids >= first).any():
+        if first is None or max(ids, default=0) < first:
             return []
+        tokens = np.asarray(ids)
         placed: list[SoftRows] = []
-        rest = ids >= first
+        rest = tokens >= first
         for begin, end in taken:
             rest[begin:end] = False
         for table in self._config.tables:
-            inside = rest & (ids >= table.offset) & (ids < table.offset + table.size)
+            inside = rest & (tokens >= table.offset) & (tokens < table.offset + table.size)
             if inside.any():
-                indices = (ids[inside] - table.offset).tolist()
+                indices = (tokens[inside] - table.offset).tolist()
                 rows = self._modality(table.name).embed(indices, chosen.for_tower(table.name))
                 placed += _runs(inside, rows)
             rest &= ~inside

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.errors import MemoryLimitError, TensorError
 from gemlet.model.resident import Resident
 from gemlet.model.rows import rows_of
@@ -18,11 +17,11 @@ __all__ = ["all_logits"]
 def all_logits(
     resident: Resident,
     adapter: _core.Adapter | None,
-    tokens: NDArray[np.int32],
+    tokens: array[int],
     soft_rows: Sequence[tuple[int, NDArray[np.float32]]] = (),
     spans: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.float32]:
-    """float32 ``[n, vocab_size]`` for int32 ``[n]``, where ``soft_rows`` take the place of tokens from the
+    """float32 ``[n, vocab_size]`` for ``tokens``, where ``soft_rows`` take the place of tokens from the
     first on, and the tokens of each of ``spans`` see each other; :meth:`gemlet.Model.logits` has the
     errors."""
     vocab_size = resident.vocab_size

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.handlers import undisturbed
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
@@ -127,7 +126,7 @@ class Media:
             )
         return config
 
-    def place(self, ids: NDArray[np.int32], seen: Sequence[Seen], name: str = "ids") -> list[Placed]:
+    def place(self, ids: array[int], seen: Sequence[Seen], name: str = "ids") -> list[Placed]:
         """Where the placeholders of each view are in ``ids``, in order.
 
         Raises :class:`InvalidRequestError` where there are more of them than the views have tokens, or fewer.
@@ -138,7 +137,7 @@ class Media:
         for view in (view for one in seen for view in one.views):
             rest.setdefault(view.token_id, []).append(view)
         for token_id, views in rest.items():
-            found, expected = int((ids == token_id).sum()), sum(view.tokens for view in views)
+            found, expected = ids.count(token_id), sum(view.tokens for view in views)
             if found != expected:
                 raise InvalidRequestError(
                     f"{name}: the prompt has {found} placeholders of images (token {token_id}), but "
@@ -150,8 +149,8 @@ class Media:
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             own: list[ImageView] = []
             at = begin
-            while at < end and rest[int(ids[at])]:
-                own.append(rest[int(ids[at])].pop(0))
+            while at < end and rest[ids[at]]:
+                own.append(rest[ids[at]].pop(0))
                 at += own[-1].tokens
             if at != end:
                 raise InvalidRequestError(

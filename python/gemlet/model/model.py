@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.front_door import public
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat

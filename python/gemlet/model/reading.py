@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, is_array
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
@@ -65,7 +64,7 @@ class Reader:
             return self.tokenizer.first_ids(text, room)
         return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
-    def checked(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
+    def checked(self, ids: object, name: str = "prompt") -> array[int]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context.
 
         Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
@@ -80,12 +79,12 @@ class Reader:
             )
         return found
 
-    def places_of_other_tables(self, ids: NDArray[np.int32]) -> list[int]:
+    def places_of_other_tables(self, ids: array[int]) -> list[int]:
         """Where ids are that are not embedded as text."""
         first = self.config.text_ids
-        return [] if first is None else np.flatnonzero(ids >= first).tolist()
+        return [] if first is None else [at for at, token in enumerate(ids) if token >= first]
 
-    def raw(self, ids: object, name: str = "prompt") -> NDArray[np.int32]:
+    def raw(self, ids: object, name: str = "prompt") -> array[int]:
         """``ids`` as an array, which are ids of the vocabulary and fit into the context, as they are.
 
         Raises :class:`InvalidRequestError` and :class:`ContextLengthError`.
@@ -105,4 +104,4 @@ class Reader:
 
 
 def _is_row(ids: object) -> TypeGuard[Sequence[object] | NDArray[Any]]:
-    return isinstance(ids, (list, tuple)) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
+    return isinstance(ids, (list, tuple, array)) or (is_array(ids) and ids.ndim == 1)

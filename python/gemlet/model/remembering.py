@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.front_door import public
 from gemlet.base.records import record
 from gemlet.model.call_options import PromptOptions, takes_options
@@ -105,7 +103,7 @@ class Remembering:
         """
         requests = self.requests
         prepared = requests.of(prompt, options)
-        ids = [int(token) for token in prepared.ids]
+        ids = prepared.ids.tolist()
         resident = requests.reader.resident
         return prefix_report(
             resident.engine().prefix_cache,

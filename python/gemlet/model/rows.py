@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.errors import CancelledError
 from gemlet.model.resident import Resident
 
 __all__ = ["arows_of", "rows_of"]
 
 _AHEAD = 2 * _core.PASS_TEXTS  # texts that the engine has at a time
-Rows = tuple[int, NDArray[np.float32]]
+Rows = tuple[int, NDArray["np.float32"]]
 # What takes the place of tokens in a text, each with the number of the first of these.
 PlacedMedia = Sequence[tuple[int, _core.Media]]
 
 
 def rows_of(
     resident: Resident,
-    texts: Sequence[ArrayLike],
+    texts: Sequence[array[int]],
     adapter: _core.Adapter | None,
     wanted: Literal["logits", "embedding"],
     first_row: int = 0,
@@ -51,7 +50,7 @@ def rows_of(
 
 async def arows_of(
     resident: Resident,
-    texts: Sequence[ArrayLike],
+    texts: Sequence[array[int]],
     adapter: _core.Adapter | None,
     media: Sequence[PlacedMedia] = (),
 ) -> AsyncIterator[Rows]:
@@ -95,7 +94,7 @@ class _Reading:
     def __init__(
         self,
         resident: Resident,
-        texts: Sequence[ArrayLike],
+        texts: Sequence[array[int]],
         adapter: _core.Adapter | None,
         wanted: Literal["logits", "embedding"],
         first_row: int = 0,
@@ -126,7 +125,7 @@ class _Reading:
             if reason is not None:  # the next one may be there already
                 self._submitted.popleft()
                 self._index += 1
-            if len(rows):
+            if rows is not None:
                 return index, rows
             if reason is None:
                 break
@@ -141,7 +140,7 @@ class _Reading:
         while len(self._submitted) < ahead and self._index + len(self._submitted) < len(self._texts):
             text = self._index + len(self._submitted)
             request = self.engine.submit(
-                np.asarray(self._texts[text], np.int32),
+                self._texts[text],
                 news=self.news,
                 wanted=self._wanted,
                 adapter=self._adapter,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.base.front_door import public
@@ -219,14 +217,12 @@ class Scoring:
         for name, text in _policies(policies).items():
             content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
             prepared = self.requests.reply([{"role": "user", "content": content}], None, options)
-            texts = [np.append(prepared.ids, np.int32(verdict)) for verdict in verdicts]
+            texts = [prepared.ids + array("i", [verdict]) for verdict in verdicts]
             (yes,), (no,) = self._logprobs(texts, len(prepared.ids), prepared)
             found[name] = 1 / (1 + math.exp(min(no - yes, 700)))
         return found
 
-    def _logprobs(
-        self, texts: Sequence[NDArray[np.int32]], first: int, prepared: Prepared
-    ) -> list[list[float]]:
+    def _logprobs(self, texts: Sequence[array[int]], first: int, prepared: Prepared) -> list[list[float]]:
         """The log probabilities of the tokens from number ``first`` on of each text, given those before,
         which all texts share: those of ``prepared``."""
         found: list[list[float]] = [[] for _ in texts]
@@ -268,12 +264,11 @@ def _checked(choices: object) -> list[str]:
     return list(choices)
 
 
-def _shared(texts: Sequence[NDArray[np.int32]], prompt_tokens: int) -> int:
+def _shared(texts: Sequence[array[int]], prompt_tokens: int) -> int:
     """How many tokens all have at their beginning: those of the prompt, or fewer where the last one of these
     is another one before a choice. A text has at least one more."""
     shared = min(prompt_tokens, *(len(ids) - 1 for ids in texts)) if texts else prompt_tokens
     for ids in texts[1:]:
-        different = np.flatnonzero(ids[:shared] != texts[0][:shared])
-        if len(different):
-            shared = int(different[0])
+        if ids[:shared] != texts[0][:shared]:
+            shared = next(at for at, (a, b) in enumerate(zip(ids, texts[0], strict=False)) if a != b)
     return max(1, shared)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import is_array
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MediaPart, Place
 from gemlet.config.families import WITH_GEMMA4_TOWERS
@@ -143,7 +142,7 @@ class Senses:
         return " ".join([*found, *(self.hearing.marker(tokenizer, name) for _ in inputs.sounds)])
 
     def placed(
-        self, ids: NDArray[np.int32], inputs: Inputs, chosen: ChosenAdapter, name: str
+        self, ids: array[int], inputs: Inputs, chosen: ChosenAdapter, name: str
     ) -> list[tuple[int, _core.Media]]:
         """What takes the place of tokens in a prompt, in the engine's form. Computed once, however many texts
         go on from the prompt."""
@@ -211,7 +210,7 @@ def of_prompts(given: object, prompts: int | None, name: str, what: str) -> list
     """
     if given is None:
         return [()] * (1 if prompts is None else prompts)
-    if isinstance(given, str | bytes | tuple | np.ndarray) or not isinstance(given, Sequence):
+    if isinstance(given, str | bytes | tuple) or is_array(given) or not isinstance(given, Sequence):
         raise InvalidRequestError(f"{name}: got {show_argument(given)}, expected a list of {what}")
     if prompts is None:
         return [given]

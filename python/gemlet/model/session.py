@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import weakref
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.front_door import public
 from gemlet.base.text import show_argument
 from gemlet.chat.messages import checked_messages
@@ -55,7 +54,7 @@ class Session:
         self._requests = requests
         self._adapter = adapter
         self._messages: list[_Message] = _taken(messages) if messages else []
-        self._ids = np.zeros(0, np.int32)  # ids of what was computed last: a prompt and its reply
+        self._ids = array("i")  # ids of what was computed last: a prompt and its reply
         self._is_text = False
         # The last one, if not added yet. Who reads the stream may drop it, and so ends it.
         self._turn: tuple[list[_Message], Prepared, weakref.ref[TextStream]] | None = None
@@ -84,7 +83,7 @@ class Session:
             InvalidRequestError: the last reply is still being written.
         """
         self._add_turn()
-        return [int(token) for token in self._ids]
+        return self._ids.tolist()
 
     @public
     @takes_options
@@ -196,7 +195,7 @@ class Session:
             if isinstance(prompt, str):
                 allow_control = options.get("allow_control", True)
                 ids = reader.encode(prompt, add_bos=False, allow_control=allow_control)
-            ids = np.concatenate([self._ids, reader.raw(ids)])
+            ids = self._ids + reader.raw(ids)
         (prepared,) = self._requests.texts(ids, config, self._with_adapter(options))
         stream = self._begin([], prepared)
         self._is_text = True
@@ -267,7 +266,7 @@ class Session:
         written, tokenizer = result.token_ids, self._requests.reader.tokenizer
         if self._is_text and prepared.answer.met_stop_string and tokenizer is not None:
             written = _ids_of_shown(tokenizer, written, result.text[len(prepared.answer.echo) :])
-        self._ids = np.concatenate([prepared.ids, np.array(written, np.int32)])
+        self._ids = prepared.ids + array("i", written)
         if not self._is_text:
             self._messages += [*added, result.message]
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
+from array import array
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
 from gemlet.base.files import checked_path, open_regular, read_from_start
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
@@ -33,7 +31,7 @@ from gemlet.model.requests import Requests
 __all__ = ["SessionState", "read_session", "write_session"]
 
 _VERSION = 1
-_FIRST = re.compile(rb"gemlet session (\d{1,6}) (\d{1,9})\n")
+_FIRST = late_pattern(rb"gemlet session (\d{1,6}) (\d{1,9})\n")
 _FIRST_BYTES = 64
 _MOST_BYTES = 64 << 20  # size of the JSON object
 
@@ -44,7 +42,7 @@ class SessionState:
     without messages, and its adapter's name."""
 
     messages: list[dict[str, Any]]
-    ids: NDArray[np.int32]
+    ids: array[int]
     is_text: bool
     adapter: str | None
 
@@ -126,7 +124,7 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
     adapter = requests.adapters.find(state.adapter).core
     is_own = described.get("computed_by") == _computed_by(requests, adapter) != ""
     if not is_own and not state.is_text:  # then the tokens, too, may be another model's
-        return replace(state, ids=np.zeros(0, np.int32))
+        return replace(state, ids=array("i"))
     if len(state.ids) and is_own:
         at = end + -end % 64
         try:
@@ -152,7 +150,7 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
             raise InvalidRequestError("messages and token_ids have to be lists")
         if (kind == "text") and found:
             raise InvalidRequestError("a text has no messages")
-        tokens = token_id_array(ids, vocab_size=1 << 31, name="token_ids") if ids else np.zeros(0, np.int32)
+        tokens = token_id_array(ids, vocab_size=1 << 31, name="token_ids") if ids else array("i")
         if kind == "text":
             size = requests.reader.resident.vocab_size
             if described.get("vocab_size") != size:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.packing.blocks import Block
 from gemlet.sources.model_files import ModelFiles
@@ -24,9 +25,6 @@ from gemlet.weights.formats import KEEPS
 from gemlet.weights.slots import BALANCES, core_slots, is_balance
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gemlet import _core
 
 __all__ = ["balance_blocks"]
@@ -41,7 +39,6 @@ def balance_blocks(
 ) -> Iterator[Block]:
     """The vector of each slot "..._balance" of the builder, for it to take before all other weights. With
     ``grams`` (:mod:`gemlet.packing.calibrated`), the mean squares are measured ones where these have them."""
-    import numpy as np
 
     formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
     tensors = {slot: name for name, slot in files.slots.items()}
@@ -86,7 +83,6 @@ def _can_balance(
 
 def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray[np.float64]]:
     """Slot of a norm before matrices -> the mean square that each channel has after it, up to a factor."""
-    import numpy as np
 
     def square(slot: str, offset: float = files.config.norm_offset) -> NDArray[np.float64]:
         ((values, dtype),) = files.read_rows(tensors[slot], 1 << 20)
@@ -112,7 +108,6 @@ def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray
 def _scale(importance: NDArray[np.float64]) -> NDArray[np.float32]:
     """Its fourth root, with the geometric mean 1. Where nothing reasonable can be made of it, ones: what is
     wrong with the norm is then found where it is packed."""
-    import numpy as np
 
     with np.errstate(all="ignore"):
         logs = np.log(np.maximum(importance, np.finfo(np.float64).tiny)) / 4

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.text import show
 from gemlet.checkpoint.scaled_tensors import read_rounding
 from gemlet.errors import ModelFileError, TensorError
 from gemlet.sources.model_files import ModelFiles
 from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Block", "blocks", "naming", "rounding_blocks", "stored_bytes", "table_blocks"]
 
@@ -80,7 +76,6 @@ def rounding_blocks(files: ModelFiles) -> Iterator[Block]:
 
 def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator[Block]:
     """The rows of a drafter's head in the order of its centroids."""
-    import numpy as np
 
     read = list(files.read_rows(name, _BLOCK_BYTES))
     whole, dtype = np.concatenate([rows for rows, _ in read]), read[0][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.packing.blocks import Block, blocks
 from gemlet.packing.feedback import FORMATS, feedback_of, round_with_feedback
@@ -13,9 +14,6 @@ from gemlet.weights.formats import KEEPS
 from gemlet.weights.slots import BALANCES
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gemlet import _core
 
 __all__ = ["Grams", "add_inputs", "calibrated_blocks", "input_of"]
@@ -109,7 +107,6 @@ def _scale_of(part: str, scales: Mapping[str, NDArray[np.float32]]) -> NDArray[n
 
 
 def _floats(files: ModelFiles, name: str) -> NDArray[np.float32]:
-    import numpy as np
 
     from gemlet import _core
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     Floats = NDArray[np.float32]
 
 __all__ = ["FORMATS", "Rounded", "feedback_of", "round_with_feedback"]
@@ -39,7 +37,6 @@ class Rounded(NamedTuple):
 def feedback_of(gram: Floats) -> Floats:
     """The upper triangular R with R^T R = H^-1, where H is the damped ``gram`` [columns, columns]: an error e
     in column c is -e R[c] / R[c, c] in the columns after it."""
-    import numpy as np
 
     damping = _DAMPING * max(float(np.mean(np.diag(gram))), 1e-30)
     for _ in range(8):
@@ -57,7 +54,6 @@ def feedback_of(gram: Floats) -> Floats:
 
 def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) -> Rounded:
     """``w`` [outputs, columns] in ``format`` ("q4", "q5" or "q8"); columns are a multiple of 32."""
-    import numpy as np
 
     low = _LOWEST[format]
     left = np.array(w, np.float32, order="C")
@@ -91,7 +87,6 @@ def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) 
 def _best_scales(block: Floats, importance: Floats, low: int) -> Floats:
     """For each column of ``block`` [32, rows], which is a row of the matrix, the best of some scales that are
     fitted by least squares, as csrc/formats/quantize.cpp does it."""
-    import numpy as np
 
     places = np.abs(block).argmax(axis=0)
     peak = np.take_along_axis(block, places[None], axis=0)[0]
@@ -114,7 +109,6 @@ def _best_scales(block: Floats, importance: Floats, low: int) -> Floats:
 
 def _blocks(scales: NDArray[np.float16], steps: NDArray[np.int8], format: str) -> NDArray[np.uint8]:
     """GGUF's blocks of what was rounded."""
-    import numpy as np
 
     rows, count = scales.shape
     parts: list[NDArray[Any]] = [scales.view(np.uint8).reshape(rows, count, 2)]

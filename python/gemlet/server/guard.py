@@ -4,13 +4,13 @@ default: a path that nobody named needs a key like all others."""
 from __future__ import annotations
 
 import logging
-import re
 import traceback
 from collections.abc import Collection
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gemlet.base.patterns import late_pattern
 from gemlet.server import page
 from gemlet.server.answers import as_line
 from gemlet.server.call import Call
@@ -28,10 +28,10 @@ _BEHIND = -1  # the priority of the server's own requests
 # What needs no key, without a query. The page holds no data, and asks for the key.
 OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
 # A name or an IPv4 address, or an IPv6 address in brackets; then a port.
-_HOST = re.compile(
+_HOST = late_pattern(
     r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"
 )
-_ORIGIN = re.compile(r"https?://(\S+)")
+_ORIGIN = late_pattern(r"https?://(\S+)")
 # What pages of allowed origins may send, and read. OpenAI's and Anthropic's clients send x-stainless ones.
 _STAINLESS = ("arch", "async", "helper-method", "lang", "os", "package-version", "retry-count", "runtime")
 _ALLOWED = ", ".join(

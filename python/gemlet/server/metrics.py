@@ -6,11 +6,11 @@ import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+from gemlet.base.arrays import np
 from gemlet.server.call import Call
 
 __all__ = ["CONTENT_TYPE", "Gauges", "Metrics"]

@@ -9,11 +9,10 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.call import Call, call_of
 from gemlet.server.fields import IGNORED, NAME, TOKENS

@@ -12,6 +12,7 @@ from typing import Any
 
 from gemlet.base.files import read_file
 from gemlet.base.names import not_known
+from gemlet.base.patterns import late_pattern
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, InvalidRequestError
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 _MOST_BYTES = 1 << 20
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
+_ALIAS = late_pattern(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

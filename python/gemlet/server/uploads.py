@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from gemlet.base.patterns import late_pattern
 from gemlet.server.problems import ClientGone, Problem
 
 __all__ = ["Upload", "nested", "read_form"]
@@ -21,7 +22,7 @@ __all__ = ["Upload", "nested", "read_form"]
 _MOST_PARTS = 32
 _MOST_TEXT = 4096  # bytes of a field that is no file
 _MOST_AROUND = 1 << 20  # bytes of a body beside its file
-_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+_BOUNDARY = late_pattern(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 _SLOWEST = 20  # times the seconds of a body: how long all of an upload may take
 
 

@@ -5,12 +5,12 @@ The engine is RE2, whose time grows with the length of the text and with that of
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gemlet.base.files import read_file
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, missing_extra
 
@@ -148,7 +148,7 @@ def _valid(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-_INVISIBLE = re.compile(
+_INVISIBLE = late_pattern(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0]"
 )

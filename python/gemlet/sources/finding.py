@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 
 from gemlet.base.files import check_links, checked_path, no_waiting
+from gemlet.base.patterns import late_pattern
 from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from gemlet.errors import ModelFileError
@@ -14,7 +14,7 @@ from gemlet.sources.local import in_model_folders
 
 __all__ = ["find", "find_in_folder"]
 
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_SHARD = late_pattern(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> str | None:

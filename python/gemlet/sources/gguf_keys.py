@@ -11,8 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from gemlet.base.arrays import np
 from gemlet.base.keys import Keys, says_nothing
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.text import show

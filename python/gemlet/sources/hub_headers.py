@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from gemlet.base.patterns import late_pattern
 from gemlet.checkpoint.gguf_format import parse_gguf
 from gemlet.checkpoint.safetensors_files import MAX_HEADER_BYTES
 from gemlet.errors import GemletError, HubError, ModelFileError
@@ -26,7 +26,7 @@ __all__ = ["outline"]
 _FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # the next piece of GGUF is as long as all before
 _MAX_METADATA_BYTES = 1 << 27
 _MAX_VECTOR_BYTES = 1 << 20
-_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
+_RANGE = late_pattern(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 
 
 @contextmanager

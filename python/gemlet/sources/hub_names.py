@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["REPOSITORY", "check_access", "is_repository", "plain_name"]
 
 # A repository, and perhaps a GGUF file in it, or how that is quantized ("Q4_K_M").
-REPOSITORY = re.compile(
+REPOSITORY = late_pattern(
     r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})"
     r"(?::(?:([\w.+-][\w.+ /-]{0,250}\.gguf)|([A-Za-z0-9][\w.-]{0,31})))?"
 )
 # Other ways to write the same: an address of the hub, and what Ollama takes.
-_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://(?:models/)?", re.IGNORECASE)
-_IN_ADDRESS = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve|raw)/([^/]+)/(.+)")
-_TREE = re.compile(r"([^/]+/[^/]+)(?:/tree/([^/]+))?/?")
+_ADDRESS = late_pattern(
+    r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://(?:models/)?", re.IGNORECASE
+)
+_IN_ADDRESS = late_pattern(r"([^/]+/[^/]+)/(?:blob|resolve|raw)/([^/]+)/(.+)")
+_TREE = late_pattern(r"([^/]+/[^/]+)(?:/tree/([^/]+))?/?")
 
 
 def is_repository(name: str) -> bool:

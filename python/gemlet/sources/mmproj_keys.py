@@ -11,8 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from gemlet.base.arrays import np
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.vision_config import MOST_LAYERS

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemlet.adapters.adapter import AdapterFiles
+from gemlet.base.arrays import NDArray, np
 from gemlet.chat.base import ChatFormat
 from gemlet.checkpoint.scaled_tensors import Rounding
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -22,10 +23,6 @@ from gemlet.weights.cuts import Cut, cut_slots
 from gemlet.weights.formats import auto_format
 from gemlet.weights.packed_file import PackedCheckpoint
 from gemlet.weights.slots import core_slots, takes_format
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["ModelFiles"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.config.text_config import TextConfig

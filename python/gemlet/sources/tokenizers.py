@@ -29,8 +29,8 @@ def open_tokenizer(
     found = kept_vocabulary(key, next(iter(files))) if files else None
     vocabulary = read() if found is None else found
     tokenizer = Tokenizer(vocabulary)
-    if found is None:
-        _core.return_free_memory()  # reading a vocabulary takes twice what it leaves
+    if not vocabulary.checked:
+        _core.return_free_memory()  # reading such a vocabulary takes twice what it leaves
     # What replaced the files meanwhile has another key.
     if files and found is None and vocabulary_key(contents()) == key:
         keep_vocabulary(key, vocabulary)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from gemlet.base.patterns import late_pattern
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.sentencepiece_model import BYTE
 from gemlet.tokenizer.vocabulary import SPACE, Vocabulary
@@ -12,7 +12,7 @@ from gemlet.tokenizer.vocabulary import SPACE, Vocabulary
 __all__ = ["PART", "Cutter"]
 
 PART = 8192  # characters that are encoded at once, where the text may be cut
-_NEWLINE = re.compile(r"\n(?=[^\n])")
+_NEWLINE = late_pattern(r"\n(?=[^\n])")
 _LOOKS = 64  # places that are tried in a row
 _MAX_CHECKS = 4096  # substrings that are looked up for one place: pieces of up to 90 characters
 # The most characters that are encoded at once. SentencePiece takes 60 bytes and up to 2 us for each.

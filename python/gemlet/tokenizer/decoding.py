@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from gemlet.base.front_door import public
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, TokenizerError
 from gemlet.tokenizer.sentencepiece_model import BYTE
@@ -16,7 +16,7 @@ from gemlet.tokenizer.vocabulary import SPACE, Vocabulary
 
 __all__ = ["REPLACE", "StreamDecoder", "TokenBytes", "checked_id"]
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTE_PIECE = late_pattern(r"<0x([0-9A-F]{2})>")
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:

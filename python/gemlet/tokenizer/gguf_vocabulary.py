@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
-import numpy as np
-
+from gemlet.base.arrays import np
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.errors import TokenizerError
@@ -62,7 +60,7 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     return draft.finish(ids, draft.build(_scores(gguf, draft), ids))
 
 
-_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_BYTE = late_pattern("<0x[0-9A-Fa-f]{2}>")
 
 
 def _name_bytes(file: str, tokens: list[str], types: list[int]) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-import numpy as np
-from numpy.typing import NDArray
+from gemlet.base.arrays import NDArray, np
 
 __all__ = ["Runs"]
 

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gemlet import _core
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.records import Runs

@@ -15,9 +15,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gemlet import _core
+from gemlet.base.arrays import np
 from gemlet.base.handlers import undisturbed
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
@@ -97,8 +96,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         raise TokenizerError(
             f"{where}: ends has {len(tensors['ends'])} bytes; expected 4 for each of {size} ids"
         )
-    ends = np.frombuffer(tensors["ends"], "<u4")
-    if (ends[1:] < ends[:-1]).any() or ends[-1] != len(tensors["pieces"]):
+    if not _core.rises_to(tensors["ends"], len(tensors["pieces"])):
         raise TokenizerError(f"{where}: ends does not rise to the {len(tensors['pieces'])} bytes of pieces")
     rest = _Rest(parse_json_object(described.encode(), where=where, error=TokenizerError), where, size)
     bos_id, eos_id, pad_id, unk_id = (rest.identifier(key) for key in _IDS)
@@ -110,7 +108,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         encoder = _merge_encoder(merges, rest)
     return Vocabulary(
         source=where,
-        pieces=_Pieces(tensors["pieces"], ends),
+        pieces=_Pieces(tensors["pieces"], tensors["ends"]),
         types=tensors["types"],
         control=rest.ids_of("control"),
         added=rest.ids_of("added"),
@@ -130,9 +128,9 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
 class _Pieces(Sequence[str]):
     """The pieces, each made when it is asked for: 262,144 strings take 40 ms, and a reply needs few."""
 
-    def __init__(self, text: bytes, ends: NDArray[np.uint32]) -> None:
+    def __init__(self, text: bytes, ends: bytes) -> None:
         self._text = text
-        self._ends = ends
+        self._ends = memoryview(ends).cast("I")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -140,8 +138,8 @@ class _Pieces(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self._ends):
             raise IndexError(index)
-        begin = int(self._ends[index - 1]) if index else 0
-        return self._text[begin : int(self._ends[index])].decode("utf-8", "replace")
+        begin = self._ends[index - 1] if index else 0
+        return self._text[begin : self._ends[index]].decode("utf-8", "replace")
 
 
 class _Rest:

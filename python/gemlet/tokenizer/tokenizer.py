@@ -8,14 +8,14 @@ trusts it, and a decoder that never emits half a UTF-8 character.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from gemlet.base.exit_waits import call_apart, exit_waits_for, wait_for
+from gemlet import _core
+from gemlet.base.exit_waits import call_apart, exit_waits_for
 from gemlet.base.front_door import public
 from gemlet.base.handlers import undisturbed
 from gemlet.base.text import show
@@ -68,9 +68,7 @@ class Tokenizer:
         self._trusted = Splitter({**vocabulary.added, **vocabulary.control}, vocabulary.flags)
         self._untrusted = Splitter(vocabulary.added, vocabulary.flags)
         self._cutter = Cutter(vocabulary)
-        self._encode_text: Callable[[str], list[int]] = _SentencePiece(vocabulary)
-        if vocabulary.merge_encoder is not None:
-            self._encode_text = vocabulary.merge_encoder.encode
+        self._encode_text = _encoder(vocabulary)
 
     @classmethod
     @public
@@ -341,10 +339,31 @@ def _check_text(name: str, value: object) -> None:
         raise TypeError(f"{name} has to be a str, got {type(value).__name__}")
 
 
+def _encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
+    """Ordinary text to ids. The core encodes with vocabularies like Gemma's as SentencePiece does, whose own
+    form of 262,144 pieces would take a third of a start. All others are left to SentencePiece."""
+    core = _core.piece_encoder(vocabulary.proto)
+    if core is None:
+        encode: Callable[[str], list[int]] = _SentencePiece(vocabulary)
+    else:
+        _check_size(vocabulary, len(core))
+        encode = partial(_encode_by_core, core)
+    return encode if vocabulary.merge_encoder is None else vocabulary.merge_encoder.encode
+
+
+def _encode_by_core(core: _core.PieceEncoder, text: str) -> list[int]:
+    return call_apart(core.encode, text) if len(text) > _SOON_DONE else core.encode(text)
+
+
+def _check_size(vocabulary: Vocabulary, size: int) -> None:
+    if size > len(vocabulary.pieces):
+        problem = "SentencePiece sees more pieces than the file declares"
+        raise TokenizerError(f"{vocabulary.source}: {problem}")
+
+
 class _SentencePiece:
-    """Ordinary text to ids. What made the vocabulary has ``checked`` SentencePiece's model, or it is checked
-    here; a checked one is built in a thread of its own (at 262,144 pieces it takes 0.1 s), so that whoever
-    loads it need not wait."""
+    """Ordinary text to ids, by SentencePiece itself. What made the vocabulary has checked its model, or it is
+    checked here."""
 
     _processor: Any = None
 
@@ -352,23 +371,21 @@ class _SentencePiece:
         with undisturbed():
             import sentencepiece
 
-        self._make: Any = sentencepiece.SentencePieceProcessor
-        self._vocabulary: Vocabulary | None = vocabulary
-        # A thread that never runs would keep this object, and so itself, until Python looks for circles.
-        self._thread: threading.Thread | None = None
-        if not vocabulary.checked:
-            self._build()
-            return
-        with contextlib.suppress(RuntimeError), undisturbed():  # no thread to be had: built at first use
-            thread = threading.Thread(target=self._try_to_build, name="gemlet-tokenizer")
-            thread.start()
-            self._thread = thread
+        try:
+            if vocabulary.checked:  # whoever wrote the file may have checked it
+                check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
+            make = sentencepiece.SentencePieceProcessor
+            self._processor = exit_waits_for(lambda: make(model_proto=vocabulary.proto))
+            size = exit_waits_for(self._processor.get_piece_size)
+        except TokenizerError as error:
+            raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
+        except (RuntimeError, ValueError) as error:
+            raise TokenizerError(
+                f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
+            ) from error
+        _check_size(vocabulary, size)
 
     def __call__(self, text: str) -> list[int]:
-        if self._vocabulary is not None:
-            if self._thread is not None:
-                wait_for(self._thread)
-            self._build()
         if len(text) > _SOON_DONE:
             return call_apart(self._processor.EncodeAsIds, text)
         ids: list[int] = exit_waits_for(self._processor.EncodeAsIds, text)
@@ -383,31 +400,3 @@ class _SentencePiece:
             last = [self._processor]  # its end is a call of SentencePiece, too
             self._processor = None
             waits_for(last.clear)
-
-    def _make_processor(self, proto: bytes) -> tuple[Any, int]:
-        processor = self._make(model_proto=proto)
-        return processor, processor.get_piece_size()
-
-    def _try_to_build(self) -> None:
-        with contextlib.suppress(TokenizerError):  # raised again where it is used
-            self._build()
-
-    def _build(self) -> None:
-        vocabulary = self._vocabulary
-        if vocabulary is None:
-            return
-        try:
-            if vocabulary.checked:  # whoever wrote the file may have checked it
-                check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
-            processor, size = exit_waits_for(self._make_processor, vocabulary.proto)
-        except TokenizerError as error:
-            raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
-        except (RuntimeError, ValueError) as error:
-            raise TokenizerError(
-                f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
-            ) from error
-        if size > len(vocabulary.pieces):
-            problem = "SentencePiece sees more pieces than the file declares"
-            raise TokenizerError(f"{vocabulary.source}: {problem}")
-        self._processor = processor
-        self._vocabulary = None  # after the processor: another thread may look

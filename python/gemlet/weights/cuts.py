@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.config.matformer import cut_config
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import UnsupportedError
 from gemlet.weights.slots import PER_LAYER_TABLE, STREAMS, all_slots
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["Cut", "Rearranged", "Unsoftplussed", "cut_slots"]
 
@@ -46,7 +44,6 @@ class Cut:
     ) -> Iterator[tuple[NDArray[Any], str]]:
         """The kept part of a tensor of this ``shape`` that comes in blocks of rows; blocks again, one if
         several runs of rows are kept."""
-        import numpy as np
 
         parts: list[NDArray[Any]] = []
         dtype, begin = "", 0
@@ -90,7 +87,6 @@ class Rearranged(Cut):
     def apply(
         self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        import numpy as np
 
         values, dtype = _whole(blocks)
         yield np.ascontiguousarray(values.reshape(self.seen).transpose(self.axes)).reshape(self.made), dtype
@@ -106,7 +102,6 @@ class Unsoftplussed(Cut):
     def apply(
         self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        import numpy as np
 
         values, dtype = _whole(blocks)
         wide = numbers(values, dtype).astype(np.float64)
@@ -116,7 +111,6 @@ class Unsoftplussed(Cut):
 
 def _whole(blocks: Iterator[tuple[NDArray[Any], str]]) -> tuple[NDArray[Any], str]:
     """All rows of a tensor and their type; blocks of GGUF as float32."""
-    import numpy as np
 
     from gemlet import _core
 

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from gemlet.base.patterns import late_pattern
 from gemlet.config.mobilenet import MobileNetBlock, MobileNetConfig
 
 __all__ = [
@@ -65,7 +65,7 @@ _OTHERS = {
     "scale": "layer_scale.gamma",
 }
 _PARTS = {name: part for part, name in (*_EDGE.items(), *_OTHERS.items())}
-_BLOCK = re.compile(r"vision\.blocks\.([0-9]{1,3})\.([0-9]{1,4})\.([a-z_]+)")
+_BLOCK = late_pattern(r"vision\.blocks\.([0-9]{1,3})\.([0-9]{1,4})\.([a-z_]+)")
 
 Shape = tuple[int, ...]
 

@@ -1,0 +1,75 @@
+"""Measures a start: from a new interpreter to the first token of a model, in parts.
+
+    gemlet convert MODEL PACKED --weights q4
+    python benchmarks/start.py PACKED --processes 20
+
+Of each part, the processor time of all threads and the elapsed time, median and range over new processes.
+"exit" is the rest of the process. The files are in the system's page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+PROGRAM = """
+import json, sys, time
+marks = [("interpreter", time.process_time(), time.monotonic())]
+def mark(name):
+    marks.append((name, time.process_time(), time.monotonic()))
+import gemlet
+mark("import gemlet")
+gemlet.load
+mark("gemlet.load")
+model = gemlet.load(sys.argv[1], max_context=4096)
+mark("load()")
+stream = model.stream("The", max_tokens=1, temperature=0)
+mark("stream()")
+next(stream)
+mark("first token")
+print(json.dumps([marks, len(sys.modules), "numpy" in sys.modules]))
+"""
+
+
+def start(folder: str) -> tuple[dict[str, tuple[float, float]], int, bool]:
+    """Processor and elapsed seconds of each part, how many modules are imported, and whether NumPy is."""
+    before, began = os.times(), time.monotonic()
+    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], check=True, capture_output=True, text=True)
+    ended, after = time.monotonic(), os.times()
+    marks, modules, numpy = json.loads(done.stdout)
+    parts, processor, elapsed = {}, 0.0, began
+    for name, seconds, at in marks:
+        parts[name] = (seconds - processor, at - elapsed)
+        processor, elapsed = seconds, at
+    whole = sum(after[2:4]) - sum(before[2:4])
+    parts["all of these"] = (processor, elapsed - began)
+    parts["exit"] = (whole - processor, ended - elapsed)
+    return parts, modules, numpy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a packed folder")
+    parser.add_argument("--processes", type=int, default=11)
+    options = parser.parse_args()
+    found = [start(options.model) for _ in range(options.processes + 1)][1:]
+    print(
+        f"{found[0][1]} modules, {'with' if found[0][2] else 'without'} NumPy; milliseconds, median (range)"
+    )
+    for part in found[0][0]:
+        shown = []
+        for kind in (0, 1):
+            values = sorted(1e3 * parts[part][kind] for parts, _, _ in found)
+            shown.append(f"{statistics.median(values):6.0f} ({values[0]:.0f} to {values[-1]:.0f})")
+        print(f"{part:14} processor {shown[0]:20}  elapsed {shown[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""NumPy, which is imported when something asks for it: most of a text needs none, and the import would be a
+fourth of a start."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gemlet.base.handlers import undisturbed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import TypeIs
+
+__all__ = ["NDArray", "is_array", "is_bool", "np"]
+
+
+def is_array(value: object) -> TypeIs[NDArray[Any]]:
+    """Whether ``value`` is an array of NumPy. Nothing is one before somebody has imported NumPy.
+
+    >>> is_array([1, 2]), is_array(np.zeros(2))
+    (False, True)
+    """
+    return isinstance(value, getattr(sys.modules.get("numpy"), "ndarray", ()))
+
+
+def is_bool(value: object) -> TypeIs[bool]:
+    """Whether ``value`` is a bool of Python or NumPy.
+
+    >>> is_bool(np.bool_(True)), is_bool(1)
+    (True, False)
+    """
+    return isinstance(value, (bool, getattr(sys.modules.get("numpy"), "bool_", bool)))
+
+
+if not TYPE_CHECKING:
+
+    class _NumPy:
+        """The module; each attribute is looked up there once."""
+
+        def __getattr__(self, name: str) -> Any:
+            with undisturbed():
+                found = getattr(import_module("numpy"), name)
+            setattr(self, name, found)
+            return found
+
+    class _AnyArray(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return is_array(value)
+
+    class NDArray(metaclass=_AnyArray):
+        """In annotations that are looked at while a program runs: an array of any type."""
+
+        def __class_getitem__(cls, item: object) -> type:
+            return cls
+
+        def __iter__(self) -> None: ...
+
+    np = _NumPy()

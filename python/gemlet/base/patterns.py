@@ -1,0 +1,31 @@
+"""Regular expressions that are compiled at their first use: :func:`late_pattern`. A text uses few of the
+hundred that a start would compile."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["late_pattern"]
+
+
+class _Pattern:
+    """What :func:`re.compile` gives, once somebody asks for an attribute of it.
+
+    >>> _Pattern(r"\\d+").sub("#", "from 1 to 12")
+    'from # to #'
+    """
+
+    def __init__(self, *given: Any) -> None:
+        self._given = given
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(re.compile(*self._given), name)  # re keeps what it has compiled
+        setattr(self, name, found)
+        return found
+
+
+if TYPE_CHECKING:
+    from re import compile as late_pattern
+else:
+    late_pattern = _Pattern
