@@ -153,6 +153,16 @@ def test_connections_that_send_nothing_or_half_a_request(quick: RunningServer) -
             assert connection.recv(1000) == b""
 
 
+def test_a_client_that_takes_nothing_of_an_answer(quick: RunningServer) -> None:
+    """The answer has been handed over as a whole, and most of it waits to be sent."""
+    quick.wait_idle()
+    with saying(chunk(Content("x" * 8_000_000)), END):
+        connection = begin(quick, "/v1/completions", stream=False)
+        until(lambda: quick.server.server_state.connections)
+        until(lambda: not quick.server.server_state.connections, "the connection stays")
+        connection.close()
+
+
 def test_stuck_clients_do_not_hold_up_a_fast_one(quick: RunningServer) -> None:
     def once() -> float:
         started = time.perf_counter()

@@ -28,12 +28,14 @@ _BACKLOG = 1024
 
 
 class _Protocol(H11Protocol):
-    """A connection that remembers since when it has been waiting for a request."""
+    """A connection that remembers since when it has been waiting for a request, or for the client to take what
+    is sent."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.access_log = False  # it would write paths as clients send them
-        self.idle_since = time.monotonic()
+        self.idle_since = self._moved_at = time.monotonic()
+        self._unsent = 0
 
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()
@@ -46,6 +48,14 @@ class _Protocol(H11Protocol):
     @property
     def is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def stuck_since(self, now: float) -> float:
+        """When the client last took something of what is to be sent; ``now`` where nothing waits. It knows only
+        what it saw when it was asked before."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent:
+            self._unsent, self._moved_at = unsent, now
+        return self._moved_at
 
 
 class Server(uvicorn.Server):
@@ -75,16 +85,21 @@ class Server(uvicorn.Server):
             )
         )
         self._idle_seconds = settings.idle_seconds
+        self._stuck_seconds = settings.stuck_seconds
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Closes connections that send no request, or only the beginning of one."""
-        oldest = time.monotonic() - self._idle_seconds
+        """Ends connections that send no request, or only the beginning of one, or take nothing of an answer."""
+        now = time.monotonic()
         for connection in list(self.server_state.connections) if counter % 5 == 0 else ():
-            if isinstance(connection, _Protocol) and connection.is_idle and connection.idle_since < oldest:
+            if not isinstance(connection, _Protocol):
+                continue
+            if connection.stuck_since(now) < now - self._stuck_seconds:
+                connection.transport.abort()  # closing it would wait until all is sent
+            elif connection.is_idle and connection.idle_since < now - self._idle_seconds:
                 connection.transport.close()
         return await super().on_tick(counter)
 
