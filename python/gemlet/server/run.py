@@ -28,8 +28,8 @@ _BACKLOG = 1024
 
 
 class _Protocol(H11Protocol):
-    """A connection that remembers since when it has been waiting for a request, or for the client to take what
-    is sent."""
+    """A connection that remembers since when it has been waiting for a request, or for the client to take
+    what is sent."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -50,8 +50,8 @@ class _Protocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def stuck_since(self, now: float) -> float:
-        """When the client last took something of what is to be sent; ``now`` where nothing waits. It knows only
-        what it saw when it was asked before."""
+        """When the client last took something of what is to be sent; ``now`` where nothing waits. It knows
+        only what it saw when it was asked before."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent:
             self._unsent, self._moved_at = unsent, now
@@ -92,7 +92,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ends connections that send no request, or only the beginning of one, or take nothing of an answer."""
+        """Ends connections that send no request or only the start of one, or take nothing of an answer."""
         now = time.monotonic()
         for connection in list(self.server_state.connections) if counter % 5 == 0 else ():
             if not isinstance(connection, _Protocol):
