@@ -6,11 +6,8 @@ that limit at once. The stacks of threads count.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from gemlet.loading.builder import settle
 from support.core_models import builder_of, layer_config, model_config
 from support.processes import run_program
 from support.programs import memory
@@ -114,14 +111,6 @@ def test_packing_without_room_for_its_scratch(threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_activations_that_do_not_fit(threads: int) -> None:
     run_program(memory.activate_beyond_a_limit, threads)
-
-
-def test_the_tokenizer_is_in_the_plan() -> None:
-    """A thread builds the tokenizer from a stored vocabulary. The plan waits for it."""
-    calls: list[str] = []
-    settle(SimpleNamespace(tokenizer=SimpleNamespace(encode=calls.append)))  # type: ignore[arg-type]
-    settle(SimpleNamespace(tokenizer=None))  # type: ignore[arg-type]
-    assert calls == ["x"]
 
 
 def test_freed_memory_goes_back_to_the_system() -> None:

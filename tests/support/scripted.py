@@ -69,7 +69,7 @@ class ScriptedEngine:
     def submit(
         self, prompt: Any, *, news: _core.News, max_tokens: int, end_ids: Sequence[int], **others: Any
     ) -> ScriptedRequest:
-        assert prompt.dtype == np.int32
+        assert memoryview(prompt).format == "i"
         self.requests.append(self.kind(self.scripts.pop(0), prompt.tolist(), max_tokens, end_ids))
         return self.requests[-1]
 
