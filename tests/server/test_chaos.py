@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from starlette.requests import Request
 
 from support.bodies import BODIES, QUESTION
 from support.servers import RunningServer, serving
@@ -146,6 +145,8 @@ def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
 def test_nothing_of_a_request_stays(server: RunningServer) -> None:
     """What a request had is freed when it is over, however it ended, also while its connection is kept open.
     It may be large, and has a file descriptor; Python looks for cycles only by the number of objects."""
+    from starlette.requests import Request
+
     from gemlet.generation.async_stream import AsyncTextStream
     from gemlet.server.call import Call
 
