@@ -51,8 +51,9 @@ function(gemlet_add_isa_sources target)
     target_compile_definitions(${target} PRIVATE GEMLET_EMULATE_AVXVNNI)
   endif()
   if(GEMLET_EMULATE_AMX)  # plain C++, without flags
-    target_sources(${target} PRIVATE
-      kernels/matmul/amx_emulated.cpp kernels/attention/amx_emulated.cpp kernels/peak/amx_emulated.cpp)
+    set(emulated kernels/matmul/amx_emulated.cpp kernels/attention/amx_emulated.cpp kernels/peak/amx_emulated.cpp)
+    target_sources(${target} PRIVATE ${emulated})
+    set_source_files_properties(${emulated} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
     target_compile_definitions(${target} PUBLIC GEMLET_EMULATE_AMX)
   endif()
 endfunction()

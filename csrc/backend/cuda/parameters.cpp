@@ -5,12 +5,12 @@
 namespace gemlet::cuda {
 namespace {
 
-constexpr size_t kAlignment = 256;
+constexpr size_t kBlockAlignment = 256;
 
 }  // namespace
 
 Parameters::Room Parameters::room(size_t bytes) {
-  const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  const size_t rounded = (std::max<size_t>(bytes, 1) + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
   if (used_ + rounded > size_) {
     device_.synchronize();
     used_ = 0;
