@@ -6,7 +6,6 @@
 #include <functional>
 #include <queue>
 #include <string>
-#include <unordered_set>
 #include <utility>
 
 #include "base/error.h"
@@ -19,7 +18,10 @@ constexpr int32_t kBpe = 2;  // TrainerSpec.ModelType
 constexpr std::string_view kSpace = "\xE2\x96\x81";
 constexpr size_t kStart = 4;  // bytes by which user-defined pieces are looked for first
 constexpr size_t kMostBytes = INT32_MAX / 4;
-constexpr size_t kAhead = 16;  // pieces: how far ahead places in the table are fetched
+// A made-up vocabulary may put its pieces where looking for them takes long. Gemma's stay far below these limits.
+constexpr size_t kMostSteps = 256;   // from the place of a piece in the table to where it lies
+constexpr size_t kMostLengths = 64;  // of user-defined pieces that begin alike
+constexpr size_t kAhead = 16;        // pieces: how far ahead places in the table are fetched
 
 // The fields of a message of protocol buffers, one after the other.
 class Fields {
@@ -185,7 +187,7 @@ bool PieceEncoder::finish(bool byte_fallback) {
   hashes.reserve(pieces_.size());
   for (const Piece& piece : pieces_) hashes.push_back(hash_of(piece.text));
   if (byte_fallback) bytes_.assign(256, -1);
-  std::unordered_set<std::string_view> reserved;  // what no text becomes
+  std::vector<std::string_view> reserved;  // what no text becomes
   for (int32_t id = 0; id < static_cast<int32_t>(pieces_.size()); ++id) {
     const Piece& piece = pieces_[static_cast<size_t>(id)];
     const size_t soon = std::min(static_cast<size_t>(id) + kAhead, pieces_.size() - 1);
@@ -204,22 +206,31 @@ bool PieceEncoder::finish(bool byte_fallback) {
       return false;
     }
     const bool is_character = character_bytes(piece.text[0]) >= piece.text.size();
-    if (is_character || !reserved.insert(piece.text).second) return false;
+    if (is_character) return false;
+    reserved.push_back(piece.text);
   }
+  std::sort(reserved.begin(), reserved.end());
+  if (std::adjacent_find(reserved.begin(), reserved.end()) != reserved.end()) return false;
   for (const std::string_view text : reserved) {
     if (find(text) >= 0) return false;
   }
-  for (auto& [start, sizes] : user_defined_) std::sort(sizes.begin(), sizes.end(), std::greater<>());
+  for (auto& [start, sizes] : user_defined_) {
+    std::sort(sizes.begin(), sizes.end(), std::greater<>());
+    sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
+    if (sizes.size() > kMostLengths) return false;
+  }
   return unknown_ >= 0 && std::find(bytes_.begin(), bytes_.end(), -1) == bytes_.end();
 }
 
 bool PieceEncoder::add_to_table(int32_t id, uint32_t hash) {
   const Piece& piece = pieces_[static_cast<size_t>(id)];
-  size_t place = hash & (table_.size() - 1);
+  size_t steps = 0, place = hash & (table_.size() - 1);
   for (; table_[place].id >= 0; place = (place + 1) & (table_.size() - 1)) {
     if (table_[place].hash == hash && text_of(table_[place].id) == piece.text) return false;
+    if (++steps > kMostSteps) return false;
   }
   table_[place] = {hash, id};
+  most_steps_ = std::max(most_steps_, steps);
   if (piece.type != kUserDefined) return true;
   user_defined_[piece.text.substr(0, kStart)].push_back(piece.text.size());
   return piece.text.find('\0') == piece.text.npos;  // SentencePiece would end the piece there
@@ -227,9 +238,10 @@ bool PieceEncoder::add_to_table(int32_t id, uint32_t hash) {
 
 int32_t PieceEncoder::find(std::string_view text) const {
   const uint32_t hash = hash_of(text);
-  size_t place = hash & (table_.size() - 1);
-  for (; table_[place].id >= 0; place = (place + 1) & (table_.size() - 1)) {
-    if (table_[place].hash == hash && text_of(table_[place].id) == text) return table_[place].id;
+  for (size_t steps = 0; steps <= most_steps_; ++steps) {
+    const Slot& slot = table_[(hash + steps) & (table_.size() - 1)];
+    if (slot.id < 0) break;
+    if (slot.hash == hash && text_of(slot.id) == text) return slot.id;
   }
   return -1;
 }

@@ -6,8 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
+from numpy.typing import NDArray
 
 from gemlet import _core
 from gemlet.tokenizer.sentencepiece_model import (
@@ -136,6 +138,40 @@ def built(*pieces: tuple[bytes, int]) -> bytes:
 def test_pieces_that_are_refused(pieces: list[tuple[bytes, int]]) -> None:
     assert _core.piece_encoder(built((b"b", NORMAL))) is not None
     assert _core.piece_encoder(built(*pieces)) is None
+
+
+def places(texts: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """Where pieces of eight bytes have their place in a table for ``count`` pieces."""
+    odd = np.uint64(0x9E3779B97F4A7C15)
+    hashes = (np.uint64(8) ^ texts) * odd
+    hashes ^= hashes >> np.uint64(32)
+    hashes = hashes * odd >> np.uint64(32)
+    return hashes & np.uint64((1 << (2 * count - 1).bit_length()) - 1)
+
+
+@pytest.mark.parametrize(("count", "known"), [(200, True), (400, False)])
+def test_pieces_with_the_same_place(count: int, known: bool) -> None:
+    """With thousands of them, every look would take as long as looking through all pieces."""
+    letters = np.random.default_rng(1).integers(97, 123, (1_000_000, 8), np.uint8)
+    texts = letters.view("<u8")[:, 0]
+    pieces = [text.tobytes() for text in letters[places(texts, count + 1) == 5][:count]]
+    assert len(pieces) == count
+    model = built(*[(piece, NORMAL) for piece in pieces])
+    assert (_core.piece_encoder(model) is not None) == known
+    if known:
+        assert_the_same_ids(model, 1)
+
+
+@pytest.mark.parametrize(("lengths", "known"), [(64, True), (65, False)])
+def test_user_defined_pieces_that_begin_alike(lengths: int, known: bool) -> None:
+    """Many may have the same length. Each other length is one more look at every place of a text."""
+    pieces = [b"abcd" + b"e" * more for more in range(lengths)] + [
+        b"abcd%03d" % number for number in range(900)
+    ]
+    model = built(*[(piece, USER_DEFINED) for piece in pieces])
+    assert (_core.piece_encoder(model) is not None) == known
+    if known:
+        assert_the_same_ids(model, 1)
 
 
 def test_damaged_models() -> None:
