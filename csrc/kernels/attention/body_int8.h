@@ -48,9 +48,9 @@ struct Row16 {
   }
 };
 
-// products[r] = x[r] . lines, for the R rows of a tile and one vector of a panel. `next` are the lines in the same
-// place of what is read afterwards. They are prefetched: a line takes so many products that memory and arithmetic would
-// otherwise wait for each other.
+// products[r] = x[r] . lines / x[r].step, for the R rows of a tile and one vector of a panel. `next` are the lines in
+// the same place of what is read afterwards. They are prefetched: a line takes so many products that memory and
+// arithmetic would otherwise wait for each other.
 template <int R>
 GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t* next, int64_t count,
                              VF (&products)[R]) {
@@ -72,7 +72,7 @@ GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t
   for (int r = 0; r < R; ++r) {
     const VF h = to_float(Q8Dot::total(high[r], x[r].high_offset));
     const VF l = to_float(Q8Dot::total(low[r], x[r].low_offset));
-    products[r] = (h * (float)kHighUnit + l) * x[r].step;
+    products[r] = multiply_add(l, h, splat((float)kHighUnit));
   }
 }
 
@@ -115,7 +115,9 @@ struct Int8Cache {
         VF products[R];
         const uint8_t* lines = keys + first / kPanelRows * kPanelRows * columns + first % kPanelRows * kUnitBytes;
         int8_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, 1), columns / 4, products);
-        for (int r = 0; r < R; ++r) store(to + (row + r) * kKvBlockTokens + first, products[r] * load(scales + first));
+        for (int r = 0; r < R; ++r) {
+          store(to + (row + r) * kKvBlockTokens + first, products[r] * q[row + r].step * load(scales + first));
+        }
       }
     });
   }
@@ -148,7 +150,7 @@ struct Int8Cache {
                                d % kPanelRows * kUnitBytes;
         int8_tile<R>(p + row, lines, next + (lines - values), (count + 3) / 4, products);
         float* at = out + row * width + d;
-        for (int r = 0; r < R; ++r, at += width) store(at, load(at) + products[r]);
+        for (int r = 0; r < R; ++r, at += width) store(at, multiply_add(load(at), products[r], splat(p[row + r].step)));
       }
     });
   }

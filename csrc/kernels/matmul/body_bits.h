@@ -146,8 +146,11 @@ struct BitsProduct {
           }
           for (int r = 0; r < R; ++r) {
             const float x_scale = number_at<float>(scale(r));
-            sums[r][h] += to_float(dots[r][h]) * (weight * x_scale);
-            if constexpr (kMinimum) sums[r][h] += minimum * ((float)number_at<int32_t>(offset(r)) * x_scale);
+            sums[r][h] = multiply_add(sums[r][h], to_float(dots[r][h]), weight * x_scale);
+            if constexpr (kMinimum) {
+              const VF x_sum = splat((float)number_at<int32_t>(offset(r)) * x_scale);
+              sums[r][h] = multiply_add(sums[r][h], minimum, x_sum);
+            }
           }
         }
       }

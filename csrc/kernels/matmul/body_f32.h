@@ -54,7 +54,10 @@ struct FourBitLines {
         for (int i = 0; i < 4; ++i) {
           if (4 * k + i >= count) break;
           const VF w = to_float((four >> (8 * i)) & 15) * scale[h] + zero[h];  // exact
-          for (int r = 0; r < R; ++r) (i % 2 == 0 ? sums : odd)[r][h] += x[r][c + 4 * k + i] * w;
+          for (int r = 0; r < R; ++r) {
+            VF& sum = (i % 2 == 0 ? sums : odd)[r][h];
+            sum = multiply_add(sum, splat(x[r][c + 4 * k + i]), w);
+          }
         }
       }
     }
@@ -71,8 +74,8 @@ struct FloatColumns {
     for (int r = 0; r < R; ++r) {
       float pair[2];
       __builtin_memcpy(pair, x[r] + at, sizeof pair);
-      sums[r][h] += pair[0] * w0;
-      odd[r][h] += pair[1] * w1;
+      sums[r][h] = multiply_add(sums[r][h], splat(pair[0]), w0);
+      odd[r][h] = multiply_add(odd[r][h], splat(pair[1]), w1);
     }
   }
 };

@@ -84,7 +84,7 @@ struct Int8Product {
           const typename Lines::Scales scales(load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2));
           for (int r = 0; r < R; ++r) {
             const VI total = Lines::Dot::total(dots[r][h], number_at<int32_t>(offset(r)));
-            sums[r][h] += to_float(total) * scales.times(scale(r));
+            sums[r][h] = multiply_add(sums[r][h], to_float(total), scales.times(scale(r)));
           }
         }
         x.advance(kBlock);

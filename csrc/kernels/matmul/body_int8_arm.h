@@ -35,7 +35,7 @@ struct Int8Product {
         for (int h = 0; h < H; ++h) {
           const VF weight_scale = load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2);
           for (int r = 0; r < R; ++r) {
-            sums[r][h] += to_float(dots[r][h]) * (weight_scale * scales[r][b + half]);
+            sums[r][h] = multiply_add(sums[r][h], to_float(dots[r][h]), weight_scale * scales[r][b + half]);
           }
         }
         for (int r = 0; r < R; ++r) x[r] += kBlock;

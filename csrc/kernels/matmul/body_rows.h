@@ -116,8 +116,11 @@ struct FloatRowsProduct {
           VF w[H];
           for (int h = 0; h < H; ++h) w[h] = to_float(((four[h] >> (8 * i)) & 255) - Rows::kZero);
           for (int r = 0; r < R; ++r) {
-            const float one = number_at<float>(x(r) + first + 4 * i);
-            for (int h = 0; h < H; ++h) (i % 2 == 0 ? even : odd)[r][h] += one * w[h];
+            const VF one = splat(number_at<float>(x(r) + first + 4 * i));
+            for (int h = 0; h < H; ++h) {
+              VF& sum = (i % 2 == 0 ? even : odd)[r][h];
+              sum = multiply_add(sum, one, w[h]);
+            }
           }
         }
       }

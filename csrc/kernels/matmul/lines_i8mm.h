@@ -47,7 +47,9 @@ struct PairTile {
           for (int p = 0; p < P; ++p) {
             const float s0 = scales[2 * p][b + half], s1 = scales[2 * p + 1][b + half];
             const VF both = {s0, s1, s0, s1};
-            for (int i = 0; i < 2; ++i) tiles[p][h][i] += to_float((VI)dots[p][h][i]) * (outputs[i] * both);
+            for (int i = 0; i < 2; ++i) {
+              tiles[p][h][i] = multiply_add(tiles[p][h][i], to_float((VI)dots[p][h][i]), (VF)(outputs[i] * both));
+            }
           }
         }
         for (int r = 0; r < 2 * P; ++r) x[r] += kBlock;

@@ -30,6 +30,8 @@ inline VI load_bytes(const void* p) {
   return (VI)vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(first_four(p))))));
 }
 inline VI load_signed_bytes(const void* p) { return (VI)vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(first_four(p))))); }
+// sum + a * b, rounded once. Whether a compiler makes one instruction of `sum += a * b` depends on the code around it.
+inline VF multiply_add(VF sum, VF a, VF b) { return (VF)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b); }
 inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 
 // The 4 bytes at x for every output.

@@ -28,14 +28,14 @@ GEMLET_INLINE void tile_f32(const float* const* x, const uint8_t* panel, int h0,
     for (int h = 0; h < H; ++h) {
       const VF w0 = load(w + h * kLanes), w1 = load(w + kLineFloats + h * kLanes);
       for (int r = 0; r < R; ++r) {
-        sums[r][h] += x[r][c] * w0;
-        odd[r][h] += x[r][c + 1] * w1;
+        sums[r][h] = multiply_add(sums[r][h], splat(x[r][c]), w0);
+        odd[r][h] = multiply_add(odd[r][h], splat(x[r][c + 1]), w1);
       }
     }
   }
   for (int h = 0; h < H; ++h) {
     for (int r = 0; r < R; ++r) {
-      if (c < cols) sums[r][h] += x[r][c] * load(w + h * kLanes);
+      if (c < cols) sums[r][h] = multiply_add(sums[r][h], splat(x[r][c]), load(w + h * kLanes));
       sums[r][h] += odd[r][h];
     }
   }
@@ -51,14 +51,16 @@ GEMLET_INLINE void tile_bf16(const float* const* x, const uint8_t* panel, int h0
       const VI pair = load_i32(w + h * kLanes * 4);  // low half: column c, high half: column c + 1
       const VF w0 = (VF)(pair << 16), w1 = (VF)(pair & (int32_t)0xffff0000);
       for (int r = 0; r < R; ++r) {
-        sums[r][h] += x[r][c] * w0;
-        odd[r][h] += x[r][c + 1] * w1;
+        sums[r][h] = multiply_add(sums[r][h], splat(x[r][c]), w0);
+        odd[r][h] = multiply_add(odd[r][h], splat(x[r][c + 1]), w1);
       }
     }
   }
   for (int h = 0; h < H; ++h) {
     for (int r = 0; r < R; ++r) {
-      if (c < cols) sums[r][h] += x[r][c] * (VF)(load_i32(w + h * kLanes * 4) << 16);
+      if (c < cols) {
+        sums[r][h] = multiply_add(sums[r][h], splat(x[r][c]), (VF)(load_i32(w + h * kLanes * 4) << 16));
+      }
       sums[r][h] += odd[r][h];
     }
   }
