@@ -103,7 +103,7 @@ def fork_beside(name: str, actions: Sequence[str]) -> None:
                 getattr(forks, action)()
                 return
             status = os.waitpid(child, 0)[1]
-            assert status == 0, f"the process that did {action} ended with {os.waitstatus_to_exitcode(status)}"
+            assert status == 0, f"{action}: the forked process ended with {os.waitstatus_to_exitcode(status)}"
     finally:
         done.set()
     for thread in threads:

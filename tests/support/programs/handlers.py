@@ -70,9 +70,9 @@ ACTIONS = ("close", "close_stream", "step_stream", "generate", "load", "raise_er
 
 
 def interrupt_work(name: str, actions: Sequence[str]) -> None:
-    """A signal handler does each of ``actions`` at random moments while the main thread does the work ``name``.
+    """A signal handler does each of ``actions`` at random moments while the main thread works.
 
-    The work ends as usual or with a typed error, and what comes after it works.
+    The work ``name`` ends as usual or with a typed error, and what comes after it works.
     """
     works = Works()
     handlers = Handlers(works)
