@@ -1,4 +1,4 @@
-"""Every kernel of every tier of this machine is compared with a float64 definition and with the scalar tier.
+"""Every kernel of every tier of this machine is compared with a float64 definition.
 
 The core lists its kernels (``kernel_entries``). ``test_every_kernel_is_tested`` fails if no test here covers
 one of them. A page that cannot be read follows each input.
@@ -126,12 +126,11 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
 
 
 def check_matmul(tier: str, operation: str, x: Floats, w: Floats) -> None:
+    """Against the definition. Two tiers within its bound are within twice the bound of each other."""
     y, bound = expected(operation, x, w)
     got = matmul(tier, operation, x, w)
     assert np.isfinite(got).all()
     assert (np.abs(got - y) <= bound).all(), f"{np.max(np.abs(got - y) / bound):.3g} times the bound"
-    scalar = matmul("scalar", operation, x, w).astype(np.float64)
-    assert (np.abs(got - scalar) <= 2 * bound).all()
 
 
 def case(
@@ -149,7 +148,7 @@ PLAIN = ("normal", "normal")
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_columns(operation: str, tier: str) -> None:
-    for cols in (*range(1, 131), 159, 160, 161, 255, 256, 257, 640):
+    for cols in (*range(1, 67), *range(67, 131, 3), 159, 160, 161, 255, 256, 257, 640):
         rows, outputs = 1 + cols * 7 % 11, 1 + cols * 5 % 37
         x, w = case(operation, cols, rows, outputs, cols, PLAIN)
         check_matmul(tier, operation, x, w)
@@ -204,7 +203,7 @@ def test_matmul_of_every_kind_of_numbers(operation: str, tier: str) -> None:
 
 
 @kernels(*MATMULS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 40), st.integers(1, 60), st.integers(1, 200)),

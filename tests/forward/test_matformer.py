@@ -85,10 +85,17 @@ CASES: list[tuple[Any, list[int], list[int]]] = [
 ]
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "bf12", "q8", "q4"])
-@pytest.mark.parametrize(("matformer", "widths", "skipped"), CASES)
+# Every case with f32 and with one format more.
+@pytest.mark.parametrize(
+    ("matformer", "widths", "skipped", "weights"),
+    [(*case, "f32") for case in CASES]
+    + [
+        (*case, weights)
+        for case, weights in zip(CASES, ("bf16", "bf12", "q8", "q4", "bf12", "q4"), strict=True)
+    ],
+)
 def test_a_cut_model_equals_the_model_that_was_cut_and_saved(
-    tmp_path: Path, weights: str, matformer: Any, widths: list[int], skipped: list[int]
+    tmp_path: Path, matformer: Any, widths: list[int], skipped: list[int], weights: str
 ) -> None:
     tensors = weights_of(LARGE)
     large = write_folder(tmp_path / "large", LARGE, tensors=tensors)

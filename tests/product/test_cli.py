@@ -18,7 +18,7 @@ import pytest
 import gemlet
 from gemlet.cli import main
 from gemlet.cli.common import for_terminal, one_line, read_standard_input, warnings_in_a_line
-from support.commands import GEMLET, PROMPT, failed, run
+from support.commands import GEMLET, PROMPT, failed, run, run_here
 from support.waiting import PATIENCE
 
 # generate
@@ -185,8 +185,10 @@ def test_an_ascii_terminal_gets_question_marks_and_no_traceback() -> None:
         (["bench", "--random", "gemma3-270m", "--cache"], "cache goes with a model in files"),
     ],
 )
-def test_an_error_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
-    assert message in failed(run(*arguments))
+def test_an_error_is_one_line_and_exit_code_1(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in failed(run_here(capsys, *arguments))
 
 
 def test_a_prompt_that_is_not_utf8_is_refused() -> None:
@@ -216,8 +218,8 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
         ["bench", "--model", "a", "--random", "b"],
     ],
 )
-def test_bad_usage_is_exit_code_2(arguments: list[str]) -> None:
-    done = run(*arguments)
+def test_bad_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    done = run_here(capsys, *arguments) if arguments else run()
     assert done.returncode == 2
     assert b"usage: gemlet" in done.stderr
     assert b"Traceback" not in done.stderr

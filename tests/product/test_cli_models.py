@@ -11,7 +11,7 @@ import pytest
 
 import gemlet
 from gemlet.cli import main
-from support.commands import failed, run
+from support.commands import failed, run, run_here
 
 DEMO = Path(gemlet.__file__).parent / "demo"
 
@@ -169,10 +169,10 @@ def test_tokenize(capsys: pytest.CaptureFixture[str]) -> None:
     assert found == {"count": len(ids) - 1, "ids": ids[1:], "pieces": [*map(tokenizer.id_to_piece, ids[1:])]}
 
 
-def test_tokenize_standard_input_and_what_has_no_tokenizer() -> None:
+def test_tokenize_standard_input_and_what_has_no_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
     piped = run("tokenize", "-", "--json", stdin=b"The door\n")
     assert json.loads(piped.stdout)["ids"] == gemlet.Tokenizer.from_file(DEMO).encode("The door\n")
     folder = Path(__file__).parents[1] / "golden" / "gemma3-270m"
-    assert "has no tokenizer" in failed(run("tokenize", "x", "--model", str(folder)))
-    assert "not UTF-8" in failed(run("tokenize", "-", stdin=b"\xff"))
-    assert "surrogate" in failed(run("tokenize", b"\xff".decode(errors="surrogateescape")))
+    assert "has no tokenizer" in failed(run_here(capsys, "tokenize", "x", "--model", str(folder)))
+    assert "not UTF-8" in failed(run_here(capsys, "tokenize", "-", stdin=b"\xff"))
+    assert "surrogate" in failed(run_here(capsys, "tokenize", b"\xff".decode(errors="surrogateescape")))

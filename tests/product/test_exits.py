@@ -6,9 +6,11 @@ No destructor of C++ may be in its way, or the process aborts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from gemlet import errors
 from support.processes import start_program
@@ -34,10 +36,16 @@ def test_the_main_thread_returns(name: str, tmp_path: Path) -> None:
     check(name, "return", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "end", ["exit", "raise", "os-exit", "close", "atexit-close", "late-close", "slow", "interrupt"]
-)
-@pytest.mark.parametrize("name", ["chat", "prefill", "load"])
+def pairs() -> Iterator[ParameterSet]:
+    """Of work and ends. For each change, every end runs with one work, and every work with some ends."""
+    names = ("chat", "prefill", "load")
+    ends = ("exit", "raise", "os-exit", "close", "atexit-close", "late-close", "slow", "interrupt")
+    for i, end in enumerate(ends):
+        for j, name in enumerate(names):
+            yield pytest.param(name, end, marks=() if j == i % len(names) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "end"), pairs())
 def test_other_ends(name: str, end: str, tmp_path: Path) -> None:
     check(name, end, tmp_path)
 

@@ -11,11 +11,10 @@ from support.processes import run_program
 from support.programs.forks import ACTIONS, fork_beside
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_beside_a_thread_that_generates(action: str) -> None:
-    run_program(fork_beside, "stream", action)
+def test_beside_a_thread_that_generates() -> None:
+    run_program(fork_beside, "stream", ACTIONS)
 
 
 @pytest.mark.parametrize("name", ["prefill", "logits", "embed", "chat", "load", "error"])
 def test_beside_other_threads(name: str) -> None:
-    run_program(fork_beside, name, "close")
+    run_program(fork_beside, name, ["close"])

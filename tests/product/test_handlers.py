@@ -12,29 +12,21 @@ from support.programs.forking_writers import WORKS, fork_while_writing
 from support.programs.handlers import ACTIONS, interrupt_work
 
 
-@pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("name", ["stream", "prefill"])
-def test_while_the_main_thread_generates(name: str, action: str) -> None:
-    run_program(interrupt_work, name, action)
+def test_while_the_main_thread_generates(name: str) -> None:
+    run_program(interrupt_work, name, ACTIONS)
 
 
-@pytest.mark.parametrize("action", ["close", "generate", "raise_error", "fork"])
-@pytest.mark.parametrize("name", ["chat", "logits", "embed"])
-def test_while_the_main_thread_does_something_else(name: str, action: str) -> None:
-    run_program(interrupt_work, name, action)
+@pytest.mark.parametrize("name", ["chat", "logits", "embed", "load"])
+def test_while_the_main_thread_does_something_else(name: str) -> None:
+    run_program(interrupt_work, name, ("close", "generate", "raise_error", "fork"))
 
 
-@pytest.mark.parametrize("action", ["close", "generate", "raise_error", "fork"])
-def test_while_the_main_thread_loads(action: str) -> None:
-    run_program(interrupt_work, "load", action)
-
-
-@pytest.mark.parametrize("action", ["raise_error", "fork"])
 @pytest.mark.parametrize("name", ["convert", "cache"])
-def test_while_the_main_thread_writes(tmp_path: Path, name: str, action: str) -> None:
+def test_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
     """In a forked process, the folder that is written is left to the parent."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    run_program(interrupt_work, name, action, environment=folders)
+    run_program(interrupt_work, name, ("raise_error", "fork"), environment=folders)
 
 
 @pytest.mark.parametrize("name", WORKS)

@@ -120,7 +120,7 @@ def can_run(arguments: list[str]) -> bool:
     options = parse(arguments)
     model = options.get("model") or options.get("source")
     return (
-        arguments[0] in ("generate", "chat", "inspect", "info", "bench")
+        arguments[0] in ("generate", "chat", "inspect", "info")
         and options.get("random") is None
         and (model is None or (ROOT / str(model)).exists())
     )

@@ -19,8 +19,6 @@ from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.evaluate import choices, perplexity, read_questions
 from golden.folders import HERE
 
-pytestmark = pytest.mark.tier
-
 QUESTION = {"query": "He opened the", "choices": ["door", "zebra"], "gold": 0}
 
 
@@ -30,6 +28,11 @@ def model() -> Any:
         yield loaded
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("any")
+
+
 def log_probabilities(model: gemlet.Model, ids: list[int]) -> list[float]:
     """Of each token after the first one, from the logits of a pass."""
     logits = model.logits(ids).astype(np.float64)
@@ -37,6 +40,7 @@ def log_probabilities(model: gemlet.Model, ids: list[int]) -> list[float]:
     return [float(of_all[i, token]) for i, token in enumerate(ids[1:])]
 
 
+@pytest.mark.tier
 def test_a_score_is_the_sum_of_the_log_probabilities(model: gemlet.Model) -> None:
     score = model.score("The door opened, and the captain went in.")
     assert model.tokenizer is not None
@@ -47,13 +51,14 @@ def test_a_score_is_the_sum_of_the_log_probabilities(model: gemlet.Model) -> Non
     assert score.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-3)
 
 
+@pytest.mark.tier
 def test_a_long_text_is_scored_in_pieces(model: gemlet.Model) -> None:
     ids = [2, *np.random.default_rng(1).integers(100, 4000, 700).tolist()]
     np.testing.assert_allclose(model.score(ids).token_logprobs, log_probabilities(model, ids), atol=1e-3)
 
 
-@pytest.mark.parametrize("repeated", [1, 60])
-@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.tier
+@pytest.mark.parametrize(("repeated", "prefix_cache"), [(1, False), (30, True)])
 def test_likelihoods_of_choices(repeated: int, prefix_cache: bool) -> None:
     """With what they have in common read once, and with each read alone."""
     prompt = "He opened the old" * repeated
@@ -90,6 +95,7 @@ def test_likelihoods_of_choices(repeated: int, prefix_cache: bool) -> None:
         assert read < 1.3 * start
 
 
+@pytest.mark.tier
 def test_a_choice_after_messages(model: gemlet.Model) -> None:
     question = [{"role": "user", "content": "Yes or no?"}]
     assert model.chat_format is not None
@@ -120,6 +126,7 @@ def test_what_is_no_choice_is_refused(model: gemlet.Model) -> None:
         model.score("")
 
 
+@pytest.mark.tier
 def test_perplexity_of_windows(model: gemlet.Model) -> None:
     text = "The sea was calm, and the ship lay still. " * 12
     assert model.tokenizer is not None
@@ -214,7 +221,7 @@ def test_a_wrong_line_is_named(line: str, tmp_path: Path) -> None:
         read_questions(file)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=3),
@@ -224,8 +231,8 @@ def test_a_wrong_line_is_named(line: str, tmp_path: Path) -> None:
         ),
     )
 )
-def test_any_line_is_a_question_or_an_error(tmp_path_factory: pytest.TempPathFactory, line: Any) -> None:
-    file = tmp_path_factory.mktemp("any") / "q.jsonl"
+def test_any_line_is_a_question_or_an_error(folder: Path, line: Any) -> None:
+    file = folder / "q.jsonl"
     file.write_text(json.dumps(line))
     with contextlib.suppress(ModelFileError):
         assert len(read_questions(file)) == 1

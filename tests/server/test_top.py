@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.commands import failed, run
+from support.commands import failed, run, run_here
 from support.servers import RunningServer, serving
 from support.terminal import on_terminal
 
@@ -124,18 +124,18 @@ STATE: dict[str, Any] = {
         {**STATE, "models": [{**STATE["models"][0], "first_token_seconds": [[0.1, 5], ["x", 9]]}]},
     ],
 )
-def test_states_that_are_none(state: object) -> None:
+def test_states_that_are_none(state: object, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(200, json.dumps(state).encode()) as url:
-        assert "is not that of a gemlet serve" in failed(run("top", url, *SHORT))
+        assert "is not that of a gemlet serve" in failed(run_here(capsys, "top", url, *SHORT))
 
 
 @pytest.mark.parametrize(
     ("status", "body"),
     [(200, b"<html>"), (200, b"[1]"), (302, b""), (500, b"{}"), (200, b"\xff"), (200, b"")],
 )
-def test_other_answers(status: int, body: bytes) -> None:
+def test_other_answers(status: int, body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(status, body) as url:
-        failed(run("top", url, *SHORT))
+        failed(run_here(capsys, "top", url, *SHORT))
 
 
 def test_a_server_cannot_steer_the_terminal() -> None:
@@ -150,10 +150,10 @@ def test_a_server_cannot_steer_the_terminal() -> None:
 @pytest.mark.parametrize(
     "url", ["", "ftp://x", "http://", "http://x:99999", "http://user:pass@x", "http://[x"]
 )
-def test_wrong_addresses(url: str) -> None:
-    assert "url" in failed(run("top", url)).lower()
+def test_wrong_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "url" in failed(run_here(capsys, "top", url)).lower()
 
 
-def test_nobody_there() -> None:
-    assert "does not answer" in failed(run("top", "http://127.0.0.1:9"))
-    assert "interval" in failed(run("top", "http://127.0.0.1:9", "--interval", "nan"))
+def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not answer" in failed(run_here(capsys, "top", "http://127.0.0.1:9"))
+    assert "interval" in failed(run_here(capsys, "top", "http://127.0.0.1:9", "--interval", "nan"))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
+import pytest
+
+from gemlet.cli import main
 from support.waiting import PATIENCE
 
 PROMPT = "The door opened"
@@ -23,6 +28,19 @@ def run(
         env={**os.environ, **environment},
         check=False,
     )
+
+
+def run_here(
+    capsys: pytest.CaptureFixture[str], *arguments: str, stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """As ``run``, in this process: for the many ways in which a command line is refused."""
+    with patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))):
+        try:
+            code = main([*arguments])
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1
+    shown = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, code, shown.out.encode(), shown.err.encode())
 
 
 def failed(done: subprocess.CompletedProcess[bytes], code: int = 1) -> str:

@@ -54,15 +54,22 @@ def test_more_texts_get_the_ids_of_hugging_face(gemma4_tokenizer: Tokenizer) -> 
 
 
 def test_gemma_4_from_tokenizer_json(tmp_path: Path, gemma4_tokenizer: Tokenizer) -> None:
-    """A merge may have two forms, ``"a b"`` and ``["a", "b"]``."""
-    data = gemma4_json()
-    listed = {**data, "model": {**data["model"], "merges": [m.split(" ") for m in data["model"]["merges"]]}}
-    for content in (data, listed):
-        tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.json", content))
-        for text, ids in gemma4()["vectors"] + gemma4()["more"]:
-            assert tokenizer.encode(text, add_bos=False) == ids
-        assert tokenizer.control_ids == gemma4_tokenizer.control_ids
-        assert tokenizer.vocab_size == 262144
+    tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.json", gemma4_json()))
+    for text, ids in gemma4()["vectors"] + gemma4()["more"]:
+        assert tokenizer.encode(text, add_bos=False) == ids
+    assert tokenizer.control_ids == gemma4_tokenizer.control_ids
+    assert tokenizer.vocab_size == 262144
+
+
+def test_a_merge_has_two_forms(tmp_path: Path, trained: Tokenizer) -> None:
+    """``"a b"``, which other tests read, and ``["a", "b"]``."""
+    data = trained_json()
+    listed = [merge.split(" ") for merge in data["model"]["merges"]]
+    assert len(listed) > 100
+    content = {**data, "model": {**data["model"], "merges": listed}}
+    tokenizer = Tokenizer.from_file(save(tmp_path, "tokenizer.json", content))
+    text = "The door opened, and the captain went in."
+    assert tokenizer.encode(text) == trained.encode(text)
 
 
 def test_gemma_4_ids(gemma4_tokenizer: Tokenizer) -> None:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gemlet
 from support.programs.works import ROUNDS, Works
@@ -75,8 +75,9 @@ class Forks:
 ACTIONS = ("generate", "close", "close_streams", "step_streams", "drop", "load", "fork", "nothing")
 
 
-def fork_beside(name: str, action: str) -> None:
-    """Forks at random moments while other threads do the work ``name``; the forked process does ``action``.
+def fork_beside(name: str, actions: Sequence[str]) -> None:
+    """Forks at random moments while other threads do the work ``name``; the forked process does one of
+    ``actions``, each in turn.
 
     It and its parent end through the end of Python, where everything is destroyed.
     """
@@ -93,7 +94,7 @@ def fork_beside(name: str, action: str) -> None:
     for thread in threads:
         thread.start()
     try:
-        for _ in range(ROUNDS):
+        for action in [*actions] * ROUNDS:
             time.sleep(random.uniform(0.001, 0.02))
             child = os.fork()
             if child == 0:
@@ -102,7 +103,7 @@ def fork_beside(name: str, action: str) -> None:
                 getattr(forks, action)()
                 return
             status = os.waitpid(child, 0)[1]
-            assert status == 0, f"the forked process ended with {os.waitstatus_to_exitcode(status)}"
+            assert status == 0, f"{action}: the forked process ended with {os.waitstatus_to_exitcode(status)}"
     finally:
         done.set()
     for thread in threads:

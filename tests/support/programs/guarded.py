@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ FORMATS = (("f32", "f32"), ("bf12", "bf16"), ("q4", "int8"))
 
 
 def text(folder: Path) -> Results:
-    for name in ALL_NAMES:
+    """Every family, and each in one of the formats, in turn."""
+    for name, (weights, kv_cache) in zip(ALL_NAMES, itertools.cycle(FORMATS), strict=False):
         ids = read_golden(name)["ids"]
-        for weights, kv_cache in FORMATS:
-            with gemlet.load(HERE / name, weights=weights, kv_cache=kv_cache, threads=1) as model:
-                for tap, rows in taps_of(model, ids).items():
-                    yield f"{name} {weights} {tap}", rows
-                reply = model.generate(ids.tolist(), temperature=0, max_tokens=12, ignore_eos=True)
-                yield f"{name} {weights} reply", np.array(reply.token_ids)
+        with gemlet.load(HERE / name, weights=weights, kv_cache=kv_cache, threads=1) as model:
+            for tap, rows in taps_of(model, ids).items():
+                yield f"{name} {tap}", rows
+            reply = model.generate(ids.tolist(), temperature=0, max_tokens=12, ignore_eos=True)
+            yield f"{name} reply", np.array(reply.token_ids)
 
 
 def images(folder: Path) -> Results:

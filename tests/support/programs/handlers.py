@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import gemlet
@@ -69,22 +69,32 @@ class Handlers:
 ACTIONS = ("close", "close_stream", "step_stream", "generate", "load", "raise_error", "exit", "drop", "fork")
 
 
-def interrupt_work(name: str, action: str) -> None:
-    """A signal handler does ``action`` at random moments while the main thread does the work ``name``.
+def interrupt_work(name: str, actions: Sequence[str]) -> None:
+    """A signal handler does each of ``actions`` at random moments while the main thread works.
 
-    The work ends as usual or with a typed error, and what comes after it works.
+    The work ``name`` ends as usual or with a typed error, and what comes after it works.
     """
     works = Works()
     handlers = Handlers(works)
     work: Callable[[], None] = getattr(works, name)
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    for action in actions:
+        print(action, file=sys.stderr, flush=True)  # for the report of a test that fails
+        _interrupt(handlers, action, work, seconds)
+        works.generate()
+        if handlers.is_child:
+            break
+
+
+def _interrupt(handlers: Handlers, action: str, work: Callable[[], None], seconds: float) -> None:
+    works = handlers.works
 
     def handle(number: int, frame: FrameType | None) -> None:
         getattr(handlers, action)()
 
     signal.signal(signal.SIGALRM, handle)
-    started = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - started
     for _ in range(ROUNDS):
         with contextlib.suppress(gemlet.ModelClosedError, gemlet.CancelledError, OnPurposeError, SystemExit):
             try:
@@ -100,4 +110,3 @@ def interrupt_work(name: str, action: str) -> None:
         for child in handlers.children:
             assert os.waitpid(child, 0)[1] == 0
         handlers.children.clear()
-    works.generate()

@@ -147,8 +147,18 @@ ACTIONS: dict[str, Callable[[Shared], object]] = {
 }
 
 
-def act_while_extending(action: str, extends: int, threads: int) -> list[str]:
-    """Runs twice ``extends`` extends. Returns "done" or the name of the error for each."""
+def act_while_extending(threads: int) -> dict[str, list[str]]:
+    """For each of ``ACTIONS``: "done" or the name of the error of each extend."""
+    outcomes = {}
+    for action in ACTIONS:
+        print(action, file=sys.stderr, flush=True)  # for the report of a test that fails
+        outcomes[action] = _act(action, threads)
+    return outcomes
+
+
+def _act(action: str, threads: int) -> list[str]:
+    """Runs twice one or two extends."""
+    extends = 2 if action in ("two-extends", "cancel") else 1
     shared = Shared(threads)
     started = time.monotonic()
     _core.TokenSequence(shared.core).extend(shared.ids[:500])

@@ -80,11 +80,13 @@ def many_steps(steps: int) -> None:
 
 
 def close_sequences() -> None:
-    core = random_core(max_context=20_000)
+    # Few tokens with much memory each: the cache and the logits of a sequence have 2 MB or more.
+    layer = layer_config(num_heads=2, num_kv_heads=2, head_dim=512, sliding_window=0)
+    core = random_core(model_config(layer, max_context=1000, vocab_size=1024))
 
     def use() -> _core.TokenSequence:
         sequence = _core.TokenSequence(core)
-        sequence.extend(np.full(4000, 5, np.int32), logits="all")
+        sequence.extend(np.full(600, 5, np.int32), logits="all")
         assert testing.cache_bytes(sequence) > 1_000_000
         sequence.close()
         assert testing.cache_bytes(sequence) == 0
