@@ -45,7 +45,7 @@ def pairs() -> Iterator[ParameterSet]:
             yield pytest.param(name, end, marks=() if j == i % len(names) else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "end"), pairs())
+@pytest.mark.parametrize(("name", "end"), list(pairs()))
 def test_other_ends(name: str, end: str, tmp_path: Path) -> None:
     check(name, end, tmp_path)
 
