@@ -169,19 +169,22 @@ def measure(
     every: int = 1,
 ) -> dict[str, Quality]:
     """Compares each model with ``reference`` on the same chunks, with ``every`` 4 at every fourth token; it
-    divides 64."""
+    divides 64. A model that is the reference itself is not run again."""
+    others = [model for model in models.values() if model is not reference]
     divergences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
     agreements: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in models}
     losses: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
     for ids in chunks:
-        streams = [log_probabilities(model, ids, every) for model in models.values()]
+        streams = [log_probabilities(model, ids, every) for model in others]
         start = 0
-        for p, *others in zip(log_probabilities(reference, ids, every), *streams, strict=True):
+        for p, *found in zip(log_probabilities(reference, ids, every), *streams, strict=True):
             # At the end of the chunk, one fewer than rows unless some are left out.
             following = ids[start + 1 : start + 1 + _ROWS][::every]
             start += _ROWS
             likelihood, likeliest = np.exp(p), p.argmax(axis=-1)
-            for name, q in zip(models, others, strict=True):
+            remaining = iter(found)
+            for name, model in models.items():
+                q = p if model is reference else next(remaining)
                 divergences[name].append((likelihood * (p - q)).sum(axis=-1))
                 agreements[name].append(q.argmax(axis=-1) == likeliest)
                 losses[name].append(-q[np.arange(len(following)), following])

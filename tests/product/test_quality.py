@@ -61,8 +61,6 @@ def test_every_format_stays_close_to_f32(
         record_property(f"{name}_perplexity", row.perplexity)
         assert row.tokens == CHUNK * CHUNKS
     reference = measured["f32"]
-    assert reference.kl == 0
-    assert reference.top_1 == 1
     for name, limit in LIMITS.items():
         row = measured[name]
         assert 0 < row.kl < limit, table(measured)
