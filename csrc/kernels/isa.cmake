@@ -35,6 +35,10 @@ function(gemlet_add_isa_sources target)
     set(tiers)
   endif()
   foreach(tier IN LISTS tiers)
+    set(only)
+    if(GEMLET_SANITIZED_TIERS AND NOT tier IN_LIST GEMLET_SANITIZED_TIERS)
+      set(only ;-fno-sanitize=all;-O0)
+    endif()
     foreach(operation matmul attention rowwise peak)
       set(source ${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${tier}.cpp)
       if(NOT EXISTS ${source})  # the tier has no kernel of its own here
@@ -44,11 +48,11 @@ function(gemlet_add_isa_sources target)
       # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects,
       # and without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no checking ones.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-        "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math;-U_FORTIFY_SOURCE;-U_GLIBCXX_ASSERTIONS")
+        "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math;-U_FORTIFY_SOURCE;-U_GLIBCXX_ASSERTIONS${only}")
     endforeach()
   endforeach()
   if(GEMLET_EMULATE_AVXVNNI)
-    target_compile_definitions(${target} PRIVATE GEMLET_EMULATE_AVXVNNI)
+    target_compile_definitions(${target} PUBLIC GEMLET_EMULATE_AVXVNNI)
   endif()
   if(GEMLET_EMULATE_AMX)  # plain C++, without flags
     set(emulated kernels/matmul/amx_emulated.cpp kernels/attention/amx_emulated.cpp kernels/peak/amx_emulated.cpp)
