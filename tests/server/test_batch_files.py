@@ -95,7 +95,7 @@ def test_what_is_answered_is_not_asked_again(tmp_path: Path) -> None:
 
 
 def test_killed_runs_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
-    requests = [request(f"{i}", prompt="The door opened", max_tokens=60) for i in range(120)]
+    requests = [request(f"{i}", prompt="The door opened", max_tokens=40) for i in range(60)]
     source, output = write(tmp_path / "in", requests), tmp_path / "out"
     command = [sys.executable, "-m", "gemlet", "batch", str(source), str(output), "--threads", "1"]
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
@@ -111,7 +111,7 @@ def test_killed_runs_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
         process.send_signal(number)
         process.wait(PATIENCE)
     assert subprocess.run(command, env=environment_of(), capture_output=True, check=False).returncode == 0
-    assert read(output).keys() == {str(i) for i in range(120)}
+    assert read(output).keys() == {str(i) for i in range(60)}
 
 
 def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:

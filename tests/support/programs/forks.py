@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import gemlet
 from support.programs.works import ROUNDS, Works
+from support.waiting import PATIENCE
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
 
@@ -98,7 +99,7 @@ def fork_beside(name: str, actions: Sequence[str]) -> None:
             time.sleep(random.uniform(0.001, 0.02))
             child = os.fork()
             if child == 0:
-                signal.alarm(20)
+                signal.alarm(int(PATIENCE))
                 done.set()
                 getattr(forks, action)()
                 return

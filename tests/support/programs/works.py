@@ -16,7 +16,7 @@ from support.core_models import int32, model_config, random_core
 from support.inside import context_of
 
 # How often a test interrupts or forks. The moments are random, so more rounds find more.
-ROUNDS = int(os.environ.get("GEMLET_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("GEMLET_ROUNDS", "2"))
 
 TEXT = "The door opened, and an old man came in. " * 20
 LONG = [2, *random.Random(0).choices(range(300, 4000), k=900)]  # token ids
