@@ -1,4 +1,4 @@
-"""Dataclasses that are made at their first use."""
+"""Dataclasses that are compiled when they are used much."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from gemlet.base.records import record
+from gemlet.base.records import asdict, field, record, replace
 
 
 @record(frozen=True)
@@ -20,16 +20,15 @@ class Pair:
     """For pickle, which finds classes by name."""
 
     left: int
-    right: list[int] = dataclasses.field(default_factory=list)
+    right: list[int] = field(default_factory=list)
 
 
-def test_a_record_is_a_dataclass_from_its_first_use_on() -> None:
+def test_a_record_is_a_dataclass() -> None:
     @record(frozen=True)
     class Base:
         x: int
         y: tuple[int, ...] = ()
 
-    assert "__repr__" not in vars(Base)
     one = Base(1)
     assert one == Base(1, ())
     assert one != Base(2)
@@ -61,6 +60,77 @@ def test_a_subclass_has_the_fields_of_a_record_that_nobody_used(decorator: objec
         sub = decorator(frozen=True)(type("Sub", (Base,), {"__annotations__": {"y": int}}))
         assert [field.name for field in dataclasses.fields(sub)] == ["x", "y"]
         assert (sub(1, 2).x, sub(1, 2).y) == (1, 2)
+
+
+@pytest.mark.parametrize("objects", [1, 3000])  # before and after it is compiled
+def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
+    """Both are made of the same class; what is said of it holds for both."""
+    found = []
+    for decorator, of in ((record, field), (dataclasses.dataclass, dataclasses.field)):
+
+        @decorator(frozen=True)
+        class Base:
+            x: int
+            y: list[int] = of(default_factory=list, compare=False)
+
+        @decorator(frozen=True)
+        class Sub(Base):
+            z: object = of(default=None, repr=False)
+            w: int = of(default=4, kw_only=True)
+
+            def __post_init__(self) -> None:
+                if self.x < 0:
+                    raise ValueError("x")
+
+        class Own(Sub):
+            def __init__(self, x: int) -> None:
+                super().__init__(x)
+                self.more = x  # an attribute of its own, which is no field
+
+        for _ in range(objects):
+            one = Sub(1)
+        for wrong in (lambda: Sub(), lambda: Sub(1, x=2), lambda: Sub(1, [], None, 4), lambda: Sub(1, q=2)):
+            with pytest.raises(TypeError, match=r"__init__\(\)"):
+                wrong()
+        with pytest.raises(ValueError, match="x"):
+            Sub(-1)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            one.x = 2
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            del one.z
+        assert one.y is not Sub(1).y
+        assert Own(3).more == 3
+        assert Base(1) != one
+        found.append(
+            [
+                *(repr(one), one == Sub(1, [2]), one == Sub(1, z=3), hash(one) == hash(Sub(1, [7]))),
+                *(repr(dataclasses.replace(one, w=5)), repr(replace(one, y=[1])), asdict(one)),
+                *(dataclasses.asdict(one), repr(Own(3)), Own(1) == Own(1), vars(Own(2))),
+                *(str(inspect.signature(Sub)), [each.name for each in dataclasses.fields(Sub)]),
+                *(Sub.__match_args__, Sub.__doc__),
+            ]
+        )
+    assert found[0] == found[1]
+
+
+def test_an_object_that_holds_itself_can_be_shown() -> None:
+    @record
+    class Loop:
+        inner: list[object]
+
+    loop = Loop([])
+    loop.inner.append(loop)
+    assert repr(loop).endswith("Loop(inner=[...])")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(loop)
+
+
+def test_a_record_takes_no_field_of_dataclasses() -> None:
+    with pytest.raises(TypeError, match="not of dataclasses"):
+
+        @record
+        class Mixed:
+            x: list[int] = dataclasses.field(default_factory=list)
 
 
 def test_questions_about_the_class_make_it() -> None:

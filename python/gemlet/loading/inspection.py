@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, field
 from typing import Any
 
-from gemlet.base.records import record
+from gemlet.base.records import asdict, field, record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import asked_for, show
 from gemlet.config.layers import LayerSpec

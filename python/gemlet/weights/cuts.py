@@ -4,11 +4,10 @@ smaller Gemma 3n is cut out of a larger one, or the values in another order."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
 from typing import Any
 
 from gemlet.base.arrays import NDArray, np
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.checkpoint.tensor_files import numbers
 from gemlet.config.matformer import cut_config
 from gemlet.config.text_config import TextConfig
