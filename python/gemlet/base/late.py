@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.base.handlers import undisturbed
 
-__all__ = ["base64", "dataclasses", "hashlib", "inspect", "log"]
+__all__ = ["base64", "dataclasses", "hashlib", "inspect", "log", "selectors"]
 
 if TYPE_CHECKING:
     import base64
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import hashlib
     import inspect
     import logging
+    import selectors
 
     log = logging.getLogger("gemlet")
 else:
@@ -47,5 +48,6 @@ else:
                 logger.addHandler(logging.NullHandler())
             return getattr(logger, name)
 
-    base64, dataclasses, hashlib, inspect = map(_Module, ("base64", "dataclasses", "hashlib", "inspect"))
+    base64, dataclasses, hashlib = map(_Module, ("base64", "dataclasses", "hashlib"))
+    inspect, selectors = map(_Module, ("inspect", "selectors"))
     log = _Log()
