@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet import _core
 from gemlet.base.files import checked_path
 from gemlet.base.progress import Progress, check_progress
+from gemlet.base.records import field, record, replace
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show, show_argument
 from gemlet.config.matformer import check_matformer
@@ -18,6 +18,8 @@ from gemlet.model.prefix_cache import PrefixCacheOptions, folder_for_texts
 from gemlet.weights.formats import EVERY, KV_CACHES, PRESETS, STORED, Formats, format_named, formats_of
 
 if TYPE_CHECKING:
+    from dataclasses import Field
+
     from gemlet.sources.model_files import ModelFiles
 
 __all__ = ["CommandLine", "LoadOptions", "Matformer", "command_line"]
@@ -26,7 +28,7 @@ _FOLDER_SIZE = "10GB"  # size of a prefix cache on disk
 Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CommandLine:
     """How the command line shows an option of :class:`LoadOptions`.
 
@@ -48,7 +50,7 @@ def _shown(help: str, **how: Any) -> dict[str, Any]:
     return {"command_line": CommandLine(help, **how)}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LoadOptions:
     """The arguments of :func:`gemlet.load` that say how a model is loaded, not which one.
 
@@ -359,6 +361,8 @@ def command_line() -> dict[str, tuple[Field[Any], CommandLine]]:
     >>> command_line()["max_memory"][1].metavar
     'SIZE'
     """
+    from dataclasses import fields
+
     return {
         one.name: (one, one.metadata["command_line"])
         for one in fields(LoadOptions)

@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from gemlet.base.files import read_file
 from gemlet.base.names import not_known
 from gemlet.base.patterns import late_pattern
+from gemlet.base.records import field, record
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, InvalidRequestError
@@ -115,7 +115,7 @@ def _setting(default: Any, help: str, check: Callable[[Any], Any], metavar: str 
     return field(default=default, metadata={"help": help, "check": check, "metavar": metavar})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """How the server behaves. Each is a flag of ``gemlet serve`` and a key of ``[server]`` in the file.
 
@@ -254,7 +254,7 @@ class Settings:
             )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModelSpec:
     """A model to load.
 
