@@ -128,6 +128,28 @@ print(*sys.modules)
     assert sorted(set(opened)) == files
 
 
+def test_a_server_begins_without_what_a_text_does_without() -> None:
+    """No record is compiled for it, either: nobody asks for more than objects."""
+    pytest.importorskip("uvicorn")
+    program = """
+import sys
+from gemlet.base import records
+from gemlet.cli.parser import build_parser
+from gemlet.cli.serve import read_settings
+settings, models = read_settings(build_parser("serve").parse_args(["serve", "--port", "0"]))
+assert settings.port == 0 and len(models) == 1
+print(records._dataclass.cache_info().currsize)
+print(*sys.modules)
+"""
+    compiled, loaded = output_of(program).splitlines()
+    assert compiled == "0"
+    heavy = {"numpy", "sentencepiece", "safetensors", "jinja2", "PIL", "opentelemetry", "ray", "openai"}
+    heavy |= {"gemlet.loading.inspect", "gemlet.sources.gguf_model", "gemlet.packing.cache"}
+    assert not heavy & set(loaded.split())
+    own = [name for name in loaded.split() if name.startswith("gemlet")]
+    assert len(own) <= 230, own
+
+
 def test_help_and_version_do_not_wait_for_numpy() -> None:
     program = "import sys; from gemlet.cli import main; main(['--version']); print('numpy' in sys.modules)"
     assert output_of(program).endswith("False")

@@ -1,20 +1,22 @@
-"""Dataclasses for a quick start: :func:`record`, and :func:`field` and :func:`replace` for it.
+"""Dataclasses for a quick start: :func:`record`, with :func:`field` and :func:`replace`.
 
 They are those of :mod:`dataclasses`, which takes long to import and compiles methods for each class, and a
 start would wait for both. A record has an ``__init__`` that is not compiled. Its dataclass is made when
-somebody asks for anything else that a dataclass has.
+somebody asks for anything else that a dataclass has, or makes many objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.late import dataclasses, inspect
 
-__all__ = ["field", "record", "replace"]
+__all__ = ["field", "metadata_of", "record", "replace"]
 
 _ASKED = ("__eq__", "__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
+_MANY = 2000  # so many objects take longer than the import and the compiling
 _TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
 
 
@@ -27,67 +29,64 @@ class _Field:
         self.given = given
 
 
-class _Once:
-    """A property that is kept. functools.cached_property has a lock before Python 3.12, for which a process
-    would wait that is forked meanwhile."""
+@cache
+def _fields(cls: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The type of each field of a record and what field() was given, those of the bases first."""
+    _, _, own = cls.__record__
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for base in cls.__mro__[:0:-1]:
+        if "__record__" in vars(base):
+            found |= _fields(base)
+    for name, kind in cls.__annotations__.items():
+        if not str(kind).startswith("ClassVar"):
+            default = {"default": vars(cls)[name]} if name in vars(cls) else {}
+            found[name] = (kind, default | own.get(name, {}))
+    return found
 
-    def __init__(self, find: Callable[[Any], Any]) -> None:
-        self.find = find
 
-    def __get__(self, instance: object, owner: type) -> Any:
-        return vars(instance).setdefault(self.find.__name__, self.find(instance))
+def metadata_of(cls: type) -> dict[str, Any]:
+    """What field() was given as ``metadata``, of each field that has some."""
+    return {name: given["metadata"] for name, (_, given) in _fields(cls).items() if "metadata" in given}
 
 
-class _Made:
-    """What is made of a class that is a record. ``own`` is what field() was given."""
-
-    def __init__(self, cls: type, frozen: bool, own: dict[str, dict[str, Any]]) -> None:
-        self.cls, self.frozen, self.own = cls, frozen, own
-
-    @_Once
-    def fields(self) -> dict[str, tuple[Any, dict[str, Any]]]:
-        """The type of each field and what field() was given, those of the bases first."""
-        found: dict[str, tuple[Any, dict[str, Any]]] = {}
-        for base in self.cls.__mro__[:0:-1]:
-            if "__record__" in vars(base):
-                found |= vars(base)["__record__"].fields
-        for name, kind in self.cls.__annotations__.items():
-            if not str(kind).startswith("ClassVar"):
-                default = {"default": vars(self.cls)[name]} if name in vars(self.cls) else {}
-                found[name] = (kind, default | self.own.get(name, {}))
-        return found
-
-    @_Once
-    def dataclass(self) -> Any:
-        """A class of the same name with the same fields."""
-        fields = [(name, kind, dataclasses.field(**given)) for name, (kind, given) in self.fields.items()]
-        names = {"__module__": self.cls.__module__, "__qualname__": self.cls.__qualname__}
-        return dataclasses.make_dataclass(self.cls.__name__, fields, frozen=self.frozen, namespace=names)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.dataclass.__init__)
+@cache
+def _dataclass(cls: Any) -> Any:
+    """A dataclass of the same name with the same fields."""
+    fields = [(name, kind, dataclasses.field(**given)) for name, (kind, given) in _fields(cls).items()]
+    kept = ("__module__", "__qualname__", "__post_init__")
+    names = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
+    _, frozen, _ = cls.__record__
+    return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names)
 
 
 class _Asked:
     """An attribute that the dataclass has. The record has it too once somebody has asked."""
 
-    def __init__(self, made: _Made, name: str) -> None:
-        self.made, self.name = made, name
+    def __init__(self, cls: type, name: str) -> None:
+        self.cls, self.name = cls, name
 
     def __get__(self, instance: object, owner: type) -> Any:
-        if self.name not in vars(self.made.dataclass):  # __replace__ before Python 3.13
+        if self.name not in vars(_dataclass(self.cls)):  # __replace__ before Python 3.13
             raise AttributeError(self.name)
-        found = vars(self.made.dataclass)[self.name]
-        setattr(self.made.cls, self.name, found)
+        found = vars(_dataclass(self.cls))[self.name]
+        setattr(self.cls, self.name, found)
         return found.__get__(instance, owner) if callable(found) else found
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(vars(_dataclass(self.cls))[self.name])
 
-def _init(made: _Made) -> Callable[..., None]:
+
+def _init(cls: type) -> Callable[..., None]:
+    objects = 0
+
     def init(self: Any, /, *values: Any, **named: Any) -> None:
-        given = dict(zip(made.fields, values, strict=False)) | named
+        nonlocal objects
+        objects += 1
+        fields = _fields(cls)
+        given = dict(zip(fields, values, strict=False)) | named
         state = {}
-        for name, (_, how) in made.fields.items():
+        for name, (_, how) in fields.items():
             if name in given:
                 state[name] = given[name]
             elif "default" in how:
@@ -95,36 +94,30 @@ def _init(made: _Made) -> Callable[..., None]:
             elif "default_factory" in how:
                 state[name] = how["default_factory"]()
         once = len(given) == len(values) + len(named)
-        if not (once and state.keys() == made.fields.keys() >= given.keys()):
-            made.dataclass.__init__(self, *values, **named)  # raises TypeError
-        vars(self).update(state)
-        if hasattr(self, "__post_init__"):
-            self.__post_init__()
+        if objects < _MANY and once and state.keys() == fields.keys() >= given.keys():
+            vars(self).update(state)
+            if hasattr(self, "__post_init__"):
+                self.__post_init__()
+        else:
+            setattr(cls, "__init__", _dataclass(cls).__init__)  # noqa: B010
+            _dataclass(cls).__init__(self, *values, **named)  # for a wrong call, it raises TypeError
 
-    init.__name__, init.__qualname__ = "__init__", f"{made.cls.__qualname__}.__init__"
-    init.__wrapped__ = made  # type: ignore[attr-defined]  # for inspect.signature()
+    init.__name__, init.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
+    init.__wrapped__ = _Asked(cls, "__init__")  # type: ignore[attr-defined]  # for inspect.signature()
     return init
 
 
-def _refuse(made: _Made, what: str, method: str) -> Callable[..., None]:
+def _refuse(cls: type, what: str, method: str) -> Callable[..., None]:
     def refuse(self: Any, name: str, *value: Any) -> None:
-        if type(self) is made.cls or name in made.fields:  # a subclass may have other attributes
+        if type(self) is cls or name in _fields(cls):  # a subclass may have other attributes
             raise dataclasses.FrozenInstanceError(f"cannot {what} field {name!r}")
-        getattr(super(made.cls, self), method)(name, *value)
+        getattr(super(cls, self), method)(name, *value)
 
     return refuse
 
 
 def _record(cls: type | None = None, /, *, frozen: bool = False, repr: bool = True) -> Any:
-    """:func:`dataclasses.dataclass`.
-
-    >>> @_record(frozen=True)
-    ... class Point:
-    ...     x: int
-    ...     y: int = 0
-    >>> Point(1), _replace(Point(1), y=2), Point(1) == Point(1, 0)
-    (Point(x=1, y=0), Point(x=1, y=2), True)
-    """
+    """:func:`dataclasses.dataclass`."""
 
     def make(cls: type) -> type:
         own = {name: value.given for name, value in vars(cls).items() if isinstance(value, _Field)}
@@ -133,25 +126,25 @@ def _record(cls: type | None = None, /, *, frozen: bool = False, repr: bool = Tr
                 setattr(cls, name, given["default"])
             else:
                 delattr(cls, name)
-        made = _Made(cls, frozen, own)
-        methods: dict[str, Any] = {name: _Asked(made, name) for name in _ASKED}
-        methods |= {"__init__": _init(made), "__hash__": None}
+        methods: dict[str, Any] = {name: _Asked(cls, name) for name in _ASKED}
+        methods |= {"__init__": _init(cls), "__hash__": None}
         if repr:
-            methods["__repr__"] = _Asked(made, "__repr__")
+            methods["__repr__"] = _Asked(cls, "__repr__")
         if frozen:
-            methods["__hash__"] = _Asked(made, "__hash__")
-            methods["__setattr__"] = _refuse(made, "assign to", "__setattr__")
-            methods["__delattr__"] = _refuse(made, "delete", "__delattr__")
+            methods["__hash__"] = _Asked(cls, "__hash__")
+            methods["__setattr__"] = _refuse(cls, "assign to", "__setattr__")
+            methods["__delattr__"] = _refuse(cls, "delete", "__delattr__")
         for name in methods.keys() - vars(cls).keys():
             setattr(cls, name, methods[name])
-        setattr(cls, "__record__", made)  # noqa: B010
+        setattr(cls, "__record__", (cls, frozen, own))  # noqa: B010
         return cls
 
     return make if cls is None else make(cls)
 
 
 def _replace(given: Any, /, **changes: Any) -> Any:
-    return type(given)(**{name: getattr(given, name) for name in given.__record__.fields} | changes)
+    cls, _, _ = given.__record__
+    return type(given)(**{name: getattr(given, name) for name in _fields(cls)} | changes)
 
 
 if TYPE_CHECKING:  # a type checker sees those of dataclasses

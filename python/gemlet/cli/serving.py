@@ -10,7 +10,7 @@ from typing import Any
 from gemlet.base.handlers import undisturbed
 from gemlet.cli.arguments import checked
 from gemlet.errors import InvalidRequestError, missing_extra
-from gemlet.server.settings import setting_fields
+from gemlet.server.settings import Settings, setting_fields
 
 __all__ = ["add_batch", "add_keys", "add_serve", "add_usage"]
 
@@ -27,11 +27,11 @@ def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
         "--check", action="store_true", help="say what would be served, and what is wrong, and exit"
     )
     group = parser.add_argument_group("server")
-    for name, setting in setting_fields().items():
-        flag, how = f"--{name.replace('_', '-')}", setting.metadata
-        if setting.default is False:
+    for name, how in setting_fields().items():
+        flag, default = f"--{name.replace('_', '-')}", getattr(Settings, name)
+        if default is False:
             group.add_argument(flag, action="store_true", default=None, help=how["help"])
-        elif setting.default == ():
+        elif default == ():
             group.add_argument(flag, action="append", metavar=how["metavar"], help=how["help"])
         else:
             kind = checked(how["check"])

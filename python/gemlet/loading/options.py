@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gemlet import _core
 from gemlet.base.files import checked_path
 from gemlet.base.progress import Progress, check_progress
-from gemlet.base.records import field, record, replace
+from gemlet.base.records import field, metadata_of, record, replace
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show, show_argument
 from gemlet.config.matformer import check_matformer
@@ -18,8 +18,6 @@ from gemlet.model.prefix_cache import PrefixCacheOptions, folder_for_texts
 from gemlet.weights.formats import EVERY, KV_CACHES, PRESETS, STORED, Formats, format_named, formats_of
 
 if TYPE_CHECKING:
-    from dataclasses import Field
-
     from gemlet.sources.model_files import ModelFiles
 
 __all__ = ["CommandLine", "LoadOptions", "Matformer", "command_line"]
@@ -355,16 +353,10 @@ def _flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def command_line() -> dict[str, tuple[Field[Any], CommandLine]]:
+def command_line() -> dict[str, CommandLine]:
     """The options that are also on the command line, by name.
 
-    >>> command_line()["max_memory"][1].metavar
+    >>> command_line()["max_memory"].metavar
     'SIZE'
     """
-    from dataclasses import fields
-
-    return {
-        one.name: (one, one.metadata["command_line"])
-        for one in fields(LoadOptions)
-        if "command_line" in one.metadata
-    }
+    return {name: known["command_line"] for name, known in metadata_of(LoadOptions).items()}
