@@ -14,7 +14,7 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, add_tower_tests, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_batch, add_keys, add_serve, add_usage
+from gemlet.cli.serving import add_batch, add_keys, add_serve, add_top, add_usage
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
@@ -151,27 +151,6 @@ def _add_embed(commands: Any) -> None:
     )
     parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N numbers (default: all)")
     parser.set_defaults(run=_command("embed"))
-
-
-def _add_top(commands: Any) -> None:
-    parser = commands.add_parser(
-        "top",
-        help="what a server does now",
-        description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
-        "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
-        "Ctrl-C; a pipe or a file gets it once.",
-    )
-    parser.add_argument("url", metavar="URL", help="as gemlet serve says it: http://127.0.0.1:8000")
-    parser.add_argument(
-        "--key", metavar="KEY", help="a key of the server (default: that in the variable GEMLET_KEY)"
-    )
-    parser.add_argument(
-        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)"
-    )
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--once", action="store_true", help="show it once, over one interval")
-    how.add_argument("--json", action="store_true", help="the same as one JSON object")
-    parser.set_defaults(run=_command("top"))
 
 
 def _add_inspect(commands: Any) -> None:
@@ -465,7 +444,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "batch": partial(add_batch, add_load_options=add_load_options),
     "keys": add_keys,
     "usage": add_usage,
-    "top": _add_top,
+    "top": add_top,
     "inspect": _add_inspect,
     "convert": _add_convert,
     "download": _add_download,
