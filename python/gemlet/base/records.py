@@ -103,6 +103,7 @@ def _init(cls: type) -> Callable[..., None]:
             _dataclass(cls).__init__(self, *values, **named)  # for a wrong call, it raises TypeError
 
     init.__name__, init.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
+    init.__annotations__ = {}  # those above are not of the fields
     init.__wrapped__ = _Asked(cls, "__init__")  # type: ignore[attr-defined]  # for inspect.signature()
     return init
 
