@@ -55,6 +55,7 @@ IN_FUNCTIONS = {
     "difflib": "slow",
     "subprocess": "slow",
     "shutil": "slow",
+    "dataclasses": "slow",
     "tempfile": "slow",
     "jinja2": "an extra",
     "PIL": "an extra",
@@ -69,11 +70,16 @@ IN_FUNCTIONS = {
     "tomli": "an extra",
     # Of gemlet itself, what most models and texts do without, and a start would wait for.
     "gemlet.adapters.opening": "few",
+    "gemlet.chat.template_format": "few",
+    "gemlet.chat.template_probes": "few",
+    "gemlet.chat.template_process": "few",
     "gemlet.media.sounds": "few",
     "gemlet.media.videos": "few",
+    "gemlet.packing.cache": "few",
     "gemlet.sources.gguf_model": "few",
     "gemlet.sources.hub": "few",
     "gemlet.sources.hub_headers": "few",
+    "gemlet.tokenizer.files": "few",
 }
 MOST_LINES = 500
 FEWER_LINES = {"README.md": 150, "csrc/model/forward.cpp": 250}  # files that have to be shorter

@@ -11,7 +11,6 @@ for the caches (the demo model) passes 100%.
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from gemlet import _core
 from gemlet.base.arrays import NDArray, np
 from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
 from gemlet.base.progress import Progress, reporting
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError
@@ -34,7 +34,7 @@ __all__ = ["BenchResult", "iter_bench", "machine_info", "parameter_count", "run_
 _BOS = 2  # the same in every Gemma vocabulary; a speed test needs some first token
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class BenchResult:
     """One row of the table.
 

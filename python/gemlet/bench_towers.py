@@ -6,7 +6,6 @@ apart.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from gemlet import _core
 from gemlet.base.arrays import np
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
 from gemlet.model.model import Model
@@ -24,7 +24,7 @@ _Made = TypeVar("_Made")
 _MOST_SECONDS = 30  # of a sound
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class TowerResult:
     """One row of the table.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemlet.base.arrays import np
 from gemlet.base.progress import Progress, reporting
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.model.model import Model
@@ -25,7 +25,7 @@ _GOLD = ("gold", "label", "answer", "answerKey", "target")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Perplexity:
     """Attributes:
     tokens: how many were predicted.
@@ -38,7 +38,7 @@ class Perplexity:
     bits_per_byte: float
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Accuracy:
     """Attributes:
     questions: how many.

@@ -157,7 +157,7 @@ def test_an_unknown_revision_of_gemma4(tmp_path: Path, caplog: pytest.LogCapture
     assert (read.reasoning, read.content, read.tool_calls[0].arguments) == ("Hm.", "It is", {"zone": "Oslo"})
     assert not caplog.records
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "gemlet"):
-        patch.setattr("gemlet.chat.choice.can_run_templates", lambda: False)
+        patch.setattr("gemlet.chat.template_process.can_run_templates", lambda: False)
         assert chat_format_for("gemma4", tokenizer, template=changed) == gemma4_format(changed)
     assert "does not know" in caplog.text
 

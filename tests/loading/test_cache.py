@@ -20,7 +20,7 @@ from gemlet.base import cache_entries
 from gemlet.base.cache_entries import cache_folder, cache_limit
 from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import InvalidRequestError, TensorError
-from gemlet.packing import cache, write
+from gemlet.packing import digest, write
 from support.processes import command_of, environment_of, in_fork, run_program
 from support.programs import cache as programs
 from support.tiny_models import CONFIGS, weights_of, write_folder
@@ -141,8 +141,8 @@ def test_float16_is_read_once(
 
 def test_a_byte_between_the_samples_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of modification is set back, as archives do."""
-    monkeypatch.setattr(cache, "_SAMPLES", 2)
-    monkeypatch.setattr(cache, "_SAMPLE_BYTES", 64)
+    monkeypatch.setattr(digest, "_SAMPLES", 2)
+    monkeypatch.setattr(digest, "_SAMPLE_BYTES", 64)
     source = source_of(tmp_path / "source")
     assert packed_bytes(source) > 0
     path = source / "model.safetensors"

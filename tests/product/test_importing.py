@@ -120,11 +120,34 @@ print(*sys.modules)
 """
     opened, loaded = (line.split() for line in output_of(program).splitlines())
     heavy = {"numpy", "sentencepiece", "safetensors", "asyncio", "subprocess", "tempfile", "difflib"}
+    heavy |= {"dataclasses", "inspect", "logging", "pathlib", "datetime", "selectors", "zlib", "base64"}
     assert not heavy & set(loaded)
-    assert len([name for name in loaded if name.startswith("gemlet")]) <= 180, loaded
-    assert len(loaded) <= 330, len(loaded)
+    assert len([name for name in loaded if name.startswith("gemlet")]) <= 170, loaded
+    assert len(loaded) <= 270, len(loaded)
     files = sorted(file.name for file in (tmp_path / "q4").iterdir())
     assert sorted(set(opened)) == files
+
+
+def test_a_server_begins_without_what_a_text_does_without() -> None:
+    """No record is compiled for it, either: nobody asks for more than objects."""
+    pytest.importorskip("uvicorn")
+    program = """
+import sys
+from gemlet.base import records
+from gemlet.cli.parser import build_parser
+from gemlet.cli.serve import read_settings
+settings, models = read_settings(build_parser("serve").parse_args(["serve", "--port", "0"]))
+assert settings.port == 0 and len(models) == 1
+print(records._dataclass.cache_info().currsize)
+print(*sys.modules)
+"""
+    compiled, loaded = output_of(program).splitlines()
+    assert compiled == "0"
+    heavy = {"numpy", "sentencepiece", "safetensors", "jinja2", "PIL", "opentelemetry", "ray", "openai"}
+    heavy |= {"gemlet.loading.inspect", "gemlet.sources.gguf_model", "gemlet.packing.cache"}
+    assert not heavy & set(loaded.split())
+    own = [name for name in loaded.split() if name.startswith("gemlet")]
+    assert len(own) <= 230, own
 
 
 def test_help_and_version_do_not_wait_for_numpy() -> None:

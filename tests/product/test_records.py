@@ -1,18 +1,21 @@
-"""Dataclasses that are made at their first use."""
+"""Dataclasses that compile nothing before somebody asks for more than an object."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import os
 import pickle
+import pprint
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
 
-from gemlet.base.records import record
+from gemlet.base.records import field, record, replace
 
 
 @record(frozen=True)
@@ -20,16 +23,15 @@ class Pair:
     """For pickle, which finds classes by name."""
 
     left: int
-    right: list[int] = dataclasses.field(default_factory=list)
+    right: list[int] = field(default_factory=list)
 
 
-def test_a_record_is_a_dataclass_from_its_first_use_on() -> None:
+def test_a_record_is_a_dataclass() -> None:
     @record(frozen=True)
     class Base:
         x: int
         y: tuple[int, ...] = ()
 
-    assert "__repr__" not in vars(Base)
     one = Base(1)
     assert one == Base(1, ())
     assert one != Base(2)
@@ -61,6 +63,82 @@ def test_a_subclass_has_the_fields_of_a_record_that_nobody_used(decorator: objec
         sub = decorator(frozen=True)(type("Sub", (Base,), {"__annotations__": {"y": int}}))
         assert [field.name for field in dataclasses.fields(sub)] == ["x", "y"]
         assert (sub(1, 2).x, sub(1, 2).y) == (1, 2)
+
+
+@pytest.mark.parametrize("objects", [1, 3000])  # before and after __init__ is compiled
+def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
+    """Both are made of the same class; what is said of it holds for both."""
+    found = []
+    for decorator, of, changed in (
+        (record, field, replace),
+        (dataclasses.dataclass, dataclasses.field, dataclasses.replace),
+    ):
+
+        @decorator(frozen=True)
+        class Base:
+            x: int
+            y: list[int] = of(default_factory=list, compare=False)
+
+        @decorator(frozen=True)
+        class Sub(Base):
+            z: object = of(default=None, repr=False, metadata={"shown": 1})
+            kinds: ClassVar[int] = 5
+
+            def __post_init__(self) -> None:
+                if self.x < 0:
+                    raise ValueError("x")
+
+        class Own(Sub):
+            def __init__(self, x: int) -> None:
+                super().__init__(x)
+                self.more = x  # an attribute of its own, which is no field
+
+        one = [Sub(1) for _ in range(objects)][-1]
+        with pytest.raises(ValueError, match="x"):
+            Sub(-1)
+        for name in ("x", "kinds", "unknown"):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(one, name, 2)
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                delattr(one, name)
+        assert one.y is not Sub(1).y
+        own = Own(3)
+        del own.more
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            own.x = 5
+        assert Base(1) != one
+        made = dataclasses.fields(Sub)
+        found.append(
+            [
+                *(repr(one), one == Sub(1, [2]), one == Sub(1, z=3), hash(one) == hash(Sub(1, [7]))),
+                *(repr(dataclasses.replace(one, z=5)), repr(changed(one, y=[1])), vars(copy.deepcopy(one))),
+                *(dataclasses.asdict(one), repr(own), own == Own(3), vars(Own(2)), Sub.z, hasattr(Sub, "y")),
+                *(str(inspect.signature(Sub)), str(inspect.signature(Own)), Sub.__match_args__),
+                *([(each.name, each.type, each.repr, each.metadata) for each in made], Sub.__qualname__),
+                *(hasattr(one, "__replace__"), pprint.pformat(Sub(1, [5] * 40))),
+            ]
+        )
+        for wrong in (lambda: Sub(), lambda: Sub(1, x=2), lambda: Sub(1, [], None, 4), lambda: Sub(1, q=2)):
+            with pytest.raises(TypeError, match=r"Sub\.__init__\(\)"):
+                wrong()
+    assert found[0] == found[1]
+
+
+def test_an_object_that_holds_itself_can_be_shown() -> None:
+    @record
+    class Loop:
+        inner: list[object]
+
+    loop = Loop([])
+    loop.inner.append(loop)
+    assert repr(loop).endswith("Loop(inner=[...])")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(loop)
+
+
+def test_a_record_takes_no_option_of_a_field_that_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="kw_only"):
+        field(default=1, kw_only=True)
 
 
 def test_questions_about_the_class_make_it() -> None:
@@ -103,6 +181,7 @@ def test_threads_that_use_it_first_at_the_same_time() -> None:
         def use(kind: type = Shared, made: list[object] = made, start: threading.Barrier = start) -> None:
             start.wait()
             made.append(kind(1))
+            hash(made[-1])
 
         threads = [threading.Thread(target=use) for _ in range(4)]
         for thread in threads:
@@ -122,7 +201,7 @@ def test_a_process_forked_while_threads_use_records_has_whole_classes() -> None:
             class Made:
                 x: int
 
-            Made(1)
+            repr(Made(1))
 
     thread = threading.Thread(target=keep_making)
     thread.start()
@@ -134,7 +213,7 @@ def test_a_process_forked_while_threads_use_records_has_whole_classes() -> None:
                 class Childs:
                     x: int
 
-                os._exit(0 if Childs(3).x == 3 else 1)
+                os._exit(0 if repr(Childs(3)).endswith("Childs(x=3)") else 1)
             assert os.waitpid(child, 0)[1] == 0
     finally:
         stop.set()

@@ -260,7 +260,7 @@ def test_the_cache_keeps_the_vocabulary(tmp_path: Path, monkeypatch: pytest.Monk
         reads.append(path)
         return read_vocabulary(path)
 
-    monkeypatch.setattr("gemlet.sources.hf_folder.read_vocabulary", counted)
+    monkeypatch.setattr("gemlet.tokenizer.files.read_vocabulary", counted)
 
     def ids(text: str = "the door[note]", **arguments: Any) -> list[int]:
         with gemlet.load(source, threads=1, **arguments) as model:

@@ -8,7 +8,6 @@ every row a length of its own.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from math import prod
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
 from gemlet.base.arrays import NDArray, np
+from gemlet.base.late import hashlib
 from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show

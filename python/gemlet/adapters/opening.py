@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from gemlet.adapters.adapter import AdapterFiles
@@ -11,6 +10,7 @@ from gemlet.adapters.mlx import MLX_FILE, map_mlx, read_mlx_config
 from gemlet.adapters.peft import map_peft
 from gemlet.adapters.peft_config import CONFIG_FILE, read_adapter_config
 from gemlet.base.files import check_links, checked_path
+from gemlet.base.late import log
 from gemlet.base.strict_json import read_json_object
 from gemlet.checkpoint.gguf_files import gguf_models
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -30,7 +30,6 @@ _OTHERS = {
     "adapter_model.bin": "must be saved again as safetensors",
     "adapters.npz": "was made by an old mlx-lm; a newer one writes adapters.safetensors",
 }
-_log = logging.getLogger("gemlet")
 
 
 def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFiles:
@@ -52,7 +51,7 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
         raise ModelFileError(f"{source}: no such folder or file; {_EXPECTED}")
     opened = _open(source, config)
     if names := opened.terms.passed_over:
-        _log.warning(
+        log.warning(
             "%s: the adapter also changes modules for images or sound that gemlet does not change (%d, the "
             "first is %s)",
             source,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import field
 from typing import Any
 
 from gemlet.adapters.name_patterns import ModulePatterns, PatternError
 from gemlet.adapters.terms import ENDS
 from gemlet.base.keys import Keys
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, ModelFileError

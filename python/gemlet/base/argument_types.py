@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from gemlet.base.late import inspect
 from gemlet.base.text import show_argument
 
 __all__ = ["wrong_argument"]
@@ -39,6 +39,7 @@ def wrong_argument(
     for name, value in bound.arguments.items():
         if name in hints and not _fits(value, hints[name]):
             written = inspect.get_annotations(function).get(name)
+            written = getattr(written, "__forward_arg__", written)  # of an option
             expected = written if isinstance(written, str) else getattr(written, "__name__", str(written))
             return f"{name}: got {show_argument(value)}, expected {expected}"
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -39,21 +38,21 @@ def public(function: _Function) -> _Function:
     ...     print(error)
     generate() has no argument 'max_new_tokens'; did you mean max_tokens? It has prompt, max_tokens
     """
-    is_coroutine = inspect.iscoroutinefunction(function)
+    is_coroutine = function.__code__.co_flags & _COROUTINE
 
     def prepared(
         arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if options:
-            takes = _takes(function)
+            takes = _takes(checked)
             if not takes.all and not options.keys() <= takes.defaults.keys():
                 name = next(name for name in options if name not in takes.defaults)
-                raise _unknown(function, name, list(takes.defaults))
+                raise _unknown(checked, name, list(takes.defaults))
             if any(value is None for value in options.values()):
                 options = {n: v for n, v in options.items() if v is not None or takes.defaults.get(n) is None}
         for value in arguments:  # no generator: it would take longer than what some functions do
             if value is None:
-                defaults = _takes(function).defaults.values()
+                defaults = _takes(checked).defaults.values()
                 given = [d if v is None else v for d, v in zip(defaults, arguments, strict=False)]
                 return (*given, *arguments[len(given) :]), options
         return arguments, options
@@ -63,35 +62,50 @@ def public(function: _Function) -> _Function:
         try:
             arguments, options = prepared(arguments, options)
             if is_coroutine:
-                return _later(function, arguments, options)
+                return _later(function, checked, arguments, options)
             return function(*arguments, **options)
         except _JUDGED as error:
-            raise _judged(error, function, arguments, options)  # noqa: B904  most often the same error
+            raise _judged(error, checked, arguments, options)  # noqa: B904  most often the same error
 
     checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
     return cast(_Function, checked)
 
 
-class _Takes:
-    """The parameters of a function: the default of each by its name, None where it has none, and whether it
-    takes any other name too."""
+_COROUTINE = 0x80  # inspect.CO_COROUTINE
+_VARIABLE_KEYWORDS = 0x08  # inspect.CO_VARKEYWORDS
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        parameters = [
-            p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL
-        ]
-        self.all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+class _Takes:
+    """The parameters of a public function: the default of each by its name, None where it has none, and
+    whether it takes any other name too. :mod:`inspect` knows more, but a start would wait for it."""
+
+    def __init__(self, function: Any) -> None:
+        function = function.__wrapped__
+        options = getattr(function, "shown_defaults", None)  # of keyword_options
+        if options is not None:
+            function = function.__wrapped__
+        code, defaults = function.__code__, function.__defaults__ or ()
+        by_place = code.co_varnames[: code.co_argcount]
+        by_name = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
+        self.all = options is None and bool(code.co_flags & _VARIABLE_KEYWORDS)
+        self.defaults = dict.fromkeys((*by_place, *by_name))
+        self.defaults |= zip(by_place[len(by_place) - len(defaults) :], defaults, strict=True)
+        self.defaults |= {**(function.__kwdefaults__ or {}), **(options or {})}
 
 
 _takes = functools.cache(_Takes)  # at the first call that needs it: a start would wait for all of them
 
 
-async def _later(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+async def _later(
+    function: Callable[..., Any],
+    checked: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
     try:
         return await function(*arguments, **options)
     except _JUDGED as error:
-        raise _judged(error, function, arguments, options)  # noqa: B904
+        raise _judged(error, checked, arguments, options)  # noqa: B904
 
 
 # What a wrong argument may raise.

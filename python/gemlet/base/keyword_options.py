@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+from gemlet.base.late import inspect
 
 __all__ = ["shows_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def shows_options(function: _Function, types: Mapping[str, Any], defaults: Mapping[str, Any]) -> _Function:
+def shows_options(function: _Function, types: type, defaults: Mapping[str, Any]) -> _Function:
     """Makes help(), completion, :func:`inspect.signature` and :func:`typing.get_type_hints` show the options
-    of ``function``, which are its last parameter, in the order of ``defaults``.
+    of ``function``, which are its last parameter, in the order of ``defaults``. The function is one that
+    :func:`gemlet.base.front_door.public` gave; a TypedDict has the ``types``.
 
-    >>> def f(a, **options): ...
-    >>> inspect.signature(shows_options(f, {"b": int}, {"b": 5}))
+    >>> from typing import TypedDict
+    >>> from gemlet.base.front_door import public
+    >>> Options = TypedDict("Options", {"b": int})
+    >>> @public
+    ... def f(a, **options: Options): ...
+    >>> inspect.signature(shows_options(f, Options, {"b": 5}))
     <Signature (a, *, b: int = 5)>
     """
-    signature = inspect.signature(function)
-    *others, rest = signature.parameters.values()
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [
-        inspect.Parameter(name, keyword, default=default, annotation=types[name])
-        for name, default in defaults.items()
-    ]
-    function.__signature__ = signature.replace(parameters=[*others, *own])  # type: ignore[attr-defined]
-    hints = {name: hint for name, hint in function.__annotations__.items() if name != rest.name}
-    function.__annotations__ = {**hints, **types}
+    hints = [*function.__annotations__.items()]
+    rest = [name for name, _ in hints if name != "return"][-1]
+    function.__annotations__ = {name: hint for name, hint in hints if name != rest} | types.__annotations__
+    function.__wrapped__ = _Shown(function.__wrapped__, types, defaults)  # type: ignore[attr-defined]
     return function
+
+
+class _Shown:
+    """What :func:`inspect.signature` finds behind a function. The signature takes a while and is made when
+    somebody asks for it."""
+
+    def __init__(self, function: Callable[..., Any], types: type, defaults: Mapping[str, Any]) -> None:
+        self.__wrapped__ = function
+        self._types = types
+        self.shown_defaults = defaults
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(self.__wrapped__)
+        types = _hints(self._types)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        own = [
+            inspect.Parameter(name, keyword, default=default, annotation=types[name])
+            for name, default in self.shown_defaults.items()
+        ]
+        return signature.replace(parameters=[*[*signature.parameters.values()][:-1], *own])
+
+
+@functools.cache
+def _hints(types: type) -> dict[str, Any]:
+    return get_type_hints(types)

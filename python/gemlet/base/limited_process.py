@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import json
 import os
-import selectors
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from gemlet.base.late import selectors
 from gemlet.errors import GemletError
 
 __all__ = ["LimitedProcess", "folder_of"]

@@ -1,84 +1,155 @@
-"""Dataclasses that cost nothing until they are used: :func:`record`."""
+"""Dataclasses for a quick start: :func:`record`, with :func:`field` and :func:`replace`.
+
+They are those of :mod:`dataclasses`, which takes long to import and compiles methods for each class, and a
+start would wait for both. A record has an ``__init__`` that is not compiled. Its dataclass is made when
+somebody asks for anything else that a dataclass has, or makes many objects.
+"""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.late import dataclasses, inspect
 
-__all__ = ["record"]
+__all__ = ["field", "metadata_of", "record", "replace"]
 
-# One class at a time. A process that is forked meanwhile would have half a class, so a fork waits.
-_lock = threading.RLock()
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-# What asks for the methods or the fields of a class: a new object, `dataclasses`, `inspect` and `pickle`.
-_QUESTIONS = ("__init__", "__dataclass_fields__", "__signature__", "__setstate__")
+_ASKED = ("__eq__", "__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
+_MANY = 2000  # so many objects take longer than the import and the compiling
+_TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
 
 
-class _Unmade:
-    """An attribute that makes ``cls`` a dataclass when somebody asks for it."""
+class _Field:
+    """What :func:`dataclasses.field` is given."""
 
-    def __init__(self, cls: type, name: str, make: Callable[[], None]) -> None:
-        self.cls = cls
-        self.name = name
-        self.make = make
+    def __init__(self, **given: Any) -> None:
+        if not given.keys() <= _TAKEN:
+            raise TypeError(f"field(): got {sorted(given)}, a record takes {sorted(_TAKEN)}")
+        self.given = given
+
+
+@cache
+def _fields(cls: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The type of each field of a record and what field() was given, those of the bases first."""
+    _, _, own = cls.__record__
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for base in cls.__mro__[:0:-1]:
+        if "__record__" in vars(base):
+            found |= _fields(base)
+    for name, kind in cls.__annotations__.items():
+        if not str(kind).startswith("ClassVar"):
+            default = {"default": vars(cls)[name]} if name in vars(cls) else {}
+            found[name] = (kind, default | own.get(name, {}))
+    return found
+
+
+def metadata_of(cls: type) -> dict[str, Any]:
+    """What field() was given as ``metadata``, of each field that has some."""
+    return {name: given["metadata"] for name, (_, given) in _fields(cls).items() if "metadata" in given}
+
+
+@cache
+def _dataclass(cls: Any) -> Any:
+    """A dataclass of the same name with the same fields."""
+    fields = [(name, kind, dataclasses.field(**given)) for name, (kind, given) in _fields(cls).items()]
+    kept = ("__module__", "__qualname__", "__post_init__")
+    names = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
+    _, frozen, _ = cls.__record__
+    return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names)
+
+
+class _Asked:
+    """An attribute that the dataclass has. The record has it too once somebody has asked."""
+
+    def __init__(self, cls: type, name: str) -> None:
+        self.cls, self.name = cls, name
 
     def __get__(self, instance: object, owner: type) -> Any:
-        self.make()
-        if self.name not in vars(self.cls):  # dataclass() makes no such attribute
-            return getattr(super(self.cls, owner if instance is None else instance), self.name)
-        found = vars(self.cls)[self.name]
-        return found.__get__(instance, owner) if hasattr(found, "__get__") else found
+        if self.name not in vars(_dataclass(self.cls)):  # __replace__ before Python 3.13
+            raise AttributeError(self.name)
+        found = vars(_dataclass(self.cls))[self.name]
+        setattr(self.cls, self.name, found)
+        return found.__get__(instance, owner) if callable(found) else found
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(vars(_dataclass(self.cls))[self.name])
+
+
+def _init(cls: type) -> Callable[..., None]:
+    objects = 0
+
+    def init(self: Any, /, *values: Any, **named: Any) -> None:
+        nonlocal objects
+        objects += 1
+        fields = _fields(cls)
+        given = dict(zip(fields, values, strict=False)) | named
+        state = {}
+        for name, (_, how) in fields.items():
+            if name in given:
+                state[name] = given[name]
+            elif "default" in how:
+                state[name] = how["default"]
+            elif "default_factory" in how:
+                state[name] = how["default_factory"]()
+        once = len(given) == len(values) + len(named)
+        if objects < _MANY and once and state.keys() == fields.keys() >= given.keys():
+            vars(self).update(state)
+            if hasattr(self, "__post_init__"):
+                self.__post_init__()
+        else:
+            setattr(cls, "__init__", _dataclass(cls).__init__)  # noqa: B010
+            _dataclass(cls).__init__(self, *values, **named)  # for a wrong call, it raises TypeError
+
+    init.__name__, init.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
+    init.__annotations__ = {}  # those above are not of the fields
+    init.__wrapped__ = _Asked(cls, "__init__")  # type: ignore[attr-defined]  # for inspect.signature()
+    return init
+
+
+def _refuse(cls: type, what: str, method: str) -> Callable[..., None]:
+    def refuse(self: Any, name: str, *value: Any) -> None:
+        if type(self) is cls or name in _fields(cls):  # a subclass may have other attributes
+            raise dataclasses.FrozenInstanceError(f"cannot {what} field {name!r}")
+        getattr(super(cls, self), method)(name, *value)
+
+    return refuse
 
 
 def _record(cls: type | None = None, /, *, frozen: bool = False, repr: bool = True) -> Any:
-    """:func:`dataclasses.dataclass`, which compiles five methods of a class, at the first use of the class.
+    """:func:`dataclasses.dataclass`."""
 
-    Most of the classes that a start imports are not used for a text. They would take a quarter of the time.
-
-    >>> @_record(frozen=True)
-    ... class Point:
-    ...     x: int
-    ...     y: int = 0
-    >>> Point(1), Point(1) == Point(1, 0)
-    (Point(x=1, y=0), True)
-    """
-
-    def later(cls: type) -> type:
-        def make() -> None:
-            with undisturbed(), _lock:
-                if isinstance(vars(cls).get("__init__"), _Unmade):
-                    _make(cls, frozen=frozen, repr=repr)
-
-        for name in _QUESTIONS:
-            setattr(cls, name, _Unmade(cls, name, make))
+    def make(cls: type) -> type:
+        own = {name: value.given for name, value in vars(cls).items() if isinstance(value, _Field)}
+        for name, given in own.items():
+            if "default" in given:
+                setattr(cls, name, given["default"])
+            else:
+                delattr(cls, name)
+        methods: dict[str, Any] = {name: _Asked(cls, name) for name in _ASKED}
+        methods |= {"__init__": _init(cls), "__hash__": None}
+        if repr:
+            methods["__repr__"] = _Asked(cls, "__repr__")
+        if frozen:
+            methods["__hash__"] = _Asked(cls, "__hash__")
+            methods["__setattr__"] = _refuse(cls, "assign to", "__setattr__")
+            methods["__delattr__"] = _refuse(cls, "delete", "__delattr__")
+        for name in methods.keys() - vars(cls).keys():
+            setattr(cls, name, methods[name])
+        setattr(cls, "__record__", (cls, frozen, own))  # noqa: B010
         return cls
 
-    return later if cls is None else later(cls)
+    return make if cls is None else make(cls)
 
 
-def _make(cls: type, *, frozen: bool, repr: bool) -> None:
-    """``__init__`` comes last: until then, a thread that makes an object waits for the lock. It is compiled
-    for a twin of the class, as dataclass() leaves one alone that is there."""
-    own = {name: value for name, value in vars(cls).items() if not isinstance(value, _Unmade)}
-    for name in ("__dict__", "__weakref__"):
-        own.pop(name, None)
-    twin: type = dataclass(frozen=frozen, repr=False, eq=False)(type(cls)(cls.__name__, cls.__bases__, own))
-    for name in _QUESTIONS[1:]:
-        delattr(cls, name)
-    cls.__doc__ = twin.__doc__
-    dataclass(frozen=frozen, repr=repr, init=False)(cls)
-    init = vars(twin)["__init__"]
-    init.__qualname__ = f"{cls.__qualname__}.__init__"
-    setattr(cls, "__init__", init)  # noqa: B010
+def _replace(given: Any, /, **changes: Any) -> Any:
+    cls, _, _ = given.__record__
+    return type(given)(**{name: getattr(given, name) for name in _fields(cls)} | changes)
 
 
-if TYPE_CHECKING:  # a type checker sees dataclass itself
+if TYPE_CHECKING:  # a type checker sees those of dataclasses
     from dataclasses import dataclass as record
+    from dataclasses import field, replace
 else:
-    record = _record
+    record, replace, field = _record, _replace, _Field

@@ -6,8 +6,9 @@ of it. What is no number (seed, stop strings, suppressed tokens) stands in :mod:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from gemlet.base.records import record
 
 __all__ = [
     "MAX_BIAS",
@@ -36,7 +37,7 @@ MOST_STOP_IDS = 1024
 MOST_ALTERNATIVES = 20  # tokens with their log probabilities, beside the one that was chosen
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Number:
     """One option that is a number.
 

@@ -7,13 +7,13 @@ with a description, TypedDicts, dataclasses, sets, ``tuple[T, ...]`` and the abs
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import enum
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
+from gemlet.base.late import dataclasses
 from gemlet.base.text import show
 from gemlet.chat.arguments import problem_of
 from gemlet.chat.docstrings import read_docstring

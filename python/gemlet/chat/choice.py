@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-
 from gemlet.base.front_door import public
+from gemlet.base.late import log
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.functiongemma import FUNCTION_GEMMA
 from gemlet.chat.gemma import GEMMA
 from gemlet.chat.gemma4 import Gemma4Format
 from gemlet.chat.shieldgemma2 import SHIELD_GEMMA_2
-from gemlet.chat.template_probes import format_of_template
-from gemlet.chat.template_process import EXTRA, can_run_templates
 from gemlet.chat.templates import gemma4_format, is_published_template, special_format
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["chat_format_for"]
 
-_log = logging.getLogger("gemlet")
-_log.addHandler(logging.NullHandler())  # silent unless the program that imports gemlet wants to hear
 
 # model_type of config.json (or general.architecture of GGUF).
 _GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "shieldgemma2")
@@ -82,8 +77,11 @@ def chat_format_for(
         known = None
     if template is None or (known is not None and is_published):
         return known
+    from gemlet.chat.template_probes import format_of_template
+    from gemlet.chat.template_process import EXTRA, can_run_templates
+
     if isinstance(known, Gemma4Format) and not can_run_templates():
-        _log.warning(
+        log.warning(
             "the chat template is a revision of Gemma 4's that gemlet does not know; prompts are written as "
             "in the revision %r and may differ from the template's in details. gemlet runs the template "
             "itself where there is jinja2: %s",

@@ -6,10 +6,8 @@ under ``Parameters``, or ``:param name:``. What is written in none of them is de
 
 from __future__ import annotations
 
-from dataclasses import field
-
 from gemlet.base.patterns import late_pattern
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 
 __all__ = ["Docstring", "read_docstring"]
 

@@ -5,13 +5,13 @@ function takes for a model's arguments (:class:`PythonTool`).
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.late import inspect
 from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
@@ -24,7 +24,6 @@ __all__ = ["PythonTool", "describe_function"]
 
 _CHOICES = late_pattern(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 _NAME = late_pattern(r"\w+")
-_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @public
@@ -148,7 +147,8 @@ def _parameters(function: Any, where: str) -> list[inspect.Parameter]:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as problem:
         raise InvalidRequestError(f"{where}: {show(function)} has no signature: {problem}") from None
-    return [parameter for parameter in signature.parameters.values() if parameter.kind not in _MANY]
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [parameter for parameter in signature.parameters.values() if parameter.kind not in many]
 
 
 def _described(schema: dict[str, Any], text: str | None) -> dict[str, Any]:

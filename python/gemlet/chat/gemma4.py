@@ -28,11 +28,10 @@ to the last byte, its oddities included. gemlet departs from it only here:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gemlet.base.front_door import public
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.call_grammar import named_tools, native_grammar
@@ -66,7 +65,7 @@ _REASONING = (
 _ROLES = ("user", "assistant", *_SYSTEM, "tool")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Gemma4Revision:
     """What one revision of the official template does in its own way.
 

@@ -11,7 +11,6 @@ A text here is never searched for markers: what a client wrote stays text, and o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.patterns import late_pattern
@@ -41,7 +40,7 @@ _NAME = late_pattern(r"[^\s{}](?:[^\n{}]*[^\s{}])?")
 _PLAIN_KEY = late_pattern(r'[^\s\u2581:,{}\[\]"](?:[^:,{}\[\]"]*[^\s\u2581:,{}\[\]"])?')
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SchemaStyle:
     """How a revision of the template writes a property of a schema.
 

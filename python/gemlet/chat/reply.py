@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gemlet.base.front_door import public
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.chat.call_pieces import PieceWriter
 from gemlet.chat.loose_calls import repair_call
 from gemlet.chat.tool_calls import QUOTE_SIGN, MalformedCallError, parse_call
@@ -50,7 +49,7 @@ def new_call_id() -> str:
     return f"call_{os.urandom(12).hex()}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Content:
     """A piece of the answer's text.
 

@@ -23,10 +23,10 @@ of the two are the judgement.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA
@@ -76,7 +76,7 @@ _OF_PROMPT = "The prompt shall not contain or seek generation of content that"
 _OF_REPLY = "The chatbot shall not generate content that"
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class ShieldGemmaFormat(ChatFormat):
     """See :mod:`gemlet.chat.shieldgemma`.
 

@@ -16,9 +16,9 @@ or "No"; the probabilities of the two are the judgement.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from gemlet.base.front_door import public
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA
@@ -68,7 +68,7 @@ _END = _INDENT.join(
 )
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class ShieldGemma2Format(ChatFormat):
     """See :mod:`gemlet.chat.shieldgemma2`.
 

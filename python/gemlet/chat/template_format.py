@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
 from functools import cached_property
 from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.base.patterns import late_pattern
-from gemlet.base.records import record
+from gemlet.base.records import field, record, replace
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar, ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma4_tools import read_list

@@ -7,10 +7,10 @@ however it is spelled. Any other one stays a program that is run for every conve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gemlet.base.patterns import late_pattern
+from gemlet.base.records import replace
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma import GEMMA, GemmaFormat
 from gemlet.chat.template_format import Template, TemplateFormat

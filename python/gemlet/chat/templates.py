@@ -8,12 +8,12 @@ that its prompts may differ from the template's in some detail.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any, overload
 
 from gemlet.base.files import open_regular, own_path, read_from_start
 from gemlet.base.front_door import public
+from gemlet.base.late import hashlib
 from gemlet.base.patterns import late_pattern
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show

@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
 from typing import Any
 
 from gemlet.base.front_door import public
 from gemlet.base.patterns import late_pattern
-from gemlet.base.records import record
+from gemlet.base.records import field, record, replace
 from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
 from gemlet.chat.gemma import GEMMA

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from gemlet.base.records import replace
 from gemlet.base.strict_json import parse_json_object, read_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo

@@ -8,11 +8,10 @@ follows from the number of columns that the model has, which the caller knows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from types import MappingProxyType
 
 from gemlet.base.arrays import NDArray, np
-from gemlet.base.records import record
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import Scales, TensorFiles, TensorInfo
 from gemlet.errors import TensorError

@@ -13,14 +13,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.arrays import NDArray, np
 from gemlet.base.files import no_waiting
-from gemlet.base.records import record
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.errors import MemoryLimitError, ModelClosedError, ModelFileError, TensorError
 
@@ -39,7 +38,7 @@ _GROUP = 32  # columns with a scale in "i4x32"
 _READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TensorInfo:
     """Where a tensor is: ``begin`` and ``nbytes`` are in bytes, from the start of ``file``."""
 
@@ -92,9 +91,16 @@ class OpenFiles:
 
     def read(self, file: str, begin: int, length: int) -> bytes:
         """``length`` bytes of ``file`` from ``begin`` on. Raises as :meth:`fill` does."""
-        buffer = bytearray(length)
-        self.fill(file, begin, memoryview(buffer), "it")
-        return bytes(buffer)
+        try:
+            data = os.pread(self.descriptor(file), length, begin) if length <= _READ_BYTES else b""
+        except OSError:
+            data = b""
+        if len(data) < length:  # in parts, or an error
+            buffer = bytearray(length)
+            self.fill(file, begin, memoryview(buffer), "it")
+            return bytes(buffer)
+        self.check_unchanged(file, "it")
+        return data
 
     def fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
         """Reads ``file`` from ``begin`` on until ``buffer`` is full; ``what`` names it in errors.

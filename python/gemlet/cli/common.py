@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.handlers import undisturbed
+from gemlet.base.late import dataclasses
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.sizes import size_text
 from gemlet.errors import ContextLengthError, InvalidRequestError

@@ -14,14 +14,15 @@ from gemlet.base.handlers import undisturbed
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, add_tower_tests, checked
 from gemlet.cli.common import CHAT_TOKENS
-from gemlet.cli.serving import add_batch, add_keys, add_serve, add_usage
+from gemlet.cli.serving import add_batch, add_keys, add_serve, add_top, add_usage
 from gemlet.loading.options import LoadOptions, command_line
 
 __all__ = ["build_parser", "run"]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser; the namespace it returns has ``run``, to be called with the namespace itself."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser; the namespace it returns has ``run``, to be called with the namespace itself. It knows the
+    options of ``command`` alone, as those of all take a while; without it, those of all."""
     parser = ArgumentParser(
         prog="gemlet",
         description="Run Gemma models on the CPU. Without --model, a small demo model that comes with the "
@@ -30,23 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(run=lambda arguments: _version_or_help(parser, arguments))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_generate(commands)
-    _add_chat(commands)
-    _add_embed(commands)
-    add_serve(commands, add_load_options)
-    add_batch(commands, add_load_options)
-    add_keys(commands)
-    add_usage(commands)
-    _add_top(commands)
-    _add_inspect(commands)
-    _add_convert(commands)
-    _add_download(commands)
-    _add_models(commands)
-    _add_cache(commands)
-    _add_tokenize(commands)
-    _add_info(commands)
-    _add_bench(commands)
-    _add_eval(commands)
+    for name, add in _COMMANDS.items():
+        if command in (name, None):
+            add(commands)
     return parser
 
 
@@ -164,27 +151,6 @@ def _add_embed(commands: Any) -> None:
     )
     parser.add_argument("--dimensions", type=int, metavar="N", help="keep the first N numbers (default: all)")
     parser.set_defaults(run=_command("embed"))
-
-
-def _add_top(commands: Any) -> None:
-    parser = commands.add_parser(
-        "top",
-        help="what a server does now",
-        description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
-        "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
-        "Ctrl-C; a pipe or a file gets it once.",
-    )
-    parser.add_argument("url", metavar="URL", help="as gemlet serve says it: http://127.0.0.1:8000")
-    parser.add_argument(
-        "--key", metavar="KEY", help="a key of the server (default: that in the variable GEMLET_KEY)"
-    )
-    parser.add_argument(
-        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)"
-    )
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--once", action="store_true", help="show it once, over one interval")
-    how.add_argument("--json", action="store_true", help="the same as one JSON object")
-    parser.set_defaults(run=_command("top"))
 
 
 def _add_inspect(commands: Any) -> None:
@@ -379,9 +345,9 @@ def add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
     """The options ``names`` of :class:`LoadOptions`; without names all that the command line has."""
     options = command_line()
     for name in names or options:
-        field, how = options[name]
+        how, default = options[name], getattr(LoadOptions, name)
         flags = [f"--{name.replace('_', '-')}", *([how.short] if how.short else [])]
-        if how.kind is None and field.default is True:
+        if how.kind is None and default is True:
             parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=how.help)
         elif how.kind is None:
             parser.add_argument(*flags, action="store_true", help=how.help)
@@ -389,7 +355,7 @@ def add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
             # With choices, LoadOptions says which there are: it knows what other tools call them, too.
             kind: Any = checked(partial(_option_named, name)) if how.choices else how.kind
             metavar = f"{{{','.join(how.choices)}}}" if how.choices else how.metavar
-            parser.add_argument(*flags, type=kind, metavar=metavar, default=field.default, help=how.help)
+            parser.add_argument(*flags, type=kind, metavar=metavar, default=default, help=how.help)
 
 
 def _option_named(name: str, text: str) -> Any:
@@ -470,13 +436,36 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     return run_command
 
 
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": _add_generate,
+    "chat": _add_chat,
+    "embed": _add_embed,
+    "serve": partial(add_serve, add_load_options=add_load_options),
+    "batch": partial(add_batch, add_load_options=add_load_options),
+    "keys": add_keys,
+    "usage": add_usage,
+    "top": add_top,
+    "inspect": _add_inspect,
+    "convert": _add_convert,
+    "download": _add_download,
+    "models": _add_models,
+    "cache": _add_cache,
+    "tokenize": _add_tokenize,
+    "info": _add_info,
+    "bench": _add_bench,
+    "eval": _add_eval,
+}
+
+
 def run(argv: Sequence[str] | None) -> int:
     """Parses and runs a command line; errors of gemlet become one line on standard error and exit code 1."""
     from gemlet.cli.common import prepare_streams, print_error, silence_stdout, warnings_in_a_line
     from gemlet.errors import GemletError
 
     prepare_streams()
-    arguments = build_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    command = given[0] if given and given[0] in _COMMANDS else None
+    arguments = build_parser(command).parse_args(argv)
     try:
         with warnings_in_a_line():
             code: int = arguments.run(arguments)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
+from gemlet.base.late import dataclasses
+from gemlet.base.records import replace
 from gemlet.cli.common import load_options, note
 from gemlet.errors import GemletError, InvalidRequestError
-from gemlet.loading.inspect import inspect
-from gemlet.loading.options import command_line
+from gemlet.loading.options import LoadOptions
 from gemlet.server.content_filter import ContentFilter
 from gemlet.server.keys import KeyStore
 from gemlet.server.models import Models
@@ -31,8 +30,6 @@ from gemlet.server.settings import (
 from gemlet.server.tracing import Tracing
 
 __all__ = ["read_settings", "run"]
-
-_INSPECTED = signature(inspect).parameters
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,8 +48,7 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSp
         values, specs = read_file_of_settings(arguments.config)
     values |= {n: getattr(arguments, n) for n in setting_fields() if getattr(arguments, n, None) is not None}
     options = load_options(arguments)
-    known = command_line()
-    changed = {name: value for name, value in options.items() if value != known[name][0].default}
+    changed = {name: value for name, value in options.items() if value != getattr(LoadOptions, name)}
     if arguments.model:
         specs = [_spec(text, changed) for text in arguments.model]
     elif not specs:
@@ -62,7 +58,7 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSp
         raise InvalidRequestError(f"{names}: the models are in {arguments.config}; put the option there")
     if arguments.adapter:
         adapters = dict(_named(text, "--adapter") for text in arguments.adapter)
-        specs[0] = dataclasses.replace(specs[0], adapters={**specs[0].adapters, **adapters})
+        specs[0] = replace(specs[0], adapters={**specs[0].adapters, **adapters})
     check_specs(specs)
     return Settings(**values), specs
 
@@ -91,6 +87,11 @@ def _can_write(folder: str) -> bool:
 
 def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     """Prints what would be served; 1 if some of it cannot be."""
+    from inspect import signature
+
+    from gemlet.loading.inspect import inspect
+
+    known = signature(inspect).parameters
     problems = []
     shown: dict[str, Any] = {"server": dataclasses.asdict(settings), "models": {}}
     if settings.keys is not None:
@@ -110,7 +111,7 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     if settings.data is not None and not _can_write(settings.data):
         problems.append(f"data: {settings.data}: no folder that this user can write to")
     for spec in specs:
-        options = {name: value for name, value in spec.options.items() if name in _INSPECTED}
+        options = {name: value for name, value in spec.options.items() if name in known}
         try:
             found = inspect(spec.source, **options)
             if found.problem:

@@ -1,4 +1,5 @@
-"""The grammar of the commands that need the extra "serve": ``serve``, ``keys``, ``usage``, ``batch``."""
+"""The grammar of the commands around a server: ``serve``, ``keys``, ``usage`` and ``batch``, which need the
+extra "serve", and ``top``."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 from gemlet.base.handlers import undisturbed
 from gemlet.cli.arguments import checked
 from gemlet.errors import InvalidRequestError, missing_extra
-from gemlet.server.settings import setting_fields
+from gemlet.server.settings import Settings, setting_fields
 
-__all__ = ["add_batch", "add_keys", "add_serve", "add_usage"]
+__all__ = ["add_batch", "add_keys", "add_serve", "add_top", "add_usage"]
 
 
 def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
@@ -27,11 +28,11 @@ def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
         "--check", action="store_true", help="say what would be served, and what is wrong, and exit"
     )
     group = parser.add_argument_group("server")
-    for name, setting in setting_fields().items():
-        flag, how = f"--{name.replace('_', '-')}", setting.metadata
-        if setting.default is False:
+    for name, how in setting_fields().items():
+        flag, default = f"--{name.replace('_', '-')}", getattr(Settings, name)
+        if default is False:
             group.add_argument(flag, action="store_true", default=None, help=how["help"])
-        elif setting.default == ():
+        elif default == ():
             group.add_argument(flag, action="append", metavar=how["metavar"], help=how["help"])
         else:
             kind = checked(how["check"])
@@ -118,6 +119,27 @@ def add_batch(commands: Any, add_load_options: Callable[..., None]) -> None:
     parser.set_defaults(run=_command("batch"))
 
 
+def add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="what a server does now",
+        description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
+        "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
+        "Ctrl-C; a pipe or a file gets it once.",
+    )
+    parser.add_argument("url", metavar="URL", help="as gemlet serve says it: http://127.0.0.1:8000")
+    parser.add_argument(
+        "--key", metavar="KEY", help="a key of the server (default: that in the variable GEMLET_KEY)"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--once", action="store_true", help="show it once, over one interval")
+    how.add_argument("--json", action="store_true", help="the same as one JSON object")
+    parser.set_defaults(run=_command("top"))
+
+
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -136,7 +158,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    """What runs a command that needs the extra."""
+    """What runs a command. What it cannot import is of the extra."""
 
     def run_command(arguments: argparse.Namespace) -> int:
         try:

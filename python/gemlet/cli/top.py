@@ -10,11 +10,11 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.strict_json import parse_json_object
 from gemlet.cli.common import bold, dim, one_line, table_lines
@@ -32,7 +32,7 @@ _TITLES = ("model", "run", "wait", "tok/s", "read/s", "first", "p95", "kept", "w
 _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Look:
     """A state of the server, and when it was seen."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
-from gemlet.base.records import record
+from gemlet.base.late import log
+from gemlet.base.records import record, replace
 from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.sound_settings import SoundSettings
 
@@ -154,8 +153,6 @@ _GEMMA3N_VISION: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
 }
 
-_log = logging.getLogger("gemlet")
-
 
 def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     """How the model that ``outer``, the object of a multimodal file, describes hears; None if it does not.
@@ -177,7 +174,7 @@ def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     heads = "" if unified else "conf_num_attention_heads" if family == "gemma3n" else "num_attention_heads"
     if heads and keys.integer("hidden_size", 1 << 15) % keys.integer(heads, 1 << 15) != 0:
         # No program can build this encoder. The rest of a Gemma 3n reads its sizes, so such files exist.
-        _log.info("the model does not hear: its audio_config is of no encoder (hidden_size, %s)", heads)
+        log.info("the model does not hear: its audio_config is of no encoder (hidden_size, %s)", heads)
         return None
     if family == "gemma3n":
         places = outer.inner(outer.raw, "", {"audio_soft_tokens_per_image": 188})

@@ -8,8 +8,9 @@ logits). Any other key is an error, so nothing that matters is dropped in silenc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from gemlet.base.records import field, record, replace
 
 __all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "WITH_GEMMA4_TOWERS", "Family"]
 
@@ -145,7 +146,7 @@ NEUTRAL: Mapping[str, float] = {
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Family:
     """One family: the defaults of its keys and what its block is made of.
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gemlet.base.files import own_path
 from gemlet.base.front_door import public
 from gemlet.base.keys import Keys
 from gemlet.base.names import not_known
+from gemlet.base.records import replace
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.config.audio_config import read_audio, read_tables

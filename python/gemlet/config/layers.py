@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gemlet.base.keys import Keys
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.config.families import Family
 from gemlet.config.limits import LIMITS
@@ -16,7 +16,7 @@ from gemlet.errors import ConfigError
 __all__ = ["LayerSpec", "default_sparsity", "embeds", "read_gguf_layers", "read_layers"]
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class LayerSpec:
     """One transformer layer; the fields of the core's LayerConfig, by the same names.
 
@@ -57,8 +57,11 @@ class LayerSpec:
     bidirectional_spans: bool = False
 
     def __repr__(self) -> str:
-        own = [field for field in fields(self) if getattr(self, field.name) != field.default]
-        return f"LayerSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in own)})"
+        values = {name: getattr(self, name) for name in LayerSpec.__annotations__}
+        own = [
+            f"{name}={value!r}" for name, value in values.items() if value != getattr(LayerSpec, name, ...)
+        ]
+        return f"LayerSpec({', '.join(own)})"
 
 
 def read_size(keys: Keys, key: str, low: int = 1) -> int:

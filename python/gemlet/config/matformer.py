@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.config.layers import default_sparsity
 from gemlet.config.text_config import TextConfig

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gemlet.base.keys import Keys
+from gemlet.base.records import replace
 from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.text_config import TextConfig
 

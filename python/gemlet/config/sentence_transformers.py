@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import field, replace
 from typing import Any
 
 from gemlet.base.keys import Keys
 from gemlet.base.names import did_you_mean
-from gemlet.base.records import record
+from gemlet.base.records import field, record, replace
 from gemlet.base.strict_json import read_json_list, read_json_object
 from gemlet.base.text import show
 from gemlet.config.limits import LIMITS

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
-from gemlet.base.records import record
+from gemlet.base.records import record, replace
 from gemlet.base.strict_json import read_json_object
 from gemlet.errors import ConfigError
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
 
 from gemlet import _core
 from gemlet.base.front_door import public
+from gemlet.base.records import field, record, replace
 from gemlet.base.text import show
 from gemlet.config.audio_config import AudioConfig, ModalityTable
 from gemlet.config.layers import LayerSpec
@@ -18,7 +18,7 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["TextConfig", "embedding_scale"]
 
 
-@dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class TextConfig:
     """The text model a ``config.json`` describes.
 

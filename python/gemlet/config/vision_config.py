@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.keys import Keys
+from gemlet.base.late import log
 from gemlet.base.records import record
 from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
@@ -83,7 +83,6 @@ class SiglipConfig:
 
 VisionConfig = SiglipConfig | Gemma4VisionConfig | UnifiedVisionConfig | MobileNetConfig
 
-_log = logging.getLogger("gemlet")
 
 KEPT_BYTES = 64 << 20  # soft tokens of the images that were seen last
 
@@ -167,7 +166,7 @@ def _read_mobilenet(outer: Keys) -> MobileNetConfig | None:
     keys = outer.inner(outer.mapping("vision_config"), "vision_config", _MOBILENET)
     if keys.get("architecture") != _MOBILENET["architecture"] or keys.get("model_args"):
         # The rest of the model does not depend on it.
-        _log.info("the model does not see: its vision_config is of no mobilenetv5_300m_enc")
+        log.info("the model does not see: its vision_config is of no mobilenetv5_300m_enc")
         return None
     return MobileNetConfig(
         stages=PUBLISHED_STAGES,

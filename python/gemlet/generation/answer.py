@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gemlet import _core
+from gemlet.base.records import record
 from gemlet.chat.reply import Content, ReplyEvent, collect
 from gemlet.generation.masked import MaskPlan
 from gemlet.generation.options import GenerationConfig
@@ -17,7 +17,7 @@ from gemlet.tokenizer.decoding import StreamDecoder
 __all__ = ["Answer", "Prepared", "Timing", "ends_of"]
 
 
-@dataclass
+@record
 class Timing:
     """What a generation took; the attributes are those of :class:`Generation`."""
 
@@ -137,7 +137,7 @@ class Answer:
         return echo
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Prepared:
     """A request that was checked: the ids of its prompt, and what its tokens become. ``media``
     are pairs (first token, :class:`_core.Media`), whose rows take the place of tokens of the prompt. It ends

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
 
 from gemlet.base.arrays import is_array, is_bool
+from gemlet.base.late import hashlib
 from gemlet.base.sampling_options import (
     MAX_BIAS,
     MAX_BIASES,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 from gemlet.base.front_door import public
 from gemlet.base.keyword_options import shows_options
 from gemlet.base.names import not_known
+from gemlet.base.records import record
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.text import asked_for, show_argument
 from gemlet.errors import InvalidRequestError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
+    "OPTION_NAMES",
     "GenerationConfig",
     "GenerationOptions",
     "ManyGenerationOptions",
@@ -106,12 +107,15 @@ _OPTIONS = {
 }
 
 
+OPTION_NAMES = (*_OPTIONS,)
+
+
 def _shows_defaults(function: _Function) -> _Function:
     defaults = {name: option.default for name, option in _OPTIONS.items()}
-    return shows_options(function, get_type_hints(GenerationOptions), defaults)
+    return shows_options(function, GenerationOptions, defaults)
 
 
-@dataclasses.dataclass(frozen=True, init=False, repr=False)
+@record(frozen=True, repr=False)
 class GenerationConfig:
     """How to generate: validated once, then immutable.
 
@@ -202,8 +206,8 @@ class GenerationConfig:
     prompt_logprobs: int | None
     _limits_tokens: ClassVar[bool]  # each instance has it, but it is no option
 
-    @public
     @_shows_defaults
+    @public
     def __init__(self, **options: Unpack[GenerationOptions]) -> None:
         given = {name: value for name, value in options.items() if value is not None}
         for name, (default, check) in _OPTIONS.items():

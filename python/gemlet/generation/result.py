@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any, Literal
 
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.chat.reply import MalformedToolCall, ReplyEvent, ToolCall, ToolCallPiece
 
 __all__ = ["Chunk", "FinishReason", "Generation", "TokenLogprob"]
@@ -40,7 +39,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@record(frozen=True, repr=False)
 class Generation:
     """A finished generation; ``print`` shows its text.
 
@@ -95,12 +94,12 @@ class Generation:
     decode_steps: int
     seed: int
     reasoning: str = ""
-    tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
-    malformed_calls: list[MalformedToolCall] = dataclasses.field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    malformed_calls: list[MalformedToolCall] = field(default_factory=list)
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    earlier_messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    earlier_messages: list[dict[str, Any]] = field(default_factory=list)
     decode_tokens: int = 0
     audio_tokens: int = 0
     image_tokens: int = 0
@@ -173,7 +172,7 @@ class Generation:
         return _rate(self.decode_tokens, self.decode_seconds)
 
 
-@dataclasses.dataclass(frozen=True)
+@record(frozen=True)
 class Chunk:
     """One step of a stream; ``print`` shows its text.
 
@@ -199,10 +198,10 @@ class Chunk:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
-    events: list[ReplyEvent] = dataclasses.field(default_factory=list, compare=False, repr=False)
+    events: list[ReplyEvent] = field(default_factory=list, compare=False, repr=False)
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
-    call_pieces: list[ToolCallPiece] = dataclasses.field(default_factory=list, compare=False, repr=False)
+    call_pieces: list[ToolCallPiece] = field(default_factory=list, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text

@@ -6,11 +6,11 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol, cast
 
 from gemlet import _core
 from gemlet.base.arrays import NDArray, np
+from gemlet.base.records import replace
 from gemlet.chat.reply import Content, ReplyEvent, ToolCallPiece
 from gemlet.errors import GemletError
 from gemlet.generation.answer import Prepared, Timing

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import bisect
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 from gemlet import _core
+from gemlet.base.late import log
 from gemlet.base.text import asked_for
 from gemlet.errors import InvalidRequestError
 from gemlet.generation.options import GenerationConfig
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["check_ids", "make_sampler", "warn_of_not_followed"]
-
-_log = logging.getLogger("gemlet")
 
 
 def make_sampler(
@@ -136,7 +134,7 @@ def warn_of_not_followed(source: str, values: dict[str, object]) -> None:
         return
     asked = asked_for(values)
     values.clear()
-    _log.warning(
+    log.warning(
         "%s: the checkpoint asks for %s, which gemlet does not do; the text may differ from the reference's",
         source,
         asked,

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
-import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from gemlet.base.records import record
+from gemlet.base.late import dataclasses, inspect, log
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.chat.functions import PythonTool
 from gemlet.chat.messages import checked_messages, json_value
@@ -33,7 +31,6 @@ Approve = Callable[[ToolCall], bool]
 Conversation = str | Sequence[Mapping[str, Any]]
 MOST_ROUNDS = 8  # the default
 _LARGEST = 1000
-_log = logging.getLogger("gemlet")
 
 
 def runs_tools(options: Mapping[str, Any]) -> bool:
@@ -193,7 +190,7 @@ def _steps(messages: Conversation, options: Mapping[str, Any]) -> Generator[_Ask
         added += [reply.message, *results]
         asked["tool_choice"] = "auto"  # who had to call a tool has done so
         reply = yield _Ask(results, asked)
-    return dataclasses.replace(reply, earlier_messages=added)
+    return replace(reply, earlier_messages=added)
 
 
 def _functions(tools: Any) -> dict[str, PythonTool]:
@@ -229,7 +226,7 @@ def _run(functions: Mapping[str, PythonTool], call: ToolCall, approve: Approve |
     try:
         result = function.function(*arguments.args, **arguments.kwargs)
     except Exception as problem:
-        _log.info("the tool %s raised an exception", call.name, exc_info=True)
+        log.info("the tool %s raised an exception", call.name, exc_info=True)
         return _error(f"{type(problem).__name__}: {problem}")
     return _content(result)
 

@@ -16,7 +16,7 @@ from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
 from gemlet.model.prefix_cache import PrefixCacheOptions
 from gemlet.packing.blocks import stored_bytes
-from gemlet.packing.cache import model_digest, packed_copy
+from gemlet.packing.digest import model_digest
 from gemlet.packing.fill import fill, set_unpacked
 from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
@@ -67,6 +67,8 @@ def filled_builder(
     """The builder with all weights of ``files``: mapped where they are packed, else packed into memory."""
     packed = files.packed
     if packed is None and options.cache:
+        from gemlet.packing.cache import packed_copy
+
         builder = make_builder(files.config, options, allocate=False, beside=beside)
         packed = packed_copy(files, builder, weights=options.weights, progress=options.progress)
     if packed is not None:

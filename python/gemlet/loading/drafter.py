@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gemlet.base.progress import Progress
-from gemlet.base.records import record
+from gemlet.base.records import record, replace
 from gemlet.base.text import show
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError, UnsupportedError

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
+from gemlet.base.records import record, replace
 from gemlet.base.sizes import size_text
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import MemoryLimitError
@@ -31,7 +31,7 @@ PROCESS_BYTES = 120_000_000
 CONTEXT = 4096  # tokens of the text that a model has room for, if the caller does not say how many
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Recommendation:
     """The formats for a machine with ``memory`` bytes: those of :func:`gemlet.convert` with ``for_memory``.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import replace
 from math import prod
 
 from gemlet.base.front_door import public
+from gemlet.base.records import replace
 from gemlet.base.sizes import parse_memory
 from gemlet.errors import InvalidRequestError, MemoryLimitError
 from gemlet.loading.builder import not_packed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, field
 from typing import Any
 
-from gemlet.base.records import record
+from gemlet.base.late import dataclasses
+from gemlet.base.records import field, record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import asked_for, show
 from gemlet.config.layers import LayerSpec
@@ -73,10 +73,10 @@ class Inspection:
         >>> found["config"]["hidden_size"], found["weights"], len(json.dumps(found)) > 1000
         (256, 'q4', True)
         """
-        memory = asdict(self.plan) | {"total": self.plan.total}
+        memory = dataclasses.asdict(self.plan) | {"total": self.plan.total}
         fields = {name: value for name, value in vars(self).items() if name != "plan"}
-        recommended = None if self.recommended is None else asdict(self.recommended)
-        own = {"config": asdict(self.config), "memory": memory, "recommended": recommended}
+        recommended = None if self.recommended is None else dataclasses.asdict(self.recommended)
+        own = {"config": dataclasses.asdict(self.config), "memory": memory, "recommended": recommended}
         return fields | own
 
     def __repr__(self) -> str:

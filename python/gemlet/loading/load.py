@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from contextlib import nullcontext
 
 from gemlet.base.front_door import public
+from gemlet.base.late import log
 from gemlet.base.progress import Progress
 from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed
 from gemlet.loading.drafter import open_drafter
 from gemlet.loading.memory_plan import check_memory, room_for
 from gemlet.loading.options import LoadOptions, Matformer
 from gemlet.model.model import Model
-from gemlet.packing.cache import know_formats
 from gemlet.sources.opening import open_model_files
 
 __all__ = ["load"]
-
-_log = logging.getLogger("gemlet")
 
 
 @public
@@ -193,9 +190,11 @@ def load(
         if options.embedding_on_disk and files.packed is None and not options.cache:
             raise not_packed(files)
         if files.passed_over:
-            _log.info("%s: passed over what changes nothing: %s", files.name, ", ".join(files.passed_over))
+            log.info("%s: passed over what changes nothing: %s", files.name, ", ".join(files.passed_over))
         options = options.with_context(files.config.max_position_embeddings)
         if options.cache and options.weights == "auto":
+            from gemlet.packing.cache import know_formats
+
             know_formats(files)
         with open_drafter(options, files, token=token) or nullcontext() as beside:
             options = options.with_formats(files)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from gemlet.base.records import record
+from gemlet.base.records import record, replace
 from gemlet.base.sizes import parse_memory, resident_bytes, size_text
 from gemlet.config.audio_config import audio_bytes
 from gemlet.config.text_config import TextConfig

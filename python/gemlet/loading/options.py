@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gemlet import _core
 from gemlet.base.files import checked_path
 from gemlet.base.progress import Progress, check_progress
+from gemlet.base.records import field, metadata_of, record, replace
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show, show_argument
 from gemlet.config.matformer import check_matformer
@@ -26,7 +26,7 @@ _FOLDER_SIZE = "10GB"  # size of a prefix cache on disk
 Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CommandLine:
     """How the command line shows an option of :class:`LoadOptions`.
 
@@ -48,7 +48,7 @@ def _shown(help: str, **how: Any) -> dict[str, Any]:
     return {"command_line": CommandLine(help, **how)}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LoadOptions:
     """The arguments of :func:`gemlet.load` that say how a model is loaded, not which one.
 
@@ -353,14 +353,10 @@ def _flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def command_line() -> dict[str, tuple[Field[Any], CommandLine]]:
+def command_line() -> dict[str, CommandLine]:
     """The options that are also on the command line, by name.
 
-    >>> command_line()["max_memory"][1].metavar
+    >>> command_line()["max_memory"].metavar
     'SIZE'
     """
-    return {
-        one.name: (one, one.metadata["command_line"])
-        for one in fields(LoadOptions)
-        if "command_line" in one.metadata
-    }
+    return {name: known["command_line"] for name, known in metadata_of(LoadOptions).items()}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from gemlet.base.progress import reporting
+from gemlet.base.records import replace
 from gemlet.config.hf_config import shape_config
 from gemlet.errors import InvalidRequestError
 from gemlet.loading.builder import finish_model, make_builder

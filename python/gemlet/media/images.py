@@ -6,7 +6,6 @@ trusted. It is looked at before it is decoded, and only formats are read that ne
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import os
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.files import open_regular
+from gemlet.base.late import base64
 from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 

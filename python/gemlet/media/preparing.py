@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 
 from gemlet import _core
 from gemlet.base.arrays import NDArray, np
-from gemlet.base.records import record
+from gemlet.base.late import hashlib
+from gemlet.base.records import record, replace
 from gemlet.base.text import show_argument
 from gemlet.config.gemma4_vision import VIDEO_BUDGET, budget_size
 from gemlet.config.image_settings import TOKEN_BUDGETS, ImageSettings, PanAndScan, parse_pan_and_scan

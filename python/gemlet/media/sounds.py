@@ -6,7 +6,6 @@ not trusted: it is looked at before it is decoded, and no more is decoded than i
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import os
@@ -16,6 +15,7 @@ from typing import Any
 from gemlet import _core
 from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.files import open_regular
+from gemlet.base.late import base64
 from gemlet.base.records import record
 from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError

@@ -11,12 +11,12 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from gemlet.base.arrays import np
 from gemlet.base.files import open_regular
+from gemlet.base.records import record
 from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.media.images import Levels, read_data_url, read_image
@@ -120,7 +120,7 @@ def decoded_bytes(data: bytes) -> int:
         return 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Scan:
     """What the packets of a file say: how many frames it has, and how many each second."""
 

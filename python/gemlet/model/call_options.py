@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar
 
 from gemlet.base.keyword_options import shows_options
-from gemlet.base.patterns import late_pattern
 from gemlet.chat.base import Tools
-from gemlet.generation.options import GenerationConfig, GenerationOptions, ManyGenerationOptions
+from gemlet.generation.options import OPTION_NAMES, GenerationConfig, GenerationOptions, ManyGenerationOptions
 from gemlet.generation.tool_loop import MOST_ROUNDS, Approve
 
 __all__ = [
@@ -134,8 +130,7 @@ _ALL = (
     *(ChatOptions, ManyChatOptions, ToolOptions, ManyToolOptions),
 )
 _TYPES = {f"Unpack[{types.__name__}]": types for types in _ALL}
-_GENERATION = tuple(inspect.signature(GenerationConfig).parameters)
-_MARK = late_pattern(r"^( *)\(the options of GenerationConfig\)\n", re.MULTILINE)
+_MARK = "(the options of GenerationConfig)"
 
 
 def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,20 +140,16 @@ def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     >>> generation_options({"seed": 1, "stop": None, "adapter": "mine"})
     {'seed': 1}
     """
-    return {name: value for name, value in options.items() if name in _GENERATION and value is not None}
+    return {name: value for name, value in options.items() if name in OPTION_NAMES and value is not None}
 
 
 @functools.cache
-def _hints(options: str) -> dict[str, Any]:
-    return get_type_hints(_TYPES[options])
-
-
-@functools.cache
-def _described() -> str:
-    """What is said of all options of GenerationConfig. Python 3.13 takes the indentation of docstrings away,
-    earlier versions keep it."""
-    described = inspect.cleandoc(GenerationConfig.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    return _OF_FORMS + textwrap.dedent(described) + "\n"
+def _described() -> list[str]:
+    """What is said of all options of GenerationConfig, by lines. Python 3.13 takes the indentation of
+    docstrings away, earlier versions keep it."""
+    described = (GenerationConfig.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0].splitlines()
+    indent = len(described[0]) - len(described[0].lstrip())
+    return [*_OF_FORMS.splitlines(), *(line[indent:] for line in described)]
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -171,11 +162,13 @@ def takes_options(function: _Function) -> _Function:
     In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
     options of GenerationConfig)".
     """
-    *_, rest = inspect.signature(function).parameters.values()
-    types = _hints(rest.annotation)
-    names = sorted(types, key=lambda name: _GENERATION.index(name) if name in _GENERATION else -1)
+    types = next(_TYPES[hint] for hint in function.__annotations__.values() if hint in _TYPES)
+    names = sorted(
+        types.__annotations__, key=lambda name: OPTION_NAMES.index(name) if name in OPTION_NAMES else -1
+    )
     if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
-        function.__doc__ = _MARK.sub(
-            lambda mark: textwrap.indent(_described(), mark.group(1)), function.__doc__
-        )
+        before, mark, after = function.__doc__.partition(_MARK)
+        indent = before[before.rfind("\n") + 1 :]
+        if mark:
+            function.__doc__ = before + f"\n{indent}".join(_described()) + after
     return shows_options(function, types, {name: _DEFAULTS.get(name) for name in names})

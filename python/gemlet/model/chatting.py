@@ -49,8 +49,8 @@ class Chatting:
         best_of: int | None = None,
         **options: Unpack[ToolOptions],
     ) -> list[Generation]: ...
-    @public
     @takes_options
+    @public
     def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -128,8 +128,8 @@ class Chatting:
         options = {"tools": tools, "thinking": thinking, "continue_final_message": continue_final_message}
         return len(self.requests.encode(messages, options)[0])
 
-    @public
     @takes_options
+    @public
     def stream_chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -169,8 +169,8 @@ class Chatting:
         best_of: int | None = None,
         **options: Unpack[ToolOptions],
     ) -> list[Generation]: ...
-    @public
     @takes_options
+    @public
     async def achat(
         self,
         messages: str | Sequence[Mapping[str, Any]],
@@ -203,8 +203,8 @@ class Chatting:
     async def _run(self, prepared: Sequence[Prepared]) -> list[Generation]:
         return await run_async(AsyncTextStream(self.requests.stream(prepared, readable=True)))
 
-    @public
     @takes_options
+    @public
     def astream_chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import field
 from typing import Any, TypeGuard
 
 from gemlet.base.arrays import NDArray, is_array
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MEDIA_TYPES, take_parts
 from gemlet.errors import ContextLengthError, InvalidRequestError

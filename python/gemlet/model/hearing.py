@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from threading import Lock
 from gemlet import _core
 from gemlet.base.arrays import NDArray, is_array, np
 from gemlet.base.handlers import undisturbed
+from gemlet.base.late import hashlib, log
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import Place
@@ -25,7 +24,6 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["Heard", "Hearing", "SoftRows"]
 
 _MOST_SOUNDS = 256  # sounds of a call
-_log = logging.getLogger("gemlet")
 
 SoftRows = tuple[int, NDArray["np.float32"]]  # the first token that they take the place of, and the rows
 
@@ -156,7 +154,7 @@ class Hearing:
             from gemlet.media.sounds import read_sound
         found = read_sound(sound, name, most=most)
         if most is not None and found.seconds > most / _core.SOUND_RATE:
-            _log.warning(
+            log.warning(
                 "%s: has %.1f seconds, of which the model hears the first %d",
                 name,
                 found.seconds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from gemlet import _core
 from gemlet.adapters.adapter import Adapter, changes_tower
@@ -11,6 +10,7 @@ from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
 from gemlet.base.handlers import undisturbed
 from gemlet.base.names import did_you_mean
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import InvalidRequestError
@@ -20,7 +20,7 @@ from gemlet.sources.adapters import find_adapter
 __all__ = ["ChosenAdapter", "LoadedAdapters"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChosenAdapter:
     """The adapter of a request, or none."""
 

@@ -301,8 +301,8 @@ class Model:
         config: GenerationConfig | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[Generation]: ...
-    @public
     @takes_options
+    @public
     def generate(
         self,
         prompt: Prompt | ManyPrompts,
@@ -351,8 +351,8 @@ class Model:
         prepared = self._requests.texts(prompt, config, options)
         return arranged(prompt, options, self._requests.run(prepared))
 
-    @public
     @takes_options
+    @public
     def stream(
         self,
         prompt: Prompt | ManyPrompts,
@@ -375,8 +375,8 @@ class Model:
         prepared = self._requests.texts(prompt, config, options)
         return self._requests.stream(prepared)
 
-    @public
     @takes_options
+    @public
     async def agenerate(
         self,
         prompt: Prompt | ManyPrompts,
@@ -395,8 +395,8 @@ class Model:
         stream = self._requests.stream(await off_loop(prepare, prompt, options), readable=True)
         return arranged(prompt, options, await run_async(AsyncTextStream(stream)))
 
-    @public
     @takes_options
+    @public
     def astream(
         self,
         prompt: Prompt | ManyPrompts,

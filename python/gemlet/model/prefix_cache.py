@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["PrefixCacheOptions", "folder_for_texts"]
@@ -14,7 +14,7 @@ __all__ = ["PrefixCacheOptions", "folder_for_texts"]
 _MOST_MEMORY = 2 * 10**9  # bytes, if nobody says how many
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PrefixCacheOptions:
     """Where keys and values are kept, and how much of them.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from gemlet.base.arrays import NDArray, is_array
+from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
@@ -18,7 +18,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["Reader"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Reader:
     """Makes token ids of text, and checks them against the vocabulary and the context.
 

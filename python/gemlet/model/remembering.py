@@ -76,8 +76,8 @@ class Remembering:
         self.requests.reader.resident.check_writes("load_session")
         return Session.load(path, self.requests)
 
-    @public
     @takes_options
+    @public
     def explain_prefix(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.progress import reporting
+from gemlet.base.records import record, replace
 from gemlet.base.sampling_options import MOST_STOPS
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.gemma4 import THINK
@@ -42,7 +42,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["Requests"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Requests:
     """Checks a request, and begins its stream. :class:`gemlet.Model` has the arguments and the errors.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.front_door import public
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.base.text import show_argument
 from gemlet.chat.shieldgemma2 import IMAGE_POLICIES, ShieldGemma2Format
 from gemlet.errors import InvalidRequestError, UnsupportedError

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.arrays import is_array
+from gemlet.base.late import hashlib
+from gemlet.base.records import field, record, replace
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MediaPart, Place
 from gemlet.config.families import WITH_GEMMA4_TOWERS
@@ -23,7 +23,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["Inputs", "Senses", "of_prompts"]
 
 
-@dataclass
+@record
 class Inputs:
     """The media that come with a prompt, in order.
 
@@ -57,7 +57,7 @@ class Inputs:
         return sum(one.tokens for one in self.sounds)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Senses:
     """What a model sees and hears."""
 

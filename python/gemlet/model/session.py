@@ -85,8 +85,8 @@ class Session:
         self._add_turn()
         return self._ids.tolist()
 
-    @public
     @takes_options
+    @public
     def chat(
         self,
         message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
@@ -116,8 +116,8 @@ class Session:
             return ask(message, without_own(options))
         return reply_with_tools(ask, [message] if isinstance(message, Mapping) else message, options)
 
-    @public
     @takes_options
+    @public
     def stream_chat(
         self,
         message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
@@ -145,8 +145,8 @@ class Session:
         prepared = self._requests.reply([*self._messages, *added], config, self._with_adapter(options))
         return self._begin(added, prepared)
 
-    @public
     @takes_options
+    @public
     def generate(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],
@@ -171,8 +171,8 @@ class Session:
         self._add_turn()
         return result
 
-    @public
     @takes_options
+    @public
     def stream(
         self,
         prompt: str | Sequence[int] | NDArray[np.integer[Any]],

@@ -14,13 +14,12 @@ import contextlib
 import json
 import os
 from array import array
-from dataclasses import replace
 from typing import Any
 
 from gemlet import _core
 from gemlet.base.files import checked_path, open_regular, read_from_start
 from gemlet.base.patterns import late_pattern
-from gemlet.base.records import record
+from gemlet.base.records import record, replace
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.chat.messages import checked_messages

@@ -18,14 +18,10 @@ What goes wrong below the file system, a bit that rots on the disk, changes no t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemlet.base.cache_entries import (
@@ -41,23 +37,22 @@ from gemlet.base.cache_entries import (
 )
 from gemlet.base.files import read_from_start
 from gemlet.base.handlers import only_in
+from gemlet.base.late import hashlib
 from gemlet.base.progress import Progress, reporting
 from gemlet.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
-from gemlet.checkpoint.tensor_files import TensorFiles
 from gemlet.errors import GemletError, ModelFileError, TensorError
 from gemlet.packing.blocks import stored_bytes
+from gemlet.packing.digest import add_files, digest_of_source
 from gemlet.packing.kept import note_source
 from gemlet.packing.write import write_packed
 from gemlet.sources.model_files import ModelFiles
-from gemlet.weights.packed_file import FORMAT_VERSION, PackedCheckpoint
+from gemlet.weights.packed_file import PackedCheckpoint
 
 if TYPE_CHECKING:
     from gemlet import _core
 
-__all__ = ["know_formats", "model_digest", "packed_copy"]
+__all__ = ["know_formats", "packed_copy"]
 
-_SAMPLES = 64  # samples spread over a file; they show that it was rewritten within one tick of the clock
-_SAMPLE_BYTES = 4096
 _STAMP = "stamp"
 _VALUED = {name: name for name in ("bf12", "bf16", "f32")}
 _CHUNK = 1 << 24
@@ -104,7 +99,7 @@ def know_formats(files: ModelFiles) -> None:
         return
     places = [files.checkpoint.tensors[name] for name in names]
     digest = hashlib.sha256(repr(places).encode())
-    _add_files(digest, [(files.checkpoint, file) for file in sorted({info.file for info in places})])
+    add_files(digest, [(files.checkpoint, file) for file in sorted({info.file for info in places})])
     name = f"formats-{digest.hexdigest()[:32]}"
     try:
         path = os.path.join(own_entry(name), "formats.json")
@@ -113,7 +108,12 @@ def know_formats(files: ModelFiles) -> None:
         files.known_formats.update({name: _VALUED[found[name]] for name in names})
     except (OSError, ValueError, KeyError, TypeError):
         formats = json.dumps({name: files.auto_format(name) for name in names})
-        keep_entry(name, lambda made: Path(made, "formats.json").write_text(formats, "utf-8"))
+
+        def write(made: str) -> None:
+            with open(os.path.join(made, "formats.json"), "w", encoding="utf-8") as file:
+                file.write(formats)
+
+        keep_entry(name, write)
     else:
         mark_used(os.path.dirname(path))
 
@@ -175,52 +175,5 @@ def _is_as_made(entry: str) -> bool:
     return found == crc
 
 
-def model_digest(
-    files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, kernels: tuple[str, ...]
-) -> bytes:
-    """32 bytes that tell the model in ``files`` from all others, as it is computed by ``kernels``.
-
-    Of each file they cover its size, the times of its last changes and samples of its content.
-    """
-    digest = _digest(files, builder, weights)
-    digest.update(repr(kernels).encode())
-    if files.packed is not None:
-        checkpoint = files.checkpoint
-        _add_files(
-            digest, [(checkpoint, name) for name in sorted({i.file for i in checkpoint.tensors.values()})]
-        )
-    return digest.digest()
-
-
 def _key(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> str:
-    return _digest(files, builder, weights).hexdigest()[:32]
-
-
-def _digest(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> hashlib._Hash:
-    from gemlet import _core
-
-    checkpoint = files.checkpoint
-    digest = hashlib.sha256()
-    versions = (FORMAT_VERSION, _core.LAYOUT_VERSION, _core.__version__)
-    config = sorted(asdict(replace(files.config, passed_over=())).items())
-    digest.update(repr((versions, weights, config, sorted(builder.packed_sizes().items()))).encode())
-    places = [(name, slot, checkpoint.tensors[name]) for name, slot in sorted(files.slots.items())]
-    digest.update(repr((places, sorted(files.cuts.items()))).encode())
-    sampled = [(checkpoint, file) for file in sorted({info.file for _, _, info in places})]
-    if files.adapter is not None:
-        digest.update(repr(sorted(files.merged.items())).encode())
-        digest.update(repr(files.adapter.terms).encode())
-        tensors = files.adapter.checkpoint
-        sampled += [(tensors, file) for file in sorted({info.file for info in tensors.tensors.values()})]
-    _add_files(digest, sampled)
-    return digest
-
-
-def _add_files(digest: hashlib._Hash, sampled: Iterable[tuple[TensorFiles, str]]) -> None:
-    for checkpoint, file in sampled:
-        descriptor = checkpoint.files.descriptor(file)
-        status = os.fstat(descriptor)
-        digest.update(repr((file, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode())
-        for sample in range(_SAMPLES):
-            at = max(0, status.st_size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1)
-            digest.update(os.pread(descriptor, _SAMPLE_BYTES, at))
+    return digest_of_source(files, builder, weights).hexdigest()[:32]

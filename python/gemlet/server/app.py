@@ -189,6 +189,8 @@ def make_app(
         except GemletError as error:
             on_failure(error)
             raise
+        # The thread reads while anyio imports, for its limiter below, what it needs.
+        loaded = asyncio.get_running_loop().run_in_executor(None, models.load)
         limiter.store = guard.keys = store
         batches = None if files is None else Batches(files, guard, store, settings.batch_concurrent)
         guard.service = Service(
@@ -202,7 +204,7 @@ def make_app(
             filter,
             batches,
         )
-        loading = asyncio.create_task(_load(models, batches, on_failure))
+        loading = asyncio.create_task(_wait(loaded, models, batches, on_failure))
         watching = None if store is None else asyncio.create_task(_watch_keys(limiter))
         try:
             yield
@@ -233,9 +235,15 @@ def make_app(
     return guard
 
 
-async def _load(models: Models, batches: Batches | None, on_failure: Callable[[BaseException], None]) -> None:
+async def _wait(
+    loaded: Awaitable[None],
+    models: Models,
+    batches: Batches | None,
+    on_failure: Callable[[BaseException], None],
+) -> None:
+    """Waits until the models are loaded, and says so."""
     try:
-        await anyio.to_thread.run_sync(models.load)
+        await loaded
     except Exception as error:
         told = {"error": type(error).__name__}
         if isinstance(error, GemletError | OSError):  # about files, and nobody's prompt

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 
+from gemlet.base.records import field, record, replace
 from gemlet.chat.reply import Content, Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
@@ -27,7 +27,7 @@ __all__ = ["Ask", "Choice", "Running", "finish_reason", "is_plain_text"]
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Ask:
     """What is asked of a model: a reply to a prompt, or several.
 
@@ -158,7 +158,7 @@ class Ask:
         return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
 
 
-@dataclass
+@record
 class Choice:
     """One of the replies that run."""
 
@@ -231,7 +231,7 @@ class Choice:
         return collect(self.events)
 
 
-@dataclass
+@record
 class Running:
     """The replies to one request, which run together.
 

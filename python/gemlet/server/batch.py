@@ -7,11 +7,11 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gemlet.base.progress import Progress, reporting
+from gemlet.base.records import record, replace
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
 from gemlet.server.app import make_app
@@ -22,7 +22,7 @@ from gemlet.server.settings import ModelSpec, Settings
 __all__ = ["BatchCounts", "run_batch", "started"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BatchCounts:
     """Attributes:
     total: requests in the file.

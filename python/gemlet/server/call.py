@@ -6,10 +6,11 @@ import secrets
 import time
 from array import array
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
+
+from gemlet.base.records import field, record
 
 if TYPE_CHECKING:
     from gemlet.server.keys import Key
@@ -19,7 +20,7 @@ __all__ = ["Call", "call_of"]
 _PLACE = "gemlet.call"
 
 
-@dataclass
+@record
 class Call:
     """A request and what became of it. Nothing in it is text of a prompt or of a reply.
 

@@ -11,13 +11,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
 import anyio
 import anyio.to_thread
 
+from gemlet.base.records import record, replace
 from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.chat.shieldgemma import POLICIES, ShieldGemmaFormat
 from gemlet.chat.shieldgemma2 import IMAGE_POLICIES, ShieldGemma2Format
@@ -39,7 +39,7 @@ _PIECE = 400  # characters of a reply between two judgements of ShieldGemma
 Action = Literal["off", "report", "block"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Said:
     """What a client says: all its texts, and those of the conversation's last message of the user, and the
     images in that message as data URLs."""

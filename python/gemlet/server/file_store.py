@@ -11,10 +11,10 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.errors import ModelFileError, UnsupportedError
 
 __all__ = ["FileStore", "StoredFile", "new_id"]
@@ -38,7 +38,7 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}" if kind == "batch" else f"{kind}-{secrets.token_hex(12)}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StoredFile:
     """What is known of a file. Times are seconds since 1970.
 

@@ -6,9 +6,9 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.server.batch_lines import answer_line
 from gemlet.server.keys import Key
 
@@ -20,7 +20,7 @@ _PATIENCE = 40  # times that a request is asked again while the server is busy
 _LONGEST_WAIT = 60.0  # seconds
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Inside:
     """A request of the server's own.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gemlet.base.records import record
 from gemlet.server.answers import as_line
 
 __all__ = ["Kept", "KeptResponses"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kept:
     """A response, and the conversation up to its end.
 

@@ -12,9 +12,9 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from gemlet.base.records import field, record
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.server.problems import Problem
@@ -36,7 +36,7 @@ pragma user_version = 1;
 _VERSION = 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Limits:
     """What a key may use; None is no limit.
 
@@ -59,7 +59,7 @@ class Limits:
                 raise InvalidRequestError(f"{name}: got {show(value)}, expected an integer from 1")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Key:
     """A key, without its secret.
 

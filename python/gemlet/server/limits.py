@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gemlet.base.records import field, record
 from gemlet.server.call import Call
 from gemlet.server.problems import Problem
 
@@ -61,7 +61,7 @@ class Window:
         return self.seconds
 
 
-@dataclass
+@record
 class _State:
     """What one key uses."""
 

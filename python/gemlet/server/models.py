@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from gemlet import _core
+from gemlet.base.records import field, record
 from gemlet.base.text import show
 from gemlet.chat.shieldgemma import ShieldGemmaFormat
 from gemlet.chat.shieldgemma2 import ShieldGemma2Format
@@ -22,7 +22,7 @@ __all__ = ["Models", "Served"]
 _log = logging.getLogger("gemlet.server")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Served:
     """A model, or one of its adapters, under the name by which requests ask for it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gemlet.base.records import replace
 from gemlet.server.answers import JSONAnswer, StreamAnswer
 from gemlet.server.batches import Batches
 from gemlet.server.call import call_of

@@ -12,10 +12,10 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gemlet.base.names import not_known
+from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.server.problems import Problem
 
@@ -62,7 +62,7 @@ class Kind(ABC):
         """The JSON schema."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Text(Kind):
     """A string of at most ``most`` characters, which is valid Unicode."""
 
@@ -85,7 +85,7 @@ class Text(Kind):
         return {"type": "string", "minLength": self.least, "maxLength": self.most}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Integer(Kind):
     low: int
     high: int
@@ -109,7 +109,7 @@ class Integer(Kind):
         return {"type": "integer", "minimum": self.low, "maximum": self.high}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Number(Kind):
     low: float
     high: float
@@ -123,7 +123,7 @@ class Number(Kind):
         return {"type": "number", "minimum": self.low, "maximum": self.high}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Flag(Kind):
     def check(self, value: Any, where: str) -> bool:
         if value is not True and value is not False:
@@ -147,7 +147,7 @@ class Choice(Kind):
         return {"type": "string", "enum": list(self.choices)}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ListOf(Kind):
     item: Kind
     most: int
@@ -172,7 +172,7 @@ class ListOf(Kind):
         }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Object(Kind):
     """An object of the ``fields``; others are refused."""
 
@@ -210,7 +210,7 @@ class Either(Kind):
         return {"anyOf": [kind.describe() for kind in self.kinds]}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Anything(Kind):
     """What a later reader checks; the limit on the body bounds its size."""
 

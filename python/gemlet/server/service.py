@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ import anyio
 import anyio.to_thread
 from starlette.requests import Request
 
+from gemlet.base.records import field, record, replace
 from gemlet.server.answers import StreamAnswer, as_line
 from gemlet.server.ask import Ask, Running
 from gemlet.server.batches import Batches
@@ -40,7 +40,7 @@ _MOST_REST = 0.02
 _LARGE = 1 << 16  # bytes of a body, whose fields are checked beside the event loop
 
 
-@dataclass
+@record
 class Service:
     """The parts of a running server.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from gemlet.base.files import read_file
 from gemlet.base.names import not_known
 from gemlet.base.patterns import late_pattern
+from gemlet.base.records import field, metadata_of, record
 from gemlet.base.sizes import parse_memory
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, InvalidRequestError
@@ -115,7 +114,7 @@ def _setting(default: Any, help: str, check: Callable[[Any], Any], metavar: str 
     return field(default=default, metadata={"help": help, "check": check, "metavar": metavar})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """How the server behaves. Each is a flag of ``gemlet serve`` and a key of ``[server]`` in the file.
 
@@ -238,15 +237,15 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            if value is None and setting.default is None:
+        for name, how in setting_fields().items():
+            value = getattr(self, name)
+            if value is None and getattr(Settings, name) is None:
                 continue
             try:
-                value = setting.metadata["check"](value)
+                value = how["check"](value)
             except InvalidRequestError as error:
-                raise InvalidRequestError(f"{setting.name}: {error}") from None
-            object.__setattr__(self, setting.name, value)
+                raise InvalidRequestError(f"{name}: {error}") from None
+            object.__setattr__(self, name, value)
         if self.keys is None and self.host not in LOOPBACK:
             raise InvalidRequestError(
                 f"host: got {show(self.host)}, but without keys the server listens on loopback alone; make a "
@@ -254,7 +253,7 @@ class Settings:
             )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModelSpec:
     """A model to load.
 
@@ -271,9 +270,9 @@ class ModelSpec:
     adapters: Mapping[str, str] = field(default_factory=dict)
 
 
-def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
-    """The settings by name, with ``help``, ``check`` and ``metavar`` as metadata."""
-    return {setting.name: setting for setting in dataclasses.fields(Settings)}
+def setting_fields() -> Mapping[str, Mapping[str, Any]]:
+    """The settings by name: ``help``, ``check`` and ``metavar`` of each."""
+    return metadata_of(Settings)
 
 
 def checked_alias(name: str) -> str:
@@ -330,7 +329,7 @@ _NOT_FOR_FILES = ("progress", "own_formats", "device")
 def _spec(path: str, name: str, table: Any) -> ModelSpec:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: [models.{name}] has to be a table")
-    options = [f.name for f in dataclasses.fields(LoadOptions) if f.name not in _NOT_FOR_FILES]
+    options = [name for name in LoadOptions.__annotations__ if name not in _NOT_FOR_FILES]
     _check_names(
         path, table, ("source", "adapters", "chat_template", "revision", *options), f"[models.{name}]"
     )

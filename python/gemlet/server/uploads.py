@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from gemlet.base.patterns import late_pattern
+from gemlet.base.records import field, record
 from gemlet.server.problems import ClientGone, Problem
 
 __all__ = ["Upload", "nested", "read_form"]
@@ -26,7 +26,7 @@ _BOUNDARY = late_pattern(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 _SLOWEST = 20  # times the seconds of a body: how long all of an upload may take
 
 
-@dataclass
+@record
 class Upload:
     """A form: its fields, and the name and the length of its file, which is at the place that was given."""
 

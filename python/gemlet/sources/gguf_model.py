@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 
+from gemlet.base.records import replace
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint
 from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.config.hf_config import parse_config

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
+from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.chat.templates import read_chat_template
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -21,8 +21,7 @@ from gemlet.errors import TensorError
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.token_order import read_token_order
 from gemlet.sources.tokenizers import asked_by_folder, chat_format_of, open_tokenizer
-from gemlet.tokenizer.files import TOKENIZER_FILES, read_contents, read_vocabulary
-from gemlet.tokenizer.stored import STORED_FILE
+from gemlet.tokenizer.stored import STORED_FILE, TOKENIZER_FILES, read_stored
 from gemlet.weights.cuts import Cut, Rearranged
 from gemlet.weights.hf_names import (
     TOKEN_ORDER,
@@ -71,10 +70,15 @@ def open_folder(
     not_followed = dict(sampling.not_followed)
     vocabulary = tokenizer = chat_format = template = None
     if any(os.path.lexists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
-        cache = cache and not os.path.lexists(os.path.join(folder, STORED_FILE))
-        vocabulary, tokenizer = open_tokenizer(
-            lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
-        )
+        stored = os.path.join(folder, STORED_FILE)
+        if os.path.lexists(stored):
+            vocabulary, tokenizer = open_tokenizer(lambda: read_stored(stored), dict, cache=False)
+        else:
+            from gemlet.tokenizer.files import read_contents, read_vocabulary
+
+            vocabulary, tokenizer = open_tokenizer(
+                lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
+            )
         if not config.bidirectional:
             not_followed |= asked_by_folder(folder)
             template = chat_template or read_chat_template(folder)

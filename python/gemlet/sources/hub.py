@@ -24,8 +24,7 @@ from gemlet.checkpoint.gguf_files import gguf_models, mmproj_among, split_names
 from gemlet.config.image_settings import PREPROCESSOR_FILES
 from gemlet.errors import HubError, InvalidRequestError, missing_extra
 from gemlet.sources.hub_names import REPOSITORY, check_access, is_repository, plain_name
-from gemlet.tokenizer.files import TOKENIZER_FILES
-from gemlet.tokenizer.stored import STORED_FILE
+from gemlet.tokenizer.stored import STORED_FILE, TOKENIZER_FILES
 
 __all__ = ["download", "download_adapter"]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gemlet.base.keys import Keys
-from gemlet.base.records import record
+from gemlet.base.late import log
+from gemlet.base.records import record, replace
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint, is_mmproj, mmproj_among
 from gemlet.checkpoint.gguf_format import GGUFFile, read_gguf
 from gemlet.config.hf_config import parse_config
@@ -23,8 +22,6 @@ from gemlet.weights.cuts import Cut
 from gemlet.weights.mmproj_names import map_mmproj_tensors
 
 __all__ = ["Towers", "add_towers"]
-
-_log = logging.getLogger("gemlet")
 
 
 @record(frozen=True)
@@ -85,7 +82,7 @@ def add_towers(
             f"{problem} (the file lies beside the model; mmproj=False loads the model without it)"
         ) from None
     if left_out:
-        _log.warning("%s: %s is left out", path, " and ".join(left_out))
+        log.warning("%s: %s is left out", path, " and ".join(left_out))
     texts = {"config.json": json.dumps(keys, indent=2), "preprocessor_config.json": json.dumps(prepared)}
     return Towers(config, slots, cuts, texts, left_out)
 
@@ -115,7 +112,7 @@ def _find(own: GGUFFile, hidden_size: int) -> str | None:
         if is_mmproj(file):
             path = os.path.join(folder, file)
             if problem := mmproj_problem(_read_beside(path), own, hidden_size):
-                _log.info("%s is not used for %s: %s", path, own.path, problem)
+                log.info("%s is not used for %s: %s", path, own.path, problem)
             else:
                 fitting.append(file)
     chosen = mmproj_among(name, fitting)

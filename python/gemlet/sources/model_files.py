@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any
 
 from gemlet.adapters.adapter import AdapterFiles
 from gemlet.base.arrays import NDArray, np
+from gemlet.base.records import field, record, replace
 from gemlet.chat.base import ChatFormat
 from gemlet.checkpoint.scaled_tensors import Rounding
 from gemlet.checkpoint.tensor_files import TensorFiles
@@ -36,7 +36,7 @@ def _of_both(one: str, other: str) -> str:
     return "bf16" if {one, other} == {"bf12", "bf16"} else "q8"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModelFiles:
     """What the files of a model say. A context manager; ``close()`` closes the files.
 

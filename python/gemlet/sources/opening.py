@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from dataclasses import replace
 
 from gemlet.base.handlers import undisturbed
+from gemlet.base.late import log
 from gemlet.base.progress import Progress
+from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.sources.adapters import find_adapter
@@ -19,8 +19,6 @@ from gemlet.sources.tokenizers import read_override
 from gemlet.weights.hf_names import tower_kinds
 
 __all__ = ["open_model_files", "writes_nothing"]
-
-_log = logging.getLogger("gemlet")
 
 
 def open_model_files(
@@ -136,7 +134,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
         )
     changed = tower_kinds(adapter.terms.passed_over)
     if kinds := changed & files.config.towers:
-        _log.warning(
+        log.warning(
             "merge_adapter: %s changes the tower for %s, too, which gemlet does not merge; the model is "
             "loaded without it",
             adapter.source,

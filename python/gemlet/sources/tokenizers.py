@@ -9,7 +9,6 @@ from gemlet.base.files import checked_path, is_there
 from gemlet.base.strict_json import read_json_object
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.choice import chat_format_for
-from gemlet.chat.template_format import TemplateFormat
 from gemlet.chat.templates import read_template_file
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import TokenizerError, UnsupportedError
@@ -66,8 +65,11 @@ def chat_format_of(
     found = chat_format_for(
         config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs
     )
-    if override and isinstance(found, TemplateFormat) and found.problem is not None:
-        raise UnsupportedError(f"chat_template: {found.problem}")
+    if override:
+        from gemlet.chat.template_format import TemplateFormat
+
+        if isinstance(found, TemplateFormat) and found.problem is not None:
+            raise UnsupportedError(f"chat_template: {found.problem}")
     return found
 
 

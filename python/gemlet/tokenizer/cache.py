@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 from gemlet.base.cache_entries import cache_limit, keep_entry, mark_used, own_entry
+from gemlet.base.late import hashlib
+from gemlet.base.records import replace
 from gemlet.errors import GemletError
 from gemlet.tokenizer.stored import STORED_FILE, read_stored, write_stored
 from gemlet.tokenizer.vocabulary import Vocabulary

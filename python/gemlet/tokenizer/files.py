@@ -20,12 +20,11 @@ from gemlet.errors import ModelFileError, TokenizerError
 from gemlet.tokenizer.gguf_vocabulary import vocabulary_of_gguf
 from gemlet.tokenizer.merges import merge_strings
 from gemlet.tokenizer.sentencepiece_model import BYTE, NORMAL, UNKNOWN, parse_model, with_piece_types
-from gemlet.tokenizer.stored import STORED_FILE, read_stored
+from gemlet.tokenizer.stored import STORED_FILE, TOKENIZER_FILES, read_stored
 from gemlet.tokenizer.vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 
-__all__ = ["TOKENIZER_FILES", "read_contents", "read_vocabulary"]
+__all__ = ["read_contents", "read_vocabulary"]
 
-TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # the first one in a folder counts
 MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
 MAX_JSON_BYTES = 256 * 1024 * 1024
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Set
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemlet.base.text import show
 from gemlet.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["MergeEncoder", "merges_are_complete"]
 

@@ -9,7 +9,6 @@ other ids.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from gemlet import _core
 from gemlet.base.arrays import np
 from gemlet.base.handlers import undisturbed
+from gemlet.base.late import hashlib
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -25,9 +25,10 @@ from gemlet.errors import TokenizerError
 from gemlet.tokenizer.merges import MergeEncoder
 from gemlet.tokenizer.vocabulary import Vocabulary
 
-__all__ = ["STORED_FILE", "read_stored", "write_stored"]
+__all__ = ["STORED_FILE", "TOKENIZER_FILES", "read_stored", "write_stored"]
 
 STORED_FILE = "tokenizer.safetensors"
+TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # the first one in a folder counts
 _VERSIONS = ("1", "3")  # the second one has "flags", which a reader of the first would not look at
 _MAX_BYTES = 256 << 20  # Gemma 4's has 8 MB
 _IDS = ("bos_id", "eos_id", "pad_id", "unk_id")

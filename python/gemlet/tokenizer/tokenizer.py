@@ -22,7 +22,6 @@ from gemlet.base.text import show
 from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError
 from gemlet.tokenizer.cutting import Cutter
 from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
-from gemlet.tokenizer.files import read_vocabulary
 from gemlet.tokenizer.sentencepiece_model import check_model
 from gemlet.tokenizer.splitter import Splitter
 from gemlet.tokenizer.vocabulary import MAX_PIECE, Vocabulary
@@ -86,6 +85,8 @@ class Tokenizer:
         >>> gemlet.Tokenizer.from_file(folder).vocab_size
         4096
         """
+        from gemlet.tokenizer.files import read_vocabulary
+
         return cls(read_vocabulary(path))
 
     def __repr__(self) -> str:

@@ -8,12 +8,10 @@ token has the type CONTROL, which text never matches; finding control tokens in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemlet.base.files import is_there
-from gemlet.base.records import record
+from gemlet.base.records import field, record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import TokenizerError
@@ -27,6 +25,9 @@ from gemlet.tokenizer.sentencepiece_model import (
     USER_DEFINED,
     build_model,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 
@@ -60,7 +61,7 @@ _CONTROL_NAMES = """
 CONTROL_NAMES = frozenset(_CONTROL_NAMES.split())
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Vocabulary:
     """What a tokenizer file holds.
 

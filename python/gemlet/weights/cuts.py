@@ -4,7 +4,6 @@ smaller Gemma 3n is cut out of a larger one, or the values in another order."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
 from typing import Any
 
 from gemlet.base.arrays import NDArray, np
@@ -71,10 +70,10 @@ class Rearranged(Cut):
     """A tensor of the shape ``stored`` whose values, seen in the shape ``seen`` and with its axes in the
     order ``axes``, are those of the weight, which has the shape ``made``. Blocks of GGUF become float32."""
 
-    stored: tuple[int, ...] = field(kw_only=True)
-    seen: tuple[int, ...] = field(kw_only=True)
-    axes: tuple[int, ...] = field(kw_only=True)
-    made: tuple[int, ...] = field(kw_only=True)
+    stored: tuple[int, ...] = ()
+    seen: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
+    made: tuple[int, ...] = ()
 
     @classmethod
     def transposed(cls, shape: tuple[int, ...]) -> Rearranged:

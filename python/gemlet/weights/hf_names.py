@@ -7,9 +7,9 @@ on the attention's *output* in all others.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
+from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig, without_towers

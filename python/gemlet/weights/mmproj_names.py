@@ -11,9 +11,9 @@ of queries come after the softplus; the norm of Gemma 3's projector comes with i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
+from gemlet.base.records import replace
 from gemlet.config.gemma4_vision import UnifiedVisionConfig
 from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig, without_towers

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 
 from gemlet.base.patterns import late_pattern
+from gemlet.base.records import replace
 from gemlet.config.mobilenet import MobileNetBlock, MobileNetConfig
 
 __all__ = [

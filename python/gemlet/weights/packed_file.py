@@ -15,10 +15,10 @@ what it must not, and a NaN in a damaged file ends in an error when it reaches t
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
 from gemlet.checkpoint.gguf_format import TENSOR_TYPES

@@ -1,0 +1,53 @@
+"""Modules of Python that a text does without, imported when something asks for them, and the log "gemlet".
+A start would wait for them: ``inspect`` alone brings ``ast``, ``dis`` and ``tokenize``.
+
+>>> hashlib.sha256(b"").hexdigest()[:8]
+'e3b0c442'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gemlet.base.handlers import undisturbed
+
+__all__ = ["base64", "dataclasses", "hashlib", "inspect", "log", "selectors"]
+
+if TYPE_CHECKING:
+    import base64
+    import dataclasses
+    import hashlib
+    import inspect
+    import logging
+    import selectors
+
+    log = logging.getLogger("gemlet")
+else:
+
+    class _Module:
+        """Each attribute is looked up in the module once."""
+
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
+        def __getattr__(self, name: str) -> Any:
+            with undisturbed():
+                found = getattr(import_module(self.__name__), name)
+            setattr(self, name, found)
+            return found
+
+    class _Log:
+        """The logger, which is silent unless the program that imports gemlet wants to hear."""
+
+        def __getattr__(self, name: str) -> Any:
+            with undisturbed():
+                logging = import_module("logging")
+            logger = logging.getLogger("gemlet")
+            if not logger.handlers:
+                logger.addHandler(logging.NullHandler())
+            return getattr(logger, name)
+
+    base64, dataclasses, hashlib = map(_Module, ("base64", "dataclasses", "hashlib"))
+    inspect, selectors = map(_Module, ("inspect", "selectors"))
+    log = _Log()
