@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ from gemlet.model.media import Media, Seen
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Inputs", "Senses", "of_prompts"]
+
+_log = logging.getLogger("gemlet")
 
 
 @dataclass
@@ -91,10 +94,16 @@ class Senses:
         self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> tuple[Inputs, dict[str, Place]]:
         """The inputs in the parts of messages, and for each sentinel what the prompt has in its place."""
-        found, places = Inputs(), {}
+        found = Inputs()
+        places: dict[str, Place] = {}
         for part in parts:
-            if part.kind == "audio":
-                sound = self.hearing.sound(part.value, part.where)
+            if part.kind in ("audio", "track"):
+                hear = self.hearing.sound if part.kind == "audio" else self.hearing.sound_of_video
+                sound = hear(part.value, part.where)
+                if sound is None:
+                    _log.warning("%s: the video has no sound", part.where)
+                    places[part.sentinel] = []
+                    continue
                 found.sounds.append(sound)
                 places[part.sentinel] = self.hearing.segments(sound, tokenizer, part.where)
                 continue
