@@ -134,6 +134,10 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
   };
   put("embed_tokens", Target::kEmbedTokens, 0, weights.embed_tokens);
   if (!model_->config().bidirectional) put("lm_head", Target::kLmHead, 0, weights.lm_head);
+  // They take the place of the head.
+  for (size_t i = 0; i < weights.dense.size(); ++i) {
+    put("dense." + std::to_string(i), Target::kLmHead, i, weights.dense[i]);
+  }
   put("per_layer_model_projection", Target::kPerLayerModelProjection, 0, weights.per_layer_model_projection);
   for (size_t i = 0; i < weights.altup_projections.size(); ++i) {
     const std::string at = std::to_string(i);

@@ -55,7 +55,7 @@ Size size_of(Region region, const ModelConfig& c, const Widths& w, int64_t max_r
     case Region::kAdapterDelta:  // the delta of q, k and v, of gate and up, or of one other matrix
       return {Use::kPass, max_rank == 0 ? 0
                                         : std::max({w.queries + 2 * w.keys, 2 * w.intermediate, c.hidden_size,
-                                                    layers * c.per_layer_input_size, w.experts,
+                                                    c.embedding_size(), layers * c.per_layer_input_size, w.experts,
                                                     2 * w.expert_intermediate, c.laurel_rank, kPanelRows})};
     case Region::kPredicted:
       return {Use::kPass, altup * c.altup_streams * c.hidden_size};

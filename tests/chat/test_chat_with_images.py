@@ -167,7 +167,10 @@ def test_what_is_no_image(model: gemlet.Model, part: dict[str, Any], message: st
 
 
 def test_a_model_that_does_not_see_takes_text_only() -> None:
-    with gemlet.load(threads=1) as model, pytest.raises(gemlet.InvalidRequestError, match="takes text only"):
+    with (
+        gemlet.load(threads=1) as model,
+        pytest.raises(gemlet.InvalidRequestError, match="of type image, which this model does not take"),
+    ):
         model.chat([{"role": "user", "content": [{"type": "image", "image": IMAGE}]}])
 
 

@@ -106,7 +106,10 @@ def test_what_is_no_sound(model: gemlet.Model, part: dict[str, Any], message: st
 
 
 def test_a_model_that_does_not_hear_takes_text_only() -> None:
-    with gemlet.load(threads=1) as model, pytest.raises(InvalidRequestError, match="takes text only"):
+    with (
+        gemlet.load(threads=1) as model,
+        pytest.raises(InvalidRequestError, match="of type audio, which this model does not take"),
+    ):
         model.chat([{"role": "user", "content": [{"type": "audio", "audio": SOUND}]}])
 
 

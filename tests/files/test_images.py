@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -106,8 +107,6 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that says it has this many pixels."""
     data = bytearray(encoded(Image.fromarray(LEVELS)))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    import zlib
-
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 
@@ -118,6 +117,52 @@ def bomb(width: int, height: int) -> bytes:
 def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height: int) -> None:
     with pytest.raises(InvalidRequestError):
         read_image(bomb(width, height))
+
+
+def in_pieces(kind: str, count: int) -> bytes:
+    """A file in so many pieces more, each of which says nothing."""
+    data = encoded(Image.fromarray(LEVELS), kind)
+    at = {"PNG": 33, "JPEG": 2, "GIF": 13 + (3 << (data[10] & 7) + 1)}[kind]
+    chunk = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
+    pieces = {"PNG": chunk * count, "JPEG": b"\xff\xe5\0\2" * count, "GIF": b"!\xfe" + b"\1a" * count + b"\0"}
+    return data[:at] + pieces[kind] + data[at:]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_a_file_in_many_pieces(kind: str) -> None:
+    """Pillow reads each by itself, which takes minutes for a file of some megabytes."""
+    assert read_image(in_pieces(kind, 1000)).shape == LEVELS.shape
+    with (
+        mock.patch.object(Image, "open", side_effect=AssertionError("opens")),
+        pytest.raises(InvalidRequestError, match=r"in more than 20\d\d pieces"),
+    ):
+        read_image(in_pieces(kind, 2100))
+
+
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again() -> None:
+    data = encoded(Image.fromarray(LEVELS), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    again = [data[:-2] + last * count + data[-2:] for count in (20, 60)]
+    assert read_image(again[0]).shape == LEVELS.shape
+    with pytest.raises(InvalidRequestError, match="times over its 35 pixels; expected at most 64 times"):
+        read_image(again[1])
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F"])
+def test_values_that_pillow_cuts_are_said(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    deep = Image.fromarray(np.full((2, 3), 300, {"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    assert deep.mode == mode
+    assert (read_image(deep, "photo") == 255).all()
+    assert (
+        f"photo: its values are cut at 255, as transformers does, because its mode is {mode}" in caplog.text
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_other_kinds_of_arrays_and_modes() -> None:
+    np.testing.assert_array_equal(read_image(np.matrix(LEVELS[:, :, 0])), read_image(LEVELS[:, :, 0]))
+    grey = Image.fromarray(LEVELS[:, :, 0]).convert("LA")
+    np.testing.assert_array_equal(read_image(grey.convert("La")), read_image(grey))
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ def test_no_more_is_decoded_than_is_heard(monkeypatch: pytest.MonkeyPatch) -> No
         np.full((2, 1600), 0.5, np.float32).T,
         np.full(3200, 0.5, np.float32)[::2],
         [0.5] * 1600,
+        {"array": [0.5] * 1600, "sampling_rate": 16000, "path": None},
+        {"array": np.full(1600, 0.5), "sampling_rate": np.int64(16000)},
     ],
 )
 def test_arrays_of_several_kinds(samples: Any) -> None:
@@ -128,6 +130,10 @@ def test_arrays_of_several_kinds(samples: Any) -> None:
         (np.full(5, 30000.0), "divide integers"),
         ("data:audio/wav,abc", "data URL with base64"),
         ({"data": "AAAA", "path": "/etc/passwd"}, "expected"),
+        ({"array": [0.5], "sampling_rate": 16000, "data": "AAAA"}, "expected"),
+        ({"array": [0.5], "sampling_rate": "16000"}, "sampling rate is '16000'"),
+        ([327, 650], "divide integers"),
+        ((16000, np.zeros(5)), "expected an integer behind the samples"),
         ({"format": "wav"}, "expected"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gemlet import InvalidRequestError, UnsupportedError
-from gemlet.media import videos
+from gemlet.media import containers, videos
 from gemlet.media.videos import read_video
 from support.videos import clip, level_of, turned, with_empty_packets
 
@@ -141,13 +141,13 @@ def test_other_codecs_are_refused() -> None:
         ("MOST_PIXELS", 1000, "no frames of at most 1000 pixels"),
         ("MOST_SECONDS", 1, "1 seconds, expected at most 1"),
         ("MOST_DECODED", 48 * 64 * 49 - 1, "pixels to decode, expected at most"),
-        ("_MOST_PACKETS", 49, "more than 49 packets"),
+        ("MOST_PACKETS", 49, "more than 49 packets"),
         ("MOST_FILE_BYTES", 100, "expected at least 1 and at most 100"),
     ],
 )
 def test_limits_hold_before_anything_is_decoded(short: bytes, limit: str, value: int, message: str) -> None:
     with (
-        mock.patch.object(videos, limit, value),
+        mock.patch.object(containers if limit == "MOST_FILE_BYTES" else videos, limit, value),
         mock.patch.object(videos, "_see", side_effect=AssertionError("decodes")),
         pytest.raises(InvalidRequestError, match=message),
     ):

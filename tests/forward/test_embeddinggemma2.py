@@ -23,6 +23,8 @@ from reference.model import Model
 from support.audio import difference
 from support.embedding import FOLDER, PROMPTS, golden, media_of, write_with_vocabulary
 from support.inside import taps_of
+from support.tower_adapters import EMBEDDING_NAMES, embedding_of, prompt_of
+from support.tower_adapters import FOLDERS as ADAPTERS
 
 pytestmark = pytest.mark.tier
 
@@ -375,3 +377,24 @@ def test_hostile_configurations(place: str, value: Any, message: str) -> None:
     inside[key] = value
     with pytest.raises(gemlet.ConfigError, match=message):
         parse_config(config, where="config.json").to_core(weights="f32")
+
+
+# --- Adapters -----------------------------------------------------------------------------------------------
+def test_every_golden_adapter_is_there() -> None:
+    assert EMBEDDING_NAMES == ["embeddinggemma2-dora", "embeddinggemma2-linear"]
+
+
+@pytest.mark.parametrize("name", EMBEDDING_NAMES)
+def test_adapters_of_text_and_towers_agree_with_peft(name: str) -> None:
+    index = prompt_of(name)
+    plain, expected = GOLDEN[f"embedding.{index}"], embedding_of(name)
+    with gemlet.load(FOLDER, weights="f32", threads=2) as model:
+        adapter = model.load_adapter(ADAPTERS / name)
+        assert not adapter.passed_over
+        assert {target.partition(".")[0] for target in adapter.targets} >= {"vision", "audio", "v_proj"}
+        # Neither gets what was kept of the other.
+        assert difference(embed(model, index), plain) < TOLERANCE
+        assert difference(embed(model, index, adapter=name), expected) < TOLERANCE
+        assert difference(embed(model, index), plain) < TOLERANCE
+    with gemlet.load(FOLDER, weights="f32", threads=2, merge_adapter=ADAPTERS / name) as merged:
+        assert difference(embed(merged, index), expected) < 10 * TOLERANCE  # rounded once more

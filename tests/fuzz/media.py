@@ -11,6 +11,9 @@ import base64
 import io
 import json
 import math
+import random
+import struct
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,18 @@ from typing import Any
 import numpy as np
 
 import gemlet
+from gemlet import _core
 from gemlet.chat.media_places import take_media
-from gemlet.config.image_settings import ImageSettings, read_image_settings
+from gemlet.config.gemma4_vision import budget_size
+from gemlet.config.image_settings import TOKEN_BUDGETS, ImageSettings, PanAndScan, read_image_settings
 from gemlet.config.sound_settings import SoundSettings, read_sound_settings
-from gemlet.media.images import decoded_bytes, read_image
-from gemlet.media.preparing import normalized
+from gemlet.media.images import MOST_PIXELS, decoded_bytes, read_image
+from gemlet.media.preparing import crops_of, normalized
+from gemlet.media.sounds import decoded_bytes as sound_bytes
+from gemlet.media.sounds import read_sound, read_sound_of_video
+from gemlet.media.videos import MOST_FRAMES, read_video
 from golden.folders import HERE
+from support.videos import clip
 
 # The models that see and hear in different ways; with Gemma 3n, both.
 MODELS = ("vision/gemma3", "vision/gemma3n", "vision/gemma4-small", "vision/gemma4-unified", "audio/gemma4")
@@ -169,8 +178,189 @@ def image(data: bytes) -> None:
     assert np.array_equal(read_image(data), levels)
 
 
+def sound(data: bytes) -> None:
+    """The file of a sound, by any of the readers."""
+    found = read_sound(data, most=16000)
+    assert np.isfinite(found.samples).all()
+    assert 0 < len(found.samples) <= 16000
+    assert sound_bytes(data) >= 0
+
+
+def video(data: bytes) -> None:
+    """The file of a video: its frames, and its sound."""
+    problem = None
+    try:
+        frames, seconds = read_video(data, "video", np.shape, np.shape)
+        assert len(frames) == len(seconds) <= MOST_FRAMES
+    except gemlet.GemletError as found:
+        problem = found
+    read_sound_of_video(data, "video", most=16000)
+    if problem is not None:
+        raise problem
+
+
+class _Numbers:
+    """Numbers of any size from the front of the data, and then zeros."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1] if self._at <= len(self._data) else 0
+
+    def size(self) -> int:
+        """Mostly small, sometimes any number."""
+        kind = self.byte()
+        if kind < 240:
+            return self.byte() % (8 if kind < 120 else 80)
+        return (int.from_bytes(bytes(self.byte() for _ in range(8)), "little", signed=True)) >> (kind % 64)
+
+    def number(self) -> float:
+        if self.byte() < 200:
+            return (self.byte() - 100) / (1 + self.byte() % 50)
+        return float(struct.unpack("<d", bytes(self.byte() for _ in range(8)))[0])
+
+    def rest(self, count: int) -> bytes:
+        data = self._data[self._at :] or b"\0"
+        return (data * (count // len(data) + 1))[:count]
+
+
+def senses(data: bytes) -> None:
+    """What computes on levels and samples, with any sizes: parts of images, resizing, resampling and spectra,
+    and how many tokens an encoder makes."""
+    numbers = _Numbers(data)
+    work = (_parts, _resized, _resampled, _spectra, _tokens)[numbers.byte() % 5]
+    work(numbers)
+
+
+def _parts(numbers: _Numbers) -> None:
+    how = PanAndScan(numbers.size() % 4096 + 1, numbers.size() % 64 + 1, abs(numbers.number()) % 100 + 1)
+    height, width = abs(numbers.size()) % MOST_PIXELS + 1, abs(numbers.size()) % MOST_PIXELS + 1
+    covered = 0
+    for top, left, rows, columns in crops_of(height, width, how):
+        assert 0 <= top < top + rows <= height
+        assert 0 <= left < left + columns <= width
+        covered += rows * columns
+    assert covered in (0, height * width)
+    side, budget = numbers.size() % 100 + 1, TOKEN_BUDGETS[numbers.byte() % len(TOKEN_BUDGETS)]
+    tall, wide = budget_size(height, width, side, budget)
+    assert tall % side == wide % side == 0
+    assert 0 < tall * wide <= budget * side * side
+
+
+def _resized(numbers: _Numbers) -> None:
+    height, width = numbers.size() % 64, numbers.size() % 64
+    image = np.frombuffer(numbers.rest(height * width * 3), np.uint8).reshape(height, width, 3)
+    new = numbers.size(), numbers.size()
+    if new[0] > 0 and new[1] > 0 and 1 << 16 < new[0] * new[1] <= 1 << 28:
+        return  # it takes a while, and nothing else
+    found = _core.resize_image(
+        image, height=new[0], width=new[1], filter=("bilinear", "bicubic", "cubic")[numbers.byte() % 3]
+    )
+    assert found.shape == (*new, 3)
+    if height and width:
+        one = np.unique(image.reshape(-1, 3), axis=0)
+        assert len(one) > 1 or (found == one).all()
+
+
+def _resampled(numbers: _Numbers) -> None:
+    frames, channels = numbers.size() % 2000, numbers.size() % 70
+    int16 = numbers.byte() % 2 == 0
+    rate, most = numbers.size() * 100 if numbers.byte() < 200 else numbers.size(), numbers.size()
+    raw = numbers.rest(frames * channels * (2 if int16 else 4))
+    samples = np.frombuffer(raw, np.int16 if int16 else np.float32).reshape(frames, channels)
+    if not -(1 << 63) <= rate < 1 << 63:
+        return
+    found = _core.mono(samples, rate=rate, most=most)
+    assert np.isfinite(found).all()
+    assert len(found) <= max(0, most)
+
+
+def _spectra(numbers: _Numbers) -> None:
+    mel = _core.LogMel(
+        frame_length=numbers.size(),
+        hop_length=numbers.size(),
+        fft_length=1 << (abs(numbers.size()) % 12),
+        bins=numbers.size(),
+        min_frequency=numbers.number() * 100,
+        max_frequency=numbers.number() * 1000,
+        floor=abs(numbers.number()),
+        preemphasis=numbers.number() / 100,
+        centred=numbers.byte() % 2 == 0,
+    )
+    count = numbers.size() % 3000
+    with np.errstate(invalid="ignore"):
+        samples = np.frombuffer(numbers.rest(2 * count), np.int16).astype(np.float32) / np.float32(32768)
+    features, valid = mel.extract(samples)
+    assert (len(features), valid) == mel.count(count)
+    assert 0 <= valid <= len(features)
+    assert np.isfinite(features).all()
+
+
+def _tokens(numbers: _Numbers) -> None:
+    sizes = {name: numbers.size() for name in _ENCODER}
+    config = _core.ConformerConfig(
+        family=("gemma3n", "gemma4", "gemma5")[numbers.byte() % 3],
+        logit_cap=numbers.number(),
+        residual_weight=numbers.number(),
+        rms_norm_eps=abs(numbers.number()),
+        group_norm_eps=abs(numbers.number()),
+        clipped=numbers.byte() % 2 == 0,
+        **sizes,
+    )
+    frames, valid = numbers.size(), numbers.size()
+    assert config.tokens(frames, valid) <= max(0, frames) + 1
+
+
+_ENCODER = (
+    "bins",
+    "first_channels",
+    "second_channels",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "conv_taps",
+)
+_ENCODER = (*_ENCODER, "keys", "output_size", "reduction")
+
+
 def image_files() -> list[bytes]:
     return [data for name, data in _files().items() if name != "WAV"]
+
+
+def sound_files() -> list[bytes]:
+    import soundfile
+
+    found = []
+    wave = (0.1 * np.sin(np.arange(800) * 0.1)).astype(np.float32)
+    for form, kind in (
+        ("WAV", "PCM_16"),
+        ("WAV", "ULAW"),
+        ("FLAC", "PCM_24"),
+        ("OGG", "VORBIS"),
+        ("MP3", None),
+    ):
+        file = io.BytesIO()
+        soundfile.write(file, np.stack([wave, wave], axis=1), 8000, format=form, subtype=kind)
+        found.append(file.getvalue())
+    return found
+
+
+def video_files() -> list[bytes]:
+    small: dict[str, Any] = {"rate": 4, "size": (16, 16), "sound": True, "seconds": 0.2}
+    return [
+        clip(2, **small),
+        clip(2, container="matroska", codec="libvpx", **small),
+        clip(3, container="avi", codec="mpeg4", rate=4, size=(16, 16)),
+    ]
+
+
+def numbers() -> list[bytes]:
+    """Beginnings of each kind of work, with small sizes."""
+    chance = random.Random(3)
+    found = [bytes([kind, *chance.randbytes(90)]) for kind in range(5) for _ in range(200)]
+    return [data for data in found if _ends(senses, data)]
 
 
 def settings_files() -> list[bytes]:
@@ -213,9 +403,18 @@ def calls() -> list[bytes]:
     return [call for call in good if _is_taken(call)]
 
 
+def other_numbers(chance: random.Random, data: bytes) -> bytes:
+    """The same kind of work with other sizes."""
+    return data[:1] + chance.randbytes(len(data))
+
+
 def _is_taken(call: bytes) -> bool:
+    return _ends(media, call)
+
+
+def _ends(read: Callable[[bytes], None], data: bytes) -> bool:
     try:
-        media(call)
+        read(data)
     except gemlet.GemletError:
         return False
     return True

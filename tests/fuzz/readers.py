@@ -363,4 +363,7 @@ READERS = {
     "media": Reader(media.media, media.calls, mutate=mutate_json),
     "preprocessor": Reader(media.preprocessor, media.settings_files, mutate=mutate_json),
     "image": Reader(media.image, media.image_files),
+    "sound": Reader(media.sound, media.sound_files),
+    "video": Reader(media.video, media.video_files),
+    "senses": Reader(media.senses, media.numbers, mutate=media.other_numbers),
 }

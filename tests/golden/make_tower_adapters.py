@@ -1,5 +1,5 @@
 """Writes the golden LoRA adapters that reach into towers, tests/golden/tower_adapters, with PEFT, for the
-golden checkpoints of tests/golden/vision and tests/golden/audio.
+golden checkpoints of tests/golden/vision and tests/golden/audio, and for EmbeddingGemma 2.
 
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 transformers==5.24.0 peft==0.21.2 safetensors
     python tests/golden/make_tower_adapters.py                # all of them
@@ -9,6 +9,7 @@ Each folder has an adapter with random A and B, written by PEFT's save_pretraine
 adapter_model.safetensors), and golden.safetensors:
 
     logits [T, V]    float32: transformers + PEFT, of the checkpoint's prompt with its images and sounds
+    embedding [D]    the same of EmbeddingGemma 2, in the place of logits
     prompt [1]       which of its prompts
 """
 
@@ -32,12 +33,14 @@ from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from golden import make_audio, make_vision, make_vision_gemma3n  # noqa: E402
+from golden import make_audio, make_embeddinggemma2, make_vision, make_vision_gemma3n  # noqa: E402
 from golden.variants_audio import AUDIO_VARIANTS  # noqa: E402
+from golden.variants_embedding import EMBEDDINGGEMMA2_PROMPTS  # noqa: E402
 from golden.variants_vision import VISION_VARIANTS  # noqa: E402
 
 VERSIONS = {"transformers": "5.24.0", "peft": "0.21.2"}
 VISION = {variant.name: variant for variant in VISION_VARIANTS}
+EMBEDDING = "embeddinggemma2"
 AUDIO = {variant.name: variant for variant in AUDIO_VARIANTS}
 # Of Gemma 3n: every convolution but those of each channel alone, and some linear modules.
 CONVOLUTIONS = (
@@ -111,12 +114,28 @@ ADAPTERS = (
         },
     ),
     TowerAdapter("gemma4-unified", "vision/gemma4-unified", 1, {"r": 1, "target_modules": "all-linear"}),
+    TowerAdapter("embeddinggemma2-linear", "embeddinggemma2", 4, {"r": 1, "target_modules": "all-linear"}),
+    TowerAdapter(
+        "embeddinggemma2-dora",
+        "embeddinggemma2",
+        4,
+        {
+            "r": 1,
+            "use_dora": True,
+            "target_modules": r".*(vision|audio)_tower\..*\.linear|.*embedding_projection"
+            r"|.*layers\.1\..*v_proj",
+        },
+    ),
     TowerAdapter("gemma4-unified-sound", "audio/gemma4-unified", 0, {"r": 2, "target_modules": "all-linear"}),
 )
 BY_ADAPTER = {adapter.name: adapter for adapter in ADAPTERS}
 
 
 def open_base(adapter: TowerAdapter) -> Any:
+    if adapter.base == EMBEDDING:
+        return transformers.AutoModel.from_pretrained(
+            HERE / EMBEDDING, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     kind, name = adapter.base.split("/")
     if kind == "audio":
         return make_audio.open_official(HERE / adapter.base)
@@ -127,7 +146,15 @@ def open_base(adapter: TowerAdapter) -> Any:
     ).eval()
 
 
+def result_of(adapter: TowerAdapter) -> str:
+    """What is stored."""
+    return "embedding" if adapter.base == EMBEDDING else "logits"
+
+
 def logits_of(adapter: TowerAdapter, model: Any) -> torch.Tensor:
+    if adapter.base == EMBEDDING:
+        prompt = EMBEDDINGGEMMA2_PROMPTS[adapter.prompt]
+        return make_embeddinggemma2.results(model, adapter.prompt, prompt)[f"embedding.{adapter.prompt}"]
     kind, name = adapter.base.split("/")
     if kind == "audio":
         found = make_audio.results(AUDIO[name], model, adapter.prompt, AUDIO[name].prompts[adapter.prompt])
@@ -142,7 +169,8 @@ def make(adapter: TowerAdapter, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     base = open_base(adapter)
     plain = logits_of(adapter, base)
-    stored = load_file(HERE / adapter.base / "golden.safetensors")[f"logits.{adapter.prompt}"]
+    result = result_of(adapter)
+    stored = load_file(HERE / adapter.base / "golden.safetensors")[f"{result}.{adapter.prompt}"]
     if (plain - stored).abs().max() > 1e-4 * stored.abs().max():
         raise SystemExit(f"{adapter.name}: these versions compute other logits of {adapter.base}")
     model = get_peft_model(base, LoraConfig(lora_alpha=2, **adapter.options))
@@ -175,7 +203,7 @@ def make(adapter: TowerAdapter, folder: Path) -> None:
                 weight.zero_()
     without = logits_of(adapter, text_alone.base_model.model)
     save_file(
-        {"logits": adapted.contiguous(), "prompt": torch.tensor([adapter.prompt])},
+        {result: adapted.contiguous(), "prompt": torch.tensor([adapter.prompt])},
         folder / "golden.safetensors",
     )
     largest = adapted.abs().max().item()

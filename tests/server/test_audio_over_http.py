@@ -15,6 +15,7 @@ from support.audio import wav, write_with_vocabulary
 from support.extras import optional
 from support.replies import gemma4_tokenizer
 from support.servers import RunningServer, serving
+from support.videos import clip
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("audio")]
 openai = optional("openai")
@@ -50,6 +51,23 @@ def test_a_sound_in_a_chat(client: Any) -> None:
     details = reply.usage.prompt_tokens_details
     assert details.audio_tokens == TOKENS
     assert details.text_tokens == reply.usage.prompt_tokens - TOKENS
+
+
+@pytest.mark.extra("video")
+def test_the_sound_of_a_video(client: Any) -> None:
+    """A file of a video as a sound. (This model sees no videos, so that the option only changes that.)"""
+    data = base64.b64encode(clip(2, sound=True)).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "mp4"}}
+    reply = client.chat.completions.create(model="hears", messages=question(part), max_tokens=1)
+    assert reply.usage.prompt_tokens_details.audio_tokens in (TOKENS, TOKENS + 1, TOKENS + 2)
+    video = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+    with pytest.raises(openai.BadRequestError, match="video_url"):
+        client.chat.completions.create(
+            model="hears",
+            messages=question(video),
+            max_tokens=1,
+            extra_body={"load_audio_from_video": True},
+        )
 
 
 def test_a_thought_ends_at_its_budget(client: Any) -> None:

@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "gemma3n_text": "gemma3n",
     "gemma4_text": "gemma4",
     "gemma4_unified_text": "gemma4",
+    "embedding_gemma2_text": "gemma-embedding2",
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {  # keys that config.json may omit
     "gemma2": {"query_pre_attn_scalar": 256},
@@ -49,6 +50,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # keys that config.json may omit
 _NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
+    "embedding_projection": "output",
     "lm_head": "output",
     "embed_tokens_per_layer": "per_layer_token_embd",
     "per_layer_model_projection": "per_layer_model_proj",
@@ -177,7 +179,7 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
     stacks: dict[str, dict[int, NDArray[np.float32]]] = {}
     for name, values in tensors.items():
         parts = name.removesuffix(".weight").split(".")
-        while parts[0] in ("model", "language_model"):
+        while parts[0] in ("model", "language_model", "ple"):
             parts = parts[1:]
         if parts[0] == "lm_head" and config.get("tie_word_embeddings", text.get("tie_word_embeddings", True)):
             continue
@@ -189,7 +191,7 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
         if adds_one and name.endswith(("norm.weight", "layernorm.weight")):
             values = values + np.float32(1)
         if parts[0] == "layers":
-            rest = ".".join(parts[2:])
+            rest = ".".join(parts[2:]).removeprefix("ple_block.")
             if rest == "router.scale":
                 new = f"blk.{parts[1]}.ffn_gate_inp.scale"
             elif rest == "router.per_expert_scale":
@@ -219,6 +221,7 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
+    like_gemma4 = family in ("gemma4", "gemma-embedding2")
     count, heads = text["num_hidden_layers"], text["num_attention_heads"]
     width = text["intermediate_size"]
     keys: dict[str, tuple[int, Any]] = {
@@ -241,13 +244,18 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
     if family != "gemma":
         keys["attention.sliding_window"] = (U32, text.get("sliding_window", 4096))
     sliding = sliding_layers(text, family)
-    if family in ("gemma3n", "gemma4") or "layer_types" in text or "sliding_window_pattern" in text:
+    if family == "gemma3n" or like_gemma4 or "layer_types" in text or "sliding_window_pattern" in text:
         keys["attention.sliding_window_pattern"] = (ARRAY, (BOOL, sliding))
     keys |= _rope_keys(text, family)
     if family == "gemma3n":
         keys |= _gemma3n_keys(text)
-    if family == "gemma4":
+    if like_gemma4:
         keys |= _gemma4_keys(text, sliding)
+    if family == "gemma-embedding2":  # the file counts both sides of a token
+        keys["attention.sliding_window"] = (U32, 2 * text["sliding_window"])
+        keys["embedding_length_out"] = (U32, text["embedding_dim"])
+        keys["attention.causal"] = (BOOL, False)
+        embeds = True
     if target := config.get("backbone_hidden_size"):
         family = "gemma4-assistant"
         keys |= {"embedding_length_out": (U32, target), "nextn_predict_layers": (U32, count)}
@@ -270,14 +278,14 @@ def sliding_layers(text: Mapping[str, Any], family: str) -> list[bool]:
         default = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma4": 6, "gemma-embedding": 6}.get(family, 1)
         pattern = text.get("sliding_window_pattern", text.get("_sliding_window_pattern", default))
         sliding = [(i + 1) % pattern != 0 for i in range(count)]
-    if family == "gemma4":
+    if family in ("gemma4", "gemma-embedding2"):
         sliding[-1] = False
     return sliding
 
 
 def _rope_keys(text: Mapping[str, Any], family: str) -> dict[str, tuple[int, Any]]:
     parameters = text.get("rope_parameters") or {}
-    nested = family in ("gemma3", "gemma3n", "gemma4", "gemma-embedding")
+    nested = family not in ("gemma", "gemma2")
     one = parameters.get("full_attention", {}) if nested else parameters
     local = parameters.get("sliding_attention", {}) if nested else {}
     keys: dict[str, tuple[int, Any]] = {
@@ -316,7 +324,7 @@ def kv_heads(text: Mapping[str, Any]) -> list[int]:
     """Key and value heads of each layer of Gemma 4."""
     sliding = sliding_layers(text, "gemma4")
     heads = [text.get("num_key_value_heads", text["num_attention_heads"])] * len(sliding)
-    if text.get("attention_k_eq_v") and text.get("num_global_key_value_heads"):
+    if (text.get("attention_k_eq_v") or "embedding_dim" in text) and text.get("num_global_key_value_heads"):
         other = text["num_global_key_value_heads"]
         heads = [heads[0] if local else other for local in sliding]
     for index, values in (text.get("per_layer_config") or {}).items():

@@ -129,13 +129,14 @@ _NAMES = {
     "gemma3n": _AUDIO | _GEMMA3N,
     "gemma4": _AUDIO | _GEMMA4_VISION | _GEMMA4_AUDIO | _PROJECTIONS,
 }
-_NAMES["gemma4_unified"] = _NAMES["gemma4"]
+_NAMES |= dict.fromkeys(("gemma4_unified", "embedding_gemma2"), _NAMES["gemma4"])
 _TOWERS = ("vision_tower.", "audio_tower.", "embed_", "multi_modal_projector.", "vision_embedder.")
 _TYPES = {
     "gemma3": ("gemma3", None),
     "gemma3n": ("gemma3nv", "gemma3na"),
     "gemma4": ("gemma4v", "gemma4a"),
     "gemma4_unified": ("gemma4uv", "gemma4ua"),
+    "embedding_gemma2": ("gemma4v", "gemma4a"),
 }
 # Key of config.json -> the token's name.
 _TOKENS = {
@@ -173,7 +174,7 @@ def _changed(name: str, values: Any, config: Mapping[str, Any]) -> Any:
         return values[None]
     if name.endswith((".layer_scale.gamma", "conv_stem.conv.bias")):
         return values[None, :, None, None]
-    if family == "gemma4":
+    if family in ("gemma4", "embedding_gemma2"):
         if name == "v.patch_embd.weight":
             side = config["vision_config"]["patch_size"]
             return values.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
@@ -234,7 +235,7 @@ def tower_entries(config: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
                 "clip.vision.image_size": (U32, side * 32),
                 "clip.vision.patch_size": (U32, 32),
             }
-        elif family == "gemma4":
+        elif not unified:
             keys["clip.vision.projector.scale_factor"] = (U32, vision.get("pooling_kernel_size", 3))
     if audio is not None:
         keys |= {
@@ -265,7 +266,7 @@ def tokenizer_entries(
     kinds = [3, 3, 3, 2] + [1] * (size - 4)
     for key, names in _TOKENS.items():
         ids = [config[one] for one in (f"{key}_id", f"{key}_index") if config.get(one) is not None]
-        name = names[config["model_type"].startswith("gemma4")]
+        name = names[config["model_type"] not in ("gemma3", "gemma3n")]
         if ids and name and ids[0] < size:
             pieces[ids[0]], kinds[ids[0]] = name, 3
     for token_id, (name, kind) in (others or {}).items():

@@ -10,7 +10,10 @@ from golden.folders import HERE, read_tensors
 from support import audio, vision
 
 FOLDERS = HERE / "tower_adapters"
-NAMES = sorted(folder.name for folder in FOLDERS.iterdir())
+EMBEDDING = "embeddinggemma2"  # its adapters have vectors instead of logits
+_ALL = sorted(folder.name for folder in FOLDERS.iterdir())
+NAMES = [name for name in _ALL if not name.startswith(EMBEDDING)]
+EMBEDDING_NAMES = [name for name in _ALL if name.startswith(EMBEDDING)]
 
 
 def base_of(name: str) -> Path:
@@ -24,12 +27,12 @@ def logits_of(name: str) -> Any:
 
 def plain_logits_of(name: str) -> Any:
     """The same of the checkpoint alone."""
-    return read_tensors(base_of(name) / "golden.safetensors")[f"logits.{_prompt(name)}"]
+    return read_tensors(base_of(name) / "golden.safetensors")[f"logits.{prompt_of(name)}"]
 
 
 def inputs_of(name: str) -> tuple[list[int], dict[str, Any]]:
     """The ids of the prompt, and its media as arguments."""
-    base, index = base_of(name), _prompt(name)
+    base, index = base_of(name), prompt_of(name)
     golden = read_tensors(base / "golden.safetensors")
     ids = golden[f"ids.{index}"].tolist()
     if base.parent.name == "audio":
@@ -41,5 +44,9 @@ def inputs_of(name: str) -> tuple[list[int], dict[str, Any]]:
     return ids, media
 
 
-def _prompt(name: str) -> int:
+def embedding_of(name: str) -> Any:
+    return read_tensors(FOLDERS / name / "golden.safetensors")["embedding"]
+
+
+def prompt_of(name: str) -> int:
     return int(read_tensors(FOLDERS / name / "golden.safetensors")["prompt"][0])

@@ -26,10 +26,11 @@ def clip(
     container: str = "mp4",
     codec: str = "mpeg4",
     sound: bool = False,
+    seconds: float = 1.0,
     picture: bool = True,
 ) -> bytes:
     """A video of frames that get brighter, ``size`` (height, width), each with a white corner at the top
-    left."""
+    left. Its ``sound`` is a noise of so many ``seconds``."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate) if picture else None
@@ -40,16 +41,37 @@ def clip(
         heard = file.add_stream("aac", rate=16000) if sound else None
         if heard is not None:
             heard.layout = "mono"
-            for at in range(0, 16000, 1024):
-                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-                silence.sample_rate, silence.pts, silence.time_base = 16000, at, Fraction(1, 16000)
-                file.mux(heard.encode(silence))
+            noise = 0.1 * np.random.default_rng(1).standard_normal((1, int(16000 * seconds)))
+            for at in range(0, noise.shape[1], 1024):
+                part = np.ascontiguousarray(noise[:, at : at + 1024], np.float32)
+                frame = av.AudioFrame.from_ndarray(part, "fltp", "mono")
+                frame.sample_rate, frame.pts, frame.time_base = 16000, at, Fraction(1, 16000)
+                file.mux(heard.encode(frame))
             file.mux(heard.encode(None))
         if stream is not None:
             for index in range(frames):
                 frame = av.VideoFrame.from_ndarray(levels_of(index, size), format="rgb24")
                 file.mux(stream.encode(frame))
             file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def recording(samples: Any, rate: int, *, container: str = "mp4", codec: str = "aac") -> bytes:
+    """``samples`` [n, channels] in a container of video, without a picture."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate)
+        layout = ("mono", "stereo")[samples.shape[1] - 1]
+        stream.layout = layout
+        size = stream.codec_context.frame_size or 1024
+        converter = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
+        for at in range(0, len(samples), size):
+            part = np.ascontiguousarray(samples[at : at + size].T)
+            frame = av.AudioFrame.from_ndarray(part, "fltp", layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
+            for converted in converter.resample(frame):
+                file.mux(stream.encode(converted))
+        file.mux(stream.encode(None))
     return out.getvalue()
 
 

@@ -150,9 +150,16 @@ void ForwardPass::embeddings() {
   const float* x = means;
   const int64_t outputs = std::accumulate(config_.dense_sizes.begin(), config_.dense_sizes.end(), int64_t{0});
   float* y = model_.scratch.take(Region::kDenseOutputs, texts * outputs);
-  for (const Matrix& dense : weights_.dense) {
-    const Product product = {x, texts, &dense, y};
-    backend_.matmul({&product, 1});
+  for (size_t i = 0; i < weights_.dense.size(); ++i) {
+    const Matrix& dense = weights_.dense[i];
+    std::vector<Correction> corrections;
+    for (const Part& part : parts_) {
+      const Adapter* const adapter = part.segment->adapter;
+      const LowRank* const term = adapter ? adapter->term(Target::kLmHead, i) : nullptr;
+      if (term) corrections.push_back({term, x + part.output * dense.cols, y + part.output * dense.rows, 1});
+    }
+    products_.assign(1, {x, texts, &dense, y});
+    multiply(corrections);
     x = y;
     y += texts * dense.rows;
   }

@@ -72,7 +72,7 @@ class GGUFAdapter(GGUFCheckpoint):
         shapes = expected_slots(config)
         # llama.cpp's names have none for a stream of AltUp, and it applies nothing to the two ends.
         slots = {
-            gguf_name(slot): slot
+            gguf_name(slot, config.family): slot
             for slot in target_slots(config)
             if slot not in ENDS and not slot.startswith("altup_") and kind_of(slot) not in EXPERTS
         }

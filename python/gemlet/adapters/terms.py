@@ -34,7 +34,10 @@ _LAYER = (
 EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
-TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, *ENDS)
+_PROJECTION = (
+    "dense"  # what makes the vector of an EmbeddingGemma 2; other dense layers are no part of the model
+)
+TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS)
 # Of them, those that the core keeps as the changed matrix itself, in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
@@ -86,7 +89,8 @@ def target_slots(config: TextConfig) -> list[str]:
     >>> target_slots(shape_config("gemma3-1b"))[:3]
     ['embed_tokens', 'lm_head', 'layers.0.q_proj']
     """
-    found = [slot for slot in expected_slots(config) if kind_of(slot) in TARGETS]
+    targets = set(TARGETS) - (set() if config.projects_itself else {_PROJECTION})
+    found = [slot for slot in expected_slots(config) if kind_of(slot) in targets]
     ends = ["embed_tokens"] if config.bidirectional else list(ENDS)
     return ends + [slot for slot in found if slot not in ends]
 

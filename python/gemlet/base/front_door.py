@@ -133,8 +133,13 @@ _RUNS_TOOLS = (
     "chat() and achat() run functions; of a stream, run the calls that come as events, and go on with their "
     "results as messages of the role tool"
 )
+_MEDIA = (
+    'images, videos and sounds are parts of messages, {"type": "image", "image": ...}, or arguments of '
+    "generate() and logits()"
+)
 # What other tools have an argument for -> how it is done here.
 _OTHER_WAYS = {
+    **dict.fromkeys(("images", "videos", "audio"), _MEDIA),
     "stream": "stream() and stream_chat() give the text as it is written",
     "system": "a system prompt is the first message, of the role system",
     "system_prompt": "a system prompt is the first message, of the role system",

@@ -25,12 +25,12 @@ _CODES = ("source_lang_code", "target_lang_code")  # what TranslateGemma wants t
 _SENTINEL = late_pattern("\uf8ff[0-9a-f]{32}:[0-9]+\uf8ff")
 # Type of a part in a message -> its kind, and the key of its value.
 _TYPES = {
-    "image": ("image", ("image", "path", "url")),
+    "image": ("image", ("image", "path", "url", "base64")),
     "image_url": ("image", ("image_url",)),
     "input_image": ("image", ("image_url",)),
     "video": ("video", ("video", "path", "url")),
     "video_url": ("video", ("video_url",)),
-    "audio": ("audio", ("audio",)),
+    "audio": ("audio", ("audio", "path", "url")),
     "input_audio": ("audio", ("input_audio", "audio")),
     "audio_url": ("audio", ("audio_url", "audio")),
 }
@@ -42,7 +42,7 @@ class MediaPart:
     """An image or a sound in a message.
 
     Attributes:
-        kind: "image", "video" or "audio".
+        kind: "image", "video", "audio", or "track" for the sound of a video.
         value: what the client gave.
         where: its place, for errors.
         sentinel: the text that stands for it.
@@ -54,9 +54,12 @@ class MediaPart:
     sentinel: str
 
 
-def take_media(messages: Any, kinds: Collection[str]) -> tuple[Any, list[MediaPart]]:
+def take_media(
+    messages: Any, kinds: Collection[str], *, load_audio_from_video: bool = False
+) -> tuple[Any, list[MediaPart]]:
     """``messages`` with sentinels where parts of the ``kinds`` were, and these parts. Anything else stays
-    as it is, for the format to judge.
+    as it is, for the format to judge. With ``load_audio_from_video`` there is also one behind every video,
+    for its sound; ``{"type": "audio"}`` there, which transformers asks for, means the same.
 
     >>> found, parts = take_media([{"role": "user", "content": [{"type": "audio", "audio": b""}]}], ["audio"])
     >>> parts[0].where, found[0]["content"][0]["type"]
@@ -73,20 +76,22 @@ def take_media(messages: Any, kinds: Collection[str]) -> tuple[Any, list[MediaPa
         if not isinstance(content, list | tuple):
             result.append(message)
             continue
-        written, found = take_parts(content, kinds, f"messages[{i}].content")
+        written, found = take_parts(content, kinds, f"messages[{i}].content", load_audio_from_video)
         parts += found
         result.append({**message, "content": written})
     return (result, parts) if parts else (messages, [])
 
 
 def take_parts(
-    content: Sequence[Any], kinds: Collection[str], where: str
+    content: Sequence[Any], kinds: Collection[str], where: str, load_audio_from_video: bool = False
 ) -> tuple[list[Any], list[MediaPart]]:
     """The same of the parts of one message, whose place is ``where``."""
     parts: list[MediaPart] = []
-    secret = ""
+    secret, video = "", None
     written: list[Any] = []
     for j, part in enumerate(content):
+        if parts and parts[-1].kind == "track" and part == {"type": "audio"} and content[j - 1] is video:
+            continue
         kind = part.get("type") if isinstance(part, Mapping) else None
         known = _TYPES.get(kind) if isinstance(kind, str) else None
         if known is None or known[0] not in kinds:
@@ -98,6 +103,10 @@ def take_parts(
         parts.append(MediaPart(known[0], value, f"{where}[{j}]", sentinel))
         codes = {name: part[name] for name in _CODES if name in part}
         written.append({"type": "text", "text": sentinel, **codes})
+        if known[0] == "video" and load_audio_from_video:
+            sentinel, video = f"\uf8ff{secret}:{len(parts)}\uf8ff", part
+            parts.append(MediaPart("track", value, f"{where}[{j}]", sentinel))
+            written.append({"type": "text", "text": sentinel, **codes})
     return written, parts
 
 
@@ -109,6 +118,8 @@ def _value(part: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
                 raise InvalidRequestError(
                     f'{where}.{key}: got {show(value)}, expected {{"data": base64, "format": "wav"}}'
                 )
+            if key == "base64" and isinstance(value, str):
+                value = f"data:;base64,{value}"
             if key.endswith("_url") and isinstance(value, Mapping):
                 value = value.get("url")
             if key.endswith("_url") and not (isinstance(value, str) and value.startswith("data:")):

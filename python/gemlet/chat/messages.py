@@ -138,7 +138,7 @@ def refuse_other_than_text(part: Any, where: str) -> Any:
     """The type of a part of a message's content, which is no picture, sound, video or file."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in _NOT_TEXT:
-        raise InvalidRequestError(f"{where} is of type {kind}; this model takes text only")
+        raise InvalidRequestError(f"{where} is of type {kind}, which this model does not take")
     return kind
 
 

@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of :meth:`gemlet.Model.stream_chat`. A model that thinks gets the room for it."""
     options = {**sampling_options(arguments), "thinking": arguments.thinking}
+    options["load_audio_from_video"] = arguments.load_audio_from_video
     if not arguments.thinking and THINK not in (arguments.system or ""):
         options.setdefault("max_tokens", CHAT_TOKENS)
     return options

@@ -150,8 +150,11 @@ class Conversation:
         return int(self._options.get("max_tokens") or self._model.generation_config.max_tokens)
 
     def _count_tokens(self, messages: list[_Message]) -> int:
-        thinking = bool(self._options.get("thinking"))
-        return self._model.count_tokens(messages, thinking=thinking)
+        return self._model.count_tokens(
+            messages,
+            thinking=bool(self._options.get("thinking")),
+            load_audio_from_video=bool(self._options.get("load_audio_from_video")),
+        )
 
     def _show(self, stream: TextStream) -> None:
         """Writes the reply. What the model thinks is for terminals."""

@@ -93,6 +93,8 @@ def _add_chat(commands: Any) -> None:
     _add_files(parser, "--image", "images", f"a picture {about}")
     _add_files(parser, "--video", "videos", f"a video {about}")
     _add_files(parser, "--audio", "sounds", f"a recording {about}")
+    heard = "let the model hear the videos too, the sound of each behind its pictures"
+    parser.add_argument("--load-audio-from-video", action="store_true", help=heard)
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     parser.add_argument(

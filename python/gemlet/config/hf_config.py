@@ -118,7 +118,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     if "gguf" not in raw:
         return config
     config = _with_gguf(config, family, raw, where)
-    return config if config.bidirectional else with_placeholders(config, Keys({}, where, ""))
+    sees = not config.bidirectional or config.projects_itself
+    return with_placeholders(config, Keys({}, where, "")) if sees else config
 
 
 def _with_gguf(config: TextConfig, family: Family, raw: Mapping[str, Any], where: str) -> TextConfig:
@@ -128,13 +129,14 @@ def _with_gguf(config: TextConfig, family: Family, raw: Mapping[str, Any], where
     names = ["intermediate_size"]
     if "activation_sparsity_pattern" in family.defaults:
         names.append("activation_sparsity")
-    if config.bidirectional:
+    has_dense = config.bidirectional and not config.projects_itself
+    if has_dense:
         names.append("dense_sizes")
     own = Keys(raw["gguf"], where, "gguf.", dict.fromkeys(names))
     own.refuse_unknown(frozenset(), {})
     layers = read_gguf_layers(own, config.layers)
     config = replace(config, model_type=family.name, norm_offset=0.0, layers=layers)
-    if not config.bidirectional:
+    if not has_dense:
         return config
     sizes, limit = own.get("dense_sizes"), LIMITS["hidden_size"]
     if (

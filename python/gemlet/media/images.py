@@ -6,23 +6,23 @@ trusted. It is looked at before it is decoded, and only formats are read that ne
 
 from __future__ import annotations
 
-import binascii
 import io
-import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.arrays import NDArray, is_array, np
-from gemlet.base.files import open_regular
-from gemlet.base.late import base64
+from gemlet.base.late import log
 from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.media.files import bytes_of
+from gemlet.media.image_layout import check_layout, check_scans
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MOST_FILE_BYTES", "MOST_PIXELS", "Levels", "decoded_bytes", "read_data_url", "read_image"]
+__all__ = ["MOST_FILE_BYTES", "MOST_PIXELS", "Levels", "decoded_bytes", "read_image"]
+
 
 Levels = NDArray["np.uint8"]  # [height, width, 3]
 
@@ -30,8 +30,11 @@ MOST_PIXELS = 1 << 26
 MOST_FILE_BYTES = 1 << 26
 _MIXED = 1 << 20  # pixels
 _ORIENTATION = 0x0112  # the tag of EXIF data
+_DEEP = ("I", "F")  # modes of Pillow with more than 8 bits
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-_EXPECTED = "expected a path, the bytes of a file, a Pillow image or a uint8 array [height, width, 3]"
+_EXPECTED = (
+    "expected a path, the bytes of a file, an open file, a Pillow image or a uint8 array [height, width, 3]"
+)
 
 
 def read_image(image: object, name: str = "image") -> Levels:
@@ -48,36 +51,14 @@ def read_image(image: object, name: str = "image") -> Levels:
     gemlet.errors.InvalidRequestError: image: got [[0, 255]], expected a path, the bytes of a file, ...
     """
     if is_array(image):
-        return _from_array(image, name)
-    if isinstance(image, str) and image.startswith("data:"):
-        return _from_file(read_data_url(image, name), name)
-    if isinstance(image, str | os.PathLike):
-        return _from_file(_read_file(os.fspath(image), name), name)
-    if isinstance(image, bytes | bytearray | memoryview):
-        if len(image) > MOST_FILE_BYTES:
-            raise _too_many_bytes(name, len(image))
-        return _from_file(bytes(image), name)
+        return _from_array(np.asarray(image), name)
+    data = bytes_of(image, name, MOST_FILE_BYTES)
+    if data is not None:
+        return _from_file(data, name)
     pillow = sys.modules.get("PIL.Image")  # if nobody has imported it, this is none of its images
     if pillow is not None and isinstance(image, pillow.Image):
         return _from_pillow(image, name)
     raise InvalidRequestError(f"{name}: got {show_argument(image)}, {_EXPECTED}")
-
-
-def read_data_url(url: str, name: str) -> bytes:
-    """The bytes in a data URL.
-
-    >>> read_data_url("data:image/png;base64,AAEC", "image")
-    b'\\x00\\x01\\x02'
-    """
-    head, comma, data = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise InvalidRequestError(f"{name}: got {show_argument(url)}, expected a data URL with base64")
-    if len(data) > MOST_FILE_BYTES * 4 // 3 + 4:
-        raise _too_many_bytes(name, len(data) * 3 // 4)
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as problem:
-        raise InvalidRequestError(f"{name}: its base64 is damaged: {problem}") from None
 
 
 def decoded_bytes(data: bytes) -> int:
@@ -88,14 +69,13 @@ def decoded_bytes(data: bytes) -> int:
         try:
             from PIL import Image
 
+            check_layout(data, "image")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return 4 * image.height * image.width
+                levels = 4 * image.height * image.width
+                # The decoder keeps the numbers of a progressive JPEG until it has seen them all.
+                return levels * (3 if "progressive" in image.info else 1)
         except Exception:  # Pillow's decoders raise nearly everything
             return 0
-
-
-def _too_many_bytes(name: str, found: int) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}: the file has {found} bytes; expected at most {MOST_FILE_BYTES}")
 
 
 def _check_size(name: str, height: int, width: int) -> None:
@@ -131,20 +111,6 @@ def _on_white(array: NDArray[np.uint8]) -> Levels:
     return found
 
 
-def _read_file(path: str | bytes, name: str) -> bytes:
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MOST_FILE_BYTES:
-                raise _too_many_bytes(name, size)
-            data = file.read(MOST_FILE_BYTES + 1)
-    except (OSError, ValueError) as problem:
-        raise InvalidRequestError(f"{name}: {show_argument(path)} cannot be read: {problem}") from None
-    if len(data) > MOST_FILE_BYTES:
-        raise _too_many_bytes(name, len(data))
-    return data
-
-
 def _from_file(data: bytes, name: str) -> Levels:
     try:
         from PIL import Image
@@ -156,8 +122,10 @@ def _from_file(data: bytes, name: str) -> Levels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata, and sizes that are checked below
         try:
+            check_layout(data, name)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(name, image.height, image.width)
+                check_scans(data, name, image.height * image.width)
                 return _from_pillow(image, name)
         except InvalidRequestError:
             raise
@@ -166,7 +134,7 @@ def _from_file(data: bytes, name: str) -> Levels:
         except Exception as problem:  # Pillow's decoders raise nearly everything
             raise InvalidRequestError(
                 f"{name}: the file is no image, or is damaged: {reason_of(problem)}; expected one "
-                f"of {', '.join(_FORMATS)}"
+                f"of {', '.join(_FORMATS)} (or pass what PIL.Image.open() returns)"
             ) from None
 
 
@@ -178,6 +146,15 @@ def _from_pillow(image: Image.Image, name: str) -> Levels:
         # Both would copy what needs no change, and a large image is hundreds of megabytes.
         is_turned = image.getexif().get(_ORIENTATION, 1) != 1
         upright = ImageOps.exif_transpose(image) if is_turned else image
+        if upright.mode == "La":  # which Pillow makes nothing else of
+            upright = upright.convert("LA")
+        if upright.mode.startswith(_DEEP):
+            log.warning(
+                "%s: its values are cut at 255, as transformers does, because its mode is %s; scale them to "
+                "0 to 255 first",
+                name,
+                upright.mode,
+            )
         transparent = upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
         mode = "RGBA" if transparent else "RGB"
         levels = np.asarray(upright if upright.mode == mode else upright.convert(mode))

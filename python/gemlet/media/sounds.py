@@ -1,33 +1,34 @@
 """From anything that is a sound to its samples: :func:`read_sound`.
 
-soundfile decodes files, and nothing else: everything after that is the core's. What a file says of itself is
+soundfile decodes files, and PyAV those that may have pictures too (:mod:`.tracks`), and nothing else:
+everything after that is the core's. What a file says of itself is
 not trusted: it is looked at before it is decoded, and no more is decoded than is heard.
 """
 
 from __future__ import annotations
 
-import binascii
 import io
-import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from gemlet import _core
 from gemlet.base.arrays import NDArray, is_array, np
-from gemlet.base.files import open_regular
-from gemlet.base.late import base64
 from gemlet.base.records import record
 from gemlet.base.text import reason_of, show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
+from gemlet.media.containers import HEAD_BYTES, container_of
+from gemlet.media.containers import MOST_FILE_BYTES as MOST_VIDEO_BYTES
+from gemlet.media.files import bytes_of, decode_base64, is_path, open_path, read_data_url
+from gemlet.media.tracks import read_track, track_seconds
 
-__all__ = ["MOST_FILE_BYTES", "Sound", "read_sound"]
+__all__ = ["MOST_FILE_BYTES", "Sound", "decoded_bytes", "read_sound", "read_sound_of_video"]
 
 MOST_FILE_BYTES = 1 << 28
 _MOST_DECODED = 1 << 28  # samples of all channels
 _MARGIN = 1  # seconds that are decoded behind what is heard, which resampling looks at
 _EXPECTED = (
-    "expected a path, the bytes of a file, an array of samples at 16 kHz, or (samples, rate) with samples "
-    "[n] or [n, channels] in float32 or int16"
+    "expected a path, the bytes of a file, an open file, an array of samples at 16 kHz, or (samples, rate) "
+    "with samples [n] or [n, channels] in float32 or int16"
 )
 
 
@@ -41,8 +42,8 @@ class Sound:
 
 def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -> Sound:
     """``sound`` as one channel at 16 kHz: a path, the bytes of a file, a data URL, an array at 16 kHz, a pair
-    of an array and its sampling rate, or OpenAI's ``{"data": base64, "format": ...}``. Of more than ``most``
-    samples the first ones.
+    of an array and its sampling rate, ``{"array": ..., "sampling_rate": ...}`` as data sets have it, or
+    OpenAI's ``{"data": base64, "format": ...}``. Of more than ``most`` samples the first ones.
 
     Raises :class:`InvalidRequestError` if it is not a sound, is damaged, empty or too long, and
     :class:`UnsupportedError` for a file where soundfile is not installed; ``name`` names the argument.
@@ -64,31 +65,51 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
             rate = int(rate)
         if type(rate) is not int:
             raise InvalidRequestError(
-                f"{name}: the sampling rate is {show_argument(rate)}, expected an integer"
+                f"{name}: the sampling rate is {show_argument(rate)}, expected an integer behind the samples"
             )
         return _from_array(samples, rate, name, most)
     if isinstance(sound, Mapping):
+        if sound.keys() - {"path"} == {"array", "sampling_rate"}:
+            return read_sound((sound["array"], sound["sampling_rate"]), name, most=most)
         return _from_file(_mapping_bytes(sound, name), name, most)
-    if isinstance(sound, str) and sound.startswith("data:"):
-        head, comma, data = sound.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise InvalidRequestError(f"{name}: got {show_argument(sound)}, expected a data URL with base64")
-        return _from_file(_decoded(data, name), name, most)
-    if isinstance(sound, str | os.PathLike):
-        return _from_file(_read_file(os.fspath(sound), name), name, most)
-    if isinstance(sound, bytes | bytearray | memoryview):
-        return _from_file(bytes(sound), name, most)
+    data = bytes_of(sound, name, MOST_FILE_BYTES)
+    if data is not None:
+        return _from_file(data, name, most)
     if isinstance(sound, list):
         try:
-            return _from_array(np.asarray(sound, np.float32), _core.SOUND_RATE, name, most)
+            samples = np.asarray(sound, np.float32)
         except (ValueError, TypeError, OverflowError):
-            pass
+            samples = None
+        if samples is not None:
+            return _from_array(samples, _core.SOUND_RATE, name, most)
     raise InvalidRequestError(f"{name}: got {show_argument(sound)}, {_EXPECTED}")
+
+
+def read_sound_of_video(video: object, name: str, *, most: int | None = None) -> Sound | None:
+    """The sound of what :func:`~gemlet.media.videos.read_video` takes; None for frames, and for a file
+    without sound. Of more than ``most`` samples the first ones.
+
+    Raises what :func:`read_sound` raises.
+
+    >>> read_sound_of_video(([np.zeros((2, 2, 3), np.uint8)], 8), "video") is None
+    True
+    """
+    if is_path(video):
+        with open_path(video, name) as file:
+            return _from_container(file, name, most)
+    data = bytes_of(video, name, MOST_VIDEO_BYTES)
+    return None if data is None else _from_container(io.BytesIO(data), name, most)
 
 
 def decoded_bytes(data: bytes) -> int:
     """How much memory the sound in a file takes when it is decoded, by what its header says; 0 for what
     :func:`read_sound` refuses."""
+    if container_of(data[:HEAD_BYTES]) is not None:
+        try:
+            seconds, rate = track_seconds(io.BytesIO(data), "")
+        except (InvalidRequestError, UnsupportedError):
+            return 0
+        return int(4 * seconds * rate)
     try:
         import soundfile
 
@@ -105,31 +126,8 @@ def _mapping_bytes(sound: Mapping[Any, Any], name: str) -> bytes:
         raise InvalidRequestError(
             f'{name}: got {show_argument(dict(sound))}, expected {{"data": base64, "format": "wav"}}'
         )
-    return _decoded(data, name)
-
-
-def _decoded(data: str, name: str) -> bytes:
-    if len(data) > MOST_FILE_BYTES * 4 // 3 + 4:
-        raise _too_many_bytes(name, len(data) * 3 // 4)
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as problem:
-        raise InvalidRequestError(f"{name}: its base64 is damaged: {problem}") from None
-
-
-def _too_many_bytes(name: str, found: int) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}: the file has {found} bytes; expected at most {MOST_FILE_BYTES}")
-
-
-def _read_file(path: str | bytes, name: str) -> bytes:
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MOST_FILE_BYTES:
-                raise _too_many_bytes(name, size)
-            return file.read(MOST_FILE_BYTES + 1)
-    except (OSError, ValueError) as problem:
-        raise InvalidRequestError(f"{name}: {show_argument(path)} cannot be read: {problem}") from None
+    read = read_data_url if data.startswith("data:") else decode_base64
+    return read(data, name, MOST_FILE_BYTES)
 
 
 def _from_array(samples: object, rate: int, name: str, most: int | None) -> Sound:
@@ -162,11 +160,21 @@ def _from_array(samples: object, rate: int, name: str, most: int | None) -> Soun
     return Sound(made, frames / rate)
 
 
+def _from_container(file: BinaryIO, name: str, most: int | None) -> Sound | None:
+    track = read_track(file, name, None if most is None else most / _core.SOUND_RATE + _MARGIN)
+    if track is None:
+        return None
+    return Sound(_from_array(track.samples, track.rate, name, most).samples, track.seconds)
+
+
 def _from_file(data: bytes, name: str, most: int | None) -> Sound:
     if not data:
         raise InvalidRequestError(f"{name}: the file is empty")
-    if len(data) > MOST_FILE_BYTES:
-        raise _too_many_bytes(name, len(data))
+    if container_of(data[:HEAD_BYTES]) is not None:
+        found = _from_container(io.BytesIO(data), name, most)
+        if found is None:
+            raise InvalidRequestError(f"{name}: the file is a video without sound")
+        return found
     try:
         import soundfile
     except (ImportError, OSError) as problem:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from gemlet.base.arrays import np
-from gemlet.base.files import open_regular
 from gemlet.base.records import record
-from gemlet.base.text import reason_of, show_argument
+from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.media.images import Levels, read_data_url, read_image
+from gemlet.media.containers import MOST_FILE_BYTES, MOST_PACKETS, check_whole, opened
+from gemlet.media.files import bytes_of, is_path, open_path
+from gemlet.media.images import Levels, read_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -29,17 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["MOST_FRAMES", "decoded_bytes", "evenly", "one_a_second", "read_video"]
 
 MOST_FRAMES = 32  # that are seen
-MOST_FILE_BYTES = 1 << 30
 MOST_PIXELS = 1 << 24  # of a frame
 MOST_SECONDS = 3600
 MOST_DECODED = 1 << 34  # pixels, of all frames up to the last one that is seen
-_MOST_PACKETS = 1 << 18
 _RATES = (1e-3, 1e4)  # frames per second
 _KEPT_BYTES = MOST_FRAMES * 3 * 768 * 768  # of the frames that are seen, in the size in which they are
 _CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg")
 _DECODERS = (*_CODECS, "libdav1d", "libvpx", "libvpx-vp9")  # names of the programs that read these
 _EXPECTED = "expected a path, the bytes of a file, or a pair of frames and frames per second"
-_CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
 _Seen = TypeVar("_Seen")
 Choose = Callable[[int, float], list[int]]  # which frames are seen of how many, at how many a second
 
@@ -86,22 +84,22 @@ def read_video(
     >>> seen[:3], seconds[:3]
     ([0, 2, 4], [0.0, 0.25, 0.5])
     """
-    if isinstance(video, str) and video.startswith("data:"):
-        return _from_file(io.BytesIO(read_data_url(video, name)), name, see_decoded, choose)
-    if isinstance(video, str | os.PathLike):
-        try:
-            with open_regular(os.fspath(video)) as file:
-                return _from_file(file, name, see_decoded, choose)
-        except (OSError, ValueError) as problem:
-            raise InvalidRequestError(f"{name}: {show_argument(video)} cannot be read: {problem}") from None
-    if isinstance(video, bytes | bytearray | memoryview):
-        return _from_file(io.BytesIO(video), name, see_decoded, choose)
+    if is_path(video):
+        with open_path(video, name) as file:
+            return _from_file(file, name, see_decoded, choose)
+    data = bytes_of(video, name, MOST_FILE_BYTES)
+    if data is not None:
+        return _from_file(io.BytesIO(data), name, see_decoded, choose)
     if not isinstance(video, Sequence) or len(video) != 2:
         raise InvalidRequestError(f"{name}: got {show_argument(video)}, {_EXPECTED}")
-    frames, rate = video
-    if type(rate) not in (int, float) or not _RATES[0] <= rate <= _RATES[1]:
+    frames, given = video
+    try:
+        rate = float(given) if isinstance(given, Real) and not isinstance(given, bool) else 0.0
+    except OverflowError:
+        rate = 0.0
+    if not _RATES[0] <= rate <= _RATES[1]:
         raise InvalidRequestError(
-            f"{name}: got {show_argument(rate)} frames per second, expected a number from 0.001 to 10000"
+            f"{name}: got {show_argument(given)} frames per second, expected a number from 0.001 to 10000"
         )
     total = len(frames) if isinstance(frames, Sequence | np.ndarray) else 0
     if total < 1 or isinstance(frames, str | bytes):
@@ -146,43 +144,9 @@ def _from_file(
 @contextlib.contextmanager
 def _opened(file: BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file, and its picture. What PyAV raises in the block is an :class:`InvalidRequestError`."""
-    try:
-        import av
-    except ImportError:
-        raise UnsupportedError(
-            f'{name}: PyAV, which decodes files, is not installed; use pip install "gemlet[video]", or pass '
-            "frames and frames per second"
-        ) from None
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if not 0 < size <= MOST_FILE_BYTES:
-        raise InvalidRequestError(
-            f"{name}: the file has {size} bytes; expected at least 1 and at most {MOST_FILE_BYTES}"
-        )
-    container = _container(file.read(12))
-    file.seek(0)
-    if container is None:
-        raise InvalidRequestError(f"{name}: the file is no video; expected {_CONTAINERS}")
-    try:
-        options = {"max_pixels": str(MOST_PIXELS), "codec_whitelist": ",".join(_DECODERS)}
-        with av.open(file, mode="r", format=container, options=options, metadata_errors="replace") as opened:
-            yield opened, _stream(opened, name)
-    except InvalidRequestError:
-        raise
-    except MemoryError:
-        raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
-    except (av.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError, LookupError) as problem:
-        why = getattr(problem, "strerror", None) or problem
-        raise InvalidRequestError(f"{name}: the file is damaged or cut short: {reason_of(why)}") from None
-
-
-def _container(head: bytes) -> str | None:
-    """The name of the reader for a file that begins so. PyAV never guesses: some readers open other files."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return "mov"
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "matroska"
-    return "avi" if head.startswith(b"RIFF") and head[8:] == b"AVI " else None
+    options = {"max_pixels": str(MOST_PIXELS)}
+    with opened(file, name, _DECODERS, options, "frames and frames per second") as container:
+        yield container, _stream(container, name)
 
 
 def _stream(container: InputContainer, name: str) -> VideoStream:
@@ -220,8 +184,8 @@ def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Cho
     end = Fraction(0)  # of everything
     for packet in container.demux():
         count += 1
-        if count > _MOST_PACKETS:
-            raise InvalidRequestError(f"{name}: the file has more than {_MOST_PACKETS} packets; cut it")
+        if count > MOST_PACKETS:
+            raise InvalidRequestError(f"{name}: the file has more than {MOST_PACKETS} packets; cut it")
         if not packet.size:
             continue
         if packet.is_corrupt:
@@ -270,11 +234,7 @@ def _check_complete(
         raise InvalidRequestError(
             f"{name}: the file is cut short: it has {packets} of {stream.frames} frames"
         )
-    said = Fraction(container.duration or 0, 1_000_000)
-    if "matroska" in kind and end < said * Fraction(9, 10):
-        raise InvalidRequestError(
-            f"{name}: the file is cut short: it has {float(end):.3g} of {float(said):.3g} seconds"
-        )
+    check_whole(container, end, name)
 
 
 def _rate(stream: VideoStream, frames: int, seconds: Fraction) -> float:

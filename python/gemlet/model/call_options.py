@@ -75,6 +75,7 @@ class _OfChat(_RequestOptions, total=False):
     tool_choice: str | Mapping[str, Any] | None
     thinking: bool
     continue_final_message: bool
+    load_audio_from_video: bool
 
 
 class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
@@ -122,6 +123,7 @@ _DEFAULTS: dict[str, Any] = {
     "echo": False,
     "thinking": False,
     "continue_final_message": False,
+    "load_audio_from_video": False,
     "run_tools": False,
     "max_tool_rounds": MOST_ROUNDS,
 }

@@ -77,6 +77,8 @@ class Chatting:
                 and the model answers. None: only ``max_tokens`` limits them.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
                 model goes on with. The text of the result is only what the model adds.
+            load_audio_from_video: the model also hears the videos in the messages: the sound of each comes
+                behind its frames. A model that does not hear refuses it.
             run_tools: run the Python functions in ``tools`` that the model calls, give it their results, and
                 so on. What goes wrong with a call, the model is told. :attr:`Generation.messages` is all
                 that was said.
@@ -115,8 +117,12 @@ class Chatting:
         tools: Tools | None = None,
         thinking: bool = False,
         continue_final_message: bool = False,
+        load_audio_from_video: bool = False,
+        pan_and_scan: bool | Mapping[str, Any] | None = None,
+        image_tokens: int | None = None,
     ) -> int:
-        """The tokens that a conversation has as a prompt, those of its sounds included. Nothing is computed.
+        """The tokens that a conversation has as a prompt, those of its images and sounds included. Nothing is
+        computed.
 
         The arguments and the errors are those of :meth:`chat`.
 
@@ -125,7 +131,14 @@ class Chatting:
         ...     model.count_tokens("Who is there?") == model.chat("Who is there?", max_tokens=1).prompt_tokens
         True
         """
-        options = {"tools": tools, "thinking": thinking, "continue_final_message": continue_final_message}
+        options = {
+            "tools": tools,
+            "thinking": thinking,
+            "continue_final_message": continue_final_message,
+            "load_audio_from_video": load_audio_from_video,
+            "pan_and_scan": pan_and_scan,
+            "image_tokens": image_tokens,
+        }
         return len(self.requests.encode(messages, options)[0])
 
     @takes_options

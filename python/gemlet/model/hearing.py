@@ -6,6 +6,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from gemlet import _core
 from gemlet.base.arrays import NDArray, is_array, np
@@ -20,6 +21,9 @@ from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.model.loaded_adapters import ChosenAdapter
 from gemlet.model.resident import Resident
 from gemlet.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gemlet.media.sounds import Sound
 
 __all__ = ["Heard", "Hearing", "SoftRows"]
 
@@ -76,6 +80,14 @@ class Hearing:
     def sound(self, sound: object, name: str) -> Heard:
         """One sound, as :meth:`sounds` has it."""
         return self._heard(sound, self._audio(name), name)
+
+    def sound_of_video(self, video: object, name: str) -> Heard | None:
+        """The sound of a video; None where it has none."""
+        config = self._audio(name)
+        with undisturbed():
+            from gemlet.media.sounds import read_sound_of_video
+        found = read_sound_of_video(video, name, most=self._most(config))
+        return None if found is None else self._of(found, config, name)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -149,10 +161,16 @@ class Hearing:
         return self._config.audio
 
     def _heard(self, sound: object, config: AudioConfig, name: str) -> Heard:
-        most = None if config.encoder is None else HEARD_SAMPLES
         with undisturbed():
             from gemlet.media.sounds import read_sound
-        found = read_sound(sound, name, most=most)
+        return self._of(read_sound(sound, name, most=self._most(config)), config, name)
+
+    def _most(self, config: AudioConfig) -> int | None:
+        """The samples that the model hears of a sound; None: all."""
+        return None if config.encoder is None else HEARD_SAMPLES
+
+    def _of(self, found: Sound, config: AudioConfig, name: str) -> Heard:
+        most = self._most(config)
         if most is not None and found.seconds > most / _core.SOUND_RATE:
             log.warning(
                 "%s: has %.1f seconds, of which the model hears the first %d",

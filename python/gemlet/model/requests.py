@@ -165,7 +165,8 @@ class Requests:
             if not messages:
                 raise InvalidRequestError("messages: it is empty, expected at least one character or message")
             messages = [{"role": "user", "content": messages}]
-        said, parts = take_media(messages, self.senses.kinds)
+        hears = check_flag("load_audio_from_video", options.get("load_audio_from_video"))
+        said, parts = take_media(messages, self.senses.kinds, load_audio_from_video=hears)
         inputs, places = self.senses.of_parts(parts, tokenizer, options)
         ids = chat_format.encode_chat(
             tokenizer,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gemlet import _core
 from gemlet.base.arrays import is_array
-from gemlet.base.late import hashlib
+from gemlet.base.late import hashlib, log
 from gemlet.base.records import field, record, replace
 from gemlet.base.text import show_argument
 from gemlet.chat.media_places import MediaPart, Place
@@ -91,10 +91,16 @@ class Senses:
         self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> tuple[Inputs, dict[str, Place]]:
         """The inputs in the parts of messages, and for each sentinel what the prompt has in its place."""
-        found, places = Inputs(), {}
+        found = Inputs()
+        places: dict[str, Place] = {}
         for part in parts:
-            if part.kind == "audio":
-                sound = self.hearing.sound(part.value, part.where)
+            if part.kind in ("audio", "track"):
+                hear = self.hearing.sound if part.kind == "audio" else self.hearing.sound_of_video
+                sound = hear(part.value, part.where)
+                if sound is None:
+                    log.warning("%s: the video has no sound", part.where)
+                    places[part.sentinel] = []
+                    continue
                 found.sounds.append(sound)
                 places[part.sentinel] = self.hearing.segments(sound, tokenizer, part.where)
                 continue

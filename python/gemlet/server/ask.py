@@ -40,6 +40,7 @@ class Ask:
         seconds: how long it may take.
         priority: where replies wait for a place, those of higher priority begin first.
         count: how many replies; where a seed is given, it counts up.
+        load_audio_from_video: the model also hears the videos in the messages.
         own_media: the server made the images and sounds itself, and no client named them.
         shows_ids: the client gets the tokens of the reply.
     """
@@ -57,6 +58,7 @@ class Ask:
     seconds: float | None = None
     priority: int = 0
     count: int = 1
+    load_audio_from_video: bool = False
     own_media: bool = False
     shows_ids: bool = False
 
@@ -112,6 +114,7 @@ class Ask:
                 tool_choice=self.tool_choice,
                 thinking=self.thinking,
                 continue_final_message=self.continue_final,
+                load_audio_from_video=self.load_audio_from_video,
                 **common,
             )
         except Exception as error:
@@ -129,6 +132,7 @@ class Ask:
                     tools=None if self.tool_choice == "none" else self.tools,
                     thinking=self.thinking,
                     continue_final_message=self.continue_final,
+                    load_audio_from_video=self.load_audio_from_video,
                 )
             if self.messages is not None:
                 raise Problem(400, f"{self.served.name} has no chat format", code="unsupported")
@@ -142,7 +146,7 @@ class Ask:
 
     def _check_media(self, messages: Sequence[Mapping[str, Any]]) -> None:
         if not self.own_media:
-            check_sent_media(messages)
+            check_sent_media(messages, load_audio_from_video=self.load_audio_from_video)
 
     def check_prompt(self, most: int) -> None:
         """Raises :class:`Problem` if the prompt has more than ``most`` tokens."""

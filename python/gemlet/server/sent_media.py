@@ -49,10 +49,10 @@ _BESIDE = {
 }  # what a part may have beside its data
 
 
-def check_sent_media(messages: Sequence[Mapping[str, Any]]) -> None:
+def check_sent_media(messages: Sequence[Mapping[str, Any]], *, load_audio_from_video: bool = False) -> None:
     """Raises :class:`Problem` for a part of a message that is no text and could name a file or an address,
-    and for too many parts."""
-    _check_all(_parts(messages), "messages")
+    and for too many parts. ``load_audio_from_video``: the sound of videos is decoded too."""
+    _check_all(_parts(messages), "messages", load_audio_from_video)
 
 
 def check_sent_inputs(inputs: Sequence[Any]) -> None:
@@ -60,7 +60,9 @@ def check_sent_inputs(inputs: Sequence[Any]) -> None:
     _check_all(_typed((f"input[{i}]", one) for i, one in enumerate(inputs)), "input")
 
 
-def _check_all(parts: Iterable[tuple[str, str, Mapping[str, Any]]], param: str) -> None:
+def _check_all(
+    parts: Iterable[tuple[str, str, Mapping[str, Any]]], param: str, hears_videos: bool = False
+) -> None:
     count = videos = size = 0
     for where, kind, part in parts:
         if kind == "text":
@@ -70,7 +72,7 @@ def _check_all(parts: Iterable[tuple[str, str, Mapping[str, Any]]], param: str) 
         videos += kind == "video_url"
         if videos > _MOST_VIDEOS:
             raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param=param)
-        size += _decoded_bytes(part)
+        size += _decoded_bytes(part, hears_videos)
         if size > MOST_DECODED:
             expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
             raise Problem(400, f"{where}: images, videos and sounds of a request: {expected}", param=param)
@@ -88,7 +90,7 @@ def images_of(message: Mapping[str, Any]) -> list[Any]:
     return [url["url"] if isinstance(url, Mapping) else url for url in urls]
 
 
-def _decoded_bytes(part: Mapping[str, Any]) -> int:
+def _decoded_bytes(part: Mapping[str, Any], hears_videos: bool) -> int:
     """What a part says of itself, before anything of it is decoded."""
     key = _SENT[str(part["type"])]
     value = part[key]
@@ -98,7 +100,8 @@ def _decoded_bytes(part: Mapping[str, Any]) -> int:
     except ValueError:
         return 0  # the library says what is wrong
     sizes = {"image_url": image_bytes, "video_url": video_bytes}
-    return sizes.get(key, sound_bytes)(data)
+    heard = sound_bytes(data) if key == "video_url" and hears_videos else 0
+    return sizes.get(key, sound_bytes)(data) + heard
 
 
 def check_part(part: Mapping[str, Any], where: str, param: str) -> None:

@@ -20,6 +20,7 @@ from gemlet.config.generation_defaults import read_number, read_suppressed
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.rope import LAYER_TYPES
 from gemlet.errors import ConfigError, ModelFileError, TensorError
+from gemlet.sources.gguf_metadata import Metadata, plain
 from gemlet.weights.gguf_names import ROPE_FREQS, gguf_name
 from gemlet.weights.slots import PER_LAYER_TABLE
 
@@ -33,6 +34,7 @@ _MODEL_TYPES = {
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma-embedding": "gemma3_text",
+    "gemma-embedding2": "embedding_gemma2_text",
     "gemma4-assistant": "gemma4_text",
 }
 _DRAFTER = "gemma4-assistant"
@@ -40,17 +42,6 @@ _OTHERS = {
     "gemma4_assistant": f"a drafter as llama.cpp wrote it at first; take a file that says {_DRAFTER!r}",
     "clip": "the part of a model for images and sound; give the file of its text part",
 }
-# Keys of an architecture that do not change the logits.
-_IGNORED = {
-    "vocab_size",
-    "altup.lr_multiplier",
-    "rope.scaling.original_context_length",
-    "rope.scaling.finetuned",
-    "tensor_data_layout",
-    "attention.layer_norm_epsilon",  # every norm of a Gemma is an RMS norm, and has the other one
-}
-_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}  # 1: nothing
-_TOWERS = ("vision.", "audio.", "mm.")
 _SAMPLING = "general.sampling."
 # What switches a way of sampling on -> the numbers that belong to it, and its value when it is off, if not 0.
 _SAMPLING_METHODS = {
@@ -66,85 +57,6 @@ _OWN_KEYS_3N = 20
 # larger) divide the positions of global layers by 8.
 _LONG_CONTEXT = 131072
 _NO_ROTATION = 1e9  # divisors of an angle beyond this stand for none: converters write 1e30
-
-
-class _Metadata:
-    """The keys of one architecture, typed; remembers which were read, and which were passed over."""
-
-    def __init__(self, gguf: GGUFFile, architecture: str) -> None:
-        self.gguf = gguf
-        self.prefix = f"{architecture}."
-        self.read: set[str] = set()
-        self.passed_over: list[str] = []
-
-    def wrong(self, key: str, expected: str) -> ConfigError:
-        full = self.prefix + key
-        got = f"is {show(_plain(self.gguf.metadata[full]))}" if full in self.gguf.metadata else "is missing"
-        return ConfigError(f"{self.gguf.path}: {full} {got}; expected {expected}")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value, arrays as lists."""
-        self.read.add(self.prefix + key)
-        return _plain(self.gguf.metadata.get(self.prefix + key, default))
-
-    def integer(self, key: str, name: str, default: int | None = None) -> int:
-        """An integer, or an array of one number, in the range of the key ``name`` of config.json."""
-        value = self.get(key, default)
-        if isinstance(value, list) and value and value == value[:1] * len(value):
-            value = value[0]
-        if type(value) is not int or not 1 <= value <= LIMITS[name]:
-            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}")
-        return value
-
-    def integers(self, key: str, name: str, count: int) -> list[int]:
-        """One integer for all, or an array of ``count``."""
-        value = self.get(key)
-        if not isinstance(value, list):
-            return [self.integer(key, name)] * count
-        if len(value) != count or any(
-            type(item) is not int or not 1 <= item <= LIMITS[name] for item in value
-        ):
-            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}, or {count} of them")
-        return value
-
-    def number(self, *keys: str) -> float | None:
-        """The number under the first of ``keys`` that is there, None where none is."""
-        found = None
-        for key in keys:
-            value = self.get(key)
-            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
-                raise self.wrong(key, "a finite number")
-            found = value if found is None else found
-        return found
-
-    def only(self, key: str, *supported: Any) -> None:
-        """``key`` is absent or one of ``supported``."""
-        if self.get(key, supported[0]) not in supported:
-            raise self.wrong(key, f"{show(supported[0])} (gemlet supports nothing else)")
-
-    def pass_over(self, key: str) -> None:
-        """Notes that ``key``, if it is there, changes nothing."""
-        if self.prefix + key in self.gguf.metadata:
-            self.read.add(self.prefix + key)
-            self.passed_over.append(self.prefix + key)
-
-    def refuse_unread(self) -> None:
-        """An error for a key that was not read and may change something."""
-        for key, value in self.gguf.metadata.items():
-            rest = key.removeprefix(self.prefix)
-            if rest == key or key in self.read or rest in _IGNORED or rest.startswith(_TOWERS):
-                continue
-            plain = _plain(value)
-            # For llama.cpp a number that is missing is 0.
-            if says_nothing(plain) or (
-                type(plain) in (int, float) and (plain == 0 or (plain == 1 and rest in _SCALES))
-            ):
-                self.passed_over.append(key)
-                continue
-            raise ConfigError(
-                f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(plain)}); "
-                "expected only keys gemlet knows, because any other may change what the model computes"
-            )
 
 
 def read_gguf_keys(
@@ -171,13 +83,15 @@ def read_gguf_keys(
     table = gguf_name("embed_tokens")
     if table not in shapes:
         raise TensorError(f"{gguf.path}: tensor {table!r} is missing: the file holds no model")
-    data = _Metadata(gguf, architecture)
+    data = Metadata(gguf, architecture)
     count = data.integer("block_count", "num_hidden_layers")
     widths = data.integers("feed_forward_length", "intermediate_size", count)
     keys = _read_common(data, shapes, count) | {"intermediate_size": widths[0]}
     if architecture == "gemma3n":
         keys |= _read_gemma3n(data, shapes, count)
-    if architecture in ("gemma4", _DRAFTER):
+    if architecture == "gemma-embedding2":
+        keys |= _read_embedding_gemma2(data, shapes, count)
+    elif architecture in ("gemma4", _DRAFTER):
         keys |= _read_gemma4(data, shapes, count, rope_freqs)
     else:
         keys |= _read_heads_and_rope(data, architecture, count)
@@ -189,7 +103,7 @@ def read_gguf_keys(
     if architecture == "gemma-embedding":
         own["dense_sizes"] = list(_read_dense_layers(data, shapes))
         keys["use_bidirectional_attention"] = True
-    data.only("attention.causal", architecture != "gemma-embedding")
+    data.only("attention.causal", not architecture.startswith("gemma-embedding"))
     if architecture == _DRAFTER:
         keys = _drafter(data, shapes, keys, widths)
         data.refuse_unread()
@@ -210,7 +124,7 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
         if option.gguf is not None and option.gguf in keys.raw
     }
     if (suppressed := gguf.metadata.get("tokenizer.ggml.suppress_tokens")) is not None:
-        own = Keys({"suppress_tokens": _plain(suppressed)}, gguf.path, "tokenizer.ggml.")
+        own = Keys({"suppress_tokens": plain(suppressed)}, gguf.path, "tokenizer.ggml.")
         sampling["suppress_tokens"] = read_suppressed(own, "suppress_tokens", vocab_size)
     return sampling
 
@@ -228,11 +142,11 @@ def not_followed(gguf: GGUFFile) -> dict[str, Any]:
 
 
 def _sampling(gguf: GGUFFile) -> dict[str, Any]:
-    found = {key: _plain(value) for key, value in gguf.metadata.items() if key.startswith(_SAMPLING)}
+    found = {key: plain(value) for key, value in gguf.metadata.items() if key.startswith(_SAMPLING)}
     return {key.removeprefix(_SAMPLING): value for key, value in found.items()}
 
 
-def _read_common(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
+def _read_common(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
     """What every family has."""
     ends = (data.gguf.get(f"tokenizer.ggml.{name}_token_id", int, None) for name in ("eos", "eot", "eom"))
     keys: dict[str, Any] = {
@@ -254,12 +168,12 @@ def _read_common(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: 
     return keys
 
 
-def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str) -> int:
+def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str, family: str = "") -> int:
     """The rows of the tensor; 1 where it is missing, which the check of all tensors will report."""
-    return shapes.get(gguf_name(slot), (1,))[0]
+    return shapes.get(gguf_name(slot, family), (1,))[0]
 
 
-def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict[str, Any]:
+def _read_heads_and_rope(data: Metadata, architecture: str, count: int) -> dict[str, Any]:
     """Heads, windows and rotations of the families before Gemma 4."""
     hidden = data.integer("embedding_length", "hidden_size")
     heads = data.integer("attention.head_count", "num_attention_heads")
@@ -299,7 +213,7 @@ def _read_heads_and_rope(data: _Metadata, architecture: str, count: int) -> dict
     return keys
 
 
-def _read_rope_factor(data: _Metadata) -> float | None:
+def _read_rope_factor(data: Metadata) -> float | None:
     """What positions are divided by. As in llama.cpp a missing type means "linear"."""
     kind = data.get("rope.scaling.type", "linear")
     factor = data.number("rope.scaling.factor")
@@ -313,7 +227,7 @@ def _read_rope_factor(data: _Metadata) -> float | None:
     return factor if kind == "linear" and factor else None
 
 
-def _read_windows(data: _Metadata, architecture: str, count: int) -> dict[str, Any]:
+def _read_windows(data: Metadata, architecture: str, count: int) -> dict[str, Any]:
     """The window, and which layers have one."""
     keys: dict[str, Any] = {}
     window = data.get("attention.sliding_window")
@@ -331,7 +245,7 @@ def _read_windows(data: _Metadata, architecture: str, count: int) -> dict[str, A
     return keys
 
 
-def _read_dense_layers(data: _Metadata, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def _read_dense_layers(data: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The outputs of an embedding model's dense layers, which converters may leave out."""
     data.only("pooling_type", _MEAN)
     names = [gguf_name(f"dense.{i}") for i in range(2)]
@@ -343,7 +257,7 @@ def _read_dense_layers(data: _Metadata, shapes: Mapping[str, tuple[int, ...]]) -
     return tuple(outputs for outputs, _ in sizes)
 
 
-def _read_gemma3n(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
+def _read_gemma3n(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
     data.only("altup.active_idx", 0)
     data.only("altup.correct_scale", True)
     shared = data.get("attention.shared_kv_layers", max(0, count - _OWN_KEYS_3N))
@@ -355,7 +269,7 @@ def _read_gemma3n(data: _Metadata, shapes: Mapping[str, tuple[int, ...]], count:
     }
 
 
-def _read_sparsity(data: _Metadata, count: int) -> list[float | None] | None:
+def _read_sparsity(data: Metadata, count: int) -> list[float | None] | None:
     """In deviations from the mean, minus infinity for none."""
     values = data.get("activation_sparsity_scale")
     if values is None:
@@ -368,7 +282,7 @@ def _read_sparsity(data: _Metadata, count: int) -> list[float | None] | None:
     return [None if value == -math.inf else value for value in values]
 
 
-def _read_per_layer_inputs(data: _Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _read_per_layer_inputs(data: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     size = data.get("embedding_length_per_layer_input", 0)
     return {
         "hidden_size_per_layer_input": size,
@@ -377,33 +291,17 @@ def _read_per_layer_inputs(data: _Metadata, shapes: Mapping[str, tuple[int, ...]
 
 
 def _read_gemma4(
-    data: _Metadata,
+    data: Metadata,
     shapes: Mapping[str, tuple[int, ...]],
     count: int,
     rope_freqs: np.ndarray[Any, Any] | None,
 ) -> dict[str, Any]:
+    keys = _read_two_heads(data, count)
     global_dim = data.integer("attention.key_length", "global_head_dim")
-    local_dim = data.integer("attention.key_length_swa", "head_dim", global_dim)
-    for suffix, dim in (("", global_dim), ("_swa", local_dim)):
-        data.only(f"attention.value_length{suffix}", dim)
-        data.only(f"rope.dimension_count{suffix}", dim)
-    keys = _read_windows(data, "gemma4", count)
-    types = keys.get("layer_types", [LAYER_TYPES[(i + 1) % 6 == 0] for i in range(count)])
-    types[-1] = LAYER_TYPES[1]
-    kv_heads = data.integers("attention.head_count_kv", "num_key_value_heads", count)
     shared = data.get("attention.shared_kv_layers", 0)
     own = count - shared if type(shared) is int and 0 <= shared < count else count
-    is_global = [kind == LAYER_TYPES[1] for kind in types]
+    is_global = [kind == LAYER_TYPES[1] for kind in keys["layer_types"]]
     keys |= {
-        "head_dim": local_dim,
-        "num_key_value_heads": kv_heads[is_global.index(False)] if False in is_global else kv_heads[0],
-        "per_layer_config": {
-            str(i): {
-                "head_dim": global_dim if is_global[i] else local_dim,
-                "num_key_value_heads": kv_heads[i],
-            }
-            for i in range(count)
-        },
         "num_kv_shared_layers": shared,
         "attention_k_eq_v": any(
             is_global[i] and gguf_name(f"layers.{i}.v_proj") not in shapes for i in range(own)
@@ -421,26 +319,79 @@ def _read_gemma4(
         }
     data.get("expert_used_count")
     data.get("expert_feed_forward_length")
-    local_theta = data.number("rope.freq_base_swa")
-    theta = data.number("rope.freq_base")
+    rope = keys["rope_parameters"] = _read_two_rotations(data)
     factor = _read_rope_factor(data)
-    proportional: dict[str, Any] = {
+    rope["full_attention"] |= {} if factor is None else {"factor": factor}
+    rope["full_attention"] |= {
         "rope_type": "proportional",
-        "rope_theta": 1e6 if theta is None else theta,
         "partial_rotary_factor": _read_share(data, rope_freqs, global_dim),
-    }
-    keys["rope_parameters"] = {
-        "sliding_attention": {
-            "rope_type": "default",
-            "rope_theta": 1e4 if local_theta is None else local_theta,
-        },
-        "full_attention": proportional | ({} if factor is None else {"factor": factor}),
     }
     return keys
 
 
+def _read_embedding_gemma2(
+    data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: int
+) -> dict[str, Any]:
+    data.only("pooling_type", _MEAN)
+    data.only("attention.shared_kv_layers", 0)
+    size = _rows(shapes, "dense.0", "embeddinggemma2")
+    data.only("embedding_length_out", size)
+    keys = _read_two_heads(data, count)
+    if _read_rope_factor(data) is not None:
+        raise data.wrong("rope.scaling.factor", "no factor, as in every EmbeddingGemma 2")
+    # The file counts both sides of a token, config.json one.
+    both = keys.get("sliding_window", 0)
+    if both % 2:
+        raise data.wrong("attention.sliding_window", "an even number: the tokens on both sides")
+    return {
+        **keys,
+        "sliding_window": both // 2,
+        "tie_word_embeddings": True,  # the output matrix makes the vector
+        "embedding_dim": size,
+        "hidden_size_per_layer_input": data.get("embedding_length_per_layer_input", 0),
+        "rope_parameters": _read_two_rotations(data),
+    }
+
+
+def _read_two_heads(data: Metadata, count: int) -> dict[str, Any]:
+    """Windows, and heads that are different in layers without one."""
+    global_dim = data.integer("attention.key_length", "global_head_dim")
+    local_dim = data.integer("attention.key_length_swa", "head_dim", global_dim)
+    for suffix, dim in (("", global_dim), ("_swa", local_dim)):
+        data.only(f"attention.value_length{suffix}", dim)
+        data.only(f"rope.dimension_count{suffix}", dim)
+    keys = _read_windows(data, "gemma4", count)
+    types = keys.setdefault("layer_types", [LAYER_TYPES[(i + 1) % 6 == 0] for i in range(count)])
+    types[-1] = LAYER_TYPES[1]
+    kv_heads = data.integers("attention.head_count_kv", "num_key_value_heads", count)
+    is_global = [kind == LAYER_TYPES[1] for kind in types]
+    return keys | {
+        "head_dim": local_dim,
+        "num_key_value_heads": kv_heads[is_global.index(False)] if False in is_global else kv_heads[0],
+        "per_layer_config": {
+            str(i): {
+                "head_dim": global_dim if is_global[i] else local_dim,
+                "num_key_value_heads": kv_heads[i],
+            }
+            for i in range(count)
+        },
+    }
+
+
+def _read_two_rotations(data: Metadata) -> dict[str, dict[str, Any]]:
+    local_theta = data.number("rope.freq_base_swa")
+    theta = data.number("rope.freq_base")
+    return {
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": 1e4 if local_theta is None else local_theta,
+        },
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6 if theta is None else theta},
+    }
+
+
 def _drafter(
-    data: _Metadata, shapes: Mapping[str, tuple[int, ...]], keys: dict[str, Any], widths: list[int]
+    data: Metadata, shapes: Mapping[str, tuple[int, ...]], keys: dict[str, Any], widths: list[int]
 ) -> dict[str, Any]:
     """The keys of a drafter, whose layers are those that ``keys`` describe."""
     data.only("nextn_predict_layers", len(widths))
@@ -463,7 +414,7 @@ def _drafter(
     return drafter
 
 
-def _read_share(data: _Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_dim: int) -> float:
+def _read_share(data: Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_dim: int) -> float:
     """What share of the pairs rotates: their angles are divided by 1, the others' by a huge number."""
     if rope_freqs is None:
         return 1.0
@@ -474,7 +425,3 @@ def _read_share(data: _Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_d
             "numbers of 1e9 or more (gemlet supports nothing else)"
         )
     return turning / len(rope_freqs)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value

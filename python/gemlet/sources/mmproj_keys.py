@@ -57,14 +57,18 @@ _TOKENS = {
     },
     "gemma4": _GEMMA4_TOKENS,
     "gemma4_unified": _GEMMA4_TOKENS,
+    "embedding_gemma2": _GEMMA4_TOKENS,
 }
+# Architecture of a text model with the projectors of another one -> its model_type.
+_BORROWS = {"gemma-embedding2": ("gemma4", "embedding_gemma2")}
 _UNUSED = 5  # a type of token
 
 
 def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | None:
     """Why the file ``gguf`` is not for the text model of this size in the file ``own``; None if it is."""
     shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
-    architecture = own.metadata.get("general.architecture")
+    architecture = str(own.metadata.get("general.architecture"))
+    wanted = _BORROWS.get(architecture, (architecture, ""))[0]
     if gguf.metadata.get("general.architecture") != "clip":
         return f"its general.architecture is {show(gguf.metadata.get('general.architecture'))}, not 'clip'"
     try:
@@ -72,7 +76,10 @@ def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | Non
         width = _width(gguf, shapes)
     except (ConfigError, TensorError) as problem:
         return str(problem)
-    if any(_TYPES[one][1] != architecture for one in types.values()):
+    if any(
+        _TYPES[one][1] != wanted or (wanted != architecture and _TYPES[one][0] != wanted)
+        for one in types.values()
+    ):
         return f"it is for {' and '.join(sorted(set(types.values())))}, and the model is {architecture}"
     if width != hidden_size:
         return f"its soft tokens have {width} numbers, and the model's tokens {hidden_size}"
@@ -119,6 +126,7 @@ def read_mmproj_keys(
     """
     types = projector_types(gguf)
     model_type = _TYPES[next(iter(types.values()))][0]
+    model_type = _BORROWS.get(str(own.metadata.get("general.architecture")), ("", model_type))[1]
     keys: dict[str, Any] = {
         "model_type": model_type,
         "text_config": {**text, "model_type": f"{model_type}_text"},

@@ -77,14 +77,18 @@ _LAYER = {
 _TOWERS = ("v.", "a.", "mm.")
 
 
-def gguf_name(slot: str) -> str:
+# In other places: family -> slot -> name
+_OWN = {"embeddinggemma2": {"dense.0": "output"}}
+
+
+def gguf_name(slot: str, family: str = "") -> str:
     """The tensor that fills ``slot``.
 
     >>> gguf_name("final_norm"), gguf_name("layers.3.router_scale")
     ('output_norm.weight', 'blk.3.ffn_gate_inp.scale')
     """
     if not slot.startswith("layers."):
-        return f"{_MODEL[slot]}.weight"
+        return f"{_OWN.get(family, _MODEL).get(slot, _MODEL[slot])}.weight"
     _, index, part = slot.split(".")
     name = _LAYER[part]
     return f"blk.{index}.{name}" if "." in name else f"blk.{index}.{name}.weight"
@@ -119,5 +123,5 @@ def map_gguf_tensors(
     ignored = {name for name in shapes if name in unused or name.startswith(_TOWERS)}
     if config.family == "gemma4":
         ignored |= {ROPE_FREQS, TOKEN_ORDER} if config.target_size else {ROPE_FREQS}
-    names = {slot: gguf_name(slot) for slot in slots}
+    names = {slot: gguf_name(slot, config.family) for slot in slots}
     return match_tensors(shapes, config, names, slots, ignored, where=where)

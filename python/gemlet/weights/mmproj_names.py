@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gemlet.base.records import replace
+from gemlet.config.families import WITH_GEMMA4_TOWERS
 from gemlet.config.gemma4_vision import UnifiedVisionConfig
 from gemlet.config.mobilenet import MobileNetConfig
 from gemlet.config.text_config import TextConfig, without_towers
@@ -217,7 +218,7 @@ def _expected(
     config: TextConfig, shapes: Mapping[str, tuple[int, ...]], tower: str
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Cut]]:
     """For each slot of a tower: the tensors' names, their shapes in the file, and what undoes the layout."""
-    family = config.family
+    family = "gemma4" if config.family in WITH_GEMMA4_TOWERS else config.family
     slots = {slot: shape for slot, shape in tower_slots(config).items() if slot.startswith(f"{tower}.")}
     early = False
     if isinstance(config.vision, SiglipConfig) and tower == "vision":
@@ -252,13 +253,13 @@ def _change(slot: str, shape: tuple[int, ...], config: TextConfig, found: tuple[
     if isinstance(config.vision, MobileNetConfig) and len(found) == 4 and found == (1, *shape, 1, 1):
         return Rearranged(stored=found, seen=found, axes=(0, 1, 2, 3), made=shape)
     if part == "per_dim_scale":
-        return Unsoftplussed() if config.family == "gemma4" else None
+        return Unsoftplussed() if config.family in WITH_GEMMA4_TOWERS else None
     if part == "conv_depthwise":
         flat = (shape[0], shape[2])
         return Rearranged(stored=flat, seen=flat, axes=(0, 1), made=shape) if found == flat else None
     if slot == "vision.projection" and config.family == "gemma3":
         return Rearranged.transposed(shape[::-1])
-    if config.family == "gemma4" and slot == "vision.patch_embedding":
+    if config.family in WITH_GEMMA4_TOWERS and slot == "vision.patch_embedding":
         rows, side = shape[0], round((shape[1] // 3) ** 0.5)
         patches = (rows, 3, side, side)
         return Rearranged(stored=patches, seen=patches, axes=(0, 2, 3, 1), made=shape)

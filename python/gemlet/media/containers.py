@@ -1,0 +1,93 @@
+"""Files that hold videos and their sound, opened by PyAV: :func:`opened`.
+
+What a file says of itself is not trusted: PyAV never guesses what a file is, because some of its readers open
+other files, and it gets only the readers and decoders that are named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, BinaryIO
+
+from gemlet.base.text import reason_of
+from gemlet.errors import InvalidRequestError, UnsupportedError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+__all__ = [
+    "CONTAINERS",
+    "HEAD_BYTES",
+    "MOST_FILE_BYTES",
+    "MOST_PACKETS",
+    "check_whole",
+    "container_of",
+    "opened",
+]
+
+MOST_FILE_BYTES = 1 << 30
+MOST_PACKETS = 1 << 18
+HEAD_BYTES = 12  # that tell which container a file is
+CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
+
+
+def container_of(head: bytes) -> str | None:
+    """The name of PyAV's reader for a file that begins so.
+
+    >>> container_of(b"RIFF....AVI "), container_of(b"RIFF....WAVE")
+    ('avi', None)
+    """
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mov"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    return "avi" if head.startswith(b"RIFF") and head[8:HEAD_BYTES] == b"AVI " else None
+
+
+@contextlib.contextmanager
+def opened(
+    file: BinaryIO, name: str, decoders: Sequence[str], options: Mapping[str, str], instead: str
+) -> Iterator[InputContainer]:
+    """The container in ``file``, of which PyAV may use the ``decoders``. What PyAV raises in the block is an
+    :class:`InvalidRequestError`; ``instead`` is what one can pass where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise UnsupportedError(
+            f'{name}: PyAV, which decodes files, is not installed; use pip install "gemlet[video]", or pass '
+            f"{instead}"
+        ) from None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not 0 < size <= MOST_FILE_BYTES:
+        raise InvalidRequestError(
+            f"{name}: the file has {size} bytes; expected at least 1 and at most {MOST_FILE_BYTES}"
+        )
+    container = container_of(file.read(HEAD_BYTES))
+    file.seek(0)
+    if container is None:
+        raise InvalidRequestError(f"{name}: the file is no video; expected {CONTAINERS}")
+    try:
+        given = {**options, "codec_whitelist": ",".join(decoders)}
+        with av.open(file, mode="r", format=container, options=given, metadata_errors="replace") as found:
+            yield found
+    except InvalidRequestError:
+        raise
+    except MemoryError:
+        raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError, LookupError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise InvalidRequestError(f"{name}: the file is damaged or cut short: {reason_of(why)}") from None
+
+
+def check_whole(container: InputContainer, end: Fraction, name: str) -> None:
+    """Raises :class:`InvalidRequestError` where the packets end before what a file of Matroska says; its
+    reader does not notice where a file is cut. ``end``: of the last packet, in seconds."""
+    said = Fraction(container.duration or 0, 1_000_000)
+    if "matroska" in container.format.name and end < said * Fraction(9, 10):
+        raise InvalidRequestError(
+            f"{name}: the file is cut short: it has {float(end):.3g} of {float(said):.3g} seconds"
+        )

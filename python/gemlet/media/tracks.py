@@ -1,0 +1,137 @@
+"""The sound in a container of video, such as MP4 or WebM: :func:`read_track`.
+
+PyAV decodes it. The packets are counted before one is decoded, and no more is decoded than is heard.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from gemlet import _core
+from gemlet.base.arrays import NDArray, np
+from gemlet.base.records import record
+from gemlet.base.text import show_argument
+from gemlet.errors import InvalidRequestError
+from gemlet.media.containers import MOST_PACKETS, check_whole, opened
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+__all__ = ["Track", "read_track", "track_seconds"]
+
+_CODECS = ("aac", "mp3", "opus", "vorbis", "flac", "alac", "ac3", "eac3", "amrnb", "pcm_s16le", "pcm_s16be")
+# Names of the programs that read these.
+_DECODERS = (*_CODECS, "mp3float", "libopus", "libvorbis", "pcm_s24le", "pcm_f32le", "pcm_u8", "aac_latm")
+_MARGIN = 1  # seconds by which a track may be longer than its packets say
+
+
+@record(frozen=True)
+class Track:
+    """Samples of one channel, float32 at ``rate``, and the seconds that the whole track has."""
+
+    samples: NDArray[np.float32]
+    rate: int
+    seconds: float
+
+
+def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track | None:
+    """The first sound in the container ``file``, the mean of its channels; None where it has only pictures.
+    Of more than ``most_seconds`` the first ones.
+
+    Raises :class:`InvalidRequestError` for a sound that is damaged, empty or too long, and
+    :class:`UnsupportedError` where PyAV is not installed; ``name`` names the argument.
+    """
+    with opened(file, name, _DECODERS, {}, "samples") as container:
+        if not container.streams.audio:
+            return None
+        stream = container.streams.audio[0]
+        codec = getattr(stream.codec_context, "name", "unknown")
+        if codec not in _DECODERS:
+            raise InvalidRequestError(
+                f"{name}: the sound is in {show_argument(codec)}; expected one of {', '.join(_CODECS)}"
+            )
+        seconds = _scanned(container, stream, name)
+        container.seek(0, backward=True)
+        samples, rate = _decoded(container, stream, name, seconds, most_seconds)
+        return Track(samples, rate, seconds)
+
+
+def track_seconds(file: BinaryIO, name: str) -> tuple[float, int]:
+    """How long the first sound in ``file`` is, and its rate, by its packets; zeros where it has none."""
+    with opened(file, name, _DECODERS, {}, "samples") as container:
+        if not container.streams.audio:
+            return 0.0, 0
+        stream = container.streams.audio[0]
+        return _scanned(container, stream, name), int(stream.rate or 0)
+
+
+def _scanned(container: InputContainer, stream: AudioStream, name: str) -> float:
+    """The seconds of all packets. Decodes none."""
+    count = 0
+    begin: Fraction | None = None
+    end = whole = Fraction(0)  # of the sound, and of everything
+    for packet in container.demux():
+        count += 1
+        if count > MOST_PACKETS:
+            raise InvalidRequestError(f"{name}: the file has more than {MOST_PACKETS} packets; cut it")
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            raise InvalidRequestError(f"{name}: the file is cut short within a frame")
+        at = packet.dts if packet.pts is None else packet.pts
+        if at is None or not packet.time_base:
+            continue
+        whole = max(whole, (at + (packet.duration or 0)) * packet.time_base)
+        if packet.stream_index == stream.index:
+            begin = at * packet.time_base if begin is None else min(begin, at * packet.time_base)
+            end = max(end, (at + (packet.duration or 0)) * packet.time_base)
+    check_whole(container, whole, name)
+    if begin is None:
+        raise InvalidRequestError(f"{name}: the file has no samples, or does not say when they are heard")
+    seconds = end - begin
+    if seconds > _core.MOST_SOUND_SECONDS:
+        raise InvalidRequestError(
+            f"{name}: {int(seconds)} seconds, expected at most {_core.MOST_SOUND_SECONDS}; cut it into pieces"
+        )
+    return float(max(seconds, Fraction(0)))
+
+
+def _decoded(
+    container: InputContainer, stream: AudioStream, name: str, seconds: float, most_seconds: float | None
+) -> tuple[NDArray[np.float32], int]:
+    parts: list[NDArray[np.float32]] = []
+    rate = count = 0
+    for frame in container.decode(stream):
+        rate = rate or frame.sample_rate
+        if frame.sample_rate != rate:
+            raise InvalidRequestError(
+                f"{name}: its sound changes from {rate} to {frame.sample_rate} samples per second"
+            )
+        parts.append(_mono(frame, name))
+        count += len(parts[-1])
+        if most_seconds is not None and count >= most_seconds * rate:
+            break
+        if count > (seconds + _MARGIN) * rate:
+            raise InvalidRequestError(
+                f"{name}: its sound is longer than the {seconds:.1f} seconds that it says"
+            )
+    if count == 0:
+        raise InvalidRequestError(f"{name}: the file has no samples")
+    return np.concatenate(parts), rate
+
+
+def _mono(frame: AudioFrame, name: str) -> NDArray[np.float32]:
+    channels = frame.layout.nb_channels
+    values: Any = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, channels).T
+    if channels < 1 or values.shape[0] != channels:
+        raise InvalidRequestError(f"{name}: its sound has {channels} channels in {values.shape[0]} rows")
+    if values.dtype.kind == "f":
+        return np.asarray(values.mean(axis=0, dtype=np.float64), np.float32)
+    middle = 128 if values.dtype == np.uint8 else 0
+    whole = 128 if values.dtype == np.uint8 else -float(np.iinfo(values.dtype).min)
+    return np.asarray((values.mean(axis=0, dtype=np.float64) - middle) / whole, np.float32)

@@ -1,0 +1,111 @@
+"""The metadata of a GGUF file, by the names of its architecture: :class:`Metadata`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gemlet.base.arrays import np
+from gemlet.base.keys import says_nothing
+from gemlet.base.text import show
+from gemlet.checkpoint.gguf_format import GGUFFile
+from gemlet.config.limits import LIMITS
+from gemlet.errors import ConfigError
+
+__all__ = ["Metadata", "plain"]
+
+# Keys of an architecture that do not change the logits.
+_IGNORED = {
+    "vocab_size",
+    "altup.lr_multiplier",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+    "attention.layer_norm_epsilon",  # every norm of a Gemma is an RMS norm, and has the other one
+}
+_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}  # 1: nothing
+_TOWERS = ("vision.", "audio.", "mm.")
+
+
+class Metadata:
+    """The keys of one architecture, typed; remembers which were read, and which were passed over."""
+
+    def __init__(self, gguf: GGUFFile, architecture: str) -> None:
+        self.gguf = gguf
+        self.prefix = f"{architecture}."
+        self.read: set[str] = set()
+        self.passed_over: list[str] = []
+
+    def wrong(self, key: str, expected: str) -> ConfigError:
+        full = self.prefix + key
+        got = f"is {show(plain(self.gguf.metadata[full]))}" if full in self.gguf.metadata else "is missing"
+        return ConfigError(f"{self.gguf.path}: {full} {got}; expected {expected}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, arrays as lists."""
+        self.read.add(self.prefix + key)
+        return plain(self.gguf.metadata.get(self.prefix + key, default))
+
+    def integer(self, key: str, name: str, default: int | None = None) -> int:
+        """An integer, or an array of one number, in the range of the key ``name`` of config.json."""
+        value = self.get(key, default)
+        if isinstance(value, list) and value and value == value[:1] * len(value):
+            value = value[0]
+        if type(value) is not int or not 1 <= value <= LIMITS[name]:
+            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}")
+        return value
+
+    def integers(self, key: str, name: str, count: int) -> list[int]:
+        """One integer for all, or an array of ``count``."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            return [self.integer(key, name)] * count
+        if len(value) != count or any(
+            type(item) is not int or not 1 <= item <= LIMITS[name] for item in value
+        ):
+            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}, or {count} of them")
+        return value
+
+    def number(self, *keys: str) -> float | None:
+        """The number under the first of ``keys`` that is there, None where none is."""
+        found = None
+        for key in keys:
+            value = self.get(key)
+            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise self.wrong(key, "a finite number")
+            found = value if found is None else found
+        return found
+
+    def only(self, key: str, *supported: Any) -> None:
+        """``key`` is absent or one of ``supported``."""
+        if self.get(key, supported[0]) not in supported:
+            raise self.wrong(key, f"{show(supported[0])} (gemlet supports nothing else)")
+
+    def pass_over(self, key: str) -> None:
+        """Notes that ``key``, if it is there, changes nothing."""
+        if self.prefix + key in self.gguf.metadata:
+            self.read.add(self.prefix + key)
+            self.passed_over.append(self.prefix + key)
+
+    def refuse_unread(self) -> None:
+        """An error for a key that was not read and may change something."""
+        for key, value in self.gguf.metadata.items():
+            rest = key.removeprefix(self.prefix)
+            if rest == key or key in self.read or rest in _IGNORED or rest.startswith(_TOWERS):
+                continue
+            found = plain(value)
+            # For llama.cpp a number that is missing is 0.
+            if says_nothing(found) or (
+                type(found) in (int, float) and (found == 0 or (found == 1 and rest in _SCALES))
+            ):
+                self.passed_over.append(key)
+                continue
+            raise ConfigError(
+                f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(found)}); "
+                "expected only keys gemlet knows, because any other may change what the model computes"
+            )
+
+
+def plain(value: Any) -> Any:
+    """A value of metadata, arrays as lists."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
