@@ -4,6 +4,7 @@
 - a circle between modules. Imports under ``TYPE_CHECKING`` and inside functions count, and so do the lazy
   names of ``gemlet/__init__.py``;
 - an import inside a function, unless it is slow, may be absent or is needed by few; cli/ may import anything;
+- dataclass() and field() of Python, where gemlet has its own;
 - a file of more than 500 lines, in any language; only the stubs, which are generated, may be longer;
 - a test that imports another test.
 
@@ -81,6 +82,8 @@ IN_FUNCTIONS = {
     "gemlet.sources.hub_headers": "few",
     "gemlet.tokenizer.files": "few",
 }
+# What base/records.py has in its place. A record would take the field of a dataclass for a value.
+SLOW_RECORDS = ("dataclasses.dataclass", "dataclasses.field")
 MOST_LINES = 500
 FEWER_LINES = {"README.md": 150, "csrc/model/forward.cpp": 250}  # files that have to be shorter
 PLACES = ("python", "csrc", "tests", "benchmarks", ".ci")
@@ -172,6 +175,8 @@ def check_imports(package: Path) -> list[str]:
             late = any(f"{target}.".startswith(f"{name}.") for name in IN_FUNCTIONS)
             if in_function and not late and own != "_core" and here != "cli":
                 errors.append(f"{where}:{line}: imports {target} inside a function; put it at the top")
+            if target in SLOW_RECORDS and here != "replicas" and module != "base.records":
+                errors.append(f"{where}:{line}: imports {target}; a start has those of base/records.py")
             if own is None or own == module or room(own) in FREE:
                 continue
             leads_to[module].add(own)

@@ -70,6 +70,10 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
             "python/gemlet/base/text.py:1: base may not import gemlet itself; name the module",
         ),
         (
+            {"base/text": "from dataclasses import field"},
+            "python/gemlet/base/text.py:1: imports dataclasses.field; a start has those of base/records.py",
+        ),
+        (
             {"base/text": "def show():\n    import json"},
             "python/gemlet/base/text.py:2: imports json inside a function; put it at the top",
         ),
