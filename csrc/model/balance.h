@@ -25,11 +25,11 @@ struct Balance {
   bool settled = false;  // it was given, or something was packed without it
 };
 
-// The same for keys in an int8 cache, which has one scale for a token's key of a head. RMSNorm makes the channels of a
-// key alike, and then the weights of k_norm make some of them a hundred times as large as others. The factors f
-// [head_dim] divide k_norm and multiply q_norm, so that no score changes. Both lanes of a pair that RoPE turns have the
-// same factor. They are k_norm's size to the power 3/4: the errors of a channel count as much as the query is large
-// there.
+// The same for keys in an int8 or int4 cache, which has one scale for a token's key of a head. RMSNorm makes the
+// channels of a key alike, and then the weights of k_norm make some of them a hundred times as large as others. The
+// factors f [head_dim] divide k_norm and multiply q_norm, so that no score changes. Both lanes of a pair that RoPE
+// turns have the same factor. They are k_norm's size to the power 3/4: the errors of a channel count as much as the
+// query is large there.
 std::vector<float> key_factors(std::span<const float> k_norm);
 
 // By the names of the matrices that are balanced.

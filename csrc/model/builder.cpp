@@ -39,6 +39,10 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
       formats_(std::move(formats)),
       rounded_(std::move(rounded)) {
   config_.validate();
+  if (!backend_->attends(kv_format_)) {
+    fail(ErrorCode::kUnsupported, "device '", backend_->tier(), "' has no attention over a KV cache in ",
+         kv_format_name(kv_format_), "; use device='cpu', or kv_cache='int8'");
+  }
   weights_.embedding_on_disk = embedding_on_disk;
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();
@@ -453,7 +457,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   }
   if (target_) {
     balance_queries();
-  } else if (kv_format_ == KvFormat::kInt8) {
+  } else if (kv_format_ == KvFormat::kInt8 || kv_format_ == KvFormat::kInt4) {
     balance_keys();
   }
   finished_ = true;
