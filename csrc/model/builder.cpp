@@ -339,7 +339,7 @@ void ModelBuilder::balance_keys() {
     if (!all_have_norms || config_.layers[i].kv_source >= 0) continue;
     const int64_t dim = config_.layers[i].head_dim;
     std::vector<float> keys = read_norm(weights_.layers[i].k_norm, dim);
-    const std::vector<float> factors = key_factors(keys);
+    const std::vector<float> factors = key_factors(keys, read_norm(weights_.layers[i].q_norm, dim), kv_format_);
     for (size_t c = 0; c < keys.size(); ++c) keys[c] /= factors[c];
     replace_norm(keys, &weights_.layers[i].k_norm);
     for (LayerWeights* const layer : readers) {

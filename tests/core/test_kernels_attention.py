@@ -4,9 +4,9 @@ The bound on the error: a score is a float32 sum of head_dim products, and softc
 softcap. An error d in a score s changes its weight e^s by the factor e^d. The weighted sum of the values and
 the sum of the weights are float32 sums over the tokens.
 
-An int8 cache holds each token's key and value as multiples of max|x| / 127, an int4 cache as one of 16 LEVELS
-of the root mean square of x. For the products with them, queries and weights are rounded to multiples of (their
-largest) / STEPS."""
+An int8 cache holds each token's key and value as multiples of max|x| / 127. An int4 cache holds them as the
+nearest of 16 LEVELS times the root mean square of x. For the products, queries and weights are rounded to
+multiples of (their largest) / STEPS."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ def test_formats_of_the_demo_model(weights: str, kv_cache: str) -> None:
 
 
 def test_an_int4_cache_is_refused() -> None:
-    with pytest.raises(gemlet.UnsupportedError, match="KV cache in int4; use device='cpu', or kv_cache='int8'"):
+    expected = "KV cache in int4; use device='cpu', or kv_cache='int8'"
+    with pytest.raises(gemlet.UnsupportedError, match=expected):
         gemlet.load(kv_cache="int4", threads=1, device="cuda")
 
 

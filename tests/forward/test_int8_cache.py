@@ -1,5 +1,5 @@
-"""An int8 or int4 cache has one scale for a key. Channels of the keys are made alike first, and queries carry the
-difference, so that small channels keep their bits beside large ones."""
+"""An int8 or int4 cache has one scale for a key. Channels of the keys are made alike first, and queries carry
+the difference, so that small channels keep their bits beside large ones."""
 
 from __future__ import annotations
 
@@ -83,12 +83,13 @@ def test_a_channel_far_from_the_others_does_not_spoil_int4() -> None:
     assert np.linalg.norm(found[1] - found[0]) < 0.2 * np.linalg.norm(found[0])
 
 
-def test_channels_of_zero_do_no_harm() -> None:
+@pytest.mark.parametrize("kv_cache", ["int8", "int4"])
+def test_channels_of_zero_do_no_harm(kv_cache: str) -> None:
     for kept in (slice(0, 0), slice(0, 3)):
         sizes = np.zeros(32, np.float32)
         sizes[kept] = 2
         config = model_config(layer_config(head_dim=32, sliding_window=0), norm_offset=0.0)
-        builder = builder_of(config, kv_cache="int8")
+        builder = builder_of(config, kv_cache=kv_cache)
         builder.add("layers.0.k_norm", sizes, "f32")
         builder.add_random(seed=4)
         (found,) = testing.batch_logits(builder.finish(), [[2, 7, 11, 5]], [None])

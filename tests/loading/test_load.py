@@ -211,7 +211,11 @@ def test_random_model_is_in_no_file(option: dict[str, Any]) -> None:
         ({"threads": True}, InvalidRequestError, "threads is True"),
         ({"threads": 2.0}, InvalidRequestError, "threads is 2.0"),
         ({"decode_threads": 0}, InvalidRequestError, "decode_threads is 0; expected 1 to 1024"),
-        ({"kv_cache": "q8"}, InvalidRequestError, "kv_cache is 'q8'; expected one of 'f32', 'bf16', 'int8', 'int4'"),
+        (
+            {"kv_cache": "q8"},
+            InvalidRequestError,
+            "kv_cache is 'q8'; expected one of 'f32', 'bf16', 'int8', 'int4'",
+        ),
         ({"max_context": 0}, InvalidRequestError, "max_context is 0; expected 1 token or more"),
         ({"max_context": 65}, InvalidRequestError, "max_context is 65; expected 1 to 64 tokens"),
         ({"max_context": True}, InvalidRequestError, "max_context is True"),
