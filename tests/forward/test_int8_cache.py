@@ -70,7 +70,7 @@ def test_channels_of_different_sizes_keep_their_bits(kv_cache: str, bound: float
 
 
 def test_a_channel_far_from_the_others_does_not_spoil_int4() -> None:
-    """One channel of the values is six times as large as the largest level. Rotated, it is like the others."""
+    """One channel of the values is five times the largest level. Rotated, it is like the others."""
     found = []
     for kv_cache in ("f32", "int4"):
         layer = layer_config(head_dim=256, num_heads=1, num_kv_heads=1, sliding_window=0, post_norms=False)
