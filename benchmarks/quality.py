@@ -60,11 +60,13 @@ RECIPES = {
     **{name: Recipe(*formats) for name, formats in PRESETS.items()},
     "q4, embedding q4": Recipe("q4", "q4", "bf16"),
     "bf16, cache int8": Recipe("bf16", "bf16", "int8"),
+    "bf16, cache int4": Recipe("bf16", "bf16", "int4"),
     "q4, cache int8": Recipe("q4", "q8", "int8"),
 }
 PARTS = {
     "f32, cache bf16": Recipe("f32", "f32", "bf16"),
     "f32, cache int8": Recipe("f32", "f32", "int8"),
+    "f32, cache int4": Recipe("f32", "f32", "int4"),
     "q8 in f32": Recipe("q8", "q8", "f32", in_f32=True),
     "q4 in f32": Recipe("q4", "q8", "f32", in_f32=True),
     "q4, embedding q4 in f32": Recipe("q4", "q4", "f32", in_f32=True),

@@ -130,6 +130,9 @@ class Backend {
   // Whether it has a product with matrices of this format and rounding. The weight's values are not read.
   virtual bool multiplies(const Matrix& weight) const = 0;
 
+  // Whether it has attention over a cache of this format.
+  virtual bool attends(KvFormat format) const = 0;
+
   // For plans of memory: what the backend keeps for itself.
   // Bytes of x [rows, weight.cols] in the form that the kernel of a product with `weight` takes; 0 if that is float32.
   // The weight's values are not read.
@@ -179,7 +182,7 @@ class Backend {
                               float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
 
-  // out [rows, heads, head_dim] = attention of q over the cache
+  // out [rows, heads, head_dim] = attention of q, as rope_and_store() left it, over the cache
   virtual void attention(const AttentionShape& shape, std::span<const AttentionSegment> segments, const float* q,
                          float* out) = 0;
 

@@ -78,6 +78,7 @@ class GuardedBackend : public Backend {
   void leave_scratch_behind() override { inner_->leave_scratch_behind(); }
   int64_t bytes_read() const override { return inner_->bytes_read(); }
   bool multiplies(const Matrix& weight) const override { return inner_->multiplies(weight); }
+  bool attends(KvFormat format) const override { return inner_->attends(format); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override {
     return inner_->prepared_bytes(weight, rows);
   }

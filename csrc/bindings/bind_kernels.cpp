@@ -138,24 +138,31 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
   return y;
 }
 
-// Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is "f32", "bf16" or
-// "int8".
+// Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim] in a format of the cache.
 py::array_t<float> attention(const std::string& tier, const std::string& kv, const Floats& q,
                              const std::vector<int32_t>& positions, const Floats& keys, const Floats& values,
                              int64_t window, int64_t ahead, float softcap) {
   const kernels::KernelTable table = kernel_table(tier);
   const int64_t rows = q.shape(0), dim = q.shape(1), tokens = keys.shape(0);
-  if (rows > kernels::kMaxAttentionRows || static_cast<int64_t>(positions.size()) != rows || keys.shape(1) != dim ||
-      values.shape(0) != tokens || values.shape(1) != dim || dim % 2 != 0) {
-    fail(ErrorCode::kInvalidRequest, "shapes do not agree");
+  const auto format = kv_format_from_name(kv);
+  if (!format || rows > kernels::kMaxAttentionRows || static_cast<int64_t>(positions.size()) != rows ||
+      keys.shape(1) != dim || values.shape(0) != tokens || values.shape(1) != dim || dim % 2 != 0) {
+    fail(ErrorCode::kInvalidRequest, "expected a format of the cache (", kv_format_names(), ") and shapes that agree");
   }
-  const int64_t element = kv == "f32" ? 4 : kv == "bf16" ? 2 : 1;
-  const auto store_kernel = element == 4   ? table.kv_store_f32
-                            : element == 2 ? table.kv_store_bf16
-                                           : table.kv_store_int8;
-  const auto kernel = element == 4 ? table.attention_f32 : element == 2 ? table.attention_bf16 : table.attention_int8;
+  struct {
+    kernels::kv_store_f32_fn* store;
+    kernels::attention_f32_fn* attention;
+  } kernel = {};
+  switch (*format) {
+#define GEMLET_KV_KERNELS(id, name, bits)                     \
+  case KvFormat::k##id:                                       \
+    kernel = {table.kv_store_##name, table.attention_##name}; \
+    break;
+    GEMLET_KV_FORMATS(GEMLET_KV_KERNELS)
+#undef GEMLET_KV_KERNELS
+  }
   const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
-  const size_t block_bytes = static_cast<size_t>(kernels::kv_head_bytes(dim, element));
+  const size_t block_bytes = static_cast<size_t>(kernels::kv_head_bytes(dim, bits_of(*format)));
   std::vector<AlignedBuffer> storage;
   std::vector<const uint8_t*> pointers;
   for (int64_t b = 0; b < blocks; ++b) {
@@ -165,7 +172,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
   for (int64_t t = 0; t < tokens; ++t) {
     const kernels::KvStoreArgs store = {keys.data(t, 0), values.data(t, 0), dim, t % kKvBlockTokens,
                                         storage[static_cast<size_t>(t / kKvBlockTokens)].data()};
-    store_kernel(store);
+    kernel.store(store);
   }
   py::array_t<float> out({rows, dim});
   std::vector<const float*> q_rows;
@@ -187,7 +194,7 @@ py::array_t<float> attention(const std::string& tier, const std::string& kv, con
   args.softcap = softcap;
   args.out = out_rows.data();
   args.scratch = scratch.data();
-  kernel(args);
+  kernel.attention(args);
   return out;
 }
 
@@ -247,8 +254,8 @@ void register_kernels(py::module_& testing) {
   testing.def(
       "kernel_attention", &attention, py::kw_only(), py::arg("tier"), py::arg("kv"), py::arg("q"), py::arg("positions"),
       py::arg("keys"), py::arg("values"), py::arg("window") = 0, py::arg("ahead") = 0, py::arg("softcap") = 0.0f,
-      "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' "
-      "or 'int8'.");
+      "Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is a format of "
+      "the cache.");
   testing.def("kernel_rowwise", &rowwise, py::kw_only(), py::arg("tier"), py::arg("operation"), py::arg("x"),
               py::arg("other"), py::arg("third"), py::arg("scalar"),
               "A row operation on x [dim]; `other` and `third` are its further operands.");

@@ -1,7 +1,7 @@
 // Checks attention and its cache. The error bound: a score is a float32 sum of head_dim products; softcap * tanh is
 // exact to kExp * softcap; an error d in a score changes its weight e^s by the factor e^d. The weighted sum of the
-// values and the sum of the weights are float32 sums over the tokens. With an int8 cache, queries and weights are
-// rounded to multiples of their largest / kSteps. With a bf16 cache, some tiers round them to bf16.
+// values and the sum of the weights are float32 sums over the tokens. With an int8 or int4 cache, queries and weights
+// are rounded to multiples of their largest / kSteps. With a bf16 cache, some tiers round them to bf16.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -22,14 +22,15 @@ constexpr double kNormal = 0x1p-126;  // smaller numbers may count as zero in bf
 
 struct Operation {
   const char* name;
-  int64_t bytes;  // of a number in the cache
+  int64_t bits;  // of a number in the cache
   kernels::kv_store_f32_fn* kernels::KernelTable::* store;
   kernels::attention_f32_fn* kernels::KernelTable::* attention;
 };
 constexpr Operation kOperations[] = {
-    {"f32", 4, &kernels::KernelTable::kv_store_f32, &kernels::KernelTable::attention_f32},
-    {"bf16", 2, &kernels::KernelTable::kv_store_bf16, &kernels::KernelTable::attention_bf16},
-    {"int8", 1, &kernels::KernelTable::kv_store_int8, &kernels::KernelTable::attention_int8},
+    {"f32", 32, &kernels::KernelTable::kv_store_f32, &kernels::KernelTable::attention_f32},
+    {"bf16", 16, &kernels::KernelTable::kv_store_bf16, &kernels::KernelTable::attention_bf16},
+    {"int8", 8, &kernels::KernelTable::kv_store_int8, &kernels::KernelTable::attention_int8},
+    {"int4", 4, &kernels::KernelTable::kv_store_int4, &kernels::KernelTable::attention_int4},
 };
 
 const Operation& operation_of(std::string_view name) {
@@ -42,16 +43,16 @@ const Operation& operation_of(std::string_view name) {
 // One head of a block, read by the layout that attention.h describes.
 class Head {
  public:
-  Head(const uint8_t* head, int64_t bytes, int64_t dim) : head_(head), bytes_(bytes), dim_(dim) {}
+  Head(const uint8_t* head, int64_t bits, int64_t dim) : head_(head), bits_(bits), dim_(dim) {}
   double key(int64_t slot, int64_t d) const {
-    return number(0, slot, d, kernels::kv_key_columns(dim_, bytes_)) * scale(slot);
+    return number(0, slot, d, kernels::kv_key_columns(dim_, bits_)) * scale(slot);
   }
   double value(int64_t slot, int64_t d) const {
-    return number(kernels::kv_key_bytes(dim_, bytes_), d, slot, kKvBlockTokens) * scale(kKvBlockTokens + slot);
+    return number(kernels::kv_key_bytes(dim_, bits_), d, slot, kKvBlockTokens) * scale(kKvBlockTokens + slot);
   }
   double scale(int64_t i) const {
-    if (bytes_ > 1) return 1;
-    const int64_t at = kernels::kv_key_bytes(dim_, 1) + kernels::kv_value_bytes(dim_, 1) + i * 4;
+    if (bits_ > 8) return 1;
+    const int64_t at = kernels::kv_key_bytes(dim_, bits_) + kernels::kv_value_bytes(dim_, bits_) + i * 4;
     float result;
     std::memcpy(&result, head_ + at, 4);
     return result;
@@ -60,17 +61,17 @@ class Head {
  private:
   // Column c of output o of a packed matrix: lines of 16 outputs x 4 bytes.
   double number(int64_t matrix, int64_t o, int64_t c, int64_t cols) const {
-    const int64_t columns = 4 / bytes_;
-    const int64_t index = (o / 16 * cols + c / columns * columns) * 16 + o % 16 * columns + c % columns;
-    const uint8_t* const at = head_ + matrix + index * bytes_;
-    if (bytes_ == 1) return *at - 128.0;
+    const int64_t columns = 32 / bits_, column = c % columns;
+    const uint8_t* const unit = head_ + matrix + (o / 16 * (cols / columns) + c / columns) * 64 + o % 16 * 4;
+    if (bits_ == 4) return 2.0 * kernels::kInt4Levels[unit[column % 4] >> (column < 4 ? 0 : 4) & 15] - 63;
+    if (bits_ == 8) return unit[column] - 128.0;
     uint32_t bits = 0;
-    std::memcpy(&bits, at, static_cast<size_t>(bytes_));
-    return std::bit_cast<float>(bytes_ == 2 ? bits << 16 : bits);
+    std::memcpy(&bits, unit + column * bits_ / 8, static_cast<size_t>(bits_ / 8));
+    return std::bit_cast<float>(bits_ == 16 ? bits << 16 : bits);
   }
 
   const uint8_t* head_;
-  int64_t bytes_, dim_;
+  int64_t bits_, dim_;
 };
 
 struct Case {
@@ -80,6 +81,7 @@ struct Case {
   std::vector<int32_t> positions;
   int64_t ahead = 0;
   std::vector<double> cached_keys = {}, cached_values = {};  // the values that the cache holds
+  std::vector<double> value_scales = {};                     // of each token
 };
 
 Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t begin, int64_t window, double softcap,
@@ -120,7 +122,7 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
         peak_key = std::max(peak_key, std::fabs(key[d]));
       }
       double error = static_cast<double>(c.dim + 1) * (kUnit * size + kTiny);
-      if (operation.bytes == 1) error += (0.51 * peak_q / kSteps + kernels::kZeroKvPeak) * sum_key;
+      if (operation.bits <= 8) error += (0.51 * peak_q / kSteps + kernels::kZeroKvPeak) * sum_key;
       if (rounds) error += static_cast<double>(c.dim) * kNormal * (1 + peak_q + peak_key);
       if (c.softcap > 0) {
         s = c.softcap * std::tanh(s / c.softcap);
@@ -143,10 +145,7 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
     double relative = 2 * factor + (2 * seen + 2 * (tokens / 64 + 2) + 8) * kUnit;
     if (rounds) relative += 0x1p-8 * (1 + factor);
     for (int64_t t = first; t <= last; ++t) {  // the step of the weights, which are multiplied by their values' scales
-      double peak = 0;
-      for (int64_t d = 0; d < c.dim; ++d)
-        peak = std::max(peak, std::fabs(c.cached_values[static_cast<size_t>(t * c.dim + d)]));
-      step = std::max(step, score[static_cast<size_t>(t)] / sum * peak / 127);
+      step = std::max(step, score[static_cast<size_t>(t)] / sum * c.value_scales[static_cast<size_t>(t)]);
     }
     for (int64_t d = 0; d < c.dim; ++d) {
       double out = 0, size = 0, peak = 0;
@@ -157,7 +156,7 @@ Expected compute(const Case& c, const Operation& operation, bool rounds) {
         peak = std::max(peak, std::fabs(v));
       }
       double bound = relative * size + 2 * tokens * kTiny + 1.3e-38 * peak;
-      if (operation.bytes == 1) bound += 127 * seen * (0.51 * step * (1 + factor) / kSteps + kernels::kZeroKvPeak);
+      if (operation.bits <= 8) bound += 127 * seen * (0.51 * step * (1 + factor) / kSteps + kernels::kZeroKvPeak);
       if (rounds) bound += 1.3e-38 * seen * (1 + peak);
       expected.value[static_cast<size_t>(r * c.dim + d)] = out;
       expected.bound[static_cast<size_t>(r * c.dim + d)] = bound;
@@ -174,10 +173,11 @@ struct Cache {
 Cache store(Case& c, const Operation& operation) {
   Cache cache;
   Random random(1);
-  const int64_t bytes = kernels::kv_head_bytes(c.dim, operation.bytes);
+  const int64_t bytes = kernels::kv_head_bytes(c.dim, operation.bits);
   const int64_t first = c.begin / kKvBlockTokens;
   c.cached_keys.assign(c.keys.size(), 0);
   c.cached_values.assign(c.keys.size(), 0);
+  c.value_scales.assign(static_cast<size_t>(c.tokens), 0);
   for (int64_t b = first; b * kKvBlockTokens < c.tokens; ++b) {
     cache.storage.emplace_back(bytes);
     uint8_t* const block = cache.storage.back().data();
@@ -185,11 +185,12 @@ Cache store(Case& c, const Operation& operation) {
       const uint16_t stale = f32_to_bf16(static_cast<float>(random.uniform(-1, 1)));
       std::memcpy(block + i, &stale, 2);
     }
-    const Head head(block, operation.bytes, c.dim);
+    const Head head(block, operation.bits, c.dim);
     for (int64_t t = b * kKvBlockTokens; t < std::min(c.tokens, (b + 1) * kKvBlockTokens); ++t) {
       const int64_t slot = t % kKvBlockTokens;
       (kernels::kernels_for(Tier::kScalar).*
        operation.store)({c.keys.data() + t * c.dim, c.values.data() + t * c.dim, c.dim, slot, block});
+      c.value_scales[static_cast<size_t>(t)] = head.scale(kKvBlockTokens + slot);
       for (int64_t d = 0; d < c.dim; ++d) {
         c.cached_keys[static_cast<size_t>(t * c.dim + d)] = head.key(slot, d);
         c.cached_values[static_cast<size_t>(t * c.dim + d)] = head.value(slot, d);
@@ -245,7 +246,7 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
 
 void check_case(std::string_view name, const Operation& operation, Case c, const Tiers& tiers) {
   const Cache cache = store(c, operation);
-  const Expected exact = compute(c, operation, false), rounded = compute(c, operation, operation.bytes == 2);
+  const Expected exact = compute(c, operation, false), rounded = compute(c, operation, operation.bits == 16);
   for (const Tier tier : tiers) {
     const bool rounds = tier_includes(tier, Tier::kAvx512Bf16) || tier_includes(tier, Tier::kAmxEmulated);
     begin_case(name, tier,
@@ -283,11 +284,18 @@ void check_not_finite(std::string_view name, const Operation& operation, float v
 void check_kv_store(std::string_view name, const Tiers& tiers) {
   const Operation& operation = operation_of(name);
   Random random(3);
-  // Whether the cache may hold `got` for x, where `peak` is the largest magnitude: x itself, the nearest bf16, or a
-  // value within half a step of int8.
-  const auto right = [&](double got, float x, double peak) {
-    if (operation.bytes == 4) return got == x;
-    if (operation.bytes == 2) return got == bf16_to_f32(f32_to_bf16(x));
+  // Whether the cache may hold `got` for x, which is one of `dim` numbers with this largest magnitude and root mean
+  // square: x itself, the nearest bf16, a value within half a step of int8, or the nearest level of int4.
+  const auto right = [&](double got, float x, int64_t dim, double peak, double mean) {
+    if (operation.bits == 32) return got == x;
+    if (operation.bits == 16) return got == bf16_to_f32(f32_to_bf16(x));
+    if (operation.bits == 4) {
+      const double scale = mean / kernels::kInt4Unit;
+      double nearest = INFINITY;
+      for (const int level : kernels::kInt4Levels) nearest = std::min(nearest, std::fabs((2 * level - 63) * scale - x));
+      const double rounding = static_cast<double>(2 * dim + 16) * kUnit;
+      return std::fabs(got - x) <= nearest + 63 * scale * rounding + kernels::kZeroKvPeak;
+    }
     const double step = peak / 127;
     return std::fabs(got - x) <= step * (0.5 + 127 * 6 * kUnit) + kernels::kZeroKvPeak;
   };
@@ -295,23 +303,26 @@ void check_kv_store(std::string_view name, const Tiers& tiers) {
     const Kind kind = dim % 4 == 2 ? Kind::kBits : Kind::kNormal;
     const std::vector<float> key = numbers(random, kind, 1, dim, 1e30), value = numbers(random, kind, 1, dim, 1e30);
     const GuardedBytes k = guarded(key), v = guarded(value);
-    double peaks[2] = {};
-    for (int64_t d = 0; d < dim; ++d) {
-      peaks[0] = std::max<double>(peaks[0], std::fabs(key[static_cast<size_t>(d)]));
-      peaks[1] = std::max<double>(peaks[1], std::fabs(value[static_cast<size_t>(d)]));
+    double peaks[2] = {}, means[2] = {};
+    for (const int which : {0, 1}) {
+      for (const double x : which == 0 ? key : value) {
+        peaks[which] = std::max(peaks[which], std::fabs(x));
+        means[which] += x * x / static_cast<double>(dim);
+      }
+      means[which] = std::sqrt(means[which]);
     }
     for (const Tier tier : tiers) {
       for (const int64_t slot : {0, 1, 15, 16, 40, 63}) {
         begin_case(name, tier, shape_text("head_dim", dim, "slot", slot));
-        const GuardedBytes memory(kernels::kv_head_bytes(dim, operation.bytes));
-        const Head head(memory.data(), operation.bytes, dim);
+        const GuardedBytes memory(kernels::kv_head_bytes(dim, operation.bits));
+        const Head head(memory.data(), operation.bits, dim);
         (kernels::kernels_for(tier).*operation.store)({k.as<float>(), v.as<float>(), dim, slot, memory.data()});
         for (int64_t t = 0; t < kKvBlockTokens; ++t) {
           for (int64_t d = 0; d < dim; ++d) {
             const bool here = t == slot;  // other slots are not written
             const float x[] = {here ? key[static_cast<size_t>(d)] : 0, here ? value[static_cast<size_t>(d)] : 0};
-            if (!right(head.key(t, d), x[0], peaks[0])) failed("key of slot " + std::to_string(t));
-            if (!right(head.value(t, d), x[1], peaks[1])) failed("value of slot " + std::to_string(t));
+            if (!right(head.key(t, d), x[0], dim, peaks[0], means[0])) failed("key of slot " + std::to_string(t));
+            if (!right(head.value(t, d), x[1], dim, peaks[1], means[1])) failed("value of slot " + std::to_string(t));
           }
         }
       }

@@ -50,7 +50,7 @@ constexpr std::array kFormats = {
     GEMLET_FORMATS(GEMLET_FORMAT)
 #undef GEMLET_FORMAT
 };
-constexpr std::array kCaches = {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8};
+constexpr std::array kCaches = {KvFormat::kF32, KvFormat::kBf16, KvFormat::kInt8, KvFormat::kInt4};
 
 // The bytes of one input. Numbers are taken from the front, and are zero when no bytes are left.
 class Bytes {

@@ -63,11 +63,11 @@ struct Case {
   double bound;
 };
 constexpr Case kCases[] = {
-    {Format::kF32, KvFormat::kF32, 1e-4}, {Format::kBf16, KvFormat::kF32, 0.2},   {Format::kBf16, KvFormat::kBf16, 0.2},
-    {Format::kF32, KvFormat::kInt8, 0.1}, {Format::kQ8, KvFormat::kBf16, 0.5},    {Format::kQ4, KvFormat::kBf16, 0.5},
-    {Format::kQ6k, KvFormat::kBf16, 0.5}, {Format::kQ5k, KvFormat::kBf16, 0.5},   {Format::kQ4k, KvFormat::kBf16, 0.5},
-    {Format::kQ5, KvFormat::kBf16, 0.5},  {Format::kR8, KvFormat::kBf16, 0.2},    {Format::kR4, KvFormat::kBf16, 0.2},
-    {Format::kR2, KvFormat::kBf16, 0.2},  {Format::kW4a16, KvFormat::kF32, 1e-4},
+    {Format::kF32, KvFormat::kF32, 1e-4}, {Format::kBf16, KvFormat::kF32, 0.2}, {Format::kBf16, KvFormat::kBf16, 0.2},
+    {Format::kF32, KvFormat::kInt8, 0.1}, {Format::kF32, KvFormat::kInt4, 0.5}, {Format::kQ8, KvFormat::kBf16, 0.5},
+    {Format::kQ4, KvFormat::kBf16, 0.5},  {Format::kQ6k, KvFormat::kBf16, 0.5}, {Format::kQ5k, KvFormat::kBf16, 0.5},
+    {Format::kQ4k, KvFormat::kBf16, 0.5}, {Format::kQ5, KvFormat::kBf16, 0.5},  {Format::kR8, KvFormat::kBf16, 0.2},
+    {Format::kR4, KvFormat::kBf16, 0.2},  {Format::kR2, KvFormat::kBf16, 0.2},  {Format::kW4a16, KvFormat::kF32, 1e-4},
 };
 
 }  // namespace

@@ -34,8 +34,8 @@ std::string format_names() { return without_first_comma(GEMLET_FORMATS(GEMLET_LI
 
 std::string_view kv_format_name(KvFormat format) {
   switch (format) {
-#define GEMLET_NAME_KV_FORMAT(id, name, bytes) \
-  case KvFormat::k##id:                        \
+#define GEMLET_NAME_KV_FORMAT(id, name, bits) \
+  case KvFormat::k##id:                       \
     return #name;
     GEMLET_KV_FORMATS(GEMLET_NAME_KV_FORMAT)
 #undef GEMLET_NAME_KV_FORMAT
@@ -44,24 +44,24 @@ std::string_view kv_format_name(KvFormat format) {
 }
 
 std::optional<KvFormat> kv_format_from_name(std::string_view text) {
-#define GEMLET_MATCH_KV_FORMAT(id, name, bytes) \
+#define GEMLET_MATCH_KV_FORMAT(id, name, bits) \
   if (text == #name) return KvFormat::k##id;
   GEMLET_KV_FORMATS(GEMLET_MATCH_KV_FORMAT)
 #undef GEMLET_MATCH_KV_FORMAT
   return std::nullopt;
 }
 
-#define GEMLET_LIST_KV_FORMAT(id, name, bytes) ", " #name
+#define GEMLET_LIST_KV_FORMAT(id, name, bits) ", " #name
 std::string kv_format_names() { return without_first_comma(GEMLET_KV_FORMATS(GEMLET_LIST_KV_FORMAT)); }
 #undef GEMLET_LIST_KV_FORMAT
 
-int64_t element_bytes(KvFormat format) {
+int64_t bits_of(KvFormat format) {
   switch (format) {
-#define GEMLET_KV_FORMAT_BYTES(id, name, bytes) \
-  case KvFormat::k##id:                         \
-    return bytes;
-    GEMLET_KV_FORMATS(GEMLET_KV_FORMAT_BYTES)
-#undef GEMLET_KV_FORMAT_BYTES
+#define GEMLET_KV_FORMAT_BITS(id, name, bits) \
+  case KvFormat::k##id:                       \
+    return bits;
+    GEMLET_KV_FORMATS(GEMLET_KV_FORMAT_BITS)
+#undef GEMLET_KV_FORMAT_BITS
   }
   return 0;
 }

@@ -81,15 +81,16 @@ enum class Format : uint8_t {
 #undef GEMLET_DECLARE_FORMAT
 };
 
-// How the cache stores keys and values, once: X(identifier, name, bytes of a number). int8 has one scale for each token
-// and head.
+// How the cache stores keys and values, once: X(identifier, name, bits of a number). int8 and int4 have one scale for
+// each token and head.
 #define GEMLET_KV_FORMATS(X) \
-  X(F32, f32, 4)             \
-  X(Bf16, bf16, 2)           \
-  X(Int8, int8, 1)
+  X(F32, f32, 32)            \
+  X(Bf16, bf16, 16)          \
+  X(Int8, int8, 8)           \
+  X(Int4, int4, 4)
 
 enum class KvFormat : uint8_t {
-#define GEMLET_DECLARE_KV_FORMAT(id, name, bytes) k##id,
+#define GEMLET_DECLARE_KV_FORMAT(id, name, bits) k##id,
   GEMLET_KV_FORMATS(GEMLET_DECLARE_KV_FORMAT)
 #undef GEMLET_DECLARE_KV_FORMAT
 };
@@ -104,7 +105,7 @@ std::string format_names();  // all of them, for messages: "f32, bf16, ..."
 std::string_view kv_format_name(KvFormat format);
 std::optional<KvFormat> kv_format_from_name(std::string_view name);
 std::string kv_format_names();
-int64_t element_bytes(KvFormat format);
+int64_t bits_of(KvFormat format);  // of a number
 
 // What is added to q, so that it is unsigned; 0 for formats that have no such q.
 int32_t zero_point(Format format);

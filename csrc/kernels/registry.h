@@ -51,9 +51,11 @@ namespace gemlet::kernels {
   X(kv_store_f32)            \
   X(kv_store_bf16)           \
   X(kv_store_int8)           \
+  X(kv_store_int4)           \
   X(attention_f32)           \
   X(attention_bf16)          \
   X(attention_int8)          \
+  X(attention_int4)          \
   X(rms_norm)                \
   X(rms_norm_add)            \
   X(add)                     \

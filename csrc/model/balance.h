@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "formats/formats.h"
+
 namespace gemlet {
 
 inline constexpr float kLeastBalance = 1.0f / 64;  // least value of s; the largest is 64
@@ -25,12 +27,13 @@ struct Balance {
   bool settled = false;  // it was given, or something was packed without it
 };
 
-// The same for keys in an int8 cache, which has one scale for a token's key of a head. RMSNorm makes the channels of a
-// key alike, and then the weights of k_norm make some of them a hundred times as large as others. The factors f
-// [head_dim] divide k_norm and multiply q_norm, so that no score changes. Both lanes of a pair that RoPE turns have the
-// same factor. They are k_norm's size to the power 3/4: the errors of a channel count as much as the query is large
-// there.
-std::vector<float> key_factors(std::span<const float> k_norm);
+// The same for keys in a cache with one scale for a token's key of a head. RMSNorm makes the channels of a key alike,
+// and then the weights of k_norm make some of them a hundred times as large as others. The factors f [head_dim] divide
+// k_norm and multiply q_norm, so that no score changes. Both lanes of a pair that RoPE turns have the same factor. The
+// errors of a channel count as much as the query is large there. In an int8 cache, f is k_norm's size to the power 3/4.
+// In an int4 cache all channels have the same error, because keys are rotated: it grows with the length of the key
+// times that of the query, which is least if f^2 is k_norm's size / q_norm's.
+std::vector<float> key_factors(std::span<const float> k_norm, std::span<const float> q_norm, KvFormat format);
 
 // By the names of the matrices that are balanced.
 using Balances = std::map<std::string, std::shared_ptr<const Balance>>;

@@ -39,6 +39,10 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
       formats_(std::move(formats)),
       rounded_(std::move(rounded)) {
   config_.validate();
+  if (!backend_->attends(kv_format_)) {
+    fail(ErrorCode::kUnsupported, "device '", backend_->tier(), "' has no attention over a KV cache in ",
+         kv_format_name(kv_format_), "; use device='cpu', or kv_cache='int8'");
+  }
   weights_.embedding_on_disk = embedding_on_disk;
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();
@@ -335,7 +339,7 @@ void ModelBuilder::balance_keys() {
     if (!all_have_norms || config_.layers[i].kv_source >= 0) continue;
     const int64_t dim = config_.layers[i].head_dim;
     std::vector<float> keys = read_norm(weights_.layers[i].k_norm, dim);
-    const std::vector<float> factors = key_factors(keys);
+    const std::vector<float> factors = key_factors(keys, read_norm(weights_.layers[i].q_norm, dim), kv_format_);
     for (size_t c = 0; c < keys.size(); ++c) keys[c] /= factors[c];
     replace_norm(keys, &weights_.layers[i].k_norm);
     for (LayerWeights* const layer : readers) {
@@ -453,7 +457,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   }
   if (target_) {
     balance_queries();
-  } else if (kv_format_ == KvFormat::kInt8) {
+  } else if (kv_format_ == KvFormat::kInt8 || kv_format_ == KvFormat::kInt4) {
     balance_keys();
   }
   finished_ = true;

@@ -37,7 +37,7 @@ class GemletError(Exception):
     ...     gemlet.load(kv_cache="q5")
     ... except gemlet.GemletError as error:
     ...     print(error)
-    kv_cache is 'q5'; expected one of 'f32', 'bf16', 'int8'
+    kv_cache is 'q5'; expected one of 'f32', 'bf16', 'int8', 'int4'
     """
 
     # Not in __init__: the core raises these errors, and must not run Python code meanwhile. A thread that

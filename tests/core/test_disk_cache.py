@@ -73,7 +73,7 @@ class Engines:
 
 
 @pytest.mark.parametrize("length", [1, 20, 64, 65, 700])
-@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 def test_another_engine_goes_on(folder: Path, length: int, kv_cache: str) -> None:
     engines = Engines(folder, kv_cache=kv_cache)
     assert engines.cached(IDS[:length]) == 0

@@ -4,8 +4,9 @@ The bound on the error: a score is a float32 sum of head_dim products, and softc
 softcap. An error d in a score s changes its weight e^s by the factor e^d. The weighted sum of the values and
 the sum of the weights are float32 sums over the tokens.
 
-An int8 cache holds each token's key and value as multiples of max|x| / 127. For the products with it, queries
-and weights are rounded to multiples of (their largest) / STEPS."""
+An int8 cache holds each token's key and value as multiples of max|x| / 127. An int4 cache holds them as the
+nearest of 16 LEVELS times the root mean square of x. For the products, queries and weights are rounded to
+multiples of (their largest) / STEPS."""
 
 from __future__ import annotations
 
@@ -30,9 +31,10 @@ from support.kernel_cases import (
 )
 
 STEPS = 127 * 254
+LEVELS = np.array([-63, -47, -37, -29, -21, -15, -9, -3, 3, 9, 15, 21, 29, 37, 47, 63]) / 23.05
 # Tiers whose attention_bf16 rounds queries and weights to bf16.
 BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")
-ZERO_PEAK = 1.001e-33  # rows of an int8 cache whose max|x| is smaller may become zeros
+ZERO_PEAK = 1.001e-33  # rows of an int8 or int4 cache whose max|x| is smaller may become zeros
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
 HEAD_DIMS = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 66, 80, 96, 128, 256, 512]
@@ -76,6 +78,19 @@ def int8(x: Floats) -> tuple[Doubles, Doubles]:
     return np.rint(q) * step, doubt
 
 
+def int4(x: Floats) -> tuple[Doubles, Doubles]:
+    """The same for an int4 cache."""
+    wide = x.astype(np.float64)
+    mean = np.maximum(np.sqrt((wide**2).mean(axis=1, keepdims=True)), TINY)
+    borders = (LEVELS[1:] + LEVELS[:-1]) / 2
+    rounding = (2 * x.shape[1] + 16) * UNIT
+    at_border = (np.abs((wide / mean)[..., None] - borders) < 4 * rounding).any(axis=-1)
+    doubt = (at_border * np.diff(LEVELS).max() + LEVELS[-1] * rounding) * mean
+    stored = LEVELS[np.searchsorted(borders, wide / mean)] * mean
+    zeros = np.abs(wide).max(axis=1, keepdims=True) < ZERO_PEAK
+    return stored, doubt + np.where(zeros, np.abs(stored), 0)
+
+
 def expected(
     tier: str,
     kv: str,
@@ -93,13 +108,14 @@ def expected(
         keys, values = bf16(keys), bf16(values)
     wide, k, v = (array.astype(np.float64) for array in (q, keys, values))
     k_doubt, v_doubt, v_step = np.zeros(k.shape), np.zeros(v.shape), np.zeros((len(v), 1))
-    if kv == "int8":
-        v_step = np.abs(v).max(axis=1, keepdims=True) / 127
-        (k, k_doubt), (v, v_doubt) = int8(keys), int8(values)
+    if kv in ("int8", "int4"):
+        v_step = np.abs(v).max(axis=1, keepdims=True) / (127 if kv == "int8" else 23.05)  # at least its scale
+        stored = int8 if kv == "int8" else int4
+        (k, k_doubt), (v, v_doubt) = stored(keys), stored(values)
     dim, tokens = q.shape[1], np.arange(len(k))
     scores = wide @ k.T
     doubt = (dim + 1) * (UNIT * (np.abs(wide) @ np.abs(k.T)) + TINY) + np.abs(wide) @ k_doubt.T
-    if kv == "int8":
+    if kv in ("int8", "int4"):
         q_doubt = np.abs(wide).max(axis=1, keepdims=True) / STEPS * 0.51 + ZERO_PEAK
         doubt += q_doubt * (np.abs(k) + k_doubt).sum(axis=1)
     if rounds:  # denormal numbers may count as zero
@@ -117,11 +133,11 @@ def expected(
         p = np.exp(s) / np.exp(s).sum()
         # Subtracting the largest score rounds. Rescaling for a larger score, once per block of 64, rounds
         # too.
-        factor = np.expm1(2 * (doubt[row, seen].max() + UNIT * np.abs(s).max()) + 2 * EXP)
+        factor = np.expm1(min(700.0, 2 * (doubt[row, seen].max() + UNIT * np.abs(s).max()) + 2 * EXP))
         rounding = (2 * seen.sum() + 2 * (len(k) // 64 + 1) + 8) * UNIT
         size = p @ np.abs(v[seen])
         out[row] = p @ v[seen]
-        if kv == "int8":
+        if kv in ("int8", "int4"):
             step = (p[:, None] * v_step[seen]).max() * (1 + factor) / STEPS * 0.51 + ZERO_PEAK
             bound[row] = (1 + factor) * (p @ v_doubt[seen]) + 127 * step * seen.sum()
         if rounds:

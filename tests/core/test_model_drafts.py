@@ -58,10 +58,10 @@ def texts_of(
     [
         ({}, {"temperature": 0.0}, {}),
         ({}, {}, {"prefix_cache_bytes": 1 << 24, "drafter_cache_bytes": 1 << 24}),
-        ({"weights": "q4", "kv_cache": "int8"}, {"temperature": 0.7}, {"most_running": 3}),
+        ({"weights": "q4", "kv_cache": "int4"}, {"temperature": 0.7}, {"most_running": 3}),
         ({}, {"repetition_penalty": 1.3, "temperature": 0.3}, {"kv_bytes": 0, "drafter_kv_bytes": 0}),
     ],
-    ids=["greedy", "drawn", "int8", "no memory"],
+    ids=["greedy", "drawn", "int4", "no memory"],
 )
 def test_the_texts_are_the_same(
     model: dict[str, Any], settings: dict[str, Any], options: dict[str, Any]

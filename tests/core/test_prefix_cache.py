@@ -72,7 +72,7 @@ def test_a_text_that_ended_is_kept_to_its_end() -> None:
 
 @same_bits
 @pytest.mark.parametrize("weights", ["f32", "q4"])
-@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("window", [20, 300])
 def test_the_tokens_are_those_without_a_cache(weights: str, kv_cache: str, window: int) -> None:
     """Random texts over few beginnings, several at a time, so that blocks are shared in every way."""

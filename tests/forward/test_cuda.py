@@ -57,6 +57,12 @@ def test_formats_of_the_demo_model(weights: str, kv_cache: str) -> None:
     assert 0 <= divergence < 2e-3
 
 
+def test_an_int4_cache_is_refused() -> None:
+    expected = "KV cache in int4; use device='cpu', or kv_cache='int8'"
+    with pytest.raises(gemlet.UnsupportedError, match=expected):
+        gemlet.load(kv_cache="int4", threads=1, device="cuda")
+
+
 def test_a_tower_for_images() -> None:
     """Convolutions, attention over fewer keys than queries, and the fusion of two stages."""
     expected = vision.golden("gemma3n-odd")

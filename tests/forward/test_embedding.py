@@ -127,6 +127,7 @@ def test_a_model_with_images_is_no_embedding_model(place: str) -> None:
     [
         ("f32", "bf16", 0.9999),
         ("f32", "int8", 0.999),
+        ("f32", "int4", 0.98),
         ("bf16", None, 0.999),
         ("q8", None, 0.998),
         ("q4", None, 0.9),

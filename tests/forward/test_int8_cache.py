@@ -1,5 +1,5 @@
-"""An int8 cache has one scale for a key. Channels of the keys are made alike first, and queries carry the
-difference, so that small channels keep their bits beside large ones."""
+"""An int8 or int4 cache has one scale for a key. Channels of the keys are made alike first, and queries carry
+the difference, so that small channels keep their bits beside large ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = [
     "gemma4-26b-a4b",
     "gemma4-far",
 ]
-BOUND = 0.12
+BOUNDS = {"int8": 0.12, "int4": 0.7}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,11 +35,12 @@ def test_every_family_computes_the_same(name: str) -> None:
     """Also where layers share keys, where keys are values too, and where RoPE turns a part of the lanes."""
     ids = read_golden(name)["ids"][-41:].tolist()
     found = []
-    for kv_cache in ("f32", "int8"):
+    for kv_cache in ("f32", *BOUNDS):
         with gemlet.load(HERE / name, weights="f32", kv_cache=kv_cache, threads=1) as model:
             found.append(model.logits(ids))
-    exact, rounded = found
-    assert np.linalg.norm(rounded - exact) < BOUND * np.linalg.norm(exact)
+    exact, *rounded = found
+    for logits, bound in zip(rounded, BOUNDS.values(), strict=True):
+        assert np.linalg.norm(logits - exact) < bound * np.linalg.norm(exact)
 
 
 def logits(kv_cache: str, sizes: NDArray[np.float32], head_dim: int = 32) -> NDArray[np.float32]:
@@ -54,25 +55,41 @@ def logits(kv_cache: str, sizes: NDArray[np.float32], head_dim: int = 32) -> NDA
     return np.asarray(found)
 
 
-def loss(sizes: Any) -> float:
+def loss(kv_cache: str, sizes: Any) -> float:
     sizes = np.asarray(sizes, np.float32)
-    return difference(logits("int8", sizes), logits("f32", sizes))
+    return difference(logits(kv_cache, sizes), logits("f32", sizes))
 
 
-def test_channels_of_different_sizes_keep_their_bits() -> None:
-    even = loss(np.ones(32))
-    assert even < 0.02
+@pytest.mark.parametrize(("kv_cache", "bound"), [("int8", 0.02), ("int4", 0.3)])
+def test_channels_of_different_sizes_keep_their_bits(kv_cache: str, bound: float) -> None:
+    even = loss(kv_cache, np.ones(32))
+    assert even < bound
     large = np.ones(32)
     large[[3, 19]] = 30  # the two lanes of a pair
-    assert loss(large) < 3 * even
+    assert loss(kv_cache, large) < 3 * even
 
 
-def test_channels_of_zero_do_no_harm() -> None:
+def test_a_channel_far_from_the_others_does_not_spoil_int4() -> None:
+    """One channel of the values is five times the largest level. Rotated, it is like the others."""
+    found = []
+    for kv_cache in ("f32", "int4"):
+        layer = layer_config(head_dim=256, num_heads=1, num_kv_heads=1, sliding_window=0, post_norms=False)
+        builder = builder_of(model_config(layer, embedding_scale=0.01), kv_cache=kv_cache)
+        values = np.random.default_rng(1).normal(size=(256, 64)).astype(np.float32)
+        values[5] *= 50
+        builder.add("layers.0.v_proj", values, "f32")
+        builder.add_random(seed=4)
+        found += testing.batch_logits(builder.finish(), [[7]], [None])
+    assert np.linalg.norm(found[1] - found[0]) < 0.2 * np.linalg.norm(found[0])
+
+
+@pytest.mark.parametrize("kv_cache", ["int8", "int4"])
+def test_channels_of_zero_do_no_harm(kv_cache: str) -> None:
     for kept in (slice(0, 0), slice(0, 3)):
         sizes = np.zeros(32, np.float32)
         sizes[kept] = 2
         config = model_config(layer_config(head_dim=32, sliding_window=0), norm_offset=0.0)
-        builder = builder_of(config, kv_cache="int8")
+        builder = builder_of(config, kv_cache=kv_cache)
         builder.add("layers.0.k_norm", sizes, "f32")
         builder.add_random(seed=4)
         (found,) = testing.batch_logits(builder.finish(), [[2, 7, 11, 5]], [None])

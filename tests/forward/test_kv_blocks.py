@@ -41,7 +41,7 @@ def used(core: _core.Model) -> int:
     return core.memory()["kv_cache_used"]
 
 
-@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 200])
 @pytest.mark.parametrize("forked_goes_first", [False, True])
 def test_a_fork_goes_on_as_the_original_would(kv_cache: str, length: int, forked_goes_first: bool) -> None:

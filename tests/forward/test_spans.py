@@ -72,7 +72,7 @@ def test_the_layers_that_look_ahead(name: str, layers: str) -> None:
             assert layer.bidirectional_spans == (layers == "all" or layer.sliding_window > 0)
 
 
-@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", ["gemma3-4b", "gemma4-31b"])
 def test_a_row_of_a_span_has_the_bits_that_more_threads_give(name: str, threads: int, kv_cache: str) -> None:

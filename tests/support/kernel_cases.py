@@ -60,8 +60,9 @@ MATMULS = {
 PREPARED = ("quantize_i8", "round_bf16", "quantize_s8", "round_s8")
 FIXED = tuple(name for name in MATMULS if name.startswith("matmul_s8"))  # of x with a fixed scale
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
-ATTENTIONS = {"attention_f32": "f32", "attention_bf16": "bf16", "attention_int8": "int8"}
-STORES = {"kv_store_f32": "f32", "kv_store_bf16": "bf16", "kv_store_int8": "int8"}
+CACHES = ("f32", "bf16", "int8", "int4")
+ATTENTIONS = {f"attention_{name}": name for name in CACHES}
+STORES = {f"kv_store_{name}": name for name in CACHES}
 ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "sigmoid_mul", "softcap", "rope", "row_max")
 
 _libc = ctypes.CDLL(None, use_errno=True)

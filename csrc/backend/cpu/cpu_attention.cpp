@@ -51,14 +51,33 @@ struct KvKernels {
 
 KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
   switch (format) {
-    case KvFormat::kF32:
-      return {table.kv_store_f32, table.attention_f32};
-    case KvFormat::kBf16:
-      return {table.kv_store_bf16, table.attention_bf16};
-    case KvFormat::kInt8:
-      return {table.kv_store_int8, table.attention_int8};
+#define GEMLET_KV_KERNELS(id, name, bits) \
+  case KvFormat::k##id:                   \
+    return {table.kv_store_##name, table.attention_##name};
+    GEMLET_KV_FORMATS(GEMLET_KV_KERNELS)
+#undef GEMLET_KV_KERNELS
   }
   return {};
+}
+
+// An int4 cache rounds keys and values after this rotation, which makes the numbers of a head alike. Queries are
+// rotated too, so scores stay what they are, and outputs are rotated back: it is its own inverse. Hadamard's matrix,
+// divided by the root of its size: the largest power of two that divides head_dim.
+void rotate_for_int4(int64_t head_dim, float* head) {
+  const int64_t size = head_dim & -head_dim;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  for (float* part = head; part < head + head_dim; part += size) {
+    for (int64_t half = 1; half < size; half *= 2) {
+      for (int64_t first = 0; first < size; first += 2 * half) {
+        for (int64_t i = first; i < first + half; ++i) {
+          const float a = part[i], b = part[i + half];
+          part[i] = a + b;
+          part[i + half] = a - b;
+        }
+      }
+    }
+    for (int64_t i = 0; i < size; ++i) part[i] *= scale;
+  }
 }
 
 }  // namespace
@@ -90,6 +109,7 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Sto
                                 const float* cosines, const float* sines) {
   const int64_t dim = shape.head_dim;
   const auto store = kernels_of(kernels_, shape.kv_format).store;
+  const bool rotated = shape.kv_format == KvFormat::kInt4;
   const auto rope_and_store_row = [&](const StoreSegment& segment, int64_t i) {
     const int64_t row = segment.row + i;
     const int64_t position = segment.position + i;
@@ -108,6 +128,7 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Sto
       float* head = q + (row * shape.num_heads + h) * dim;
       if (q_norm) kernels_.rms_norm(head, q_norm, eps, dim, head);
       rotate(shape.query_scale, head);
+      if (rotated) rotate_for_int4(dim, head);
     }
     if (!k) return;
     const int64_t block = position / kKvBlockTokens;
@@ -117,10 +138,14 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Sto
       rotate(1.0f, key);
       float* value = v + (row * shape.num_kv_heads + h) * dim;
       if (v_norm) kernels_.rms_norm(value, nullptr, eps, dim, value);
+      if (rotated) {
+        rotate_for_int4(dim, key);
+        rotate_for_int4(dim, value);
+      }
       store({key, value, dim, position % kKvBlockTokens, segment.kv.head(h, block)});
     }
   };
-  const int64_t together = kernels::kv_slots_together(element_bytes(shape.kv_format));
+  const int64_t together = kernels::kv_slots_together(bits_of(shape.kv_format));
   for (const StoreSegment& segment : segments) {
     const int64_t before = segment.position % together;  // tokens of the first group that are there already
     const int64_t groups = (before + segment.rows + together - 1) / together;
@@ -137,6 +162,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t heads_per_task = heads_of_task(group);
   const auto kernel = kernels_of(kernels_, shape.kv_format).attention;
+  const bool rotated = shape.kv_format == KvFormat::kInt4;
 
   std::vector<Task> tasks;
   std::vector<Merge> merges;
@@ -194,7 +220,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
 
   int64_t tokens_read = 0;
   for (const Task& task : tasks) tokens_read += task.kv_end - task.kv_begin;
-  const int64_t head_bytes = kernels::kv_head_bytes(dim, element_bytes(shape.kv_format));
+  const int64_t head_bytes = kernels::kv_head_bytes(dim, bits_of(shape.kv_format));
   bytes_read_.fetch_add(tokens_read * head_bytes / kKvBlockTokens, std::memory_order_relaxed);
 
   const int64_t scratch_floats = kernels::attention_scratch(dim);
@@ -235,6 +261,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
     args.sum = part ? args.max + rows : nullptr;
     args.scratch = scratches + thread * scratch_floats;
     kernel(args);
+    for (int64_t r = 0; rotated && !part && r < rows; ++r) rotate_for_int4(dim, args.out[r]);
   });
 
   pool_.run(static_cast<int64_t>(merges.size()), [&](int64_t index, int) {
@@ -251,6 +278,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       }
       const float scale = sum == 0.0f ? 1.0f : 1.0f / sum;
       for (int64_t d = 0; d < dim; ++d) to[d] *= scale;
+      if (rotated) rotate_for_int4(dim, to);
     }
   });
 }

@@ -49,11 +49,12 @@ class CpuBackend final : public Backend {
   int64_t free_memory() override { return 0; }
   void leave_scratch_behind() override;
   bool multiplies(const Matrix&) const override { return true; }
+  bool attends(KvFormat) const override { return true; }
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override;
   int64_t expansion_bytes(const Matrix& weight) const override;
   int64_t kv_head_bytes(int64_t head_dim, KvFormat format) const override {
-    return kernels::kv_head_bytes(head_dim, element_bytes(format));
+    return kernels::kv_head_bytes(head_dim, bits_of(format));
   }
   int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const override;
   void embed(const Matrix& table, std::span<const int32_t> ids, float scale, float* out) override;

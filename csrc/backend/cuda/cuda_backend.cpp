@@ -316,7 +316,7 @@ void CudaBackend::altup_correct(const float* predicted, const float* activated, 
 // --- Attention ---
 
 int64_t CudaBackend::kv_head_bytes(int64_t head_dim, KvFormat format) const {
-  return kv_head_size(head_dim, element_bytes(format));
+  return kv_head_size(head_dim, bits_of(format) / 8);
 }
 
 int64_t CudaBackend::attention_bytes(int64_t num_heads, int64_t, int64_t head_dim, int64_t tokens) const {
@@ -415,7 +415,7 @@ void CudaBackend::attention(const AttentionShape& shape, std::span<const Attenti
   if (split) args.partials = reinterpret_cast<float*>(scratch(partials_, static_cast<size_t>(partial_bytes)));
   const int64_t warps = std::min<int64_t>(shape.num_heads / shape.num_kv_heads, 8);
   launch(attention_kernel(shape.kv_format, dim), {count, shape.num_kv_heads, args.splits}, static_cast<int>(32 * warps),
-         warps * kv_padded(dim, element_bytes(shape.kv_format)) * 4, &args);
+         warps * kv_padded(dim, bits_of(shape.kv_format) / 8) * 4, &args);
   if (split) {
     const MergeArgs merge = {args.rows, args.partials, out, shape.num_heads, dim, args.splits};
     launch(Kernel::attention_merge, {count, shape.num_heads}, 32, 0, &merge);

@@ -31,6 +31,7 @@ class CudaBackend : public Backend {
   int64_t bytes_read() const override { return bytes_read_.load(std::memory_order_relaxed); }
 
   bool multiplies(const Matrix& weight) const override { return weight.format != Format::kW4a16; }
+  bool attends(KvFormat format) const override { return format != KvFormat::kInt4; }
   int64_t prepared_bytes(const Matrix& weight, int64_t rows) const override {
     return weight.rounding.input > 0 ? rows * weight.cols * 4 : 0;
   }

@@ -10,6 +10,9 @@
 //   K: 64 outputs (tokens) x head_dim columns, then V: head_dim outputs (padded to 16) x 64 columns (tokens).
 // An int8 cache holds round(x / scale) + 128 as bytes, with scale = max|x| / 127 over one token's key or value of one
 // head. Behind V are 64 scales of the keys and 64 scales of the values, f32.
+// An int4 cache has such scales too. It holds the index i of the nearest level of x: the levels are scale * (2
+// kInt4Levels[i] - 63), with scale = the root mean square of x / kInt4Unit. The low halves of the 4 bytes hold columns
+// 8 c to 8 c + 3, the high halves 8 c + 4 to 8 c + 7.
 #pragma once
 
 #include <stdint.h>
@@ -21,20 +24,22 @@ namespace gemlet::kernels {
 constexpr int64_t kMaxAttentionRows = 32;
 
 constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + kPanelRows - 1) / kPanelRows * kPanelRows; }
-// `element`: the bytes of one number, 4, 2 or 1. The columns of K are padded to whole lines.
-constexpr int64_t kv_key_columns(int64_t head_dim, int64_t element) {
-  const int64_t line = kUnitBytes / element;
+// `bits`: of one number, 32, 16, 8 or 4.
+constexpr int64_t kv_line_columns(int64_t bits) { return 8 * kUnitBytes / bits; }
+// The columns of K are padded to whole lines.
+constexpr int64_t kv_key_columns(int64_t head_dim, int64_t bits) {
+  const int64_t line = kv_line_columns(bits);
   return (head_dim + line - 1) / line * line;
 }
-constexpr int64_t kv_key_bytes(int64_t head_dim, int64_t element) {
-  return kKvBlockTokens * kv_key_columns(head_dim, element) * element;
+constexpr int64_t kv_key_bytes(int64_t head_dim, int64_t bits) {
+  return kKvBlockTokens * kv_key_columns(head_dim, bits) * bits / 8;
 }
-constexpr int64_t kv_value_bytes(int64_t head_dim, int64_t element) {
-  return kKvBlockTokens * padded_head_dim(head_dim) * element;
+constexpr int64_t kv_value_bytes(int64_t head_dim, int64_t bits) {
+  return kKvBlockTokens * padded_head_dim(head_dim) * bits / 8;
 }
-constexpr int64_t kv_scale_bytes(int64_t element) { return element == 1 ? 2 * kKvBlockTokens * 4 : 0; }
-constexpr int64_t kv_head_bytes(int64_t head_dim, int64_t element) {
-  return kv_key_bytes(head_dim, element) + kv_value_bytes(head_dim, element) + kv_scale_bytes(element);
+constexpr int64_t kv_scale_bytes(int64_t bits) { return bits <= 8 ? 2 * kKvBlockTokens * 4 : 0; }
+constexpr int64_t kv_head_bytes(int64_t head_dim, int64_t bits) {
+  return kv_key_bytes(head_dim, bits) + kv_value_bytes(head_dim, bits) + kv_scale_bytes(bits);
 }
 // Floats of scratch for one call: for each row its scores, its result, the result of the pieces before, and its query
 // and weights in the form that the products need; and the values of a block.
@@ -70,14 +75,23 @@ struct AttentionArgs {
 using attention_f32_fn = void(const AttentionArgs&);   // f32 cache
 using attention_bf16_fn = void(const AttentionArgs&);  // bf16 cache
 using attention_int8_fn = void(const AttentionArgs&);  // int8 cache; queries and weights are rounded to 16 bits
+using attention_int4_fn = void(const AttentionArgs&);  // int4 cache; the same
 
-// In an int8 cache a key or value whose max|x| is at most this becomes zeros. One with an infinity or a NaN has that as
-// its scale.
+// In an int8 or int4 cache a key or value whose max|x| is at most this becomes zeros. One with an infinity or a NaN has
+// such a scale too.
 constexpr float kZeroKvPeak = 1e-33f;
+
+// The 16 levels that are nearest to numbers of a normal distribution (Lloyd 1982, Max 1960), in integers: 2
+// kInt4Levels[i] - 63 is an odd number from -63 to 63, and kInt4Unit times its level in standard deviations.
+constexpr uint8_t kInt4Levels[16] = {0, 8, 13, 17, 21, 24, 27, 30, 33, 36, 39, 42, 46, 50, 55, 63};
+constexpr float kInt4Unit = 23.05f;
+constexpr int kInt4Middle = 63;
+// Numbers above the i-th border, in units of the scale, have a level above the i-th.
+constexpr float int4_border(int i) { return (float)(kInt4Levels[i] + kInt4Levels[i + 1] - kInt4Middle); }
 
 // How many slots share the 4-byte units of V. Storing reads and writes whole units, so two threads may not store tokens
 // of the same unit (slot / kv_slots_together) at the same time.
-constexpr int64_t kv_slots_together(int64_t element_bytes) { return kUnitBytes / element_bytes; }
+constexpr int64_t kv_slots_together(int64_t bits) { return kv_line_columns(bits); }
 
 // Writes one token's key and value (f32 [head_dim]) into its slot (0 to 63) of one head of a block.
 struct KvStoreArgs {
@@ -90,5 +104,6 @@ struct KvStoreArgs {
 using kv_store_f32_fn = void(const KvStoreArgs&);
 using kv_store_bf16_fn = void(const KvStoreArgs&);
 using kv_store_int8_fn = void(const KvStoreArgs&);
+using kv_store_int4_fn = void(const KvStoreArgs&);
 
 }  // namespace gemlet::kernels

@@ -42,15 +42,15 @@ inline void for_each_tile(int64_t rows, Fn fn) {
   if (row < rows) last_tile<kRowTile>(row, rows - row, fn);
 }
 
-// Whether all values are finite. A weight of 0 removes the value of a masked token only if it is. int8 values always
+// Whether all values are finite. A weight of 0 removes the value of a masked token only if it is. Integers always
 // are.
-template <int64_t kElement>
+template <int64_t kBits>
 inline bool all_finite(const uint8_t* values, int64_t head_dim) {
   VI bad = {};
-  for (int64_t i = 0; i < kv_value_bytes(head_dim, kElement); i += (int64_t)sizeof(VI)) {
+  for (int64_t i = 0; i < kv_value_bytes(head_dim, kBits); i += (int64_t)sizeof(VI)) {
     const VI bits = load_i32(values + i);
     bad |= (bits & 0x7f800000) == 0x7f800000;
-    if (kElement == 2) bad |= (bits & 0x7f80) == 0x7f80;
+    if (kBits == 16) bad |= (bits & 0x7f80) == 0x7f80;
   }
   int32_t any = 0;
   for (int i = 0; i < kLanes; ++i) any |= bad[i];
@@ -58,10 +58,10 @@ inline bool all_finite(const uint8_t* values, int64_t head_dim) {
 }
 
 // Copies the values, with zeros for the tokens that a row does not see.
-template <int64_t kElement>
+template <int64_t kBits>
 inline void hide(const uint8_t* values, int64_t head_dim, Sight sight, uint8_t* copy) {
-  constexpr int64_t kColumns = kUnitBytes / kElement;
-  __builtin_memcpy(copy, values, (size_t)kv_value_bytes(head_dim, kElement));
+  constexpr int64_t kElement = kBits / 8, kColumns = kv_line_columns(kBits);
+  __builtin_memcpy(copy, values, (size_t)kv_value_bytes(head_dim, kBits));
   for (int64_t t = 0; t < kKvBlockTokens; ++t) {
     if (t >= sight.begin && t < sight.end) continue;
     for (int64_t d = 0; d < padded_head_dim(head_dim); ++d) {
@@ -118,7 +118,7 @@ inline void attention(const AttentionArgs& a) {
 
   for (int64_t block = a.kv_begin / kKvBlockTokens; block * kKvBlockTokens < a.kv_end; ++block) {
     const uint8_t* keys = a.blocks[block - a.first_block];
-    const uint8_t* values = keys + kv_key_bytes(a.head_dim, Cache::kElement);
+    const uint8_t* values = keys + kv_key_bytes(a.head_dim, Cache::kBits);
     const int64_t first = block * kKvBlockTokens;
     if (first % kPieceTokens == 0 && first > a.kv_begin) {
       before.add(piece, a.rows, width);
@@ -132,7 +132,7 @@ inline void attention(const AttentionArgs& a) {
 
     Sight sights[kMaxAttentionRows];
     bool hidden = false;  // true: some row does not see all values that are read, as whole lines are read
-    constexpr int64_t kColumns = kUnitBytes / Cache::kElement;
+    constexpr int64_t kColumns = kv_line_columns(Cache::kBits);
     const int64_t read = (used + kColumns - 1) / kColumns * kColumns;
     for (int64_t r = 0; r < a.rows; ++r) {
       float* row = scores + r * kKvBlockTokens;
@@ -163,10 +163,10 @@ inline void attention(const AttentionArgs& a) {
       sum[r] += weigh(row + begin, end - begin, now);
     }
     cache.weights(keys, scores, begin, end - begin);
-    if constexpr (Cache::kElement > 1) {
-      if (hidden && !all_finite<Cache::kElement>(values, a.head_dim)) {
+    if constexpr (Cache::kBits > 8) {
+      if (hidden && !all_finite<Cache::kBits>(values, a.head_dim)) {
         for (int64_t r = 0; r < a.rows; ++r) {
-          hide<Cache::kElement>(values, a.head_dim, sights[r], copy);
+          hide<Cache::kBits>(values, a.head_dim, sights[r], copy);
           cache.mix(copy, begin, used - begin, r, 1, scores, out, values);
         }
         continue;

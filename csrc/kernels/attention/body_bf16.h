@@ -19,7 +19,7 @@ inline void round_row(const float* x, int64_t count, uint16_t* out) {
 }
 
 struct Bf16Cache {
-  static constexpr int64_t kElement = 2;
+  static constexpr int64_t kBits = 16;
   const AttentionArgs& a;
   int64_t width;
   uint16_t *q, *p;  // [rows, width] and [rows, kKvBlockTokens]

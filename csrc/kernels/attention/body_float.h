@@ -33,13 +33,13 @@ inline void rows_by_panels(const float* const* x, const uint8_t* matrix, int64_t
 // An f32 or bf16 cache with float32 queries and weights.
 template <typename Lines>
 struct FloatCache {
-  static constexpr int64_t kElement = kUnitBytes / Lines::line_columns;
+  static constexpr int64_t kBits = 8 * kUnitBytes / Lines::line_columns, kElement = kBits / 8;
   const AttentionArgs& a;
   const float* const* q;
   int64_t key_panel, width;
 
   FloatCache(const AttentionArgs& args, float*) : a(args), q(args.q) {
-    key_panel = kPanelRows * kv_key_columns(a.head_dim, kElement) * kElement;
+    key_panel = kPanelRows * kv_key_columns(a.head_dim, kBits) * kElement;
     width = padded_head_dim(a.head_dim);
   }
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {

@@ -1,6 +1,7 @@
-// Attention over an int8 cache. Both products are integer dot products with the bytes as they are stored. Queries and
-// softmax weights are rounded to 16 bits and split into two bytes: x = step * (254 high + low), both within +-127. A
-// score is multiplied by the scale of its key, and a weight by the scale of its value before it is rounded.
+// Attention over an int8 or int4 cache. Both products are integer dot products: with the bytes of int8 as they are
+// stored, and with the levels of int4, which are looked up. Queries and softmax weights are rounded to 16 bits and
+// split into two bytes: x = step * (254 high + low), both within +-127. A score is multiplied by the scale of its key,
+// and a weight by the scale of its value before it is rounded.
 #pragma once
 
 #include "kernels/attention/body.h"
@@ -15,7 +16,9 @@ constexpr float kLargestStep = 127.0f * kHighUnit;
 
 // A row of numbers in 16 bits: the high bytes of four columns, then their low bytes, and so on. The rows of a tile are
 // interleaved, so the next four columns of a row are `stride` bytes further.
+template <int64_t kBits>
 struct Row16 {
+  static constexpr int32_t kZero = kBits == 8 ? kKvInt8Zero : kInt4Middle;
   uint8_t* bytes;
   int64_t stride;
   float step;
@@ -43,8 +46,8 @@ struct Row16 {
         __builtin_memcpy(to + 4, (const uint8_t*)&low + 4 * unit, 4);
       }
     }
-    high_offset = -kKvInt8Zero * sum_lanes(high_sum);
-    low_offset = -kKvInt8Zero * sum_lanes(low_sum);
+    high_offset = -kZero * sum_lanes(high_sum);
+    low_offset = -kZero * sum_lanes(low_sum);
   }
 };
 
@@ -52,8 +55,8 @@ struct Row16 {
 // the same place of what is read afterwards. They are prefetched: a line takes so many products that memory and
 // arithmetic would otherwise wait for each other.
 template <int R>
-GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t* next, int64_t count,
-                             VF (&products)[R]) {
+GEMLET_INLINE void integer_tile(const Row16<8>* x, const uint8_t* lines, const uint8_t* next, int64_t count,
+                                VF (&products)[R]) {
   VI high[R], low[R];
   for (int r = 0; r < R; ++r) {
     high[r] = Q8Dot::start(x[r].high_offset);
@@ -76,14 +79,40 @@ GEMLET_INLINE void int8_tile(const Row16* x, const uint8_t* lines, const uint8_t
   }
 }
 
-struct Int8Cache {
-  static constexpr int64_t kElement = 1;
+template <int R>
+GEMLET_INLINE void integer_tile(const Row16<4>* x, const uint8_t* lines, const uint8_t* next, int64_t count,
+                                VF (&products)[R]) {
+  VI high[R] = {}, low[R] = {};
+  const uint8_t* bytes = x->bytes;
+  const VI levels = sixteen_bytes(kInt4Levels);
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < count; ++j) {
+    const VI w = load_i32(lines + j * kLineBytes);
+    __builtin_prefetch(next + j * kLineBytes, 0, 2);
+    for (int half = 0; half < 2; ++half) {
+      const VI columns = look_up(levels, (half == 0 ? w : w >> 4) & 0x0f0f0f0f);
+      for (int r = 0; r < R; ++r) {
+        high[r] = BitsDot::add(high[r], columns, bytes + 8 * R * (2 * j + half) + 8 * r);
+        low[r] = BitsDot::add(low[r], columns, bytes + 8 * R * (2 * j + half) + 8 * r + 4);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    const VF h = to_float(2 * high[r] + x[r].high_offset);
+    const VF l = to_float(2 * low[r] + x[r].low_offset);
+    products[r] = multiply_add(l, h, splat((float)kHighUnit));
+  }
+}
+
+template <int64_t kBitsOfNumber>
+struct IntegerCache {
+  static constexpr int64_t kBits = kBitsOfNumber, kColumns = kv_line_columns(kBits);
   const AttentionArgs& a;
   int64_t columns, width;
-  Row16 q[kMaxAttentionRows], p[kMaxAttentionRows];
+  Row16<kBits> q[kMaxAttentionRows], p[kMaxAttentionRows];
 
-  Int8Cache(const AttentionArgs& args, float* scratch)
-      : a(args), columns(kv_key_columns(a.head_dim, 1)), width(padded_head_dim(a.head_dim)) {
+  IntegerCache(const AttentionArgs& args, float* scratch)
+      : a(args), columns(kv_key_columns(a.head_dim, kBits)), width(padded_head_dim(a.head_dim)) {
     uint8_t* at = (uint8_t*)scratch;
     for (int64_t first = 0; first < a.rows; first += kRowTile) {
       const int64_t tile = clamp(a.rows - first, 0, kRowTile);
@@ -106,15 +135,16 @@ struct Int8Cache {
   }
 
   const float* key_scales(const uint8_t* keys) const {
-    return (const float*)(keys + kv_key_bytes(a.head_dim, 1) + kv_value_bytes(a.head_dim, 1));
+    return (const float*)(keys + kv_key_bytes(a.head_dim, kBits) + kv_value_bytes(a.head_dim, kBits));
   }
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
     const float* scales = key_scales(keys);
     for_each_tile(a.rows, [&]<int R>(int64_t row) {
       for (int64_t first = panel * kPanelRows; first < (panel + panels) * kPanelRows; first += kLanes) {
         VF products[R];
-        const uint8_t* lines = keys + first / kPanelRows * kPanelRows * columns + first % kPanelRows * kUnitBytes;
-        int8_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, 1), columns / 4, products);
+        const uint8_t* lines =
+            keys + first / kPanelRows * (columns / kColumns) * kLineBytes + first % kPanelRows * kUnitBytes;
+        integer_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, kBits), columns / kColumns, products);
         for (int r = 0; r < R; ++r) {
           store(to + (row + r) * kKvBlockTokens + first, products[r] * q[row + r].step * load(scales + first));
         }
@@ -146,9 +176,9 @@ struct Int8Cache {
     for_each_tile(rows, [&]<int R>(int64_t row) {
       for (int64_t d = 0; d < width; d += kLanes) {
         VF products[R];
-        const uint8_t* lines = values + d / kPanelRows * kPanelRows * kKvBlockTokens + first / kUnitBytes * kLineBytes +
-                               d % kPanelRows * kUnitBytes;
-        int8_tile<R>(p + row, lines, next + (lines - values), (count + 3) / 4, products);
+        const int64_t line = d / kPanelRows * (kKvBlockTokens / kColumns) + first / kColumns;
+        const uint8_t* lines = values + line * kLineBytes + d % kPanelRows * kUnitBytes;
+        integer_tile<R>(p + row, lines, next + (lines - values), (count + kColumns - 1) / kColumns, products);
         float* at = out + row * width + d;
         for (int r = 0; r < R; ++r, at += width) store(at, multiply_add(load(at), products[r], splat(p[row + r].step)));
       }
@@ -160,7 +190,8 @@ struct Int8Cache {
 
 namespace GEMLET_TIER {
 
-void attention_int8(const AttentionArgs& a) { attention<Int8Cache>(a); }
+void attention_int8(const AttentionArgs& a) { attention<IntegerCache<8>>(a); }
+void attention_int4(const AttentionArgs& a) { attention<IntegerCache<4>>(a); }
 
 }  // namespace GEMLET_TIER
 }  // namespace gemlet::kernels

@@ -21,7 +21,7 @@ inline void round_into_tiles(const float* x, int64_t count, uint8_t* to) {
 }
 
 struct TileCache {
-  static constexpr int64_t kElement = 2;
+  static constexpr int64_t kBits = 16;
   static constexpr int64_t kWeightBytes = kKvBlockTokens / kTileColumns * kTileBytes;  // of a group of rows
   const AttentionArgs& a;
   int64_t width, query_bytes;

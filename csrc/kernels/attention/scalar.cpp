@@ -7,70 +7,102 @@
 namespace gemlet::kernels::scalar {
 namespace {
 
-// The types of the cache's elements. One token's key or value x is stored as write(x, scale) with scale =
-// peak_scale(x). x is then read(element) * scale.
-struct F32 {
-  using Element = float;
-  static float peak_scale(const float*, int64_t) { return 1.0f; }
-  static float write(float v, float) { return v; }
-  static float read(float v) { return v; }
+// The types of the cache's numbers. One token's key or value is stored with scale = scale_of(x). put(v, scale) writes a
+// number v into a column of a 4-byte unit, and get() * scale is what was stored.
+template <typename Number>
+struct Numbers {
+  static constexpr int64_t kBits = 8 * sizeof(Number);
+  static float scale_of(const float*, int64_t) { return 1.0f; }
+  static Number& at(uint8_t* unit, int64_t column) { return reinterpret_cast<Number*>(unit)[column]; }
+  static Number at(const uint8_t* unit, int64_t column) { return reinterpret_cast<const Number*>(unit)[column]; }
 };
-struct Bf16 {
-  using Element = uint16_t;
-  static float peak_scale(const float*, int64_t) { return 1.0f; }
-  static uint16_t write(float v, float) { return f32_to_bf16(v); }
-  static float read(uint16_t v) { return bf16_to_f32(v); }
+struct F32 : Numbers<float> {
+  static void put(float v, float, uint8_t* unit, int64_t column) { at(unit, column) = v; }
+  static float get(const uint8_t* unit, int64_t column) { return at(unit, column); }
 };
-struct Int8 {
-  using Element = uint8_t;
-  static float peak_scale(const float* x, int64_t dim) {
-    float peak = 0.0f;
-    for (int64_t d = 0; d < dim; ++d) peak = fabsf(x[d]) > peak || x[d] != x[d] ? fabsf(x[d]) : peak;
-    return peak / 127.0f;
-  }
-  static uint8_t write(float v, float scale) {
-    const float steps = scale > kZeroKvPeak / 127.0f ? v / scale : 0.0f;
-    return static_cast<uint8_t>((steps == steps && fabsf(steps) <= 127.5f ? lrintf(steps) : 0) + kKvInt8Zero);
-  }
-  static float read(uint8_t v) { return static_cast<float>(v) - static_cast<float>(kKvInt8Zero); }
+struct Bf16 : Numbers<uint16_t> {
+  static void put(float v, float, uint8_t* unit, int64_t column) { at(unit, column) = f32_to_bf16(v); }
+  static float get(const uint8_t* unit, int64_t column) { return bf16_to_f32(at(unit, column)); }
 };
 
-// The index of (output o, column c) in a packed matrix of `cols` columns.
+float peak_of(const float* x, int64_t dim) {
+  float peak = 0.0f;
+  for (int64_t d = 0; d < dim; ++d) peak = fabsf(x[d]) > peak || x[d] != x[d] ? fabsf(x[d]) : peak;
+  return peak;
+}
+struct Int8 : Numbers<uint8_t> {
+  static float scale_of(const float* x, int64_t dim) { return peak_of(x, dim) / 127.0f; }
+  static void put(float v, float scale, uint8_t* unit, int64_t column) {
+    const float steps = scale > kZeroKvPeak / 127.0f ? v / scale : 0.0f;
+    const long rounded = steps == steps && fabsf(steps) <= 127.5f ? lrintf(steps) : 0;
+    at(unit, column) = static_cast<uint8_t>(rounded + kKvInt8Zero);
+  }
+  static float get(const uint8_t* unit, int64_t column) {
+    return static_cast<float>(at(unit, column)) - static_cast<float>(kKvInt8Zero);
+  }
+};
+struct Int4 {
+  static constexpr int64_t kBits = 4;
+  static float scale_of(const float* x, int64_t dim) {
+    const float peak = peak_of(x, dim);
+    if (peak <= kZeroKvPeak) return 0.0f;
+    float squares = 0.0f;  // of x / peak, which cannot overflow
+    for (int64_t d = 0; d < dim; ++d) squares += (x[d] / peak) * (x[d] / peak);
+    return sqrtf(squares / static_cast<float>(dim)) * peak / kInt4Unit;  // NaN if x is not finite
+  }
+  static void put(float v, float scale, uint8_t* unit, int64_t column) {
+    int index = 0;
+    while (index < 15 && scale > 0.0f && v / scale > int4_border(index)) ++index;
+    uint8_t& byte = unit[column % 4];
+    byte = static_cast<uint8_t>(column < 4 ? (byte & 0xf0) | index : (byte & 0x0f) | index << 4);
+  }
+  static float get(const uint8_t* unit, int64_t column) {
+    return static_cast<float>(2 * kInt4Levels[unit[column % 4] >> column / 4 * 4 & 15] - kInt4Middle);
+  }
+};
+
+// Where column c of output o of a packed matrix is: its unit of 4 bytes, and its column there.
 template <typename Cache>
-int64_t index(int64_t o, int64_t c, int64_t cols) {
-  constexpr int64_t kColumns = kUnitBytes / static_cast<int64_t>(sizeof(typename Cache::Element));
-  return o / kPanelRows * kPanelRows * cols + c / kColumns * kPanelRows * kColumns + o % kPanelRows * kColumns +
-         c % kColumns;
+int64_t unit_of(int64_t o, int64_t c, int64_t cols) {
+  constexpr int64_t kColumns = kv_line_columns(Cache::kBits);
+  return (o / kPanelRows * (cols / kColumns) + c / kColumns) * kLineBytes + o % kPanelRows * kUnitBytes;
+}
+template <typename Cache>
+int64_t column_of(int64_t c) {
+  return c % kv_line_columns(Cache::kBits);
 }
 
 // The parts of one head of a block.
-template <typename Cache, typename Byte, typename Element, typename Scale>
+template <typename Cache, typename Byte, typename Scale>
 struct Head {
-  static constexpr int64_t kBytes = sizeof(typename Cache::Element);
+  static constexpr int64_t kBits = Cache::kBits;
   Head(Byte* head, int64_t head_dim)
-      : cols(kv_key_columns(head_dim, kBytes)),
-        keys(reinterpret_cast<Element*>(head)),
-        values(reinterpret_cast<Element*>(head + kv_key_bytes(head_dim, kBytes))),
-        key_scales(reinterpret_cast<Scale*>(head + kv_key_bytes(head_dim, kBytes) + kv_value_bytes(head_dim, kBytes))),
+      : cols(kv_key_columns(head_dim, kBits)),
+        keys(head),
+        values(head + kv_key_bytes(head_dim, kBits)),
+        key_scales(reinterpret_cast<Scale*>(values + kv_value_bytes(head_dim, kBits))),
         value_scales(key_scales + kKvBlockTokens) {}
   int64_t cols;
-  Element *keys, *values;
-  Scale *key_scales, *value_scales;  // only in an int8 cache
+  Byte *keys, *values;
+  Scale *key_scales, *value_scales;  // only where numbers have at most 8 bits
+
+  Byte* key_unit(int64_t slot, int64_t d) const { return keys + unit_of<Cache>(slot, d, cols); }
+  Byte* value_unit(int64_t slot, int64_t d) const { return values + unit_of<Cache>(d, slot, kKvBlockTokens); }
 };
 template <typename Cache>
-using Reader = Head<Cache, const uint8_t, const typename Cache::Element, const float>;
+using Reader = Head<Cache, const uint8_t, const float>;
 template <typename Cache>
-using Writer = Head<Cache, uint8_t, typename Cache::Element, float>;
+using Writer = Head<Cache, uint8_t, float>;
 
 template <typename Cache>
 void kv_store(const KvStoreArgs& a) {
   const Writer<Cache> head(a.head, a.head_dim);
-  const float key_scale = Cache::peak_scale(a.key, a.head_dim), value_scale = Cache::peak_scale(a.value, a.head_dim);
+  const float key_scale = Cache::scale_of(a.key, a.head_dim), value_scale = Cache::scale_of(a.value, a.head_dim);
   for (int64_t d = 0; d < a.head_dim; ++d) {
-    head.keys[index<Cache>(a.slot, d, head.cols)] = Cache::write(a.key[d], key_scale);
-    head.values[index<Cache>(d, a.slot, kKvBlockTokens)] = Cache::write(a.value[d], value_scale);
+    Cache::put(a.key[d], key_scale, head.key_unit(a.slot, d), column_of<Cache>(d));
+    Cache::put(a.value[d], value_scale, head.value_unit(a.slot, d), column_of<Cache>(a.slot));
   }
-  if (kv_scale_bytes(head.kBytes) == 0) return;
+  if (kv_scale_bytes(head.kBits) == 0) return;
   head.key_scales[a.slot] = key_scale;
   head.value_scales[a.slot] = value_scale;
 }
@@ -104,7 +136,7 @@ void attention(const AttentionArgs& a) {
         piece.clear(a.head_dim);
       }
       const Reader<Cache> head(a.blocks[block - a.first_block], a.head_dim);
-      const bool scaled = kv_scale_bytes(head.kBytes) > 0;
+      const bool scaled = kv_scale_bytes(head.kBits) > 0;
       float block_max = -INFINITY;
       for (int64_t slot = 0; slot < kKvBlockTokens; ++slot) {
         const int64_t t = block * kKvBlockTokens + slot;
@@ -112,7 +144,7 @@ void attention(const AttentionArgs& a) {
         if (t < a.kv_begin || t >= a.kv_end || t > newest || t < oldest) continue;
         float s = 0.0f;
         for (int64_t d = 0; d < a.head_dim; ++d) {
-          s += a.q[r][d] * Cache::read(head.keys[index<Cache>(slot, d, head.cols)]);
+          s += a.q[r][d] * Cache::get(head.key_unit(slot, d), column_of<Cache>(d));
         }
         if (scaled) s *= head.key_scales[slot];
         if (a.softcap > 0.0f) s = a.softcap * tanhf(s / a.softcap);
@@ -131,7 +163,7 @@ void attention(const AttentionArgs& a) {
         sum += p;
         const float weight = scaled ? p * head.value_scales[slot] : p;
         for (int64_t d = 0; d < a.head_dim; ++d) {
-          out[d] += weight * Cache::read(head.values[index<Cache>(d, slot, kKvBlockTokens)]);
+          out[d] += weight * Cache::get(head.value_unit(slot, d), column_of<Cache>(slot));
         }
       }
     }
@@ -150,9 +182,11 @@ void attention(const AttentionArgs& a) {
 void kv_store_f32(const KvStoreArgs& a) { kv_store<F32>(a); }
 void kv_store_bf16(const KvStoreArgs& a) { kv_store<Bf16>(a); }
 void kv_store_int8(const KvStoreArgs& a) { kv_store<Int8>(a); }
+void kv_store_int4(const KvStoreArgs& a) { kv_store<Int4>(a); }
 void attention_f32(const AttentionArgs& a) { attention<F32>(a); }
 void attention_bf16(const AttentionArgs& a) { attention<Bf16>(a); }
 void attention_int8(const AttentionArgs& a) { attention<Int8>(a); }
+void attention_int4(const AttentionArgs& a) { attention<Int4>(a); }
 
 }  // namespace gemlet::kernels::scalar
 

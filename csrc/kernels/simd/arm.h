@@ -34,6 +34,13 @@ inline VI load_signed_bytes(const void* p) { return (VI)vmovl_s16(vget_low_s16(v
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b); }
 inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 
+// 16 bytes, and the bytes of such a table at `index`, whose bytes are below 16.
+inline VI sixteen_bytes(const uint8_t* p) { return (VI)vreinterpretq_s32_u8(vld1q_u8(p)); }
+inline VI look_up(VI table, VI index) {
+  return (VI)vreinterpretq_s32_u8(
+      vqtbl1q_u8(vreinterpretq_u8_s32((int32x4_t)table), vreinterpretq_u8_s32((int32x4_t)index)));
+}
+
 // The 4 bytes at x for every output.
 inline int8x16_t splat_columns(const uint8_t* x) {
   int32_t four;

@@ -27,6 +27,12 @@ inline VI load_signed_bytes(const void* p) { return (VI)_mm256_cvtepi8_epi32(_mm
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum); }
 inline VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
 
+// The same 16 bytes in every 128 bits, and the bytes of such a table at `index`, whose bytes are below 16.
+inline VI sixteen_bytes(const uint8_t* p) {
+  return (VI)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
+}
+inline VI look_up(VI table, VI index) { return (VI)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
+
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
 // Keeps the order of additions. gcc would compute all operands of a long sum first, and run out of registers.

@@ -34,6 +34,10 @@ inline VI load_signed_bytes(const void* p) { return (VI)_mm512_cvtepi8_epi32(_mm
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum); }
 inline VF max(VF a, VF b) { return (VF)_mm512_max_ps((__m512)a, (__m512)b); }
 
+// The same 16 bytes in every 128 bits, and the bytes of such a table at `index`, whose bytes are below 16.
+inline VI sixteen_bytes(const uint8_t* p) { return (VI)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p)); }
+inline VI look_up(VI table, VI index) { return (VI)_mm512_shuffle_epi8((__m512i)table, (__m512i)index); }
+
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
 // Keeps the order of additions. gcc would compute all operands of a long sum first, and run out of registers.

@@ -195,7 +195,7 @@ def kernel_attention(
     softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
-    Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is 'f32', 'bf16' or 'int8'.
+    Attention of q [rows, head_dim] at `positions` over keys and values [tokens, head_dim]; kv is a format of the cache.
     """
 
 def kernel_blocks(

@@ -81,8 +81,9 @@ def load(
             cache. None: what the model was made for.
         embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
             but "q8" for formats of fewer bits, which answers better.
-        kv_cache: the format of the KV cache: "f32", "bf16", or "int8" (one scale per token and head), which
-            takes half of bf16's memory. None: "bf16", but "f32" for weights in f32.
+        kv_cache: the format of the KV cache: "f32", "bf16", "int8" (one scale per token and head), which
+            takes half of bf16's memory, or "int4", which takes half of that and costs more quality. None:
+            "bf16", but "f32" for weights in f32.
         max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
             make this process larger with one text of ``max_context`` tokens. The message has the plan and
             what would fit. Adapters that are loaded later have to fit into the rest.

@@ -60,7 +60,7 @@ class Model:
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
         weights: the format of the weights in memory: "f32", "bf16", "q8", "q4", ...
-        kv_cache: the format of the KV cache in memory: "f32", "bf16" or "int8".
+        kv_cache: the format of the KV cache in memory: "f32", "bf16", "int8" or "int4".
         threads, decode_threads: how many threads a forward pass runs on, and one over at most 8 tokens.
         tier: the instruction-set tier of the kernels in use, for example "avx2".
         context_length: the most tokens, prompt and continuation together, that a context holds.

@@ -44,7 +44,7 @@ EVERY = PRESETS | STORED
 ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
 # Format -> the exact formats of types in files that it keeps every bit of.
 KEEPS = {**{name: (name,) for name in ROUNDED}, "q4": ("q4", "w4a16"), "q8": ("q4", "q5", "q8")}
-KV_CACHES = ("f32", "bf16", "int8")
+KV_CACHES = ("f32", "bf16", "int8", "int4")
 # What other tools call the formats, in lower case -> their names here.
 _ELSEWHERE = {
     "float32": "f32",

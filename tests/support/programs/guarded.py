@@ -19,7 +19,7 @@ from support.inside import context_of, core_adapter, core_of, taps_of, testing
 from support.vision import FOLDERS, VARIANTS, golden, images_of
 
 Results = Iterator[tuple[str, NDArray[Any]]]
-FORMATS = (("f32", "f32"), ("bf12", "bf16"), ("q4", "int8"))
+FORMATS = (("f32", "f32"), ("bf12", "bf16"), ("q4", "int8"), ("q8", "int4"))
 
 
 def text(folder: Path) -> Results:
