@@ -1,7 +1,8 @@
-// gemlet_check [TIER [PART]]: checks every kernel that this machine can run, and a forward pass, against their
-// definitions. TIER is the tier that must be in use: the machine's highest, or the one that GEMLET_CPU forces.
-// PART leaves out what takes minutes on an emulated processor: "kernels" checks kernels alone, and "model" also the
-// forward pass, but not the engine.
+// gemlet_check [TIER [PART [INPUTS [SEED]]]]: checks every kernel that this machine can run, and a forward pass,
+// against their definitions. TIER is the tier that must be in use: the machine's highest, or the one that GEMLET_CPU
+// forces. PART leaves out what takes minutes on an emulated processor: "kernels" checks kernels alone, and "model" also
+// the forward pass, but not the engine. "media" checks nothing but so many INPUTS of hostile sizes of images and
+// sounds.
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -49,13 +50,14 @@ void check_operation(std::string_view operation, const Tiers& tiers) {
   }
 }
 
-void run(const char* expected, std::string_view part) {
+void run(const char* expected, std::string_view part, int64_t inputs, uint64_t seed) {
   const CpuFacts facts = detect_cpu();
   const TierChoice choice = choose_tier(facts, std::getenv("GEMLET_CPU"));
   std::printf("tier %s: %s\n", std::string(tier_name(choice.tier)).c_str(), choice.reason.c_str());
   begin_case("the tier", choice.tier, "as chosen");
   if (expected && tier_name(choice.tier) != expected) failed(std::string("expected ") + expected);
 
+  if (part == "media") return check_media(choice.tier, inputs, seed);
   std::vector<std::string_view> operations;
   for (const kernels::KernelEntry& entry : kernels::kernel_entries()) {
     if (std::find(operations.begin(), operations.end(), entry.operation) == operations.end()) {
@@ -74,6 +76,7 @@ void run(const char* expected, std::string_view part) {
     std::printf("%s:%s\n", std::string(operation).c_str(), names.c_str());
   }
   if (part == "kernels") return;
+  check_media(choice.tier, 3000, 1);
   check_model(choice.tier);
   if (part == "model") return;
   check_engine(choice.tier);
@@ -85,12 +88,14 @@ void run(const char* expected, std::string_view part) {
 int main(int count, char** arguments) {
   for (const int number : {SIGSEGV, SIGBUS, SIGILL}) signal(number, gemlet::check::on_signal);
   const std::string_view part = count > 2 ? arguments[2] : "all";
-  if (part != "all" && part != "kernels" && part != "model") {
-    std::printf("there is no part %s; there are: all kernels model\n", arguments[2]);
+  if (part != "all" && part != "kernels" && part != "model" && part != "media") {
+    std::printf("there is no part %s; there are: all kernels model media\n", arguments[2]);
     return 2;
   }
   try {
-    gemlet::check::run(count > 1 ? arguments[1] : nullptr, part);
+    const int64_t inputs = count > 3 ? std::strtoll(arguments[3], nullptr, 10) : 1'000'000;
+    const uint64_t seed = count > 4 ? std::strtoull(arguments[4], nullptr, 10) : 1;
+    gemlet::check::run(count > 1 ? arguments[1] : nullptr, part, inputs, seed);
   } catch (const std::exception& error) {
     std::printf("FAILED %s\n", error.what());
     return 1;

@@ -7,10 +7,15 @@ import pytest
 from fuzz.fuzz import inputs, run_one
 from fuzz.readers import READERS
 
+EXTRAS = {"image": "vision", "sound": "audio", "video": "video"}
+
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.extra("vision")] * (name == "image")) for name in READERS],
+    [
+        pytest.param(name, marks=[pytest.mark.extra(EXTRAS[name])] if name in EXTRAS else [])
+        for name in READERS
+    ],
 )
 def test_broken_files_end_in_a_typed_error(name: str) -> None:
     reader = READERS[name]

@@ -212,8 +212,8 @@ class _Numbers:
     def size(self) -> int:
         """Mostly small, sometimes any number."""
         kind = self.byte()
-        if kind < 240:
-            return self.byte() % (8 if kind < 120 else 80)
+        if kind < 200:
+            return self.byte() % (8 if kind < 100 else 80)
         return (int.from_bytes(bytes(self.byte() for _ in range(8)), "little", signed=True)) >> (kind % 64)
 
     def number(self) -> float:
@@ -404,8 +404,8 @@ def calls() -> list[bytes]:
 
 
 def other_numbers(chance: random.Random, data: bytes) -> bytes:
-    """The same kind of work with other sizes."""
-    return data[:1] + chance.randbytes(len(data))
+    """Any kind of work with other sizes."""
+    return chance.randbytes(len(data))
 
 
 def _is_taken(call: bytes) -> bool:
