@@ -191,3 +191,9 @@ def test_damaged_files_are_errors_or_sounds(format: str) -> None:
             continue
         assert np.isfinite(found.samples).all()
         assert 0 < len(found.samples) <= 16000
+
+
+@pytest.mark.parametrize("samples", [[[0.0, 0.1], 44108], [[0, 1], [2]], ["a", 1.0], [10**400]])
+def test_lists_that_are_no_samples(samples: list[object]) -> None:
+    with pytest.raises(InvalidRequestError, match="sound"):
+        sounds.read_sound((samples, 44100), "sound")

@@ -131,7 +131,12 @@ def _mapping_bytes(sound: Mapping[Any, Any], name: str) -> bytes:
 
 
 def _from_array(samples: object, rate: int, name: str, most: int | None) -> Sound:
-    array = np.asarray(samples) if isinstance(samples, list | tuple) else samples
+    array = samples
+    if isinstance(samples, list | tuple):
+        try:
+            array = np.asarray(samples)
+        except (ValueError, TypeError, OverflowError) as error:  # lists of different lengths, for example
+            raise InvalidRequestError(f"{name}: {reason_of(error)}; {_EXPECTED}") from None
     if not isinstance(array, np.ndarray):
         raise InvalidRequestError(f"{name}: got {show_argument(samples)}, {_EXPECTED}")
     if array.ndim not in (1, 2) or array.dtype.kind not in "fi" or array.dtype.itemsize > 8:

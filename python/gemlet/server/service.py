@@ -35,7 +35,7 @@ __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "
 FIELDS = "gemlet.fields"  # the router puts the fields of a request here
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
-_REST = 0.0005  # seconds between what one stream sends, for each request that runs
+_REST = 0.001  # seconds between what one stream sends, for each request that runs
 _MOST_REST = 0.02
 _LARGE = 1 << 16  # bytes of a body, whose fields are checked beside the event loop
 
