@@ -168,9 +168,9 @@ def test_turns_always_alternate(messages: list[Any]) -> None:
         ([user([{"type": "text"}])], ["messages[0].content[0]", "text is None"]),
         (
             [user([text_part("see"), {"type": "image_url"}])],
-            ["messages[0].content[1]", "image_url", "text only"],
+            ["messages[0].content[1]", "image_url", "does not take"],
         ),
-        ([user([{"type": "input_audio"}])], ["messages[0].content[0]", "input_audio", "text only"]),
+        ([user([{"type": "input_audio"}])], ["messages[0].content[0]", "input_audio", "does not take"]),
         ([assistant(None) | {"tool_calls": [{"id": "1"}]}], ["messages[0]", "tool_calls"]),
     ],
 )

@@ -87,7 +87,7 @@ def test_results_are_matched_with_their_calls() -> None:
         ([calling("f") | {"function_call": {"name": "f"}}], "both function_call and tool_calls"),
         ([USER, {"role": "ipython", "content": "1"}], "role is 'ipython'"),
         ([{"role": "user"}], "content is None"),
-        ([USER | {"content": [{"type": "image"}]}], "text only"),
+        ([USER | {"content": [{"type": "image"}]}], "does not take"),
     ],
 )
 def test_messages_that_are_refused(messages: list[dict[str, Any]], problem: str) -> None:

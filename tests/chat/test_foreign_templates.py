@@ -259,7 +259,7 @@ def test_content_in_the_form_that_the_template_takes(tokenizer: Tokenizer) -> No
     assert foreign(PARTS_ONLY, tokenizer).render([user("a b")]) == "[user]a b<end_of_turn>"
     no_trim = FOREIGN["without trim"]
     assert foreign(no_trim, tokenizer).render([user(parts)]) == rendered(no_trim, [user(parts)])
-    with pytest.raises(InvalidRequestError, match="text only"):
+    with pytest.raises(InvalidRequestError, match="does not take"):
         foreign(CHATML, tokenizer).render([user([{"type": "image_url"}])])
 
 
