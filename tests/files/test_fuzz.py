@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fuzz.fuzz import inputs, run_one
-from fuzz.readers import READERS
-
-EXTRAS = {"image": "vision", "sound": "audio", "video": "video"}
+from fuzz.readers import EXTRAS, READERS
 
 
 @pytest.mark.parametrize(

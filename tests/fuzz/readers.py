@@ -367,3 +367,5 @@ READERS = {
     "video": Reader(media.video, media.video_files),
     "senses": Reader(media.senses, media.numbers, mutate=media.other_numbers),
 }
+# The extra that a reader needs.
+EXTRAS = {"image": "vision", "sound": "audio", "video": "video"}

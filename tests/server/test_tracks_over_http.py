@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gemlet.server import sent_media
 from support.extras import optional
 from support.servers import serving
 from support.videos import clip
@@ -20,6 +19,7 @@ openai = optional("openai")
 def test_a_video_is_heard_if_it_is_asked_for(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gemlet.server import sent_media
     from gemlet.server.settings import ModelSpec
 
     folder = write_gemma3n_with_vocabulary(tmp_path_factory.mktemp("gemma3n"))
