@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.errors import (
     CancelledError,
     ConfigError,
@@ -105,7 +105,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
-        with undisturbed():
+        with importing():
             value: object = getattr(import_module(_LAZY[name]), name)
     elif name == "__version__":
         value = _version()

@@ -5,10 +5,12 @@ What they held and what they were changing is in its memory all the same, and mu
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from support.processes import run_program
-from support.programs.forks import ACTIONS, fork_beside
+from support.programs.forks import ACTIONS, fork_beside, fork_beside_an_import
 
 
 def test_beside_a_thread_that_generates() -> None:
@@ -18,3 +20,7 @@ def test_beside_a_thread_that_generates() -> None:
 @pytest.mark.parametrize("name", ["prefill", "logits", "embed", "chat", "load", "error"])
 def test_beside_other_threads(name: str) -> None:
     run_program(fork_beside, name, ["close"])
+
+
+def test_beside_a_thread_that_imports(tmp_path: Path) -> None:
+    run_program(fork_beside_an_import, str(tmp_path))

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ if not TYPE_CHECKING:
         """The module; each attribute is looked up there once."""
 
         def __getattr__(self, name: str) -> Any:
-            with undisturbed():
+            with importing():
                 found = getattr(import_module("numpy"), name)
             setattr(self, name, found)
             return found

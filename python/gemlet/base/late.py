@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 
 __all__ = ["base64", "dataclasses", "hashlib", "inspect", "log", "selectors"]
 
@@ -32,7 +32,7 @@ else:
             self.__name__ = name
 
         def __getattr__(self, name: str) -> Any:
-            with undisturbed():
+            with importing():
                 found = getattr(import_module(self.__name__), name)
             setattr(self, name, found)
             return found
@@ -41,7 +41,7 @@ else:
         """The logger, which is silent unless the program that imports gemlet wants to hear."""
 
         def __getattr__(self, name: str) -> Any:
-            with undisturbed():
+            with importing():
                 logging = import_module("logging")
             logger = logging.getLogger("gemlet")
             if not logger.handlers:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 
 if TYPE_CHECKING:
     from gemlet.chat.base import CallGrammar, ChatFormat, Segments
@@ -123,7 +123,7 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with undisturbed():
+    with importing():
         value: object = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

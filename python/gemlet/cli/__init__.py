@@ -17,7 +17,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 
 __all__ = ["main"]
 
@@ -25,7 +25,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (None: the process's own) and returns its exit code."""
     try:
-        with undisturbed():
+        with importing():
             from gemlet.cli.parser import run
 
         return run(argv)

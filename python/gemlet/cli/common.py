@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.late import dataclasses
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.sizes import size_text
@@ -154,7 +154,7 @@ def access_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def open_model(arguments: argparse.Namespace) -> Model:
     """The model that the options of :mod:`gemlet.cli.parser` describe."""
-    with undisturbed():
+    with importing():
         from gemlet.loading.load import load
 
     template = getattr(arguments, "chat_template", None)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gemlet.base.bench_defaults import PROMPT_LENGTHS, REPLY_LENGTHS
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.cli.arguments import ArgumentParser, add_tower_tests, checked
 from gemlet.cli.common import CHAT_TOKENS
@@ -430,7 +430,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     """What runs a command: ``run`` of the module of its name, which is imported when the command is given."""
 
     def run_command(arguments: argparse.Namespace) -> int:
-        with undisturbed():
+        with importing():
             module = importlib.import_module(f"gemlet.cli.{name}")
         code: int = module.run(arguments)
         return code

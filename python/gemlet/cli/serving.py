@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.cli.arguments import checked
 from gemlet.errors import InvalidRequestError, missing_extra
 from gemlet.server.settings import Settings, setting_fields
@@ -162,7 +162,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
 
     def run_command(arguments: argparse.Namespace) -> int:
         try:
-            with undisturbed():
+            with importing():
                 module = importlib.import_module(f"gemlet.cli.{name}")
         except ImportError as error:
             if (error.name or "").partition(".")[0] == "gemlet":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gemlet import _core
 from gemlet.base.arrays import NDArray, is_array, np
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.late import hashlib, log
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
@@ -84,7 +84,7 @@ class Hearing:
     def sound_of_video(self, video: object, name: str) -> Heard | None:
         """The sound of a video; None where it has none."""
         config = self._audio(name)
-        with undisturbed():
+        with importing():
             from gemlet.media.sounds import read_sound_of_video
         found = read_sound_of_video(video, name, most=self._most(config))
         return None if found is None else self._of(found, config, name)
@@ -161,7 +161,7 @@ class Hearing:
         return self._config.audio
 
     def _heard(self, sound: object, config: AudioConfig, name: str) -> Heard:
-        with undisturbed():
+        with importing():
             from gemlet.media.sounds import read_sound
         return self._of(read_sound(sound, name, most=self._most(config)), config, name)
 

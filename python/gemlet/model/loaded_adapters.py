@@ -8,7 +8,7 @@ from gemlet import _core
 from gemlet.adapters.adapter import Adapter, changes_tower
 from gemlet.base.files import checked_path
 from gemlet.base.front_door import public
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.names import did_you_mean
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
@@ -102,7 +102,7 @@ class LoadedAdapters:
         if name is None:
             name = os.path.basename(os.path.abspath(checked_path("path", path))).removesuffix(".gguf")
         self._check_name(name)
-        with undisturbed():
+        with importing():
             from gemlet.adapters.opening import open_adapter
         found = find_adapter(path, revision=revision, token=token)
         resident = self._resident

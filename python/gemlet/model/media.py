@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gemlet import _core
 from gemlet.base.arrays import NDArray, np
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.config.text_config import TextConfig
@@ -111,7 +111,7 @@ class Media:
         def see(levels: Levels) -> ImageView:
             return frame_view(levels, config)
 
-        with undisturbed():
+        with importing():
             from gemlet.media.videos import evenly, one_a_second, read_video
         choose = one_a_second if self._config.bidirectional else evenly
         views, seconds = read_video(video, name, see, lambda levels: see(levels).kept_small(), choose)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.sources.hub_names import check_access, is_repository
 
 __all__ = ["find_adapter"]
@@ -25,6 +25,6 @@ def find_adapter(
     check_access(revision, token)
     if not isinstance(source, str) or "\0" in source or os.path.lexists(source) or not is_repository(source):
         return source
-    with undisturbed():
+    with importing():
         from gemlet.sources.hub import download_adapter
     return download_adapter(source, revision=revision, token=token, progress=progress)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from gemlet.adapters.opening import ADAPTER_FILES
 from gemlet.adapters.peft_config import CONFIG_FILE
 from gemlet.base.front_door import public
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models, mmproj_among, split_names
 from gemlet.config.image_settings import PREPROCESSOR_FILES
@@ -203,7 +203,7 @@ def fetch(
 ) -> str:
     """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
     even of a GGUF file if ``whole``. Without ``progress`` the hub shows no bars."""
-    with undisturbed():
+    with importing():
         import huggingface_hub
         from huggingface_hub.utils.tqdm import tqdm
 
@@ -229,7 +229,7 @@ def _without_bar(bar: Any, *arguments: Any, **options: Any) -> None:
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
     """The files of a repository; where the hub does not say, those in the cache, and True."""
-    with undisturbed():
+    with importing():
         import huggingface_hub
         from huggingface_hub import errors
 

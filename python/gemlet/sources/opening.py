@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.late import log
 from gemlet.base.progress import Progress
 from gemlet.base.records import replace
@@ -55,7 +55,7 @@ def open_model_files(
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
-            with undisturbed():
+            with importing():
                 from gemlet.sources.hub_headers import outline
             with outline(
                 name, revision=revision, token=token, mmproj=mmproj is None, as_drafter=drafts
@@ -64,7 +64,7 @@ def open_model_files(
                 opened = _open(path, name, template, mmproj=mmproj, cache=False, headers_only=True)
                 _check_use(opened, as_drafter)
                 return replace(opened, name=name)
-        with undisturbed():
+        with importing():
             from gemlet.sources.hub import choose, fetch
         choice = choose(name, revision, token, mmproj=mmproj is None, as_drafter=drafts)
         path = find_in_folder(fetch(choice, token, progress=bars), as_drafter=drafts)
@@ -111,7 +111,7 @@ def _open(
             path, name=name, cache=cache, headers_only=headers_only, chat_template=chat_template
         )
     else:
-        with undisturbed():
+        with importing():
             from gemlet.sources.gguf_model import open_gguf
         opened = open_gguf(path, cache=cache, chat_template=chat_template, mmproj=mmproj)
     if chat_template is not None and opened.chat_format is None:
@@ -123,7 +123,7 @@ def _open(
 def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if files.packed is not None:
         raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
-    with undisturbed():
+    with importing():
         from gemlet.adapters.opening import open_adapter
     adapter = open_adapter(path, files.config)
     if any(term.bias for term in adapter.terms.low_rank.values()):

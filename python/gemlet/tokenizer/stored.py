@@ -16,7 +16,7 @@ from typing import Any
 
 from gemlet import _core
 from gemlet.base.arrays import np
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.late import hashlib
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
@@ -38,7 +38,7 @@ _FLAGS = ("add_dummy_prefix", "may_cut")
 
 def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     """Writes the file ``path``. Raises ``OSError`` when that fails."""
-    with undisturbed():
+    with importing():
         from safetensors.numpy import save
 
     pieces = [piece.encode() for piece in vocabulary.pieces]

@@ -17,7 +17,7 @@ from typing import Any
 from gemlet import _core
 from gemlet.base.exit_waits import call_apart, exit_waits_for
 from gemlet.base.front_door import public
-from gemlet.base.handlers import undisturbed
+from gemlet.base.handlers import importing
 from gemlet.base.text import show
 from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError
 from gemlet.tokenizer.cutting import Cutter
@@ -369,7 +369,7 @@ class _SentencePiece:
     _processor: Any = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        with undisturbed():
+        with importing():
             import sentencepiece
 
         try:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import gemlet
+from gemlet.base.handlers import importing
 from support.programs.works import ROUNDS, Works
-from support.waiting import PATIENCE
+from support.waiting import PATIENCE, until
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
 
@@ -74,6 +78,28 @@ class Forks:
 
 
 ACTIONS = ("generate", "close", "close_streams", "step_streams", "drop", "load", "fork", "nothing")
+
+
+def fork_beside_an_import(folder: str) -> None:
+    """Forks while another thread imports a module; the forked process imports it too."""
+    Path(folder, "slow_module.py").write_text("import time\ntime.sleep(1)\n")
+    sys.path.insert(0, folder)
+
+    def work() -> None:
+        with importing():
+            importlib.import_module("slow_module")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: "slow_module" in sys.modules)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(PATIENCE))
+        work()
+        return
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, f"the forked process ended with {os.waitstatus_to_exitcode(status)}"
+    thread.join()
 
 
 def fork_beside(name: str, actions: Sequence[str]) -> None:
