@@ -35,9 +35,12 @@ function(gemlet_add_isa_sources target)
     set(tiers)
   endif()
   foreach(tier IN LISTS tiers)
-    set(only)
+    # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects,
+    # and without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no checking ones.
+    set(options ${GEMLET_ISA_FLAGS_${tier}} ${extra} -ffp-contract=fast -fno-exceptions -fno-math-errno
+      -fno-trapping-math -U_FORTIFY_SOURCE -U_GLIBCXX_ASSERTIONS)
     if(GEMLET_SANITIZED_TIERS AND NOT tier IN_LIST GEMLET_SANITIZED_TIERS)
-      set(only ;-fno-sanitize=all;-O0)
+      list(APPEND options -fno-sanitize=all -O0)
     endif()
     foreach(operation matmul attention rowwise peak)
       set(source ${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${tier}.cpp)
@@ -45,10 +48,7 @@ function(gemlet_add_isa_sources target)
         continue()
       endif()
       target_sources(${target} PRIVATE ${source})
-      # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects,
-      # and without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no checking ones.
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-        "${GEMLET_ISA_FLAGS_${tier}};${extra};-ffp-contract=fast;-fno-exceptions;-fno-math-errno;-fno-trapping-math;-U_FORTIFY_SOURCE;-U_GLIBCXX_ASSERTIONS${only}")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${options}")
     endforeach()
   endforeach()
   if(GEMLET_EMULATE_AVXVNNI)
