@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 
 #include "audio/conformer.h"
 #include "audio/log_mel.h"
@@ -23,7 +24,8 @@ namespace {
 
 constexpr int64_t kMostBytes = int64_t{1} << 40;  // what a plan for one image or sound may say
 constexpr std::array<int64_t, 8> kRates = {8000, 16000, 24000, 32000, 48000, 999, 0, -16000};
-constexpr std::array<double, 8> kNumbers = {0, -1, 1e-6, 0.5, 1e30, -1e-300, HUGE_VAL, std::nan("")};
+constexpr std::array<double, 8> kNumbers = {0,    -1,      1e-6,     0.5,
+                                            1e30, -1e-300, HUGE_VAL, std::numeric_limits<double>::quiet_NaN()};
 
 class Chance {
  public:
