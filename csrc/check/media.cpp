@@ -166,7 +166,7 @@ void plan_mobilenet(Chance& chance) {
       b.kind = stage == 0 ? Kind::kEdge : stage == 3 && i == 1 ? Kind::kAttention : Kind::kInverted;
       b.in_channels = chance.size(channels), b.out_channels = chance.size(i ? channels : 64 << stage);
       channels = b.out_channels;
-      b.inner = chance.size(4 * b.in_channels), b.start_kernel = chance.size(b.attends() ? 0 : 3);
+      b.inner = chance.size(256 << stage), b.start_kernel = chance.size(b.attends() ? 0 : 3);
       b.middle_kernel = chance.size(b.attends() || stage ? 5 : 0), b.stride = chance.size(i ? 1 : 2);
       if (b.attends()) b.num_heads = chance.size(8), b.head_dim = chance.size(64), b.inner = 0;
       blocks.push_back(b);
