@@ -138,7 +138,7 @@ def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: 
 
 def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
     large = chunk(Content("x" * 100_000))
-    with saying(*[large] * 200, END) as begun:
+    with saying(*[large] * 1000, END) as begun:  # far more than the system's buffers hold
         connection = begin(quick, "/v1/chat/completions")
         until(lambda: begun and begun[0].was_closed)
         quick.wait_idle()
