@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gemlet.errors import InvalidRequestError
-from gemlet.media import tracks
+from gemlet.media import containers, tracks
 from gemlet.media.sounds import decoded_bytes, read_sound, read_sound_of_video
 from support.videos import clip, recording
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_cut_short_is_refused() -> None:
 )
 def test_limits(limit: str, value: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = recording(TONE[:, None], RATE, container="mp4", codec="aac")
-    monkeypatch.setattr(tracks, limit, value)
+    monkeypatch.setattr(containers if hasattr(containers, limit) else tracks, limit, value)
     with pytest.raises(InvalidRequestError, match=message):
         read_sound(data)
 

@@ -147,7 +147,7 @@ def test_other_codecs_are_refused() -> None:
 )
 def test_limits_hold_before_anything_is_decoded(short: bytes, limit: str, value: int, message: str) -> None:
     with (
-        mock.patch.object(containers if limit == "MOST_FILE_BYTES" else videos, limit, value),
+        mock.patch.object(containers if hasattr(containers, limit) else videos, limit, value),
         mock.patch.object(videos, "_see", side_effect=AssertionError("decodes")),
         pytest.raises(InvalidRequestError, match=message),
     ):

@@ -128,9 +128,9 @@ print(*sys.modules)
     assert sorted(set(opened)) == files
 
 
+@pytest.mark.extra("serve")
 def test_a_server_begins_without_what_a_text_does_without() -> None:
     """No record is compiled for it, either: nobody asks for more than objects."""
-    pytest.importorskip("uvicorn")
     program = """
 import sys
 from gemlet.base import records

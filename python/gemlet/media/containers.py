@@ -10,22 +10,23 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gemlet.base.text import reason_of
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
 
 __all__ = [
     "CONTAINERS",
     "HEAD_BYTES",
     "MOST_FILE_BYTES",
-    "MOST_PACKETS",
     "check_whole",
     "container_of",
     "opened",
+    "packets_of",
 ]
 
 MOST_FILE_BYTES = 1 << 30
@@ -81,6 +82,27 @@ def opened(
     except (av.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError, LookupError) as problem:
         why = getattr(problem, "strerror", None) or problem
         raise InvalidRequestError(f"{name}: the file is damaged or cut short: {reason_of(why)}") from None
+
+
+def packets_of(
+    container: InputContainer, name: str
+) -> Iterator[tuple[Packet[Any], Fraction | None, Fraction | None]]:
+    """Every packet that has data, and its begin and end in seconds if it says them. Decodes none.
+
+    Raises :class:`InvalidRequestError` for a file of too many packets, or one that is cut within a frame.
+    """
+    for count, packet in enumerate(container.demux(), 1):
+        if count > MOST_PACKETS:
+            raise InvalidRequestError(f"{name}: the file has more than {MOST_PACKETS} packets; cut it")
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            raise InvalidRequestError(f"{name}: the file is cut short within a frame")
+        at = packet.dts if packet.pts is None else packet.pts
+        if at is None or not packet.time_base:
+            yield packet, None, None
+        else:
+            yield packet, at * packet.time_base, (at + (packet.duration or 0)) * packet.time_base
 
 
 def check_whole(container: InputContainer, end: Fraction, name: str) -> None:

@@ -13,7 +13,7 @@ from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError
-from gemlet.media.containers import MOST_PACKETS, check_whole, opened
+from gemlet.media.containers import check_whole, opened, packets_of
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -70,28 +70,19 @@ def track_seconds(file: BinaryIO, name: str) -> tuple[float, int]:
 
 def _scanned(container: InputContainer, stream: AudioStream, name: str) -> float:
     """The seconds of all packets. Decodes none."""
-    count = 0
-    begin: Fraction | None = None
-    end = whole = Fraction(0)  # of the sound, and of everything
-    for packet in container.demux():
-        count += 1
-        if count > MOST_PACKETS:
-            raise InvalidRequestError(f"{name}: the file has more than {MOST_PACKETS} packets; cut it")
-        if not packet.size:
+    first: Fraction | None = None
+    last = whole = Fraction(0)  # of the sound, and of everything
+    for packet, begin, end in packets_of(container, name):
+        if begin is None or end is None:
             continue
-        if packet.is_corrupt:
-            raise InvalidRequestError(f"{name}: the file is cut short within a frame")
-        at = packet.dts if packet.pts is None else packet.pts
-        if at is None or not packet.time_base:
-            continue
-        whole = max(whole, (at + (packet.duration or 0)) * packet.time_base)
+        whole = max(whole, end)
         if packet.stream_index == stream.index:
-            begin = at * packet.time_base if begin is None else min(begin, at * packet.time_base)
-            end = max(end, (at + (packet.duration or 0)) * packet.time_base)
+            first = begin if first is None else min(first, begin)
+            last = max(last, end)
     check_whole(container, whole, name)
-    if begin is None:
+    if first is None:
         raise InvalidRequestError(f"{name}: the file has no samples, or does not say when they are heard")
-    seconds = end - begin
+    seconds = last - first
     if seconds > _core.MOST_SOUND_SECONDS:
         raise InvalidRequestError(
             f"{name}: {int(seconds)} seconds, expected at most {_core.MOST_SOUND_SECONDS}; cut it into pieces"

@@ -18,7 +18,7 @@ from gemlet.base.arrays import np
 from gemlet.base.records import record
 from gemlet.base.text import show_argument
 from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.media.containers import MOST_FILE_BYTES, MOST_PACKETS, check_whole, opened
+from gemlet.media.containers import MOST_FILE_BYTES, check_whole, opened, packets_of
 from gemlet.media.files import bytes_of, is_path, open_path
 from gemlet.media.images import Levels, read_image
 
@@ -179,21 +179,11 @@ def _check_size(name: str, height: int, width: int) -> None:
 
 def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Choose) -> _Scan:
     """Reads all packets, and decodes none."""
-    frames = packets = count = 0
+    frames = packets = 0
     begins: list[Fraction] = []
-    end = Fraction(0)  # of everything
-    for packet in container.demux():
-        count += 1
-        if count > MOST_PACKETS:
-            raise InvalidRequestError(f"{name}: the file has more than {MOST_PACKETS} packets; cut it")
-        if not packet.size:
-            continue
-        if packet.is_corrupt:
-            raise InvalidRequestError(f"{name}: the file is cut short within a frame")
-        at = packet.dts if packet.pts is None else packet.pts
-        begin = None if at is None or not packet.time_base else at * packet.time_base
-        if begin is not None:
-            end = max(end, begin + (packet.duration or 0) * packet.time_base)
+    last = Fraction(0)  # of everything
+    for packet, begin, end in packets_of(container, name):
+        last = max(last, end or last)
         if packet.stream_index != stream.index:
             continue
         packets += 1
@@ -204,7 +194,7 @@ def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Cho
             begins.append(begin)
     if frames == 0:
         raise InvalidRequestError(f"{name}: the file has no frames")
-    _check_complete(container, stream, packets, end, name)
+    _check_complete(container, stream, packets, last, name)
     seconds = max(begins) - min(begins) if begins else Fraction(0)
     if seconds > MOST_SECONDS:
         raise InvalidRequestError(
