@@ -16,7 +16,8 @@ from gemlet.base.late import dataclasses, inspect
 __all__ = ["field", "metadata_of", "record", "replace"]
 
 _ASKED = ("__eq__", "__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
-_MANY = 2000  # so many objects take longer than the import and the compiling
+_LONG = 1000  # a process that has made so many objects is no short one
+_MANY = 20  # so many objects of one class take longer than compiling its dataclass
 _TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
 
 
@@ -77,12 +78,16 @@ class _Asked:
         return inspect.signature(vars(_dataclass(self.cls))[self.name])
 
 
+_made = 0  # objects of all classes, but those of compiled ones
+
+
 def _init(cls: type) -> Callable[..., None]:
     objects = 0
 
     def init(self: Any, /, *values: Any, **named: Any) -> None:
+        global _made
         nonlocal objects
-        objects += 1
+        objects, _made = objects + 1, _made + 1
         fields = _fields(cls)
         given = dict(zip(fields, values, strict=False)) | named
         state = {}
@@ -94,7 +99,7 @@ def _init(cls: type) -> Callable[..., None]:
             elif "default_factory" in how:
                 state[name] = how["default_factory"]()
         once = len(given) == len(values) + len(named)
-        if objects < _MANY and once and state.keys() == fields.keys() >= given.keys():
+        if (objects < _MANY or _made < _LONG) and once and state.keys() == fields.keys() >= given.keys():
             vars(self).update(state)
             if hasattr(self, "__post_init__"):
                 self.__post_init__()

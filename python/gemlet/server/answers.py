@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gemlet.server.call import Call
 from gemlet.server.problems import ClientGone, Problem, forget_frames, problem_of
 
-__all__ = ["JSONAnswer", "StreamAnswer", "as_line", "while_connected"]
+__all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "while_connected"]
 
 _Result = TypeVar("_Result")
 _MOST_HELD = 1 << 14  # bytes of pieces that are sent together
@@ -69,6 +69,26 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) 
     return await _first_of(work, _gone(request.receive))
 
 
+class Rest:
+    """How long streams rest between what they send: the longer, the more of them rest at the same time.
+
+    What a fast model writes meanwhile is sent together, because sending takes longer than writing a token.
+    Streams of a slow model wait for tokens and hardly rest.
+    """
+
+    def __init__(self, step: float = 0.006, most: float = 0.1) -> None:
+        self.step, self.most = step, most
+        self.resting = 0
+
+    async def __call__(self, most: float) -> None:
+        """Rests, no longer than ``most`` seconds."""
+        self.resting += 1
+        try:
+            await asyncio.sleep(min(self.step * self.resting, self.most, most))
+        finally:
+            self.resting -= 1
+
+
 class StreamAnswer(Response):
     """Pieces of an answer as they come.
 
@@ -77,7 +97,6 @@ class StreamAnswer(Response):
             sent as ``on_error`` writes it, and ends the answer.
         ping: what to send when there was nothing for ``ping_seconds``; None sends nothing.
         stuck_seconds: a client that takes nothing for so long is taken for gone.
-        rest_seconds: how long the next pieces wait for others, see :meth:`flush_and_rest`.
     """
 
     def __init__(
@@ -90,7 +109,6 @@ class StreamAnswer(Response):
         ping: bytes | None,
         ping_seconds: float,
         stuck_seconds: float,
-        rest_seconds: Callable[[], float] = float,
     ) -> None:
         super().__init__(None, media_type=media_type)
         del self.headers["content-length"]
@@ -102,7 +120,6 @@ class StreamAnswer(Response):
         self._ping = ping
         self._ping_seconds = ping_seconds
         self._stuck_seconds = stuck_seconds
-        self._rest_seconds = rest_seconds
         self._sent = time.monotonic()
         self._sending = 0
         self._held = bytearray()  # not sent yet
@@ -119,7 +136,6 @@ class StreamAnswer(Response):
                     self._held += piece
                     if len(self._held) >= _MOST_HELD:
                         await self.flush()
-                await self.flush()
             finally:
                 close = getattr(self._pieces, "aclose", None)
                 if close is not None:
@@ -131,37 +147,29 @@ class StreamAnswer(Response):
             self._call.problem = problem.code or problem.kind
             await self._call.close()
             self._held += self._on_error(problem)
-            await self.flush()
             if problem.status == 500:
                 await self._end()
                 raise
             forget_frames(error)
         await self._end()
 
-    async def flush(self) -> None:
-        """Sends the pieces that are held."""
-        if self._held:
-            held, self._held = bytes(self._held), bytearray()
-            await self._put(held)
-
-    async def flush_and_rest(self) -> None:
-        """Sends the pieces that are held. Then it rests for a moment: what a fast model writes meanwhile is
-        sent together, because sending takes longer than writing a token. A slow model loses nothing. Before
-        the first token there is no rest."""
-        if self._held:
-            await self.flush()
-            if self._call.first_token is not None:
-                await asyncio.sleep(self._rest_seconds())
+    async def flush(self) -> bool:
+        """Sends the pieces that are held; returns whether there were any."""
+        if not self._held:
+            return False
+        held, self._held = bytes(self._held), bytearray()
+        await self._put(held)
+        return True
 
     async def _end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._put(bytes(self._held), more=False)
 
-    async def _put(self, piece: bytes) -> None:
+    async def _put(self, piece: bytes, *, more: bool = True) -> None:
         if not self._sending:
             self._sent = time.monotonic()
         self._sending += 1
         try:
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._send({"type": "http.response.body", "body": piece, "more_body": more})
         finally:
             self._sending -= 1
         self._sent = time.monotonic()

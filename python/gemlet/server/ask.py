@@ -276,6 +276,15 @@ class Running:
     def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
         return self._chunks(0, self.before_waiting) if len(self._firsts) == 1 else self._all()
 
+    def seconds_left(self) -> float:
+        """Until the replies have as many tokens as they may, at the pace so far; 0 before the first token."""
+        call = self.call
+        if call.first_token is None:
+            return 0.0
+        most = sum(ask.count * int(ask.options["max_tokens"]) for ask in self.asks)
+        pace = (call.seconds() - call.first_token) / max(1, call.completion_tokens)
+        return pace * (most - call.completion_tokens)
+
     async def _all(self) -> AsyncIterator[tuple[int, Chunk]]:
         arrived: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue(64)
 

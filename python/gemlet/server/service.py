@@ -14,7 +14,7 @@ import anyio.to_thread
 from starlette.requests import Request
 
 from gemlet.base.records import field, record, replace
-from gemlet.server.answers import StreamAnswer, as_line
+from gemlet.server.answers import Rest, StreamAnswer, as_line
 from gemlet.server.ask import Ask, Running
 from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies, parse
@@ -35,8 +35,6 @@ __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "
 FIELDS = "gemlet.fields"  # the router puts the fields of a request here
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
-_REST = 0.001  # seconds between what one stream sends, for each request that runs
-_MOST_REST = 0.02
 _LARGE = 1 << 16  # bytes of a body, whose fields are checked beside the event loop
 
 
@@ -62,6 +60,7 @@ class Service:
     batches: Batches | None = None
     started: float = field(default_factory=time.monotonic)
     deep_check: asyncio.Lock = field(default_factory=asyncio.Lock)
+    rest: Rest = field(default_factory=Rest)
 
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
@@ -163,9 +162,13 @@ class Service:
             ping=ping,
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,
-            rest_seconds=lambda: min(_MOST_REST, _REST * self.limiter.running),
         )
-        running.before_waiting = answer.flush_and_rest
+
+        async def flush_and_rest() -> None:
+            if await answer.flush():
+                await self.rest(running.seconds_left())
+
+        running.before_waiting = flush_and_rest
         return answer
 
 
