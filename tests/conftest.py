@@ -30,10 +30,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail a test whose extra is not installed",
     )
     parser.addoption(
+        "--tested-extras",
+        default="",
+        help="leave out tests that need only these extras, such as hub,grammar",
+    )
+    parser.addoption(
         "--need-browser",
         action="store_true",
         help="fail a test of the web page where there is no browser",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tested = set(config.getoption("tested_extras").split(","))
+    if tested != {""}:
+        items[:] = [item for item in items if not {m.args[0] for m in item.iter_markers("extra")} <= tested]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

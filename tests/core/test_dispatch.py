@@ -217,6 +217,7 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 
 
 @pytest.mark.tier
+@pytest.mark.slow
 def test_the_same_bits_on_any_number_of_threads() -> None:
     """For long and short prompts, and in decoding, which reads the cache in several pieces. Each format has
     tasks of another size."""

@@ -26,6 +26,7 @@ def test_packing_gives_its_scratch_back(threads: int) -> None:
     run_program(memory.pack, threads)
 
 
+@pytest.mark.slow
 def test_opening_and_closing_does_not_grow() -> None:
     run_program(memory.open_and_close)
 

@@ -82,6 +82,7 @@ def test_json_with_many_short_keys() -> None:
     )
 
 
+@pytest.mark.slow
 def test_json_as_large_as_a_real_tokenizer_is_read() -> None:
     """As many pieces and merges as Gemma 4 has, of the same average length, without white space."""
     vocab = ",".join(f'"piece{i}":{i}' for i in range(262_144))

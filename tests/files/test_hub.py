@@ -98,6 +98,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.extra("hub")
+@pytest.mark.slow
 def test_the_bars_of_the_hub(tmp_path: Path) -> None:
     """None here stands for a function."""
     with hub(REPOSITORIES) as server:

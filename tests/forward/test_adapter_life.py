@@ -183,6 +183,7 @@ def test_a_closed_model_takes_no_adapter(model: gemlet.Model) -> None:
         _core.AdapterBuilder(core_of(model))
 
 
+@pytest.mark.slow
 def test_memory_comes_back_when_an_adapter_goes() -> None:
     run_program(adapters.load_and_unload)
 

@@ -125,6 +125,7 @@ def test_a_model_that_does_not_fit_is_refused_with_its_plan() -> None:
     gemlet.load(weights="f32", max_memory=total + 8_000_000).close()
 
 
+@pytest.mark.slow
 def test_the_sizes_that_the_refusal_recommends_fit() -> None:
     """For every published size and a range of limits, the context, weights and embedding in the message
     fit."""

@@ -32,6 +32,7 @@ def test_the_pages_are_shared_and_not_copied(tmp_path: Path) -> None:
     run_program(programs.map_a_file, tmp_path / "packed", size)
 
 
+@pytest.mark.slow
 def test_an_embedding_on_disk_is_never_resident(tmp_path: Path) -> None:
     """The logits are the same: for one row, for many, and for more ids than the window has room for."""
     config = CONFIGS["gemma3_text"] | {"vocab_size": 1024, "hidden_size": 256, "num_hidden_layers": 1}

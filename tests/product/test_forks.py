@@ -13,11 +13,12 @@ from support.processes import run_program
 from support.programs.forks import ACTIONS, fork_beside, fork_beside_an_import
 
 
+@pytest.mark.slow
 def test_beside_a_thread_that_generates() -> None:
     run_program(fork_beside, "stream", ACTIONS)
 
 
-@pytest.mark.parametrize("name", ["prefill", "logits", "embed", "chat", "load", "error"])
+@pytest.mark.parametrize("name", ["stream", "prefill", "logits", "embed", "chat", "load", "error"])
 def test_beside_other_threads(name: str) -> None:
     run_program(fork_beside, name, ["close"])
 

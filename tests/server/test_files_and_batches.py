@@ -404,6 +404,7 @@ def test_owners(tmp_path: Path) -> None:
 # --- restarts -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stopping_and_starting(tmp_path: Path) -> None:
     from gemlet.server.settings import Settings
 
@@ -421,6 +422,7 @@ def test_stopping_and_starting(tmp_path: Path) -> None:
         assert not list((tmp_path / "data/files").glob("*.work"))
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "support.programs.serve_until_killed", "", str(tmp_path / "data")]
     name, total, seen = "", 150, [0]

@@ -73,7 +73,9 @@ def opened(
         raise InvalidRequestError(f"{name}: the file is no video; expected {CONTAINERS}")
     try:
         given = {**options, "codec_whitelist": ",".join(decoders)}
-        with av.open(file, mode="r", format=container, options=given, metadata_errors="replace") as found:
+        # Before version 19, av refuses metadata that is no UTF-8 unless it is told otherwise.
+        more: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        with av.open(file, mode="r", format=container, options=given, **more) as found:
             yield found
     except InvalidRequestError:
         raise
