@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -96,9 +97,8 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     shown: dict[str, Any] = {"server": dataclasses.asdict(settings), "models": {}}
     if settings.keys is not None:
         try:
-            store = KeyStore(settings.keys)
-            shown["keys"] = sum(key["revoked"] is None for key in store.all())
-            store.close()
+            with contextlib.closing(KeyStore(settings.keys)) as store:
+                shown["keys"] = sum(key["revoked"] is None for key in store.all())
         except GemletError as error:
             problems.append(f"keys: {error}")
     try:

@@ -54,8 +54,9 @@ def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track |
                 f"{name}: the sound is in {show_argument(codec)}; expected one of {', '.join(_CODECS)}"
             )
         seconds = _scanned(container, stream, name)
-        container.seek(0, backward=True)
-        samples, rate = _decoded(container, stream, name, seconds, most_seconds)
+    # It is opened again: after a way back to the beginning, newer programs drop the first frame of AAC.
+    with opened(file, name, _DECODERS, {}, "samples") as container:
+        samples, rate = _decoded(container, container.streams.audio[0], name, seconds, most_seconds)
         return Track(samples, rate, seconds)
 
 

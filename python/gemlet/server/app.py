@@ -183,10 +183,13 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
+        store = None
         try:
             store = None if settings.keys is None else KeyStore(settings.keys, patience=_PATIENCE)
             files = None if settings.data is None else FileStore(settings.data)
         except GemletError as error:
+            if store is not None:
+                store.close()
             on_failure(error)
             raise
         # The thread reads while anyio imports, for its limiter below, what it needs.

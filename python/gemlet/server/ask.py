@@ -242,15 +242,15 @@ class Running:
     Iterate it for ``(index, chunk)``, call :meth:`end` when it has ended, and :meth:`aclose` in any case.
 
     Attributes:
-        before_waiting: is called before the next chunk is waited for. Until then, those that are there
-            already can be sent together.
+        before_waiting: is called with this before the next chunk is waited for. Until then, those that are
+            there already can be sent together.
     """
 
     asks: Sequence[Ask]
     call: Call
     filter: ContentFilter
     choices: list[Choice] = field(default_factory=list)
-    before_waiting: Callable[[], Awaitable[None]] | None = None
+    before_waiting: Callable[[Running], Awaitable[None]] | None = None
     _firsts: list[int] = field(default_factory=list)  # the first choice of each prompt
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -300,7 +300,7 @@ class Running:
         left = len(self._pumps)
         while left:
             if self.before_waiting is not None and arrived.empty():
-                await self.before_waiting()
+                await self.before_waiting(self)
             item = await arrived.get()
             if isinstance(item, BaseException):
                 raise item
@@ -310,14 +310,14 @@ class Running:
                 yield item
 
     async def _chunks(
-        self, first: int, before_waiting: Callable[[], Awaitable[None]] | None = None
+        self, first: int, before_waiting: Callable[[Running], Awaitable[None]] | None = None
     ) -> AsyncIterator[tuple[int, Chunk]]:
         """Those of one prompt's stream, whose first text is the choice ``first``."""
         ask, stream = self.choices[first].ask, self.choices[first].stream
         is_judged = self.choices[first].gate is not None  # judging may take long
         try:
             if before_waiting is not None:
-                await before_waiting()
+                await before_waiting(self)
             left = ask.count
             async for chunk in stream:
                 index = first + chunk.index
@@ -326,7 +326,7 @@ class Running:
                 if shown is not None:
                     yield index, shown
                 if before_waiting is not None and left and (is_judged or not stream.has_chunk):
-                    await before_waiting()
+                    await before_waiting(self)
         except Exception as error:
             raise ask.problem_of(error) from error
         for choice in self.choices[first : first + ask.count]:

@@ -68,26 +68,29 @@ class FileStore:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self._arriving: Counter[str] = Counter()  # bytes of uploads, by owner
+        place = self.folder / "files.db"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.folder / "files").mkdir(mode=0o700, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self._lock)
-                raise UnsupportedError(
-                    f"{folder}: another server uses this folder; give each its own"
-                ) from None
-            place = self.folder / "files.db"
-            os.close(os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(place, isolation_level=None)
-            (version,) = self._db.execute("pragma user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise ModelFileError(f"{place}: is of version {version}, expected {_VERSION}")
-            self._db.execute("pragma journal_mode = wal")
-            self._db.executescript(_SCHEMA)
-            self._sweep()
+            with contextlib.ExitStack() as opened:
+                self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                opened.callback(os.close, self._lock)
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise UnsupportedError(
+                        f"{folder}: another server uses this folder; give each its own"
+                    ) from None
+                os.close(os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                self._db = sqlite3.connect(place, isolation_level=None)
+                opened.callback(self._db.close)
+                (version,) = self._db.execute("pragma user_version").fetchone()
+                if version not in (0, _VERSION):
+                    raise ModelFileError(f"{place}: is of version {version}, expected {_VERSION}")
+                self._db.execute("pragma journal_mode = wal")
+                self._db.executescript(_SCHEMA)
+                self._sweep()
+                opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise ModelFileError(f"{folder}: cannot be used as a folder for files: {error}") from None
 

@@ -111,7 +111,11 @@ class KeyStore:
             elif not os.path.isfile(path):
                 raise ModelFileError(f"{path}: there is no such file; gemlet keys create NAME --db {path}")
             self._db = sqlite3.connect(path, timeout=patience, isolation_level=None)
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise ModelFileError(f"{path}: cannot be used as a file of keys: {error}") from None
         self._known: dict[str, tuple[bytes, Key]] = {}

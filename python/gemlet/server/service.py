@@ -164,7 +164,7 @@ class Service:
             stuck_seconds=self.settings.stuck_seconds,
         )
 
-        async def flush_and_rest() -> None:
+        async def flush_and_rest(running: Running) -> None:  # the argument, as a cycle would keep all of it
             if await answer.flush():
                 await self.rest(running.seconds_left())
 
