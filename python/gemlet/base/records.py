@@ -7,6 +7,7 @@ somebody asks for anything else that a dataclass has, or makes many objects.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,9 @@ def _dataclass(cls: Any) -> Any:
     kept = ("__module__", "__qualname__", "__post_init__")
     names = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
     _, frozen, _ = cls.__record__
-    return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names)
+    # Since Python 3.12 it takes the module, whose names the types are, from the caller unless it is told.
+    where = {"module": cls.__module__} if sys.version_info >= (3, 12) else {}
+    return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names, **where)
 
 
 class _Asked:
