@@ -84,7 +84,10 @@ _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNI
 _IGNORED = frozenset(
     {
         "auto_mapping",
+        "corda_config",  # these of values of init_lora_weights, which says what counts
         "eva_config",
+        "loftq_config",
+        "lora_ga_config",
         "init_weights",
         "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",
@@ -230,6 +233,8 @@ def read_adapter_config(folder: str) -> AdapterConfig:
             raise keys.wrong(key, f"it not to be set; {way_out}")
     keys.refuse_unknown(_IGNORED, _FIXED)
     start = keys.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() in ("gaussian", "olora", "mica"):
+        start = start.lower()  # as PEFT reads these
     known = (*_INITIALISATIONS, *INITIAL)
     if not any(type(start) is type(own) and start == own for own in known):
         raise keys.wrong(
