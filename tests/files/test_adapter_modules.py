@@ -142,3 +142,14 @@ def test_the_core_takes_no_table_that_the_model_does_not_have(tmp_path: Path, mo
         )
     with pytest.raises(gemlet.TensorError, match="is not a matrix"):
         builder.weight("layers.0.q_norm")
+
+
+@pytest.mark.parametrize("saved", ["lm_head", "head"])
+def test_the_end_of_a_name_means_one_end_of_the_model(
+    saved: str, tmp_path: Path, model: gemlet.Model
+) -> None:
+    """A head that is saved so is the adapter's own; the embedding table, which it was, stays."""
+    tensors = {**adapter_tensors(), "base_model.model.lm_head.weight": np.ones((96, 64), np.float32)}
+    path = write(tmp_path / "a", {**CONFIG, "modules_to_save": [saved]}, tensors)
+    with open_adapter(path, model.config) as files:
+        assert set(files.terms.own_rows) == {"lm_head"}

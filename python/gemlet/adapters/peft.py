@@ -258,7 +258,7 @@ class _Mapping:
         if adapter.dora and kind in EXPERTS:
             wrong = "use_dora is true"
         elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
-            if "tokens" in found or any(name.rpartition(".")[2] == kind for name in adapter.saved):
+            if "tokens" in found or adapter.saves(kind):
                 wrong = "use_dora is true beside rows of the adapter's own"
         elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, "embed_tokens"):
             wrong = "lora_bias is true"
@@ -271,7 +271,7 @@ class _Mapping:
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
         """The rows that the adapter has itself, of the embedding table and of the output head."""
         vocab, hidden = self.shapes["embed_tokens"]
-        saved = {name.rpartition(".")[2] for name in self.adapter.saved}
+        saved = {slot for slot in ENDS if self.adapter.saves(slot)}
         tokens = dict(self.adapter.tokens)
         one = (
             self.config.tie_word_embeddings and not self.config.bidirectional
@@ -411,9 +411,7 @@ class _Mapping:
         module = self.modules[slot]
         if kind_of(slot) in EXPERTS:
             return self.adapter.targets_parameter(module)
-        if slot in ENDS and (
-            self.adapter.all_linear or any(name.rpartition(".")[2] == slot for name in self.adapter.saved)
-        ):
+        if slot in ENDS and (self.adapter.all_linear or self.adapter.saves(slot)):
             return False
         if slot == "lm_head" and self.adapter.tied and self._is_one() and self._is_target("embed_tokens"):
             return True  # PEFT then adapts both

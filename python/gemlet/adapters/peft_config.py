@@ -165,6 +165,12 @@ class AdapterConfig:
             return False
         return layer in self.layers
 
+    def saves(self, end: str) -> bool:
+        """Whether it has all of the embedding table or the output head: PEFT looks for names that end with
+        one of :attr:`saved`."""
+        last = [name.rpartition(".")[2] for name in self.saved]
+        return any(name and end.endswith(name) for name in last)
+
     def targets_parameter(self, name: str) -> bool:
         """Whether the adapter changes the parameter ``name``, as such."""
         return self._listed("target_parameters", self.parameters, name)
