@@ -23,16 +23,28 @@ bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out) {
   return true;
 }
 
+namespace {
+
+bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+// Links, owner, mode and name change the time of the status alone.
+bool explains_status(const struct stat& before, const struct stat& now, const std::string& path) {
+  if (before.st_nlink != now.st_nlink || before.st_mode != now.st_mode || before.st_uid != now.st_uid ||
+      before.st_gid != now.st_gid) {
+    return true;
+  }
+  struct stat there;
+  return stat(path.c_str(), &there) != 0 || there.st_dev != now.st_dev || there.st_ino != now.st_ino;
+}
+
+}  // namespace
+
 OpenFile::OpenFile(int descriptor, std::string path) : path_(std::move(path)) {
-  struct stat status;
-  if (fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size < 1) {
+  if (fstat(descriptor, &opened_) != 0 || !S_ISREG(opened_.st_mode) || opened_.st_size < 1) {
     fail(ErrorCode::kModelFile, path_, ": is not a regular file, or it is empty");
   }
   descriptor_ = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
   if (descriptor_ < 0) fail(ErrorCode::kModelFile, path_, ": cannot be kept open: ", std::strerror(errno));
-  size_ = status.st_size;
-  modified_seconds_ = status.st_mtim.tv_sec;
-  modified_nanoseconds_ = status.st_mtim.tv_nsec;
 }
 
 OpenFile::~OpenFile() { close(descriptor_); }
@@ -42,12 +54,12 @@ void OpenFile::check() const {
   if (fstat(descriptor_, &status) != 0) {
     fail(ErrorCode::kModelFile, path_, ": can no longer be read: ", std::strerror(errno), "; load the model again");
   }
-  if (status.st_size < size_) {
+  if (status.st_size < size()) {
     fail(ErrorCode::kModelFile, path_, ": was cut short while it was in use: ", status.st_size, " bytes, expected ",
-         size_, "; load the model again");
+         size(), "; load the model again");
   }
-  if (status.st_size != size_ || status.st_mtim.tv_sec != modified_seconds_ ||
-      status.st_mtim.tv_nsec != modified_nanoseconds_) {
+  if (status.st_size != size() || !same_time(status.st_mtim, opened_.st_mtim) ||
+      (!same_time(status.st_ctim, opened_.st_ctim) && !explains_status(opened_, status, path_))) {
     fail(ErrorCode::kModelFile, path_, ": was changed while it was in use; load the model again");
   }
 }

@@ -1,6 +1,8 @@
 // A file that stays open for as long as it is used, and has to stay as it was then.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstdint>
 #include <string>
 
@@ -19,11 +21,12 @@ class OpenFile {
   OpenFile& operator=(const OpenFile&) = delete;
 
   int descriptor() const { return descriptor_; }
-  int64_t size() const { return size_; }
+  int64_t size() const { return opened_.st_size; }
   const std::string& path() const { return path_; }
 
-  // Throws kModelFile if the file has another size or time of modification than when it was opened. Replacing the file
-  // by renaming another over it, or removing it, does no harm. What goes unnoticed is a change that sets the time back.
+  // Throws kModelFile if the file has another size or time of modification than when it was opened, or if its status
+  // changed and nothing but its content can be why: a change that sets the time back is found, too. Replacing the file
+  // by renaming another over it, removing or moving it, or giving it to another owner does no harm.
   void check() const;
 
   // Throws kModelFile.
@@ -32,8 +35,7 @@ class OpenFile {
  private:
   std::string path_;
   int descriptor_ = -1;
-  int64_t size_ = 0;
-  int64_t modified_seconds_ = 0, modified_nanoseconds_ = 0;
+  struct stat opened_ = {};
 };
 
 }  // namespace gemlet

@@ -436,6 +436,31 @@ void register_model(py::module_& m) {
           },
           py::arg("name"), py::arg("data"), py::arg("dtype"), py::kw_only(), py::arg("ids") = std::vector<int32_t>(),
           "The same for rows in an array.")
+      .def("add_norm", &AdapterBuilder::add_norm, py::arg("name"), py::arg("weight"), py::call_guard<GilRelease>(),
+           "The weight that the adapter has instead of that of a norm, as the model's files have it.")
+      .def(
+          "set_per_layer_table",
+          [](AdapterBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows,
+             int64_t cols, const std::string& dtype) {
+            const GilRelease release;
+            builder.set_per_layer_table(
+                RowTable(descriptor, path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype)));
+          },
+          py::kw_only(), py::arg("descriptor"), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"),
+          py::arg("dtype"),
+          "The table of per-layer embeddings that the adapter has instead of the model's; as in ModelBuilder.")
+      .def(
+          "weight",
+          [](AdapterBuilder& builder, const std::string& name) {
+            std::vector<float> values;
+            int64_t rows = 0, cols = 0;
+            {
+              const GilRelease release;
+              values = builder.weight(name, &rows, &cols);
+            }
+            return py::array_t<float>({rows, cols}, values.data());
+          },
+          py::arg("name"), "A matrix of the model as float32.")
       .def("share_rows", &AdapterBuilder::share_rows,
            "The output head takes the rows that replace those of the embedding table.")
       .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),

@@ -11,6 +11,7 @@
 
 #include "backend/device_memory.h"
 #include "formats/formats.h"
+#include "formats/row_table.h"
 
 namespace gemlet {
 
@@ -87,8 +88,15 @@ class Adapter {
     const auto found = tower_terms_.find(weight.data);
     return found == tower_terms_.end() ? nullptr : found->second.get();
   }
+  // The adapter's own weight of a norm, or the model's, which is `of_model`.
+  const float* norm(const float* of_model) const {
+    const auto found = norms_.find(of_model);
+    return found == norms_.end() ? of_model : found->second;
+  }
   const OwnRows& embedding_rows() const { return embedding_rows_; }
   const OwnRows& head_rows() const { return head_rows_; }
+  // Instead of the model's; empty: the model's.
+  const RowTable& per_layer_table() const { return per_layer_table_; }
   int64_t max_rank() const { return max_rank_; }  // rank of the text model's terms; it is at least 1
   int64_t bytes() const { return bytes_; }
   // A digest of its content; zeros: not known.
@@ -102,7 +110,9 @@ class Adapter {
   std::shared_ptr<const Model> model_;
   std::vector<std::unique_ptr<LowRank>> terms_;
   std::unordered_map<const uint8_t*, std::unique_ptr<LowRank>> tower_terms_;  // by the matrix's data
+  std::unordered_map<const float*, const float*> norms_;                      // by the model's weight
   OwnRows embedding_rows_, head_rows_;
+  RowTable per_layer_table_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;

@@ -42,6 +42,26 @@ constexpr LayerTarget kLayerTargets[] = {
     {"laurel_right", Target::kLaurelRight, [](const Layer& w) -> const Matrix& { return w.altup.laurel_right; }},
 };
 
+struct LayerNorm {
+  const char* name;
+  const float* (*weight)(const Layer&);
+  const char* balanced;  // a matrix behind it, which may be balanced, or null
+};
+constexpr LayerNorm kLayerNorms[] = {
+    {"pre_attention_norm", [](const Layer& w) { return w.pre_attention_norm; }, "q_proj"},
+    {"q_norm", [](const Layer& w) { return w.q_norm; }, nullptr},
+    {"k_norm", [](const Layer& w) { return w.k_norm; }, nullptr},
+    {"post_attention_norm", [](const Layer& w) { return w.post_attention_norm; }, nullptr},
+    {"pre_mlp_norm", [](const Layer& w) { return w.pre_mlp_norm; }, "gate_proj"},
+    {"post_mlp_norm", [](const Layer& w) { return w.post_mlp_norm; }, nullptr},
+    {"post_per_layer_input_norm", [](const Layer& w) { return w.post_per_layer_input_norm; }, nullptr},
+    {"pre_moe_norm", [](const Layer& w) { return w.experts.pre_moe_norm; }, "experts.0.gate_up"},
+    {"post_dense_norm", [](const Layer& w) { return w.experts.post_dense_norm; }, nullptr},
+    {"post_moe_norm", [](const Layer& w) { return w.experts.post_moe_norm; }, nullptr},
+    {"altup_router_norm", [](const Layer& w) { return w.altup.router_norm; }, nullptr},
+    {"post_laurel_norm", [](const Layer& w) { return w.altup.post_laurel_norm; }, nullptr},
+};
+
 // The rows of a packed matrix, as float32. They are read a few megabytes at a time: every read waits for the pass that
 // is running.
 class Rows {
@@ -115,12 +135,22 @@ struct AdapterBuilder::Place {
   bool in_tower() const { return target == Target::kCount; }
 };
 
+struct AdapterBuilder::Norm {
+  const float* weight = nullptr;
+  int64_t dim = 0;
+  std::vector<float> scale = {};  // [dim] what the model's weight was divided by after it was read; empty: ones
+  bool times = false;             // it was multiplied instead
+};
+
 AdapterBuilder::AdapterBuilder(std::shared_ptr<Model> model)
     : model_(std::move(model)),
       adapter_(std::make_shared<Adapter>(model_, model_->adapter_total())),
       format_(adapter_format(model_->weight_format())),
       available_bytes_(available_memory()) {
-  model_->read_weights([&](const ModelWeights& weights) { find_places(weights); });
+  model_->read_weights([&](const ModelWeights& weights) {
+    find_places(weights);
+    find_norms(weights);
+  });
 }
 
 AdapterBuilder::~AdapterBuilder() = default;
@@ -160,6 +190,30 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
                                                 streams * streams,        streams};
       places_[at + "altup_correction_coefs"] = {Target::kAltupCorrection,     i,       {},
                                                 layer.altup.correction_coefs, streams, streams};
+    }
+  }
+}
+
+void AdapterBuilder::find_norms(const ModelWeights& weights) {
+  const ModelConfig& config = model_->config();
+  norms_["final_norm"] = {weights.final_norm, config.hidden_size};
+  if (weights.per_layer_projection_norm) {
+    norms_["per_layer_projection_norm"] = {weights.per_layer_projection_norm, config.per_layer_input_size};
+  }
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    const LayerConfig& layer = config.layers[i];
+    const std::string at = "layers." + std::to_string(i) + ".";
+    for (const LayerNorm& known : kLayerNorms) {
+      const float* const weight = known.weight(weights.layers[i]);
+      if (!weight) continue;
+      const bool query = weight == weights.layers[i].q_norm, key = weight == weights.layers[i].k_norm;
+      Norm& norm = norms_[at + known.name] = {weight, query || key ? layer.head_dim : config.hidden_size};
+      const Balance* const balance = known.balanced ? model_->balance(at + known.balanced) : nullptr;
+      const int64_t source = layer.kv_source < 0 ? static_cast<int64_t>(i) : layer.kv_source;
+      const std::vector<float>* const factors = query || key ? model_->key_factors(source) : nullptr;
+      if (balance) norm.scale = balance->scale;
+      if (factors) norm.scale = *factors;
+      norm.times = query;
     }
   }
 }
@@ -316,6 +370,50 @@ void AdapterBuilder::add_rows(const std::string& slot, const SourceRows& source,
   }
   pack(slot, source, own.rows, filled);
   filled += rows;
+}
+
+void AdapterBuilder::add_norm(const std::string& slot, std::vector<float> weight) {
+  if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
+  const auto found = norms_.find(slot);
+  if (found == norms_.end()) fail(ErrorCode::kTensor, "'", slot, "' is not a norm of this model");
+  const Norm& norm = found->second;
+  if (static_cast<int64_t>(weight.size()) != norm.dim || adapter_->norms_.count(norm.weight) > 0) {
+    fail(ErrorCode::kTensor, "'", slot, "' has ", weight.size(), " values, expected ", norm.dim, ", given once");
+  }
+  for (size_t i = 0; i < weight.size(); ++i) {
+    weight[i] += static_cast<float>(model_->config().norm_offset);
+    if (!norm.scale.empty()) weight[i] = norm.times ? weight[i] * norm.scale[i] : weight[i] / norm.scale[i];
+    if (!std::isfinite(weight[i])) fail(ErrorCode::kTensor, "'", slot, "' holds NaN or infinity");
+  }
+  adapter_->norms_[norm.weight] = keep(weight);
+}
+
+std::vector<float> AdapterBuilder::weight(const std::string& slot, int64_t* rows, int64_t* cols) {
+  const auto found = places_.find(slot);
+  if (found == places_.end() || found->second.coefs) fail(ErrorCode::kTensor, "'", slot, "' is not a matrix");
+  const Place& place = found->second;
+  *rows = place.rows, *cols = place.cols;
+  std::vector<float> values(static_cast<size_t>(place.rows * place.cols));
+  const Balance* const balance = model_->balance(slot);
+  Rows reader(*model_, place.weight);
+  for (int64_t i = 0; i < place.rows; ++i) {
+    float* const row = values.data() + i * place.cols;
+    reader.read(i, row);
+    for (size_t c = 0; balance && c < balance->scale.size(); ++c) row[c] /= balance->scale[c];
+  }
+  return values;
+}
+
+void AdapterBuilder::set_per_layer_table(RowTable table) {
+  if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
+  model_->read_weights([&](const ModelWeights& weights) {
+    const RowTable& own = weights.per_layer_table;
+    if (own.empty() || table.rows() != own.rows() || table.cols() != own.cols()) {
+      fail(ErrorCode::kTensor, "'embed_tokens_per_layer' has shape ", shape_text({table.rows(), table.cols()}),
+           ", expected ", shape_text({own.rows(), own.cols()}));
+    }
+  });
+  adapter_->per_layer_table_ = std::move(table);
 }
 
 void AdapterBuilder::share_rows() {

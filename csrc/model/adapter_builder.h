@@ -31,6 +31,14 @@ class AdapterBuilder {
   // of 16 rows, except the last. Throws as add() does, and kModelFile.
   void add_rows(const std::string& slot, const SourceRows& source, std::span<const int32_t> ids = {});
 
+  // The weight [dim] that replaces that of the norm `slot`; the model's norm_offset is added to it. Throws as add().
+  void add_norm(const std::string& slot, std::vector<float> weight);
+  // Replaces the table of per-layer embeddings. Throws kTensor.
+  void set_per_layer_table(RowTable table);
+
+  // The matrix `slot` of the text model [rows, cols], as it is without a balance. Throws kTensor.
+  std::vector<float> weight(const std::string& slot, int64_t* rows, int64_t* cols);
+
   void share_rows();  // the output head takes the rows that replace those of the embedding table
   int64_t rows_bytes(const std::string& slot, int64_t count) const;  // bytes that add_rows() keeps for `count` rows
   // What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text model.
@@ -41,8 +49,10 @@ class AdapterBuilder {
 
  private:
   struct Place;
+  struct Norm;
   std::unique_ptr<LowRank>& term_of(const Place& place);
   void find_places(const ModelWeights& weights);
+  void find_norms(const ModelWeights& weights);
   Matrix allocate(Format format, int64_t rows, int64_t cols);
   // `balance`: what the columns of the model's matrix were multiplied by, or null.
   void pack(const std::string& what, const SourceRows& source, const Matrix& matrix, int64_t first_row = 0,
@@ -55,6 +65,7 @@ class AdapterBuilder {
   std::shared_ptr<Adapter> adapter_;
   std::map<std::string, int64_t> rows_filled_;  // how many rows add_rows() has filled
   std::map<std::string, Place> places_;         // the matrices that an adapter can change; key: the slot
+  std::map<std::string, Norm> norms_;           // the same
   Format format_;
   int64_t available_bytes_;
 };

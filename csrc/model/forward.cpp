@@ -69,6 +69,20 @@ void ForwardPass::find_adapter_runs() {
   }
 }
 
+void ForwardPass::norm(const float* x, const float* weight, float* out) {
+  const int64_t hidden = config_.hidden_size;
+  by_norm(weight, rows_, runs_, [&](const float* own, int64_t row, int64_t rows) {
+    backend_.rms_norm(x + row * hidden, own, eps_, rows, hidden, out + row * hidden);
+  });
+}
+
+void ForwardPass::add_normed(const float* x, const float* weight, float* residual) {
+  const int64_t hidden = config_.hidden_size;
+  by_norm(weight, rows_, runs_, [&](const float* own, int64_t row, int64_t rows) {
+    backend_.add_branch(x + row * hidden, own, eps_, rows, hidden, residual + row * hidden);
+  });
+}
+
 void ForwardPass::layer(size_t index) {
   if (wanted_ < rows_ && index == config_.last_cache_layer()) {
     complete_keys(index);
@@ -79,20 +93,20 @@ void ForwardPass::layer(size_t index) {
   const LayerWeights& w = weights_.layers[index];
   const int64_t hidden = config_.hidden_size;
 
-  backend_.rms_norm(residual_, w.pre_attention_norm, eps_, rows_, hidden, normed_);
+  norm(residual_, w.pre_attention_norm, normed_);
   attention(index);
   tap_layer(index, "attention", branch_, hidden);
-  backend_.add_branch(branch_, w.post_attention_norm, eps_, rows_, hidden, residual_);
+  add_normed(branch_, w.post_attention_norm, residual_);
 
-  backend_.rms_norm(residual_, w.pre_mlp_norm, eps_, rows_, hidden, normed_);
+  norm(residual_, w.pre_mlp_norm, normed_);
   mlp(index);
   tap_layer(index, "mlp", branch_, hidden);
   if (config_.layers[index].num_experts > 0) add_experts(index);
-  backend_.add_branch(branch_, w.post_mlp_norm, eps_, rows_, hidden, residual_);
+  add_normed(branch_, w.post_mlp_norm, residual_);
 
   if (config_.per_layer_input_size > 0) {
     per_layer_input(index, residual_);
-    backend_.add_branch(branch_, w.post_per_layer_input_norm, eps_, rows_, hidden, residual_);
+    add_normed(branch_, w.post_per_layer_input_norm, residual_);
   }
   if (w.layer_scalar) backend_.scale_by(w.layer_scalar, rows_ * hidden, residual_);
   tap_layer(index, "output", residual_, hidden);
@@ -102,7 +116,7 @@ void ForwardPass::layer(size_t index) {
 // ones then need only the rows that want logits.
 void ForwardPass::complete_keys(size_t index) {
   const float* const x = config_.altup_streams > 1 ? altup_predict(index) : residual_;
-  backend_.rms_norm(x, weights_.layers[index].pre_attention_norm, eps_, rows_, config_.hidden_size, normed_);
+  norm(x, weights_.layers[index].pre_attention_norm, normed_);
   attention(index, true);
   keys_are_complete_ = true;
 }

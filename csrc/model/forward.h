@@ -66,8 +66,29 @@ class ForwardPass {
     float* sines;
   };
 
+  // Calls apply(the norm's weight, first row, rows) for neighbours with the same one: the model's `weight`, or what
+  // their adapter has instead.
+  template <typename Apply>
+  void by_norm(const float* weight, int64_t rows, const std::vector<AdapterRun>& runs, const Apply& apply) const {
+    int64_t next = 0;
+    for (const AdapterRun& run : runs) {
+      const float* const own = run.adapter->norm(weight);
+      if (own == weight) continue;
+      if (next < run.row) apply(weight, next, run.row - next);
+      apply(own, run.row, run.rows);
+      next = run.row + run.rows;
+    }
+    if (next < rows) apply(weight, next, rows - next);
+  }
+  // out [rows, hidden] = rms_norm(x) * weight
+  void norm(const float* x, const float* weight, float* out);
+  // residual [rows, hidden] += rms_norm(x) * weight; weight null: += x
+  void add_normed(const float* x, const float* weight, float* residual);
+
   void add_parts(std::span<const KvGrowth> growths);
   void find_adapter_runs();
+  // The rows from `first` on, of the `rows` rows that want logits, that have an adapter; counted from `first`.
+  std::vector<AdapterRun> output_runs(int64_t first, int64_t rows) const;
   void make_rope_tables();
   const Rope& rope_of(const LayerConfig& layer) const;
   void complete_keys(size_t index);

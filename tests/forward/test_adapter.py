@@ -12,8 +12,21 @@ import pytest
 
 import gemlet
 from gemlet import _core
+from gemlet.adapters.terms import is_norm
+from gemlet.checkpoint.tensor_files import numbers
+from gemlet.sources.opening import open_model_files
+from gemlet.weights.tower_slots import in_tower
 from golden.folders import HERE, TOLERANCE, read_tensors
-from support.adapters import ADAPTERS, NAMES, ON_270M, Floats, base_of, read_golden, write_adapter
+from support.adapters import (
+    ADAPTERS,
+    MERGED_ONLY,
+    NAMES,
+    ON_270M,
+    Floats,
+    base_of,
+    read_golden,
+    write_adapter,
+)
 from support.core_models import int32
 from support.feeding import REORDERED, difference
 from support.inside import context_of, core_adapter, core_of, testing
@@ -31,8 +44,8 @@ def adapted() -> Iterator[gemlet.Model]:
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_every_golden_adapter_is_there() -> None:
-    assert len(NAMES) == 29
-    assert len(ON_270M) == 16
+    assert len(NAMES) == 36
+    assert len(ON_270M) == 20
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,6 +66,39 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
     with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=ADAPTERS / name) as merged:
         assert difference(merged.logits(ids), expected) < TOLERANCE
         assert difference(merged.logits(ids), beside) < REORDERED
+
+
+@pytest.mark.parametrize("name", MERGED_ONLY)
+def test_an_adapter_that_has_matrices_whole_is_merged(name: str) -> None:
+    ids, expected = read_golden(name)
+    path, base = ADAPTERS / name, base_of(name)
+    with gemlet.load(base, weights="f32", threads=1, merge_adapter=path) as merged:
+        assert difference(merged.logits(ids), expected) < TOLERANCE
+    with gemlet.load(base, weights="f32", threads=1) as model:
+        with pytest.raises(gemlet.UnsupportedError, match=r"k_proj\.weight' replaces .*merge_adapter="):
+            model.load_adapter(path)
+        assert not model.adapters
+
+
+@pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b", "gemma4-26b-a4b"])
+@pytest.mark.parametrize("kv_cache", ["int8", "int4"])
+def test_norms_are_balanced_as_those_of_the_model(base: str, kv_cache: str, tmp_path: Path) -> None:
+    """Beside q4 some norms are divided by what columns are multiplied by, and those of keys by factors. An
+    adapter with the model's own norms changes no bit."""
+    with open_model_files(HERE / base) as files:
+        norms = {name: slot for name, slot in files.slots.items() if is_norm(slot) and not in_tower(slot)}
+        tensors = {
+            f"base_model.model.{name.removesuffix('weight')}ln_tuning_layers.weight": numbers(
+                *files.checkpoint.read(name)
+            ).astype(np.float32)
+            for name in norms
+        }
+    modules = [name.removesuffix(".weight") for name in norms]
+    path = write_adapter(tmp_path / "own", {"peft_type": "LN_TUNING", "target_modules": modules}, tensors)
+    with gemlet.load(HERE / base, weights="q4", kv_cache=kv_cache, threads=1) as model:
+        model.load_adapter(path)
+        ids = [2, 5, 6, 20, *range(30, 43)]
+        np.testing.assert_array_equal(model.logits(ids, adapter="own"), model.logits(ids))
 
 
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
@@ -119,7 +165,8 @@ def test_one_forward_pass_serves_several_adapters(base: str, weights: str, count
 def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, count: int) -> None:
     """Each has another embedding table and another output head, whole, by row or as a low-rank term."""
     names = ["gemma3-saved", None, "gemma3-ends", "gemma3-tokens", None, "gemma3-tied", "gemma3-dora"]
-    names += ["gemma3-bias", "gemma3-dora-table", "gemma3-only-tokens"]
+    names += ["gemma3-bias", "gemma3-dora-table", "gemma3-only-tokens", "gemma3-norms", "gemma3-only-norms"]
+    names += ["gemma3-pissa"]
     if count == 2:
         names = names[:5]  # fewer than 16 rows in all
     with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=2) as model:

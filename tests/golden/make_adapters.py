@@ -28,7 +28,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -223,6 +223,70 @@ ADAPTERS = (
         "gemma3-270m",
         {"r": 2, "lora_alpha": 4, "lora_bias": True, "target_modules": ["q_proj", "down_proj", "lm_head"]},
     ),
+    # Norms, which LongLoRA trains, the table of per-layer embeddings, and matrices, all of them whole.
+    AdapterVariant(
+        "gemma3-norms",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "norm"]},
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3n-norms",
+        "gemma3n-e2b",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["norm", "embed_tokens_per_layer"],
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma4-norms",
+        "gemma4-26b-a4b",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": r"model\.(language_model\.)?layers\.\d+\.self_attn\.q_proj",
+            "modules_to_save": ["layernorm", "layernorm_1", "layernorm_2", "k_norm", "q_norm"],
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma4-table",
+        "gemma4-e2b",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": r"model\.(language_model\.)?layers\.\d+\.self_attn\.o_proj",
+            "modules_to_save": ["embed_tokens_per_layer", "post_per_layer_input_norm"],
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma3-modules",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["1.mlp", "k_proj"]},
+        stored="bfloat16",
+    ),
+    # Loading takes something out of the model's own weights.
+    AdapterVariant(
+        "gemma3-pissa",
+        "gemma3-270m",
+        {"r": 4, "lora_alpha": 2, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]},
+    ),
+    AdapterVariant(
+        "gemma3-olora",
+        "gemma3-270m",
+        {
+            "r": 3,
+            "lora_alpha": 5,
+            "init_lora_weights": "olora",
+            "use_dora": True,
+            "target_modules": ["v_proj", "up_proj", "o_proj"],
+        },
+    ),
+    AdapterVariant("gemma3-only-norms", "gemma3-270m", {}, kind=LNTuningConfig, stored="bfloat16"),
     AdapterVariant(
         "gemma3-dora-table",
         "gemma3-270m",
@@ -280,7 +344,7 @@ def make(variant: AdapterVariant, folder: Path) -> None:
                 weight.copy_(torch.randn(weight.shape) * 0.02)
             elif "lora_magnitude_vector" in name:
                 weight.mul_(1 + torch.rand(weight.shape))
-            elif ".modules_to_save." in name or "trainable_tokens_delta" in name:
+            elif any(part in name for part in (".modules_to_save.", "trainable_tokens_delta", ".ln_tuning_")):
                 weight.add_(torch.randn(weight.shape) * 0.3 * weight.std())
     model.to(torch.float32).save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
@@ -320,6 +384,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # a warning inside PEFT
     # PEFT follows patterns for parameters too, and says that it does not.
     warnings.filterwarnings("ignore", ".*alpha_pattern keys did not match", RuntimeWarning)
+    warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # a norm is one
     warnings.filterwarnings("ignore", ".*LoRA tensor.s. have invalid shape", UserWarning)  # a bias is one
     warnings.filterwarnings("ignore", ".*merging LoRA weights won't be possible", UserWarning)
     warnings.filterwarnings("ignore", "(?s).*tie_word_embeddings|.*save_embedding_layers", UserWarning)

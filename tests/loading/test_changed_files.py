@@ -41,7 +41,14 @@ def append(path: Path) -> None:
         file.write(b"\0")
 
 
-@pytest.mark.parametrize("change", [change_last_byte, append])
+def set_time_back(path: Path) -> None:
+    """A change that only the time of the status shows."""
+    status = path.stat()
+    change_last_byte(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [change_last_byte, append, set_time_back])
 def test_a_change_in_place_is_an_error(folder: Path, change: Callable[[Path], None]) -> None:
     with gemlet.load(folder, threads=1) as model:
         before = model.logits(IDS)
@@ -69,8 +76,22 @@ def replace(path: Path) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-@pytest.mark.parametrize("change", [replace, os.unlink, lambda path: shutil.rmtree(path.parent)])
-def test_a_file_that_is_replaced_or_removed_stays_in_use(
+def link(path: Path) -> None:
+    os.link(path, path.with_suffix(".link"))
+
+
+CHANGES = [
+    replace,
+    os.unlink,
+    lambda path: shutil.rmtree(path.parent),
+    lambda path: path.chmod(0o640),
+    lambda path: path.rename(path.with_suffix(".moved")),
+    link,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_is_replaced_moved_or_removed_stays_in_use(
     folder: Path, change: Callable[[Path], None]
 ) -> None:
     with gemlet.load(folder, threads=1) as model:
@@ -97,7 +118,7 @@ def test_the_table_is_that_of_the_file_that_was_checked(tmp_path: Path) -> None:
         assert np.abs(model.logits(IDS) - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("change", [change_last_byte, append])
+@pytest.mark.parametrize("change", [change_last_byte, append, set_time_back])
 def test_a_change_while_it_is_loaded(tmp_path: Path, change: Callable[[Path], None]) -> None:
     folder = write_folder(tmp_path, CONFIGS["gemma4_text"])
     changed = []

@@ -17,7 +17,8 @@ from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
-NAMES = sorted(folder.name for folder in ADAPTERS.iterdir())
+MERGED_ONLY = ["gemma3-modules"]  # has matrices whole
+NAMES = sorted(folder.name for folder in ADAPTERS.iterdir() if folder.name not in MERGED_ONLY)
 Tensors = dict[str, NDArray[Any]]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": list(TARGETS)}

@@ -28,7 +28,7 @@ void ForwardPass::open_streams() {
 float* ForwardPass::altup_route(size_t index, const float* x) {
   const AltupWeights& altup = weights_.layers[index].altup;
   float* const modalities = take(Region::kModalities, config_.altup_streams);
-  backend_.rms_norm(x, altup.router_norm, eps_, rows_, config_.hidden_size, branch_);
+  norm(x, altup.router_norm, branch_);
   project(index, {branch_, &altup.router, Target::kAltupRouter, modalities});
   return modalities;
 }
@@ -63,23 +63,23 @@ void ForwardPass::altup_layer(size_t index) {
 
   const float* const predicted = altup_predict(index);
   backend_.copy(predicted, rows_ * hidden, z);
-  backend_.rms_norm(z, w.pre_attention_norm, eps_, rows_, hidden, normed_);
+  norm(z, w.pre_attention_norm, normed_);
 
   project(index, {normed_, &a.laurel_left, Target::kLaurelLeft, laurel_low});
   project(index, {laurel_low, &a.laurel_right, Target::kLaurelRight, branch_});
   backend_.copy(normed_, rows_ * hidden, laurel);  // LAuReL's residual is the normed input
-  backend_.add_branch(branch_, a.post_laurel_norm, eps_, rows_, hidden, laurel);
+  add_normed(branch_, a.post_laurel_norm, laurel);
 
   attention(index);
   tap_layer(index, "attention", branch_, hidden);
-  backend_.add_branch(branch_, w.post_attention_norm, eps_, rows_, hidden, z);
+  add_normed(branch_, w.post_attention_norm, z);
   backend_.add_branch(laurel, nullptr, eps_, rows_, hidden, z);
   backend_.scale(static_cast<float>(std::sqrt(0.5)), rows_ * hidden, z);
 
-  backend_.rms_norm(z, w.pre_mlp_norm, eps_, rows_, hidden, normed_);
+  norm(z, w.pre_mlp_norm, normed_);
   mlp(index);
   tap_layer(index, "mlp", branch_, hidden);
-  backend_.add_branch(branch_, w.post_mlp_norm, eps_, rows_, hidden, z);
+  add_normed(branch_, w.post_mlp_norm, z);
 
   const float* const modalities = altup_route(index, z);
   backend_.altup_correct(predicted, z, modalities, router_scale(config_),
@@ -89,7 +89,7 @@ void ForwardPass::altup_layer(size_t index) {
   per_layer_input(index, normed_);
   for (int64_t stream = 1; stream < streams; ++stream) {  // stream 0 does not receive it
     float* const x = residual_ + stream * rows_ * hidden;
-    backend_.add_branch(branch_, w.post_per_layer_input_norm, eps_, rows_, hidden, x);
+    add_normed(branch_, w.post_per_layer_input_norm, x);
     tap_layer(index, "stream." + std::to_string(stream), x, hidden);
   }
   tap_layer(index, "output", residual_, hidden);

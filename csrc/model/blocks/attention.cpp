@@ -31,17 +31,28 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
                                 static_cast<float>(c.query_scale),
                                 model_.kv->layout().format};
   std::vector<StoreSegment> stores;
+  std::vector<const Adapter*> adapters;  // of each of `stores`
   std::vector<AttentionSegment> segments;
   for (const Part& part : parts_) {
     if (part.rows == 0) continue;
     stores.push_back({with_keys ? part.kv->slots(index) : KvView<uint8_t>{}, part.row, part.rows, part.position});
+    adapters.push_back(part.segment->adapter);
     if (!part.kv) continue;
     segments.push_back({{part.kv->table().view(index), part.row, part.rows, part.position}, {}});
     if (c.bidirectional_spans) segments.back().spans = part.spans;
   }
   const Rope& rope = rope_of(c);
-  backend_.rope_and_store(shape, stores, keys_alone ? nullptr : q, with_keys ? k : nullptr, v, w.q_norm, w.k_norm,
-                          c.v_norm, eps_, rope.cosines, rope.sines);
+  const auto norm_of = [&](size_t i, const float* norm) { return adapters[i] ? adapters[i]->norm(norm) : norm; };
+  for (size_t i = 0, end = 0; i < stores.size(); i = end) {  // neighbours with the same norms
+    const float *const q_norm = norm_of(i, w.q_norm), *const k_norm = norm_of(i, w.k_norm);
+    const int64_t row = stores[i].row;
+    for (; end < stores.size() && norm_of(end, w.q_norm) == q_norm && norm_of(end, w.k_norm) == k_norm; ++end) {
+      stores[end].row -= row;
+    }
+    backend_.rope_and_store(shape, std::span(stores).subspan(i, end - i), keys_alone ? nullptr : q + row * query_dims,
+                            with_keys ? k + row * key_dims : nullptr, v + row * key_dims, q_norm, k_norm, c.v_norm,
+                            eps_, rope.cosines + row * (c.head_dim / 2), rope.sines + row * (c.head_dim / 2));
+  }
   if (keys_alone) return;
   config_.target_size > 0 ? attend_to_target(c, shape, q, mixed) : backend_.attention(shape, segments, q, mixed);
 

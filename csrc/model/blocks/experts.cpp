@@ -21,7 +21,7 @@ void ForwardPass::add_experts(size_t index) {
   float* const outputs = take(Region::kExpertOutputs, c.experts_per_token * hidden);
 
   // The router sees the residual through one norm, the experts through another.
-  backend_.rms_norm(residual_, w.router_scale, eps_, rows_, hidden, scores_input);
+  norm(residual_, w.router_scale, scores_input);
   backend_.scale(static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden))), rows_ * hidden, scores_input);
   project(index, {scores_input, &w.router_proj, Target::kRouterProj, scores});
   std::vector<int32_t> ids(static_cast<size_t>(routed));
@@ -40,7 +40,7 @@ void ForwardPass::add_experts(size_t index) {
     places[i] = static_cast<int32_t>(place);
     sources[static_cast<size_t>(place)] = static_cast<int32_t>(static_cast<int64_t>(i) / c.experts_per_token);
   }
-  backend_.rms_norm(residual_, w.pre_moe_norm, eps_, rows_, hidden, normed_);
+  norm(residual_, w.pre_moe_norm, normed_);
   backend_.gather(normed_, sources, hidden, inputs);
 
   const ExpertRows routed_rows = {index, first, sources};
@@ -50,8 +50,8 @@ void ForwardPass::add_experts(size_t index) {
   backend_.combine(outputs, places, shares, c.experts_per_token, hidden, normed_);
   tap_layer(index, "moe", normed_, hidden);
 
-  backend_.rms_norm(branch_, w.post_dense_norm, eps_, rows_, hidden, branch_);
-  backend_.add_branch(normed_, w.post_moe_norm, eps_, rows_, hidden, branch_);
+  norm(branch_, w.post_dense_norm, branch_);
+  add_normed(normed_, w.post_moe_norm, branch_);
 }
 
 // y of every routed row = its expert's matrix * x. The rows of an expert are in the order of the pass, so those of an

@@ -18,7 +18,7 @@ void ForwardPass::logits() {
   if (rows_ == 0) return;
   if (config_.altup_streams > 1) close_streams();
   if (batch_.taps) {
-    backend_.rms_norm(residual_, weights_.final_norm, eps_, rows_, hidden, normed_);
+    norm(residual_, weights_.final_norm, normed_);
     tap("final_norm", normed_, hidden);
   }
   std::vector<int32_t> rows(static_cast<size_t>(wanted_));  // for each row of logits its row in the pass
@@ -28,7 +28,9 @@ void ForwardPass::logits() {
   }
   float* const x = take(Region::kHeadInput, hidden);
   backend_.gather(residual_, rows, hidden, x);
-  backend_.rms_norm(x, weights_.final_norm, eps_, wanted_, hidden, x);
+  by_norm(weights_.final_norm, wanted_, output_runs(0, wanted_), [&](const float* own, int64_t row, int64_t count) {
+    backend_.rms_norm(x + row * hidden, own, eps_, count, hidden, x + row * hidden);
+  });
   if (config_.target_size > 0) {
     guess(x);
     if (config_.centroids > 0) return;
@@ -48,17 +50,22 @@ void ForwardPass::logits() {
   }
 }
 
+std::vector<ForwardPass::AdapterRun> ForwardPass::output_runs(int64_t first, int64_t rows) const {
+  std::vector<AdapterRun> found;
+  for (const Part& part : parts_) {
+    const int64_t begin = std::max<int64_t>(part.output - first, 0);
+    const int64_t end = std::min(part.output + part.wanted - first, rows);
+    const Adapter* const adapter = part.segment->adapter;
+    if (adapter && begin < end) found.push_back({adapter, begin, end - begin});
+  }
+  std::sort(found.begin(), found.end(), [](const AdapterRun& a, const AdapterRun& b) { return a.row < b.row; });
+  return found;
+}
+
 void ForwardPass::multiply_head(const float* x, int64_t first_row, int64_t rows, float* logits) {
   const Matrix& whole = weights_.lm_head;
-  // The rows that have an adapter, and those that the model's own head is for.
-  std::vector<AdapterRun> adapted, plain;
-  for (const Part& part : parts_) {
-    const int64_t begin = std::max<int64_t>(part.output - first_row, 0);
-    const int64_t end = std::min(part.output + part.wanted - first_row, rows);
-    const Adapter* const adapter = part.segment->adapter;
-    if (adapter && begin < end) adapted.push_back({adapter, begin, end - begin});
-  }
-  std::sort(adapted.begin(), adapted.end(), [](const AdapterRun& a, const AdapterRun& b) { return a.row < b.row; });
+  const std::vector<AdapterRun> adapted = output_runs(first_row, rows);
+  std::vector<AdapterRun> plain;  // the rows that the model's own head is for
   int64_t next = 0;
   for (const AdapterRun& run : adapted) {
     const OwnRows& own = run.adapter->head_rows();
@@ -138,7 +145,7 @@ void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logit
 // Takes the mean of each text's normed tokens, then multiplies it with the dense matrices.
 void ForwardPass::embeddings() {
   const int64_t hidden = config_.hidden_size, texts = static_cast<int64_t>(parts_.size());
-  backend_.rms_norm(residual_, weights_.final_norm, eps_, rows_, hidden, normed_);
+  norm(residual_, weights_.final_norm, normed_);
   tap("final_norm", normed_, hidden);
   float* const means = take(Region::kTextMeans, hidden);
   for (const Part& part : parts_) {

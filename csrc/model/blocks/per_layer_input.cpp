@@ -14,11 +14,28 @@ void ForwardPass::make_per_layer_inputs() {
   float* const inputs = take_per_layer_inputs();
   project(0, {residual_, &weights_.per_layer_model_projection, Target::kPerLayerModelProjection, inputs});
   // The projection is scaled by d^-1/2 before its norm. A norm with eps * d gives the same.
-  backend_.rms_norm(inputs, weights_.per_layer_projection_norm, static_cast<float>(config_.rms_norm_eps * hidden),
-                    rows_ * layers, size, inputs);
+  const auto eps = static_cast<float>(config_.rms_norm_eps * hidden);
+  const int64_t width = layers * size;
+  by_norm(weights_.per_layer_projection_norm, rows_, runs_, [&](const float* own, int64_t row, int64_t rows) {
+    backend_.rms_norm(inputs + row * width, own, eps, rows * layers, size, inputs + row * width);
+  });
   if (!weights_.per_layer_table.empty()) {
-    backend_.add_table_rows(weights_.per_layer_table, ids_, static_cast<float>(std::sqrt(static_cast<double>(size))),
-                            static_cast<float>(std::sqrt(0.5)), inputs);
+    const auto add_rows = [&](const RowTable& table, int64_t row, int64_t rows) {
+      const std::span<const int32_t> ids(ids_.data() + row, static_cast<size_t>(rows));
+      backend_.add_table_rows(table, ids, static_cast<float>(std::sqrt(static_cast<double>(size))),
+                              static_cast<float>(std::sqrt(0.5)), inputs + row * width);
+    };
+    int64_t next = 0;
+    for (const AdapterRun& run : runs_) {
+      const RowTable& own = run.adapter->per_layer_table();
+      if (own.empty()) continue;
+      own.check();
+      if (next < run.row) add_rows(weights_.per_layer_table, next, run.row - next);
+      add_rows(own, run.row, run.rows);
+      own.check();
+      next = run.row + run.rows;
+    }
+    if (next < rows_) add_rows(weights_.per_layer_table, next, rows_ - next);
   }
   tap("per_layer_inputs", inputs, layers * size);
 }

@@ -399,6 +399,12 @@ class AdapterBuilder:
         """
         Packs A [rank, cols] and B [rows, rank] of a matrix; arrays and their tags as in ModelBuilder.add. `magnitudes` [rows] are DoRA's, empty for plain LoRA; `bias` [rows] is added to B (A x), or empty.
         """
+    def add_norm(
+        self, name: str, weight: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None:
+        """
+        The weight that the adapter has instead of that of a norm, as the model's files have it.
+        """
     @typing.overload
     def add_rows(
         self,
@@ -430,6 +436,19 @@ class AdapterBuilder:
         """
         What add_rows() keeps of `count` rows; 0 for a name that it does not take.
         """
+    def set_per_layer_table(
+        self,
+        *,
+        descriptor: typing.SupportsInt | typing.SupportsIndex,
+        path: str,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+        rows: typing.SupportsInt | typing.SupportsIndex,
+        cols: typing.SupportsInt | typing.SupportsIndex,
+        dtype: str,
+    ) -> None:
+        """
+        The table of per-layer embeddings that the adapter has instead of the model's; as in ModelBuilder.
+        """
     def share_rows(self) -> None:
         """
         The output head takes the rows that replace those of the embedding table.
@@ -437,6 +456,10 @@ class AdapterBuilder:
     def tower_bytes(self, name: str, rank: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
         What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text model.
+        """
+    def weight(self, name: str) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        A matrix of the model as float32.
         """
 
 class ConformerConfig:

@@ -14,16 +14,17 @@ from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gemlet.adapters.terms import COEFFICIENTS, TARGETS, LowRank, OwnRows, Terms, kind_of
+from gemlet.adapters.initial import with_initial
+from gemlet.adapters.terms import COEFFICIENTS, ENDS, TARGETS, LowRank, OwnRows, Terms, is_norm, kind_of
 from gemlet.base.arrays import NDArray, np
 from gemlet.base.late import hashlib
 from gemlet.base.records import record
 from gemlet.base.sizes import size_text
 from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import TensorFiles
-from gemlet.errors import MemoryLimitError, TensorError, UnsupportedError
+from gemlet.errors import MemoryLimitError, TensorError, UnsupportedError, readable
 from gemlet.weights.hf_names import tower_kinds
-from gemlet.weights.slots import core_slots
+from gemlet.weights.slots import PER_LAYER_TABLE, STREAMS, core_slots
 from gemlet.weights.tower_slots import in_tower
 
 if TYPE_CHECKING:
@@ -100,10 +101,17 @@ class AdapterFiles:
         self._last_stack: tuple[LowRank, NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def build(self, model: _core.Model) -> _core.Adapter:
-        """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite."""
+        """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite, and
+        :class:`UnsupportedError` for matrices that it has whole."""
 
         from gemlet import _core
 
+        for slot, own in self.terms.own_rows.items():
+            if slot not in (*ENDS, PER_LAYER_TABLE) and not is_norm(slot):
+                raise UnsupportedError(
+                    f"{self._where(own.tensor)} replaces a whole matrix, which gemlet does not keep beside "
+                    "the model; merge the adapter: gemlet.load(..., merge_adapter=), gemlet convert --adapter"
+                )
         builder = _core.AdapterBuilder(model)
         for slot, term in self.terms.low_rank.items():
             a, a_dtype = self.checkpoint.read(term.a)
@@ -115,6 +123,11 @@ class AdapterFiles:
                 a = np.ascontiguousarray(a.T)
             if term.transposed:
                 b = np.ascontiguousarray(b.T)
+            if term.initial:
+                a, b = with_initial(
+                    term.initial, builder.weight(slot), self._finite(term.a), self._finite(term.b), term.scale
+                )
+                a_dtype = b_dtype = "f32"
             if in_tower(slot):  # perhaps of a convolution
                 a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
             magnitudes = self._finite(term.magnitude).reshape(-1).tolist() if term.magnitude else []
@@ -134,7 +147,12 @@ class AdapterFiles:
                 raise TensorError(f"{self._where(term.a)} or its lora_B: {problem}") from None
         for slot, own in self._stored_rows().items():
             try:
-                self._add_rows(builder, slot, own)
+                if is_norm(slot):
+                    builder.add_norm(slot, (self._finite(own.tensor) + np.float32(own.offset)).tolist())
+                elif slot == PER_LAYER_TABLE:
+                    self._set_table(builder, own)
+                else:
+                    self._add_rows(builder, slot, own)
             except TensorError as problem:
                 raise TensorError(f"{self._where(own.tensor)}: {problem}") from None
         if len(self._stored_rows()) < len(self.terms.own_rows):
@@ -185,11 +203,24 @@ class AdapterFiles:
             builder.add_rows(slot, part)
         self.checkpoint.files.check_unchanged(self.checkpoint.tensors[own.tensor].file, show(own.tensor))
 
+    def _set_table(self, builder: _core.AdapterBuilder, own: OwnRows) -> None:
+        info = self.checkpoint.tensors[own.tensor]
+        rows, cols = info.shape
+        builder.set_per_layer_table(
+            descriptor=self.checkpoint.files.descriptor(info.file),
+            path=readable(self.checkpoint.path(info.file)),
+            offset=info.begin,
+            rows=rows,
+            cols=cols,
+            dtype=self.checkpoint.dtype(own.tensor),
+        )
+        self.checkpoint.files.check_unchanged(info.file, show(own.tensor))  # the core checks from here on
+
     @property
     def max_rank(self) -> int:
         """The largest rank of its matrices in the text model, at least 1; a bias counts as one more."""
         own = (term for slot, term in self.terms.low_rank.items() if not in_tower(slot))
-        return max((term.rank + bool(term.bias) for term in own), default=1)
+        return max((term.whole_rank for term in own), default=1)
 
     def tower_bytes(self, model: _core.Model) -> int:
         """What it adds to a pass of a tower."""
@@ -197,9 +228,7 @@ class AdapterFiles:
 
         builder = _core.AdapterBuilder(model)
         terms = self.terms.low_rank.items()
-        return max(
-            (builder.tower_bytes(slot, term.rank + bool(term.bias)) for slot, term in terms), default=0
-        )
+        return max((builder.tower_bytes(slot, term.whole_rank) for slot, term in terms), default=0)
 
     def memory_bytes(self, model: _core.Model, weights: str) -> int:
         """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
@@ -209,7 +238,8 @@ class AdapterFiles:
         total = 0
         builder = _core.AdapterBuilder(model)
         for slot, own in self._stored_rows().items():
-            total += builder.rows_bytes(slot, self.checkpoint.tensors[own.tensor].shape[0])
+            rows = self.checkpoint.tensors[own.tensor].shape[0]
+            total += 4 * rows if is_norm(slot) else builder.rows_bytes(slot, rows)
         for slot, term in self.terms.low_rank.items():
             stored = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
             shapes = [(shape[0], prod(shape[1:])) for shape in stored]
@@ -223,8 +253,8 @@ class AdapterFiles:
                 continue
             if term.experts:
                 shapes = [(term.rank, cols), (rows, term.rank)]
-            elif term.bias:
-                shapes[1] = rows, term.rank + 1
+            elif term.bias or term.initial:
+                shapes = [(term.whole_rank - bool(term.bias), cols), (rows, term.whole_rank)]
             packed = sum(-(-high // 16) * 16 * (-(-wide * size // 4) * 4) for high, wide in shapes)
             total += packed * max(1, term.experts)
             total += 4 * rows if term.magnitude else 0
@@ -244,7 +274,7 @@ class AdapterFiles:
     def describe(self, name: str, memory_bytes: int) -> Adapter:
         """What a caller sees of it."""
         kinds = [kind_of(slot) for slot in (*self.terms.low_rank, *self.terms.own_rows)]
-        known = [kind for kind in TARGETS if kind in kinds] + [kind for kind in kinds if in_tower(kind)]
+        known = [kind for kind in TARGETS if kind in kinds] + [kind for kind in kinds if kind not in TARGETS]
         return Adapter(
             name=name,
             source=self.source,
@@ -255,9 +285,13 @@ class AdapterFiles:
             passed_over=self.terms.passed_over,
         )
 
-    def changes(self, slot: str) -> tuple[OwnRows | None, LowRank | None]:
-        """What it makes of the weight ``slot``; (None, None): nothing."""
-        if slot.endswith(("experts_gate", "experts_up")):  # which GGUF files have apart
+    def changes(self, slot: str, entry: int | None = None) -> tuple[OwnRows | None, LowRank | None]:
+        """What it makes of the weight ``slot``, or of the matrix ``entry`` of a stack that is not one in the
+        adapter, without it of any of them; (None, None): nothing."""
+        if slot in STREAMS:  # stacked in GGUF
+            slots = [one for one in (*self.terms.own_rows, *self.terms.low_rank) if kind_of(one) == slot]
+            slot = next(iter(slots), slot) if entry is None else f"{slot}.{entry}"
+        elif slot.endswith(("experts_gate", "experts_up")):  # which GGUF files have apart
             slot = f"{slot.rpartition('.')[0]}.experts_gate_up"
         return self.terms.own_rows.get(slot), self.terms.low_rank.get(slot)
 
@@ -269,7 +303,7 @@ class AdapterFiles:
         (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
 
         blocks = read()
-        own, term = self.changes(slot)
+        own, term = self.changes(slot, entry)
         some = self._finite(own.tensor) if own and own.ids else None
         a, b = self._factors(term) if term else (None, None)
         if term and a is not None and b is not None:
@@ -288,12 +322,17 @@ class AdapterFiles:
             if magnitudes is not None:
                 gains = self._gains(magnitudes[:, 0], np.float32(term.scale), a, b, read)
                 magnitudes = None
+        if term and term.initial and a is not None and b is not None:
+            stored = [_float32(block, dtype).copy() for block, dtype in blocks]
+            a, b = with_initial(term.initial, np.concatenate(stored), a, b, term.scale)
+            blocks = ((block, "f32") for block in stored)
         first = 0
         for block, dtype in blocks:
             rows = block.shape[0]
             values: NDArray[Any] = _float32(block, dtype)
             if own and not own.ids:
                 values = _float32(*self.checkpoint.read_some(own.tensor, first, rows))
+                values = values + np.float32(own.offset)
             elif own and some is not None:
                 values = values.copy()
                 for place, token in enumerate(own.ids):

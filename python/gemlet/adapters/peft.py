@@ -17,6 +17,7 @@ from gemlet.adapters.terms import (
     OwnRows,
     Terms,
     kind_of,
+    own_slots,
     target_slots,
     tower_matrices,
 )
@@ -46,7 +47,7 @@ _PARTS = late_pattern(
     r"|lora_(?P<table>embedding_[AB])(?:\.\w+)?"
     r"|lora_(?P<magnitude>magnitude)_vector(?:\.\w+){0,2}"
     r"|(?:token_adapter\.)?trainable_(?P<tokens>tokens)_delta(?:\.\w+)?"
-    r"|(?:base_layer\.|modules_to_save\.(?:\w+\.)?)?(?P<whole>weight))"
+    r"|(?:base_layer\.|(?:modules_to_save|ln_tuning_layers)\.(?:\w+\.)?)?(?P<whole>weight))"
 )
 _NAMES = {
     **{part: f"lora_{part}.weight" for part in "AB"},
@@ -59,6 +60,8 @@ _NAMES = {
 # What stands behind the prefix of a text model.
 _TRUNK = (
     "layers",
+    "norm",
+    "per_layer_projection_norm",
     "embed_tokens",
     "embed_tokens_per_layer",
     "per_layer_model_projection",
@@ -66,6 +69,7 @@ _TRUNK = (
     "altup_unembed_projections",
 )
 
+_NO_INITIAL = (*EXPERTS, *COEFFICIENTS, "embed_tokens")
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
@@ -97,6 +101,12 @@ class _Mapping:
         self.modules = {
             slot: tensor_name(slot, config.family, self.prefix, head_prefix).removesuffix(".weight")
             for slot in target_slots(config)
+        }
+        self.offsets = own_slots(config)
+        # Of what it may have whole, the modules; not parameters that belong to no module of their own.
+        names = {slot: tensor_name(slot, config.family, self.prefix, head_prefix) for slot in self.offsets}
+        self.whole = {
+            name.removesuffix(".weight"): slot for slot, name in names.items() if name.endswith(".weight")
         }
         # What the module is called in the file: PEFT wraps the experts of a layer once for each stack.
         self.stored = {slot: name for slot, name in self.modules.items() if kind_of(slot) not in EXPERTS}
@@ -137,6 +147,12 @@ class _Mapping:
                     f"{self.where}: unexpected tensor {show(next(iter(parts.values())))}: target_modules in "
                     f"{CONFIG_FILE} does not name it"
                 )
+            if self.adapter.initial:
+                raise ConfigError(
+                    f"{self.adapter.where}: init_lora_weights is {show(self.adapter.initial)} for {module}, "
+                    "a module of a tower, which gemlet does not compute; merge the adapter with PEFT's "
+                    "merge_and_unload() and load the result"
+                )
             terms[slot] = self._low_rank(module, module, (rows, cols), parts)
         return terms, tuple(sorted(passed_over))
 
@@ -154,7 +170,9 @@ class _Mapping:
             self.checkpoint.dtype(tensor)  # raises for a type that cannot be read
             module, part = _split(tensor)
             slot = slots.get(module, "")
-            of_ends = part in ("embedding_A", "embedding_B", "tokens", "weight")
+            if part == "weight" and slot not in ENDS:
+                slot = self.whole.get(module, "")
+            of_ends = part in ("embedding_A", "embedding_B", "tokens")
             if is_tower(module, self.config.family):
                 towers.setdefault(module, {})[part] = tensor
             elif module in unused and part:
@@ -164,7 +182,7 @@ class _Mapping:
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
                     f"reads lora_A and lora_B of {kinds} in this {self.config.family} model of "
-                    f"{self.config.num_layers} layers, and weights of embed_tokens and lm_head. Merge one of "
+                    f"{self.config.num_layers} layers, and weights of modules saved whole. Merge one of "
                     f"anything else with PEFT's merge_and_unload() and load the result{self.suffix}"
                 )
             elif part not in ("tokens", "weight") and not self._is_target(slot):
@@ -228,16 +246,19 @@ class _Mapping:
             magnitude=found.get("magnitude", ""),
             bias=found.get("bias", ""),
             experts=experts,
+            initial=self.adapter.initial,
         )
 
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
         """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
         kind, adapter = kind_of(slot), self.adapter
-        wrong = ""
+        wrong = (
+            f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and kind in _NO_INITIAL else ""
+        )
         if adapter.dora and kind in EXPERTS:
             wrong = "use_dora is true"
         elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
-            if "tokens" in found or any(name.rpartition(".")[2] == kind for name in adapter.saved):
+            if "tokens" in found or adapter.saves(kind):
                 wrong = "use_dora is true beside rows of the adapter's own"
         elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, "embed_tokens"):
             wrong = "lora_bias is true"
@@ -250,7 +271,7 @@ class _Mapping:
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
         """The rows that the adapter has itself, of the embedding table and of the output head."""
         vocab, hidden = self.shapes["embed_tokens"]
-        saved = {name.rpartition(".")[2] for name in self.adapter.saved}
+        saved = {slot for slot in ENDS if self.adapter.saves(slot)}
         tokens = dict(self.adapter.tokens)
         one = (
             self.config.tie_word_embeddings and not self.config.bidirectional
@@ -258,7 +279,7 @@ class _Mapping:
         self._check_tied_tokens(found)
         if one and tokens.get("lm_head") == tokens.get("embed_tokens"):
             tokens.pop("lm_head", None)  # then PEFT has them once
-        rows = {}
+        rows: dict[str, OwnRows] = {}
         for slot in ENDS if "lm_head" in self.modules else ENDS[:1]:
             parts = found.get(slot, {})
             follows = slot == "lm_head" and one and self.adapter.tied
@@ -303,6 +324,28 @@ class _Mapping:
             shared = slot not in saved and not own.ids  # the model's own weight, which is that of both
             if shared or (other == "lm_head" and (own.ids or self.adapter.tied)):
                 rows[other] = own
+        return rows | self._own_modules(found)
+
+    def _own_modules(self, found: _Found) -> dict[str, OwnRows]:
+        """What the adapter has whole besides. As in PEFT, a name of ``modules_to_save`` means every module
+        whose own name, or that of a module around it, ends with it."""
+        rows = {}
+        for module, slot in self.whole.items():
+            parts = module.split(".")
+            around = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+            named = self.adapter.saved and any(f".{name}".endswith(self.adapter.saved) for name in around)
+            own = found.get(slot, {})
+            if not named and "weight" not in own:
+                continue
+            if other := next((tensor for part, tensor in own.items() if part != "weight"), ""):
+                whole = own.get("weight", f"{_OUTER}{module}.weight")
+                raise TensorError(
+                    f"{self.where}: unexpected tensor {show(other)} beside {show(whole)}: gemlet takes a "
+                    "module whole or adds to it; merge the adapter with PEFT's merge_and_unload() and load "
+                    "the result"
+                )
+            self._check(module, "weight", own, self.shapes[slot], "the module's own")
+            rows[slot] = OwnRows(own["weight"], offset=self.offsets[slot])
         return rows
 
     def _check_tied_tokens(self, found: _Found) -> None:
@@ -321,7 +364,7 @@ class _Mapping:
         if part not in found:
             raise TensorError(
                 f"{self.where}: tensor {show(f'{_OUTER}{stored}.{_NAMES[part]}')} is missing; "
-                f"{CONFIG_FILE} names its module as a target"
+                f"{CONFIG_FILE} names its module"
             )
         got = self.checkpoint.tensors[found[part]].shape
         flat = got
@@ -368,9 +411,7 @@ class _Mapping:
         module = self.modules[slot]
         if kind_of(slot) in EXPERTS:
             return self.adapter.targets_parameter(module)
-        if slot in ENDS and (
-            self.adapter.all_linear or any(name.rpartition(".")[2] == slot for name in self.adapter.saved)
-        ):
+        if slot in ENDS and (self.adapter.all_linear or self.adapter.saves(slot)):
             return False
         if slot == "lm_head" and self.adapter.tied and self._is_one() and self._is_target("embed_tokens"):
             return True  # PEFT then adapts both

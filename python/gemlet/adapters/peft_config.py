@@ -12,14 +12,16 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gemlet.adapters.initial import INITIAL
 from gemlet.adapters.name_patterns import ModulePatterns, PatternError
 from gemlet.adapters.terms import ENDS
 from gemlet.base.keys import Keys
+from gemlet.base.late import log
 from gemlet.base.records import field, record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.errors import ConfigError, ModelFileError
-from gemlet.weights.hf_names import PREFIXES, TOWERS, split_prefix
+from gemlet.weights.hf_names import PREFIXES
 
 __all__ = ["AdapterConfig", "read_adapter_config"]
 
@@ -52,6 +54,12 @@ _TOKENS_DEFAULTS: dict[str, Any] = {
     "target_modules": "embed_tokens",
     "base_model_name_or_path": None,
 }
+# Of LN_TUNING, which has modules of its own and nothing else.
+_NORMS_DEFAULTS: dict[str, Any] = {
+    "target_modules": None,
+    "modules_to_save": None,
+    "base_model_name_or_path": None,
+}
 # Keys that may only have these values; unset ones never get here.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -76,7 +84,10 @@ _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNI
 _IGNORED = frozenset(
     {
         "auto_mapping",
+        "corda_config",  # these of values of init_lora_weights, which says what counts
         "eva_config",
+        "loftq_config",
+        "lora_ga_config",
         "init_weights",
         "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",
@@ -89,9 +100,9 @@ _IGNORED = frozenset(
         "task_type",
     }
 )
-_TOWERS = tuple({tower for towers in TOWERS.values() for tower in towers})
-# How training began; any other way also changed the model's own weights.
-_INITIALISATIONS = (True, "gaussian", "eva", "orthogonal")
+# How training began. PEFT does nothing of it when it loads an adapter, but for INITIAL: then it takes
+# something out of the model's weights. Of lora_ga, training did, and loading does not.
+_INITIALISATIONS = (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 @record(frozen=True)
@@ -107,6 +118,7 @@ class AdapterConfig:
         parameters: endings of names of parameters, those of experts, that it changes as stacks.
         bias: whether B has a bias.
         tokens: module -> the tokens whose rows the adapter has instead of that module's.
+        initial: what loading takes out of the model's weights (:mod:`gemlet.adapters.initial`); "": nothing.
         tied: whether the output head follows the embedding table, where they are one in the model.
         ranks, alphas: patterns of module names -> another value than ``rank`` and ``alpha``.
     """
@@ -126,6 +138,7 @@ class AdapterConfig:
     saved: tuple[str, ...]
     tokens: Mapping[str, tuple[int, ...]]
     tied: bool
+    initial: str
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     _patterns: ModulePatterns = field(default_factory=ModulePatterns, repr=False, compare=False)
@@ -151,6 +164,12 @@ class AdapterConfig:
         ):
             return False
         return layer in self.layers
+
+    def saves(self, end: str) -> bool:
+        """Whether it has all of the embedding table or the output head: PEFT looks for names that end with
+        one of :attr:`saved`."""
+        last = [name.rpartition(".")[2] for name in self.saved]
+        return any(name and end.endswith(name) for name in last)
 
     def targets_parameter(self, name: str) -> bool:
         """Whether the adapter changes the parameter ``name``, as such."""
@@ -204,23 +223,39 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     found = {key: value for key, value in raw.items() if not _is_unset(value)}
     if raw.get("peft_type") == "TRAINABLE_TOKENS":
         return _only_tokens(Keys(found, path, "", _TOKENS_DEFAULTS))
+    if raw.get("peft_type") == "LN_TUNING":
+        return _only_norms(Keys(found, path, "", _NORMS_DEFAULTS))
     keys = Keys(found, path, "", _DEFAULTS)
     kind = keys.get("peft_type")
     if kind != "LORA":
         way_out = f"of another kind, {_MERGE}" if isinstance(kind, str) else "with PEFT's peft_type"
         if kind in _PROMPTS:
             way_out = "this kind adds to the prompt what cannot be merged, and only PEFT computes it"
-        raise keys.wrong("peft_type", f"'LORA' (also DoRA and rsLoRA); {way_out}")
+        raise keys.wrong(
+            "peft_type", f"'LORA' (also DoRA and rsLoRA), 'LN_TUNING' or 'TRAINABLE_TOKENS'; {way_out}"
+        )
     for key, way_out in _REFUSED.items():
         if key in keys.raw:
             raise keys.wrong(key, f"it not to be set; {way_out}")
     keys.refuse_unknown(_IGNORED, _FIXED)
     start = keys.get("init_lora_weights")
-    if not any(type(start) is type(known) and start == known for known in _INITIALISATIONS):
+    if isinstance(start, str) and start.lower() in ("gaussian", "olora", "mica"):
+        start = start.lower()  # as PEFT reads these
+    known = (*_INITIALISATIONS, *INITIAL)
+    if not any(type(start) is type(own) and start == own for own in known):
         raise keys.wrong(
             "init_lora_weights",
-            "true, 'gaussian', 'eva' or 'orthogonal': the others also change the model's own weights. PEFT's "
+            f"one of {', '.join(map(show, known))}: any other changes the model's own weights when the "
+            "adapter is loaded, by chance or by data that is not there. PEFT's "
+            "save_pretrained(path_initial_model_for_weight_conversion=...) makes a plain adapter of PiSSA "
+            "and CorDA; of LoftQ, save the model it was trained on as well, and set this key to true",
+        )
+    if start == "lora_ga":
+        log.warning(
+            "%s: its training changed the model's own weights first (lora_ga), and loading does not, as in "
+            "PEFT; "
             "save_pretrained(path_initial_model_for_weight_conversion=...) makes a plain adapter of it",
+            path,
         )
     base_model = keys.get("base_model_name_or_path")
     targets = _names_or_pattern(keys, "target_modules")
@@ -244,6 +279,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         saved=_saved(keys),
         tokens=_tokens(keys),
         tied=keys.flag("ensure_weight_tying"),
+        initial=start if start in INITIAL else "",
         layers_patterns=_as_tuple(_names_or_pattern(keys, "layers_pattern")),
         ranks=_pattern_values(keys, "rank_pattern", lambda inner, key: inner.integer(key, _MAX_RANK)),
         alphas=_pattern_values(keys, "alpha_pattern", lambda inner, key: inner.number(key, -1e6, 1e6)),
@@ -271,6 +307,21 @@ def _only_tokens(keys: Keys) -> AdapterConfig:
     others = [n for n in modules if n.rpartition(".")[2] not in ENDS] if isinstance(modules, tuple) else []
     if not tokens or others:
         raise keys.wrong("target_modules", "embed_tokens, lm_head or both")
+    return _without_lora(keys, tokens=tokens)
+
+
+def _only_norms(keys: Keys) -> AdapterConfig:
+    """The configuration of an adapter that has norms, or other modules, of its own, and nothing else."""
+    keys.refuse_unknown(_IGNORED, {"peft_type": ("LN_TUNING",)})
+    targets = _names_or_pattern(keys, "target_modules")
+    if isinstance(targets, str) or not targets:
+        raise keys.wrong("target_modules", "the names of modules")
+    return _without_lora(keys, saved=(*(f".{name}" for name in targets), *_saved(keys)))
+
+
+def _without_lora(
+    keys: Keys, *, saved: tuple[str, ...] = (), tokens: Mapping[str, tuple[int, ...]] | None = None
+) -> AdapterConfig:
     base_model = keys.get("base_model_name_or_path")
     return AdapterConfig(
         where=keys.where,
@@ -284,9 +335,10 @@ def _only_tokens(keys: Keys) -> AdapterConfig:
         targets=(),
         excluded=(),
         layers=None,
-        saved=(),
-        tokens=tokens,
+        saved=saved,
+        tokens=tokens or {},
         tied=False,
+        initial="",
         layers_patterns=(),
         ranks={},
         alphas={},
@@ -316,13 +368,6 @@ def _saved(keys: Keys) -> tuple[str, ...]:
     names = _names_or_pattern(keys, "modules_to_save")
     if isinstance(names, str):
         raise keys.wrong("modules_to_save", "a list of modules")
-    for name in names:
-        tower = f"{split_prefix(name)[1]}.".startswith(_TOWERS)
-        if name.rpartition(".")[2] not in ENDS and not tower:
-            raise keys.wrong(
-                "modules_to_save",
-                f"embed_tokens and lm_head, not {show(name)}; {_MERGE}",
-            )
     return names
 
 

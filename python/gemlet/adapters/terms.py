@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
+from gemlet.config.families import FAMILIES
 from gemlet.config.text_config import TextConfig
 from gemlet.weights.slots import expected_slots
 from gemlet.weights.tower_slots import in_tower, is_transposed, tower_names, tower_slots
@@ -19,7 +20,9 @@ __all__ = [
     "LowRank",
     "OwnRows",
     "Terms",
+    "is_norm",
     "kind_of",
+    "own_slots",
     "target_slots",
     "tower_matrices",
 ]
@@ -47,7 +50,8 @@ class LowRank(NamedTuple):
     the adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA) every row of the sum
     then gets that length, or of the embedding table every column. ``scale * bias`` is added to the product
     with the weight. Of ``experts`` stacked matrices, A is [experts * rank, cols], and B [rows, rank *
-    experts], where neighbours belong to different experts."""
+    experts], where neighbours belong to different experts. ``initial``: what is taken out of the
+    weight before (:mod:`gemlet.adapters.initial`)."""
 
     a: str
     b: str
@@ -57,14 +61,22 @@ class LowRank(NamedTuple):
     transposed: bool = False
     bias: str = ""
     experts: int = 0
+    initial: str = ""
+
+    @property
+    def whole_rank(self) -> int:
+        """The rank of all that is added: of what is taken out and of a bias, too."""
+        return self.rank * (2 if self.initial else 1) + bool(self.bias)
 
 
 class OwnRows(NamedTuple):
-    """Rows that an adapter has instead of those of the embedding table or the output head: the tensor
-    ``tensor`` of its file, for the tokens ``ids`` in the order of its rows; without ids for all tokens."""
+    """What an adapter has instead of a weight: the tensor ``tensor`` of its file. Of the embedding table and
+    the output head also the rows of some tokens, ``ids`` in the order of the tensor's rows; without ids it is
+    all of the weight. ``offset`` is added to a norm's weight, for it to be as the model's files have it."""
 
     tensor: str
     ids: tuple[int, ...] = ()
+    offset: float = 0.0
 
 
 class Terms(NamedTuple):
@@ -72,7 +84,7 @@ class Terms(NamedTuple):
 
     Attributes:
         low_rank: slot -> what is added to it. Of the embedding table, to its transpose.
-        own_rows: "embed_tokens" or "lm_head" -> what replaces rows of it, before something is added.
+        own_rows: slot -> what replaces it, or rows of it, before something is added.
         passed_over: modules of its file in towers for images and sound that gemlet does not adapt.
     """
 
@@ -93,6 +105,25 @@ def target_slots(config: TextConfig) -> list[str]:
     found = [slot for slot in expected_slots(config) if kind_of(slot) in targets]
     ends = ["embed_tokens"] if config.bidirectional else list(ENDS)
     return ends + [slot for slot in found if slot not in ends]
+
+
+def own_slots(config: TextConfig) -> dict[str, float]:
+    """The slots of what an adapter may have whole, beside the embedding table and the output head: the
+    weights of all modules of a text model. To each what is added to it (:class:`OwnRows`)."""
+    own = {family.norm_offset for family in FAMILIES.values() if family.name == config.family}
+    offset = max(own) - config.norm_offset  # GGUF has it added already
+    others = (*ENDS, *(() if config.projects_itself else (_PROJECTION,)))
+    slots = [slot for slot in expected_slots(config) if kind_of(slot) not in others]
+    return {slot: offset if is_norm(slot) else 0.0 for slot in slots}
+
+
+def is_norm(slot: str) -> bool:
+    """Whether the weight is that of a norm.
+
+    >>> is_norm("layers.3.q_norm"), is_norm("layers.3.q_proj")
+    (True, False)
+    """
+    return slot.endswith("_norm")
 
 
 def tower_matrices(config: TextConfig) -> dict[str, tuple[str, int, int]]:

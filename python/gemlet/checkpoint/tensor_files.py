@@ -3,9 +3,9 @@
 Tensors are read with ``pread`` into memory of their own, one at a time, and not through ``mmap``: a file
 that another process truncates, or a disk that fails, is then an error that names the tensor, where a
 mapping would end the process with SIGBUS. The price is a copy of one tensor while it is packed; nothing
-stays resident. A file that changes while it is open (its size, or its time of modification) is refused too;
-bytes rewritten in place with both kept equal go unnoticed. Whether the values are finite is checked where
-they are packed.
+stays resident. A file that changes while it is open (its size, its time of modification, or its status for
+no other reason than its content) is refused too. Whether the values are finite is checked where they are
+packed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class OpenFiles:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._files: dict[str, tuple[FileIO, int, int]] = {}  # name -> (file, size, modified, in ns)
+        self._files: dict[str, tuple[FileIO, os.stat_result]] = {}  # and what they were when they were opened
 
     def path(self, file: str) -> str:
         """The path of ``file``."""
@@ -78,10 +78,17 @@ class OpenFiles:
             reason = problem.strerror if isinstance(problem, OSError) else problem
             raise ModelFileError(f"{path}: cannot be opened: {reason}") from None
         status = os.fstat(handle.fileno())
-        self._files[file] = (handle, status.st_size, status.st_mtime_ns)
+        self._files[file] = (handle, status)
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(f"{path}: not a regular file")
         return status.st_size
+
+    def share(self, other: OpenFiles, file: str) -> str:
+        """The name that ``file`` of ``other`` has here from now on."""
+        path = os.path.abspath(other.path(file))
+        _, status = other._files[file]
+        self._files[path] = (open(os.dup(other.descriptor(file)), "rb", buffering=0), status)  # noqa: SIM115
+        return path
 
     def descriptor(self, file: str) -> int:
         """The descriptor of ``file``, as long as the files are open."""
@@ -110,7 +117,7 @@ class OpenFiles:
         path = self.path(file)
         if file not in self._files:
             raise ModelClosedError(f"{path}: read after the checkpoint was closed")
-        handle, _, _ = self._files[file]
+        handle, _ = self._files[file]
         done = 0
         while done < len(buffer):
             try:
@@ -124,17 +131,30 @@ class OpenFiles:
 
     def check_unchanged(self, file: str, what: str) -> None:
         """Raises :class:`ModelFileError` if ``file`` has changed since it was opened."""
-        handle, size, modified = self._files[file]
-        status = os.fstat(handle.fileno())
-        if (status.st_size, status.st_mtime_ns) != (size, modified):
-            path = self.path(file)
+        handle, before = self._files[file]
+        path, now = self.path(file), os.fstat(handle.fileno())
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns) or (
+            now.st_ctime_ns != before.st_ctime_ns and not _explains_status(before, now, path)
+        ):
             raise ModelFileError(f"{path}: was changed while gemlet was reading {what}; load it again")
 
     def close(self) -> None:
         """Closes the files."""
-        for handle, _, _ in self._files.values():
+        for handle, _ in self._files.values():
             handle.close()
         self._files.clear()
+
+
+def _explains_status(before: os.stat_result, now: os.stat_result, path: str) -> bool:
+    """Whether links, owner, mode or name have changed, which change the time of a file's status alone. The
+    core says the same in csrc/base/open_file.cpp."""
+    for one in ("st_nlink", "st_mode", "st_uid", "st_gid"):
+        if getattr(before, one) != getattr(now, one):
+            return True
+    try:
+        return not os.path.samestat(os.stat(path), now)
+    except OSError:
+        return True
 
 
 class TensorFiles:
@@ -234,6 +254,16 @@ class TensorFiles:
             q = parts.reshape(len(array), -1).astype(np.float32) - np.float32(1 << (bits - 1))
         scales = self.read_scales(name, first, len(array))
         return q * np.repeat(scales, q.shape[1] // scales.shape[1], axis=1), "f32"
+
+    def replace_tensor(self, name: str, other: TensorFiles, tensor: str) -> None:
+        """From now on the tensor ``name`` is ``tensor`` of ``other``."""
+        info, tag = other.tensors[tensor], other.dtype(tensor)
+        dtype = next(own for own, (known, _) in self._readable.items() if known == tag)
+        file = self.files.share(other.files, info.file)
+        self.tensors = MappingProxyType(
+            {**self.tensors, name: replace(info, name=name, file=file, dtype=dtype)}
+        )
+        self.scales = {own: scales for own, scales in self.scales.items() if own != name}
 
     def add_alias(self, name: str, of: str) -> None:
         """Makes the tensor ``of`` there a second time, as ``name``."""

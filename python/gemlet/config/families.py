@@ -12,13 +12,16 @@ from typing import Any, Literal
 
 from gemlet.base.records import field, record, replace
 
-__all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "WITH_GEMMA4_TOWERS", "Family"]
+__all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "TANH_GELU", "WITH_GEMMA4_TOWERS", "Family"]
+
+# Names of the one activation of all Gemma models: transformers has several implementations of this formula.
+TANH_GELU = ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
 
 # Keys with one supported meaning: any other value is an error that names the key.
 _FIXED: dict[str, tuple[Any, ...]] = {
     # Early Gemma 1 files say "gelu"; the models were trained with the tanh approximation all the same.
-    "hidden_act": ("gelu_pytorch_tanh", "gelu", None),
-    "hidden_activation": ("gelu_pytorch_tanh", None),
+    "hidden_act": (*TANH_GELU, "gelu", None),
+    "hidden_activation": (*TANH_GELU, None),
     "attention_bias": (False, None),
     "use_bidirectional_attention": (False, None),
     "is_encoder_decoder": (False,),
@@ -31,6 +34,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _BOOKKEEPING = {
     "_attn_implementation",
     "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_experts_implementation",
+    "_experts_implementation_internal",
     "auto_map",  # classes of the publisher's own code: gemlet runs none
     "_commit_hash",
     "_name_or_path",

@@ -10,7 +10,7 @@ from gemlet import _core
 from gemlet.base.keys import Keys
 from gemlet.base.late import log
 from gemlet.base.records import record
-from gemlet.config.families import WITH_GEMMA4_TOWERS
+from gemlet.config.families import TANH_GELU, WITH_GEMMA4_TOWERS
 from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
 from gemlet.config.image_settings import ImageSettings
 from gemlet.config.mobilenet import PUBLISHED_STAGES, MobileNetConfig
@@ -98,7 +98,7 @@ _SIGLIP: Mapping[str, Any] = {
     "num_channels": 3,
 }
 _SIGLIP_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("gelu_pytorch_tanh", None),
+    "hidden_act": (*TANH_GELU, None),
     "num_channels": (3,),
 }
 _LIMIT = 1 << 20
@@ -210,8 +210,8 @@ def _read_gemma4(outer: Keys) -> Gemma4VisionConfig | UnifiedVisionConfig:
     unified = outer.raw.get("model_type") == "gemma4_unified"
     raw = outer.mapping("vision_config")
     keys = outer.inner(raw, "vision_config", _UNIFIED if unified else _GEMMA4)
-    if raw.get("hidden_activation", raw.get("hidden_act")) not in ("gelu_pytorch_tanh", None):
-        raise keys.wrong("hidden_activation", "'gelu_pytorch_tanh'")
+    if raw.get("hidden_activation", raw.get("hidden_act")) not in (*TANH_GELU, None):
+        raise keys.wrong("hidden_activation", f"one of {', '.join(TANH_GELU)}")
     tokens = {
         "token_id": _id(outer, "image_token", 258880),
         "video_id": _id(outer, "video_token", 258884),

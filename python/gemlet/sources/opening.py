@@ -17,6 +17,7 @@ from gemlet.sources.hub_names import check_access
 from gemlet.sources.model_files import ModelFiles
 from gemlet.sources.tokenizers import read_override
 from gemlet.weights.hf_names import tower_kinds
+from gemlet.weights.slots import PER_LAYER_TABLE
 
 __all__ = ["open_model_files", "writes_nothing"]
 
@@ -145,6 +146,10 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if one and adapter.changes("lm_head") != adapter.changes("embed_tokens"):
         files = _untied(files)
     merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
+    for tensor in [tensor for tensor, slot in merged.items() if slot == PER_LAYER_TABLE]:
+        own, _ = adapter.changes(merged.pop(tensor))
+        if own is not None:  # it stays in its file
+            files.checkpoint.replace_tensor(tensor, adapter.checkpoint, own.tensor)
     for tensor in merged:
         dtype = files.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):

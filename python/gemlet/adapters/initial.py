@@ -1,0 +1,48 @@
+"""Adapters whose training began by taking a part of low rank out of the model's weight: PiSSA (Meng et al.
+2024, arXiv 2404.02948) and OLoRA (Büyükakyüz 2024, arXiv 2406.01775).
+
+PEFT takes that part out again whenever it loads such an adapter: it runs ``W - Q Q^T W + scale * B A``. Both
+parts are one adapter of twice the rank. Q has orthonormal columns:
+
+- PiSSA: the left singular vectors of W with the largest singular values, as many as the rank.
+- OLoRA: a basis of as many of W's first columns, and the part that is taken out is multiplied by the scale.
+"""
+
+from __future__ import annotations
+
+from gemlet.base.arrays import NDArray, np
+
+__all__ = ["INITIAL", "with_initial"]
+
+INITIAL = ("pissa", "olora")
+
+
+def with_initial(
+    how: str, weight: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32], scale: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A and B with what loading takes out of the ``weight`` [rows, cols].
+
+    >>> weight = np.diag(np.array([3, 2, 1], np.float32))
+    >>> a, b = with_initial("pissa", weight, np.zeros((1, 3), np.float32), np.zeros((3, 1), np.float32), 2.0)
+    >>> (weight + 2 * b @ a).round(5).tolist()
+    [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    wide, rank = weight.astype(np.float64), len(a)
+    if how == "olora":
+        basis, share = np.linalg.qr(wide[:, :rank])[0], 1.0
+    else:
+        basis, share = _largest(wide, rank), 1.0 / scale
+    return (
+        np.concatenate([a, (basis.T @ wide).astype(np.float32)]),
+        np.concatenate([b, (-share * basis).astype(np.float32)], axis=1),
+    )
+
+
+def _largest(weight: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    """The first left singular vectors, from the smaller one of the products with the transpose: it has the
+    squares of the singular values, and those that matter here are the largest."""
+    rows, cols = weight.shape
+    if rows <= cols:
+        return np.linalg.eigh(weight @ weight.T)[1][:, ::-1][:, :rank]
+    right = np.linalg.eigh(weight.T @ weight)[1][:, ::-1][:, :rank]
+    return np.linalg.qr(weight @ right)[0]
