@@ -19,6 +19,7 @@ __all__ = [
     "check_part",
     "check_sent_inputs",
     "check_sent_media",
+    "has_media",
     "images_of",
     "is_media",
     "media_part",
@@ -154,6 +155,16 @@ def is_media(part: object) -> bool:
     """Whether a part of a message is an image, a video or a sound."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     return isinstance(kind, str) and kind in _SENT
+
+
+def has_media(message: Mapping[str, Any]) -> bool:
+    """Whether a message has an image, a video or a sound.
+
+    >>> has_media({"content": [media_part("video", "AAEC")]}), has_media({"content": "A cat"})
+    (True, False)
+    """
+    content = message.get("content")
+    return isinstance(content, list | tuple) and any(map(is_media, content))
 
 
 def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
