@@ -62,6 +62,7 @@ RECIPES = {
     "bf16, cache int8": Recipe("bf16", "bf16", "int8"),
     "bf16, cache int4": Recipe("bf16", "bf16", "int4"),
     "q4, cache int8": Recipe("q4", "q8", "int8"),
+    "q4, cache int4": Recipe("q4", "q8", "int4"),
 }
 PARTS = {
     "f32, cache bf16": Recipe("f32", "f32", "bf16"),

@@ -22,7 +22,8 @@
 namespace gemlet::check {
 namespace {
 
-constexpr int64_t kMostBytes = int64_t{1} << 40;  // what a plan for one image or sound may say
+// What a plan for one image or sound may say: that of Gemma 4 is about 2^46 bytes where all sizes are the largest ones.
+constexpr int64_t kMostBytes = int64_t{1} << 48;
 constexpr std::array<int64_t, 8> kRates = {8000, 16000, 24000, 32000, 48000, 999, 0, -16000};
 constexpr std::array<double, 8> kNumbers = {0,    -1,      1e-6,     0.5,
                                             1e30, -1e-300, HUGE_VAL, std::numeric_limits<double>::quiet_NaN()};

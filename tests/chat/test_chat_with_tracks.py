@@ -107,3 +107,6 @@ def test_the_command(folder: Path, video: bytes, tmp_path: Path) -> None:
     assert heard.returncode == 0, heard.stderr
     assert json.loads(heard.stdout)["audio_tokens"] > 0
     assert json.loads(run("chat", *options).stdout)["audio_tokens"] == 0
+    path.write_bytes(clip(2, rate=4))
+    silent = run("chat", "--load-audio-from-video", *options)
+    assert silent.stderr.count(b"the video has no sound") == 1  # the file is read once

@@ -14,6 +14,7 @@ import pytest
 
 from gemlet import InvalidRequestError, _core
 from gemlet.config.gemma4_vision import budget_size
+from gemlet.media.containers import HEAD_BYTES, kind_of
 from gemlet.media.images import MOST_PIXELS, read_image
 from golden.folders import HERE, read_tensors
 from support.extras import optional
@@ -171,7 +172,9 @@ def test_other_kinds_of_arrays_and_modes() -> None:
 )
 def test_formats_of_files(kind: str, options: dict[str, Any]) -> None:
     grey = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(16, axis=0)
-    read = read_image(encoded(Image.fromarray(grey), kind, **options))
+    data = encoded(Image.fromarray(grey), kind, **options)
+    assert kind_of(data[:HEAD_BYTES]) == "image"
+    read = read_image(data)
     assert read.shape == grey.shape
     assert np.abs(read.astype(int) - grey).max() <= (8 if kind == "JPEG" else 0)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gemlet.errors import GemletError, InvalidRequestError
 from gemlet.media import sounds
+from gemlet.media.containers import HEAD_BYTES, kind_of
 from gemlet.media.sounds import read_sound
 from support.extras import optional
 
@@ -54,11 +55,19 @@ def header(**changes: int) -> bytes:
         ({"format": "FLAC"}, 1e-4),
         ({"format": "OGG", "subtype": "VORBIS"}, 0.05),
         ({"format": "MP3"}, 0.2),
+        ({"format": "WAV", "subtype": "PCM_U8"}, 0.02),
+        ({"format": "AIFF", "subtype": "PCM_24"}, 1e-6),
+        ({"format": "AU", "subtype": "FLOAT"}, 1e-6),
+        ({"format": "CAF", "subtype": "FLOAT"}, 1e-6),
+        ({"format": "W64", "subtype": "FLOAT"}, 1e-6),
+        ({"format": "RF64", "subtype": "FLOAT"}, 1e-6),
     ],
 )
 def test_a_file_is_what_its_samples_are(options: dict[str, str], bound: float) -> None:
     samples = tone(channels=2)
-    found = read_sound(encoded(samples, **options))
+    data = encoded(samples, **options)
+    assert kind_of(data[:HEAD_BYTES]) == "audio"
+    found = read_sound(data)
     expected = read_sound((samples, RATE))
     assert abs(found.seconds - 0.5) < 0.1
     count = min(len(found.samples), len(expected.samples))

@@ -46,7 +46,9 @@ def short() -> bytes:
     ],
 )
 def test_32_frames_at_equal_distances_are_seen(container: str, codec: str) -> None:
-    frames, seconds = read(clip(50, container=container, codec=codec))
+    data = clip(50, container=container, codec=codec)
+    assert containers.kind_of(data[: containers.HEAD_BYTES]) == "video"
+    frames, seconds = read(data)
     expected = [i * 50 // 32 for i in range(32)]
     assert [seen_of(one) for one in frames] == expected
     assert seconds == pytest.approx([i / 25 for i in expected])

@@ -17,7 +17,7 @@ from support.extras import optional
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
 from support.videos import clip
-from support.vision import write_with_vocabulary
+from support.vision import write_gemma3n_with_vocabulary, write_with_vocabulary
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, *map(pytest.mark.extra, ("serve", "vision", "audio"))]
 pillow = optional("PIL.Image")
@@ -56,8 +56,10 @@ def browser() -> Iterator[Browser]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     from gemlet.server.settings import ModelSpec
 
-    folder = write_with_vocabulary(tmp_path_factory.mktemp("images"))
-    with serving(specs=[ModelSpec("sees", str(folder)), ModelSpec("demo")]) as running:
+    sees = write_with_vocabulary(tmp_path_factory.mktemp("images"))
+    both = write_gemma3n_with_vocabulary(tmp_path_factory.mktemp("both"))
+    specs = [ModelSpec("sees", str(sees)), ModelSpec("demo"), ModelSpec("both", str(both))]
+    with serving(specs=specs) as running:
         yield running
 
 
@@ -130,6 +132,27 @@ def test_a_video_is_dropped_and_sent(page: Any) -> None:
     assert video["video_url"]["url"] == f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
     assert page.locator(".problem").count() == 0
     page.wait_for_selector(".user .sent .video")
+
+
+@pytest.mark.extra("video")
+def test_a_video_is_heard_if_it_is_asked_for(page: Any) -> None:
+    page.click("#open-settings")
+    page.fill("[name=max_tokens]", "1")
+    assert page.locator("#hears-videos").is_hidden()
+    page.evaluate("document.querySelector('#model').value = 'both'")
+    page.dispatch_event("#model", "change")
+    for hears in (False, True):
+        page.set_checked("[name=hears_videos]", hears)
+        page.click("#close-settings")
+        drop(page, "a.mp4", "video/mp4", clip(2, rate=4, sound=True, seconds=0.25))
+        page.wait_for_selector("#attachments .video")
+        with page.expect_request("**/v1/chat/completions") as asked:
+            page.click("#send")
+            page.wait_for_selector(DONE)
+        assert asked.value.post_data_json.get("load_audio_from_video", False) is hears
+        assert page.locator(".problem").count() == 0
+        page.click("#new")
+        page.click("#open-settings")
 
 
 def test_what_cannot_be_attached(page: Any) -> None:

@@ -35,11 +35,18 @@ def drafter_of(model: gemlet.Model) -> _core.Model:
 
 def always_guess(model: gemlet.Model) -> None:
     """From now on tokens are guessed in every step, whether that pays or not."""
+    _put_engine(model, drafts="always", drafter=model._resident.drafter, prefix_cache_bytes=1 << 24)
+
+
+def never_guess(model: gemlet.Model) -> None:
+    """From now on no token is guessed, and nothing is kept of a text that has ended."""
+    _put_engine(model, drafts="never")
+
+
+def _put_engine(model: gemlet.Model, **options: Any) -> None:
     resident = model._resident
     assert resident._engine is None
-    resident._engine = _core.Engine(
-        resident.core, drafts="always", drafter=resident.drafter, prefix_cache_bytes=1 << 24
-    )
+    resident._engine = _core.Engine(resident.core, **options)
 
 
 def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:

@@ -10,6 +10,7 @@ from gemlet.base.patterns import late_pattern
 __all__ = ["asked_for", "reason_of", "show", "show_argument"]
 
 _ADDRESS = late_pattern(r" at 0x[0-9A-Fa-f]+")
+_BREAK = late_pattern(r"\s*\n\s*")
 
 
 def show(value: object, limit: int = 80) -> str:
@@ -26,6 +27,7 @@ def show(value: object, limit: int = 80) -> str:
         text = short.repr(value)
     except Exception:  # what a foreign __repr__ raises, or an integer of thousands of digits
         text = f"<{type(value).__name__}>"
+    text = _in_a_line(text)
     return text if len(text) <= 2 * limit else text[: 2 * limit] + "..."
 
 
@@ -43,7 +45,17 @@ def show_argument(value: object) -> str:
         text = short.repr(value)
     except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
         text = f"<{type(value).__name__}>"
+    text = _in_a_line(text)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _in_a_line(text: str) -> str:
+    """What an object says of itself, which an array does in many lines.
+
+    >>> _in_a_line("array([[1],\\n       [2]])")
+    'array([[1], [2]])'
+    """
+    return _BREAK.sub(" ", text) if "\n" in text else text
 
 
 def reason_of(problem: object) -> str:

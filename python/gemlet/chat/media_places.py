@@ -30,6 +30,7 @@ _TYPES = {
     "input_image": ("image", ("image_url",)),
     "video": ("video", ("video", "path", "url")),
     "video_url": ("video", ("video_url",)),
+    "input_video": ("video", ("video_url",)),
     "audio": ("audio", ("audio", "path", "url")),
     "input_audio": ("audio", ("input_audio", "audio")),
     "audio_url": ("audio", ("audio_url", "audio")),

@@ -13,6 +13,7 @@ from typing import Any
 
 from gemlet.base.text import show
 from gemlet.chat.functions import PythonTool
+from gemlet.chat.media_places import MEDIA_TYPES
 from gemlet.chat.tool_calls import MAX_DEPTH
 from gemlet.errors import InvalidRequestError
 
@@ -33,7 +34,7 @@ _MAX_BITS = 8192  # size of an integer; Python refuses to write much larger ones
 _JSON = (bool, int, float, str, Sequence, Mapping)
 _COUNTED = ("user", "system", "developer", "assistant")
 _THOUGHT = "<channel|>"  # the end of a thought in a reply
-_NOT_TEXT = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
+_NOT_TEXT = (*MEDIA_TYPES, "file")
 
 
 def checked_messages(messages: Any) -> list[Mapping[str, Any]]:

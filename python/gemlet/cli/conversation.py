@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from gemlet.base.text import show_argument
 from gemlet.chat.reply import Reasoning
 from gemlet.cli.common import dim, for_terminal, note, print_stats, report, write
 from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
@@ -87,7 +88,8 @@ class Conversation:
         """
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            raise InvalidRequestError(f"{path}: there is no such file")
+            what = "it is no file" if os.path.exists(path) else "there is no such file"
+            raise InvalidRequestError(f"{path or show_argument(path)}: {what}")
         self._attached.append({"type": kind, kind: path})
 
     def ask(self, text: str, *, keep_after_ctrl_c: bool = False) -> Generation:
@@ -101,7 +103,7 @@ class Conversation:
         if self._attached:
             question["content"] = [*self._attached, {"type": "text", "text": text}]
             self._attached = []
-        stream = self._model.stream_chat(self._with_room_for(question), **self._options)
+        stream = self._begun(question)
         with stream, contextlib.suppress(*([KeyboardInterrupt] if keep_after_ctrl_c else [])):
             self._show(stream)
         result = stream.result
@@ -118,22 +120,36 @@ class Conversation:
             note("the reply is empty, so that the turn does not count")
         return result
 
-    def _with_room_for(self, question: _Message) -> list[_Message]:
-        """The messages to send. Where they and a reply would not fit, the oldest turns are left out."""
-
-        def sent() -> list[_Message]:
-            kept = self._turns[self._dropped :]
-            return [*self._opening, *(message for turn in kept for message in turn), question]
-
+    def _begun(self, question: _Message) -> TextStream:
+        """The stream of the reply. Where the messages and a reply would not fit, the oldest turns are left
+        out. Files are read once where they fit: a video takes seconds."""
         context = self._model.context_length
-        count = self._count_tokens(sent())
-        # Room for a short reply at least. Several turns go at once, because what is left is computed again.
-        if not self._drops or count + min(self._most_tokens, context // 8) <= context:
-            return sent()
+        room = min(self._most_tokens, context // 8)  # for a short reply at least
+        try:
+            stream = self._stream(question)
+            if not self._drops or stream.prompt_tokens + room <= context:
+                return stream
+            stream.close()
+        except ContextLengthError:
+            if not self._drops:
+                raise
+        self._drop_turns(question, context)
+        return self._stream(question)
+
+    def _stream(self, question: _Message) -> TextStream:
+        return self._model.stream_chat(self._sent(question), **self._options)
+
+    def _sent(self, question: _Message) -> list[_Message]:
+        kept = self._turns[self._dropped :]
+        return [*self._opening, *(message for turn in kept for message in turn), question]
+
+    def _drop_turns(self, question: _Message, context: int) -> None:
+        """Leaves out the oldest turns: several at once, because what is left is computed again."""
+        count = self._count_tokens(self._sent(question))
         before = self._dropped
         while self._dropped < len(self._turns) and count > context * 3 // 4:
             self._dropped += 1
-            count = self._count_tokens(sent())
+            count = self._count_tokens(self._sent(question))
         if (gone := self._dropped - before) and count <= context:
             what = "the oldest turn is" if gone == 1 else f"the oldest {gone} turns are"
             note(f"the context of {context} tokens is full: {what} left out from here on")
@@ -143,7 +159,6 @@ class Conversation:
                 f"the message has {count} tokens with what goes before it, but the context holds {context}; "
                 "shorten it"
             )
-        return sent()
 
     @property
     def _most_tokens(self) -> int:

@@ -127,6 +127,11 @@ class TextStream:
                 text.read()
             return None if all(text.is_over for text in self._texts) else seen
 
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens of the prompt; of several prompts, of all. Known before anything is computed."""
+        return sum(text.prompt_tokens for text in self._texts)
+
     def __repr__(self) -> str:
         count = sum(len(text.answer.token_ids) for text in self._texts)
         state = f"{count} token{'s' * (count != 1)} so far" if count else "not begun"
@@ -278,7 +283,7 @@ class TextStream:
 
     def _wait_for_chunk(self) -> Chunk:
         engine, is_new = self._begin(), not any(text.answer.token_ids for text in self._texts)
-        total, known = sum(text.prompt_tokens for text in self._texts), 0
+        total, known = self.prompt_tokens, 0
         progress = self.prompt_progress if is_new else False
         with reporting(progress, "reading the prompt", total, "tokens") as advance:
             while True:

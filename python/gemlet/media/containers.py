@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import reason_of
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
@@ -25,6 +26,7 @@ __all__ = [
     "MOST_FILE_BYTES",
     "check_whole",
     "container_of",
+    "kind_of",
     "opened",
     "packets_of",
 ]
@@ -33,6 +35,11 @@ MOST_FILE_BYTES = 1 << 30
 MOST_PACKETS = 1 << 18
 HEAD_BYTES = 12  # that tell which container a file is
 CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
+_SOUND_BRANDS = (b"M4A ", b"M4B ", b"F4A ")  # of MP4
+# WAV, AIFF, FLAC, Ogg, AU, CAF, W64, and MP3 with a tag or without.
+_SOUND = late_pattern(
+    rb"(?s)RIFF.{4}WAVE|RF64.{4}WAVE|FORM.{4}AIF[FC]|fLaC|OggS|\.snd|caff|riff|ID3|\xff[\xe0-\xff]"
+)
 
 
 def container_of(head: bytes) -> str | None:
@@ -46,6 +53,18 @@ def container_of(head: bytes) -> str | None:
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "matroska"
     return "avi" if head.startswith(b"RIFF") and head[8:HEAD_BYTES] == b"AVI " else None
+
+
+def kind_of(head: bytes) -> str:
+    """What a file is that begins so: an "audio" or a "video", and else an "image".
+
+    >>> kind_of(b"RIFF....WAVE"), kind_of(b"RIFF....AVI "), kind_of(b"RIFF....WEBP")
+    ('audio', 'video', 'image')
+    """
+    if container_of(head) is not None:
+        is_sound = head[4:8] == b"ftyp" and head[8:HEAD_BYTES] in _SOUND_BRANDS
+        return "audio" if is_sound else "video"
+    return "audio" if _SOUND.match(head) else "image"
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from gemlet.server.schema import (
 from gemlet.server.schema import (
     Choice as OneOf,
 )
-from gemlet.server.sent_media import check_part, image_part
+from gemlet.server.sent_media import check_part, media_part
 from gemlet.server.service import event, fields_of, service_of
 
 __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
@@ -43,6 +43,7 @@ __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
 _TEXT = Text()
 _BLOCKS = ListOf(Anything(dict), 1 << 12)
 _CONTENT = Either("a text or a list of blocks", _TEXT, _BLOCKS)
+_TAKEN = ("text", "image", "video", "audio")
 _NO_CACHE = Ignored()  # cache_control: what prompts have in common is kept anyway
 
 COUNT: Mapping[str, Kind] = {
@@ -80,6 +81,7 @@ COUNT: Mapping[str, Kind] = {
         },
         ["type"],
     ),
+    "load_audio_from_video": Flag(),
     "cache_control": _NO_CACHE,
     "output_config": Object({"format": SCHEMA_FORMAT, "effort": Refused("gemlet has no such setting")}),
 }
@@ -160,6 +162,7 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
         tool_choice=_tool_choice(choice),
         thinking=fields.get("thinking", {"type": "disabled"})["type"] != "disabled",
         continue_final=conversation[-1]["role"] == "assistant",
+        load_audio_from_video=fields.get("load_audio_from_video", False),
         one_call=choice.get("disable_parallel_tool_use", False),
         seconds=seconds,
     )
@@ -196,14 +199,14 @@ def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _parts(content: Any, where: str, takes: Sequence[str] = ("text", "image")) -> Any:
+def _parts(content: Any, where: str, takes: Sequence[str] = _TAKEN) -> Any:
     if isinstance(content, str):
         return content
     return [_part(block, f"{where}[{i}]", takes) for i, block in enumerate(content)]
 
 
 def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[str, Any]:
-    kind = block.get("type")
+    kind = str(block.get("type"))
     if kind not in takes:
         shown = kind if kind in _KINDS else "of an unknown type"
         raise Problem(
@@ -211,28 +214,39 @@ def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[st
         )
     if kind == "text":
         return {"type": "text", "text": _TEXT.check(block.get("text"), f"{where}.text")}
-    source = _SOURCE.check(block.get("source"), f"{where}.source")
+    source = _SOURCES[kind].check(block.get("source"), f"{where}.source")
     if source["type"] == "url":
-        part = {"type": "image_url", "image_url": {"url": source.get("url", "")}}
+        part = {"type": f"{kind}_url", f"{kind}_url": {"url": source.get("url", "")}}
         check_part(part, where, param=where)
         return part
     if "data" not in source:
         raise Problem(
             400, f"{where}.source.data is missing", param=f"{where}.source.data", code="missing_field"
         )
-    return image_part(source["data"], source.get("media_type", "image/png"))
+    return media_part(kind, source["data"])
 
 
-_KINDS = ("image", "document", "search_result", "tool_use", "tool_result", "thinking", "redacted_thinking")
-_SOURCE = Object(
-    {
-        "type": OneOf("base64", "url"),
-        "media_type": OneOf("image/jpeg", "image/png", "image/gif", "image/webp"),
-        "data": _TEXT,
-        "url": _TEXT,  # only data URLs, like everywhere
-    },
-    ["type"],
+_KINDS = (
+    *("image", "video", "audio", "document", "search_result"),
+    *("tool_use", "tool_result", "thinking", "redacted_thinking"),
 )
+# Anthropic itself has only images.
+_SOURCES = {
+    kind: Object(
+        {
+            "type": OneOf("base64", "url"),
+            "media_type": OneOf(*(f"{kind}/{form}" for form in forms)),
+            "data": _TEXT,
+            "url": _TEXT,  # only data URLs, like everywhere
+        },
+        ["type"],
+    )
+    for kind, forms in (
+        ("image", ("jpeg", "png", "gif", "webp")),
+        ("video", ("mp4", "quicktime", "webm", "x-matroska", "x-msvideo")),
+        ("audio", ("wav", "x-wav", "mpeg", "mp4", "flac", "ogg", "webm")),
+    )
+}
 
 
 def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from gemlet.server.schema import (
     Schema,
     Text,
 )
-from gemlet.server.sent_media import image_part
+from gemlet.server.sent_media import part_of_file
 from gemlet.server.service import Service, fields_of, service_of
 
 __all__ = ["CHAT", "EMBED", "GENERATE", "chat", "embeddings", "find", "generate"]
@@ -47,6 +47,7 @@ _OPTIONS: Mapping[str, Kind] = {
     "num_ctx": Integer(1, 2**31 - 1),
     "repeat_penalty": GENERATION["repetition_penalty"],
     "stop": STOP,
+    "load_audio_from_video": Flag(),
     **{
         name: GENERATION[name]
         for name in (
@@ -79,7 +80,7 @@ _REPLY: Mapping[str, Kind] = {
     "logprobs": Refused("gemlet does not do this over HTTP", False),
     "top_logprobs": Refused("gemlet does not do this over HTTP", 0),
 }
-_IMAGES = ListOf(Text(least=1), 64)  # files as base64
+_IMAGES = ListOf(Text(least=1), 64)  # files as base64: Ollama's clients send sounds so, too
 CHAT: Mapping[str, Kind] = {**_REPLY, "messages": MESSAGES, "tools": TOOLS}
 GENERATE: Mapping[str, Kind] = {
     **_REPLY,
@@ -171,11 +172,18 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
         named["json_schema"] = {"type": "object"} if form == "json" else form
     named["max_tokens"] = service.reply_tokens(call_of(request), served, limits, "num_predict")
     seconds = service.settings.request_seconds
-    return Ask(served, named, thinking=bool(fields.get("think")), seconds=seconds, **what)
+    return Ask(
+        served,
+        named,
+        thinking=bool(fields.get("think")),
+        load_audio_from_video=options.get("load_audio_from_video", False),
+        seconds=seconds,
+        **what,
+    )
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """In OpenAI's form: reasoning and the name of a tool are called otherwise, and images are parts."""
+    """In OpenAI's form: reasoning and the name of a tool are called otherwise, and images, videos and sounds are parts."""
     found = {
         name: value for name, value in message.items() if name not in ("images", "thinking", "tool_name")
     }
@@ -187,7 +195,7 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         images = _IMAGES.check(message["images"], f"{where}.images")
         content = Text().check(message.get("content") or "", f"{where}.content")
         text = [{"type": "text", "text": content}] if content else []
-        found["content"] = [*map(image_part, images), *text]
+        found["content"] = [*map(part_of_file, images), *text]
     return found
 
 

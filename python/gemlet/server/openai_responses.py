@@ -62,6 +62,7 @@ RESPONSES: Mapping[str, Kind] = {
     "previous_response_id": Text(100, 1),
     "store": Flag(),
     "cache_salt": SALT,
+    "load_audio_from_video": Flag(),
     "max_output_tokens": REPLY,
     "reasoning": Object(
         {
@@ -115,6 +116,7 @@ async def respond(request: Request) -> Response:
         tools=tools or None,
         tool_choice=fields.get("tool_choice"),
         thinking=effort not in ("none", "minimal"),
+        load_audio_from_video=fields.get("load_audio_from_video", False),
         salt=fields.get("cache_salt"),
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=service.settings.request_seconds,

@@ -21,6 +21,7 @@ from gemlet.server.models import Served
 from gemlet.server.openai_chat import MESSAGES, as_said
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.schema import Flag, Kind, Text
+from gemlet.server.sent_media import has_media
 from gemlet.server.service import fields_of, service_of
 
 __all__ = [
@@ -131,9 +132,13 @@ def _encode(served: Served, fields: Mapping[str, Any]) -> list[int]:
             return model.tokenizer.encode(fields["prompt"], add_bos, allow_control=False)
         if model.chat_format is None:
             raise Problem(400, f"{served.name} has no chat format", code="unsupported")
+        messages = as_said(fields["messages"])
+        if any(map(has_media, messages)):
+            instead = "POST /v1/messages/count_tokens counts images, videos and sounds, too"
+            raise Problem(400, f"messages: /tokenize takes texts alone; {instead}", param="messages")
         return model.chat_format.encode_chat(
             model.tokenizer,
-            as_said(fields["messages"]),
+            messages,
             fields.get("add_generation_prompt", True),
             tools=fields.get("tools"),
             most_tokens=max(model.context_length, _MOST_TOKENS),

@@ -17,12 +17,12 @@ __all__ = ["OutputItems", "conversation_of"]
 _TEXT = Text()
 _ROLE = Choice("user", "assistant", "system", "developer")
 _PARTS = ("input_text", "output_text", "text")
-_MEDIA = ("input_image", "input_audio")
+_MEDIA = ("input_image", "input_audio", "input_video")
 
 
 def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = True) -> list[dict[str, Any]]:
-    """The messages of an ``input``. A thought and the calls that follow it belong to one message. Images and
-    sounds are taken if ``media``.
+    """The messages of an ``input``. A thought and the calls that follow it belong to one message. Images,
+    videos and sounds are taken if ``media``.
 
     >>> conversation_of([{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}])
     [{'role': 'user', 'content': 'Hi'}]
@@ -74,7 +74,7 @@ def _is_open(message: Mapping[str, Any]) -> bool:
 
 
 def _content(content: Any, where: str, media: bool) -> str | list[dict[str, Any]]:
-    """A text, or where there are images or sounds, the parts."""
+    """A text, or where there are images, videos or sounds, the parts."""
     if not media or not isinstance(content, list) or not any(map(_is_media, content)):
         return _text(content, where, _PARTS)
     found: list[dict[str, Any]] = []

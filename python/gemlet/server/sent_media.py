@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemlet.base.text import show
+from gemlet.media.containers import kind_of
 from gemlet.media.images import decoded_bytes as image_bytes
 from gemlet.media.sounds import decoded_bytes as sound_bytes
 from gemlet.media.videos import decoded_bytes as video_bytes
@@ -18,9 +19,11 @@ __all__ = [
     "check_part",
     "check_sent_inputs",
     "check_sent_media",
-    "image_part",
+    "has_media",
     "images_of",
     "is_media",
+    "media_part",
+    "part_of_file",
 ]
 
 # Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
@@ -29,6 +32,7 @@ _SENT = {
     "image_url": "image_url",
     "input_image": "image_url",
     "video_url": "video_url",
+    "input_video": "video_url",
     "audio_url": "audio_url",
     "input_audio": "input_audio",
 }
@@ -69,7 +73,7 @@ def _check_all(
             continue
         check_part(part, where, param=param)
         count += 1
-        videos += kind == "video_url"
+        videos += _SENT[kind] == "video_url"
         if videos > _MOST_VIDEOS:
             raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param=param)
         size += _decoded_bytes(part, hears_videos)
@@ -83,8 +87,8 @@ def _check_all(
 def images_of(message: Mapping[str, Any]) -> list[Any]:
     """The data URLs of the images in a message that :func:`check_sent_media` has passed.
 
-    >>> images_of({"role": "user", "content": [image_part("AAEC")]})
-    ['data:image/png;base64,AAEC']
+    >>> images_of({"role": "user", "content": [media_part("image", "AAEC")]})
+    ['data:;base64,AAEC']
     """
     urls = [part["image_url"] for _, _, part in _parts([message]) if _SENT.get(part["type"]) == "image_url"]
     return [url["url"] if isinstance(url, Mapping) else url for url in urls]
@@ -124,20 +128,43 @@ def check_part(part: Mapping[str, Any], where: str, param: str) -> None:
         raise Problem(400, f"{where}: {kind}: expected a data URL; gemlet fetches nothing", param=param)
 
 
-def image_part(data: str, media_type: str = "image/png") -> dict[str, Any]:
-    """The part of a message with an image that a dialect sends as base64. (What kind of file it is, its first
-    bytes say.)
+def media_part(kind: str, data: str) -> dict[str, Any]:
+    """The part of a message with an "image", a "video" or an "audio" that a dialect sends as base64. (Which
+    format it has, its first bytes say.)
 
-    >>> image_part("AAEC")["image_url"]["url"]
-    'data:image/png;base64,AAEC'
+    >>> media_part("image", "AAEC")
+    {'type': 'image_url', 'image_url': {'url': 'data:;base64,AAEC'}}
     """
-    return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:;base64,{data}"}}
+
+
+def part_of_file(data: str) -> dict[str, Any]:
+    """The same of base64 whose first bytes have to say what it is.
+
+    >>> part_of_file(base64.b64encode(b"RIFF....WAVEfmt ").decode())["type"]
+    'audio_url'
+    """
+    try:
+        head = base64.b64decode(data[:64].encode("ascii").translate(None, b" \t\r\n")[:16])
+    except ValueError:
+        head = b""  # the library says what is wrong
+    return media_part(kind_of(head), data)
 
 
 def is_media(part: object) -> bool:
     """Whether a part of a message is an image, a video or a sound."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     return isinstance(kind, str) and kind in _SENT
+
+
+def has_media(message: Mapping[str, Any]) -> bool:
+    """Whether a message has an image, a video or a sound.
+
+    >>> has_media({"content": [media_part("video", "AAEC")]}), has_media({"content": "A cat"})
+    (True, False)
+    """
+    content = message.get("content")
+    return isinstance(content, list | tuple) and any(map(is_media, content))
 
 
 def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -40,7 +40,8 @@ function request() {
   if (system) content.unshift({ role: "system", content: system });
   const chosen = models.find((one) => one.id === model.value);
   const thinks = chosen?.thinks ? { reasoning_effort: options.elements.thinks.checked ? "medium" : "none" } : {};
-  return { model: model.value, messages: content, ...sampling(), ...thinks };
+  const hears = hearsVideos(chosen) && options.elements.hears_videos.checked ? { load_audio_from_video: true } : {};
+  return { model: model.value, messages: content, ...sampling(), ...thinks, ...hears };
 }
 
 /** Has the model answer the conversation. */
@@ -328,9 +329,12 @@ function showModels(names) {
   if (!names.length) model.append(new Option("no chat model", ""));
 }
 
+const hearsVideos = (chosen) => Boolean(chosen?.sees && chosen?.hears);
+
 function showAbilities() {
   const chosen = models.find((one) => one.id === model.value);
   at("thinks").hidden = !chosen?.thinks;
+  at("hears-videos").hidden = !hearsVideos(chosen);
   allow({ image: chosen?.sees, video: chosen?.sees, sound: chosen?.hears }, refresh);
 }
 
