@@ -17,8 +17,8 @@ from support.inside import testing
 
 pytestmark = pytest.mark.tier
 
-# These differ in how layers get their keys; a golden model reacts strongly to rounding. Gemma 1 and 2 have no norms on
-# keys, so nothing is balanced there.
+# These differ in how layers get their keys; a golden model reacts strongly to rounding. Gemma 1 and 2 have no
+# norms on keys, so nothing is balanced there.
 NAMES = [
     "gemma1-2b",
     "gemma2-2b",

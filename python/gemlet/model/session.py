@@ -203,9 +203,9 @@ class Session:
 
     @public
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the session into the file ``path``, with what is kept of its keys and values, up to the first
-        image, video or sound. Only the user may read it. A file that is there is replaced when the new one is
-        whole.
+        """Writes the session into the file ``path``, with what is kept of its keys and values, up to the
+        first image, video or sound. Only the user may read it. A file that is there is replaced when the new
+        one is whole.
 
         The file is for :meth:`gemlet.Model.load_session`. Another model, or another version of gemlet, takes
         the messages alone.

@@ -183,7 +183,8 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """In OpenAI's form: reasoning and the name of a tool are called otherwise, and images, videos and sounds are parts."""
+    """In OpenAI's form: reasoning and the name of a tool are called otherwise, and images, videos and sounds
+    are parts."""
     found = {
         name: value for name, value in message.items() if name not in ("images", "thinking", "tool_name")
     }
