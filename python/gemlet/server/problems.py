@@ -52,6 +52,7 @@ class Problem(Exception):  # noqa: N818  what clients get to see
 
 
 _OVERLOADED = {"Retry-After": "1"}
+_FUNCTIONS = ("chat", "embed", "generate")  # of a model, which may not be able to do this
 
 
 def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Problem:
@@ -76,6 +77,9 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
     if isinstance(error, InvalidRequestError | TokenizerError):
         return Problem(400, message, param=_argument(message))
     if isinstance(error, UnsupportedError):
+        function, _, cannot = message.partition(": ")
+        if function in _FUNCTIONS:  # clients have models and paths, no functions
+            return Problem(400, cannot.partition("; use ")[0], param="model", code="unsupported")
         return Problem(400, message, param=_argument(message), code="unsupported")
     if isinstance(error, MemoryLimitError):
         return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
@@ -122,11 +126,10 @@ def as_json(problem: Problem, path: str, request_id: str) -> dict[str, Any]:
         kind = _ANTHROPIC.get(
             problem.status, "api_error" if problem.status >= 500 else "invalid_request_error"
         )
-        return {
-            "type": "error",
-            "error": {"type": kind, "message": problem.message},
-            "request_id": request_id,
-        }
+        said: dict[str, Any] = {"type": kind, "message": problem.message}
+        if problem.code is not None:
+            said["details"] = {"error_code": problem.code}
+        return {"type": "error", "error": said, "request_id": request_id}
     if path.startswith("/api/"):
         return {"error": problem.message}
     return {
