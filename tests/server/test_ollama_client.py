@@ -62,7 +62,8 @@ def test_generate(client: Any, greedy: gemlet.Generation) -> None:
     assert client.generate(model="demo").done_reason == "load"
     loaded = client.chat(model="demo", messages=[])
     assert (loaded.done_reason, loaded.message.content) == ("load", "")
-    assert client.generate(model="demo", prompt="Who is there?", format="", options=OPTIONS).response == greedy.text
+    reply = client.generate(model="demo", prompt="Who is there?", format="", options=OPTIONS)
+    assert reply.response == greedy.text
 
 
 def test_async(server: RunningServer, greedy: gemlet.Generation) -> None:

@@ -114,7 +114,7 @@ def _whole(start: str, call: str, writer: _Writer, common: str) -> str:
 
 def _chosen(tools: Sequence[Any], names: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
     """Name and parameters of the functions ``names``."""
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
         function = json_value(mapping_at(mapping_at(tool, f"tools[{index}]").get("function"), where), where)

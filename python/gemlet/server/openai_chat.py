@@ -65,13 +65,13 @@ CHAT: Mapping[str, Kind] = {
     "load_audio_from_video": Flag(),
     "add_generation_prompt": Flag(),
     "cache_salt": SALT,
-    **FORMS,
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,
     **GENERATION,
     **STREAM,
     **IGNORED,
     **NOT_DONE,
+    **FORMS,
     **OF_TOKENS,
     "thinking_token_budget": Integer(-1, MAX_INT),  # -1: no limit
 }
