@@ -57,7 +57,7 @@ def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0
 
 
 async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, Any]:
-    """``logprobs`` of a whole choice of the older completions, with those of its prompt where it echoes it."""
+    """``logprobs`` of a whole choice of the older completions, with those of a prompt that it echoes."""
     served = choice.ask.served
     if not choice.ask.options.get("echo"):
         return of_completion(served, choice.logprobs)
@@ -67,8 +67,8 @@ async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, A
 
 
 def _of_echo(choice: Choice) -> tuple[dict[str, list[Any]], int]:
-    """Those of the prompt, and its characters. Nothing is said of its first token, and the text has no control
-    tokens."""
+    """Those of the prompt, and its characters. Nothing is said of the first token, and control tokens are
+    no text."""
     served, tokenizer = choice.ask.served, choice.ask.served.model.tokenizer
     assert tokenizer is not None  # else there was no text to echo
     decoder, length = tokenizer.stream_decoder(), 0
