@@ -332,6 +332,17 @@ def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
     assert server.post(CHAT, {**body, **nothing}).status == 200
 
 
+def test_errors_name_the_place_in_a_field(server: RunningServer) -> None:
+    for message, place in (
+        ({"role": "user", "content": 5}, "messages[0]"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
+        ({"role": "tool", "tool_call_id": "x", "content": "y"}, "messages[0]"),
+    ):
+        answer = server.post(CHAT, {"messages": [message], "max_tokens": 1})
+        assert (answer.status, answer.error["param"]) == (400, place)
+    assert server.post("/v1/embeddings", {"input": "x"}).error["param"] == "model"
+
+
 def test_the_published_document(server: RunningServer) -> None:
     """It has every route and every field, and says which fields change nothing or are refused."""
     from gemlet.server.app import ROUTES

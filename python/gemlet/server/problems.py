@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from gemlet.base.patterns import late_pattern
 from gemlet.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -61,6 +62,8 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
 
     >>> problem_of(ContextLengthError("prompt: too long")).code
     'context_length_exceeded'
+    >>> problem_of(UnsupportedError("chat: small makes embeddings; use embed()")).message
+    'small makes embeddings'
     >>> from gemlet.errors import ModelFileError
     >>> problem_of(ModelFileError("/secret/path: has changed")).message
     'the server failed; its log says why'
@@ -98,10 +101,17 @@ def forget_frames(error: BaseException | None) -> None:
         error = behind
 
 
+_PLACE = late_pattern(r"([a-z_]{1,40})(?:((?:\[\d+\]|\.[a-z_]{1,40})+)(?=:| )|(?=:))")
+
+
 def _argument(message: str) -> str | None:
-    """The argument that a message of the library begins with: "temperature: got -1, expected ..."."""
-    name = message.partition(":")[0]
-    return name if name.replace("_", "").isalnum() and len(name) < 40 else None
+    """The argument, or the place in one, that a message of the library begins with.
+
+    >>> _argument("temperature: got -1"), _argument("messages[0].content is 5"), _argument("it is late")
+    ('temperature', 'messages[0].content', None)
+    """
+    found = _PLACE.match(message)
+    return None if found is None else found[1] + (found[2] or "")
 
 
 _ANTHROPIC = {
