@@ -120,7 +120,8 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # the other ends may stand in strings
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path}: cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ModelFileError(f"{path}: cannot be read: {reason}") from None
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():

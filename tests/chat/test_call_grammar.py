@@ -125,6 +125,43 @@ def test_calls_of_gemma4() -> None:
         assert read.name == "now" or problem_of(SCHEMA, read.arguments) == ""
 
 
+REFERRED = {
+    "properties": {
+        "one": {"$ref": "#/$defs/Part", "description": "as classes of pydantic have it"},
+        "many": {"type": "array", "items": {"allOf": [{"$ref": "#/$defs/Part"}], "default": {}}},
+        "like": {"$ref": "#/properties/plain~1er"},
+        "plain/er": {"type": "boolean"},
+    },
+    "$defs": {
+        "Part": {
+            "type": "object",
+            "properties": {"n": {"type": "integer"}, "in": {"$ref": "#/$defs/Part"}},
+            "required": ["n"],
+        }
+    },
+}
+
+
+def test_references_are_followed() -> None:
+    grammar = GEMMA.call_grammar([{"name": "f", "parameters": REFERRED}])
+    fits = ('"one": {"n": 1}', '"many": [{"in": {"n": 2}, "n": 1}]', '"like": True', '"plain/er": False')
+    assert all(takes(grammar, *(f"[f(**{{{argument}}})]" for argument in fits)))
+    whole = {"$ref": "#/$defs/Part", "$defs": REFERRED["$defs"]}
+    grammar_of_whole = GEMMA.call_grammar([{"name": "f", "parameters": whole}])
+    assert takes(grammar_of_whole, "[f(n=1)]", "[f()]") == [True, False]
+    wrong = ('"one": 1', '"one": {"n": "1"}', '"many": [{}]', '"many": [{"in": {}, "n": 1}]', '"like": 1')
+    assert not any(takes(grammar, *(f"[f(**{{{argument}}})]" for argument in wrong)))
+
+
+def test_references_that_lead_nowhere_allow_anything() -> None:
+    for place in ("#", "#/$defs/none", "https://example.org/x", "#/properties/a", "#/$defs/list/7"):
+        schema = {"properties": {"a": {"$ref": place}}, "$defs": {"list": []}}
+        assert takes(GEMMA.call_grammar([{"name": "f", "parameters": schema}]), "[f()]") == [True]
+    many = {"anyOf": [{"$ref": "#/$defs/a"}] * 9}  # of 9 ** 20 schemas
+    schema = {"properties": {"a": many}, "$defs": {"a": {"type": "array", "items": many}}}
+    assert takes(GEMMA.call_grammar([{"name": "f", "parameters": schema}]), "[f(a=[])]") == [True]
+
+
 def test_calls_of_functiongemma() -> None:
     grammar = FUNCTION_GEMMA.call_grammar(TOOLS, ["now", "weather"])
     text = "<start_function_call>call:weather{city:<escape>Oslo<escape>}<end_function_call>"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import gemlet
+from gemlet.generation.closed_schema import closed
 from support.processes import run_program
 from support.programs import grammar as programs
 
@@ -52,6 +53,49 @@ def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float)
     ):
         assert result.finish_reason == "stop"
         check_person(result.text)
+
+
+def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None:
+    """Nobody asked for other keys, nor for a number of a hundred digits."""
+    inner = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/inner"}, "c": {"anyOf": [inner]}},
+        "required": ["a", "b", "c"],
+        "$defs": {"inner": inner},
+    }
+    before = json.dumps(schema)
+    options: Any = {"temperature": 3.0, "max_tokens": 150, "seed": list(range(6))}
+    for result in model.generate(["The door"] * 6, json_schema=schema, **options):
+        assert result.finish_reason == "stop"
+        found = json.loads(result.text)
+        assert [*found] == ["a", "b", "c"]
+        assert abs(found["a"]) < 2**53
+        assert [*found["b"]] == [*found["c"]] == ["n"]
+    assert json.dumps(schema) == before
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {}}, "additionalProperties": True},
+        {"properties": {"a": {}}, "patternProperties": {"^x": {}}},
+        {"properties": {"a": {}}, "required": ["b"]},
+        {"properties": {"a": {}}, "minProperties": 2},
+        {"type": "object"},
+        {"type": "integer", "minimum": 10**20},
+        {"type": ["integer", "number"]},
+        {"enum": [{"properties": {"a": {}}}]},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"$ref": "#/$defs/x", "required": ["b"], "$defs": {"x": {"properties": {"a": {}}}}},
+        {"anyOf": [{"properties": {"a": {}}}], "properties": {"b": {}}},
+        {"anyOf": 3, "properties": 4, "type": 5, "$defs": [], "items": [7]},
+    ],
+)
+def test_what_a_schema_says_is_kept(schema: dict[str, Any]) -> None:
+    """Each part of several that join may have keys of the others."""
+    before = json.dumps(schema)
+    assert json.dumps(closed(schema)) == before
 
 
 def test_schemas_may_be_text_or_classes(model: gemlet.Model) -> None:

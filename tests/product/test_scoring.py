@@ -124,6 +124,10 @@ def test_what_is_no_choice_is_refused(model: gemlet.Model) -> None:
         model.score([2])
     with pytest.raises(InvalidRequestError):
         model.score("")
+    with pytest.raises(InvalidRequestError, match="text: got a list of 2 prompts, expected one"):
+        model.score(["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="prompt: got a list of 2 prompts, expected one"):
+        model.choose(["a", "b"], ["x"])  # type: ignore[arg-type]
 
 
 @pytest.mark.tier

@@ -104,6 +104,44 @@ def test_counting(client: Any, greedy: gemlet.Generation) -> None:
     assert counted.input_tokens == greedy.prompt_tokens
 
 
+def test_tools_as_new_clients_describe_them(client: Any) -> None:
+    tool = {"name": "now", "input_schema": {"type": "object"}}
+    asked: Any = {"model": "demo", "messages": QUESTION, "max_tokens": 1}
+    plain = {"strict": True, "eager_input_streaming": True, "allowed_callers": ["direct"]}
+    assert client.messages.create(tools=[{**tool, **plain, "defer_loading": False}], **asked).content
+    for more in ({"input_examples": [{}]}, {"defer_loading": True}, {"allowed_callers": ["code"]}):
+        with pytest.raises(anthropic.BadRequestError, match=next(iter(more))):
+            client.messages.create(tools=[{**tool, **more}], **asked)
+
+
+def test_tools_that_the_client_runs(client: Any) -> None:
+    """The client asks for messages that the server keeps, and then sends them all."""
+
+    @anthropic.beta_tool
+    def now() -> str:
+        """The time."""
+        return "noon"
+
+    runner = client.beta.messages.tool_runner(model="demo", max_tokens=2, tools=[now], messages=QUESTION)
+    assert [message.stop_reason for message in runner] == ["max_tokens"]
+
+
+def test_a_system_message_in_between(client: Any, server: RunningServer) -> None:
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    conversation = [*QUESTION, {"role": "assistant", "content": "I am."}, system, *QUESTION]
+    asked: Any = {"model": "demo", "messages": conversation, "max_tokens": 8}
+    reply = client.messages.create(**asked, **GREEDY)
+    same = server.post("/v1/chat/completions", {**asked, "temperature": 0}).json
+    assert text_of(reply) == same["choices"][0]["message"]["content"]
+
+
+def test_effort(client: Any) -> None:
+    for effort in ("low", "medium", "high", "xhigh", "max"):
+        assert client.messages.create(
+            model="demo", messages=QUESTION, max_tokens=1, output_config={"effort": effort}
+        ).content
+
+
 def test_errors(client: Any) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.create(model="claude-9", messages=QUESTION, max_tokens=5)

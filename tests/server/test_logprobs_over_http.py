@@ -66,6 +66,31 @@ def test_completions(client: Any) -> None:
     assert [value for part in parts if part for value in part.text_offset] == whole.text_offset
 
 
+@pytest.mark.parametrize("prompt", ["The door", [2, 4018, 4021]])
+def test_an_echoed_prompt(client: Any, prompt: Any) -> None:
+    """As evaluations ask for it: a log probability for each token of the prompt but the first."""
+    with gemlet.load() as model:
+        expected = model.generate(prompt, max_tokens=2, seed=1, n=2, logprobs=1, prompt_logprobs=1, echo=True)
+    asked: Any = {"model": "demo", "prompt": prompt, "max_tokens": 2, "seed": 1, "echo": True}
+    found = client.completions.create(**asked, n=2, logprobs=1).choices
+    for choice, whole in zip(found, expected, strict=True):
+        assert choice.text == whole.text
+        of_all = [*(whole.prompt_logprobs or ()), *(whole.logprobs or ())]
+        shown = choice.logprobs
+        assert shown.token_logprobs == [None if one is None else one.logprob for one in of_all]
+        assert [None if top is None else [*top.values()] for top in shown.top_logprobs] == [
+            None if one is None else [one.top[0][1]] for one in of_all
+        ]
+        assert shown.tokens[0] == "<bos>"
+        for token, begin in zip(shown.tokens[1:], shown.text_offset[1:], strict=True):
+            assert choice.text[begin:].startswith(token)
+    parts = client.completions.create(**asked, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == expected[0].text
+    for more in ({"stream": True}, {"extra_body": {"prompt_logprobs": 1}}):
+        with pytest.raises(openai.BadRequestError, match="echo"):
+            client.completions.create(**asked, logprobs=1, **more)
+
+
 def test_bias(client: Any, server: RunningServer) -> None:
     (token,) = server.post("/tokenize", {"prompt": " door", "add_special_tokens": False}).json["tokens"]
     reply = client.chat.completions.create(

@@ -60,6 +60,10 @@ def test_generate(client: Any, greedy: gemlet.Generation) -> None:
     parts = client.generate(model="demo", prompt="The door opened", raw=True, options=OPTIONS, stream=True)
     assert "".join(part.response for part in parts) == expected.text
     assert client.generate(model="demo").done_reason == "load"
+    loaded = client.chat(model="demo", messages=[])
+    assert (loaded.done_reason, loaded.message.content) == ("load", "")
+    reply = client.generate(model="demo", prompt="Who is there?", format="", options=OPTIONS)
+    assert reply.response == greedy.text
 
 
 def test_async(server: RunningServer, greedy: gemlet.Generation) -> None:

@@ -332,6 +332,17 @@ def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
     assert server.post(CHAT, {**body, **nothing}).status == 200
 
 
+def test_errors_name_the_place_in_a_field(server: RunningServer) -> None:
+    for message, place in (
+        ({"role": "user", "content": 5}, "messages[0]"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
+        ({"role": "tool", "tool_call_id": "x", "content": "y"}, "messages[0]"),
+    ):
+        answer = server.post(CHAT, {"messages": [message], "max_tokens": 1})
+        assert (answer.status, answer.error["param"]) == (400, place)
+    assert server.post("/v1/embeddings", {"input": "x"}).error["param"] == "model"
+
+
 def test_the_published_document(server: RunningServer) -> None:
     """It has every route and every field, and says which fields change nothing or are refused."""
     from gemlet.server.app import ROUTES
@@ -379,6 +390,24 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
             Settings(**{name: value})
 
 
+def test_a_file_can_say_what_flags_can(tmp_path: Path) -> None:
+    from gemlet.loading.options import LoadOptions, command_line
+    from gemlet.server.settings import read_file_of_settings
+
+    path = tmp_path / "serve.toml"
+    values = {name: getattr(LoadOptions, name) for name in command_line()}
+    given = {name: value for name, value in values.items() if isinstance(value, str | bool)}
+    assert {"device", "weights", "vision", "cache"} <= given.keys()
+    path.write_text("[models.x]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in given.items()))
+    assert read_file_of_settings(str(path))[1][0].options == given
+    for name in values.keys() - given.keys():
+        path.write_text(f"[models.x]\n{name} = []")
+        try:
+            read_file_of_settings(str(path))
+        except GemletError as error:
+            assert "has no key" not in str(error)  # noqa: PT017  the value is wrong, not the key
+
+
 def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "serve.toml"
     path.write_text("[server]\nport = 9000\n[models.demo]\nweights = 'q8'\n")
@@ -388,6 +417,11 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(shown["models"]) == ["demo"]
     assert main(["serve", "--check", "--model", f"x={tmp_path}", "--keys", str(tmp_path / "no.db")]) == 1
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 2
+    path.write_text("[models.demo]\nchat_template = '/none'\n[models.x]\n[models.x.adapters]\ny = '/none'\n")
+    assert main(["serve", "--check", "--config", str(path)]) == 1
+    template, adapter = json.loads(capsys.readouterr().out)["problems"]
+    assert template.startswith("models.demo: /none: ")
+    assert adapter.startswith("models.x.adapters.y: /none: ")
     assert main(["serve", "--check", "--model", "demo=", "--model", "demo="]) == 1
     assert main(["serve", "--check", "--host", "0.0.0.0"]) == 1
     assert main(["serve", "--check", "--config", str(path), "--weights", "q4"]) == 1

@@ -53,6 +53,8 @@ def test_structured_outputs(server: RunningServer) -> None:
     assert answer(grammar='start: "x" "y"') == "xy"
     text = server.post("/v1/completions", {"prompt": "Who?", "structured_outputs": {"choice": ["me", "you"]}})
     assert text.json["choices"][0]["text"] in ("me", "you")
+    text = server.post("/v1/completions", {"prompt": "Who?", "max_tokens": 60, "json_schema": SCHEMA})
+    assert has_form(text.json["choices"][0]["text"])
 
 
 def test_other_dialects(server: RunningServer) -> None:
@@ -77,12 +79,14 @@ def test_other_dialects(server: RunningServer) -> None:
         {"structured_outputs": {"choice": []}},
         {"structured_outputs": {"json_object": False}},
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        {"json_schema": SCHEMA, "response_format": {"type": "json_object"}},
+        {"json_schema": SCHEMA, "structured_outputs": {"json": SCHEMA}},
         {"response_format": {"type": "json_schema"}},
         {"response_format": {"type": "xml"}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "surprise"}}}},
         {"structured_outputs": {"regex": "x" * 300_000}},
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_a_bad_form_is_an_error_of_its_request_alone(server: RunningServer, more: Any) -> None:
     answer = server.post("/v1/chat/completions", {**BODY, **more})

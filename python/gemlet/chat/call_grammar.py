@@ -16,6 +16,7 @@ from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar
 from gemlet.chat.gemma4_tools import sorted_items, tool_name
+from gemlet.chat.local_refs import inlined
 from gemlet.chat.messages import checked_tools, json_value, mapping_at
 from gemlet.chat.prompted_tools import parameters_of
 from gemlet.errors import InvalidRequestError
@@ -113,16 +114,14 @@ def _whole(start: str, call: str, writer: _Writer, common: str) -> str:
 
 def _chosen(tools: Sequence[Any], names: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
     """Name and parameters of the functions ``names``."""
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
         function = json_value(mapping_at(mapping_at(tool, f"tools[{index}]").get("function"), where), where)
         name = tool_name(function.get("name"), where)
         if name in names:
-            schema = function.get("parameters") or {}
-            found.append(
-                (json.dumps(name, ensure_ascii=False)[1:-1], mapping_at(schema, f"{where}.parameters"))
-            )
+            schema = mapping_at(function.get("parameters") or {}, f"{where}.parameters")
+            found.append((json.dumps(name, ensure_ascii=False)[1:-1], inlined(schema)))
     if not found:
         raise InvalidRequestError("tools: none of them may be called")
     return found

@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
             with open(arguments.file, encoding="utf-8") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelFileError(f"{arguments.file}: cannot be read: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise ModelFileError(f"{arguments.file}: cannot be read: {reason}") from None
     with open_model(arguments) as model:
         more = load_adapter(model, arguments)
         if arguments.what == "choices":

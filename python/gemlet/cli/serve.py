@@ -90,7 +90,10 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     """Prints what would be served; 1 if some of it cannot be."""
     from inspect import signature
 
+    from gemlet.adapters.opening import open_adapter
     from gemlet.loading.inspect import inspect
+    from gemlet.sources.adapters import find_adapter
+    from gemlet.sources.tokenizers import read_override
 
     known = signature(inspect).parameters
     problems = []
@@ -113,12 +116,19 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     for spec in specs:
         options = {name: value for name, value in spec.options.items() if name in known}
         try:
+            read_override(spec.options.get("chat_template"))
             found = inspect(spec.source, **options)
             if found.problem:
                 problems.append(f"models.{spec.name}: {found.problem}")
             shown["models"][spec.name] = {"source": found.source, "memory": found.plan.total}
         except GemletError as error:
             problems.append(f"models.{spec.name}: {error}")
+            continue
+        for alias, path in spec.adapters.items():
+            try:
+                open_adapter(find_adapter(path), found.config).close()
+            except GemletError as error:
+                problems.append(f"models.{spec.name}.adapters.{alias}: {error}")
     print(json.dumps({**shown, "problems": problems}, indent=2))
     sys.stdout.flush()
     return 1 if problems else 0

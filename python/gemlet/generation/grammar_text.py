@@ -11,6 +11,7 @@ from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
 from gemlet.chat.base import CallGrammar
 from gemlet.errors import InvalidRequestError
+from gemlet.generation.closed_schema import closed
 
 __all__ = ["FORMS", "MOST_BYTES", "GrammarText", "call_text", "grammar_text"]
 
@@ -85,7 +86,8 @@ def _of_schema(value: object) -> str:
     if not isinstance(own, Mapping):
         raise InvalidRequestError(f"json_schema: x-guidance is {show(own)}, expected llguidance's options")
     try:
-        text = json.dumps({**schema, "x-guidance": {**_JSON, **own}}, allow_nan=False, ensure_ascii=False)
+        read = closed(json.loads(json.dumps(schema, allow_nan=False)))
+        text = json.dumps({**read, "x-guidance": {**_JSON, **own}}, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as problem:
         raise InvalidRequestError(f"json_schema: it is no JSON: {problem}; expected {expected}") from None
     return "start: %json " + _checked("json_schema", text)

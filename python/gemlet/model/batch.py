@@ -18,6 +18,7 @@ __all__ = [
     "Prompt",
     "arranged",
     "check_count",
+    "check_one",
     "counts_of",
     "prompts_of",
     "seeds_of",
@@ -56,6 +57,12 @@ def check_count(prompts: int, continuations: int = 1) -> None:
             f"prompt: got {prompts} prompts{each}, expected at most {_MOST_TEXTS} texts in one call; "
             "call it in parts"
         )
+
+
+def check_one(prompt: object, name: str) -> None:
+    """Raises :class:`InvalidRequestError`, about the argument ``name``, for several prompts."""
+    if (several := prompts_of(prompt)) is not None:
+        raise InvalidRequestError(f"{name}: got a list of {len(several)} prompts, expected one")
 
 
 def seeds_of(seed: object, count: int) -> list[Any]:

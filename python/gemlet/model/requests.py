@@ -32,7 +32,7 @@ from gemlet.generation.options import GenerationConfig, resolve_config
 from gemlet.generation.result import Generation
 from gemlet.generation.sampling import check_ids, make_sampler, warn_of_not_followed
 from gemlet.generation.stream import AHEAD, TextStream, run_to_end
-from gemlet.model.batch import FIRST, check_count, counts_of, prompts_of, seeds_of
+from gemlet.model.batch import FIRST, check_count, check_one, counts_of, prompts_of, seeds_of
 from gemlet.model.call_options import generation_options
 from gemlet.model.loaded_adapters import LoadedAdapters
 from gemlet.model.reading import Reader
@@ -95,9 +95,10 @@ class Requests:
         return prepared
 
     def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
-        """What continues ``prompt``, or replies to it where it is a list of messages."""
+        """What continues the one ``prompt``, or replies to it where it is a list of messages."""
         if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt[:FIRST]):
             return self.reply(prompt, None, options)
+        check_one(prompt, "prompt")
         (prepared,) = self.texts(prompt, None, options)
         return prepared
 

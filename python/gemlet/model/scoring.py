@@ -14,7 +14,7 @@ from gemlet.base.text import show_argument
 from gemlet.chat.shieldgemma2 import IMAGE_POLICIES, ShieldGemma2Format
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.answer import Prepared
-from gemlet.model.batch import Prompt
+from gemlet.model.batch import Prompt, check_one
 from gemlet.model.requests import Requests
 from gemlet.model.rows import rows_of
 
@@ -75,6 +75,7 @@ class Scoring:
         >>> likely.perplexity < odd.perplexity
         True
         """
+        check_one(text, "text")
         (prepared,) = self.requests.texts(text, None, {"adapter": adapter, "allow_control": allow_control})
         ids = prepared.ids
         if len(ids) < 2:

@@ -15,7 +15,7 @@ from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask, Choice, Running
 from gemlet.server.call import Call, call_of
-from gemlet.server.fields import GENERATION, MOST_TOOLS, NAME, REPLY, STOPS, library_options
+from gemlet.server.fields import EFFORTS, GENERATION, MOST_TOOLS, NAME, REPLY, STOPS, library_options
 from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
@@ -49,7 +49,9 @@ _NO_CACHE = Ignored()  # cache_control: what prompts have in common is kept anyw
 COUNT: Mapping[str, Kind] = {
     "model": NAME,
     "messages": ListOf(
-        Object({"role": OneOf("user", "assistant"), "content": _CONTENT}, ["role", "content"]), 1 << 16, 1
+        Object({"role": OneOf("user", "assistant", "system"), "content": _CONTENT}, ["role", "content"]),
+        1 << 16,
+        1,
     ),
     "system": _CONTENT,
     "tools": ListOf(
@@ -60,6 +62,11 @@ COUNT: Mapping[str, Kind] = {
                 "description": Text(1 << 16),
                 "input_schema": Schema(),
                 "cache_control": _NO_CACHE,
+                "strict": Ignored(),
+                "eager_input_streaming": Ignored(),
+                "allowed_callers": Refused("only the model calls tools here", ["direct"]),
+                "defer_loading": Refused("the model gets all tools at once"),
+                "input_examples": Refused("write them into the description"),
             },
             ["name", "input_schema"],
         ),
@@ -83,7 +90,8 @@ COUNT: Mapping[str, Kind] = {
     ),
     "load_audio_from_video": Flag(),
     "cache_control": _NO_CACHE,
-    "output_config": Object({"format": SCHEMA_FORMAT, "effort": Refused("gemlet has no such setting")}),
+    # How hard to try is the model's to decide, as with reasoning_effort.
+    "output_config": Object({"format": SCHEMA_FORMAT, "effort": OneOf(*EFFORTS[2:])}),
 }
 MESSAGES: Mapping[str, Kind] = {
     **COUNT,
@@ -95,10 +103,13 @@ MESSAGES: Mapping[str, Kind] = {
     "top_p": GENERATION["top_p"],
     "metadata": Ignored(),
     "service_tier": Ignored(),
+    "speed": Ignored(),
     "inference_geo": Ignored(),
     "container": Refused("gemlet runs no containers"),
     "context_management": Refused("gemlet does not edit conversations"),
     "mcp_servers": Refused("gemlet calls no servers"),
+    # The official client then sends whole conversations.
+    "thread": Refused("gemlet keeps no messages; send all of them", code="thread_unsupported_request"),
 }
 
 
@@ -188,6 +199,8 @@ def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         where, content = f"messages[{index}].content", message["content"]
         if isinstance(content, str):
             found.append({"role": message["role"], "content": content})
+        elif message["role"] == "system":
+            found.append({"role": "system", "content": _parts(content, where, ("text",))})
         elif message["role"] == "user":
             results = [block for block in content if block.get("type") == "tool_result"]
             found += [_result(block, where) for block in results]

@@ -141,6 +141,7 @@ IGNORED: Mapping[str, Kind] = dict.fromkeys(
         "service_tier",
         "safety_identifier",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "prediction",
         "cache_prompt",
@@ -176,9 +177,10 @@ NOT_DONE: Mapping[str, Kind] = {
 def library_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The options of :class:`GenerationConfig` among the fields of a request.
 
-    OpenAI's seeds may be negative; those are the ones 2**64 above.
+    OpenAI's seeds may be negative; those are the ones 2**64 above. -1 is a new seed every time, as in the
+    library, in vLLM, llama.cpp and Ollama.
     """
     found = {name: value for name, value in fields.items() if name in GENERATION}
-    if "seed" in found:
+    if found.get("seed", -1) != -1:
         found["seed"] %= 2**64
     return found

@@ -39,6 +39,7 @@ FORMS: Mapping[str, Kind] = {
             "json_object": Flag(),
         }
     ),
+    "json_schema": Schema(),  # llama.cpp's
 }
 _ANY_OBJECT = {"type": "object"}
 
@@ -51,24 +52,24 @@ def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     >>> form_of({"structured_outputs": {"choice": ["yes", "no"]}})
     {'choice': ['yes', 'no']}
     """
-    found: dict[str, Any] = {}
-    if "response_format" in fields:
-        format = fields["response_format"]
-        found |= of_format({**format, **format.get("json_schema", {})}, "response_format")
+    format = fields.get("response_format", {"type": "text"})
+    found = [of_format({**format, **format.get("json_schema", {})}, "response_format")]
+    if "json_schema" in fields:
+        found.append({"json_schema": fields["json_schema"]})
     names = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
     asked = fields.get("structured_outputs", {})
-    found |= {names[name]: value for name, value in asked.items() if name in names}
+    found += [{names[name]: value} for name, value in asked.items() if name in names]
     if asked.get("json_object"):
-        found["json_schema"] = _ANY_OBJECT
-    count = len([name for name, value in asked.items() if value is not False])
-    if len(found) > 1 or count > 1 or ("structured_outputs" in fields and not count):
+        found.append({"json_schema": _ANY_OBJECT})
+    forms = [one for one in found if one]
+    if len(forms) > 1 or ("structured_outputs" in fields and all(one is False for one in asked.values())):
         raise Problem(
             400,
             "structured_outputs: expected one of json, regex, choice, grammar and json_object, and no "
-            "response_format beside it",
+            "response_format or json_schema beside it",
             param="structured_outputs",
         )
-    return found
+    return forms[0] if forms else {}
 
 
 def of_format(format: Mapping[str, Any], where: str) -> dict[str, Any]:

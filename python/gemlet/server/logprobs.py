@@ -13,7 +13,7 @@ from gemlet.server.ask import Choice, Running
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 
-__all__ = ["check_length", "of_chat", "of_completion", "of_prompt", "top_of_prompt"]
+__all__ = ["check_length", "of_chat", "of_completion", "of_prompt", "of_text", "top_of_prompt"]
 
 _MOST = 1 << 15  # log probabilities of prompts in an answer
 
@@ -54,6 +54,33 @@ def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0
         "top_logprobs": [{_written(served, i)[0]: logprob for i, logprob in one.top} for one in found],
         "text_offset": offsets,
     }
+
+
+async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, Any]:
+    """``logprobs`` of a whole choice of the older completions, with those of a prompt that it echoes."""
+    served = choice.ask.served
+    if not choice.ask.options.get("echo"):
+        return of_completion(served, choice.logprobs)
+    before, length = await anyio.to_thread.run_sync(_of_echo, choice, limiter=threads)
+    after = of_completion(served, choice.logprobs, length)
+    return {name: before[name] + after[name] for name in after}
+
+
+def _of_echo(choice: Choice) -> tuple[dict[str, list[Any]], int]:
+    """Those of the prompt, and its characters. Nothing is said of the first token, and control tokens are
+    no text."""
+    served, tokenizer = choice.ask.served, choice.ask.served.model.tokenizer
+    assert tokenizer is not None  # else there was no text to echo
+    decoder, length = tokenizer.stream_decoder(), 0
+    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for token_id, one in zip(choice.prompt_ids, choice.result.prompt_logprobs or (), strict=False):
+        top = None if one is None else {_written(served, i)[0]: logprob for i, logprob in one.top}
+        found["tokens"].append(_written(served, token_id)[0])
+        found["token_logprobs"].append(None if one is None else one.logprob)
+        found["top_logprobs"].append(top)
+        found["text_offset"].append(length)
+        length += len(decoder.push(token_id))
+    return found, length
 
 
 def top_of_prompt(fields: Mapping[str, Any]) -> dict[str, int]:

@@ -16,10 +16,11 @@ from gemlet.server.ask import Ask, Running
 from gemlet.server.call import call_of
 from gemlet.server.fields import GENERATION, NAME, STOP, TOOLS, library_options
 from gemlet.server.models import Served
-from gemlet.server.openai_chat import MESSAGES
+from gemlet.server.openai_chat import MOST_MESSAGES
 from gemlet.server.openai_embeddings import INPUT, embed, texts_of
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
+    Anything,
     Choice,
     Either,
     Flag,
@@ -40,7 +41,7 @@ __all__ = ["CHAT", "EMBED", "GENERATE", "chat", "embeddings", "find", "generate"
 # What says how Ollama itself runs a model, and what does nothing without mirostat.
 _RUNNER = (
     *("num_keep", "num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread"),
-    *("numa", "f16_kv", "mirostat_tau", "mirostat_eta"),
+    *("numa", "f16_kv", "logits_all", "vocab_only", "embedding_only", "mirostat_tau", "mirostat_eta"),
 )
 _OPTIONS: Mapping[str, Kind] = {
     "num_predict": Integer(-2, 2**31 - 1),
@@ -76,12 +77,12 @@ _REPLY: Mapping[str, Kind] = {
     **_EVERYWHERE,
     "stream": Flag(),
     "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
-    "format": Either("json, or a JSON schema of at most 256 KB", Choice("json"), Schema()),
+    "format": Either("json, or a JSON schema of at most 256 KB", Choice("json", ""), Schema()),
     "logprobs": Refused("gemlet does not do this over HTTP", False),
     "top_logprobs": Refused("gemlet does not do this over HTTP", 0),
 }
 _IMAGES = ListOf(Text(least=1), 64)  # files as base64: Ollama's clients send sounds so, too
-CHAT: Mapping[str, Kind] = {**_REPLY, "messages": MESSAGES, "tools": TOOLS}
+CHAT: Mapping[str, Kind] = {**_REPLY, "messages": ListOf(Anything(dict), MOST_MESSAGES), "tools": TOOLS}
 GENERATE: Mapping[str, Kind] = {
     **_REPLY,
     "prompt": Text(),
@@ -109,20 +110,20 @@ async def chat(request: Request) -> Response:
     service = service_of(request)
     fields = fields_of(request)
     served = find(service, request, fields["model"])
+    if not fields["messages"]:
+        return _loaded(request, fields, _as_message)
     conversation = [_message(m, f"messages[{i}]") for i, m in enumerate(fields["messages"])]
     ask = _ask(service, request, served, fields, messages=conversation, tools=fields.get("tools"))
     return await _answer(service, request, ask, fields, _as_message)
 
 
 async def generate(request: Request) -> Response:
-    service, call = service_of(request), call_of(request)
+    service = service_of(request)
     fields = fields_of(request)
     served = find(service, request, fields["model"])
     prompt = fields.get("prompt", "")
-    if not prompt:  # clients do this to have the model loaded
-        call.settle()
-        loaded = {"response": "", "done": True, "done_reason": "load"}
-        return JSONAnswer({"model": fields["model"], "created_at": _now(), **loaded})
+    if not prompt:
+        return _loaded(request, fields, _as_response)
     if fields.get("raw"):
         if fields.get("images"):
             raise Problem(400, "images: a raw prompt has none; leave raw out", param="images")
@@ -168,7 +169,7 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
     if "repeat_penalty" in options:
         named["repetition_penalty"] = options["repeat_penalty"]
     form = fields.get("format")
-    if form is not None:
+    if form:
         named["json_schema"] = {"type": "object"} if form == "json" else form
     named["max_tokens"] = service.reply_tokens(call_of(request), served, limits, "num_predict")
     seconds = service.settings.request_seconds
@@ -216,6 +217,13 @@ def _as_message(reply: Reply) -> dict[str, Any]:
 
 def _as_response(reply: Reply) -> dict[str, Any]:
     return {"response": reply.content, **({"thinking": reply.reasoning} if reply.reasoning else {})}
+
+
+def _loaded(request: Request, fields: Mapping[str, Any], form: Any) -> Response:
+    """What clients get that ask for nothing, to have the model loaded."""
+    call_of(request).settle()
+    end = {"done": True, "done_reason": "load"}
+    return JSONAnswer({"model": fields["model"], "created_at": _now(), **form(Reply()), **end})
 
 
 async def _answer(

@@ -41,7 +41,7 @@ from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, 
 from gemlet.server.schema import Choice as OneOf
 from gemlet.server.service import TextEvent, event, fields_of, service_of
 
-__all__ = ["CHAT", "MESSAGES", "chat", "usage_of"]
+__all__ = ["CHAT", "MESSAGES", "MOST_MESSAGES", "chat", "usage_of"]
 
 MOST_MESSAGES = 1 << 16
 MESSAGES = ListOf(Anything(dict), MOST_MESSAGES, 1)  # the chat format reads them
@@ -65,13 +65,13 @@ CHAT: Mapping[str, Kind] = {
     "load_audio_from_video": Flag(),
     "add_generation_prompt": Flag(),
     "cache_salt": SALT,
-    **FORMS,
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,
     **GENERATION,
     **STREAM,
     **IGNORED,
     **NOT_DONE,
+    **FORMS,
     **OF_TOKENS,
     "thinking_token_budget": Integer(-1, MAX_INT),  # -1: no limit
 }

@@ -29,9 +29,10 @@ from gemlet.server.fields import (
     library_options,
 )
 from gemlet.server.forms import FORMS, form_of
-from gemlet.server.logprobs import check_length, of_completion, of_prompt, top_of_prompt
+from gemlet.server.logprobs import check_length, of_completion, of_prompt, of_text, top_of_prompt
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
-from gemlet.server.schema import Either, Integer, Kind, ListOf, Refused, Text
+from gemlet.server.problems import Problem
+from gemlet.server.schema import Either, Flag, Integer, Kind, ListOf, Refused, Text
 from gemlet.server.service import TextEvent, event, fields_of, service_of
 
 __all__ = ["COMPLETIONS", "PROMPT", "completions"]
@@ -50,15 +51,15 @@ COMPLETIONS: Mapping[str, Kind] = {
     "prompt": PROMPT,
     "max_tokens": REPLY,
     "cache_salt": SALT,
-    **FORMS,
     "n": Integer(1, MOST_CHOICES),
     **GENERATION,
     **STREAM,
     **IGNORED,
     **NOT_DONE,
+    **FORMS,
     **OF_TOKENS,
     "logprobs": TOP_LOGPROBS,
-    "echo": Refused("gemlet does not do this over HTTP", False),
+    "echo": Flag(),
     "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
 }
 
@@ -71,6 +72,7 @@ async def completions(request: Request) -> Response:
     options = {**library_options(fields), **form_of(fields), **top_of_prompt(fields), "max_tokens": most}
     if "logprobs" in fields:
         options["logprobs"] = fields["logprobs"]
+    options |= _echo(fields)
     common: Any = {
         "salt": fields.get("cache_salt"),
         "seconds": service.settings.request_seconds,
@@ -94,6 +96,20 @@ async def completions(request: Request) -> Response:
     return JSONAnswer(await while_connected(request, _whole(running, head, wants_ids, service.threads)))
 
 
+def _echo(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's options for the field ``echo``. With log probabilities, those of the prompt are wanted
+    too."""
+    if not fields.get("echo"):
+        return {}
+    if "logprobs" not in fields:
+        return {"echo": True}
+    if "prompt_logprobs" in fields:
+        raise Problem(400, "prompt_logprobs: echo gives them with logprobs", param="prompt_logprobs")
+    if fields.get("stream"):
+        raise Problem(400, "echo: a stream has none with logprobs; send stream: false", param="echo")
+    return {"echo": True, "prompt_logprobs": fields["logprobs"]}
+
+
 def _prompts(given: Any) -> list[Any]:
     """A text and a list of ids are one prompt, a list of either several."""
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
@@ -112,12 +128,13 @@ async def _whole(
     running.end()
     choices = []
     for index, choice in enumerate(running.choices):
-        wanted = "logprobs" in choice.ask.options
-        logprobs = of_completion(choice.ask.served, choice.logprobs) if wanted else None
+        options = choice.ask.options
+        logprobs = await of_text(choice, threads) if "logprobs" in options else None
         shown = _choice(index, choice.reply.content, choice.finish, logprobs)
         if wants_ids:
             shown |= {"token_ids": choice.token_ids, "prompt_token_ids": choice.prompt_ids}
-        if (of_its_prompt := await of_prompt(choice, threads)) is not None:
+        of_its_prompt = None if options.get("echo") else await of_prompt(choice, threads)
+        if of_its_prompt is not None:
             shown["prompt_logprobs"] = of_its_prompt
         choices.append(shown)
     return {**head, "choices": choices, "usage": usage_of(running)}

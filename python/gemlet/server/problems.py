@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from gemlet.base.patterns import late_pattern
 from gemlet.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -52,6 +53,7 @@ class Problem(Exception):  # noqa: N818  what clients get to see
 
 
 _OVERLOADED = {"Retry-After": "1"}
+_FUNCTIONS = ("chat", "embed", "generate")  # of a model, which may not be able to do this
 
 
 def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Problem:
@@ -60,6 +62,8 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
 
     >>> problem_of(ContextLengthError("prompt: too long")).code
     'context_length_exceeded'
+    >>> problem_of(UnsupportedError("chat: small makes embeddings; use embed()")).message
+    'small makes embeddings'
     >>> from gemlet.errors import ModelFileError
     >>> problem_of(ModelFileError("/secret/path: has changed")).message
     'the server failed; its log says why'
@@ -76,6 +80,9 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
     if isinstance(error, InvalidRequestError | TokenizerError):
         return Problem(400, message, param=_argument(message))
     if isinstance(error, UnsupportedError):
+        function, _, cannot = message.partition(": ")
+        if function in _FUNCTIONS:  # clients have models and paths, no functions
+            return Problem(400, cannot.partition("; use ")[0], param="model", code="unsupported")
         return Problem(400, message, param=_argument(message), code="unsupported")
     if isinstance(error, MemoryLimitError):
         return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
@@ -94,10 +101,17 @@ def forget_frames(error: BaseException | None) -> None:
         error = behind
 
 
+_PLACE = late_pattern(r"([a-z_]{1,40})(?:((?:\[\d+\]|\.[a-z_]{1,40})+)(?=:| )|(?=:))")
+
+
 def _argument(message: str) -> str | None:
-    """The argument that a message of the library begins with: "temperature: got -1, expected ..."."""
-    name = message.partition(":")[0]
-    return name if name.replace("_", "").isalnum() and len(name) < 40 else None
+    """The argument, or the place in one, that a message of the library begins with.
+
+    >>> _argument("temperature: got -1"), _argument("messages[0].content is 5"), _argument("it is late")
+    ('temperature', 'messages[0].content', None)
+    """
+    found = _PLACE.match(message)
+    return None if found is None else found[1] + (found[2] or "")
 
 
 _ANTHROPIC = {
@@ -122,11 +136,10 @@ def as_json(problem: Problem, path: str, request_id: str) -> dict[str, Any]:
         kind = _ANTHROPIC.get(
             problem.status, "api_error" if problem.status >= 500 else "invalid_request_error"
         )
-        return {
-            "type": "error",
-            "error": {"type": kind, "message": problem.message},
-            "request_id": request_id,
-        }
+        said: dict[str, Any] = {"type": kind, "message": problem.message}
+        if problem.code is not None:
+            said["details"] = {"error_code": problem.code}
+        return {"type": "error", "error": said, "request_id": request_id}
     if path.startswith("/api/"):
         return {"error": problem.message}
     return {

@@ -253,16 +253,18 @@ class Ignored(Kind):
 
 
 class Refused(Kind):
-    """A field that gemlet does not do, unless it has one of the values that ask for nothing."""
+    """A field that gemlet does not do, unless it has one of the values that ask for nothing. ``code`` is what
+    programs know the refusal by."""
 
-    def __init__(self, why: str, *unless: Any) -> None:
+    def __init__(self, why: str, *unless: Any, code: str = "unsupported") -> None:
         self.why = why
         self.unless = unless
+        self.code = code
 
     def check(self, value: Any, where: str) -> None:
         if says_nothing(value) or any(type(value) is type(x) and value == x for x in self.unless):
             return None
-        raise Problem(400, f"{where}: {self.why}", param=where, code="unsupported")
+        raise Problem(400, f"{where}: {self.why}", param=where, code=self.code)
 
     def describe(self) -> dict[str, Any]:
         return {"description": f"not supported: {self.why}", "enum": [None, *self.unless]}

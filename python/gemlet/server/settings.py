@@ -323,7 +323,7 @@ def read_file_of_settings(path: str) -> tuple[dict[str, Any], list[ModelSpec]]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-_NOT_FOR_FILES = ("progress", "own_formats", "device")
+_NOT_FOR_FILES = ("progress", "own_formats")
 
 
 def _spec(path: str, name: str, table: Any) -> ModelSpec:
