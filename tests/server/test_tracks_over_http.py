@@ -17,7 +17,7 @@ from support.vision import write_gemma3n_with_vocabulary
 
 pytestmark = [pytest.mark.extra(name) for name in ("serve", "test-serve", "audio", "video")]
 anthropic, ollama, openai = map(optional, ("anthropic", "ollama", "openai"))
-VIDEO = clip(2, rate=4, sound=True, seconds=0.25)
+VIDEO = clip(2, rate=4, sound=True, seconds=0.25) if optional("av") else b""
 DATA = base64.b64encode(VIDEO).decode()
 URL = f"data:video/mp4;base64,{DATA}"
 SOUND = base64.b64encode(wav(np.zeros(4000, np.float32))).decode()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import collections.abc
 import enum
+import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -38,6 +40,10 @@ _QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # for members of a TypedD
 
 def hints_of(owner: Any, where: str) -> dict[str, Any]:
     """The annotations of a function or class, those in quotes read."""
+    if sys.version_info < (3, 11) and isinstance(owner, types.FunctionType):
+        # With the function itself, an argument whose default is None would be annotated as Optional.
+        named = {"__annotations__": owner.__annotations__, "__globals__": inspect.unwrap(owner).__globals__}
+        owner = types.SimpleNamespace(**named)
     try:
         return typing.get_type_hints(owner, include_extras=True)
     except Exception as problem:  # reading one runs code of the caller's
