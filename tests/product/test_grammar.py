@@ -60,17 +60,26 @@ def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None
     inner = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
     schema = {
         "type": "object",
-        "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/inner"}, "c": {"anyOf": [inner]}},
-        "required": ["a", "b", "c"],
+        "properties": {
+            "a": {"type": "integer"},
+            "d": {"type": "integer", "minimum": 0},
+            "e": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            "f": {"type": "number", "minimum": -1, "maximum": 1},
+            "b": {"allOf": [{"$ref": "#/$defs/inner"}], "title": "B"},
+            "c": {"anyOf": [inner]},
+        },
+        "required": ["a", "b", "c", "d", "e", "f"],
         "$defs": {"inner": inner},
     }
     before = json.dumps(schema)
-    options: Any = {"temperature": 3.0, "max_tokens": 150, "seed": list(range(6))}
+    options: Any = {"temperature": 3.0, "max_tokens": 200, "seed": list(range(6))}
     for result in model.generate(["The door"] * 6, json_schema=schema, **options):
         assert result.finish_reason == "stop"
         found = json.loads(result.text)
-        assert [*found] == ["a", "b", "c"]
-        assert abs(found["a"]) < 2**53
+        assert [*found] == ["a", "d", "e", "f", "b", "c"]
+        assert max(abs(found["a"]), found["d"]) < 2**53
+        assert found["e"] is None or found["e"] > 0
+        assert -1 <= found["f"] <= 1
         assert [*found["b"]] == [*found["c"]] == ["n"]
     assert json.dumps(schema) == before
 
@@ -84,9 +93,15 @@ def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None
         {"properties": {"a": {}}, "minProperties": 2},
         {"type": "object"},
         {"type": "integer", "minimum": 10**20},
+        {"type": "integer", "maximum": -(10**20)},
+        {"type": "integer", "minimum": 0, "exclusiveMinimum": True},
+        {"type": "integer", "multipleOf": 7},
+        {"type": "number"},
+        {"type": "number", "minimum": 0, "maximum": 1e-9},
         {"type": ["integer", "number"]},
         {"enum": [{"properties": {"a": {}}}]},
         {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"allOf": [{"properties": {"a": {}}}], "properties": {"b": {}}},
         {"$ref": "#/$defs/x", "required": ["b"], "$defs": {"x": {"properties": {"a": {}}}}},
         {"anyOf": [{"properties": {"a": {}}}], "properties": {"b": {}}},
         {"anyOf": 3, "properties": 4, "type": 5, "$defs": [], "items": [7]},

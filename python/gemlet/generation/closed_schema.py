@@ -21,17 +21,19 @@ _SILENT = {
     *("$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"),
     *("deprecated", "readOnly", "writeOnly", "nullable", "discriminator", "type", "x-guidance"),
 }
-_OF_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const"}
+_LOWEST = ("minimum", "exclusiveMinimum")
+_HIGHEST = ("maximum", "exclusiveMaximum")
+_STEP = 1e-9  # of numbers with a range, and the smallest that llguidance takes
 _OF_OBJECTS = {"additionalProperties", "patternProperties", "propertyNames", "minProperties", *_REFER}
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with an end to what it leaves open; it is changed in place.
 
-    An object with properties has no others, and an integer without a range is one that every reader of JSON
-    keeps exactly. What fits the result fits the schema. Else a model may go on for ever with keys and digits
-    that nobody asked for. A schema that says ``additionalProperties`` keeps it, and one whose parts join
-    several schemas for a value stays as it is.
+    An object with properties has no others, integers are ones that every reader of JSON keeps exactly, and
+    numbers with a range have nine digits behind the point. What fits the result fits the schema. Else a model
+    may go on for ever with keys and digits that nobody asked for. A schema that says ``additionalProperties``
+    keeps it, and one whose parts join several schemas for a value stays as it is.
 
     >>> closed({"type": "object", "properties": {"a": {"type": "boolean"}}})["additionalProperties"]
     False
@@ -40,14 +42,30 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
     if any(map(_joins, found)):
         return schema
     for one in found:
-        if _is_of(one, "integer") and not _is_of(one, "number") and not one.keys() & _OF_NUMBERS:
-            one.update(minimum=-_EXACT, maximum=_EXACT)
+        _end_numbers(one)
         properties, required = one.get("properties"), one.get("required", [])
         if not isinstance(properties, Mapping) or not isinstance(required, list):
             continue
         if not one.keys() & _OF_OBJECTS and {*map(str, required)} <= properties.keys():
             one["additionalProperties"] = False
     return schema
+
+
+def _end_numbers(schema: dict[str, Any]) -> None:
+    """Sets an end to the digits of the schema's numbers."""
+    low, high = ([schema[key] for key in keys if key in schema] for keys in (_LOWEST, _HIGHEST))
+    has_others = not schema.keys().isdisjoint(("multipleOf", "enum", "const"))
+    if has_others or not all(type(bound) in (int, float) for bound in (*low, *high)):
+        return
+    if _is_of(schema, "number"):
+        # Without a range, llguidance takes exponents, which it does not as a multiple.
+        if (low or high) and not (low and high and min(high) - max(low) < 1000 * _STEP):
+            schema["multipleOf"] = _STEP
+    elif _is_of(schema, "integer"):
+        if not low and all(bound > -_EXACT for bound in high):
+            schema["minimum"] = -_EXACT
+        if not high and all(bound < _EXACT for bound in low):
+            schema["maximum"] = _EXACT
 
 
 def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -64,9 +82,10 @@ def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _joins(schema: dict[str, Any]) -> bool:
-    return not schema.keys().isdisjoint(_JOIN) or (
-        not schema.keys().isdisjoint(_REFER) and not schema.keys() <= _SILENT
-    )
+    keys, parts = {*schema}, schema.get("allOf")
+    if isinstance(parts, list) and len(parts) == 1:  # how some write a reference with a description
+        keys = keys - {"allOf"} | {"$ref"}
+    return not keys.isdisjoint(_JOIN) or (not keys.isdisjoint(_REFER) and not keys <= _SILENT)
 
 
 def _is_of(schema: dict[str, Any], kind: str) -> bool:
