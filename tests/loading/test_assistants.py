@@ -81,7 +81,10 @@ def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.tier
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("options", [{"weights": "f32"}, {"weights": "q8", "kv_cache": "int4"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "f32"}, pytest.param({"weights": "q8", "kv_cache": "int4"}, marks=pytest.mark.slow)],
+)
 def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str, Any]) -> None:
     """Beside each other, with and without an adapter, drawn and not, from the prefix cache too."""
     random = np.random.default_rng(5)
