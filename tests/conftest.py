@@ -26,8 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--need-extras",
-        action="store_true",
-        help="fail a test whose extra is not installed",
+        default="",
+        help="fail a test that needs one of these extras (all: any), such as hub,grammar, if it is absent",
     )
     parser.addoption(
         "--tested-extras",
@@ -59,9 +59,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.config.getoption("need_browser"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+    needed = item.config.getoption("need_extras").split(",")
     for marker in item.iter_markers("extra"):
         reason = why_absent(marker.args[0])
-        if reason and item.config.getoption("need_extras"):
+        if reason and ("all" in needed or marker.args[0] in needed):
             pytest.fail(reason, pytrace=False)
         if reason:
             pytest.skip(reason)
