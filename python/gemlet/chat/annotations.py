@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import collections.abc
 import enum
-import inspect
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
-from gemlet.base.late import dataclasses
+from gemlet.base.late import dataclasses, inspect
 from gemlet.base.text import show
 from gemlet.chat.arguments import problem_of
 from gemlet.chat.docstrings import read_docstring
