@@ -106,13 +106,12 @@ def test_a_start_loads_no_module_and_reads_no_file_that_a_text_does_without(tmp_
     """From a packed folder to a token. NumPy and SentencePiece would be half of the start."""
     gemlet.convert(None, tmp_path / "q4", weights="q4", threads=1)
     program = f"""
-import sys
+import sys, gemlet
 folder, opened = {str(tmp_path / "q4")!r}, []
 def look(event, given):
     if event == "open" and str(given[0]).startswith(folder):
         opened.append(str(given[0])[len(folder) + 1:])
 sys.addaudithook(look)
-import gemlet
 with gemlet.load(folder, threads=1) as model:
     assert model.generate("The door", max_tokens=1).completion_tokens == 1
 print(*sorted(opened))
