@@ -2,12 +2,13 @@
 // or exits.
 #pragma once
 
-#include <sstream>
+#include <concepts>
+#include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <utility>
 
 namespace gemlet {
 
@@ -34,12 +35,33 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-// Throws an Error whose message is the arguments, one after the other.
-template <typename... Args>
-[[noreturn]] void fail(ErrorCode code, Args&&... args) {
-  std::ostringstream out;
-  (out << ... << std::forward<Args>(args));
-  throw Error(code, out.str());
+// A part of a message: a text, a character or a number. It has no stream of the standard library, as streams bring
+// locales, and those took 75 KB of the wheel.
+class MessagePart {
+ public:
+  MessagePart(std::string_view text) : text_(text) {}
+  MessagePart(const char* text) : text_(text) {}
+  MessagePart(const std::string& text) : text_(text) {}
+  MessagePart(char character) : own_(1, character), text_(own_) {}
+  MessagePart(double number);  // six digits, as printf("%g") writes it
+  template <std::integral Number>
+  MessagePart(Number number) : own_(std::to_string(number)), text_(own_) {}
+  MessagePart(const MessagePart&) = delete;  // text_ may point into own_
+  MessagePart& operator=(const MessagePart&) = delete;
+
+  std::string_view text() const { return text_; }
+
+ private:
+  std::string own_;
+  std::string_view text_;
+};
+
+// Throws an Error whose message is the parts, one after the other.
+[[noreturn]] void fail_with(ErrorCode code, std::initializer_list<MessagePart> parts);
+
+template <typename... Parts>
+[[noreturn]] void fail(ErrorCode code, const Parts&... parts) {
+  fail_with(code, {MessagePart(parts)...});
 }
 
 // Throws a kConfig error unless low <= value <= high. A NaN is out of every range. `where` is what the message begins
