@@ -26,6 +26,9 @@ pytestmark = pytest.mark.tier
 # the golden has them, and 2e-5 merged. Those of gemlet are 6.1e-4 away live and 2.9e-4 merged, and from the
 # golden 7e-5 and 9.6e-4.
 SOUND_DORA = "gemma4-sound-dora"
+# Logits of this one are 8.2e-5 from the golden with the AVX2 kernels, 1.6e-4 with scalar ones, and 2.6e-4 with AVX2
+# kernels under the sanitizers, which gcc compiles with -O1.
+AMPLIFYING = {SOUND_DORA, "gemma3n-dora"}
 
 
 def test_every_golden_adapter_of_a_tower_is_there() -> None:
@@ -42,8 +45,7 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         assert any(target.startswith(("vision.", "audio.")) for target in adapter.targets)
         # One image, with and without the adapter: neither gets what was kept of the other.
         assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
-        # The encoder for sound of this golden amplifies rounding, see below: 2.1e-4 without optimization.
-        bound = TOLERANCE * (3 if name == SOUND_DORA else 1)
+        bound = TOLERANCE * (3 if name in AMPLIFYING else 1)
         assert difference(model.logits(ids, adapter=name, **media), expected) < bound
         assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
     if name == "gemma3-bias":  # PEFT cannot merge it either
