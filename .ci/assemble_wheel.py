@@ -1,7 +1,7 @@
 """Puts an extension into the wheel of the Python code alone, with its tags and a list of what it contains.
 
     assemble_wheel.py PLAIN_WHEEL EXTENSION --tag cp312-cp312-manylinux_2_28_x86_64 --out FOLDER \
-        --part NAME=VERSION=LICENCE=ADDRESS ...
+        --kept FOLDER --part NAME=VERSION=LICENCE=ADDRESS ...
 
 The same input gives the same bytes: files are sorted, and their time is SOURCE_DATE_EPOCH. The list is an
 SBOM in CycloneDX, in the folder that PEP 770 names. Parts are what was compiled into the extension.
@@ -14,12 +14,18 @@ import base64
 import hashlib
 import json
 import os
+import struct
 import time
 import uuid
 import zipfile
+import zlib
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
+
+import zopfli.zlib
+
+_TOO_LONG = 4 << 20  # the demo model's weights would take a minute, and hardly get shorter
 
 
 def wheel_tags(tag: str) -> list[str]:
@@ -28,8 +34,25 @@ def wheel_tags(tag: str) -> list[str]:
     return [f"{python}-{abi}-{platform}" for platform in platforms.split(".")]
 
 
-def write_wheel(path: Path, files: dict[str, bytes], epoch: int) -> None:
-    """A wheel of these files, with RECORD as the last one."""
+def deflated(content: bytes, kept: Path) -> bytes:
+    """``content`` in the form DEFLATE. zopfli looks for the shortest, which is kept for the next wheel."""
+    if len(content) > _TOO_LONG:
+        return zlib.compress(content, 9, wbits=-15)
+    path = kept / hashlib.sha256(content).hexdigest()
+    if not path.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        begun = path.with_suffix(".begun")
+        begun.write_bytes(zopfli.zlib.compress(content)[2:-4])  # without the head and the sum of zlib
+        begun.rename(path)
+    return path.read_bytes()
+
+
+def write_wheel(path: Path, files: dict[str, bytes], epoch: int, kept: Path) -> None:
+    """A wheel of these files, with RECORD as the last one.
+
+    ``zipfile`` cannot write what another library compressed, so the structures of a ZIP file are written here:
+    https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT.
+    """
     info = next(name.partition("/")[0] for name in files if name.endswith(".dist-info/WHEEL"))
     record = f"{info}/RECORD"
     lines = []
@@ -38,15 +61,22 @@ def write_wheel(path: Path, files: dict[str, bytes], epoch: int) -> None:
         lines.append(f"{name},sha256={digest},{len(files[name])}")
     contents = {name: files[name] for name in sorted(files)}
     contents[record] = "\n".join([*lines, f"{record},,", ""]).encode()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, content in contents.items():
-            entry = zipfile.ZipInfo(
-                name, time.gmtime(max(epoch, 315532800))[:6]
-            )  # zip knows no time before 1980
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3
-            entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
-            archive.writestr(entry, content)
+    year, month, day, hour, minute, second = time.gmtime(max(epoch, 315532800))[:6]  # not before 1980
+    moment = (hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day)
+    local, central = bytearray(), bytearray()
+    for name, content in contents.items():
+        data, encoded = deflated(content, kept), name.encode()
+        # Version 2.0, names in UTF-8, DEFLATE.
+        facts = struct.pack(
+            "<5H3I2H", 20, 0x800, 8, *moment, zlib.crc32(content), len(data), len(content), len(encoded), 0
+        )
+        mode = (0o100755 if name.endswith(".so") else 0o100644) << 16
+        written_by = 3 << 8 | 20  # Unix
+        central += struct.pack("<4sH", b"PK\1\2", written_by) + facts
+        central += struct.pack("<3H2I", 0, 0, 0, mode, len(local)) + encoded
+        local += struct.pack("<4s", b"PK\3\4") + facts + encoded + data
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, len(contents), len(contents), len(central), len(local), 0)
+    path.write_bytes(local + central + end)
 
 
 def bill_of_materials(
@@ -97,7 +127,9 @@ def bill_of_materials(
     return (json.dumps(bom, indent=1) + "\n").encode()
 
 
-def assemble(plain: Path, extension: Path, tag: str, parts: list[str], out: Path, epoch: int) -> Path:
+def assemble(
+    plain: Path, extension: Path, tag: str, parts: list[str], out: Path, epoch: int, kept: Path
+) -> Path:
     """Writes the wheel into `out` and returns its path."""
     with zipfile.ZipFile(plain) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
@@ -117,7 +149,7 @@ def assemble(plain: Path, extension: Path, tag: str, parts: list[str], out: Path
     files[place] = content
     files[f"{info}/sboms/{name}.cdx.json"] = bill_of_materials(name, version, place, content, parts, epoch)
     path = out / f"{name}-{version}-{tag}.whl"
-    write_wheel(path, files, epoch)
+    write_wheel(path, files, epoch, kept)
     return path
 
 
@@ -128,9 +160,13 @@ def main() -> None:
     parser.add_argument("--tag", required=True)
     parser.add_argument("--part", action="append", default=[], metavar="NAME=VERSION=LICENCE=ADDRESS")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kept", type=Path, required=True, help="keeps compressed files between calls")
     options = parser.parse_args()
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
-    print(assemble(options.plain, options.extension, options.tag, options.part, options.out, epoch))
+    path = assemble(
+        options.plain, options.extension, options.tag, options.part, options.out, epoch, options.kept
+    )
+    print(path)
 
 
 if __name__ == "__main__":

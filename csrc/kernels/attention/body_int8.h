@@ -104,23 +104,6 @@ GEMLET_INLINE void integer_tile(const Row16<4>* x, const uint8_t* lines, const u
   }
 }
 
-// integer_tile() as a function of its own where there is more than one row. Scores and values share it, because its
-// loop is long, and inlined twice for each number of rows it was a twentieth of the extension.
-template <int R, int64_t kBits>
-__attribute__((noinline)) void called_tile(const Row16<kBits>* x, const uint8_t* lines, const uint8_t* next,
-                                           int64_t count, VF (&products)[R]) {
-  integer_tile<R>(x, lines, next, count, products);
-}
-template <int R, int64_t kBits>
-GEMLET_INLINE void multiply_tile(const Row16<kBits>* x, const uint8_t* lines, const uint8_t* next, int64_t count,
-                                 VF (&products)[R]) {
-  if constexpr (R == 1) {
-    integer_tile<R>(x, lines, next, count, products);
-  } else {
-    called_tile<R>(x, lines, next, count, products);
-  }
-}
-
 template <int64_t kBitsOfNumber>
 struct IntegerCache {
   static constexpr int64_t kBits = kBitsOfNumber, kColumns = kv_line_columns(kBits);
@@ -161,7 +144,7 @@ struct IntegerCache {
         VF products[R];
         const uint8_t* lines =
             keys + first / kPanelRows * (columns / kColumns) * kLineBytes + first % kPanelRows * kUnitBytes;
-        multiply_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, kBits), columns / kColumns, products);
+        integer_tile<R>(q + row, lines, lines + kv_key_bytes(a.head_dim, kBits), columns / kColumns, products);
         for (int r = 0; r < R; ++r) {
           store(to + (row + r) * kKvBlockTokens + first, products[r] * q[row + r].step * load(scales + first));
         }
@@ -195,7 +178,7 @@ struct IntegerCache {
         VF products[R];
         const int64_t line = d / kPanelRows * (kKvBlockTokens / kColumns) + first / kColumns;
         const uint8_t* lines = values + line * kLineBytes + d % kPanelRows * kUnitBytes;
-        multiply_tile<R>(p + row, lines, next + (lines - values), (count + kColumns - 1) / kColumns, products);
+        integer_tile<R>(p + row, lines, next + (lines - values), (count + kColumns - 1) / kColumns, products);
         float* at = out + row * width + d;
         for (int r = 0; r < R; ++r, at += width) store(at, multiply_add(load(at), products[r], splat(p[row + r].step)));
       }

@@ -10,10 +10,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// A function of its own for all products, because code for every product and number of rows was 18 KB of the wheel.
 template <int R, int H>
-__attribute__((noinline)) void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0,
-                                          const VF (&sums)[R][H]) {
+inline void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0, const VF (&sums)[R][H]) {
   for (int h = 0; h < H; ++h) {
     const int64_t first = panel * kPanelRows + (h0 + h) * kLanes;
     const int64_t left = a.outputs - first;
@@ -35,11 +33,7 @@ inline void panel_rows(const MatmulArgs& a, int64_t row, int64_t panel) {
   for (int h0 = 0; h0 < kPanelVectors; h0 += H) {
     VF sums[R][H] = {};
     Product::template tile<R, H>(a, row, a.panels + panel * a.panel_stride, h0, sums);
-    VF done[R][H];  // so that the sums themselves stay in registers
-    for (int r = 0; r < R; ++r) {
-      for (int h = 0; h < H; ++h) done[r][h] = sums[r][h];
-    }
-    store_tile<R, H>(a, row, panel, h0, done);
+    store_tile<R, H>(a, row, panel, h0, sums);
   }
 }
 
