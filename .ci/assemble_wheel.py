@@ -50,7 +50,7 @@ def deflated(content: bytes, kept: Path) -> bytes:
 def write_wheel(path: Path, files: dict[str, bytes], epoch: int, kept: Path) -> None:
     """A wheel of these files, with RECORD as the last one.
 
-    ``zipfile`` cannot write what another library compressed, so the structures of a ZIP file are written here:
+    ``zipfile`` cannot write what another library compressed, so this writes the structures of a ZIP file:
     https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT.
     """
     info = next(name.partition("/")[0] for name in files if name.endswith(".dist-info/WHEEL"))
