@@ -231,6 +231,21 @@ def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
     )
 
 
+@kernels("matmul_i8_q4k", "matmul_i8_q5k", "matmul_i8_q6k")
+def test_products_of_groups_do_not_saturate(operation: str, tier: str) -> None:
+    """The same where a group has a scale in 8 bits, which does not hold 1 exactly."""
+    x = np.full((9, 512), 127, np.float32)
+    x[1::2] *= -1
+    x[4, ::2] *= -1
+    largest = {"q4k": (15, 0), "q5k": (31, 0), "q6k": (31, -32)}[MATMULS[operation]]
+    w = np.full((34, 512), largest[0], np.float32)
+    w[:, ::16] = largest[1]  # sets the scale
+    v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
+    np.testing.assert_allclose(v, w, atol=0.3)
+    sums = 127 * np.abs(v).sum(axis=1).max()
+    np.testing.assert_allclose(matmul(tier, operation, x, w), x @ v.T, rtol=0, atol=1e-5 * sums)
+
+
 @kernels(*FIXED)
 def test_products_with_fixed_scales_do_not_saturate(operation: str, tier: str) -> None:
     """With -128 and 127 on both sides; the integer sums are exact."""

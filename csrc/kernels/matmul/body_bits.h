@@ -15,46 +15,48 @@ GEMLET_INLINE VI moved(VI bits, int from, int to, int32_t mask) {
   return (from < to ? bits << (to - from) : bits >> (from - to)) & mask;
 }
 
+// The sums of R rows for one vector of outputs. A Dot without VNNI adds sums of pairs in 16 bits, and widens them
+// where widen() is called: before more than 8 of 4 bits, 4 of 5 or 2 of 6 bits are added.
+template <typename Dot, int R, int H>
+struct RowSums {
+  static constexpr bool kPairs = requires(VI sums) { Dot::widened(sums); };
+  VI (&dots)[R][H];
+  int h;
+  VI pairs[R] = {};
+
+  template <typename X>
+  GEMLET_INLINE void add(VI weights, const X& x, int column) {
+    for (int r = 0; r < R; ++r) {
+      if constexpr (kPairs) {
+        pairs[r] = Dot::add_pairs(pairs[r], weights, x(r) + column);
+      } else {
+        dots[r][h] = Dot::add(dots[r][h], weights, x(r) + column);
+      }
+    }
+  }
+  GEMLET_INLINE void widen() {
+    for (int r = 0; r < R && kPairs; ++r) {
+      if constexpr (kPairs) dots[r][h] += Dot::widened(pairs[r]);
+      pairs[r] = VI{};
+    }
+  }
+};
+
 // dot<R, H>(lines, x, part, dots): adds the products of a block, or of 16 columns of it, whose x begins at x(r).
 struct FourBits {
   static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   static constexpr int kParts = 1;  // parts of a block that have a scale of their own
   template <int R, int H, typename X>
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R][H]) {
-    add<BitsDot>(lines, x, dots);
-  }
-
- private:
-  // A Dot without VNNI adds the sums of pairs of a whole block before it widens them.
-  template <typename Dot, int R, int H, typename X>
-  static GEMLET_INLINE void add(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
-    constexpr bool kPairs = requires(VI sums) { Dot::widened(sums); };
-    VI pairs[R][H] = {};
+    for (int h = 0; h < H; ++h) {
+      RowSums<BitsDot, R, H> sums{dots, h};
 #pragma GCC unroll 4
-    for (int j = 0; j < kNibbleLines; ++j) {
-      for (int h = 0; h < H; ++h) {
+      for (int j = 0; j < kNibbleLines; ++j) {
         const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
-        const VI low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
-        for (int r = 0; r < R; ++r) {
-          if constexpr (kPairs) {
-            pairs[r][h] = Dot::add_pairs(pairs[r][h], low, x(r) + 4 * j);
-          } else {
-            dots[r][h] = Dot::add(dots[r][h], low, x(r) + 4 * j);
-          }
-        }
-        for (int r = 0; r < R; ++r) {
-          if constexpr (kPairs) {
-            pairs[r][h] = Dot::add_pairs(pairs[r][h], high, x(r) + 16 + 4 * j);
-          } else {
-            dots[r][h] = Dot::add(dots[r][h], high, x(r) + 16 + 4 * j);
-          }
-        }
+        sums.add(w & 0x0f0f0f0f, x, 4 * j);
+        sums.add((w >> 4) & 0x0f0f0f0f, x, 16 + 4 * j);
       }
-    }
-    if constexpr (kPairs) {
-      for (int r = 0; r < R; ++r) {
-        for (int h = 0; h < H; ++h) dots[r][h] += Dot::widened(pairs[r][h]);
-      }
+      sums.widen();
     }
   }
 };
@@ -64,14 +66,14 @@ struct FiveBits {
   template <int R, int H, typename X>
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R][H]) {
     for (int h = 0; h < H; ++h) {
+      RowSums<BitsDot, R, H> sums{dots, h};
       const VI fifth = load_i32(lines + kNibbleLines * kLineBytes + h * kLanes * 4);
 #pragma GCC unroll 4
       for (int j = 0; j < kNibbleLines; ++j) {
         const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
-        const VI low = (w & 0x0f0f0f0f) | moved(fifth, j, 4, 0x10101010);
-        const VI high = ((w >> 4) & 0x0f0f0f0f) | moved(fifth, 4 + j, 4, 0x10101010);
-        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], low, x(r) + 4 * j);
-        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], high, x(r) + 16 + 4 * j);
+        sums.add((w & 0x0f0f0f0f) | moved(fifth, j, 4, 0x10101010), x, 4 * j);
+        sums.add(((w >> 4) & 0x0f0f0f0f) | moved(fifth, 4 + j, 4, 0x10101010), x, 16 + 4 * j);
+        if (j % 2 == 1) sums.widen();
       }
     }
   }
@@ -82,12 +84,13 @@ struct SixBits {
   template <int R, int H, typename X>
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int part, VI (&dots)[R][H]) {
     for (int h = 0; h < H; ++h) {
+      RowSums<BitsDot, R, H> sums{dots, h};
       const VI upper = load_i32(lines + (kNibbleLines + part) * kLineBytes + h * kLanes * 4);
 #pragma GCC unroll 4
       for (int j = 0; j < kNibbleLines; ++j) {
         const VI four = (load_i32(lines + j * kLineBytes + h * kLanes * 4) >> (4 * part)) & 0x0f0f0f0f;
-        const VI w = four | moved(upper, 2 * j, 4, 0x30303030);
-        for (int r = 0; r < R; ++r) dots[r][h] = BitsDot::add(dots[r][h], w, x(r) + 16 * part + 4 * j);
+        sums.add(four | moved(upper, 2 * j, 4, 0x30303030), x, 16 * part + 4 * j);
+        if (j % 2 == 1) sums.widen();
       }
     }
   }

@@ -25,7 +25,8 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
-// Weights of up to 6 bits: a sum of two products is at most 2 * 63 * 128 and fits 16 bits. So do 8 such sums of 4 bits.
+// Weights of up to 6 bits. A sum of two products is at most 2 * 63 * 128: two such sums fit 16 bits, four of 5 bits,
+// and eight of 4 bits.
 struct BitsDot {
   static VI add(VI sums, VI weight, const uint8_t* x) { return sums + widen_pairs(pair_sums(weight, splat_bytes(x))); }
   static VI add_pairs(VI pairs, VI weight, const uint8_t* x) {
