@@ -25,16 +25,17 @@ constexpr int64_t kTaskBytes = 64 * 1024;
 constexpr int64_t kWeightBytes = 256 * 1024;
 constexpr int64_t kActivationBytes = 256 * 1024;
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kFloatRows = 24;  // rows of a task with float32 activations, or a multiple: whole tiles of 4, 6 and 8
 
 // For products in tiles: the most rows and panels of a task, and the fewest tasks that each thread should find.
 constexpr int64_t kTileRowBlock = 512;
 constexpr int64_t kTilePanels = 12;
 constexpr int64_t kTileTasks = 3;
 
-// `rows` in as few equal pieces of at most `most` as can be: rows of one piece, a multiple of 16.
-int64_t pieces_of(int64_t rows, int64_t most) {
+// `rows` in as few equal pieces of at most `most` as can be: rows of one piece, a multiple of `step`.
+int64_t pieces_of(int64_t rows, int64_t most, int64_t step = 16) {
   const int64_t pieces = (rows + most - 1) / most;
-  return ((rows + pieces - 1) / pieces + 15) / 16 * 16;
+  return ((rows + pieces - 1) / pieces + step - 1) / step * step;
 }
 
 // Whole cache lines.
@@ -207,7 +208,11 @@ void CpuBackend::matmul(std::span<const Product> products) {
     const int64_t stride = panel_bytes(weight.format, weight.cols);
     const int64_t y_stride = product.y_stride > 0 ? product.y_stride : weight.rows;
     int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);
-    int64_t row_block = pieces_of(product.rows, std::max<int64_t>(kActivationBytes / input.stride, 16));
+    const int64_t most_rows = kActivationBytes / input.stride;
+    int64_t row_block =
+        input.operation->activations == kernels::Activations::kF32
+            ? pieces_of(product.rows, std::max<int64_t>(most_rows / kFloatRows, 1) * kFloatRows, kFloatRows)
+            : pieces_of(product.rows, std::max<int64_t>(most_rows, 16));
     if (product.rows > kFewRows) {
       const int64_t most = std::max<int64_t>(weight.panels() / (kTasksPerThread * threads()), 1);
       run = std::clamp<int64_t>(kWeightBytes / stride, 1, most);

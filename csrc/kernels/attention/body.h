@@ -26,7 +26,7 @@ struct Sight {
 
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
-// Calls fn<R>(first row) for tiles of R rows that cover rows [0, rows). R is kRowTile, and less for the last tile.
+// Calls fn<R>(first row) for tiles of R rows that cover rows [0, rows). R is kRows, and less for the last tile.
 template <int R, typename Fn>
 inline void last_tile(int64_t row, int64_t rows, Fn fn) {
   if (rows == R) {
@@ -35,11 +35,11 @@ inline void last_tile(int64_t row, int64_t rows, Fn fn) {
     last_tile<R - 1>(row, rows, fn);
   }
 }
-template <typename Fn>
+template <int kRows, typename Fn>
 inline void for_each_tile(int64_t rows, Fn fn) {
   int64_t row = 0;
-  for (; row + kRowTile <= rows; row += kRowTile) fn.template operator()<kRowTile>(row);
-  if (row < rows) last_tile<kRowTile>(row, rows - row, fn);
+  for (; row + kRows <= rows; row += kRows) fn.template operator()<kRows>(row);
+  if (row < rows) last_tile<kRows>(row, rows - row, fn);
 }
 
 // Whether all values are finite. A weight of 0 removes the value of a masked token only if it is. Integers always

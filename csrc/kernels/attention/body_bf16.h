@@ -30,7 +30,7 @@ struct Bf16Cache {
     for (int64_t r = 0; r < a.rows; ++r) round_row(a.q[r], a.head_dim, q + r * width);
   }
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
-    for_each_tile(a.rows, [&]<int R>(int64_t row) {
+    for_each_tile<kRowTile>(a.rows, [&]<int R>(int64_t row) {
       const uint8_t* x[R];
       for (int r = 0; r < R; ++r) x[r] = (const uint8_t*)(q + (row + r) * width);
       for (int64_t first = panel * kPanelRows; first < (panel + panels) * kPanelRows; first += kLanes) {
@@ -46,7 +46,7 @@ struct Bf16Cache {
   }
   void mix(const uint8_t* values, int64_t first, int64_t count, int64_t row, int64_t rows, const float*, float* out,
            const uint8_t*) const {
-    for_each_tile(rows, [&]<int R>(int64_t tile) {
+    for_each_tile<kRowTile>(rows, [&]<int R>(int64_t tile) {
       const uint8_t* x[R];
       for (int r = 0; r < R; ++r) x[r] = (const uint8_t*)(p + (row + tile + r) * kKvBlockTokens + first);
       for (int64_t d = 0; d < width; d += kLanes) {

@@ -43,7 +43,7 @@ struct FloatCache {
     width = padded_head_dim(a.head_dim);
   }
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
-    for_each_tile(a.rows, [&]<int R>(int64_t r) {
+    for_each_tile<Lines::kRows>(a.rows, [&]<int R>(int64_t r) {
       rows_by_panels<Lines, R>(q + r, keys + panel * key_panel, key_panel, panels, a.head_dim,
                                to + r * kKvBlockTokens + panel * kPanelRows, kKvBlockTokens, false);
     });
@@ -53,7 +53,7 @@ struct FloatCache {
            float* out, const uint8_t*) const {
     const float* x[kMaxAttentionRows];
     for (int64_t r = 0; r < rows; ++r) x[r] = weights_of + (row + r) * kKvBlockTokens + first;
-    for_each_tile(rows, [&]<int R>(int64_t r) {
+    for_each_tile<Lines::kRows>(rows, [&]<int R>(int64_t r) {
       rows_by_panels<Lines, R>(x + r, values + first / Lines::line_columns * kLineBytes,
                                kPanelRows * kKvBlockTokens * kElement, width / kPanelRows, count,
                                out + (row + r) * width, width, true);

@@ -139,7 +139,7 @@ struct IntegerCache {
   }
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) const {
     const float* scales = key_scales(keys);
-    for_each_tile(a.rows, [&]<int R>(int64_t row) {
+    for_each_tile<kRowTile>(a.rows, [&]<int R>(int64_t row) {
       for (int64_t first = panel * kPanelRows; first < (panel + panels) * kPanelRows; first += kLanes) {
         VF products[R];
         const uint8_t* lines =
@@ -173,7 +173,7 @@ struct IntegerCache {
   }
   void mix(const uint8_t* values, int64_t first, int64_t count, int64_t, int64_t rows, const float*, float* out,
            const uint8_t* next) const {
-    for_each_tile(rows, [&]<int R>(int64_t row) {
+    for_each_tile<kRowTile>(rows, [&]<int R>(int64_t row) {
       for (int64_t d = 0; d < width; d += kLanes) {
         VF products[R];
         const int64_t line = d / kPanelRows * (kKvBlockTokens / kColumns) + first / kColumns;

@@ -9,7 +9,7 @@ namespace {
 
 template <typename Lines>
 struct FloatProduct {
-  static constexpr int kRows = kRowTile;
+  static constexpr int kRows = Lines::kRows;
   static constexpr int vectors(int rows) { return vectors_at_once(rows); }
   template <int R, int H>
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
@@ -21,6 +21,7 @@ struct FloatProduct {
 
 // Weights in w4a16, expanded in registers. Sums in the order of the tile of f32.
 struct FourBitLines {
+  static constexpr int kRows = kRowTile;
   template <int R, int H>
   static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
     VF odd[R][H] = {};
@@ -80,6 +81,7 @@ struct FloatColumns {
   }
 };
 struct Bf12Lines {
+  static constexpr int kRows = kRowTile;
   template <int R, int H>
   static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
     const uint8_t* rows[R];

@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kRowTile = 8;
+constexpr int kManyRows = kRowTile;
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 

@@ -9,8 +9,9 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int kLanes = 4;    // floats in a vector
-constexpr int kRowTile = 4;  // rows of x that are computed together
+constexpr int kLanes = 4;            // floats in a vector
+constexpr int kRowTile = 4;          // rows of x that are computed together
+constexpr int kManyRows = kRowTile;  // of float tiles in two passes: there are none, as gcc keeps more sums in memory
 constexpr int kBitsRows = kRowTile;
 constexpr int kTileSums = 8;  // sums of a tile; there are as many for odd columns or integers: half of the registers
 typedef float VF __attribute__((vector_size(16)));

@@ -12,8 +12,9 @@
 namespace gemlet::kernels {
 namespace {
 
-constexpr int kLanes = 8;    // floats in a vector
-constexpr int kRowTile = 4;  // rows of x that are computed together: 2 x 4 sums and the weights fit 16 registers
+constexpr int kLanes = 8;     // floats in a vector
+constexpr int kRowTile = 4;   // rows of x that are computed together: 2 x 4 sums and the weights fit 16 registers
+constexpr int kManyRows = 6;  // of float tiles in two passes: 12 sums, the weights and a number of x fit 16 registers
 constexpr int kInt8Rows = 4;
 constexpr int kBitsRows = 4;  // of products with weights of other bits than 4 and 8
 constexpr int kTileSums = kRowTile;

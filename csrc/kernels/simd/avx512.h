@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kLanes = 16;   // floats in a vector
 constexpr int kRowTile = 8;  // rows of x that are computed together: 2 x 8 sums and the weights fit 32 registers
+constexpr int kManyRows = kRowTile;  // a panel is one vector, so more rows would load as many numbers for a product
 constexpr int kInt8Rows = 8;
 constexpr int kBitsRows = 8;  // of products with weights of other bits than 4 and 8
 constexpr int kTileSums = kRowTile;

@@ -1,6 +1,9 @@
 // The inner loops of matmul and attention: R rows of x in f32 times H vectors of one panel (formats/formats.h: lines of
 // 64 bytes, 16 outputs x 4 bytes of columns). Even and odd columns have separate sums. These two chains hide the
 // latency of the FMA when R is 1. The order is the same for every R, so prefill and decode give the same bits.
+//
+// Tiles of more than kRowTile rows have sums for one chain only in registers. They compute the even columns first, then
+// the odd ones, so a number that is loaded serves more products.
 #pragma once
 
 #include "formats/layout.h"
@@ -11,9 +14,10 @@ namespace {
 constexpr int kLineFloats = kLineBytes / 4;
 constexpr int kPanelVectors = kLineFloats / kLanes;
 
-// How many vectors of a panel a tile of `rows` rows computes at once, so that it has at most kTileSums sums.
+// How many vectors of a panel a tile of `rows` rows computes at once. Up to kRowTile rows have at most kTileSums sums.
 constexpr int vectors_at_once(int rows) {
   int vectors = kPanelVectors;
+  if (rows > kRowTile) return vectors;
   while (vectors > 1 && rows * vectors > kTileSums) vectors /= 2;
   return vectors;
 }
@@ -66,18 +70,67 @@ GEMLET_INLINE void tile_bf16(const float* const* x, const uint8_t* panel, int h0
   }
 }
 
+// sums[r][h] += sum over every second column from kFirst on. `weights` is at vector h0 of the first line.
+template <typename Lines, int kFirst, int R, int H>
+GEMLET_INLINE void every_second(const float* const* x, const uint8_t* weights, int64_t cols, VF (&sums)[R][H]) {
+  for (int64_t c = kFirst; c < cols; c += 2, weights += 2 / Lines::line_columns * kLineBytes) {
+    VF w[H];
+    for (int h = 0; h < H; ++h) w[h] = Lines::template column<kFirst>(weights + h * kLanes * 4);
+    for (int r = 0; r < R; ++r) {
+      const VF one = splat(x[r][c]);
+      for (int h = 0; h < H; ++h) sums[r][h] = multiply_add(sums[r][h], one, w[h]);
+    }
+  }
+}
+
+template <typename Lines, int R, int H>
+GEMLET_INLINE void tile_in_two_passes(const float* const* x, const uint8_t* panel, int h0, int64_t cols,
+                                      VF (&sums)[R][H]) {
+  float even[R][H][kLanes];
+  every_second<Lines, 0>(x, panel + h0 * kLanes * 4, cols, sums);
+  for (int r = 0; r < R; ++r) {
+    for (int h = 0; h < H; ++h) {
+      store(even[r][h], sums[r][h]);
+      sums[r][h] = VF{};
+    }
+  }
+  every_second<Lines, 1>(x, panel + h0 * kLanes * 4, cols, sums);
+  for (int r = 0; r < R; ++r) {
+    for (int h = 0; h < H; ++h) sums[r][h] = load(even[r][h]) + sums[r][h];
+  }
+}
+
 struct F32Lines {
   static constexpr int64_t line_columns = 1;
+  static constexpr int kRows = kManyRows;
   template <int R, int H>
   static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
-    tile_f32<R, H>(x, panel, h0, cols, sums);
+    if constexpr (R > kRowTile) {
+      tile_in_two_passes<F32Lines>(x, panel, h0, cols, sums);
+    } else {
+      tile_f32<R, H>(x, panel, h0, cols, sums);
+    }
+  }
+  // The column kOdd of those in two columns' bytes.
+  template <int kOdd>
+  static GEMLET_INLINE VF column(const uint8_t* w) {
+    return load((const float*)(w + kOdd * kLineBytes));
   }
 };
 struct Bf16Lines {
   static constexpr int64_t line_columns = 2;
+  static constexpr int kRows = kManyRows;
   template <int R, int H>
   static GEMLET_INLINE void tile(const float* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
-    tile_bf16<R, H>(x, panel, h0, cols, sums);
+    if constexpr (R > kRowTile) {
+      tile_in_two_passes<Bf16Lines>(x, panel, h0, cols, sums);
+    } else {
+      tile_bf16<R, H>(x, panel, h0, cols, sums);
+    }
+  }
+  template <int kOdd>
+  static GEMLET_INLINE VF column(const uint8_t* w) {
+    return kOdd ? (VF)(load_i32(w) & (int32_t)0xffff0000) : (VF)(load_i32(w) << 16);
   }
 };
 
