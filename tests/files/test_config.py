@@ -269,7 +269,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"surprise": {"deep": [0]}}, "unknown key 'surprise'"),
     ("gemma", {"hidden_size": 64.5}, "hidden_size is 64.5"),
     ("gemma", {"pad_token_id": -2}, "pad_token_id is -2"),
-    ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+    ("gemma2", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
     ("gemma", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("gemma", {"is_encoder_decoder": 0}, "is_encoder_decoder is 0"),
     ("gemma", {"hidden_size": 0}, "hidden_size is 0; expected an integer from 1 to 65536"),
