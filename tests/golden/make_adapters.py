@@ -286,6 +286,12 @@ ADAPTERS = (
             "target_modules": ["v_proj", "up_proj", "o_proj"],
         },
     ),
+    # But not out of the embedding table.
+    AdapterVariant(
+        "gemma3-pissa-table",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["embed_tokens", "v_proj"]},
+    ),
     AdapterVariant("gemma3-only-norms", "gemma3-270m", {}, kind=LNTuningConfig, stored="bfloat16"),
     AdapterVariant(
         "gemma3-dora-table",
