@@ -274,7 +274,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         or keys.raw.get("tie_word_embeddings") is None
         or keys.flag("tie_word_embeddings"),
         pad_token_id=keys.token_id("pad_token_id", vocab_size),
-        bos_token_id=keys.token_id("bos_token_id", vocab_size),
+        bos_token_id=next(iter(keys.token_ids("bos_token_id", vocab_size)), None),
         eos_token_ids=keys.token_ids("eos_token_id", vocab_size),
         layers=read_layers(keys, family),
         bidirectional=bidirectional,
