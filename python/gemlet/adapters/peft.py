@@ -258,16 +258,18 @@ class _Mapping:
             magnitude=found.get("magnitude", ""),
             bias=found.get("bias", ""),
             experts=experts,
-            # PEFT takes nothing out of an embedding table.
-            initial="" if ab[0] == "embedding_A" else self.adapter.initial,
+            # PEFT takes nothing out of an embedding table, and the file may have what is left of a head.
+            initial="" if ab[0] == "embedding_A" or "weight" in found else self.adapter.initial,
         )
 
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
         """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
         kind, adapter = kind_of(slot), self.adapter
-        wrong = (
-            f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and kind in _NO_INITIAL else ""
-        )
+        # What PEFT takes out of an output head that is the embedding table is gone from the table, too; but
+        # the file usually has what is left.
+        tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
+        not_initial = kind in _NO_INITIAL or tied_head
+        wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""
         if adapter.dora and kind in EXPERTS:
             wrong = "use_dora is true"
         elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
