@@ -163,6 +163,10 @@ class Backend {
   virtual void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
                         int64_t dim, float* out) = 0;
 
+  // The same with the exact gelu(x) = x/2 (1 + erf(x / sqrt(2))), where the backend has it.
+  virtual bool has_exact_gelu() const { return false; }
+  virtual void exact_gelu_mul(const float*, int64_t, const float*, int64_t, int64_t, int64_t, float*) {}
+
   // x [rows, dim]: x = max(0, x - (mean + deviations * standard deviation)), both over the row
   virtual void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) = 0;
 

@@ -132,6 +132,12 @@ class GuardedBackend : public Backend {
     inner_->gelu_mul(at(gate, (rows - 1) * gate_stride + dim), gate_stride, at(up, (rows - 1) * up_stride + dim),
                      up_stride, rows, dim, at(out, rows * dim));
   }
+  bool has_exact_gelu() const override { return inner_->has_exact_gelu(); }
+  void exact_gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
+                      int64_t dim, float* out) override {
+    inner_->exact_gelu_mul(at(gate, (rows - 1) * gate_stride + dim), gate_stride, at(up, (rows - 1) * up_stride + dim),
+                           up_stride, rows, dim, at(out, rows * dim));
+  }
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override {
     inner_->gaussian_topk(deviations, rows, dim, at(x, rows * dim));
   }

@@ -30,8 +30,8 @@ bool set_field(Config& config, const std::string& name, const char* field, Value
   X(bidirectional_spans)
 
 #define GEMLET_MODEL_FIELDS(X) \
-  X(vocab_size) X(hidden_size) X(max_context) X(rms_norm_eps) X(embedding_scale) X(final_softcap) X(norm_offset) \
-  X(tied_embeddings) X(per_layer_input_size) X(per_layer_vocab_size) X(altup_streams) X(laurel_rank) X(bidirectional) \
+  X(vocab_size) X(hidden_size) X(max_context) X(rms_norm_eps) X(embedding_scale) X(exact_gelu) X(final_softcap) \
+  X(norm_offset) X(tied_embeddings) X(per_layer_input_size) X(per_layer_vocab_size) X(altup_streams) X(laurel_rank) X(bidirectional) \
   X(dense_sizes) X(placeholder_ids) X(placeholders_read_as) X(longest_span) X(target_size) X(centroids) \
   X(centroids_per_token) X(layers)
 // clang-format on

@@ -214,6 +214,8 @@ py::array_t<float> rowwise(const std::string& tier, const std::string& operation
     table.add(other.data(), dim, to);
   } else if (operation == "gelu_mul") {
     table.gelu_mul(x.data(), other.data(), dim, to);
+  } else if (operation == "exact_gelu_mul") {
+    table.exact_gelu_mul(x.data(), other.data(), dim, to);
   } else if (operation == "sigmoid_mul") {
     table.sigmoid_mul(x.data(), other.data(), dim, to);
   } else if (operation == "softcap") {

@@ -70,6 +70,15 @@ const Operation kOperations[] = {
        value = g / 2 * (1 + std::tanh(std::sqrt(2 / 3.141592653589793) * (g + 0.044715 * g * g * g))) * up;
        bound = (2 * kExp + 8 * kUnit) * std::fabs(g * up) + 2 * kTiny;
      }},
+    {"exact_gelu_mul", 1e10, 0,
+     [](const KernelTable& table, const Operands& o, const float* x, const float* other, const float*, float* out) {
+       table.exact_gelu_mul(x, other, static_cast<int64_t>(o.x.size()), out);
+     },
+     [](const Operands& o, int64_t i, double& value, double& bound) {
+       const double g = o.x[static_cast<size_t>(i)], up = o.other[static_cast<size_t>(i)];
+       value = g / 2 * std::erfc(g / -std::sqrt(2.0)) * up;
+       bound = (1e-7 + 2 * kExp + 8 * kUnit) * std::fabs(g * up) + 2 * kTiny;
+     }},
     {"sigmoid_mul", 1e30, 0,
      [](const KernelTable& table, const Operands& o, const float* x, const float* other, const float*, float* out) {
        table.sigmoid_mul(x, other, static_cast<int64_t>(o.x.size()), out);

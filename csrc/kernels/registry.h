@@ -60,6 +60,7 @@ namespace gemlet::kernels {
   X(rms_norm_add)            \
   X(add)                     \
   X(gelu_mul)                \
+  X(exact_gelu_mul)          \
   X(sigmoid_mul)             \
   X(softcap)                 \
   X(rope)                    \

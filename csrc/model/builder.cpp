@@ -43,6 +43,9 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
     fail(ErrorCode::kUnsupported, "device '", backend_->tier(), "' has no attention over a KV cache in ",
          kv_format_name(kv_format_), "; use device='cpu', or kv_cache='int8'");
   }
+  if (config_.exact_gelu && !backend_->has_exact_gelu()) {
+    fail(ErrorCode::kUnsupported, "device '", backend_->tier(), "' has no exact GELU; use device='cpu'");
+  }
   weights_.embedding_on_disk = embedding_on_disk;
   const int64_t hidden = config_.hidden_size;
   const size_t layers = config_.layers.size();

@@ -68,6 +68,7 @@ struct ModelConfig {
   int64_t max_context = 0;
   double rms_norm_eps = 0;
   double embedding_scale = 0;
+  bool exact_gelu = false;           // gelu by erf instead of its approximation by tanh, in the text model
   double final_softcap = 0;          // 0: none
   double norm_offset = 0;            // added to every norm weight while loading; 1 where checkpoints store w of (1 + w)
   bool tied_embeddings = true;       // the output head is the embedding table

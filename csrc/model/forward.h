@@ -115,6 +115,9 @@ class ForwardPass {
   void push_low(const LowRank& term, const float* x, int64_t rows, float* low);
   // branch_ = o_proj(attention(normed_)). With `keys_alone` only the keys and values of normed_ go into the cache.
   void attention(size_t index, bool keys_alone = false);
+  // That of the backend, with the gelu of this model.
+  void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
+                float* out);
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
   void add_experts(size_t index);  // branch_ = norm(branch_) + norm(experts(residual_))
   void multiply_experts(const ExpertRows& routed, Target target, std::span<const Matrix> weights, const float* x,

@@ -6,6 +6,7 @@ import json
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gemlet.chat import FUNCTION_GEMMA, GEMMA, ChatFormat, Content, Gemma4Format, ToolCall, gemma4_format
@@ -154,6 +155,14 @@ def test_calls_without_content(chat_format: ChatFormat) -> None:
     with_null = [USER, caller(call("f", "1")), result("yes", "1")]
     without = [USER, {"role": "assistant", "tool_calls": [call("f", "1")]}, result("yes", "1")]
     assert chat_format.render(without) == chat_format.render(with_null)
+
+
+@pytest.mark.parametrize("chat_format", WITH_TOOLS, ids=lambda one: one.name)
+def test_what_is_no_id_is_like_none(chat_format: ChatFormat) -> None:
+    for odd in (np.array([1, 2]), ["1"], {"a": 1}):
+        calls = caller({"id": odd, "function": {"name": odd, "arguments": {}}}, call("f", "1"))
+        with pytest.raises(InvalidRequestError, match=r"messages\[[12]\]"):
+            chat_format.render([USER, calls, result("x", odd)])
 
 
 def test_results_without_ids_are_in_the_order_of_the_calls() -> None:

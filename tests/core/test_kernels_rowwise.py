@@ -6,6 +6,7 @@ is rounding."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -56,6 +57,12 @@ def gelu_mul(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected
     return g / 2 * (1 + np.tanh(u)) * up, (TANH + EXP + 8 * UNIT) * np.abs(g * up) + 2 * TINY
 
 
+def exact_gelu_mul(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
+    tails = np.array([math.erfc(-g / math.sqrt(2)) for g in x.astype(np.float64).tolist()])
+    product = x.astype(np.float64) * other
+    return product / 2 * tails, (1e-7 + EXP + 8 * UNIT) * np.abs(product) + 2 * TINY
+
+
 def sigmoid_mul(x: Floats, other: Floats, third: Floats, scalar: float) -> Expected:
     with np.errstate(over="ignore"):
         y = other / (1 + np.exp(-x.astype(np.float64)))
@@ -82,6 +89,7 @@ DEFINITIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
     "rms_norm_add": rms_norm_add,
     "add": add,
     "gelu_mul": gelu_mul,
+    "exact_gelu_mul": exact_gelu_mul,
     "sigmoid_mul": sigmoid_mul,
     "softcap": softcap,
     "rope": rope,
@@ -92,7 +100,7 @@ DEFINITIONS: dict[str, Callable[[Floats, Floats, Floats, float], Expected]] = {
 def operands(operation: str, dim: int, kind: str, seed: int) -> tuple[Floats, Floats, Floats, float]:
     """The operands x, other, third and scalar of an operation."""
     random = np.random.default_rng(seed)
-    largest = {"rms_norm": 1e16, "rms_norm_add": 1e16, "gelu_mul": 1e10, "rope": 1e20}
+    largest = {"rms_norm": 1e16, "rms_norm_add": 1e16, "gelu_mul": 1e10, "exact_gelu_mul": 1e10, "rope": 1e20}
     x = numbers(random, kind, (dim,), largest.get(operation, 1e30))
     other = numbers(random, "normal", (dim,), 1e30)
     third = numbers(random, kind, (dim,), largest.get(operation, 1e30))
@@ -129,7 +137,7 @@ def test_row_operations_on_every_kind_of_numbers(operation: str, tier: str, kind
         check(operation, tier, *operands(operation, dim, kind, seed))
 
 
-@kernels("gelu_mul", "sigmoid_mul", "softcap")
+@kernels("gelu_mul", "exact_gelu_mul", "sigmoid_mul", "softcap")
 def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
     """Every part of the curve, with both ends."""
     grid = np.concatenate([np.linspace(-110, 85, 4001), [0.0, -0.0, 1e-40, -1e-40]]).astype(np.float32)
@@ -138,7 +146,7 @@ def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
     check(operation, tier, grid / 16, ones, ones, {"softcap": 0.5}.get(operation, 2.0))
 
 
-@kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "sigmoid_mul", "softcap", "rope")
+@kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "exact_gelu_mul", "sigmoid_mul", "softcap", "rope")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows(operation: str, tier: str, value: float) -> None:
     """An overflow must reach the logits, where it becomes an error. It must not become an ordinary number."""

@@ -79,6 +79,16 @@ def test_how_training_began(
     assert ("lora_ga" in caplog.text) == (start == "lora_ga")
 
 
+def test_what_loading_takes_out_of_a_tied_head_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
+    """The embedding table would lose it, too."""
+    at = "base_model.model.lm_head."
+    tensors = {f"{at}lora_A.weight": np.ones((2, 64), np.float32)}
+    tensors |= {f"{at}lora_B.weight": np.ones((96, 2), np.float32)}
+    config = {**CONFIG, "target_modules": ["lm_head"], "init_lora_weights": "pissa"}
+    path = write(tmp_path / "a", config, tensors)
+    refuse(path, model, gemlet.ConfigError, "init_lora_weights", "lm_head", "merge_and_unload()")
+
+
 @pytest.mark.parametrize("name", ["gemma3-norms", "gemma3n-norms", "gemma3n-linear"])
 def test_gguf_has_some_weights_in_another_form(name: str, tmp_path: Path) -> None:
     """Norms of Gemma 3 with their 1 added, and the projections of Gemma 3n's streams as one stack."""

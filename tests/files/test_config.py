@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gemlet.config import SHAPES, embedding_scale, parse_config, read_config, read_end_ids, shape_config
+from gemlet.config.generation_defaults import read_recommended
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError, ModelFileError
 from support.tiny_models import CONFIGS, SIZES
 
@@ -269,7 +270,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"surprise": {"deep": [0]}}, "unknown key 'surprise'"),
     ("gemma", {"hidden_size": 64.5}, "hidden_size is 64.5"),
     ("gemma", {"pad_token_id": -2}, "pad_token_id is -2"),
-    ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+    ("gemma2", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
     ("gemma", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("gemma", {"is_encoder_decoder": 0}, "is_encoder_decoder is 0"),
     ("gemma", {"hidden_size": 0}, "hidden_size is 0; expected an integer from 1 to 65536"),
@@ -289,7 +290,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
     ("gemma", {"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'"),
     ("gemma", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
-    ("gemma", {"eos_token_id": 96}, "eos_token_id is 96; expected up to 64 token ids from 0 to 95"),
+    ("gemma", {"eos_token_id": -96}, "eos_token_id is -96; expected up to 64 token ids from 0 to 95"),
     ("gemma", {"eos_token_id": [1, -2]}, "eos_token_id"),
     ("gemma", {"eos_token_id": [True]}, "eos_token_id"),
     ("gemma", {"eos_token_id": [1] * 65}, "eos_token_id"),
@@ -316,6 +317,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"rope_theta": "10000"}, "rope_theta is '10000'"),
     ("gemma", {"rope_scaling": "linear"}, "rope_scaling is 'linear'; expected an object or null"),
     ("gemma", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling.rope_type is 'yarn'"),
+    ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "Write rope_type in its place"),
     ("gemma", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type is 'dynamic'"),
     ("gemma", {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor is missing"),
     ("gemma", {"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope_scaling.factor is 0"),
@@ -422,12 +424,15 @@ def test_end_ids_come_from_both_files(tmp_path: Path) -> None:
     assert read_end_ids(tmp_path, config) == {1, 7}
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     assert read_end_ids(tmp_path, config) == {1, 5}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [96, 5]}))
+    assert read_end_ids(tmp_path, config) == {1, 5}  # the model has no token 96
+    assert read_recommended(tmp_path, config.vocab_size).passed_over == ("eos_token_id",)
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True}))
     assert read_end_ids(tmp_path, config) == {1}
 
 
 @pytest.mark.parametrize(
-    "text", ['{"eos_token_id": 96}', '{"eos_token_id": "1"}', '{"eos_token_id": NaN}', "[]"]
+    "text", ['{"eos_token_id": -96}', '{"eos_token_id": "1"}', '{"eos_token_id": NaN}', "[]"]
 )
 def test_bad_generation_config(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)

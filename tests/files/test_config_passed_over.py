@@ -57,6 +57,7 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
         ["num_experts", "num_kv_shared_layers", "hidden_size_per_layer_input"],
     ),
     ("gemma", {"pad_token_id": -1, "hidden_size": 64.0, "eos_token_id": [1, -1]}, []),
+    ("gemma", {"bos_token_id": 4000, "eos_token_id": [1, 96]}, ["bos_token_id", "eos_token_id"]),
 ]
 
 
@@ -65,9 +66,10 @@ def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> N
     """A key that changes nothing changes nothing, and is listed where gemlet does not know it."""
     config = parse(CONFIGS[family], **changes)
     assert list(config.passed_over) == keys
-    without = dict.fromkeys(("pad_token_id", "eos_token_id"))
+    without = dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"))
     same = [
-        replace(c, pad_token_id=None, eos_token_ids=()) for c in (config, parse(CONFIGS[family], **without))
+        replace(c, pad_token_id=None, bos_token_id=None, eos_token_ids=())
+        for c in (config, parse(CONFIGS[family], **without))
     ]
     assert same[0] == same[1]
     if "pad_token_id" in changes:

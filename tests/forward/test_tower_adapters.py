@@ -29,13 +29,14 @@ SOUND_DORA = "gemma4-sound-dora"
 # Logits of this one are 8.2e-5 from the golden with the AVX2 kernels, 1.6e-4 with scalar ones, and 2.6e-4 with AVX2
 # kernels under the sanitizers, which gcc compiles with -O1.
 AMPLIFYING = {SOUND_DORA, "gemma3n-dora"}
+BIASES = "gemma3-biases"  # changes biases of the model
 
 
 def test_every_golden_adapter_of_a_tower_is_there() -> None:
-    assert len(NAMES) == 12
+    assert len(NAMES) == 14
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != BIASES])
 def test_logits_agree_with_transformers_and_peft(name: str) -> None:
     ids, media = inputs_of(name)
     expected = logits_of(name)
@@ -58,6 +59,18 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         times = 3 if name.startswith("gemma3n") else 10 if name == SOUND_DORA else 1
         bound = times * TOLERANCE
         assert difference(merged.logits(ids, **media), expected) < bound
+
+
+def test_biases_of_the_model_change_in_a_merged_one(caplog: pytest.LogCaptureFixture) -> None:
+    ids, media = inputs_of(BIASES)
+    with gemlet.load(base_of(BIASES), weights="f32", threads=1, merge_adapter=FOLDERS / BIASES) as merged:
+        assert difference(merged.logits(ids, **media), logits_of(BIASES)) < TOLERANCE
+    with gemlet.load(base_of(BIASES), weights="f32", threads=1) as model:
+        adapter = model.load_adapter(FOLDERS / BIASES)
+        assert any(module.endswith("post_layernorm") for module in adapter.passed_over)
+        assert "changes in a merged model only" in caplog.text
+        with pytest.raises(gemlet.UnsupportedError, match=r"also changes .* of the tower for vision"):
+            model.logits(ids, adapter=BIASES, **media)
 
 
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.1), ("q8", 0.3)])

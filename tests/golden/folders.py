@@ -19,6 +19,8 @@ BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4, *
 EMBEDDING_NAMES = tuple(variant.name for variant in EMBEDDING)
 ALL_NAMES = tuple(name for name in BY_NAME if name not in EMBEDDING_NAMES)  # the models that write text
 TOLERANCE = 2e-4  # for float32, relative to a tap's largest magnitude
+# Checkpoints whose logits with the exact GELU are in exact_gelu.safetensors.
+EXACT_GELU = ("gemma2-2b", "gemma3n-e2b", "gemma4-e2b", "gemma4-26b-a4b")
 NOT_TAPS = ("ids", "rows", "greedy", "embedding")
 
 
@@ -37,6 +39,14 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
         dtype = {"F32": "<f4", "I64": "<i8", "U8": "u1"}[entry["dtype"]]
         tensors[key] = np.frombuffer(blob[start + begin : start + end], dtype).reshape(entry["shape"])
     return tensors
+
+
+def with_exact_gelu(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that asks for the GELU with erf."""
+    key = {"hidden_activation": "gelu"}
+    if "text_config" in config:
+        return {**config, "text_config": config["text_config"] | key}
+    return config | key
 
 
 def read_golden(name: str) -> dict[str, NDArray[Any]]:

@@ -178,6 +178,17 @@ ADAPTERS = (
         },
         stored="bfloat16",
     ),
+    # The output head has the rows of the table, and a low-rank term besides.
+    AdapterVariant(
+        "gemma3-head-tokens",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["lm_head", "v_proj"],
+            "trainable_token_indices": [9, 4, 30],
+        },
+    ),
     AdapterVariant(
         "gemma3-tokens",
         "gemma3-270m",
@@ -285,6 +296,19 @@ ADAPTERS = (
             "use_dora": True,
             "target_modules": ["v_proj", "up_proj", "o_proj"],
         },
+    ),
+    # But the file has what is left of an output head.
+    AdapterVariant(
+        "gemma3-pissa-head",
+        "gemma3-untied",
+        {"r": 3, "lora_alpha": 5, "init_lora_weights": "pissa", "target_modules": ["lm_head", "v_proj"]},
+        stored="bfloat16",
+    ),
+    # And nothing is taken out of the embedding table.
+    AdapterVariant(
+        "gemma3-pissa-table",
+        "gemma3-270m",
+        {"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["embed_tokens", "v_proj"]},
     ),
     AdapterVariant("gemma3-only-norms", "gemma3-270m", {}, kind=LNTuningConfig, stored="bfloat16"),
     AdapterVariant(

@@ -85,6 +85,19 @@ ADAPTERS = (
             "layers_to_transform": [1],
         },
     ),
+    # Loading takes something out of the tower's weights; the second has the tower's biases as well.
+    TowerAdapter(
+        "gemma3-olora",
+        "vision/gemma3-resaved",
+        0,
+        {"r": 2, "init_lora_weights": "olora", "target_modules": r".*vision.*(v_proj|fc2)"},
+    ),
+    TowerAdapter(
+        "gemma3-biases",
+        "vision/gemma3-resaved",
+        0,
+        {"r": 2, "init_lora_weights": "pissa", "bias": "all", "target_modules": r".*vision.*(k_proj|fc1)"},
+    ),
     TowerAdapter("gemma3n-linear", "vision/gemma3n", 2, {"r": 1, "target_modules": "all-linear"}),
     TowerAdapter("gemma3n-convolutions", "vision/gemma3n", 2, {"r": 2, "target_modules": CONVOLUTIONS}),
     TowerAdapter(
@@ -178,6 +191,8 @@ def make(adapter: TowerAdapter, folder: Path) -> None:
         for name, weight in model.named_parameters():
             if ".lora_B." in name and name.endswith(".bias"):
                 weight.copy_(torch.randn(weight.shape) * 0.05)
+            elif name.endswith(".bias"):
+                weight.add_(torch.randn(weight.shape) * 0.3)
             elif ".lora_A." in name:
                 weight.copy_(torch.randn(weight.shape) / weight[0].numel() ** 0.5)
             elif ".lora_B." in name:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import gemlet
 from gemlet import _core
@@ -27,7 +28,7 @@ from support.gguf_models import (
 from support.inside import testing
 from support.templates import GEMMA_LIKE
 from support.tiny_models import CONFIGS, IDS, logits_of, weights_of, write_folder
-from support.tokenizer_files import F32, I32, STRING, U32, gguf_entry, trained_entries
+from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, U32, gguf_entry, trained_entries
 
 pytestmark = pytest.mark.tier
 
@@ -378,3 +379,24 @@ def test_a_factor_without_a_type_is_linear(tmp_path: Path) -> None:
     full = changed(tmp_path / "long.gguf", **factor, rope__scaling__type=(STRING, "linear"))
     np.testing.assert_array_equal(logits_of(short), logits_of(full))
     assert 4.0 in [layer.rope_scaling_factor for layer in gemlet.inspect(short).config.layers]
+
+
+def test_windows_as_llama_cpp_reads_them(tmp_path: Path) -> None:
+    config, tensors = model_of("gemma3_text")
+
+    def logits(**changes: Any) -> NDArray[np.float32]:
+        entries = metadata(config, **changes)
+        return logits_of(write_gguf(tmp_path / "m.gguf", entries, typed(tensors, "F32")), weights="f32")
+
+    count = config["num_hidden_layers"]
+    window = "attention__sliding_window"
+    kinds = [True, False] * count
+    usual = logits(**{f"{window}_pattern": (ARRAY, (BOOL, kinds[:count]))})
+    assert np.array_equal(logits(**{f"{window}_pattern": (ARRAY, (U32, kinds[:count]))}), usual)
+    none = logits(**{window: None, f"{window}_pattern": None})
+    assert not np.array_equal(none, usual)
+    # Without a window, nothing is read of the pattern.
+    assert np.array_equal(logits(**{window: (U32, 0)}), none)
+    assert np.array_equal(logits(**{window: None}), none)
+    # One beyond every context is none, too, but the rotation of such layers stays the local one.
+    assert np.array_equal(logits(**{window: (U32, (1 << 32) - 1)}), logits(**{window: (U32, 4096)}))

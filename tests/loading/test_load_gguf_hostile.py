@@ -93,11 +93,11 @@ NUMBERS: list[tuple[str, str, Change, str]] = [
     ("gemma3_text", "attention.layer_norm_rms_epsilon", (F32, float("nan")), "layer_norm_rms_epsilon"),
     ("gemma3_text", "attention.layer_norm_rms_epsilon", (F32, -1.0), "rms_norm_eps"),
     ("gemma3_text", "attention.scale", (F32, 0.0), "attention.scale"),
-    ("gemma3_text", "attention.sliding_window", (U32, 0), "sliding_window"),
+    ("gemma2", "attention.sliding_window", (U32, 0), "sliding_window"),
     ("gemma3_text", "attention.sliding_window", (STRING, "8"), "sliding_window"),
     ("gemma3_text", "attention.sliding_window_pattern", (U32, 0), "sliding_window_pattern"),
     ("gemma3_text", "attention.sliding_window_pattern", (ARRAY, (BOOL, [True])), "sliding_window_pattern"),
-    ("gemma3_text", "attention.sliding_window_pattern", (ARRAY, (U32, [1, 0, 1])), "sliding_window_pattern"),
+    ("gemma3_text", "attention.sliding_window_pattern", (ARRAY, (U32, [1, 0, 2])), "sliding_window_pattern"),
     ("gemma3_text", "attention.causal", (BOOL, False), "attention.causal"),
     ("gemma3_text", "attn_logit_softcapping", (F32, 50.0), "attn_logit_softcapping"),
     ("gemma3_text", "final_logit_softcapping", (F32, float("inf")), "final_logit_softcapping"),
@@ -171,7 +171,6 @@ def test_values(tmp_path: Path, family: str, key: str, value: Change, word: str)
 @pytest.mark.parametrize(
     ("key", "kind", "value"),
     [
-        ("tokenizer.ggml.eos_token_id", U32, 96),
         ("tokenizer.ggml.eot_token_id", I32, -2),
         ("general.sampling.top_p", F32, 1.5),
         ("general.sampling.temp", F32, float("nan")),

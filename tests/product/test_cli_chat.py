@@ -44,6 +44,7 @@ def test_chat_on_a_terminal() -> None:
             ("\n> ", "/dance\n"),
             ("\n> ", "/reset\n"),
             ("\n> ", "/undo\n"),
+            ("\n> ", "/image\n"),
             ("\n> ", "/help\n"),
             ("\n> ", "\x03"),
             ("\n> ", "/exit\n"),
@@ -55,6 +56,9 @@ def test_chat_on_a_terminal() -> None:
     assert "/rest is not a command; did you mean /reset?" in screen
     assert "/dance is not a command; /help lists the commands" in screen
     assert "there is no turn to take back" in screen
+    assert "the conversation is forgotten" in screen
+    assert "/image needs a file: /image FILE" in screen
+    assert "starts afresh" not in screen
     assert "/save [FILE]" in screen
     assert "/exit or Ctrl-D leaves" in screen
     assert "Traceback" not in screen

@@ -3,12 +3,13 @@ one."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Rope
+from .config import Config, Rope
 
 Array = NDArray[Any]
 
@@ -22,6 +23,16 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float) -> Array:
 def gelu(x: Array) -> Array:
     """The tanh approximation, which all Gemma models were trained with."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (x + 0.044715 * x**3)))
+
+
+def exact_gelu(x: Array) -> Array:
+    """x times the probability that a normal number is smaller."""
+    return x / 2 * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x * 2**-0.5))
+
+
+def activation(config: Config, x: Array) -> Array:
+    """The GELU of a text model."""
+    return exact_gelu(x) if config.exact_gelu else gelu(x)
 
 
 def softmax(scores: Array) -> Array:

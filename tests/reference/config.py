@@ -120,6 +120,7 @@ class Config:
     final_softcap: float  # 0 = none
     tied_embeddings: bool
     layers: tuple[Layer, ...]
+    exact_gelu: bool = False  # by erf instead of tanh
     per_layer_input_size: int = 0  # P; 0 = no per-layer inputs
     altup_streams: int = 1  # S; 1 = neither AltUp nor LAuReL
     dense_layers: int = 0  # in an embedding model, after the mean over the tokens
@@ -180,6 +181,7 @@ def read_config(folder: Path) -> Config:
         final_softcap=given.get("final_logit_softcapping", 0.0),
         tied_embeddings=tied and given.get("tie_word_embeddings", True),
         layers=tuple(layers),
+        exact_gelu=given.get("hidden_activation") == "gelu",
         per_layer_input_size=given.get("hidden_size_per_layer_input", 0),
         altup_streams=given["altup_num_inputs"] if family == "gemma3n_text" else 1,
         dense_layers=1 if embeds else len(list(folder.glob("*_Dense"))),

@@ -23,7 +23,9 @@ def experts(model: Model, index: int, x: Array) -> Array:
     for expert in range(gates.shape[1]):
         rows = np.flatnonzero(gates[:, expert])
         gate, up = np.split(u[rows] @ gate_up[expert].T, 2, axis=-1)  # [rows, m] each
-        total[rows] += gates[rows, expert, None] * ((blocks.gelu(gate) * up) @ down[expert].T)
+        total[rows] += gates[rows, expert, None] * (
+            (blocks.activation(model.config, gate) * up) @ down[expert].T
+        )
     return total
 
 

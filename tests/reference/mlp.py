@@ -20,7 +20,9 @@ def mlp(model: Model, index: int, x: Array) -> Array:
     cutoff = model.config.layers[index].sparsity_cutoff
     if cutoff is not None:
         gate = above_cut(gate, cutoff)
-    return model.linear(blocks.gelu(gate) * model.linear(x, f"{at}.up_proj"), f"{at}.down_proj")
+    return model.linear(
+        blocks.activation(model.config, gate) * model.linear(x, f"{at}.up_proj"), f"{at}.down_proj"
+    )
 
 
 def above_cut(gate: Array, cutoff: float) -> Array:

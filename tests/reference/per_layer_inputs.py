@@ -32,5 +32,6 @@ def per_layer_inputs(model: Model, ids: Array, embedded: Array) -> Array:
 def per_layer_branch(model: Model, index: int, x: Array, p: Array) -> Array:
     """What layer `index` adds to the residual: x [n, d] and its per-layer inputs p [n, P] -> [n, d]."""
     at = f"layers.{index}"
-    gated = blocks.gelu(model.linear(x, f"{at}.per_layer_input_gate")) * p
+    gate = model.linear(x, f"{at}.per_layer_input_gate")
+    gated = blocks.activation(model.config, gate) * p
     return model.norm(model.linear(gated, f"{at}.per_layer_projection"), f"{at}.post_per_layer_input_norm")

@@ -63,7 +63,17 @@ PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 CACHES = ("f32", "bf16", "int8", "int4")
 ATTENTIONS = {f"attention_{name}": name for name in CACHES}
 STORES = {f"kv_store_{name}": name for name in CACHES}
-ROW_OPERATIONS = ("rms_norm", "rms_norm_add", "add", "gelu_mul", "sigmoid_mul", "softcap", "rope", "row_max")
+ROW_OPERATIONS = (
+    "rms_norm",
+    "rms_norm_add",
+    "add",
+    "gelu_mul",
+    "exact_gelu_mul",
+    "sigmoid_mul",
+    "softcap",
+    "rope",
+    "row_max",
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

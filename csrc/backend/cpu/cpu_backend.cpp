@@ -121,6 +121,13 @@ void CpuBackend::gelu_mul(const float* gate, int64_t gate_stride, const float* u
   });
 }
 
+void CpuBackend::exact_gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride,
+                                int64_t rows, int64_t dim, float* out) {
+  for_each_row(rows, dim, [&](int64_t row) {
+    kernels_.exact_gelu_mul(gate + row * gate_stride, up + row * up_stride, dim, out + row * dim);
+  });
+}
+
 void CpuBackend::softcap(float cap, int64_t rows, int64_t dim, float* x) {
   for_each_piece(rows * dim, [&](int64_t first, int64_t floats) { kernels_.softcap(cap, floats, x + first); });
 }

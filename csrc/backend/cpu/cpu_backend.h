@@ -63,6 +63,9 @@ class CpuBackend final : public Backend {
   void matmul(std::span<const Product> products) override;
   void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
                 float* out) override;
+  bool has_exact_gelu() const override { return true; }
+  void exact_gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
+                      int64_t dim, float* out) override;
   void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) override;
   void matmul_where(const Product& product, const float* gate) override;
   void rope_angles(std::span<const float> frequencies, std::span<const int64_t> positions, float* cosines,

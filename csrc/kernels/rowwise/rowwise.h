@@ -14,6 +14,8 @@ using add_fn = void(const float* x, int64_t dim, float* y);
 // out[i] = gelu_tanh(gate[i]) * up[i] with gelu_tanh(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))). out may be
 // gate.
 using gelu_mul_fn = void(const float* gate, const float* up, int64_t dim, float* out);
+// The same with gelu(g) = g/2 (1 + erf(g / sqrt(2))), which gelu_tanh(g) comes close to.
+using exact_gelu_mul_fn = void(const float* gate, const float* up, int64_t dim, float* out);
 // out[i] = x[i] / (1 + e^-gate[i]). out may be x or gate.
 using sigmoid_mul_fn = void(const float* gate, const float* x, int64_t dim, float* out);
 // x[i] = cap * tanh(x[i] / cap)

@@ -35,6 +35,10 @@ void gelu_mul(const float* gate, const float* up, int64_t dim, float* out) {
   }
 }
 
+void exact_gelu_mul(const float* gate, const float* up, int64_t dim, float* out) {
+  for (int64_t i = 0; i < dim; ++i) out[i] = 0.5f * gate[i] * erfcf(gate[i] * -0.7071067812f) * up[i];
+}
+
 void sigmoid_mul(const float* gate, const float* x, int64_t dim, float* out) {
   for (int64_t i = 0; i < dim; ++i) out[i] = x[i] / (1.0f + expf(-gate[i]));
 }

@@ -45,7 +45,7 @@ void ForwardPass::add_experts(size_t index) {
 
   const ExpertRows routed_rows = {index, first, sources};
   multiply_experts(routed_rows, Target::kExpertGateUp, w.gate_up, inputs, gate_up);
-  backend_.gelu_mul(gate_up, 2 * width, gate_up + width, 2 * width, routed, width, activated);
+  gelu_mul(gate_up, 2 * width, gate_up + width, 2 * width, routed, width, activated);
   multiply_experts(routed_rows, Target::kExpertDown, w.down, activated, outputs);
   backend_.combine(outputs, places, shares, c.experts_per_token, hidden, normed_);
   tap_layer(index, "moe", normed_, hidden);

@@ -113,6 +113,17 @@ void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logit
     const Product product = {x, run.rows, &own.rows, logits};
     backend_.matmul({&product, 1});
   }
+  const auto count = static_cast<int64_t>(own.ids.size());
+  for (int64_t first = 0; first < count; first += most) {
+    const Matrix part = own.rows.part(first, std::min(most, count - first));
+    const Product product = {x, run.rows, &part, some};
+    backend_.matmul({&product, 1});
+    for (int64_t row = 0; row < run.rows; ++row) {
+      for (int64_t i = 0; i < part.rows; ++i) {
+        backend_.copy(some + row * part.rows + i, 1, logits + row * vocab + own.ids[static_cast<size_t>(first + i)]);
+      }
+    }
+  }
   if (const LowRank* const term = run.adapter->term(Target::kLmHead, 0)) {
     float* const low = model_.scratch.take(Region::kAdapterLow, run.rows * term->b.cols);
     products_.clear();
@@ -128,17 +139,6 @@ void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logit
       }
     }
     if (term->gain) backend_.mul_rows(logits, term->gain, run.rows, vocab, logits);
-  }
-  const auto count = static_cast<int64_t>(own.ids.size());
-  for (int64_t first = 0; first < count; first += most) {
-    const Matrix part = own.rows.part(first, std::min(most, count - first));
-    const Product product = {x, run.rows, &part, some};
-    backend_.matmul({&product, 1});
-    for (int64_t row = 0; row < run.rows; ++row) {
-      for (int64_t i = 0; i < part.rows; ++i) {
-        backend_.copy(some + row * part.rows + i, 1, logits + row * vocab + own.ids[static_cast<size_t>(first + i)]);
-      }
-    }
   }
 }
 

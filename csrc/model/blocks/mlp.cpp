@@ -1,7 +1,16 @@
-// Gated MLP: down(gelu_tanh(gate(x)) * up(x)).
+// Gated MLP: down(gelu(gate(x)) * up(x)).
 #include "model/forward.h"
 
 namespace gemlet {
+
+void ForwardPass::gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
+                           int64_t dim, float* out) {
+  if (config_.exact_gelu) {
+    backend_.exact_gelu_mul(gate, gate_stride, up, up_stride, rows, dim, out);
+  } else {
+    backend_.gelu_mul(gate, gate_stride, up, up_stride, rows, dim, out);
+  }
+}
 
 void ForwardPass::mlp(size_t index) {
   const LayerConfig& c = config_.layers[index];
@@ -22,7 +31,7 @@ void ForwardPass::mlp(size_t index) {
       backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
     }
   }
-  backend_.gelu_mul(gate, width, up, width, rows_, width, gate);
+  gelu_mul(gate, width, up, width, rows_, width, gate);
   project(index, {gate, &w.down_proj, Target::kDownProj, branch_});
 }
 

@@ -51,7 +51,7 @@ void ForwardPass::per_layer_input(size_t index, const float* x) {
   float* const gate = take(Region::kPerLayerGate, size);
   project(index, {x, &w.per_layer_input_gate, Target::kPerLayerInputGate, gate});
   const float* const inputs = take_per_layer_inputs() + static_cast<int64_t>(index) * size;
-  backend_.gelu_mul(gate, size, inputs, stride, rows_, size, gate);
+  gelu_mul(gate, size, inputs, stride, rows_, size, gate);
   project(index, {gate, &w.per_layer_projection, Target::kPerLayerProjection, branch_});
 }
 

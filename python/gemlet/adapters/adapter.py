@@ -293,7 +293,8 @@ class AdapterFiles:
             slot = next(iter(slots), slot) if entry is None else f"{slot}.{entry}"
         elif slot.endswith(("experts_gate", "experts_up")):  # which GGUF files have apart
             slot = f"{slot.rpartition('.')[0]}.experts_gate_up"
-        return self.terms.own_rows.get(slot), self.terms.low_rank.get(slot)
+        own = self.terms.own_rows.get(slot, self.terms.merged_only.get(slot))
+        return own, self.terms.low_rank.get(slot)
 
     def change_rows(
         self, slot: str, read: Callable[[], Blocks], entry: int | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gemlet.adapters.terms import EXPERTS, LowRank, OwnRows, Terms, kind_of, target_slots
+from gemlet.adapters.terms import EXPERTS, LowRank, Terms, kind_of, target_slots
 from gemlet.base.keys import Keys
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -100,7 +100,8 @@ def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) ->
     if (table := terms.get("embed_tokens")) and config.tie_word_embeddings and not config.bidirectional:
         # mlx-lm computes the output head with the table and its adapter.
         terms["lm_head"] = LowRank(table.b, table.a, table.rank, table.scale)
-    return Terms(terms, dict[str, OwnRows](), tuple(sorted(towers)))
+    passed_over = tuple(sorted(towers))
+    return Terms(terms, {}, passed_over, never_changed=passed_over)
 
 
 def _term(

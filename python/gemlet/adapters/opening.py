@@ -50,14 +50,18 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
     if not os.path.lexists(source):
         raise ModelFileError(f"{source}: no such folder or file; {_EXPECTED}")
     opened = _open(source, config)
-    if names := opened.terms.passed_over:
-        log.warning(
-            "%s: the adapter also changes modules for images or sound that gemlet does not change (%d, the "
-            "first is %s)",
-            source,
-            len(names),
-            names[0],
-        )
+    never = opened.terms.never_changed
+    merged_only = tuple(name for name in opened.terms.passed_over if name not in never)
+    for names, how in ((never, "does not change"), (merged_only, "changes in a merged model only")):
+        if names:
+            log.warning(
+                "%s: the adapter also changes modules for images or sound that gemlet %s (%d, the first is "
+                "%s)",
+                source,
+                how,
+                len(names),
+                names[0],
+            )
     return opened
 
 

@@ -34,7 +34,7 @@ from gemlet.weights.hf_names import (
     without_wrappers,
 )
 from gemlet.weights.slots import expected_slots
-from gemlet.weights.tower_slots import tower_module
+from gemlet.weights.tower_slots import tower_module, tower_names, tower_slots
 
 __all__ = ["map_peft"]
 
@@ -44,6 +44,7 @@ _OUTER = "base_model.model."
 _PARTS = late_pattern(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
     r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
+    r"|(?:base_layer\.)?(?P<own_bias>bias)"
     r"|lora_(?P<table>embedding_[AB])(?:\.\w+)?"
     r"|lora_(?P<magnitude>magnitude)_vector(?:\.\w+){0,2}"
     r"|(?:token_adapter\.)?trainable_(?P<tokens>tokens)_delta(?:\.\w+)?"
@@ -53,6 +54,7 @@ _NAMES = {
     **{part: f"lora_{part}.weight" for part in "AB"},
     **{part: f"lora_{part}" for part in ("embedding_A", "embedding_B")},
     "bias": "lora_B.bias",
+    "own_bias": "bias",
     "magnitude": "lora_magnitude_vector",
     "tokens": "token_adapter.trainable_tokens_delta",
     "weight": "weight",
@@ -69,7 +71,7 @@ _TRUNK = (
     "altup_unembed_projections",
 )
 
-_NO_INITIAL = (*EXPERTS, *COEFFICIENTS, "embed_tokens")
+_NO_INITIAL = (*EXPERTS, *COEFFICIENTS)
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
@@ -126,19 +128,35 @@ class _Mapping:
             named = self._is_target(slot) and (not self.adapter.all_linear or kind_of(slot) in kinds)
             if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
                 low_rank[slot] = self._term(slot, found.get(slot, {}))
-        of_towers, passed_over = self._tower_terms(towers)
-        return Terms(low_rank | of_towers, self._own_rows(found), passed_over)
+        of_towers, passed_over, biases, never_changed = self._tower_terms(towers)
+        own_rows = self._own_rows(found)
+        return Terms(low_rank | of_towers, own_rows, passed_over, biases, never_changed)
 
-    def _tower_terms(self, found: _Found) -> tuple[dict[str, LowRank], tuple[str, ...]]:
-        """What is added to matrices of towers, by slot, and the modules with anything else. As in PEFT, a
-        module stays as it is if the file has no tensors of it: a model for text alone has no towers."""
-        matrices = tower_matrices(self.config)
+    def _tower_terms(
+        self, found: _Found
+    ) -> tuple[dict[str, LowRank], tuple[str, ...], dict[str, OwnRows], tuple[str, ...]]:
+        """What is added to matrices of towers, by slot; the modules with anything else; of these, the biases
+        of the model that are replaced, and the modules that have still more. As in PEFT, a module stays as it
+        is if the file has no tensors of it: a model for text alone has no towers."""
+        matrices, shapes = tower_matrices(self.config), tower_slots(self.config)
+        slots = {name: slot for slot, name in tower_names(shapes, self.config.family).items()}
         terms: dict[str, LowRank] = {}
-        passed_over: list[str] = []
+        biases: dict[str, OwnRows] = {}
+        passed_over, never_changed = [], []
         for module, parts in found.items():
-            slot, rows, cols = matrices.get(tower_module(module, self.config), ("", 0, 0))
-            if not slot or parts.keys() - {"A", "B", "bias", "magnitude"}:
+            plain = tower_module(module, self.config)
+            slot, rows, cols = matrices.get(plain, ("", 0, 0))
+            of_bias = slots.get(f"{plain}.bias", "")
+            others = parts.keys() - ({"A", "B", "bias", "magnitude"} if slot else set())
+            if others:
                 passed_over.append(module)
+            if others - ({"own_bias"} if of_bias else set()):
+                never_changed.append(module)
+                continue
+            if others:
+                self._check(module, "own_bias", parts, shapes[of_bias], "the module's own")
+                biases[of_bias] = OwnRows(parts["own_bias"])
+            if others == parts.keys():
                 continue
             numbered = _NUMBERED.match(module)
             place = (numbered["prefix"], int(numbered["layer"])) if numbered else ("", None)
@@ -147,14 +165,8 @@ class _Mapping:
                     f"{self.where}: unexpected tensor {show(next(iter(parts.values())))}: target_modules in "
                     f"{CONFIG_FILE} does not name it"
                 )
-            if self.adapter.initial:
-                raise ConfigError(
-                    f"{self.adapter.where}: init_lora_weights is {show(self.adapter.initial)} for {module}, "
-                    "a module of a tower, which gemlet does not compute; merge the adapter with PEFT's "
-                    "merge_and_unload() and load the result"
-                )
             terms[slot] = self._low_rank(module, module, (rows, cols), parts)
-        return terms, tuple(sorted(passed_over))
+        return terms, tuple(sorted(passed_over)), biases, tuple(sorted(never_changed))
 
     def _sort(self) -> tuple[_Found, _Found]:
         """The tensors of each slot of the text model, and of each module of towers."""
@@ -177,7 +189,7 @@ class _Mapping:
                 towers.setdefault(module, {})[part] = tensor
             elif module in unused and part:
                 pass
-            elif not slot or not part or (of_ends and slot not in ENDS):
+            elif not slot or part in ("", "own_bias") or (of_ends and slot not in ENDS):
                 kinds = ", ".join(dict.fromkeys(map(kind_of, self.stored)))
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
@@ -230,7 +242,7 @@ class _Mapping:
             expected["magnitude"] = (rows,)
         if self.adapter.bias:
             expected["bias"] = (rows,)
-        for part in found.keys() - expected.keys() - {"weight", "tokens"}:
+        for part in found.keys() - expected.keys() - {"weight", "tokens", "own_bias"}:
             keys = {"magnitude": "use_dora", "bias": "lora_bias"}
             hint = f": {CONFIG_FILE} does not set {keys[part]}" if part in keys else ""
             raise TensorError(f"{self.where}: unexpected tensor {show(found[part])}{hint}")
@@ -246,15 +258,18 @@ class _Mapping:
             magnitude=found.get("magnitude", ""),
             bias=found.get("bias", ""),
             experts=experts,
-            initial=self.adapter.initial,
+            # PEFT takes nothing out of an embedding table, and the file may have what is left of a head.
+            initial="" if ab[0] == "embedding_A" or "weight" in found else self.adapter.initial,
         )
 
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
         """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
         kind, adapter = kind_of(slot), self.adapter
-        wrong = (
-            f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and kind in _NO_INITIAL else ""
-        )
+        # What PEFT takes out of an output head that is the embedding table is gone from the table, too; but
+        # the file usually has what is left.
+        tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
+        not_initial = kind in _NO_INITIAL or tied_head
+        wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""
         if adapter.dora and kind in EXPERTS:
             wrong = "use_dora is true"
         elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
@@ -433,4 +448,6 @@ def _split(tensor: str) -> tuple[str, str]:
     if match is None:
         return module, ""
     parts = match.groupdict()
+    if parts.pop("own_bias"):  # and not of lora_B
+        return parts["module"], "own_bias"
     return parts.pop("module"), next(part for part in parts.values() if part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gemlet.config.families import FAMILIES
@@ -85,12 +86,18 @@ class Terms(NamedTuple):
     Attributes:
         low_rank: slot -> what is added to it. Of the embedding table, to its transpose.
         own_rows: slot -> what replaces it, or rows of it, before something is added.
-        passed_over: modules of its file in towers for images and sound that gemlet does not adapt.
+        passed_over: modules of its file in towers for images and sound that gemlet does not change beside a
+            model.
+        merged_only: slot -> what replaces it in a model that the adapter is merged into. Their modules are
+            among those passed over.
+        never_changed: those of them that gemlet does not change in a merged model either.
     """
 
     low_rank: Mapping[str, LowRank]
     own_rows: Mapping[str, OwnRows]
     passed_over: tuple[str, ...] = ()
+    merged_only: Mapping[str, OwnRows] = MappingProxyType({})
+    never_changed: tuple[str, ...] = ()
 
 
 def target_slots(config: TextConfig) -> list[str]:

@@ -134,10 +134,13 @@ class Keys:
         return value
 
     def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
-        """One id, a list of ids, or null for none; -1 stands for none as well."""
+        """One id, a list of ids, or null for none; -1 stands for none as well. Ids from ``vocab_size`` on are
+        passed over, for no model writes them."""
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         ids = [i for i in ids if not (type(i) is int and i == -1)]
-        if len(ids) > MAX_END_IDS or any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
+        if len(ids) > MAX_END_IDS or any(type(i) is not int or i < 0 for i in ids):
             raise self.wrong(key, f"up to {MAX_END_IDS} token ids from 0 to {vocab_size - 1}")
-        return tuple(ids)
+        if any(i >= vocab_size for i in ids):
+            self.pass_over(key)
+        return tuple(i for i in ids if i < vocab_size)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemlet.base.records import record
-from gemlet.chat.messages import checked_messages
+from gemlet.chat.messages import checked_messages, is_same
 from gemlet.errors import InvalidRequestError
 
 __all__ = ["read_conversation"]
@@ -98,8 +98,8 @@ def _answered_call(callers: Sequence[_Group], message: Mapping[str, Any]) -> tup
 
     def fits(call: _Call, is_alone: bool) -> bool:
         if call_id is not None:
-            return bool(call.call_id == call_id)
-        return bool(call.name == name) if name is not None else is_alone or call.call_id is None
+            return is_same(call.call_id, call_id)
+        return is_same(call.name, name) if name is not None else is_alone or call.call_id is None
 
     for is_answered in (False, True):
         for group in reversed(callers):

@@ -47,7 +47,7 @@ from gemlet.chat.gemma4_tools import (
     write_result,
     write_tool,
 )
-from gemlet.chat.messages import checked_tools, json_value, mapping_at, role_of, text_parts
+from gemlet.chat.messages import checked_tools, is_same, json_value, mapping_at, role_of, text_parts
 from gemlet.chat.reply import GEMMA4_MARKERS
 from gemlet.chat.reply_readers import TokenReplyParser
 from gemlet.errors import InvalidRequestError
@@ -343,7 +343,7 @@ def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> To
     name = message.get("name")
     call_id = message.get("tool_call_id")
     for call, known in zip(caller.calls, caller.call_ids, strict=True):
-        if call_id is not None and known == call_id:
+        if is_same(known, call_id):
             name = call.name
     if name is None:
         raise InvalidRequestError(

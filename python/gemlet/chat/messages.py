@@ -21,6 +21,7 @@ __all__ = [
     "check_flags",
     "checked_messages",
     "checked_tools",
+    "is_same",
     "json_object",
     "json_value",
     "least_characters",
@@ -113,6 +114,15 @@ def _in_openai_form(tool: Any, where: str) -> Any:
     if isinstance(tool, Mapping) and "name" in tool and "function" not in tool:
         return {"type": "function", "function": {key: tool[key] for key in tool if key != "type"}}
     return tool
+
+
+def is_same(one: object, other: object) -> bool:
+    """Whether both are the same name or id; what is neither, such as an array, is like nothing.
+
+    >>> is_same("call_1", "call_1"), is_same(["call_1"], ["call_1"])
+    (True, False)
+    """
+    return isinstance(one, str | int) and isinstance(other, str | int) and one == other
 
 
 def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format_name: str) -> str:

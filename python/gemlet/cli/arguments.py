@@ -23,6 +23,22 @@ _SHORT_ELSEWHERE = {
     "-f": "--file",
     "-sys": "--system",
     "-p": "the text as an argument of its own",
+    "--prompt": "the text as an argument of its own",
+}
+# What other tools call a command -> what gemlet calls it.
+_COMMANDS_ELSEWHERE = {
+    "complete": "generate",
+    "help": "--help",
+    "list": "models",
+    "ls": "models",
+    "perplexity": "eval",
+    "ps": "top",
+    "pull": "download",
+    "quantize": "convert",
+    "rm": "cache clear",
+    "run": "chat",
+    "show": "inspect",
+    "version": "--version",
 }
 _CHOICE = late_pattern(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
@@ -44,7 +60,10 @@ class ArgumentParser(argparse.ArgumentParser):
         choice = _CHOICE.search(message)
         if choice is not None:
             known = [name.strip(" '") for name in choice[2].split(",")]
-            if near := difflib.get_close_matches(choice[1].lower(), known, 1):
+            near = difflib.get_close_matches(choice[1].lower(), known, 1)
+            if "COMMAND" in message and (elsewhere := _COMMANDS_ELSEWHERE.get(choice[1].lower())):
+                near = [elsewhere]
+            if near:
                 message += f"; did you mean {near[0]}?"
         super().error("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 

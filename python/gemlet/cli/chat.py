@@ -154,7 +154,8 @@ def _converse(chat: Conversation, keyboard: Keyboard) -> None:
             elif text:
                 chat.ask(text, keep_after_ctrl_c=True)
         except InvalidRequestError as error:
-            print_error(f"{error} (/reset starts afresh)")
+            is_command = text.startswith("/") and "\n" not in text
+            print_error(str(error) if is_command else f"{error} (/reset starts afresh)")
         except OSError as error:
             print_error(f"{error.filename}: {error.strerror}")
 
@@ -167,12 +168,14 @@ def _command(chat: Conversation, text: str) -> bool:
         return False
     if name == "/reset":
         chat.reset()
+        note("the conversation is forgotten")
     elif name == "/undo":
-        if not chat.undo():
-            note("there is no turn to take back")
+        note("the last turn is taken back" if chat.undo() else "there is no turn to take back")
     elif name == "/save":
         note(f"saved as {chat.save(rest.strip() or None)}")
-    elif name in ("/image", "/video", "/audio") and rest.strip():
+    elif name in ("/image", "/video", "/audio"):
+        if not rest.strip():
+            raise InvalidRequestError(f"{name} needs a file: {name} FILE")
         chat.attach(name[1:], rest.strip())
         note("it comes with the next message")
     elif name in ("/help", "/?"):

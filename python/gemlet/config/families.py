@@ -14,14 +14,15 @@ from gemlet.base.records import field, record, replace
 
 __all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "TANH_GELU", "WITH_GEMMA4_TOWERS", "Family"]
 
-# Names of the one activation of all Gemma models: transformers has several implementations of this formula.
+# Names of the activation of all published Gemma models, of which transformers has several implementations,
+# and of the formula that it approximates.
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
+EXACT_GELU = ("gelu", "gelu_python")
 
 # Keys with one supported meaning: any other value is an error that names the key.
 _FIXED: dict[str, tuple[Any, ...]] = {
-    # Early Gemma 1 files say "gelu"; the models were trained with the tanh approximation all the same.
-    "hidden_act": (*TANH_GELU, "gelu", None),
-    "hidden_activation": (*TANH_GELU, None),
+    "hidden_act": (*TANH_GELU, *EXACT_GELU, None),
+    "hidden_activation": (*TANH_GELU, *EXACT_GELU, None),
     "attention_bias": (False, None),
     "use_bidirectional_attention": (False, None),
     "is_encoder_decoder": (False,),
@@ -165,6 +166,7 @@ class Family:
     other, in all layers; a Gemma 4 file says in ``use_bidirectional_attention`` if sliding layers do this.
     ``embeds``: it is an embedding model, whose tokens see as many to either side as ``sliding_window`` says;
     a Gemma 3 file says in ``use_bidirectional_attention`` that it is one, and counts both sides.
+    ``activation`` is the key with the name of the activation, ``exact_gelu`` its values for the exact GELU.
     ``most_tokens`` is the longest text that the publisher allows, if the file says more; None: as it says.
     """
 
@@ -184,6 +186,8 @@ class Family:
     bidirectional_spans: bool = False
     embeds: bool = False
     most_tokens: int | None = None
+    activation: str = "hidden_activation"
+    exact_gelu: tuple[str, ...] = EXACT_GELU
     ignored: frozenset[str] = _IGNORED
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _FIXED)
 
@@ -335,7 +339,17 @@ _FAMILY_GEMMA4 = Family(
 )
 # By model_type of a text model.
 FAMILIES: Mapping[str, Family] = {
-    "gemma": Family(name="gemma", defaults=_GEMMA1, layer_pattern=0, query_scale="head_dim"),
+    "gemma": Family(
+        name="gemma",
+        defaults=_GEMMA1,
+        layer_pattern=0,
+        query_scale="head_dim",
+        # Early files say "gelu"; the models were trained with the tanh approximation all the same. The other
+        # key means something to transformers 4 and nothing to transformers 5.
+        activation="hidden_act",
+        exact_gelu=EXACT_GELU[1:],
+        fixed=_FIXED | {"hidden_activation": (*TANH_GELU, None)},
+    ),
     "gemma2": Family(
         name="gemma2",
         defaults=_GEMMA2,

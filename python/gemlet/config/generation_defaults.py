@@ -24,7 +24,7 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
 
     Raises:
         ModelFileError: ``generation_config.json`` cannot be read.
-        ConfigError: it names an id outside the vocabulary.
+        ConfigError: it names something that is no id.
 
     >>> import os, gemlet
     >>> from gemlet.config import read_config
@@ -104,7 +104,8 @@ class Sampling(NamedTuple):
     Attributes:
         values: by their names in GenerationConfig.
         not_followed: keys that ask for what gemlet does not do -> their values.
-        passed_over: keys that gemlet does not know; neither does the reference.
+        passed_over: keys that gemlet does not know; neither does the reference. And ends of a text that no
+            model of this vocabulary writes.
     """
 
     values: dict[str, Any]
@@ -149,7 +150,9 @@ def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Samplin
         if key in _NOT_FOLLOWED and not says_nothing(value) and value != _NOT_FOLLOWED[key]
     }
     known = _FOLLOWED | _NOT_FOLLOWED.keys() | _BOOKKEEPING
-    return Sampling(values, not_followed, tuple(key for key in keys.raw if key not in known))
+    keys.token_ids("eos_token_id", vocab_size)
+    passed_over = (*keys.passed_over, *(key for key in keys.raw if key not in known))
+    return Sampling(values, not_followed, passed_over)
 
 
 def read_number(keys: Keys, key: str, name: str) -> int | float:

@@ -266,6 +266,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         hidden_size=read_size(keys, "hidden_size"),
         max_position_embeddings=min(context, family.most_tokens or context),
         rms_norm_eps=keys.number("rms_norm_eps", *NUMBERS["rms_norm_eps"]),
+        exact_gelu=keys.get(family.activation) in family.exact_gelu,
         final_softcap=_read_final_softcap(keys),
         norm_offset=family.norm_offset,
         # An embedding model needs no output matrix; null is as good as no word.
@@ -273,7 +274,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         or keys.raw.get("tie_word_embeddings") is None
         or keys.flag("tie_word_embeddings"),
         pad_token_id=keys.token_id("pad_token_id", vocab_size),
-        bos_token_id=keys.token_id("bos_token_id", vocab_size),
+        bos_token_id=next(iter(keys.token_ids("bos_token_id", vocab_size)), None),
         eos_token_ids=keys.token_ids("eos_token_id", vocab_size),
         layers=read_layers(keys, family),
         bidirectional=bidirectional,

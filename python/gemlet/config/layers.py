@@ -16,6 +16,9 @@ from gemlet.errors import ConfigError
 __all__ = ["LayerSpec", "default_sparsity", "embeds", "read_gguf_layers", "read_layers"]
 
 
+_NO_LIMIT = 1 << 62
+
+
 @record(frozen=True, repr=False)
 class LayerSpec:
     """One transformer layer; the fields of the core's LayerConfig, by the same names.
@@ -122,7 +125,8 @@ def _query_scale(keys: Keys, family: Family, head_dim: int) -> float:
 
 
 def _read_window(keys: Keys, family: Family) -> int:
-    window = read_size(keys, "sliding_window")
+    # A window beyond every context is none.
+    window = min(keys.integer("sliding_window", _NO_LIMIT), LIMITS["sliding_window"])
     if keys.get("sliding_window_size") not in (None, window):
         raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
     if family.embeds:  # what a token sees to either side, besides itself

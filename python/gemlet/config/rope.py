@@ -35,7 +35,9 @@ def read_rope(keys: Keys, family: Family, used: Collection[str]) -> dict[str, Ro
     parameters = keys.mapping("rope_parameters")
     scaling = keys.mapping("rope_scaling")
     if family.rope == "flat":
-        one = _both_spellings(keys, "rope_theta", parameters, "rope_parameters", scaling, family.global_theta)
+        one = _both_spellings(
+            keys, family, "rope_theta", parameters, "rope_parameters", scaling, family.global_theta
+        )
         return dict.fromkeys(LAYER_TYPES, one)
     nested = keys.inner(parameters, "rope_parameters", dict.fromkeys(LAYER_TYPES))
     nested.refuse_unknown(frozenset(), {})
@@ -44,6 +46,7 @@ def read_rope(keys: Keys, family: Family, used: Collection[str]) -> dict[str, Ro
     return {
         kind: _both_spellings(
             keys,
+            family,
             legacy[kind],
             nested.mapping(kind),
             f"rope_parameters.{kind}",
@@ -59,6 +62,7 @@ _OBJECT: dict[str, Any] = {"rope_type": None, "type": None, "rope_theta": None, 
 
 def _both_spellings(
     keys: Keys,
+    family: Family,
     legacy_theta: str,
     parameters: Mapping[str, Any],
     parameters_key: str,
@@ -73,6 +77,12 @@ def _both_spellings(
         for part, name in ((new, "rope_theta"), (old, "rope_theta"), (keys, legacy_theta))
         if part.get(name) is not None
     }
+    if old.get("type") not in (None, "default") and old.get("rope_type") is None and family.rope == "nested":
+        raise ConfigError(
+            f"{old.label('type')} is {show(old.get('type'))} without rope_type, which transformers 4 follows "
+            "and transformers 5 does not; expected rope_type. Write rope_type in its place if the positions "
+            "are to be divided, and remove rope_scaling if not"
+        )
     scaled = [part for part in (new, old) if part.raw.keys() - {"rope_theta"}]
     factors = {part.label("factor"): _read_scaling(part, ("default", "linear"))[1] for part in scaled}
     for found in (thetas, factors):

@@ -25,6 +25,7 @@ class TextConfig:
     ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n", "gemma4" or "embeddinggemma2";
     ``model_type`` is the file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store
     ``w`` and compute with ``1 + w``; in GGUF the 1 is in the weights).
+    ``exact_gelu``: the GELU with erf, and not its approximation with tanh.
     ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
     layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
     more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
@@ -65,6 +66,7 @@ class TextConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     layers: tuple[LayerSpec, ...]
+    exact_gelu: bool = False
     per_layer_input_size: int = 0
     per_layer_vocab_size: int = 0
     altup_streams: int = 1
@@ -138,6 +140,7 @@ class TextConfig:
                 self.hidden_size, "f32" if self.exact_embedding_scale else weights
             ),
             layers=[_core.LayerConfig(**vars(layer)) for layer in self.layers],
+            exact_gelu=self.exact_gelu,
             final_softcap=self.final_softcap,
             norm_offset=self.norm_offset,
             tied_embeddings=self.tie_word_embeddings,

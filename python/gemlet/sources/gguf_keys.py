@@ -231,15 +231,17 @@ def _read_windows(data: Metadata, architecture: str, count: int) -> dict[str, An
     """The window, and which layers have one."""
     keys: dict[str, Any] = {}
     window = data.get("attention.sliding_window")
-    if window is not None:
-        keys["sliding_window"] = data.integer("attention.sliding_window", "sliding_window")
-    elif architecture == "gemma3":
-        keys["layer_types"] = [LAYER_TYPES[1]] * count
     pattern = data.get("attention.sliding_window_pattern")
+    if architecture == "gemma3" and not window:  # llama.cpp reads no pattern then
+        return {"layer_types": [LAYER_TYPES[1]] * count}
+    if type(window) is int and window > LIMITS["sliding_window"]:
+        keys["sliding_window"] = window  # none, in effect
+    elif window is not None:
+        keys["sliding_window"] = data.integer("attention.sliding_window", "sliding_window")
     if type(pattern) is int and 1 <= pattern <= LIMITS["num_hidden_layers"]:
         pattern = [(i + 1) % pattern != 0 for i in range(count)]
     if pattern is not None:
-        if not isinstance(pattern, list) or len(pattern) != count or {*map(type, pattern)} != {bool}:
+        if not isinstance(pattern, list) or len(pattern) != count or any(x not in (0, 1) for x in pattern):
             raise data.wrong("attention.sliding_window_pattern", f"an integer or {count} booleans")
         keys["layer_types"] = [LAYER_TYPES[not sliding] for sliding in pattern]
     return keys

@@ -34,6 +34,7 @@ _FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
     "model*.safetensors",

@@ -133,7 +133,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
             f"merge_adapter: {adapter.source} has biases (lora_bias), and the model has none to add them to; "
             "load it beside the model with load_adapter()"
         )
-    changed = tower_kinds(adapter.terms.passed_over)
+    changed = tower_kinds(adapter.terms.never_changed)
     if kinds := changed & files.config.towers:
         log.warning(
             "merge_adapter: %s changes the tower for %s, too, which gemlet does not merge; the model is "

@@ -64,7 +64,7 @@ def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     """
     path = Path(folder)
     found = _find(path)
-    names = ["added_tokens.json", "tokenizer_config.json"]
+    names = ["added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"]
     if found.name == "tokenizer.model":
         names.append("tokenizer.json")
     files = (found, *(path / name for name in names))
@@ -129,8 +129,12 @@ def _from_model(file: Path) -> Vocabulary:
 
 # --- tokenizer.json -----------------------------------------------------------------------------------------
 
-_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_SPACE_PATTERNS = ({"String": " "}, {"Regex": " "})
+_NORMALIZERS = [[{"type": "Replace", "pattern": pattern, "content": SPACE}] for pattern in _SPACE_PATTERNS]
+# The same as a pre-tokenizer, and its decoder.
+_METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
 _DECODERS = (
+    _METASPACE,
     {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
     {"type": "ByteFallback"},
     {"type": "Fuse"},
@@ -150,15 +154,19 @@ def _steps(value: Any, key: str) -> list[Any]:
 
 def _check_pipeline(file: Path, data: Mapping[str, Any]) -> None:
     """Everything around the model has to be as in Gemma's tokenizers, or the ids would silently differ."""
-    if _steps(data.get("normalizer"), "normalizers") != [_NORMALIZER]:
+    steps = _steps(data.get("pre_tokenizer"), "pretokenizers")
+    if steps == [_METASPACE] and not _steps(data.get("normalizer"), "normalizers"):
+        steps = []
+    elif _steps(data.get("normalizer"), "normalizers") not in _NORMALIZERS:
         got = show(data.get("normalizer"))
         raise TokenizerError(f"{file}: normalizer is {got}; expected only Replace of a space by U+2581")
-    for step in _steps(data.get("pre_tokenizer"), "pretokenizers"):
+    for step in steps:
         # Splitting at spaces is harmless: the normaliser has left none.
         if (
             not isinstance(step, dict)
             or step.get("type") != "Split"
-            or step.get("pattern") != {"String": " "}
+            or step.get("pattern") not in _SPACE_PATTERNS
+            or step.get("invert")
         ):
             raise TokenizerError(f"{file}: pre_tokenizer is {show(step)}; expected none, or Split at a space")
     decoders = _steps(data.get("decoder"), "decoders")
@@ -202,8 +210,27 @@ def _from_json(file: Path) -> Vocabulary:
 
 
 def _read_added(file: Path, data: Mapping[str, Any], added: AddedTokens) -> None:
+    """Reads ``added_tokens``. Their ids are checked against those that the library tokenizers gives them,
+    which does not look at the file's: that of the piece, and for other texts the next one that is free."""
+    model = data.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    pieces = vocab if isinstance(vocab, dict) else {}
+    seen: set[str] = set()
+    free = len(pieces)
     for entry in _list_of_objects(file, data, "added_tokens"):
-        added.add(f"{file}: added_tokens", entry.get("id"), entry)
+        text, identifier = str(entry.get("content")), entry.get("id")
+        if text in seen:  # the first counts
+            continue
+        added.add(f"{file}: added_tokens", identifier, entry)  # checks both
+        seen.add(text)
+        given: int = pieces.get(text, free)
+        if pieces and given != identifier:
+            raise TokenizerError(
+                f"{file}: added_tokens: {show(text)} has the id {show(identifier)}, but the library "
+                f"tokenizers gives it {show(given)}, whatever the file says; save the tokenizer again with "
+                "transformers, which writes the ids that it uses"
+            )
+        free = max(free, given + 1)
 
 
 def _check_same_pieces(

@@ -40,10 +40,12 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     for name, key in _GGUF_IDS.items():
         identifier = gguf.get(f"tokenizer.ggml.{key}_token_id", int, None)
         if identifier is not None and not 0 <= identifier < len(tokens):
-            last = len(tokens) - 1
-            raise TokenizerError(
-                f"{file}: tokenizer.ggml.{key}_token_id is {identifier}; expected 0 to {last}"
-            )
+            if name in ("bos", "unk"):
+                last = len(tokens) - 1
+                raise TokenizerError(
+                    f"{file}: tokenizer.ggml.{key}_token_id is {identifier}; expected 0 to {last}"
+                )
+            identifier = None  # no text ends with it
         ids[name] = identifier
     if ids["unk"] is None:
         ids["unk"] = types.index(UNKNOWN) if UNKNOWN in types else None

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.files import is_there
+from gemlet.base.patterns import late_pattern
 from gemlet.base.records import field, record
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
@@ -39,6 +40,17 @@ LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED = 1, 2, 4, 8
 
 _FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 
+# Keys with special tokens, in the order in which transformers adds those that the vocabulary does not have.
+_SPECIAL_KEYS = (
+    *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
+    "additional_special_tokens",
+    "extra_special_tokens",
+)
+# Classes of transformers that cut text in their own way, and are not for Gemma.
+_FOREIGN_CLASS = late_pattern(
+    "(?:Albert|Bert|CLIP|CodeLlama|Cohere|DebertaV2|GPT2|GPTNeoX|Llama|MBart|Nllb|Pegasus|Qwen2|Roberta|Siglip|T5"
+    "|XLMRoberta)Tokenizer(?:Fast)?"
+)
 MAX_PIECES = 4 * 1024 * 1024
 MAX_PIECE = (
     1024  # characters; Gemma's longest have 31. SentencePiece recurses once for each when it loads them
@@ -106,11 +118,13 @@ class Vocabulary:
 
 @record
 class AddedTokens:
-    """Tokens named beside the vocabulary: ``{id: (text, special)}``, the names of bos, eos, pad, unk, and
-    how they are found (``Vocabulary.flags``)."""
+    """Tokens named beside the vocabulary: ``{id: (text, special)}``, the names of bos, eos, pad, unk, how
+    they are found (``Vocabulary.flags``), and special tokens without an id, which get the next ones that are
+    free if the vocabulary has no such token."""
 
     tokens: dict[int, tuple[str, bool]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    special: list[str] = field(default_factory=list)
     flags: dict[str, int] = field(default_factory=dict)
 
     def add(self, where: str, identifier: Any, entry: Any) -> None:
@@ -144,7 +158,8 @@ class AddedTokens:
             self.flags[text] = flags
 
     def read_siblings(self, folder: Path) -> None:
-        """``tokenizer_config.json`` and ``added_tokens.json`` of a Hugging Face folder, where they exist."""
+        """``tokenizer_config.json``, ``added_tokens.json`` and ``special_tokens_map.json`` of a Hugging Face
+        folder, where they exist."""
         path = folder / "added_tokens.json"
         if is_there(path):
             for text, identifier in read_json_object(path, error=TokenizerError).items():
@@ -157,11 +172,36 @@ class AddedTokens:
             for key, entry in (tokens if isinstance(tokens, dict) else {}).items():
                 identifier = int(key) if len(key) < 10 and key.isdecimal() else key
                 self.add(f"{path}: added_tokens_decoder", identifier, entry)
-            for name in ("bos", "eos", "pad", "unk"):
-                value = config.get(f"{name}_token")
-                value = value.get("content") if isinstance(value, dict) else value
-                if isinstance(value, str):
-                    self.names[name] = value
+            _check_class(path, config.get("tokenizer_class"))
+            self._read_special(config)
+        path = folder / "special_tokens_map.json"
+        if is_there(path):
+            self._read_special(read_json_object(path, error=TokenizerError))
+
+    def _read_special(self, config: Mapping[str, Any]) -> None:
+        for name in ("bos", "eos", "pad", "unk"):
+            for text in _texts(config.get(f"{name}_token")):
+                self.names[name] = text
+        for key in _SPECIAL_KEYS:
+            self.special += _texts(config.get(key))
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of one or more special tokens, in any of the forms that transformers writes."""
+    if isinstance(value, dict) and "content" not in value:
+        value = list(value.values())  # by their names
+    entries = value if isinstance(value, list) else [value]
+    found = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+    return [text for text in found if isinstance(text, str) and text]
+
+
+def _check_class(path: Path, name: Any) -> None:
+    if isinstance(name, str) and _FOREIGN_CLASS.fullmatch(name):
+        raise TokenizerError(
+            f"{path}: tokenizer_class is {show(name)}, with which transformers 5 cuts text in another way "
+            "than the files of the tokenizer say; expected 'GemmaTokenizer'. Write that if the files are "
+            "Gemma's"
+        )
 
 
 def _check_unicode(where: str, text: str) -> None:
@@ -193,6 +233,8 @@ class Draft:
         self.control: dict[str, int] = {}
         self.literal: dict[str, int] = {}
         self.flags: dict[str, int] = {}
+        # Added tokens that the reference finds in the text as it was given, where no space is U+2581.
+        self.raw: list[int] = []
         for identifier, (piece, kind) in enumerate(zip(pieces, types, strict=True)):
             if kind in (UNKNOWN, CONTROL) or (piece in CONTROL_NAMES and kind != BYTE):
                 self.make_control(piece, identifier)
@@ -238,6 +280,19 @@ class Draft:
                 self.types[identifier] = CONTROL  # SentencePiece must not find it under its old name
             elif self.types[identifier] in (NORMAL, UNUSED):
                 self.types[identifier] = USER_DEFINED
+                self.raw += [identifier] * (SPACE in text)
+        self._add_special(added.special)
+
+    def _add_special(self, texts: list[str]) -> None:
+        """Gives those of the special tokens an id that have none."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self.control | self.literal]
+        known = set(self.pieces) if missing else set()
+        for text in missing:
+            if text.replace(" ", SPACE) not in known:
+                _check_unicode(self.source, text)
+                self.pieces.append(text)
+                self.types.append(CONTROL)
+                self.make_control(text, len(self.pieces) - 1)
 
     def special_id(self, *names: str | None) -> int | None:
         """The id of the first of ``names`` that is a control token."""
@@ -306,6 +361,10 @@ class Draft:
             raise TokenizerError(
                 f"{self.source}: merge {ranks[stray]} makes {show(stray)}, which is no piece"
             )
+        for i in self.raw:
+            if self.pieces[i] in ranks:  # then spaces in a row are put together by the merges
+                self.types[i] = NORMAL
+                self.literal[self.pieces[i]] = i
         joinable = [i for i in range(self.base) if self.types[i] == NORMAL and len(self.pieces[i]) > 1]
         unmade = [i for i in joinable if self.pieces[i] not in ranks]
         if joinable and len(unmade) == len(joinable):
@@ -315,9 +374,13 @@ class Draft:
             )
         for i in unmade:
             self.types[i] = UNUSED  # no merge makes it, so text must never produce it
-        proto = self.build([-float(ranks.get(piece, 0)) for piece in piece_ids], ids)
+        # SentencePiece puts such a piece together as well, and takes it apart in the end. With the lowest
+        # score, it does so after all merges, which come out the same if none of them has it for a half.
+        proto = self.build([-float(ranks.get(piece, len(merges))) for piece in piece_ids], ids)
         encoder = None
-        if not merges_are_complete(piece_ids, ranks, frozenset(merges)):
+        loose = {self.pieces[i] for i in unmade}
+        halves = loose and {half for merge in merges for half in merge.split(" ", 1)}
+        if loose & halves or not merges_are_complete(piece_ids, ranks, frozenset(merges)):
             encoder = self.merge_encoder(piece_ids, merges, ids["unk"] or 0)
         return self.finish(ids, proto, merge_encoder=encoder)
 

@@ -1,0 +1,131 @@
+"""What the library tokenizers, and transformers 5 with it, makes of a tokenizer.json, also of odd ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemlet import Tokenizer
+from gemlet.errors import TokenizerError
+from gemlet.tokenizer.merges import MergeEncoder
+from support.tokenizer_files import WORDS, save, trained_json, trained_model
+
+TEXTS = ["the door", "The  door\n\nopened.", "é ☂ naïve", "<start_of_turn>user\nHi<end_of_turn>", "   x\t"]
+
+
+def added(identifier: int, content: str, **flags: Any) -> dict[str, Any]:
+    return {"id": identifier, "content": content, "special": False, "normalized": False} | flags
+
+
+def folder_with(folder: Path, *tokens: dict[str, Any]) -> Tokenizer:
+    data = trained_json()
+    data["added_tokens"] += list(tokens)
+    save(folder, "tokenizer.json", data)
+    save(folder, "tokenizer.model", trained_model())
+    return Tokenizer.from_file(folder)
+
+
+def json_folder(folder: Path, data: dict[str, Any], **config: Any) -> Tokenizer:
+    save(folder, "tokenizer.json", data)
+    save(folder, "tokenizer_config.json", config)
+    return Tokenizer.from_file(folder)
+
+
+def test_pieces_that_no_merge_makes_change_no_other_merge(tmp_path: Path) -> None:
+    data = trained_json()
+    pieces, merges = data["model"]["vocab"], data["model"]["merges"]
+    for count in (len(merges) // 3, len(merges) // 2):
+        data["model"]["merges"] = merges[:count]
+        made = {merge.replace(" ", "") for merge in merges[:count]}
+        normal = {piece: i for piece, i in pieces.items() if len(piece) == 1 or piece in made}
+        literal = MergeEncoder(
+            normal, {merge: rank for rank, merge in enumerate(merges[:count])}, unk_id=3, byte_ids=None
+        )
+        found = Tokenizer.from_file(save(tmp_path, "tokenizer.json", data))
+        assert found.encode(WORDS, add_bos=False) == literal.encode(WORDS)
+
+
+def test_spaces_in_a_row_follow_the_merges(tmp_path: Path) -> None:
+    data = trained_json()
+    pieces = data["model"]["vocab"]
+    one, two, three = (pieces["\u2581" * count] for count in (1, 2, 3))
+    data["model"]["merges"] = ["\u2581 \u2581", "\u2581\u2581 \u2581", *data["model"]["merges"]]
+    tokenizer = json_folder(tmp_path, data)
+    assert tokenizer.encode(" " * 7, add_bos=False) == [two, two, three]
+    assert tokenizer.encode(" \u2581\u2581 ", add_bos=False) == [one, two, one]  # found as it is
+    assert tokenizer.decode([two, three]) == " " * 5
+
+
+@pytest.mark.parametrize(
+    ("token", "problem"),
+    [
+        (added(430, "<far>"), "'<far>' has the id 430, but the library tokenizers gives it 420"),
+        (added(5, "<new>"), "'<new>' has the id 5, but the library tokenizers gives it 420"),
+        (added(420, "e"), "'e' has the id 420, but the library tokenizers gives it [34]"),
+    ],
+)
+def test_ids_that_tokenizers_would_not_give_are_refused(
+    tmp_path: Path, token: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(TokenizerError, match=problem):
+        folder_with(tmp_path, token)
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(TokenizerError, match=problem):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_of_two_added_tokens_with_one_text_the_first_counts(tmp_path: Path) -> None:
+    tokenizer = folder_with(tmp_path, added(420, "<x>"), added(421, "<x>"), added(421, "<y>"))
+    assert tokenizer.encode("<x><y>", add_bos=False) == [420, 421]
+
+
+def test_special_tokens_without_an_id_get_the_next_ones(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "bos_token": "<bos>",
+        "pad_token": {"content": "<|pad|>", "lstrip": False},
+        "eos_token": "<|im_end|>",
+        "extra_special_tokens": {"image_token": "<mask>", "other_token": "<|x|>"},
+    }
+    tokenizer = json_folder(tmp_path, trained_json(), **config)
+    assert tokenizer.encode("<|im_end|><|pad|><|x|>", add_bos=False) == [420, 421, 422]
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (420, 421)
+    assert {420, 421, 422} <= tokenizer.control_ids
+    save(
+        tmp_path,
+        "special_tokens_map.json",
+        {"eos_token": "<end_of_turn>", "additional_special_tokens": ["<y>"]},
+    )
+    tokenizer = Tokenizer.from_file(tmp_path)
+    assert tokenizer.encode("<y>", add_bos=False) == [423]
+    assert tokenizer.eos_id == tokenizer.token_id("<end_of_turn>")
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_classes_that_cut_text_in_their_own_way_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TokenizerError, match=rf"tokenizer_class is '{name}'.*expected 'GemmaTokenizer'"):
+        json_folder(tmp_path, trained_json(), tokenizer_class=name)
+    for other in ("GemmaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None):
+        json_folder(tmp_path, trained_json(), tokenizer_class=other)
+
+
+def test_other_spellings_of_the_same_pipeline(tmp_path: Path) -> None:
+    plain = Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json()))
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}
+    replace = {"type": "Replace", "pattern": {"Regex": " "}, "content": "\u2581"}
+    split = {"type": "Split", "pattern": {"Regex": " "}, "behavior": "Isolated", "invert": False}
+    for changes in (
+        {"normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace},
+        {"normalizer": replace, "pre_tokenizer": split},
+    ):
+        found = Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json() | changes))
+        for text in TEXTS:
+            assert found.encode(text) == plain.encode(text)
+    for changes in (
+        {"normalizer": None, "pre_tokenizer": metaspace | {"split": True}},
+        {"normalizer": None, "pre_tokenizer": metaspace | {"prepend_scheme": "first"}},
+        {"pre_tokenizer": split | {"invert": True}},
+    ):
+        with pytest.raises(TokenizerError, match=r"normalizer is|pre_tokenizer is"):
+            Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json() | changes))
