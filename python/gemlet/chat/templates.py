@@ -231,8 +231,8 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
 
 def _pass_over_tools(path: str) -> None:
     log.warning(
-        "%s: the model has a chat template %r for prompts with tools; gemlet takes the one called default for "
-        "all prompts. Give the text of the other with chat_template=... where prompts have tools",
+        "%s: the model has a chat template %r for prompts with tools; gemlet takes the one called default "
+        "for all prompts. Give the text of the other with chat_template=... where prompts have tools",
         path,
         _FOR_TOOLS,
     )
