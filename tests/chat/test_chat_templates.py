@@ -40,6 +40,24 @@ def test_templates_are_recognised(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_template_for_tools_is_not_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": {"default": "A", "rag": "B"}}))
+    assert read_chat_template(tmp_path) == "A"
+    assert caplog.text == ""
+    config.write_text(json.dumps({"chat_template": {"default": "A", "tool_use": "B"}}))
+    assert read_chat_template(tmp_path) == "A"
+    assert "tokenizer_config.json: the model has a chat template 'tool_use'" in caplog.text
+    caplog.clear()
+    config.write_text(json.dumps({"chat_template": "A"}))
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("B")
+    assert read_chat_template(tmp_path) == "A"
+    assert "tool_use.jinja: the model has a chat template 'tool_use'" in caplog.text
+
+
 def test_where_the_template_is(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"

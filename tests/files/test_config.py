@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from gemlet.config import SHAPES, embedding_scale, parse_config, read_config, read_end_ids, shape_config
-from gemlet.config.generation_defaults import read_recommended
 from gemlet.errors import ConfigError, GemletError, InvalidRequestError, ModelFileError
 from support.tiny_models import CONFIGS, SIZES
 
@@ -424,9 +423,6 @@ def test_end_ids_come_from_both_files(tmp_path: Path) -> None:
     assert read_end_ids(tmp_path, config) == {1, 7}
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     assert read_end_ids(tmp_path, config) == {1, 5}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [96, 5]}))
-    assert read_end_ids(tmp_path, config) == {1, 5}  # the model has no token 96
-    assert read_recommended(tmp_path, config.vocab_size).passed_over == ("eos_token_id",)
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True}))
     assert read_end_ids(tmp_path, config) == {1}
 

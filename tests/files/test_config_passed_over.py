@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gemlet.config import parse_config, read_config
+from gemlet.config import parse_config, read_config, read_end_ids
+from gemlet.config.generation_defaults import read_recommended
 from gemlet.errors import ConfigError
 from support.tiny_models import CONFIGS
 
@@ -75,6 +76,13 @@ def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> N
     if "pad_token_id" in changes:
         assert config.pad_token_id is None
         assert config.eos_token_ids == (1,)
+
+
+def test_ends_that_no_model_writes(tmp_path: Path) -> None:
+    config = parse(CONFIGS["gemma"])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [96, 5]}))
+    assert read_end_ids(tmp_path, config) == {1, 5}  # of 96 tokens
+    assert read_recommended(tmp_path, config.vocab_size).passed_over == ("eos_token_id",)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:

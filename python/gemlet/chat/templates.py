@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from gemlet.base.files import open_regular, own_path, read_from_start
 from gemlet.base.front_door import public
-from gemlet.base.late import hashlib
+from gemlet.base.late import hashlib, log
 from gemlet.base.patterns import late_pattern
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
@@ -35,6 +35,7 @@ __all__ = [
     "read_chat_template",
 ]
 
+_FOR_TOOLS = "tool_use"  # the named template that transformers takes if there are tools
 _MAX_BYTES = 1 << 20  # the official ones have 12 to 19 kB
 
 LAUNCH = Gemma4Revision(
@@ -213,6 +214,9 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     {{ messages }}
     """
     folder = own_path(os.fspath(folder))
+    path = os.path.join(folder, "additional_chat_templates", f"{_FOR_TOOLS}.jinja")
+    if os.path.lexists(path):
+        _pass_over_tools(path)
     path = os.path.join(folder, "chat_template.jinja")
     if os.path.lexists(path):
         return read_template_file(path)
@@ -223,6 +227,15 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
             if found is not None:
                 return found
     return None
+
+
+def _pass_over_tools(path: str) -> None:
+    log.warning(
+        "%s: the model has a chat template %r for prompts with tools; gemlet takes the one called default "
+        "for all prompts. Give the text of the other with chat_template=... where prompts have tools",
+        path,
+        _FOR_TOOLS,
+    )
 
 
 def read_template_file(path: str) -> str:
@@ -249,6 +262,8 @@ def _default(value: Any, path: str) -> str | None:
             "give its text with chat_template=..."
         )
     if isinstance(value, dict):
+        if len(value) > 1 and _FOR_TOOLS in value:
+            _pass_over_tools(path)
         value = value.get("default", next(iter(value.values()), None))
     if not value:
         return None
