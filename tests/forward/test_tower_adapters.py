@@ -26,8 +26,8 @@ pytestmark = pytest.mark.tier
 # the golden has them, and 2e-5 merged. Those of gemlet are 6.1e-4 away live and 2.9e-4 merged, and from the
 # golden 7e-5 and 9.6e-4.
 SOUND_DORA = "gemma4-sound-dora"
-# Logits of this one are 8.2e-5 from the golden with the AVX2 kernels, 1.6e-4 with scalar ones, and 2.6e-4 with AVX2
-# kernels under the sanitizers, which gcc compiles with -O1.
+# Logits of the other one are 8.2e-5 from the golden with the AVX2 kernels, 1.6e-4 with scalar ones, and
+# 2.6e-4 with AVX2 kernels under the sanitizers, which gcc compiles with -O1.
 AMPLIFYING = {SOUND_DORA, "gemma3n-dora"}
 BIASES = "gemma3-biases"  # changes biases of the model
 
