@@ -14,12 +14,15 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 
 __all__ = ["keep_vocabulary", "kept_vocabulary", "vocabulary_key"]
 
+# Raise it when the same files are read as another vocabulary.
+_READER = 2
+
 
 def vocabulary_key(contents: Mapping[str, bytes]) -> str:
     """The key of what is read from these files: path and content, the path's last part counting."""
     from gemlet import _core
 
-    digest = hashlib.sha256(_core.__version__.encode())
+    digest = hashlib.sha256(f"{_READER} {_core.__version__}".encode())
     for path, content in contents.items():
         digest.update(f" {os.path.basename(path)!r} {len(content)} ".encode())
         digest.update(content)
