@@ -19,11 +19,11 @@ import time
 import uuid
 import zipfile
 import zlib
+from collections.abc import Callable
 from email.parser import Parser
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import zopfli.zlib
 
 _TOO_LONG = 4 << 20  # the demo model's weights would take a minute, and hardly get shorter
 
@@ -34,10 +34,17 @@ def wheel_tags(tag: str) -> list[str]:
     return [f"{python}-{abi}-{platform}" for platform in platforms.split(".")]
 
 
-def deflated(content: bytes, kept: Path) -> bytes:
-    """``content`` in the form DEFLATE. zopfli looks for the shortest, which is kept for the next wheel."""
+def deflated(content: bytes) -> bytes:
+    """``content`` in the form DEFLATE."""
+    return zlib.compress(content, 9, wbits=-15)
+
+
+def shortest(content: bytes, kept: Path) -> bytes:
+    """As :func:`deflated`, but zopfli looks for the shortest form, which is kept for the next wheel."""
+    import zopfli.zlib
+
     if len(content) > _TOO_LONG:
-        return zlib.compress(content, 9, wbits=-15)
+        return deflated(content)
     path = kept / hashlib.sha256(content).hexdigest()
     if not path.exists():
         kept.mkdir(parents=True, exist_ok=True)
@@ -47,7 +54,9 @@ def deflated(content: bytes, kept: Path) -> bytes:
     return path.read_bytes()
 
 
-def write_wheel(path: Path, files: dict[str, bytes], epoch: int, kept: Path) -> None:
+def write_wheel(
+    path: Path, files: dict[str, bytes], epoch: int, deflate: Callable[[bytes], bytes] = deflated
+) -> None:
     """A wheel of these files, with RECORD as the last one.
 
     ``zipfile`` cannot write what another library compressed, so this writes the structures of a ZIP file:
@@ -65,7 +74,7 @@ def write_wheel(path: Path, files: dict[str, bytes], epoch: int, kept: Path) -> 
     moment = (hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day)
     local, central = bytearray(), bytearray()
     for name, content in contents.items():
-        data, encoded = deflated(content, kept), name.encode()
+        data, encoded = deflate(content), name.encode()
         # Version 2.0, names in UTF-8, DEFLATE.
         facts = struct.pack(
             "<5H3I2H", 20, 0x800, 8, *moment, zlib.crc32(content), len(data), len(content), len(encoded), 0
@@ -149,7 +158,7 @@ def assemble(
     files[place] = content
     files[f"{info}/sboms/{name}.cdx.json"] = bill_of_materials(name, version, place, content, parts, epoch)
     path = out / f"{name}-{version}-{tag}.whl"
-    write_wheel(path, files, epoch, kept)
+    write_wheel(path, files, epoch, partial(shortest, kept=kept))
     return path
 
 
