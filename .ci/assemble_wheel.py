@@ -36,7 +36,8 @@ def wheel_tags(tag: str) -> list[str]:
 
 def deflated(content: bytes) -> bytes:
     """``content`` in the form DEFLATE."""
-    return zlib.compress(content, 9, wbits=-15)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)  # without the head and the sum of zlib
+    return compressor.compress(content) + compressor.flush()
 
 
 def shortest(content: bytes, kept: Path) -> bytes:
