@@ -119,7 +119,6 @@ py::array_t<float> matmul(const std::string& tier, const std::string& operation,
       x.data(),    matrix.cols * 4,  rows,        matrix.data, panel_bytes(matrix.format, matrix.cols),
       matrix.cols, y.mutable_data(), matrix.rows, matrix.rows, nullptr};
   AlignedBuffer prepared, expanded;
-  args.x_scale = scale;
   if (expand) {
     expanded = AlignedBuffer(static_cast<size_t>(kernels::expanded_bytes(matrix.rows, matrix.cols)));
     args.scratch = expanded.data();

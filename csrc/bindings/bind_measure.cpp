@@ -130,7 +130,7 @@ class MatmulRun {
     }
     y_ = AlignedBuffer(static_cast<size_t>(rows * outputs) * sizeof(float));
     args_ = {x_.data(),      stride,  rows,    weight_.data, bytes,     padded,
-             y_.as<float>(), outputs, outputs, nullptr,      1.0f / 127};
+             y_.as<float>(), outputs, outputs, nullptr};
   }
 
   // Multiplies in the runs of panels that the backend makes for few rows.

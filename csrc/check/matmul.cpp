@@ -135,7 +135,6 @@ double activation(Activations form, const uint8_t* row, int64_t padded, int64_t 
   if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
   if (form == Activations::kTiles) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row + c / 32 * 1024)[c % 32]);
   if (form == Activations::kS8) return static_cast<int8_t>(row[c]) * static_cast<double>(kStaticScale);
-  if (form == Activations::kS8Tiles) return activation(Activations::kTiles, row, padded, c) * kStaticScale;
   const double scale = reinterpret_cast<const float*>(row + padded)[c / kBlock];
   return static_cast<int8_t>(row[c]) * scale;
 }
@@ -172,7 +171,7 @@ void compute(Case& c) {
         if (std::fabs(x) < kNormal || std::fabs(weight) < kNormal) lost += std::fabs(x * weight);
       }
       // A subnormal product of two scales counts up to 127 * 127 times.
-      const double steps = int8 ? 127 * 127 : form == Activations::kS8 || form == Activations::kS8Tiles ? 128 * 128 : 1;
+      const double steps = int8 ? 127 * 127 : form == Activations::kS8 ? 128 * 128 : 1;
       double bound = terms * kUnit * size + static_cast<double>(c.cols + 1) * steps * kTiny;
       if (form == Activations::kBf16 || form == Activations::kTiles)
         bound += lost + 2 * static_cast<double>(c.cols) * kNormal;
@@ -198,7 +197,7 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
   const std::vector<float> x =
       numbers(random, x_kind, rows, cols, operation.activations == Activations::kI8 ? 1e28 : 1e17);
   c.args = {c.x.data(), stride,  rows,    c.weights.data(), panel_bytes(format, cols), padded, nullptr,
-            outputs,    outputs, nullptr, kStaticScale};
+            outputs,    outputs, nullptr};
   for (int64_t r = 0; r < rows; ++r) {
     kernels::prepare_row(definitions(), operation, x.data() + r * cols, cols, c.row(r), kStaticScale);
   }
@@ -208,11 +207,20 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
 
 // Copies row r to `to`, as a first row.
 void copy_row(const Case& c, int64_t r, uint8_t* to) {
-  if (!kernels::in_tiles(c.operation.activations)) {
+  if (c.operation.activations != Activations::kTiles) {
     std::memcpy(to, c.row(r), static_cast<size_t>(c.args.x_stride));
     return;
   }
   for (int64_t at = 0; at < 16 * c.args.x_stride; at += 1024) std::memcpy(to + at, c.row(r) + at, 64);
+}
+
+// The operation with the same activations and weights that takes any number of rows.
+const MatmulOperation& for_few_rows(const MatmulOperation& operation) {
+  for (const MatmulOperation& other : kernels::kMatmuls) {
+    const bool same = other.activations == operation.activations && other.weights == operation.weights;
+    if (same && other.least_rows == 1) return other;
+  }
+  return operation;
 }
 
 void check_case(const Case& c, const Tiers& tiers) {
@@ -226,6 +234,14 @@ void check_case(const Case& c, const Tiers& tiers) {
     args.scratch = scratch.data();
     kernel(args);
     expect_within(y.as<float>(), c.expected);
+
+    // In tiles the bits are those of the kernel for few rows.
+    if (c.operation.in_tiles() && c.operation.least_rows > 1) {
+      const GuardedBytes few(c.rows * c.outputs * 4);
+      args.y = few.as<float>();
+      (kernels::kernels_for(tier).*for_few_rows(c.operation).kernel)(args);
+      expect_same_bits(few.as<float>(), y.as<float>(), c.rows * c.outputs, "of the kernel for few rows");
+    }
 
     // A row alone, and a panel alone, has the same bits. Nothing is written between the rows of y.
     const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
@@ -375,7 +391,7 @@ void check_matmul(std::string_view name, const Tiers& tiers) {
     }
   }
   check_not_finite(operation, std::numeric_limits<float>::quiet_NaN(), tiers);
-  const bool bounded = operation.activations == Activations::kS8 || operation.activations == Activations::kS8Tiles;
+  const bool bounded = operation.activations == Activations::kS8;
   if (!bounded) check_not_finite(operation, std::numeric_limits<float>::infinity(), tiers);
   check_damaged(operation, tiers);
   if (operation.activations == Activations::kI8) check_extremes(operation, tiers);

@@ -56,17 +56,6 @@ Tier resolved_tier(std::string_view operation, Tier tier) {
   return found;
 }
 
-Tier without_tiles(Tier tier) {
-  switch (tier) {
-    case Tier::kAmx:
-      return Tier::kAvx512Bf16;
-    case Tier::kAmxEmulated:
-      return Tier::kScalar;
-    default:
-      return tier;
-  }
-}
-
 KernelTable with_float_activations(KernelTable table) {
   const KernelTable definitions = kernels_for(Tier::kScalar);  // which matmul_for() passes over
   for (const MatmulOperation& operation : kMatmuls) {
@@ -82,7 +71,7 @@ const MatmulOperation& matmul_for(const KernelTable& table, const Matrix& weight
   static const KernelTable definitions = kernels_for(Tier::kScalar);
   const MatmulOperation* choice = nullptr;
   for (const MatmulOperation& operation : kMatmuls) {
-    const bool fixed = operation.activations == Activations::kS8 || operation.activations == Activations::kS8Tiles;
+    const bool fixed = operation.activations == Activations::kS8;
     const bool wanted = row_bits(weight.format) > 0 && weight.rounding.input > 0;
     if (operation.weights != weight.format || fixed != wanted) continue;
     choice = &operation;
@@ -103,9 +92,7 @@ void prepare_row(const KernelTable& table, const MatmulOperation& operation, con
                                 has_minimum(operation.weights) ? 1 : zero_point(operation.weights),
                                 operation.weights == Format::kQ4, operation.weights == Format::kQ6k, out});
     case Activations::kS8:
-    case Activations::kS8Tiles:
-      return table.quantize_s8(
-          {x, cols, padded_cols(operation.weights, cols), scale, operation.activations == Activations::kS8Tiles, out});
+      return table.quantize_s8({x, cols, padded_cols(operation.weights, cols), scale, out});
     case Activations::kBf16:
     case Activations::kTiles: {
       const int64_t padded = activation_row_bytes(operation.activations, padded_cols(operation.weights, cols)) / 2;

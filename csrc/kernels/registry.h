@@ -31,12 +31,12 @@ namespace gemlet::kernels {
   X(matmul_f32_w4a16)        \
   X(matmul_tiles_bf16)       \
   X(matmul_tiles_bf12)       \
-  X(matmul_tiles_q8)         \
-  X(matmul_tiles_q4)         \
-  X(matmul_tiles_q5)         \
-  X(matmul_tiles_q4k)        \
-  X(matmul_tiles_q5k)        \
-  X(matmul_tiles_q6k)        \
+  X(matmul_i8_tiles_q8)      \
+  X(matmul_i8_tiles_q4)      \
+  X(matmul_i8_tiles_q5)      \
+  X(matmul_i8_tiles_q4k)     \
+  X(matmul_i8_tiles_q5k)     \
+  X(matmul_i8_tiles_q6k)     \
   X(quantize_s8)             \
   X(round_s8)                \
   X(matmul_f32_r8)           \
@@ -93,53 +93,53 @@ KernelTable with_float_activations(KernelTable table);
 Tier resolved_tier(std::string_view operation, Tier tier);
 
 // The matmul kernels by their operands. Of those for one weight format, the first is chosen that the tier has more than
-// the scalar definition of and whose least_rows the product has; if there is none, the last one. Those of kS8 and
-// kS8Tiles are for products whose input is rounded with a fixed scale, and other kernels of these formats are not.
+// the scalar definition of and whose least_rows the product has; if there is none, the last one. Those of kS8
+// are for products whose input is rounded with a fixed scale, and other kernels of these formats are not.
 struct MatmulOperation {
   std::string_view name;
   Activations activations;
   Format weights;
   int64_t least_rows;
   matmul_fn* KernelTable::* kernel;
+
+  // A kernel for a matrix unit: it prepares weights for all rows of a task.
+  constexpr bool in_tiles() const { return activations == Activations::kTiles || least_rows > 1; }
 };
 inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_f32_f32", Activations::kF32, Format::kF32, 1, &KernelTable::matmul_f32_f32},
-    {"matmul_tiles_bf16", Activations::kTiles, Format::kBf16, kLeastTileRows, &KernelTable::matmul_tiles_bf16},
+    {"matmul_tiles_bf16", Activations::kTiles, Format::kBf16, 1, &KernelTable::matmul_tiles_bf16},
     {"matmul_bf16_bf16", Activations::kBf16, Format::kBf16, 1, &KernelTable::matmul_bf16_bf16},
     {"matmul_f32_bf16", Activations::kF32, Format::kBf16, 1, &KernelTable::matmul_f32_bf16},
-    {"matmul_tiles_bf12", Activations::kTiles, Format::kBf12, kLeastTileRows, &KernelTable::matmul_tiles_bf12},
+    {"matmul_tiles_bf12", Activations::kTiles, Format::kBf12, 1, &KernelTable::matmul_tiles_bf12},
     {"matmul_bf16_bf12", Activations::kBf16, Format::kBf12, 1, &KernelTable::matmul_bf16_bf12},
     {"matmul_f32_bf12", Activations::kF32, Format::kBf12, 1, &KernelTable::matmul_f32_bf12},
-    {"matmul_tiles_q8", Activations::kTiles, Format::kQ8, kLeastTileRows, &KernelTable::matmul_tiles_q8},
+    {"matmul_i8_tiles_q8", Activations::kI8, Format::kQ8, kLeastTileRows, &KernelTable::matmul_i8_tiles_q8},
     {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
-    {"matmul_tiles_q4", Activations::kTiles, Format::kQ4, kLeastTileRows, &KernelTable::matmul_tiles_q4},
+    {"matmul_i8_tiles_q4", Activations::kI8, Format::kQ4, kLeastTileRows, &KernelTable::matmul_i8_tiles_q4},
     {"matmul_i8_q4", Activations::kI8, Format::kQ4, 1, &KernelTable::matmul_i8_q4},
     {"matmul_f32_w4a16", Activations::kF32, Format::kW4a16, 1, &KernelTable::matmul_f32_w4a16},
-    {"matmul_tiles_q5", Activations::kTiles, Format::kQ5, kLeastTileRows, &KernelTable::matmul_tiles_q5},
+    {"matmul_i8_tiles_q5", Activations::kI8, Format::kQ5, kLeastTileRows, &KernelTable::matmul_i8_tiles_q5},
     {"matmul_i8_q5", Activations::kI8, Format::kQ5, 1, &KernelTable::matmul_i8_q5},
-    {"matmul_tiles_q4k", Activations::kTiles, Format::kQ4k, kLeastTileRows, &KernelTable::matmul_tiles_q4k},
+    {"matmul_i8_tiles_q4k", Activations::kI8, Format::kQ4k, kLeastTileRows, &KernelTable::matmul_i8_tiles_q4k},
     {"matmul_i8_q4k", Activations::kI8, Format::kQ4k, 1, &KernelTable::matmul_i8_q4k},
-    {"matmul_tiles_q5k", Activations::kTiles, Format::kQ5k, kLeastTileRows, &KernelTable::matmul_tiles_q5k},
+    {"matmul_i8_tiles_q5k", Activations::kI8, Format::kQ5k, kLeastTileRows, &KernelTable::matmul_i8_tiles_q5k},
     {"matmul_i8_q5k", Activations::kI8, Format::kQ5k, 1, &KernelTable::matmul_i8_q5k},
-    {"matmul_tiles_q6k", Activations::kTiles, Format::kQ6k, kLeastTileRows, &KernelTable::matmul_tiles_q6k},
+    {"matmul_i8_tiles_q6k", Activations::kI8, Format::kQ6k, kLeastTileRows, &KernelTable::matmul_i8_tiles_q6k},
     {"matmul_i8_q6k", Activations::kI8, Format::kQ6k, 1, &KernelTable::matmul_i8_q6k},
-    {"matmul_s8_tiles_r8", Activations::kS8Tiles, Format::kR8, kLeastTileRows, &KernelTable::matmul_s8_tiles_r8},
+    {"matmul_s8_tiles_r8", Activations::kS8, Format::kR8, kLeastTileRows, &KernelTable::matmul_s8_tiles_r8},
     {"matmul_s8_r8", Activations::kS8, Format::kR8, 1, &KernelTable::matmul_s8_r8},
     {"matmul_f32_r8", Activations::kF32, Format::kR8, 1, &KernelTable::matmul_f32_r8},
-    {"matmul_s8_tiles_r4", Activations::kS8Tiles, Format::kR4, kLeastTileRows, &KernelTable::matmul_s8_tiles_r4},
+    {"matmul_s8_tiles_r4", Activations::kS8, Format::kR4, kLeastTileRows, &KernelTable::matmul_s8_tiles_r4},
     {"matmul_s8_r4", Activations::kS8, Format::kR4, 1, &KernelTable::matmul_s8_r4},
     {"matmul_f32_r4", Activations::kF32, Format::kR4, 1, &KernelTable::matmul_f32_r4},
-    {"matmul_s8_tiles_r2", Activations::kS8Tiles, Format::kR2, kLeastTileRows, &KernelTable::matmul_s8_tiles_r2},
+    {"matmul_s8_tiles_r2", Activations::kS8, Format::kR2, kLeastTileRows, &KernelTable::matmul_s8_tiles_r2},
     {"matmul_s8_r2", Activations::kS8, Format::kR2, 1, &KernelTable::matmul_s8_r2},
     {"matmul_f32_r2", Activations::kF32, Format::kR2, 1, &KernelTable::matmul_f32_r2},
 };
 const MatmulOperation& matmul_for(const KernelTable& table, const Matrix& weight, int64_t rows);
 
-// The highest tier in `tier` that has no matrix unit. Its kernels give a row the same bits beside any others.
-Tier without_tiles(Tier tier);
-
 // Converts one row of activations, x [cols], to the form that `operation` takes, padded to the weights' padded_cols.
-// `out` is the row's place, activation_offset(). `scale` is for kS8 and kS8Tiles.
+// `out` is the row's place, activation_offset(). `scale` is for kS8.
 void prepare_row(const KernelTable& table, const MatmulOperation& operation, const float* x, int64_t cols, uint8_t* out,
                  float scale = 0.0f);
 

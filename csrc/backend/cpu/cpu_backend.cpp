@@ -53,7 +53,7 @@ CpuBackend::CpuBackend(Tier tier, const BackendOptions& options)
       pool_(std::max(options.threads, options.decode_threads), options.fewer_will_do),
       threads_(std::min(options.threads, pool_.threads())),
       decode_threads_(std::min(options.decode_threads, pool_.threads())),
-      kernels_(kernels::kernels_for(options.exact_batches ? kernels::without_tiles(tier) : tier)) {
+      kernels_(kernels::kernels_for(tier)) {
   if (options.float_activations) kernels_ = kernels::with_float_activations(kernels_);
   pool_.use(threads_);
 }
@@ -140,7 +140,7 @@ MatmulInput CpuBackend::input_of(const Matrix& weight, int64_t rows) const {
   input.cols = as_it_is ? weight.cols : padded_cols(weight.format, weight.cols);
   input.stride = kernels::activation_row_bytes(form, input.cols);
   input.prepared_bytes = as_it_is ? 0 : kernels::activation_bytes(form, rows, input.stride);
-  const bool by_kernel = form == kernels::Activations::kS8 || form == kernels::Activations::kS8Tiles;
+  const bool by_kernel = form == kernels::Activations::kS8;
   if (weight.rounding.input > 0 && !by_kernel) input.rounded_bytes = lines_of(rows * weight.cols * 4);
   return input;
 }
@@ -224,7 +224,7 @@ void CpuBackend::matmul(std::span<const Product> products) {
       const int64_t most = std::max<int64_t>(weight.panels() / (kTasksPerThread * threads()), 1);
       run = std::clamp<int64_t>(kWeightBytes / stride, 1, most);
     }
-    const bool tiles = kernels::in_tiles(input.operation->activations);
+    const bool tiles = input.operation->in_tiles() && product.rows > kFewRows;
     const bool expand = weight.format == Format::kBf12 && product.rows > kFewRows && !tiles;
     if (expand) {  // once for as many rows as tiles take
       run = std::clamp<int64_t>(kWeightBytes / kernels::expanded_bytes(1, weight.cols), 1, run);
@@ -248,7 +248,6 @@ void CpuBackend::matmul(std::span<const Product> products) {
         args.y = product.y + row * y_stride + panel * kPanelRows;
         args.y_stride = y_stride;
         args.outputs = std::min(run * kPanelRows, weight.rows - panel * kPanelRows);
-        args.x_scale = weight.rounding.input;
         tasks_.push_back({args, kernels_.*input.operation->kernel, expand, weight.rounding.output});
       }
     }

@@ -46,6 +46,7 @@ struct TileCache {
                 int64_t panels, int64_t columns, float* y, int64_t y_stride, bool add) {
     const int64_t steps = columns / kTileColumns, whole = steps * kTileBytes;
     const int64_t tail_lines = (columns % kTileColumns + 1) / 2;
+    const RowPlace place = {kLineBytes, kTileBytes, group_bytes};
     alignas(64) uint8_t tail[2][kTileBytes];
     if (tail_lines > 0) __builtin_memset(tail, 0, sizeof tail);
     for (int64_t panel = 0; panel < panels; panel += 2) {
@@ -54,14 +55,14 @@ struct TileCache {
       float* const at = y + panel * kPanelRows;
       if (steps > 0) {
         const uint8_t* const pair[2] = {w, w + panel_bytes};
-        products.run(shape, x, group_bytes, pair, steps, at, y_stride, add);
+        products.run(shape, x, place, pair, steps, at, y_stride, add);
       }
       if (tail_lines > 0) {
         const uint8_t* const pair[2] = {tail[0], tail[1]};
         for (int64_t i = 0; i < 2 && panel + i < panels; ++i) {
           __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kLineBytes));
         }
-        products.run(shape, x + whole, group_bytes, pair, 1, at, y_stride, add || steps > 0);
+        products.run(shape, x + whole, place, pair, 1, at, y_stride, add || steps > 0);
       }
     }
   }

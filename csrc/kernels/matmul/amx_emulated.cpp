@@ -1,3 +1,5 @@
 #include "kernels/simd/amx_emulated.h"
 //
 #include "kernels/matmul/body_tiles.h"
+//
+#include "kernels/matmul/body_int8_tiles.h"

@@ -4,45 +4,20 @@
 #pragma once
 
 #include "kernels/matmul/panels.h"
+#include "kernels/matmul/row_parts.h"
 #include "kernels/matmul/row_pointers.h"
 
 namespace gemlet::kernels {
 namespace {
 
-// Of a superblock of 64 columns: weights(lines, part, h) is vector h of the weights of columns [column(part), + 4), a
-// byte each, of 16 parts.
-struct EightBitRows {
-  static constexpr int64_t kBytes = kR8SuperblockBytes;
-  static constexpr int32_t kZero = kQ8Zero;
-  static constexpr int kPartsOfLine = 1;
-  static constexpr int column(int part) { return 4 * part; }
-  static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
-    return load_i32(lines + part * kLineBytes + h * kLanes * 4);
-  }
-  using Dot = ByteDot;
+template <typename Rows>
+struct DotOf {
+  using Type = BitsDot;
 };
-struct FourBitRows {
-  static constexpr int64_t kBytes = kR4SuperblockBytes;
-  static constexpr int32_t kZero = kQ4Zero;
-  static constexpr int kPartsOfLine = 2;
-  // Of each line the low halves, then the high ones.
-  static constexpr int column(int part) { return part / 8 * (int)kBlock + part % 2 * 16 + part % 8 / 2 * 4; }
-  static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
-    return (load_i32(lines + part / 2 * kLineBytes + h * kLanes * 4) >> (part % 2 * 4)) & 0x0f0f0f0f;
-  }
-  using Dot = BitsDot;
+template <>
+struct DotOf<EightBitRows> {
+  using Type = ByteDot;
 };
-struct TwoBitRows {
-  static constexpr int64_t kBytes = kR2SuperblockBytes;
-  static constexpr int32_t kZero = kR2Zero;
-  static constexpr int kPartsOfLine = 4;
-  static constexpr int column(int part) { return part % 4 * 16 + part / 4 * 4; }
-  static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
-    return (load_i32(lines + part / 4 * kLineBytes + h * kLanes * 4) >> (part % 4 * 2)) & 0x03030303;
-  }
-  using Dot = BitsDot;
-};
-constexpr int kSuperblockParts = 16;
 
 template <typename Rows>
 struct StaticProduct {
@@ -62,7 +37,7 @@ struct StaticProduct {
       for (int part = 0; part < kSuperblockParts; ++part) {
         for (int h = 0; h < H; ++h) {
           const VI w = Rows::weights(lines, part, h);
-          for (int r = 0; r < R; ++r) dots[r][h] = Rows::Dot::add(dots[r][h], w, x(r) + Rows::column(part));
+          for (int r = 0; r < R; ++r) dots[r][h] = DotOf<Rows>::Type::add(dots[r][h], w, x(r) + Rows::column(part));
         }
       }
       x.advance(kSuperblock);

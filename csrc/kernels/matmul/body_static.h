@@ -25,20 +25,13 @@ void quantize_s8(const StaticArgs& a) {
     const int64_t left = a.valid - c;
     const VF x = left >= kLanes ? load(a.x + c) : left > 0 ? load_some(a.x + c, left) : splat(0.0f);
     const VF q = static_integers(x, a.scale);
-    if (a.tiles) {
-      typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-      const Halves halves = __builtin_convertvector(bf16_bits(q), Halves);
-      __builtin_memcpy(a.out + c / kTileColumns * kTileBytes + c % kTileColumns * 2, &halves, sizeof halves);
-    } else {
-      lost += q;
-      const VI integers = __builtin_convertvector(select(q == q, q, splat(0.0f)), VI);
-      sums += integers;
-      typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-      const Bytes bytes = __builtin_convertvector(integers, Bytes);
-      __builtin_memcpy(a.out + c, &bytes, sizeof bytes);
-    }
+    lost += q;
+    const VI integers = __builtin_convertvector(select(q == q, q, splat(0.0f)), VI);
+    sums += integers;
+    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+    const Bytes bytes = __builtin_convertvector(integers, Bytes);
+    __builtin_memcpy(a.out + c, &bytes, sizeof bytes);
   }
-  if (a.tiles) return;
   const float total = sum_lanes(lost), scale = total == total ? a.scale : total;
   const int32_t sum = sum_lanes_i32(sums);
   __builtin_memcpy(a.out + a.cols, &scale, 4);

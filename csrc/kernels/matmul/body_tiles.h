@@ -1,5 +1,5 @@
 // Products of many rows on a matrix unit (AMX): y = x W^T in tiles of 16 x 16. round_bf16 has rounded x to bf16 and
-// laid it out in tiles; the weights are expanded to bf16.
+// laid it out in tiles; the weights are bf16 or expanded to it.
 //
 // Two groups of 16 rows are multiplied by two panels of 16 outputs: four loads for four tiles of sums. A pair of panels
 // is expanded to tiles kWeightColumns columns at a time. These 16 KB stay in L1, together with 16 KB of x, while all
@@ -45,157 +45,10 @@ struct Bf12Weights {
   }
 };
 
-// For q8, q5 and q4: superblocks of two blocks of 32 columns, each of which is a tile.
-template <typename Block>
-struct QuantizedWeights {
-  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
-    const uint8_t* superblock = panel + column / kSuperblock * (kScaleBytes + 2 * Block::kBytes);
-    for (int64_t c = 0; c < columns; c += kSuperblock, superblock += kScaleBytes + 2 * Block::kBytes) {
-      for (int64_t half = 0; half < 2; ++half) {
-        Block::expand(superblock + kScaleBytes + half * Block::kBytes, load_f16(superblock + half * (kScaleBytes / 2)),
-                      to + (c / kBlock + half) * kTileBytes);
-      }
-    }
-    return to;
-  }
-};
-
-inline void store_line(uint8_t* to, VI line) { __builtin_memcpy(to, &line, sizeof line); }
-
-// Four columns of 16 outputs, a byte each, times scale, plus an offset.
-inline void store_columns(VI four, VF scale, VF offset, uint8_t* to) {
-  VF w[4];
-  for (int i = 0; i < 4; ++i) w[i] = to_float((four >> (8 * i)) & 255) * scale + offset;
-  store_line(to, bf16_pairs(w[0], w[1]));
-  store_line(to + kLineBytes, bf16_pairs(w[2], w[3]));
-}
-// A block of 4 or 5 bits.
-template <int bits>
-inline void expand_bits(const uint8_t* lines, VF scale, VF offset, uint8_t* to) {
-  for (int k = 0; k < 8; ++k) {
-    VI four = (load_i32(lines + k % 4 * kLineBytes) >> (k / 4 * 4)) & 0x0f0f0f0f;
-    if (bits == 5) four |= ((load_i32(lines + 4 * kLineBytes) >> k) & 0x01010101) << 4;
-    store_columns(four, scale, offset, to + 2 * k * kLineBytes);
-  }
-}
-// 16 columns of a block of 6 bits.
-inline void expand_six(const uint8_t* lines, int part, VF scale, uint8_t* to) {
-  const VI upper = load_i32(lines + (4 + part) * kLineBytes);
-  for (int k = 0; k < 4; ++k) {
-    VI four = (load_i32(lines + k * kLineBytes) >> (part * 4)) & 0x0f0f0f0f;
-    four |= ((upper >> (2 * k)) & 0x03030303) << 4;
-    store_columns(four, scale, scale * (float)-kQ6Zero, to + 2 * k * kLineBytes);
-  }
-}
-
-struct Q8Block {
-  static constexpr int64_t kBytes = kQ8BlockBytes;
-  static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
-    const VF zero = scale * (float)-kQ8Zero;
-    for (int j = 0; j < 8; ++j) {
-      const VI four = load_i32(lines + j * kLineBytes);
-      VF w[4];
-      for (int i = 0; i < 4; ++i) w[i] = to_float((four >> (8 * i)) & 255) * scale + zero;
-      store_line(to + (2 * j) * kLineBytes, bf16_pairs(w[0], w[1]));
-      store_line(to + (2 * j + 1) * kLineBytes, bf16_pairs(w[2], w[3]));
-    }
-  }
-};
-struct Q4Block {
-  static constexpr int64_t kBytes = kQ4BlockBytes;
-  static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
-    const VF values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    for (int j = 0; j < 4; ++j) {
-      const VI eight = load_i32(lines + j * kLineBytes);
-      for (int high = 0; high < 2; ++high) {
-        VF w[4];
-        for (int i = 0; i < 4; ++i) w[i] = look_up(values, eight >> (8 * i + 4 * high)) * scale;
-        store_line(to + (8 * high + 2 * j) * kLineBytes, bf16_pairs(w[0], w[1]));
-        store_line(to + (8 * high + 2 * j + 1) * kLineBytes, bf16_pairs(w[2], w[3]));
-      }
-    }
-  }
-};
-
-struct Q5Block {
-  static constexpr int64_t kBytes = kQ5BlockBytes;
-  static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
-    expand_bits<5>(lines, scale, scale * (float)-kQ5Zero, to);
-  }
-};
-
-// For q4k, q5k and q6k: groups of 256 columns. kWeightColumns are whole groups.
-template <int bits, int64_t block_bytes>
-struct GroupedWeights {
-  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
-    constexpr int64_t kSuperblockBytes = kScaleBytes + 2 * block_bytes;
-    constexpr int64_t kGroupBytes = kLineBytes + kGroupSuperblocks * kSuperblockBytes;
-    const uint8_t* at = panel + column / kGroup * kGroupBytes;
-    VF d = {}, m = {};
-    for (int64_t c = 0; c < columns; c += kSuperblock) {
-      if (c % kGroup == 0) {
-        d = load_f16(at);
-        m = load_f16(at + kPanelRows * 2);
-        at += kLineBytes;
-      }
-      for (int64_t half = 0; half < 2; ++half) {
-        const uint8_t* const small = at + half * 2 * kPanelRows;
-        const uint8_t* const lines = at + kScaleBytes + half * block_bytes;
-        uint8_t* const tile = to + (c / kBlock + half) * kTileBytes;
-        if constexpr (bits == 6) {
-          for (int part = 0; part < 2; ++part) {
-            const VF scale = d * to_float(load_signed_bytes(small + part * kPanelRows));
-            expand_six(lines, part, scale, tile + part * (kTileBytes / 2));
-          }
-        } else {
-          expand_bits<bits>(lines, d * to_float(load_bytes(small)), -(m * to_float(load_bytes(small + kPanelRows))),
-                            tile);
-        }
-      }
-      at += kSuperblockBytes;
-    }
-    return to;
-  }
-};
-
-// For r8, r4 and r2: the integers, which bf16 has. Two tiles for a superblock.
-template <int bits>
-struct RowScaledWeights {
-  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
-    constexpr int64_t kBytes = kPanelRows * kSuperblock * bits / 8;
-    const uint8_t* lines = panel + kRowScaleBytes + column / kSuperblock * kBytes;
-    const VF one = splat(1.0f);
-    for (int64_t c = 0; c < columns; c += kSuperblock, lines += kBytes, to += 2 * kTileBytes) {
-      for (int half = 0; half < 2; ++half) {
-        uint8_t* const tile = to + half * kTileBytes;
-        if constexpr (bits == 8) Q8Block::expand(lines + half * (kBytes / 2), one, tile);
-        if constexpr (bits == 4) expand_bits<4>(lines + half * (kBytes / 2), one, splat((float)-kQ4Zero), tile);
-        for (int k = 0; bits == 2 && k < 8; ++k) {  // four columns of the tile
-          const VI four = (load_i32(lines + k % 4 * kLineBytes) >> (4 * half + k / 4 * 2)) & 0x03030303;
-          store_columns(four, one, splat((float)-kR2Zero), tile + 2 * k * kLineBytes);
-        }
-      }
-    }
-    return to - columns / kSuperblock * 2 * kTileBytes;
-  }
-};
-
-// y = y times the scales of its panels and that of x.
-inline void scale_rows(const MatmulArgs& a, int64_t output, const uint8_t* panel, int64_t outputs) {
-  for (int64_t p = 0; p < outputs; p += kPanelRows, panel += a.panel_stride) {
-    const VF scale = load((const float*)panel) * a.x_scale;
-    const int64_t count = lesser(kPanelRows, outputs - p);
-    for (int64_t r = 0; r < a.rows; ++r) {
-      float* const y = a.y + r * a.y_stride + output + p;
-      count == kPanelRows ? store(y, load(y) * scale) : store_some(y, load_some(y, count) * scale, count);
-    }
-  }
-}
-
-template <typename Weights, bool kScaled = false>
+template <typename Weights>
 inline void matmul(const MatmulArgs& a) {
   alignas(64) uint8_t expanded[2][kWeightBytes];
-  const int64_t group_bytes = kTileRows * a.x_stride;
+  const RowPlace place = {kLineBytes, kTileBytes, kTileRows * a.x_stride};
   int64_t piece = kActivationBytes / (a.rows * 2) / kWeightColumns * kWeightColumns;
   if (piece < kWeightColumns) piece = kWeightColumns;
   TileProducts products;
@@ -214,10 +67,9 @@ inline void matmul(const MatmulArgs& a) {
           const int64_t rows = lesser(2 * kTileRows, a.rows - row);
           const uint8_t* const x = (const uint8_t*)a.x + row * a.x_stride + column / kTileColumns * kTileBytes;
           float* const y = a.y + row * a.y_stride + output;
-          products.run(TileShape(rows, outputs), x, group_bytes, w, steps, y, a.y_stride, column > 0);
+          products.run(TileShape(rows, outputs), x, place, w, steps, y, a.y_stride, column > 0);
         }
       }
-      if (kScaled && end == a.cols) scale_rows(a, output, panel, outputs);
     }
   }
 }
@@ -228,15 +80,6 @@ namespace GEMLET_TIER {
 
 void matmul_tiles_bf16(const MatmulArgs& a) { matmul<Bf16Weights>(a); }
 void matmul_tiles_bf12(const MatmulArgs& a) { matmul<Bf12Weights>(a); }
-void matmul_tiles_q8(const MatmulArgs& a) { matmul<QuantizedWeights<Q8Block>>(a); }
-void matmul_tiles_q4(const MatmulArgs& a) { matmul<QuantizedWeights<Q4Block>>(a); }
-void matmul_tiles_q5(const MatmulArgs& a) { matmul<QuantizedWeights<Q5Block>>(a); }
-void matmul_tiles_q4k(const MatmulArgs& a) { matmul<GroupedWeights<4, kQ4BlockBytes>>(a); }
-void matmul_tiles_q5k(const MatmulArgs& a) { matmul<GroupedWeights<5, kQ5BlockBytes>>(a); }
-void matmul_tiles_q6k(const MatmulArgs& a) { matmul<GroupedWeights<6, kQ6BlockBytes>>(a); }
-void matmul_s8_tiles_r8(const MatmulArgs& a) { matmul<RowScaledWeights<8>, true>(a); }
-void matmul_s8_tiles_r4(const MatmulArgs& a) { matmul<RowScaledWeights<4>, true>(a); }
-void matmul_s8_tiles_r2(const MatmulArgs& a) { matmul<RowScaledWeights<2>, true>(a); }
 
 }  // namespace GEMLET_TIER
 }  // namespace gemlet::kernels

@@ -14,10 +14,8 @@ namespace gemlet::kernels {
 // The form of a row of activations: float32, or the output of quantize_i8 or round_bf16. kTiles is bf16 with 16 rows
 // interleaved as tiles: 32 columns of the first row, of the second and so on, then the next 32 columns. Its x_stride is
 // a 16th of the bytes of such a group, and the memory holds whole groups.
-// kS8: int8 with one scale for all rows, which training has fixed (round_s8). kS8Tiles: the same integers as bf16 in
-// tiles.
-enum class Activations : uint8_t { kF32, kI8, kBf16, kTiles, kS8, kS8Tiles };
-constexpr bool in_tiles(Activations form) { return form == Activations::kTiles || form == Activations::kS8Tiles; }
+// kS8: int8 with one scale for all rows, which training has fixed (round_s8).
+enum class Activations : uint8_t { kF32, kI8, kBf16, kTiles, kS8 };
 
 struct MatmulArgs {
   const void* x;          // rows in the kernel's form of activations
@@ -30,7 +28,6 @@ struct MatmulArgs {
   int64_t y_stride;       // floats from one row of y to the next
   int64_t outputs;        // outputs to write; the last panel may have fewer than 16
   uint8_t* scratch;       // bf12 kernels, for many rows: expanded_bytes() for the panels as bf16. null: few rows
-  float x_scale = 0;      // tiles of kS8Tiles: the scale of x
 };
 using matmul_fn = void(const MatmulArgs&);
 using matmul_f32_f32_fn = matmul_fn;    // f32 activations, f32 weights
@@ -52,23 +49,24 @@ using matmul_f32_r2_fn = matmul_fn;
 using matmul_s8_r8_fn = matmul_fn;  // sum(integers of x * q) * (scale of the weights * scale of x)
 using matmul_s8_r4_fn = matmul_fn;
 using matmul_s8_r2_fn = matmul_fn;
-using matmul_s8_tiles_r8_fn = matmul_fn;  // the same in tiles; integer sums beyond 2^24 are rounded
-using matmul_s8_tiles_r4_fn = matmul_fn;
-using matmul_s8_tiles_r2_fn = matmul_fn;
-// bf16 activations in tiles; weights are rounded to bf16; subnormal numbers may count as zero
+// bf16 activations in tiles; subnormal numbers may count as zero
 using matmul_tiles_bf16_fn = matmul_fn;
 using matmul_tiles_bf12_fn = matmul_fn;
-using matmul_tiles_q8_fn = matmul_fn;
-using matmul_tiles_q4_fn = matmul_fn;
-using matmul_tiles_q5_fn = matmul_fn;
-using matmul_tiles_q4k_fn = matmul_fn;
-using matmul_tiles_q5k_fn = matmul_fn;
-using matmul_tiles_q6k_fn = matmul_fn;
+// The same bits as the kernels without "tiles", for many rows.
+using matmul_i8_tiles_q8_fn = matmul_fn;
+using matmul_i8_tiles_q4_fn = matmul_fn;
+using matmul_i8_tiles_q5_fn = matmul_fn;
+using matmul_i8_tiles_q4k_fn = matmul_fn;
+using matmul_i8_tiles_q5k_fn = matmul_fn;
+using matmul_i8_tiles_q6k_fn = matmul_fn;
+using matmul_s8_tiles_r8_fn = matmul_fn;
+using matmul_s8_tiles_r4_fn = matmul_fn;
+using matmul_s8_tiles_r2_fn = matmul_fn;
 // Bytes of panels of bf12 expanded to bf16, with columns padded to 8.
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
   return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
 }
-// From this many rows on, a matrix unit pays for the expansion of the weights.
+// From this many rows on, a matrix unit multiplies int8 activations faster than vectors do.
 constexpr int64_t kLeastTileRows = 16;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
@@ -112,14 +110,13 @@ using quantize_i8_fn = void(const QuantizeArgs&);
 
 // int8 activations of one row with a given scale s > 0: q = clamp(round(x / s), -128, 127), ties to even. After q
 // [cols] follow the scale f32, which is NaN if an x is NaN, and the sum of q, int32. An infinity becomes an end of the
-// range. As tiles: q alone, as bf16 numbers, and a NaN stays one.
+// range.
 struct StaticArgs {
   const float* x;  // [valid]
   int64_t valid;   // columns that exist; the others, up to `cols`, are zero
   int64_t cols;    // multiple of 64
   float scale;
-  bool tiles;
-  uint8_t* out;  // activation_row_bytes(kS8, cols), or the row's place in the tiles
+  uint8_t* out;  // activation_row_bytes(kS8, cols)
 };
 using quantize_s8_fn = void(const StaticArgs&);
 
@@ -147,10 +144,10 @@ constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
 
 // Where `row` begins, and the bytes of all rows.
 constexpr int64_t activation_offset(Activations form, int64_t row, int64_t stride) {
-  return in_tiles(form) ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes : row * stride;
+  return form == Activations::kTiles ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes : row * stride;
 }
 constexpr int64_t activation_bytes(Activations form, int64_t rows, int64_t stride) {
-  return (in_tiles(form) ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows) * stride;
+  return (form == Activations::kTiles ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows) * stride;
 }
 
 }  // namespace gemlet::kernels

@@ -186,16 +186,6 @@ void matmul_s8_rows(const MatmulArgs& a) {
       a, [&](int64_t r, int64_t c) -> int32_t { return static_cast<int8_t>(row(r)[c]); },
       [&](int64_t r) { return *reinterpret_cast<const float*>(row(r) + a.cols); });
 }
-template <Format format>
-void matmul_s8_tiles_rows(const MatmulArgs& a) {
-  matmul_rows<format, float>(
-      a,
-      [&](int64_t r, int64_t c) {
-        const uint8_t* x = static_cast<const uint8_t*>(a.x) + activation_offset(Activations::kTiles, r, a.x_stride);
-        return bf16_to_f32(reinterpret_cast<const uint16_t*>(x + c / kTileColumns * kTileBytes)[c % kTileColumns]);
-      },
-      [&](int64_t) { return a.x_scale; });
-}
 
 // x / scale as an integer of 8 bits; a NaN stays one.
 float static_integer(float x, float scale) {
@@ -260,16 +250,11 @@ void quantize_s8(const StaticArgs& a) {
   int32_t sum = 0;
   for (int64_t c = 0; c < a.cols; ++c) {
     const float q = c < a.valid ? static_integer(a.x[c], a.scale) : 0.0f;
-    if (a.tiles) {
-      reinterpret_cast<uint16_t*>(a.out + c / kTileColumns * kTileBytes)[c % kTileColumns] = f32_to_bf16(q);
-    } else {
-      if (q != q) scale = q;
-      const int32_t integer = q == q ? static_cast<int32_t>(q) : 0;
-      reinterpret_cast<int8_t*>(a.out)[c] = static_cast<int8_t>(integer);
-      sum += integer;
-    }
+    if (q != q) scale = q;
+    const int32_t integer = q == q ? static_cast<int32_t>(q) : 0;
+    reinterpret_cast<int8_t*>(a.out)[c] = static_cast<int8_t>(integer);
+    sum += integer;
   }
-  if (a.tiles) return;
   memcpy(a.out + a.cols, &scale, 4);
   memcpy(a.out + a.cols + 4, &sum, 4);
 }
@@ -347,24 +332,24 @@ void matmul_i8_q8(const MatmulArgs& a) { matmul_i8<Q8>(a); }
 void matmul_i8_q4(const MatmulArgs& a) { matmul_i8<Q4>(a); }
 void matmul_tiles_bf16(const MatmulArgs& a) { matmul_tiles<Bf16>(a); }
 void matmul_tiles_bf12(const MatmulArgs& a) { matmul_tiles<Bf12>(a); }
-void matmul_tiles_q8(const MatmulArgs& a) { matmul_tiles<Q8>(a); }
-void matmul_tiles_q4(const MatmulArgs& a) { matmul_tiles<Q4>(a); }
+void matmul_i8_tiles_q8(const MatmulArgs& a) { matmul_i8_q8(a); }
+void matmul_i8_tiles_q4(const MatmulArgs& a) { matmul_i8_q4(a); }
 void matmul_i8_q5(const MatmulArgs& a) { matmul_i8_bits<Format::kQ5>(a); }
 void matmul_i8_q4k(const MatmulArgs& a) { matmul_i8_bits<Format::kQ4k>(a); }
 void matmul_i8_q5k(const MatmulArgs& a) { matmul_i8_bits<Format::kQ5k>(a); }
 void matmul_i8_q6k(const MatmulArgs& a) { matmul_i8_bits<Format::kQ6k>(a); }
-void matmul_tiles_q5(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ5>>(a); }
-void matmul_tiles_q4k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ4k>>(a); }
-void matmul_tiles_q5k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ5k>>(a); }
-void matmul_tiles_q6k(const MatmulArgs& a) { matmul_tiles<Bits<Format::kQ6k>>(a); }
+void matmul_i8_tiles_q5(const MatmulArgs& a) { matmul_i8_q5(a); }
+void matmul_i8_tiles_q4k(const MatmulArgs& a) { matmul_i8_q4k(a); }
+void matmul_i8_tiles_q5k(const MatmulArgs& a) { matmul_i8_q5k(a); }
+void matmul_i8_tiles_q6k(const MatmulArgs& a) { matmul_i8_q6k(a); }
 void matmul_f32_r8(const MatmulArgs& a) { matmul_f32_rows<Format::kR8>(a); }
 void matmul_f32_r4(const MatmulArgs& a) { matmul_f32_rows<Format::kR4>(a); }
 void matmul_f32_r2(const MatmulArgs& a) { matmul_f32_rows<Format::kR2>(a); }
 void matmul_s8_r8(const MatmulArgs& a) { matmul_s8_rows<Format::kR8>(a); }
 void matmul_s8_r4(const MatmulArgs& a) { matmul_s8_rows<Format::kR4>(a); }
 void matmul_s8_r2(const MatmulArgs& a) { matmul_s8_rows<Format::kR2>(a); }
-void matmul_s8_tiles_r8(const MatmulArgs& a) { matmul_s8_tiles_rows<Format::kR8>(a); }
-void matmul_s8_tiles_r4(const MatmulArgs& a) { matmul_s8_tiles_rows<Format::kR4>(a); }
-void matmul_s8_tiles_r2(const MatmulArgs& a) { matmul_s8_tiles_rows<Format::kR2>(a); }
+void matmul_s8_tiles_r8(const MatmulArgs& a) { matmul_s8_r8(a); }
+void matmul_s8_tiles_r4(const MatmulArgs& a) { matmul_s8_r4(a); }
+void matmul_s8_tiles_r2(const MatmulArgs& a) { matmul_s8_r2(a); }
 
 }  // namespace gemlet::kernels::scalar

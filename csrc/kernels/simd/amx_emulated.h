@@ -1,5 +1,5 @@
 // AMX in software, for tests on machines without it. It has what amx.h declares and follows the operations in Intel's
-// manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS). A shape that the
+// manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS, TDPBSUD). A shape that the
 // processor would refuse, or a tile that is used before it is configured, ends the program. The files that include this
 // header are plain C++, without flags for an instruction set.
 #pragma once
@@ -62,9 +62,7 @@ class Tiles {
   template <int kSums, int kA, int kB>
   void dot_bf16() {
     const int rows = config_.rows[kSums], pairs = config_.line[kA] / 4, outputs = config_.line[kSums] / 4;
-    check(kSums != kA && kSums != kB && kA != kB && rows != 0);
-    check(config_.line[kSums] % 4 == 0 && config_.line[kA] % 4 == 0 && config_.line[kB] % 4 == 0);
-    check(config_.rows[kA] == rows && config_.rows[kB] == pairs && config_.line[kB] == config_.line[kSums]);
+    check_product<kSums, kA, kB>();
     for (int m = 0; m < rows; ++m) {
       float even[16] = {}, odd[16] = {};
       for (int k = 0; k < pairs; ++k) {
@@ -82,8 +80,28 @@ class Tiles {
       }
     }
   }
+  template <int kSums, int kA, int kB>
+  void dot_i8() {
+    const int rows = config_.rows[kSums], bytes = config_.line[kA], outputs = config_.line[kSums] / 4;
+    check_product<kSums, kA, kB>();
+    for (int m = 0; m < rows; ++m) {
+      for (int n = 0; n < outputs; ++n) {
+        int32_t sum;
+        memcpy(&sum, data_[kSums][m] + 4 * n, 4);
+        for (int k = 0; k < bytes; ++k) sum += (int8_t)data_[kA][m][k] * data_[kB][k / 4][4 * n + k % 4];
+        memcpy(data_[kSums][m] + 4 * n, &sum, 4);
+      }
+    }
+  }
 
  private:
+  template <int kSums, int kA, int kB>
+  void check_product() const {
+    check(kSums != kA && kSums != kB && kA != kB && config_.rows[kSums] != 0);
+    check(config_.line[kSums] % 4 == 0 && config_.line[kA] % 4 == 0 && config_.line[kB] % 4 == 0);
+    check(config_.rows[kA] == config_.rows[kSums] && config_.rows[kB] == config_.line[kA] / 4);
+    check(config_.line[kB] == config_.line[kSums]);
+  }
   static void check(bool legal) {
     if (!legal) __builtin_trap();
   }
@@ -120,17 +138,6 @@ inline VF load_f16(const void* p) {
     memcpy(&bits, static_cast<const uint8_t*>(p) + 2 * i, 2);
     v[i] = f16_to_f32(bits);
   }
-  return v;
-}
-inline VI bf16_pairs(VF low, VF high) {
-  const auto bits = [](float x) -> uint32_t { return f32_to_bf16(fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x); };
-  VI v;
-  for (int i = 0; i < kLanes; ++i) v[i] = std::bit_cast<int32_t>(bits(low[i]) | bits(high[i]) << 16);
-  return v;
-}
-inline VF look_up(VF table, VI index) {
-  VF v;
-  for (int i = 0; i < kLanes; ++i) v[i] = table[index[i] & 15];
   return v;
 }
 

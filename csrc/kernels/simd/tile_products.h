@@ -1,5 +1,5 @@
-// The inner loop of matmul and attention on a matrix unit: up to two groups of 16 rows of bf16 times up to two panels
-// of 16 outputs, which is four loads for four tiles of sums. The tier's header, which has the class Tiles, is included
+// The inner loop of matmul and attention on a matrix unit: up to two groups of 16 rows times up to two panels of 16
+// outputs, which is four loads for four tiles of sums. The tier's header, which has the class Tiles, is included
 // before.
 #pragma once
 
@@ -38,9 +38,29 @@ struct TileShape {
   }
 };
 
+// How x lies in memory, in bytes: from one row to the next in a group of 16, from one step to the next, and from the
+// first group to the second.
+struct RowPlace {
+  int64_t row, step, group;
+};
+
+// A step: 32 columns of bf16 with sums in f32, or 64 columns of bytes, signed by unsigned, with sums in int32.
+struct Bf16Product {
+  template <int kSums, int kA, int kB>
+  static void add(Tiles& tiles) {
+    tiles.dot_bf16<kSums, kA, kB>();
+  }
+};
+struct BytesProduct {
+  template <int kSums, int kA, int kB>
+  static void add(Tiles& tiles) {
+    tiles.dot_i8<kSums, kA, kB>();
+  }
+};
+
 // G row groups x P panels; TileProducts::run() says what the arguments are.
-template <int G, int P>
-inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
+template <typename Product, int G, int P>
+inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, const uint8_t* const* w, int64_t steps,
                        float* y, int64_t y_stride, bool add) {
   const int64_t stride = y_stride * 4;
   float* const lower = y + kTileRows * y_stride;
@@ -55,19 +75,19 @@ inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, cons
     if constexpr (G == 2) tiles.zero<2>();
     if constexpr (G == 2 && P == 2) tiles.zero<3>();
   }
-  for (int64_t at = 0; at < steps * kTileBytes; at += kTileBytes) {
+  for (int64_t at = 0; at < steps * kTileBytes; at += kTileBytes, x += place.step) {
     tiles.load<6>(w[0] + at, kLineBytes);
-    tiles.load<4>(x + at, kLineBytes);
-    tiles.dot_bf16<0, 4, 6>();
+    tiles.load<4>(x, place.row);
+    Product::template add<0, 4, 6>(tiles);
     if constexpr (G == 2) {
-      tiles.load<5>(x + group_bytes + at, kLineBytes);
-      tiles.dot_bf16<2, 5, 6>();
+      tiles.load<5>(x + place.group, place.row);
+      Product::template add<2, 5, 6>(tiles);
     }
     if constexpr (P == 2) {
       tiles.load<7>(w[1] + at, kLineBytes);
-      tiles.dot_bf16<1, 4, 7>();
+      Product::template add<1, 4, 7>(tiles);
     }
-    if constexpr (G == 2 && P == 2) tiles.dot_bf16<3, 5, 7>();
+    if constexpr (G == 2 && P == 2) Product::template add<3, 5, 7>(tiles);
   }
   tiles.store<0>(y, stride);
   if constexpr (P == 2) tiles.store<1>(y + kPanelRows, stride);
@@ -77,17 +97,19 @@ inline void product_of(Tiles& tiles, const uint8_t* x, int64_t group_bytes, cons
 
 class TileProducts {
  public:
-  // y = x w, or y += x w if `add`, over `steps` tiles of 32 columns. x: the tiles of a group lie one after the other,
-  // the groups `group_bytes` apart. w[p]: the tiles of a panel (lines of 16 outputs x 2 columns), one after the other.
-  void run(const TileShape& shape, const uint8_t* x, int64_t group_bytes, const uint8_t* const* w, int64_t steps,
+  // y = x w, or y += x w if `add`. w[p]: the tiles of a panel (16 lines of 16 outputs x 4 bytes of columns), a step each,
+  // one after the other. The sums of bytes are int32, in the place of the floats.
+  template <typename Product = Bf16Product>
+  void run(const TileShape& shape, const uint8_t* x, const RowPlace& place, const uint8_t* const* w, int64_t steps,
            float* y, int64_t y_stride, bool add) {
     if (shape != shape_) {
       tiles_.configure(shape.config());
       shape_ = shape;
     }
-    const auto product = shape.rows[1] > 0 ? (shape.outputs[1] > 0 ? product_of<2, 2> : product_of<2, 1>)
-                                           : (shape.outputs[1] > 0 ? product_of<1, 2> : product_of<1, 1>);
-    product(tiles_, x, group_bytes, w, steps, y, y_stride, add);
+    const auto product = shape.rows[1] > 0
+                             ? (shape.outputs[1] > 0 ? product_of<Product, 2, 2> : product_of<Product, 2, 1>)
+                             : (shape.outputs[1] > 0 ? product_of<Product, 1, 2> : product_of<Product, 1, 1>);
+    product(tiles_, x, place, w, steps, y, y_stride, add);
   }
 
  private:
