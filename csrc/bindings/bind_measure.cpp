@@ -129,8 +129,7 @@ class MatmulRun {
       kernels::prepare_row(table_, operation_, numbers.data(), cols, row, 1.0f / 127);
     }
     y_ = AlignedBuffer(static_cast<size_t>(rows * outputs) * sizeof(float));
-    args_ = {x_.data(),      stride,  rows,    weight_.data, bytes,     padded,
-             y_.as<float>(), outputs, outputs, nullptr};
+    args_ = {x_.data(), stride, rows, weight_.data, bytes, padded, y_.as<float>(), outputs, outputs, nullptr};
   }
 
   // Multiplies in the runs of panels that the backend makes for few rows.

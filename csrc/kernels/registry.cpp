@@ -67,6 +67,16 @@ KernelTable with_float_activations(KernelTable table) {
   return table;
 }
 
+KernelTable with_exact_batches(KernelTable table) {
+  const KernelTable definitions = kernels_for(Tier::kScalar);  // which matmul_for() passes over
+  for (const MatmulOperation& operation : kMatmuls) {
+    if (operation.activations == Activations::kTiles && operation.least_rows > 1) {
+      table.*operation.kernel = definitions.*operation.kernel;
+    }
+  }
+  return table;
+}
+
 const MatmulOperation& matmul_for(const KernelTable& table, const Matrix& weight, int64_t rows) {
   static const KernelTable definitions = kernels_for(Tier::kScalar);
   const MatmulOperation* choice = nullptr;

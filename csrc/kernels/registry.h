@@ -31,12 +31,12 @@ namespace gemlet::kernels {
   X(matmul_f32_w4a16)        \
   X(matmul_tiles_bf16)       \
   X(matmul_tiles_bf12)       \
-  X(matmul_i8_tiles_q8)      \
-  X(matmul_i8_tiles_q4)      \
-  X(matmul_i8_tiles_q5)      \
-  X(matmul_i8_tiles_q4k)     \
-  X(matmul_i8_tiles_q5k)     \
-  X(matmul_i8_tiles_q6k)     \
+  X(matmul_tiles_q8)         \
+  X(matmul_tiles_q4)         \
+  X(matmul_tiles_q5)         \
+  X(matmul_tiles_q4k)        \
+  X(matmul_tiles_q5k)        \
+  X(matmul_tiles_q6k)        \
   X(quantize_s8)             \
   X(round_s8)                \
   X(matmul_f32_r8)           \
@@ -89,6 +89,10 @@ KernelTable kernels_for(Tier tier);
 // `table` without the kernels that round activations to bf16: float weights take float32 activations.
 KernelTable with_float_activations(KernelTable table);
 
+// `table` without the kernels whose rows have other bits than those for few rows: a matrix unit multiplies weights in
+// blocks by activations in bf16.
+KernelTable with_exact_batches(KernelTable table);
+
 // The tier from which kernels_for(tier) takes `operation`.
 Tier resolved_tier(std::string_view operation, Tier tier);
 
@@ -113,18 +117,18 @@ inline constexpr MatmulOperation kMatmuls[] = {
     {"matmul_tiles_bf12", Activations::kTiles, Format::kBf12, 1, &KernelTable::matmul_tiles_bf12},
     {"matmul_bf16_bf12", Activations::kBf16, Format::kBf12, 1, &KernelTable::matmul_bf16_bf12},
     {"matmul_f32_bf12", Activations::kF32, Format::kBf12, 1, &KernelTable::matmul_f32_bf12},
-    {"matmul_i8_tiles_q8", Activations::kI8, Format::kQ8, kLeastTileRows, &KernelTable::matmul_i8_tiles_q8},
+    {"matmul_tiles_q8", Activations::kTiles, Format::kQ8, kLeastTileRows, &KernelTable::matmul_tiles_q8},
     {"matmul_i8_q8", Activations::kI8, Format::kQ8, 1, &KernelTable::matmul_i8_q8},
-    {"matmul_i8_tiles_q4", Activations::kI8, Format::kQ4, kLeastTileRows, &KernelTable::matmul_i8_tiles_q4},
+    {"matmul_tiles_q4", Activations::kTiles, Format::kQ4, kLeastTileRows, &KernelTable::matmul_tiles_q4},
     {"matmul_i8_q4", Activations::kI8, Format::kQ4, 1, &KernelTable::matmul_i8_q4},
     {"matmul_f32_w4a16", Activations::kF32, Format::kW4a16, 1, &KernelTable::matmul_f32_w4a16},
-    {"matmul_i8_tiles_q5", Activations::kI8, Format::kQ5, kLeastTileRows, &KernelTable::matmul_i8_tiles_q5},
+    {"matmul_tiles_q5", Activations::kTiles, Format::kQ5, kLeastTileRows, &KernelTable::matmul_tiles_q5},
     {"matmul_i8_q5", Activations::kI8, Format::kQ5, 1, &KernelTable::matmul_i8_q5},
-    {"matmul_i8_tiles_q4k", Activations::kI8, Format::kQ4k, kLeastTileRows, &KernelTable::matmul_i8_tiles_q4k},
+    {"matmul_tiles_q4k", Activations::kTiles, Format::kQ4k, kLeastTileRows, &KernelTable::matmul_tiles_q4k},
     {"matmul_i8_q4k", Activations::kI8, Format::kQ4k, 1, &KernelTable::matmul_i8_q4k},
-    {"matmul_i8_tiles_q5k", Activations::kI8, Format::kQ5k, kLeastTileRows, &KernelTable::matmul_i8_tiles_q5k},
+    {"matmul_tiles_q5k", Activations::kTiles, Format::kQ5k, kLeastTileRows, &KernelTable::matmul_tiles_q5k},
     {"matmul_i8_q5k", Activations::kI8, Format::kQ5k, 1, &KernelTable::matmul_i8_q5k},
-    {"matmul_i8_tiles_q6k", Activations::kI8, Format::kQ6k, kLeastTileRows, &KernelTable::matmul_i8_tiles_q6k},
+    {"matmul_tiles_q6k", Activations::kTiles, Format::kQ6k, kLeastTileRows, &KernelTable::matmul_tiles_q6k},
     {"matmul_i8_q6k", Activations::kI8, Format::kQ6k, 1, &KernelTable::matmul_i8_q6k},
     {"matmul_s8_tiles_r8", Activations::kS8, Format::kR8, kLeastTileRows, &KernelTable::matmul_s8_tiles_r8},
     {"matmul_s8_r8", Activations::kS8, Format::kR8, 1, &KernelTable::matmul_s8_r8},

@@ -49,12 +49,12 @@ MATMULS = {
     "matmul_f32_w4a16": "w4a16",
     "matmul_tiles_bf16": "bf16",
     "matmul_tiles_bf12": "bf12",
-    "matmul_i8_tiles_q8": "q8",
-    "matmul_i8_tiles_q4": "q4",
-    "matmul_i8_tiles_q5": "q5",
-    "matmul_i8_tiles_q4k": "q4k",
-    "matmul_i8_tiles_q5k": "q5k",
-    "matmul_i8_tiles_q6k": "q6k",
+    "matmul_tiles_q8": "q8",
+    "matmul_tiles_q4": "q4",
+    "matmul_tiles_q5": "q5",
+    "matmul_tiles_q4k": "q4k",
+    "matmul_tiles_q5k": "q5k",
+    "matmul_tiles_q6k": "q6k",
     **{f"matmul_{form}_r{bits}": f"r{bits}" for form in ("f32", "s8", "s8_tiles") for bits in (8, 4, 2)},
 }
 PREPARED = ("quantize_i8", "round_bf16", "quantize_s8", "round_s8")

@@ -54,6 +54,7 @@ CpuBackend::CpuBackend(Tier tier, const BackendOptions& options)
       threads_(std::min(options.threads, pool_.threads())),
       decode_threads_(std::min(options.decode_threads, pool_.threads())),
       kernels_(kernels::kernels_for(tier)) {
+  if (options.exact_batches) kernels_ = kernels::with_exact_batches(kernels_);
   if (options.float_activations) kernels_ = kernels::with_float_activations(kernels_);
   pool_.use(threads_);
 }

@@ -2,4 +2,4 @@
 //
 #include "kernels/matmul/body_tiles.h"
 //
-#include "kernels/matmul/body_int8_tiles.h"
+#include "kernels/matmul/body_static_tiles.h"

@@ -4,10 +4,16 @@
 
 #include "kernels/matmul/panels.h"
 #include "kernels/matmul/row_pointers.h"
-#include "kernels/matmul/scales_int8.h"
 
 namespace gemlet::kernels {
 namespace {
+
+constexpr int kNibbleLines = 4;
+
+// Bits `from` and up of each byte, `mask`, at the place `to`.
+GEMLET_INLINE VI moved(VI bits, int from, int to, int32_t mask) {
+  return (from < to ? bits << (to - from) : bits >> (from - to)) & mask;
+}
 
 // The sums of R rows for one vector of outputs. A Dot without VNNI adds sums of pairs in 16 bits, and widens them
 // where widen() is called: before more than 8 of 4 bits, 4 of 5 or 2 of 6 bits are added.
@@ -89,6 +95,8 @@ struct SixBits {
     }
   }
 };
+
+enum class Scaling { kHalf, kSmall, kSmallAndMinimum };  // f16; groups with signed bytes; groups with bytes
 
 template <typename Bits, Scaling scaling>
 struct BitsProduct {

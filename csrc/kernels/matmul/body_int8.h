@@ -3,10 +3,23 @@
 
 #include "kernels/matmul/panels.h"
 #include "kernels/matmul/row_pointers.h"
-#include "kernels/matmul/scales_int8.h"
 
 namespace gemlet::kernels {
 namespace {
+
+// The scales of the weights of a block, to be multiplied by the scale of x.
+struct AnyScales {
+  VF weights;
+  explicit AnyScales(VF scales) : weights(scales) {}
+  VF times(const uint8_t* x) const { return weights * number_at<float>(x); }
+};
+// The same if the scale of x is a power of two: exponents are added, which leaves the multipliers free.
+struct PowerScales {
+  typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));
+  Bits weights;
+  explicit PowerScales(VF scales) : weights((Bits)scales - 0x3f800000u) {}
+  VF times(const uint8_t* x) const { return (VF)(weights + number_at<uint32_t>(x)); }
+};
 
 struct Q8Lines {
   static constexpr int64_t kBlockBytes = kQ8BlockBytes;

@@ -1,5 +1,5 @@
 // Products of many rows on a matrix unit (AMX): y = x W^T in tiles of 16 x 16. round_bf16 has rounded x to bf16 and
-// laid it out in tiles; the weights are bf16 or expanded to it.
+// laid it out in tiles; the weights are expanded to bf16.
 //
 // Two groups of 16 rows are multiplied by two panels of 16 outputs: four loads for four tiles of sums. A pair of panels
 // is expanded to tiles kWeightColumns columns at a time. These 16 KB stay in L1, together with 16 KB of x, while all
@@ -45,6 +45,119 @@ struct Bf12Weights {
   }
 };
 
+// For q8, q5 and q4: superblocks of two blocks of 32 columns, each of which is a tile.
+template <typename Block>
+struct QuantizedWeights {
+  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
+    const uint8_t* superblock = panel + column / kSuperblock * (kScaleBytes + 2 * Block::kBytes);
+    for (int64_t c = 0; c < columns; c += kSuperblock, superblock += kScaleBytes + 2 * Block::kBytes) {
+      for (int64_t half = 0; half < 2; ++half) {
+        Block::expand(superblock + kScaleBytes + half * Block::kBytes, load_f16(superblock + half * (kScaleBytes / 2)),
+                      to + (c / kBlock + half) * kTileBytes);
+      }
+    }
+    return to;
+  }
+};
+
+inline void store_line(uint8_t* to, VI line) { __builtin_memcpy(to, &line, sizeof line); }
+
+// Four columns of 16 outputs, a byte each, times scale, plus an offset.
+inline void store_columns(VI four, VF scale, VF offset, uint8_t* to) {
+  VF w[4];
+  for (int i = 0; i < 4; ++i) w[i] = to_float((four >> (8 * i)) & 255) * scale + offset;
+  store_line(to, bf16_pairs(w[0], w[1]));
+  store_line(to + kLineBytes, bf16_pairs(w[2], w[3]));
+}
+// A block of 4 or 5 bits.
+template <int bits>
+inline void expand_bits(const uint8_t* lines, VF scale, VF offset, uint8_t* to) {
+  for (int k = 0; k < 8; ++k) {
+    VI four = (load_i32(lines + k % 4 * kLineBytes) >> (k / 4 * 4)) & 0x0f0f0f0f;
+    if (bits == 5) four |= ((load_i32(lines + 4 * kLineBytes) >> k) & 0x01010101) << 4;
+    store_columns(four, scale, offset, to + 2 * k * kLineBytes);
+  }
+}
+// 16 columns of a block of 6 bits.
+inline void expand_six(const uint8_t* lines, int part, VF scale, uint8_t* to) {
+  const VI upper = load_i32(lines + (4 + part) * kLineBytes);
+  for (int k = 0; k < 4; ++k) {
+    VI four = (load_i32(lines + k * kLineBytes) >> (part * 4)) & 0x0f0f0f0f;
+    four |= ((upper >> (2 * k)) & 0x03030303) << 4;
+    store_columns(four, scale, scale * (float)-kQ6Zero, to + 2 * k * kLineBytes);
+  }
+}
+
+struct Q8Block {
+  static constexpr int64_t kBytes = kQ8BlockBytes;
+  static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
+    const VF zero = scale * (float)-kQ8Zero;
+    for (int j = 0; j < 8; ++j) {
+      const VI four = load_i32(lines + j * kLineBytes);
+      VF w[4];
+      for (int i = 0; i < 4; ++i) w[i] = to_float((four >> (8 * i)) & 255) * scale + zero;
+      store_line(to + (2 * j) * kLineBytes, bf16_pairs(w[0], w[1]));
+      store_line(to + (2 * j + 1) * kLineBytes, bf16_pairs(w[2], w[3]));
+    }
+  }
+};
+struct Q4Block {
+  static constexpr int64_t kBytes = kQ4BlockBytes;
+  static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
+    const VF values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    for (int j = 0; j < 4; ++j) {
+      const VI eight = load_i32(lines + j * kLineBytes);
+      for (int high = 0; high < 2; ++high) {
+        VF w[4];
+        for (int i = 0; i < 4; ++i) w[i] = look_up(values, eight >> (8 * i + 4 * high)) * scale;
+        store_line(to + (8 * high + 2 * j) * kLineBytes, bf16_pairs(w[0], w[1]));
+        store_line(to + (8 * high + 2 * j + 1) * kLineBytes, bf16_pairs(w[2], w[3]));
+      }
+    }
+  }
+};
+
+struct Q5Block {
+  static constexpr int64_t kBytes = kQ5BlockBytes;
+  static void expand(const uint8_t* lines, VF scale, uint8_t* to) {
+    expand_bits<5>(lines, scale, scale * (float)-kQ5Zero, to);
+  }
+};
+
+// For q4k, q5k and q6k: groups of 256 columns. kWeightColumns are whole groups.
+template <int bits, int64_t block_bytes>
+struct GroupedWeights {
+  static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
+    constexpr int64_t kSuperblockBytes = kScaleBytes + 2 * block_bytes;
+    constexpr int64_t kGroupBytes = kLineBytes + kGroupSuperblocks * kSuperblockBytes;
+    const uint8_t* at = panel + column / kGroup * kGroupBytes;
+    VF d = {}, m = {};
+    for (int64_t c = 0; c < columns; c += kSuperblock) {
+      if (c % kGroup == 0) {
+        d = load_f16(at);
+        m = load_f16(at + kPanelRows * 2);
+        at += kLineBytes;
+      }
+      for (int64_t half = 0; half < 2; ++half) {
+        const uint8_t* const small = at + half * 2 * kPanelRows;
+        const uint8_t* const lines = at + kScaleBytes + half * block_bytes;
+        uint8_t* const tile = to + (c / kBlock + half) * kTileBytes;
+        if constexpr (bits == 6) {
+          for (int part = 0; part < 2; ++part) {
+            const VF scale = d * to_float(load_signed_bytes(small + part * kPanelRows));
+            expand_six(lines, part, scale, tile + part * (kTileBytes / 2));
+          }
+        } else {
+          expand_bits<bits>(lines, d * to_float(load_bytes(small)), -(m * to_float(load_bytes(small + kPanelRows))),
+                            tile);
+        }
+      }
+      at += kSuperblockBytes;
+    }
+    return to;
+  }
+};
+
 template <typename Weights>
 inline void matmul(const MatmulArgs& a) {
   alignas(64) uint8_t expanded[2][kWeightBytes];
@@ -80,6 +193,12 @@ namespace GEMLET_TIER {
 
 void matmul_tiles_bf16(const MatmulArgs& a) { matmul<Bf16Weights>(a); }
 void matmul_tiles_bf12(const MatmulArgs& a) { matmul<Bf12Weights>(a); }
+void matmul_tiles_q8(const MatmulArgs& a) { matmul<QuantizedWeights<Q8Block>>(a); }
+void matmul_tiles_q4(const MatmulArgs& a) { matmul<QuantizedWeights<Q4Block>>(a); }
+void matmul_tiles_q5(const MatmulArgs& a) { matmul<QuantizedWeights<Q5Block>>(a); }
+void matmul_tiles_q4k(const MatmulArgs& a) { matmul<GroupedWeights<4, kQ4BlockBytes>>(a); }
+void matmul_tiles_q5k(const MatmulArgs& a) { matmul<GroupedWeights<5, kQ5BlockBytes>>(a); }
+void matmul_tiles_q6k(const MatmulArgs& a) { matmul<GroupedWeights<6, kQ6BlockBytes>>(a); }
 
 }  // namespace GEMLET_TIER
 }  // namespace gemlet::kernels

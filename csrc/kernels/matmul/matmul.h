@@ -49,16 +49,16 @@ using matmul_f32_r2_fn = matmul_fn;
 using matmul_s8_r8_fn = matmul_fn;  // sum(integers of x * q) * (scale of the weights * scale of x)
 using matmul_s8_r4_fn = matmul_fn;
 using matmul_s8_r2_fn = matmul_fn;
-// bf16 activations in tiles; subnormal numbers may count as zero
+// bf16 activations in tiles; weights are rounded to bf16; subnormal numbers may count as zero
 using matmul_tiles_bf16_fn = matmul_fn;
 using matmul_tiles_bf12_fn = matmul_fn;
-// The same bits as the kernels without "tiles", for many rows.
-using matmul_i8_tiles_q8_fn = matmul_fn;
-using matmul_i8_tiles_q4_fn = matmul_fn;
-using matmul_i8_tiles_q5_fn = matmul_fn;
-using matmul_i8_tiles_q4k_fn = matmul_fn;
-using matmul_i8_tiles_q5k_fn = matmul_fn;
-using matmul_i8_tiles_q6k_fn = matmul_fn;
+using matmul_tiles_q8_fn = matmul_fn;
+using matmul_tiles_q4_fn = matmul_fn;
+using matmul_tiles_q5_fn = matmul_fn;
+using matmul_tiles_q4k_fn = matmul_fn;
+using matmul_tiles_q5k_fn = matmul_fn;
+using matmul_tiles_q6k_fn = matmul_fn;
+// The same bits as the kernels without "tiles", for many rows
 using matmul_s8_tiles_r8_fn = matmul_fn;
 using matmul_s8_tiles_r4_fn = matmul_fn;
 using matmul_s8_tiles_r2_fn = matmul_fn;
@@ -66,7 +66,7 @@ using matmul_s8_tiles_r2_fn = matmul_fn;
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
   return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
 }
-// From this many rows on, a matrix unit multiplies int8 activations faster than vectors do.
+// From this many rows on, a matrix unit pays for the expansion of the weights.
 constexpr int64_t kLeastTileRows = 16;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
@@ -144,7 +144,8 @@ constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
 
 // Where `row` begins, and the bytes of all rows.
 constexpr int64_t activation_offset(Activations form, int64_t row, int64_t stride) {
-  return form == Activations::kTiles ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes : row * stride;
+  return form == Activations::kTiles ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes
+                                     : row * stride;
 }
 constexpr int64_t activation_bytes(Activations form, int64_t rows, int64_t stride) {
   return (form == Activations::kTiles ? (rows + kTileRows - 1) / kTileRows * kTileRows : rows) * stride;

@@ -40,12 +40,22 @@ class Tiles {
   void dot_bf16() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
   }
-  // sums[m][n] += sum over k and i < 4 of a[m][4k + i] b[k][4n + i]: products of signed by unsigned bytes, sums in int32.
+  // sums[m][n] += sum over k and i < 4 of a[m][4k + i] b[k][4n + i]: products of signed by unsigned bytes, sums in
+  // int32.
   template <int kSums, int kA, int kB>
   void dot_i8() {
     __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
   }
 };
+
+// Lane i: low[i] as bf16 and, above it, high[i]. Rounds to nearest, ties to even. Subnormal numbers become zero.
+inline VI bf16_pairs(VF low, VF high) {
+  const __m512i places = (__m512i)(VI){0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
+                                       0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
+  return (VI)_mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+}
+// Lane i: table[index[i] % 16].
+inline VF look_up(VF table, VI index) { return (VF)_mm512_permutexvar_ps((__m512i)index, (__m512)table); }
 
 }  // namespace
 }  // namespace gemlet::kernels

@@ -1,7 +1,7 @@
 // AMX in software, for tests on machines without it. It has what amx.h declares and follows the operations in Intel's
-// manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS, TDPBSUD). A shape that the
-// processor would refuse, or a tile that is used before it is configured, ends the program. The files that include this
-// header are plain C++, without flags for an instruction set.
+// manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS, TDPBSUD). A shape that
+// the processor would refuse, or a tile that is used before it is configured, ends the program. The files that include
+// this header are plain C++, without flags for an instruction set.
 #pragma once
 
 #include <math.h>
@@ -138,6 +138,17 @@ inline VF load_f16(const void* p) {
     memcpy(&bits, static_cast<const uint8_t*>(p) + 2 * i, 2);
     v[i] = f16_to_f32(bits);
   }
+  return v;
+}
+inline VI bf16_pairs(VF low, VF high) {
+  const auto bits = [](float x) -> uint32_t { return f32_to_bf16(fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x); };
+  VI v;
+  for (int i = 0; i < kLanes; ++i) v[i] = std::bit_cast<int32_t>(bits(low[i]) | bits(high[i]) << 16);
+  return v;
+}
+inline VF look_up(VF table, VI index) {
+  VF v;
+  for (int i = 0; i < kLanes; ++i) v[i] = table[index[i] & 15];
   return v;
 }
 

@@ -97,8 +97,8 @@ inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, co
 
 class TileProducts {
  public:
-  // y = x w, or y += x w if `add`. w[p]: the tiles of a panel (16 lines of 16 outputs x 4 bytes of columns), a step each,
-  // one after the other. The sums of bytes are int32, in the place of the floats.
+  // y = x w, or y += x w if `add`. w[p]: the tiles of a panel (16 lines of 16 outputs x 4 bytes of columns), a step
+  // each, one after the other. The sums of bytes are int32, in the place of the floats.
   template <typename Product = Bf16Product>
   void run(const TileShape& shape, const uint8_t* x, const RowPlace& place, const uint8_t* const* w, int64_t steps,
            float* y, int64_t y_stride, bool add) {
