@@ -318,8 +318,8 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
-             const bool exact_floats =  // w4a16 rounds no activations, and then nothing else does
-                 weight_format(weights) == Format::kW4a16 ||
+             const bool exact_floats =  // f32 and w4a16 round no activations, and then nothing else does
+                 weight_format(weights) == Format::kF32 || weight_format(weights) == Format::kW4a16 ||
                  std::ranges::any_of(own, [](const auto& one) { return one.second == Format::kW4a16; });
              const BuildMode mode = threads == 0 ? BuildMode::kPlan
                                     : allocate   ? BuildMode::kAllocate

@@ -19,12 +19,10 @@ IDS = np.random.default_rng(4).integers(0, 96, 3000).astype(np.int32)
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
-
 
 def small_core(**changes: Any) -> _core.Model:
     layers = layer_config(sliding_window=100), layer_config(sliding_window=0)
-    return random_core(model_config(*layers, max_context=700), exact_batches=tiles, **changes)
+    return random_core(model_config(*layers, max_context=700), exact_batches=True, **changes)
 
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])
@@ -61,8 +59,7 @@ def test_a_text_that_memory_has_no_room_for_waits_and_is_the_same() -> None:
     together = reader.read(*[reader.submit(ids, seed=i, max_tokens=200) for i, ids in enumerate(prompts)])
     apart = [reader.read(reader.submit(ids, seed=i, max_tokens=200))[0] for i, ids in enumerate(prompts)]
     assert [reason for _, reason in together] == ["length"] * 12
-    if not tiles:
-        assert together == apart
+    assert together == apart
     assert core.memory()["kv_cache_used"] == 0
 
 
@@ -90,8 +87,7 @@ def test_a_slow_reader_holds_up_nobody() -> None:
     assert (len(found), reason) == (3, None)
     rest, reason = slow.read(request)[0]
     assert (len(found) + len(rest), reason) == (100, "length")
-    if not tiles:
-        assert found + rest == alone(core, IDS[:50], 1, 100)
+    assert found + rest == alone(core, IDS[:50], 1, 100)
 
 
 def test_the_higher_priority_goes_first() -> None:

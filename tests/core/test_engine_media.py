@@ -17,8 +17,6 @@ from support.engine_reader import Reader
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
-same_bits = pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
 
 IDS = np.random.default_rng(4).integers(0, 96, 4000).astype(np.int32)
 MODEL = hashlib.sha256(b"a model").digest()
@@ -67,7 +65,6 @@ def cached(reader: Reader, ids: NDArray[np.int32], found: Placed, **options: int
     return request.cached_tokens
 
 
-@same_bits
 @pytest.mark.parametrize("looks_ahead", [True, False])
 def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
     """Random texts over the same few media, with a prefix cache and little memory, so that they are cut, put
@@ -93,7 +90,6 @@ def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
     assert engine.stats()["cached_tokens"] > 0
 
 
-@same_bits
 def test_a_long_span_while_others_write() -> None:
     """It is longer than a step, so it goes through alone; the others go on before and after it."""
     core = core_of()
@@ -146,7 +142,6 @@ def test_no_text_begins_within_a_span() -> None:
     assert cached(reader, other, [(40, sound)]) == 90
 
 
-@same_bits
 def test_on_disk_and_in_another_process(tmp_path: pathlib.Path) -> None:
     core, part = core_of(), (50, 100, 1, True)
     options = {
@@ -184,7 +179,6 @@ def test_in_a_file_of_a_session(tmp_path: pathlib.Path) -> None:
     assert cached(other, ids, found) == 299
 
 
-@same_bits
 @pytest.mark.parametrize("first_row", [0, 20, 120, 170])
 def test_logits_of_a_text_with_a_span(first_row: int) -> None:
     """Also of those tokens of a span that stand behind others of it."""

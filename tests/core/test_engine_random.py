@@ -23,14 +23,13 @@ from support.processes import in_fork
 VOCAB = 96
 BEGINNINGS = [np.random.default_rng(i).integers(0, VOCAB, 40 + 70 * i).astype(np.int32) for i in range(4)]
 
-TILES = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
 
 Adapters = list[_core.Adapter | None]
 
 
 def small_core(**changes: Any) -> _core.Model:
     layers = layer_config(sliding_window=100), layer_config(sliding_window=0)
-    return random_core(model_config(*layers, max_context=500), threads=1, exact_batches=TILES, **changes)
+    return random_core(model_config(*layers, max_context=500), threads=1, exact_batches=True, **changes)
 
 
 @dataclass

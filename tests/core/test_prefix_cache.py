@@ -15,13 +15,10 @@ IDS = np.random.default_rng(4).integers(0, 96, 4000).astype(np.int32)
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
-same_bits = pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
-
 
 def core_of(window: int = 100, **changes: object) -> _core.Model:
     layers = layer_config(sliding_window=window), layer_config(sliding_window=0)
-    return random_core(model_config(*layers, max_context=1400), **changes)
+    return random_core(model_config(*layers, max_context=1400), exact_batches=True, **changes)
 
 
 def cached(reader: Reader, ids: NDArray[np.int32], **options: int) -> int:
@@ -70,7 +67,6 @@ def test_a_text_that_ended_is_kept_to_its_end() -> None:
     assert cached(reader, edited) == 55
 
 
-@same_bits
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("window", [20, 300])

@@ -213,9 +213,6 @@ def test_wrong_ids() -> None:
 
 
 @pytest.mark.tier
-@pytest.mark.skipif(
-    "amx" in _core.cpu_info()["tier"], reason="tiles round activations: the bits depend on the pass"
-)
 def test_a_text_that_begins_again_goes_on_as_before() -> None:
     """An engine without memory for all texts puts some back, and computes them again from their ids."""
     core, ids = (

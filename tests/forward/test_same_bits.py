@@ -12,8 +12,6 @@ from support.inside import testing
 
 IDS = np.random.default_rng(8).integers(0, 96, 1400).astype(np.int32)
 
-TILES = "amx" in _core.cpu_info()["tier"]  # which round activations: a row's bits depend on the pass
-
 pytestmark = pytest.mark.tier
 
 
@@ -24,7 +22,7 @@ def core_of(weights: str, kv_cache: str) -> _core.Model:
         layer_config(sliding_window=64),
     )
     return random_core(
-        model_config(*layers, max_context=1500), weights=weights, kv_cache=kv_cache, exact_batches=TILES
+        model_config(*layers, max_context=1500), weights=weights, kv_cache=kv_cache, exact_batches=True
     )
 
 

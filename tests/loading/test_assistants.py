@@ -63,7 +63,9 @@ def test_a_rounded_cache_changes_guesses_little(kv_cache: str) -> None:
 
 @pytest.mark.tier
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("options", [{"weights": "f32"}, {"weights": "q4", "kv_cache": "int8"}])
+@pytest.mark.parametrize(
+    "options", [{"weights": "f32"}, {"weights": "q4", "kv_cache": "int8", "exact_batches": True}]
+)
 def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
     prompts = [[5, 9, 17, 80, 33], [7] * 40, list(range(5, 130))]
     with gemlet.load(TARGET, threads=1, **options) as plain, pair(name, **options) as model:

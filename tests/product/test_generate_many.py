@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 
 import gemlet
-from gemlet import _core
 from gemlet.errors import InvalidRequestError
 from support.waiting import PATIENCE
 
 PROMPTS = ["The door opened", "Once upon a time", "She said that"]
-
-tiles = "amx" in _core.cpu_info()["tier"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,6 @@ def model() -> Any:
 
 
 @pytest.mark.tier
-@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
 def test_each_result_is_the_one_alone(model: gemlet.Model) -> None:
     options: Any = {"max_tokens": 25, "stop": ["the"]}
     together = model.generate(PROMPTS * 12, seed=3, **options)
@@ -110,8 +106,7 @@ def test_threads_share_the_engine(model: gemlet.Model) -> None:
         thread.join()
     texts = [[result.text for result in one] for one in results]
     assert len(texts) == 4
-    if not tiles:
-        assert texts == [texts[0]] * 4
+    assert texts == [texts[0]] * 4
 
 
 def test_closing_the_model_ends_all() -> None:

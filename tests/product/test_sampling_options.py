@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 
 import gemlet
-from gemlet import _core
 from support import sampling_reference as reference
 
 PROMPT = "the sea and the sea and the sea and the sea and"
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
 
 ALL: dict[str, Any] = {
     "typical_p": 0.97,
@@ -100,7 +98,6 @@ def test_a_strong_bias_decides(model: gemlet.Model) -> None:
     assert free[0] not in greedy(model, logit_bias={free[0]: -100}).token_ids
 
 
-@pytest.mark.skipif(tiles, reason="tiles round activations: the bits depend on the pass")
 def test_each_text_of_a_list_is_what_it_would_be_alone(model: gemlet.Model) -> None:
     prompts = [PROMPT, "It was", "The door opened. " * 8]
     together = model.generate(prompts, max_tokens=30, seed=[1, 2, 3], **ALL)
