@@ -441,7 +441,8 @@ def _to_first_call(chunk: Chunk) -> Chunk | None:
         if isinstance(event, ToolCall):
             events = chunk.events[: place + 1]
             text = "".join(getattr(e, "text", "") for e in events if not isinstance(e, Reasoning))
-            return replace(chunk, text=text, events=events, finish_reason="stop")
+            pieces = [piece for piece in chunk.call_pieces if piece.id == event.id]
+            return replace(chunk, text=text, events=events, call_pieces=pieces, finish_reason="stop")
     return None
 
 
@@ -451,6 +452,7 @@ def is_plain_text(chunk: Chunk) -> bool:
     return (
         len(events) == 1
         and type(events[0]) is Content
+        and not chunk.call_pieces
         and chunk.finish_reason is None
         and chunk.logprobs is None
     )
