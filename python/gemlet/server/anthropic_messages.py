@@ -176,7 +176,18 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
         load_audio_from_video=fields.get("load_audio_from_video", False),
         one_call=choice.get("disable_parallel_tool_use", False),
         seconds=seconds,
+        names=_NAMES,
     )
+
+
+# A message here may be several there, and the system's is one of them.
+_NAMES = {
+    "messages": "messages",
+    "prompt": "messages",
+    "thinking_budget": "thinking.budget_tokens",
+    "json_schema": "output_config.format.schema",
+    "stop": "stop_sequences",
+}
 
 
 def _tool_choice(choice: Mapping[str, Any]) -> Any:

@@ -34,7 +34,7 @@ from gemlet.server.fields import (
     TOP_LOGPROBS,
     library_options,
 )
-from gemlet.server.forms import FORMS, form_of
+from gemlet.server.forms import FORMS, form_names, form_of
 from gemlet.server.logprobs import check_length, of_chat, of_prompt, top_of_prompt
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
@@ -48,6 +48,11 @@ __all__ = ["CHAT", "MESSAGES", "MOST_MESSAGES", "chat", "usage_of"]
 MOST_MESSAGES = 1 << 16
 MESSAGES = ListOf(Anything(dict), MOST_MESSAGES, 1)  # the chat format reads them
 _REASONING = Text()
+_NAMES = {
+    "prompt": "messages",
+    "thinking": "reasoning_effort",
+    "thinking_budget": "thinking_token_budget",
+}
 FINGERPRINT = f"gemlet-{_core.__version__}"
 
 CHAT: Mapping[str, Kind] = {
@@ -131,6 +136,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         seconds=seconds,
         count=fields.get("n", 1),
         shows_ids=fields.get("return_token_ids", False),
+        names={**form_names(fields), **_NAMES},
     )
 
 

@@ -121,6 +121,12 @@ async def respond(request: Request) -> Response:
         salt=fields.get("cache_salt"),
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=service.settings.request_seconds,
+        names={
+            "messages": "input",
+            "prompt": "input",
+            "thinking": "reasoning.effort",
+            "json_schema": "text.format.schema",
+        },
     )
     running = await service.start([ask], call)
     head = _head(fields, served.name)
