@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 from gemlet.base.files import MAX_JSON_BYTES, read_file
@@ -70,8 +71,11 @@ def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
     except UnicodeDecodeError as problem:
         raise error(f"{where}: not UTF-8 at byte {problem.start}; expected JSON text in UTF-8") from None
-    except ValueError as problem:  # JSONDecodeError, and the interpreter's limit on the digits of an integer
+    except json.JSONDecodeError as problem:
         raise error(f"{where}: not valid JSON: {problem}") from None
+    except ValueError:  # the interpreter's limit
+        digits = sys.get_int_max_str_digits()
+        raise error(f"{where}: holds an integer of more than {digits} digits; expected fewer") from None
 
 
 def read_json_object(

@@ -368,7 +368,7 @@ _Pushed = tuple[list[ReplyEvent], int, TokenLogprob | None, FinishReason | None]
 def _only_kind(events: list[ReplyEvent]) -> type[Content | Reasoning] | None:
     """What the events are a text of, if they are nothing more."""
     kind = type(events[0]) if len(events) == 1 else None
-    return kind if kind is Content or kind is Reasoning else None  # type: ignore[return-value]
+    return kind if kind is Content or kind is Reasoning else None
 
 
 def _token_logprob(token_id: int, found: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:
