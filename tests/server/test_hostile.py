@@ -107,7 +107,7 @@ def test_the_log_of_others_has_no_text() -> None:
 
 
 def test_a_body_with_two_lengths_ends_the_connection() -> None:
-    """A proxy may take one of them, and this server the other: then the rest would be a request of its own."""
+    """A proxy may take one of them, and this server the other: the rest would then be a request."""
     inner = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
     both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (len(inner) + 5)
     received = b""
