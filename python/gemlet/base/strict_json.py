@@ -67,6 +67,8 @@ def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark, as Windows writes it
         return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except error:  # from above; some kinds are a ValueError, too
+        raise
     except RecursionError:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
     except UnicodeDecodeError as problem:
