@@ -105,8 +105,11 @@ def test_pieces_come_as_early_as_they_are_certain() -> None:
         "more",
         '", "b": [',
         "true",
-        ", {}]}",
-    ]
+        ", {}]",
+    ]  # the last bracket comes with the whole call
+    last, call = parser.marker("<tool_call|>")
+    assert isinstance(last, ToolCallPiece)
+    assert (last.arguments, type(call)) == ("}", ToolCall)
 
 
 # What has a slip in it, and the call that is meant. Other quotes may end a string that the token began.
@@ -134,10 +137,14 @@ def test_pieces_of_calls_that_are_repaired(text: str) -> None:
 
 
 def test_a_call_that_cannot_be_read() -> None:
-    events = read(segments("call:f{a:~x~ b:2,}"), random.Random(0))
-    pieces = [event for event in events if isinstance(event, ToolCallPiece)]
-    (malformed,) = [event for event in events if isinstance(event, MalformedToolCall)]
-    assert {piece.id for piece in pieces} == {malformed.id}
+    """Its pieces never look like a whole call."""
+    for text in ("call:f{a:~x~ b:2,}", "call:f{a:1} or call:f{a:2}", "call:f{a:[1]}{}", "call:f{}]"):
+        events = read(segments(text), random.Random(0))
+        pieces = [event for event in events if isinstance(event, ToolCallPiece)]
+        (malformed,) = [event for event in events if isinstance(event, MalformedToolCall)]
+        assert {piece.id for piece in pieces} == {malformed.id}
+        with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+            json.loads(arguments(events))
 
 
 def test_a_key_that_is_there_twice() -> None:

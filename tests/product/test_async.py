@@ -12,7 +12,7 @@ import pytest
 
 import gemlet
 from gemlet.errors import InvalidRequestError, ModelClosedError
-from gemlet.generation import AsyncTextStream
+from gemlet.generation import AsyncTextStream, Chunk, Generation
 from gemlet.model.requests import Requests
 from support.waiting import PATIENCE
 
@@ -317,3 +317,30 @@ def test_a_model_drains_before_it_closes() -> None:
     model.close(timeout=0.2)
     assert 0.15 < time.monotonic() - started < PATIENCE
     assert stuck.result.finish_reason == "cancelled"
+
+
+def test_tokens_that_are_there_are_joined(model: Any) -> None:
+    """The same text, tokens and log probabilities in fewer chunks, and nothing is lost by cancelling."""
+
+    async def write(joins: bool, cancel: bool = False) -> tuple[list[Chunk], Generation]:
+        chunks = []
+        stream = model.astream("The door opened", max_tokens=80, seed=1, logprobs=1, ignore_eos=True)
+        stream.joins_tokens = joins
+        async with stream:
+            async for chunk in stream:
+                chunks.append(chunk)
+                await asyncio.sleep(0.02 if len(chunks) == 1 else 0)
+                if cancel and len(chunks) == 3:
+                    stream.cancel()
+        return chunks, stream.result
+
+    alone, _ = asyncio.run(write(False))
+    joined, result = asyncio.run(write(True))
+    assert len(alone) == 80
+    assert len(joined) < 80
+    assert "".join(c.text for c in joined) == "".join(c.text for c in alone) == result.text
+    assert [i for c in joined for i in c.token_ids] == [i for c in alone for i in c.token_ids]
+    assert [p for c in joined for p in c.logprobs or ()] == result.logprobs
+    cut, result = asyncio.run(write(True, cancel=True))
+    assert "".join(c.text for c in cut) == result.text
+    assert [i for c in cut for i in c.token_ids] == result.token_ids

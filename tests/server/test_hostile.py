@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from support.scripted_streams import chunk, saying
 from support.servers import serving
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.extra("serve")
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
@@ -102,3 +104,29 @@ def test_the_log_of_others_has_no_text() -> None:
     assert "secret" not in JSONLines().format(record)
     ours = logging.LogRecord("gemlet.server", logging.INFO, "", 0, "ready", (), None)
     assert '"ready"' in JSONLines().format(ours)
+
+
+def test_a_body_with_two_lengths_ends_the_connection() -> None:
+    """A proxy may take one of them, and this server the other: the rest would then be a request."""
+    inner = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (len(inner) + 5)
+    received = b""
+    with (
+        serving() as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection,
+        contextlib.suppress(ConnectionResetError),
+    ):
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + both + inner)
+        while piece := connection.recv(1 << 16):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 400")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"bad_length" in received
+
+
+def test_an_integer_of_too_many_digits() -> None:
+    """The message was Python's, which told of a function."""
+    with serving() as server:
+        error = server.post("/v1/completions", b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}").error
+    assert "more than 4300 digits" in error["message"]
+    assert "sys." not in error["message"]

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from gemlet.chat import Content
+from gemlet.chat import Content, ToolCallPiece
 from gemlet.generation import Chunk, Generation
 
 
 def chunk(*events: Any, reason: Any = None) -> Chunk:
     text = "".join(event.text for event in events if isinstance(event, Content))
-    return Chunk(text, [7] if events else [], reason, list(events))
+    pieces = [event for event in events if isinstance(event, ToolCallPiece)]
+    whole = [event for event in events if not isinstance(event, ToolCallPiece)]
+    return Chunk(text, [7] if events else [], reason, whole, call_pieces=pieces)
 
 
 class ScriptedStream:

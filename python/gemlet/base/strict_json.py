@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 from gemlet.base.files import MAX_JSON_BYTES, read_file
@@ -66,12 +67,17 @@ def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark, as Windows writes it
         return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except error:  # from above; some kinds are a ValueError, too
+        raise
     except RecursionError:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
     except UnicodeDecodeError as problem:
         raise error(f"{where}: not UTF-8 at byte {problem.start}; expected JSON text in UTF-8") from None
-    except ValueError as problem:  # JSONDecodeError, and the interpreter's limit on the digits of an integer
+    except json.JSONDecodeError as problem:
         raise error(f"{where}: not valid JSON: {problem}") from None
+    except ValueError:  # the interpreter's limit
+        digits = sys.get_int_max_str_digits()
+        raise error(f"{where}: holds an integer of more than {digits} digits; expected fewer") from None
 
 
 def read_json_object(

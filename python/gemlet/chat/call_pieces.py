@@ -31,13 +31,14 @@ _CLOSING = {"{": "}", "[": "]"}
 
 
 class PieceWriter:
-    """Takes the text of a call, and gives JSON. The name is None until it is known.
+    """Takes the text of a call, and gives JSON, but for its last bracket: what follows may make the call one
+    that cannot be read. The name is None until it is known.
 
     >>> writer = PieceWriter()
     >>> writer.push("call:weather{city:"), writer.name
     ('{"city": ', 'weather')
     >>> writer.push(f"{QUOTE_SIGN}Os"), writer.push(f"lo{QUOTE_SIGN},days:[1,2"), writer.push("]}")
-    ('"Os', 'lo", "days": [1', ', 2]}')
+    ('"Os', 'lo", "days": [1', ', 2]')
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,7 @@ class PieceWriter:
         self._open: list[str] = []  # the closing brackets that are to come
         self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" any more
         self._first = True  # whether it is the first in its object or list
+        self._is_whole = False  # but for the last bracket
         self._is_free = False  # the string that is being written ends at its own token only
 
     def push(self, text: str) -> str:
@@ -69,7 +71,10 @@ class PieceWriter:
         """What is missing of the JSON of ``arguments``, which the call was found to have; nothing where what
         was given is not its beginning."""
         whole, written = json.dumps(arguments, ensure_ascii=False), "".join(self._written)
-        return whole[len(written) :] if whole.startswith(written) else ""
+        if whole.startswith(written):
+            return whole[len(written) :]
+        # A key may be there twice, and the last one counts.
+        return "}" if self._is_whole and json.loads(written + "}") == arguments else ""
 
     def _step(self) -> bool:
         """Reads one thing. False where more text is needed."""
@@ -112,9 +117,12 @@ class PieceWriter:
         if not self._text.startswith(self._open[-1]):
             return False
         self._take(1)
-        self._write(self._open.pop())
         self._first = False
-        self._expects = "comma" if self._open else "nothing"
+        if len(self._open) == 1:
+            self._is_whole, self._expects = True, "nothing"
+            return True
+        self._write(self._open.pop())
+        self._expects = "comma"
         return True
 
     def _key(self) -> bool:

@@ -108,6 +108,21 @@ class AsyncTextStream:
         """
         return self._stream._has_chunk
 
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether a chunk has all tokens that are there; see :class:`TextStream`. It can be set.
+
+        >>> import gemlet
+        >>> with gemlet.load() as model:
+        ...     stream = model.astream("The door")
+        ...     stream.joins_tokens = True
+        """
+        return self._stream.joins_tokens
+
+    @joins_tokens.setter
+    def joins_tokens(self, joins: bool) -> None:
+        self._stream.joins_tokens = joins
+
     def cancel(self, index: int | None = None) -> None:
         """Asks the stream to end, or one of its texts; returns at once. See :meth:`TextStream.cancel`.
 

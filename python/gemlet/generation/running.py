@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from gemlet import _core
 from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import replace
-from gemlet.chat.reply import Content, ReplyEvent, ToolCallPiece
+from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCallPiece
 from gemlet.errors import GemletError
 from gemlet.generation.answer import Prepared, Timing
 from gemlet.generation.masked import Masks
@@ -98,6 +98,7 @@ class RunningText:
         self._guessed: list[int] = []  # behind the tokens that are there; their masks are set
         self._ids: deque[int] = deque()  # not handed out yet
         self._logprobs: deque[TokenLogprob] = deque()  # their log probabilities
+        self._pushed: _Pushed | None = None  # the next of them, which the answer has already
         self._reason: FinishReason | None = None  # why none will follow these
         self._error: GemletError | None = None  # or what is to be raised after them
 
@@ -121,7 +122,7 @@ class RunningText:
     @property
     def has_tokens(self) -> bool:
         """Whether some have been taken from the engine, and not yet given out."""
-        return bool(self._ids)
+        return bool(self._ids or self._pushed)
 
     @property
     def has_read_prompt(self) -> bool:
@@ -255,22 +256,30 @@ class RunningText:
         for count, mask in enumerate(masks.ahead(guessed), 1):
             request.set_mask(position + count, mask, guessed[:count])
 
-    def next_chunk(self) -> Chunk | None:
-        """The next chunk, if there is one. The last one ends the text."""
+    def next_chunk(self, *, joined: bool = False) -> Chunk | None:
+        """The next chunk, if there is one. The last one ends the text. ``joined``: a chunk of all tokens that
+        are there, as long as they say more of the same."""
         if self.result is not None:
             return None
-        if self._ids:
-            token_id = self._ids.popleft()
-            logprob = self._logprobs.popleft() if self._logprobs else None
-            events, reason = self.answer.push(token_id, logprob)
-            written = len(self.answer.token_ids)
-            if reason is None and self.prompt_tokens + written > self._context_length:
-                reason = "context"
-            if reason == "length" and not self._ids and self._is_complete:
-                self.answer.ended, reason = True, "stop"
+        if self._ids or self._pushed is not None:
+            events, token_id, logprob, reason = self._push()
+            ids, logprobs = [token_id], [logprob]
+            kind = _only_kind(events) if joined and reason is None and self._ids else None
+            if kind is not None:
+                texts = [events[0]]
+                while self._ids and reason is None:
+                    pushed = self._push()
+                    if _only_kind(pushed[0]) is not kind:
+                        self._pushed = pushed
+                        break
+                    texts.append(pushed[0][0])
+                    ids.append(pushed[1])
+                    logprobs.append(pushed[2])
+                    reason = pushed[3]
+                events = [kind("".join([event.text for event in texts]))]  # type: ignore[union-attr]
             if reason is None:
-                return self._chunk(events, [token_id], None, logprob)
-            return self.end(reason, events, [token_id], logprob)
+                return self._chunk(events, ids, None, logprobs)
+            return self.end(reason, events, ids, logprobs)
         if self._error is not None:
             raise self._error
         if self._reason is None:
@@ -278,14 +287,31 @@ class RunningText:
         self.answer.ended = self._reason == "stop"
         return self.end(self._reason)
 
+    def _push(self) -> _Pushed:
+        """The next token in the answer: what it makes certain, and the reason if it is the last one."""
+        if self._pushed is not None:
+            pushed, self._pushed = self._pushed, None
+            return pushed
+        token_id = self._ids.popleft()
+        logprob = self._logprobs.popleft() if self._logprobs else None
+        events, reason = self.answer.push(token_id, logprob)
+        if reason is None and self.prompt_tokens + len(self.answer.token_ids) > self._context_length:
+            reason = "context"
+        if reason == "length" and not self._ids and self._is_complete:
+            self.answer.ended, reason = True, "stop"
+        return events, token_id, logprob, reason
+
     def end(
         self,
         reason: FinishReason,
         events: Sequence[ReplyEvent] = (),
         token_ids: Sequence[int] = (),
-        logprob: TokenLogprob | None = None,
+        logprobs: Sequence[TokenLogprob | None] = (),
     ) -> Chunk:
         """Ends the text: its last chunk is ``events`` (already recorded) and what was held back."""
+        if self._pushed is not None:
+            begun, token_id, logprob, _ = self._push()
+            events, token_ids, logprobs = [*begun, *events], [token_id, *token_ids], [logprob, *logprobs]
         timing = Timing()
         if self._request is not None:
             times = self._request.times
@@ -300,7 +326,7 @@ class RunningText:
         held_back, self.result = self.answer.end(reason, timing)
         self.cancel()
         self._forget()
-        return self._chunk([*events, *held_back], token_ids, self.result.finish_reason, logprob)
+        return self._chunk([*events, *held_back], token_ids, self.result.finish_reason, logprobs)
 
     @property
     def _is_complete(self) -> bool:
@@ -324,15 +350,25 @@ class RunningText:
         events: list[ReplyEvent],
         token_ids: Sequence[int],
         reason: FinishReason | None,
-        logprob: TokenLogprob | None,
+        logprobs: Sequence[TokenLogprob | None],
     ) -> Chunk:
-        logprobs = None if self.answer.logprobs is None else [logprob] if logprob is not None else []
+        known = None if self.answer.logprobs is None else [one for one in logprobs if one is not None]
         if len(events) == 1 and type(events[0]) is Content:  # as of most tokens
-            return Chunk(events[0].text, list(token_ids), reason, events, self.index, logprobs)
+            return Chunk(events[0].text, list(token_ids), reason, events, self.index, known)
         text = "".join(event.text for event in events if isinstance(event, Content))
         pieces = [event for event in events if isinstance(event, ToolCallPiece)]
         whole: list[ReplyEvent] = [event for event in events if not isinstance(event, ToolCallPiece)]
-        return Chunk(text, list(token_ids), reason, whole, self.index, logprobs, pieces)
+        return Chunk(text, list(token_ids), reason, whole, self.index, known, pieces)
+
+
+# A token that the answer has: what it made certain, itself, its log probability, and why it is the last one.
+_Pushed = tuple[list[ReplyEvent], int, TokenLogprob | None, FinishReason | None]
+
+
+def _only_kind(events: list[ReplyEvent]) -> type[Content | Reasoning] | None:
+    """What the events are a text of, if they are nothing more."""
+    kind = type(events[0]) if len(events) == 1 else None
+    return kind if kind is Content or kind is Reasoning else None
 
 
 def _token_logprob(token_id: int, found: tuple[float, list[tuple[int, float]]]) -> TokenLogprob:

@@ -34,6 +34,8 @@ class TextStream:
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
             and in notebooks, and so on as for :func:`gemlet.load`. By default it shows in notebooks only.
+        joins_tokens: whether a chunk has all tokens that are there and are part of the same text or thought.
+            Programs that pass chunks on set it: a chunk costs them more than a token.
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
@@ -55,6 +57,7 @@ class TextStream:
         why_closed: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.prompt_progress: Progress = None if in_notebook() else False
+        self.joins_tokens = False
         self._texts: list[RunningText] = []
         for i, one in enumerate(prepared):
             followed = next((j for j, other in enumerate(prepared[:i]) if other is one.follows), None)
@@ -273,7 +276,7 @@ class TextStream:
                 chunk: Chunk | None = text.end("cancelled")
             else:
                 text.read()
-                chunk = text.next_chunk()
+                chunk = text.next_chunk(joined=self.joins_tokens)
             self._live.rotate(-1)
             if text.result is not None:
                 self._live.remove(text)

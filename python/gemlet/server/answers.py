@@ -76,7 +76,7 @@ class Rest:
     Streams of a slow model wait for tokens and hardly rest.
     """
 
-    def __init__(self, step: float = 0.006, most: float = 0.1) -> None:
+    def __init__(self, step: float = 0.003, most: float = 0.1) -> None:
         self.step, self.most = step, most
         self.resting = 0
 

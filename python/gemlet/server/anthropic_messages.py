@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall, ToolCallPiece
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask, Choice, Running
 from gemlet.server.call import Call, call_of
@@ -37,6 +36,7 @@ from gemlet.server.schema import (
 )
 from gemlet.server.sent_media import check_part, media_part
 from gemlet.server.service import event, fields_of, service_of
+from gemlet.server.streamed_calls import StreamedCalls
 
 __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
 
@@ -176,7 +176,18 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
         load_audio_from_video=fields.get("load_audio_from_video", False),
         one_call=choice.get("disable_parallel_tool_use", False),
         seconds=seconds,
+        names=_NAMES,
     )
+
+
+# A message here may be several there, and the system's is one of them.
+_NAMES = {
+    "messages": "messages",
+    "prompt": "messages",
+    "thinking_budget": "thinking.budget_tokens",
+    "json_schema": "output_config.format.schema",
+    "stop": "stop_sequences",
+}
 
 
 def _tool_choice(choice: Mapping[str, Any]) -> Any:
@@ -324,7 +335,7 @@ def _block(happened: ReplyEvent) -> dict[str, Any] | None:
         return {"type": "text", "text": ""}
     if isinstance(happened, Reasoning):
         return {"type": "thinking", "thinking": "", "signature": ""}
-    if isinstance(happened, ToolCall):
+    if isinstance(happened, ToolCall | ToolCallPiece):
         return {"type": "tool_use", "id": happened.id, "name": happened.name, "input": {}}
     return None
 
@@ -352,21 +363,24 @@ async def _pieces(running: Running, head: Mapping[str, Any]) -> AsyncIterator[by
     """The prompt's tokens are known at the end, so ``message_delta`` has them."""
     nothing = {"stop_reason": None, "stop_sequence": None, "usage": _usage(Call())}
     yield event({"type": "message_start", "message": {**head, "content": [], **nothing}}, "message_start")
-    index, kind = -1, ""
+    index, opened, calls = -1, ("", ""), StreamedCalls()
     async for _, chunk in running:
-        for happened in chunk.events:
+        for happened in calls.events(chunk):
             begun = _block(happened)
-            if begun is None:
+            if begun is None or isinstance(happened, ToolCall):  # its pieces are there
                 continue
-            if begun["type"] != kind or kind == "tool_use":
-                if kind:
+            block = begun["type"], begun.get("id", "")
+            if block != opened:
+                if index >= 0:
                     yield event({"type": "content_block_stop", "index": index}, "content_block_stop")
-                index, kind = index + 1, begun["type"]
+                index, opened = index + 1, block
                 start = {"type": "content_block_start", "index": index, "content_block": begun}
                 yield event(start, "content_block_start")
-            delta = {"type": "content_block_delta", "index": index, "delta": _delta(happened)}
-            yield event(delta, "content_block_delta")
-    if kind:
+            if delta := _delta(happened):
+                yield event(
+                    {"type": "content_block_delta", "index": index, "delta": delta}, "content_block_delta"
+                )
+    if index >= 0:
         yield event({"type": "content_block_stop", "index": index}, "content_block_stop")
     running.end()
     end = {"type": "message_delta", "delta": _reason(running.choices[0]), "usage": _usage(running.call)}
@@ -374,11 +388,11 @@ async def _pieces(running: Running, head: Mapping[str, Any]) -> AsyncIterator[by
     yield event({"type": "message_stop"}, "message_stop")
 
 
-def _delta(happened: ReplyEvent) -> dict[str, Any]:
+def _delta(happened: ReplyEvent) -> dict[str, Any] | None:
     if isinstance(happened, Content):
         return {"type": "text_delta", "text": happened.text}
     if isinstance(happened, Reasoning):
         return {"type": "thinking_delta", "thinking": happened.text}
-    assert isinstance(happened, ToolCall)
-    arguments = json.dumps(happened.arguments, ensure_ascii=False)
-    return {"type": "input_json_delta", "partial_json": arguments}
+    if isinstance(happened, ToolCallPiece) and happened.arguments:
+        return {"type": "input_json_delta", "partial_json": happened.arguments}
+    return None

@@ -14,6 +14,7 @@ from gemlet.base.records import field, record, replace
 from gemlet.chat.reply import Content, Reasoning, Reply, ReplyEvent, ToolCall, collect
 from gemlet.generation.async_stream import AsyncTextStream
 from gemlet.generation.result import Chunk, Generation, TokenLogprob
+from gemlet.generation.stream import AHEAD
 from gemlet.model.off_loop import takes_long
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
@@ -41,6 +42,7 @@ class Ask:
         priority: where replies wait for a place, those of higher priority begin first.
         count: how many replies; where a seed is given, it counts up.
         load_audio_from_video: the model also hears the videos in the messages.
+        names: the request's fields for arguments of the library, as of :func:`problem_of`.
         own_media: the server made the images and sounds itself, and no client named them.
         shows_ids: the client gets the tokens of the reply.
     """
@@ -59,6 +61,7 @@ class Ask:
     priority: int = 0
     count: int = 1
     load_audio_from_video: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
     own_media: bool = False
     shows_ids: bool = False
 
@@ -106,9 +109,9 @@ class Ask:
             common["n"] = self.count
         try:
             if self.messages is None:
-                return model.astream(self.prompt, allow_control=False, **common)
+                return _joining(model.astream(self.prompt, allow_control=False, **common))
             self._check_media(self.messages)
-            return model.astream_chat(
+            stream = model.astream_chat(
                 self.messages,
                 tools=self.tools,
                 tool_choice=self.tool_choice,
@@ -117,6 +120,7 @@ class Ask:
                 load_audio_from_video=self.load_audio_from_video,
                 **common,
             )
+            return _joining(stream)
         except Exception as error:
             raise self.problem_of(error) from error
 
@@ -159,7 +163,8 @@ class Ask:
             )
 
     def problem_of(self, error: BaseException) -> Problem:
-        return problem_of(error, hidden=self.served.model.source, shown=self.served.name)
+        model = self.served.model
+        return problem_of(error, hidden=model.source, shown=self.served.name, names=self.names)
 
 
 @record
@@ -276,14 +281,16 @@ class Running:
     def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
         return self._chunks(0, self.before_waiting) if len(self._firsts) == 1 else self._all()
 
-    def seconds_left(self) -> float:
-        """Until the replies have as many tokens as they may, at the pace so far; 0 before the first token."""
+    def longest_rest(self) -> float:
+        """Seconds in which nothing need be read, at the pace so far: until the replies have as many tokens as
+        they may, or the engine has written half of what it writes ahead. 0 before the first token."""
         call = self.call
         if call.first_token is None:
             return 0.0
+        count = sum(ask.count for ask in self.asks)
         most = sum(ask.count * int(ask.options["max_tokens"]) for ask in self.asks)
         pace = (call.seconds() - call.first_token) / max(1, call.completion_tokens)
-        return pace * (most - call.completion_tokens)
+        return pace * min(most - call.completion_tokens, count * AHEAD // 2)
 
     async def _all(self) -> AsyncIterator[tuple[int, Chunk]]:
         arrived: asyncio.Queue[tuple[int, Chunk] | BaseException | None] = asyncio.Queue(64)
@@ -338,15 +345,18 @@ class Running:
         now = time.monotonic()
         if call.first_token is None:
             call.first_token = now - call.started
-        if choice.arrived:
-            call.gaps.append(now - choice.arrived)
+        count = len(chunk.token_ids)
+        if choice.arrived and count:
+            call.gaps.extend([(now - choice.arrived) / count] * count)
+        elif count > 1:  # nothing is known of the time between tokens that came first, and together
+            call.gaps.extend([0.0] * (count - 1))
         choice.arrived = now
         if choice.has_called or choice.is_blocked:
             return None  # what was computed before the cancelling was noticed
-        call.completion_tokens += len(chunk.token_ids)
+        call.completion_tokens += count
         for event in chunk.events:
             if isinstance(event, Reasoning):
-                choice.reasoning_tokens += len(chunk.token_ids)
+                choice.reasoning_tokens += count
                 break
         if choice.ask.one_call and (kept := _to_first_call(chunk)) is not None:
             choice.has_called = True
@@ -435,13 +445,19 @@ async def _beside_loop(ask: Ask, work: Callable[[], _Result], threads: anyio.Cap
     return await anyio.to_thread.run_sync(work, limiter=threads) if ask.is_long else work()
 
 
+def _joining(stream: AsyncTextStream) -> AsyncTextStream:
+    stream.joins_tokens = True  # a chunk costs more than a token
+    return stream
+
+
 def _to_first_call(chunk: Chunk) -> Chunk | None:
     """The chunk up to its first call of a tool, as the last one; None where it has no call."""
     for place, event in enumerate(chunk.events):
         if isinstance(event, ToolCall):
             events = chunk.events[: place + 1]
             text = "".join(getattr(e, "text", "") for e in events if not isinstance(e, Reasoning))
-            return replace(chunk, text=text, events=events, finish_reason="stop")
+            pieces = [piece for piece in chunk.call_pieces if piece.id == event.id]
+            return replace(chunk, text=text, events=events, call_pieces=pieces, finish_reason="stop")
     return None
 
 
@@ -451,6 +467,7 @@ def is_plain_text(chunk: Chunk) -> bool:
     return (
         len(events) == 1
         and type(events[0]) is Content
+        and not chunk.call_pieces
         and chunk.finish_reason is None
         and chunk.logprobs is None
     )

@@ -352,7 +352,7 @@ class ReplyGate:
                 events.append(replace(event, text=event.text[:count]))
                 self._held[0] = end, replace(event, text=event.text[count:])
         text = "".join(event.text for event in events if isinstance(event, Content))
-        shown = replace(chunk, text=text, events=events, token_ids=[], logprobs=None)
+        shown = replace(chunk, text=text, events=events, token_ids=[], logprobs=None, call_pieces=[])
         if chunk.finish_reason is None:
             return shown
         return replace(shown, token_ids=self._token_ids, logprobs=self._logprobs or None)

@@ -8,7 +8,7 @@ from typing import Any
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Choice, Either, Flag, Ignored, Kind, ListOf, Object, Schema, Text
 
-__all__ = ["FORMS", "SCHEMA_FORMAT", "form_of", "of_format"]
+__all__ = ["FORMS", "SCHEMA_FORMAT", "form_names", "form_of", "of_format"]
 
 _LONGEST = 256_000  # characters of a grammar or of a schema as text
 _NAMED = Object(
@@ -70,6 +70,20 @@ def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
             param="structured_outputs",
         )
     return forms[0] if forms else {}
+
+
+def form_names(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that ask for a form, by the library's options.
+
+    >>> form_names({"structured_outputs": {"regex": "("}})
+    {'regex': 'structured_outputs.regex'}
+    """
+    asked = {name: f"structured_outputs.{name}" for name in fields.get("structured_outputs", ())}
+    if "json" in asked:
+        asked["json_schema"] = asked.pop("json")
+    if "response_format" in fields:
+        asked["json_schema"] = "response_format.json_schema.schema"
+    return asked
 
 
 def of_format(format: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class Guard:
             if isinstance(inside, Inside):
                 call.key, call.priority = inside.key, _BEHIND
             else:
+                _check_length(scope)
                 self._check_host(scope)
                 origin = self._foreign_origin(scope)
                 if origin is not None:
@@ -204,6 +205,18 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return key
+
+
+def _check_length(scope: Scope) -> None:
+    """Refuses a body with two lengths: a proxy in front may have taken the other one, and what this server
+    reads as the next request may be another's."""
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        raise Problem(
+            400,
+            "the request has Content-Length and Transfer-Encoding; send one of them",
+            code="bad_length",
+            headers={"Connection": "close"},
+        )
 
 
 def _header(scope: Scope, wanted: bytes) -> str:

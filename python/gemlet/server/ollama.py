@@ -143,7 +143,9 @@ async def embeddings(request: Request) -> Response:
     texts = texts_of(fields["input"])
     begun = time.monotonic_ns()
     embedded = embed(
-        *(service, call, served, texts, None, fields.get("dimensions")), truncate=fields.get("truncate", True)
+        *(service, call, served, texts, None, fields.get("dimensions")),
+        is_list=texts is fields["input"],
+        truncate=fields.get("truncate", True),
     )
     vectors = await while_connected(request, embedded)
     return JSONAnswer(
@@ -155,6 +157,14 @@ async def embeddings(request: Request) -> Response:
             "prompt_eval_count": call.prompt_tokens,
         }
     )
+
+
+_NAMES = {
+    "thinking": "think",
+    "json_schema": "format",
+    "max_tokens": "options.num_predict",
+    "repetition_penalty": "options.repeat_penalty",
+}
 
 
 def _ask(service: Service, request: Request, served: Served, fields: Mapping[str, Any], **what: Any) -> Ask:
@@ -179,6 +189,7 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
         thinking=bool(fields.get("think")),
         load_audio_from_video=options.get("load_audio_from_video", False),
         seconds=seconds,
+        names={**_NAMES, **({"prompt": "messages"} if "messages" in fields else {"messages": "prompt"})},
         **what,
     )
 

@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from gemlet import _core
 from gemlet.base.sampling_options import MAX_INT
-from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.chat.reply import Content, Reasoning, ToolCall, ToolCallPiece
+from gemlet.generation.result import Chunk
 from gemlet.server.answers import JSONAnswer, while_connected
 from gemlet.server.ask import Ask, Choice, Running, finish_reason, is_plain_text
 from gemlet.server.call import call_of
@@ -33,19 +34,25 @@ from gemlet.server.fields import (
     TOP_LOGPROBS,
     library_options,
 )
-from gemlet.server.forms import FORMS, form_of
+from gemlet.server.forms import FORMS, form_names, form_of
 from gemlet.server.logprobs import check_length, of_chat, of_prompt, top_of_prompt
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object, Text, says_nothing
 from gemlet.server.schema import Choice as OneOf
 from gemlet.server.service import TextEvent, event, fields_of, service_of
+from gemlet.server.streamed_calls import StreamedCalls
 
 __all__ = ["CHAT", "MESSAGES", "MOST_MESSAGES", "chat", "usage_of"]
 
 MOST_MESSAGES = 1 << 16
 MESSAGES = ListOf(Anything(dict), MOST_MESSAGES, 1)  # the chat format reads them
 _REASONING = Text()
+_NAMES = {
+    "prompt": "messages",
+    "thinking": "reasoning_effort",
+    "thinking_budget": "thinking_token_budget",
+}
 FINGERPRINT = f"gemlet-{_core.__version__}"
 
 CHAT: Mapping[str, Kind] = {
@@ -129,6 +136,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         seconds=seconds,
         count=fields.get("n", 1),
         shows_ids=fields.get("return_token_ids", False),
+        names={**form_names(fields), **_NAMES},
     )
 
 
@@ -237,7 +245,7 @@ async def _pieces(
         return event({**head, "choices": [choice], **more, **begin})
 
     try:
-        calls = [0] * len(running.choices)
+        calls = [StreamedCalls() for _ in running.choices]
         plain = []
         for index in range(len(calls)):
             choice = {"index": index, "delta": {"content": TextEvent.TEXT}, "logprobs": None}
@@ -250,13 +258,13 @@ async def _pieces(
             if is_plain_text(chunk) and not wants_ids:
                 yield plain[index].of(chunk.text)
                 continue
-            deltas = _deltas(chunk.events, calls, index)
+            deltas = _deltas(chunk, calls[index])
             if wants_ids and not deltas and chunk.finish_reason is None and running.choices[index].token_ids:
                 deltas = [{}]
             for delta in deltas:
                 yield piece(index, delta)
             if chunk.finish_reason is not None:
-                yield piece(index, {}, finish_reason(chunk.finish_reason, has_calls=calls[index] > 0))
+                yield piece(index, {}, finish_reason(chunk.finish_reason, has_calls=calls[index].has_whole))
         running.end()
         if wants_usage:
             yield event({**head, "choices": [], "usage": usage_of(running)})
@@ -265,18 +273,22 @@ async def _pieces(
         await running.aclose()
 
 
-def _deltas(events: list[ReplyEvent], calls: list[int], index: int) -> list[dict[str, Any]]:
+def _deltas(chunk: Chunk, calls: StreamedCalls) -> list[dict[str, Any]]:
     deltas: list[dict[str, Any]] = []
-    for happened in events:
+    count = calls.count
+    for happened in calls.events(chunk):
         if isinstance(happened, Content):
             deltas.append({"content": happened.text})
         elif isinstance(happened, Reasoning):
             deltas.append({"reasoning": happened.text, "reasoning_content": happened.text})
-        elif isinstance(happened, ToolCall):
-            call, place = tool_call(happened), calls[index]
-            calls[index] += 1
-            arguments = call["function"].pop("arguments")
-            call["function"]["arguments"] = ""
-            deltas.append({"tool_calls": [{"index": place, **call}]})
-            deltas.append({"tool_calls": [{"index": place, "function": {"arguments": arguments}}]})
+        elif isinstance(happened, ToolCallPiece) and not happened.arguments:  # the first of its call
+            function = {"name": happened.name, "arguments": ""}
+            deltas.append(_of_call(count, id=happened.id, type="function", function=function))
+            count += 1
+        elif isinstance(happened, ToolCallPiece):
+            deltas.append(_of_call(count - 1, function={"arguments": happened.arguments}))
     return deltas
+
+
+def _of_call(place: int, **what: Any) -> dict[str, Any]:
+    return {"tool_calls": [{"index": place, **what}]}

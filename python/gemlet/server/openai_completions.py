@@ -28,7 +28,7 @@ from gemlet.server.fields import (
     TOP_LOGPROBS,
     library_options,
 )
-from gemlet.server.forms import FORMS, form_of
+from gemlet.server.forms import FORMS, form_names, form_of
 from gemlet.server.logprobs import check_length, of_completion, of_prompt, of_text, top_of_prompt
 from gemlet.server.openai_chat import FINGERPRINT, usage_of
 from gemlet.server.problems import Problem
@@ -78,6 +78,7 @@ async def completions(request: Request) -> Response:
         "seconds": service.settings.request_seconds,
         "count": fields.get("n", 1),
         "shows_ids": fields.get("return_token_ids", False),
+        "names": form_names(fields),
     }
     asks = [Ask(served, options, prompt, **common) for prompt in _prompts(fields["prompt"])]
     running = await service.start(asks, call)

@@ -56,7 +56,10 @@ async def embeddings(request: Request) -> Response:
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     texts = texts_of(fields["input"])
-    embedded = embed(service, call, served, texts, fields.get("prompt_name"), fields.get("dimensions"))
+    embedded = embed(
+        *(service, call, served, texts, fields.get("prompt_name"), fields.get("dimensions")),
+        is_list=texts is fields["input"],
+    )
     vectors = await while_connected(request, embedded)
     as_text = fields.get("encoding_format", "float") == "base64"
     data = [
@@ -85,10 +88,12 @@ async def embed(
     prompt: str | None,
     dimensions: int | None,
     *,
+    is_list: bool = True,
     truncate: bool = False,
 ) -> NDArray[np.float32]:
-    """The vectors of ``texts``, which are token ids or lists of content parts as well; their tokens are
-    counted in the call, which is settled. Raises :class:`Problem`."""
+    """The vectors of ``texts``, which are token ids or lists of content parts as well. The field ``input``
+    was a list of them if ``is_list``. Their tokens are counted in the call, which is settled. Raises
+    :class:`Problem`."""
     with_parts = any(isinstance(text, list) and isinstance(text[0], dict) for text in texts)
     if with_parts:
         await anyio.to_thread.run_sync(check_sent_inputs, texts, limiter=service.threads)
@@ -116,7 +121,8 @@ async def embed(
             504, "the vectors took longer than the server allows", kind="timeout_error", code="timeout"
         ) from None
     except Exception as error:
-        raise problem_of(error, hidden=model.source, shown=served.name) from error
+        names = {"texts[]" if is_list else "texts": "input", "prompt": "prompt_name"}
+        raise problem_of(error, hidden=model.source, shown=served.name, names=names) from error
     call.prompt_tokens, call.finish = sum(map(len, ids)), "stop"
     call.settle()
     return vectors

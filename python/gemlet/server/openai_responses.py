@@ -42,6 +42,7 @@ from gemlet.server.schema import (
     Text,
 )
 from gemlet.server.service import Service, event, fields_of, service_of
+from gemlet.server.streamed_calls import StreamedCalls
 
 __all__ = ["RESPONSES", "delete", "respond", "response"]
 
@@ -120,6 +121,12 @@ async def respond(request: Request) -> Response:
         salt=fields.get("cache_salt"),
         one_call=fields.get("parallel_tool_calls") is False,
         seconds=service.settings.request_seconds,
+        names={
+            "messages": "input",
+            "prompt": "input",
+            "thinking": "reasoning.effort",
+            "json_schema": "text.format.schema",
+        },
     )
     running = await service.start([ask], call)
     head = _head(fields, served.name)
@@ -235,7 +242,7 @@ async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict
 
 
 async def _pieces(running: Running, head: Mapping[str, Any], keep: _Keep) -> AsyncIterator[bytes]:
-    items, number = OutputItems(), 0
+    items, calls, number = OutputItems(), StreamedCalls(), 0
 
     def numbered(found: Mapping[str, Any]) -> bytes:
         nonlocal number
@@ -245,7 +252,7 @@ async def _pieces(running: Running, head: Mapping[str, Any], keep: _Keep) -> Asy
     yield numbered({"type": "response.created", "response": head})
     yield numbered({"type": "response.in_progress", "response": head})
     async for _, chunk in running:
-        for happened in chunk.events:
+        for happened in calls.events(chunk):
             for found in items.push(happened):
                 yield numbered(found)
     for found in items.finish():

@@ -56,10 +56,19 @@ _OVERLOADED = {"Retry-After": "1"}
 _FUNCTIONS = ("chat", "embed", "generate")  # of a model, which may not be able to do this
 
 
-def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Problem:
+def problem_of(
+    error: BaseException, *, hidden: str = "", shown: str = "", names: Mapping[str, str] = {}
+) -> Problem:
     """What a client is told of ``error``. What the library says of a request names its source, which may be
-    a path of this machine: ``shown`` stands for ``hidden`` in it.
+    a path of this machine: ``shown`` stands for ``hidden`` in it. It speaks of the
+    library's arguments: ``names`` are the request's fields for them. Those for a name with ``[]`` have the
+    same items; others are named as a whole.
 
+    >>> from gemlet.errors import InvalidRequestError
+    >>> problem_of(InvalidRequestError("texts[1]: too odd"), names={"texts[]": "input"}).message
+    'input[1]: too odd'
+    >>> problem_of(InvalidRequestError("messages[3].content is 5"), names={"messages": "input"}).param
+    'input'
     >>> problem_of(ContextLengthError("prompt: too long")).code
     'context_length_exceeded'
     >>> problem_of(UnsupportedError("chat: small makes embeddings; use embed()")).message
@@ -74,7 +83,7 @@ def problem_of(error: BaseException, *, hidden: str = "", shown: str = "") -> Pr
         said = {404: "there is no such path here", 405: "this path has other methods"}.get(error.status_code)
         kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         return Problem(error.status_code, said or error.detail, kind=kind, headers=error.headers)
-    message = str(error).replace(hidden, shown) if hidden else str(error)
+    message = _in_fields(str(error).replace(hidden, shown) if hidden else str(error), names)
     if isinstance(error, ContextLengthError):
         return Problem(400, message, code="context_length_exceeded")
     if isinstance(error, InvalidRequestError | TokenizerError):
@@ -101,6 +110,20 @@ def forget_frames(error: BaseException | None) -> None:
         error = behind
 
 
+def _in_fields(message: str, names: Mapping[str, str]) -> str:
+    """The message, which begins with an argument of the library or a place in one, about the field."""
+    found = _BEGINNING.match(message) if names else None
+    if found is None:
+        return message
+    name, rest = found[1], message[found.end() :]
+    if f"{name}[]" in names:
+        return names[f"{name}[]"] + message[found.end(1) :]
+    if name not in names:
+        return message
+    return names[name] + (rest if rest.startswith(":") else f": a part{rest}")
+
+
+_BEGINNING = late_pattern(r"([a-z_]{1,40})(?:\[\d+\]|\.[a-z_]{1,40})*(?=:| )")
 _PLACE = late_pattern(r"([a-z_]{1,40})(?:((?:\[\d+\]|\.[a-z_]{1,40})+)(?=:| )|(?=:))")
 
 

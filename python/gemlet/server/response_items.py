@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemlet.chat.reply import Content, Reasoning, ReplyEvent, ToolCall
+from gemlet.chat.reply import Content, MalformedToolCall, Reasoning, ReplyEvent, ToolCall, ToolCallPiece
 from gemlet.server.problems import Problem
 from gemlet.server.schema import Choice, Text
 from gemlet.server.sent_media import check_part
@@ -43,6 +43,8 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = T
         elif kind == "reasoning":
             thought = _text(item.get("content") or [], f"{where}.content", ("reasoning_text",))
             found.append({"role": "assistant", "content": "", "reasoning": thought})
+        elif kind == "function_call" and item.get("status") == "incomplete":
+            continue  # what there was of it is in a message, too
         elif kind == "function_call":
             function = {
                 "name": Text(64, 1).check(item.get("name"), f"{where}.name"),
@@ -122,8 +124,12 @@ class OutputItems:
         self._is_open = False
 
     def push(self, happened: ReplyEvent) -> list[dict[str, Any]]:
+        if isinstance(happened, ToolCallPiece):
+            return self._piece(happened)
         if isinstance(happened, ToolCall):
-            return [*self.finish(), *self._call(happened)]
+            return self._call(happened)
+        if isinstance(happened, MalformedToolCall):  # its pieces are no call
+            return self.finish()
         if not isinstance(happened, Content | Reasoning):
             return []
         is_text = isinstance(happened, Content)
@@ -141,7 +147,11 @@ class OutputItems:
         if not self._is_open:
             return []
         self._is_open = False
-        item, part = self.items[-1], self._part
+        item = self.items[-1]
+        if item["type"] == "function_call":
+            item["status"] = "incomplete"
+            return [self._item("done")]
+        part = self._part
         item["status"] = "completed"
         more: dict[str, Any] = {"logprobs": []} if part["type"] == "output_text" else {}
         done = [self._said(f"response.{part['type']}.done", text=part["text"], **more)]
@@ -170,26 +180,37 @@ class OutputItems:
         item["content"] = [{"type": "reasoning_text", "text": ""}]
         return [added]
 
+    def _piece(self, piece: ToolCallPiece) -> list[dict[str, Any]]:
+        found = []
+        if not self._is_open or self.items[-1].get("call_id") != piece.id:
+            found = self.finish()
+            item = {"type": "function_call", "id": f"fc_{secrets.token_hex(12)}", "call_id": piece.id}
+            self.items.append({**item, "name": piece.name, "arguments": "", "status": "in_progress"})
+            self._is_open = True
+            found.append(self._item("added"))
+        if not piece.arguments:
+            return found
+        self.items[-1]["arguments"] += piece.arguments
+        return [*found, self._of_call("delta", delta=piece.arguments)]
+
     def _call(self, call: ToolCall) -> list[dict[str, Any]]:
-        arguments = json.dumps(call.arguments, ensure_ascii=False)
-        item = {
-            "type": "function_call",
-            "id": f"fc_{secrets.token_hex(12)}",
-            "call_id": call.id,
-            "name": call.name,
-            "arguments": "",
-            "status": "in_progress",
-        }
-        self.items.append(item)
-        added, place = self._item("added"), {"item_id": item["id"], "output_index": len(self.items) - 1}
-        item |= {"arguments": arguments, "status": "completed"}
-        base = "response.function_call_arguments"
+        """Ends a call, which had no pieces before where the answer is no stream."""
+        found = []
+        if not self._is_open or self.items[-1].get("call_id") != call.id:
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+            found = self._piece(ToolCallPiece(call.name, arguments, call.id))
+        self._is_open = False
+        item = self.items[-1]
+        item["status"] = "completed"
         return [
-            added,
-            {"type": f"{base}.delta", **place, "delta": arguments},
-            {"type": f"{base}.done", **place, "arguments": arguments, "name": call.name},
+            *found,
+            self._of_call("done", arguments=item["arguments"], name=call.name),
             self._item("done"),
         ]
+
+    def _of_call(self, what: str, **more: Any) -> dict[str, Any]:
+        place = {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1}
+        return {"type": f"response.function_call_arguments.{what}", **place, **more}
 
     def _item(self, what: str) -> dict[str, Any]:
         index = len(self.items) - 1

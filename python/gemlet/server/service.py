@@ -166,7 +166,7 @@ class Service:
 
         async def flush_and_rest(running: Running) -> None:  # the argument, as a cycle would keep all of it
             if await answer.flush():
-                await self.rest(running.seconds_left())
+                await self.rest(running.longest_rest())
 
         running.before_waiting = flush_and_rest
         return answer

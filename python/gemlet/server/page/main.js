@@ -97,8 +97,8 @@ async function answer() {
 
 function figures({ begin, first, last, pieces }, usage, reason) {
   if (!pieces) return "";
-  const count = usage?.completion_tokens ?? pieces;
-  const parts = [`${usage ? "" : "about "}${count} token${count === 1 ? "" : "s"}`];
+  const count = usage?.completion_tokens ?? 0; // unknown of a reply that was stopped: a piece may have many
+  const parts = usage ? [`${count} token${count === 1 ? "" : "s"}`] : [];
   if (last > first + 50 && count > 1) parts.push(`${(((count - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`);
   parts.push(`first after ${seconds((first - begin) / 1000)}`);
   if (reason === "length") parts.push("cut at the limit");
