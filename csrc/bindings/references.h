@@ -1,6 +1,6 @@
 // Before all other headers of the bindings. From Python 3.12 on, Python's own headers insert the code that counts a
 // reference wherever one is taken or given up. These functions do it in one place, and as they are noexcept, no caller
-// needs code for an exception: both took 30 KB of a compressed extension.
+// needs code for an exception: both took 30 KB of a wheel.
 #pragma once
 
 #include <Python.h>
