@@ -1,5 +1,5 @@
-"""An installed wheel does its work: it writes text, also from a packed folder, has every family's golden values, and
-reads a GGUF file.
+"""An installed wheel does its work: it writes text, also from a packed folder, has every family's golden
+values, and reads a GGUF file.
 
     python proof.py [TIER]
 
@@ -31,7 +31,7 @@ FAMILIES = [
 
 def main() -> None:
     warnings.simplefilter("error")
-    # A Python without the lock says that it turns the lock on, because gemlet does not declare that it needs none.
+    # A Python without the lock says that it turns it on, as gemlet does not declare that it needs none.
     warnings.filterwarnings("ignore", "The global interpreter lock", RuntimeWarning)
     import gemlet
     from gemlet import _core

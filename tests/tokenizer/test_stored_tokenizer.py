@@ -128,7 +128,7 @@ def test_a_packed_folder_has_the_tokenizer(tmp_path: Path) -> None:
 def test_others_read_the_file(stored: Path) -> None:
     with safe_open(stored, "numpy") as file:
         ends, pieces = file.get_tensor("ends"), file.get_tensor("pieces")
-    assert ends.dtype == np.dtype("u4") and pieces.dtype == np.dtype("u1")
+    assert (ends.dtype, pieces.dtype) == (np.dtype("u4"), np.dtype("u1"))
     assert ends[-1] == len(pieces)
     content = stored.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -39,7 +39,8 @@ def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     """Writes the file ``path``. Raises ``OSError`` when that fails."""
     pieces = [piece.encode() for piece in vocabulary.pieces]
     tensors = {
-        "ends": np.cumsum([len(piece) for piece in pieces], dtype="<u4").tobytes(),  # first, at a multiple of 4
+        # First, so that it lies at a multiple of 4.
+        "ends": np.cumsum([len(piece) for piece in pieces], dtype="<u4").tobytes(),
         "pieces": b"".join(pieces),
         "types": bytes(kind if 0 <= kind < 256 else 0 for kind in vocabulary.types),
         "model": vocabulary.proto,
