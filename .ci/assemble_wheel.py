@@ -50,7 +50,8 @@ def shortest(content: bytes, kept: Path) -> bytes:
     if not path.exists():
         kept.mkdir(parents=True, exist_ok=True)
         begun = path.with_suffix(".begun")
-        begun.write_bytes(zopfli.zlib.compress(content)[2:-4])  # without the head and the sum of zlib
+        # In as many blocks as it likes, and without the head and the sum of zlib.
+        begun.write_bytes(zopfli.zlib.compress(content, blocksplittingmax=0)[2:-4])
         begun.rename(path)
     return path.read_bytes()
 

@@ -50,7 +50,6 @@ IN_FUNCTIONS = {
     "asyncio": "slow",
     "numpy": "slow",
     "sentencepiece": "slow",
-    "safetensors": "slow",
     "statistics": "slow",
     "importlib.metadata": "slow",
     "difflib": "slow",

@@ -1,4 +1,5 @@
-"""An installed wheel does its work: it writes text, has every family's golden values, and reads a GGUF file.
+"""An installed wheel does its work: it writes text, also from a packed folder, has every family's golden
+values, and reads a GGUF file.
 
     python proof.py [TIER]
 
@@ -30,6 +31,8 @@ FAMILIES = [
 
 def main() -> None:
     warnings.simplefilter("error")
+    # A Python without the lock says that it turns it on, as gemlet does not declare that it needs none.
+    warnings.filterwarnings("ignore", "The global interpreter lock", RuntimeWarning)
     import gemlet
     from gemlet import _core
 
@@ -42,6 +45,10 @@ def main() -> None:
     if not str(text).strip():
         raise SystemExit("the demo model wrote nothing")
     print(f"demo: {text!s}")
+    with tempfile.TemporaryDirectory() as folder:
+        gemlet.convert(None, f"{folder}/packed", weights="q8")
+        with gemlet.load(f"{folder}/packed") as model:
+            print(f"packed: {model.generate('The door opened', max_tokens=12, temperature=0)!s}")
     for family in FAMILIES:
         print(check_golden(family, tier))
     check_formats("gemma3-270m")
