@@ -50,6 +50,7 @@ IN_FUNCTIONS = {
     "asyncio": "slow",
     "numpy": "slow",
     "sentencepiece": "slow",
+    "safetensors": "slow",
     "statistics": "slow",
     "importlib.metadata": "slow",
     "difflib": "slow",

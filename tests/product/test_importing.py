@@ -89,7 +89,7 @@ def test_load_is_the_function_whatever_is_imported_first(module: str) -> None:
 
 
 def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
-    heavy = {"gemlet._core", "sentencepiece", "argparse", "json", "numpy", "resource"}
+    heavy = {"gemlet._core", "sentencepiece", "safetensors", "argparse", "json", "numpy", "resource"}
     assert output_of(f"import sys, gemlet; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
@@ -118,7 +118,7 @@ print(*sorted(opened))
 print(*sys.modules)
 """
     opened, loaded = (line.split() for line in output_of(program).splitlines())
-    heavy = {"numpy", "sentencepiece", "asyncio", "subprocess", "tempfile", "difflib"}
+    heavy = {"numpy", "sentencepiece", "safetensors", "asyncio", "subprocess", "tempfile", "difflib"}
     heavy |= {"dataclasses", "inspect", "logging", "pathlib", "datetime", "selectors", "zlib", "base64"}
     assert not heavy & set(loaded)
     assert len([name for name in loaded if name.startswith("gemlet")]) <= 170, loaded
@@ -142,7 +142,7 @@ print(*sys.modules)
 """
     compiled, loaded = output_of(program).splitlines()
     assert compiled == "0"
-    heavy = {"numpy", "sentencepiece", "jinja2", "PIL", "opentelemetry", "ray", "openai"}
+    heavy = {"numpy", "sentencepiece", "safetensors", "jinja2", "PIL", "opentelemetry", "ray", "openai"}
     heavy |= {"gemlet.loading.inspect", "gemlet.sources.gguf_model", "gemlet.packing.cache"}
     assert not heavy & set(loaded.split())
     own = [name for name in loaded.split() if name.startswith("gemlet")]

@@ -125,16 +125,6 @@ def test_a_packed_folder_has_the_tokenizer(tmp_path: Path) -> None:
 # --- Damaged files ------------------------------------------------------------------------------------------
 
 
-def test_others_read_the_file(stored: Path) -> None:
-    with safe_open(stored, "numpy") as file:
-        ends, pieces = file.get_tensor("ends"), file.get_tensor("pieces")
-    assert (ends.dtype, pieces.dtype) == (np.dtype("u4"), np.dtype("u1"))
-    assert ends[-1] == len(pieces)
-    content = stored.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert (8 + int.from_bytes(content[:8], "little") + header["ends"]["data_offsets"][0]) % 4 == 0
-
-
 def test_damage_is_an_error(stored: Path) -> None:
     data = stored.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")

@@ -15,7 +15,6 @@ leads to ``../../blobs/SHA``), and only someone who can write to the folder can 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -27,7 +26,7 @@ from gemlet.base.text import show
 from gemlet.checkpoint.tensor_files import MAX_SHARDS, OpenFiles, TensorFiles, TensorInfo
 from gemlet.errors import ModelFileError, TensorError
 
-__all__ = ["Checkpoint", "header_bytes"]
+__all__ = ["Checkpoint"]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -255,20 +254,3 @@ def _parse_entry(
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
-
-
-def header_bytes(
-    tensors: Mapping[str, tuple[str, list[int], int]], metadata: Mapping[str, str], alignment: int
-) -> bytes:
-    """What stands before the data of a new file: of each tensor the dtype, the shape and the number of bytes.
-
-    It is padded so that the data begins at a multiple of ``alignment`` bytes of the file.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, (dtype, shape, nbytes) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
-        end += nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % alignment)
-    return len(text).to_bytes(8, "little") + text

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from gemlet.base.exit_waits import wait_for
 from gemlet.base.handlers import only_in
 from gemlet.checkpoint.gguf_files import BLOCK_TYPES
-from gemlet.checkpoint.safetensors_files import header_bytes
 from gemlet.errors import ModelFileError
 from gemlet.packing.balance import balance_blocks
 from gemlet.packing.blocks import blocks, naming, rounding_blocks, table_blocks
@@ -82,7 +81,7 @@ def write_packed(
     order = files.token_order
     if order is not None:
         entries[TOKEN_ORDER] = ("I32", list(order.shape), order.nbytes)
-    head = header_bytes(entries, _metadata(weights, described), ALIGNMENT)
+    head = _header(entries, _metadata(weights, described))
     crc, has_helper = 0, True
     pending = bytearray()  # what does not fill a huge page yet
     try:
@@ -160,6 +159,18 @@ def _metadata(weights: str, described: dict[str, list[Any]]) -> dict[str, str]:
         "gemlet_weights": weights,
         "gemlet_tensors": json.dumps(described, separators=(",", ":")),
     }
+
+
+def _header(entries: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> bytes:
+    """A safetensors header, padded so that the data begins at a multiple of 64 bytes of the file."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape, nbytes) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write(descriptor: int, data: bytes | memoryview) -> None:

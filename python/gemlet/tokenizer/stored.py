@@ -16,10 +16,11 @@ from typing import Any
 
 from gemlet import _core
 from gemlet.base.arrays import np
+from gemlet.base.handlers import importing
 from gemlet.base.late import hashlib
 from gemlet.base.strict_json import parse_json_object
 from gemlet.base.text import show
-from gemlet.checkpoint.safetensors_files import Checkpoint, header_bytes
+from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.merges import MergeEncoder
 from gemlet.tokenizer.vocabulary import Vocabulary
@@ -37,11 +38,13 @@ _FLAGS = ("add_dummy_prefix", "may_cut")
 
 def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     """Writes the file ``path``. Raises ``OSError`` when that fails."""
+    with importing():
+        from safetensors.numpy import save
+
     pieces = [piece.encode() for piece in vocabulary.pieces]
     tensors = {
-        # First, so that it lies at a multiple of 4.
-        "ends": np.cumsum([len(piece) for piece in pieces], dtype="<u4").tobytes(),
         "pieces": b"".join(pieces),
+        "ends": np.cumsum([len(piece) for piece in pieces], dtype="<u4").tobytes(),
         "types": bytes(kind if 0 <= kind < 256 else 0 for kind in vocabulary.types),
         "model": vocabulary.proto,
     }
@@ -56,13 +59,9 @@ def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
         "vocabulary": described,
         "sha256": _digest(described, tensors),
     }
-    entries = {
-        name: ("U32", [len(pieces)], len(data)) if name == "ends" else ("U8", [len(data)], len(data))
-        for name, data in tensors.items()
-    }
+    arrays = {name: np.frombuffer(data, "<u4" if name == "ends" else "u1") for name, data in tensors.items()}
     with open(path, "wb") as file:
-        file.write(header_bytes(entries, metadata, 8))
-        file.writelines(tensors.values())
+        file.write(save(arrays, metadata))
 
 
 def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
