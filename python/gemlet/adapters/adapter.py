@@ -124,8 +124,8 @@ class AdapterFiles:
                 )
         if (table := self.terms.low_rank.get(PER_LAYER_TABLE)) is not None and table.magnitude:
             raise UnsupportedError(
-                f"{self._where(table.magnitude)} is DoRA of a table that stays in its file, which "
-                "gemlet computes in a merged model only: gemlet.convert(..., merge_adapter=), gemlet convert --adapter"
+                f"{self._where(table.magnitude)} is DoRA of a table that stays in its file, which gemlet "
+                "merges only: gemlet.convert(..., merge_adapter=), gemlet convert --adapter"
             )
         builder = _core.AdapterBuilder(model)
         for slot, term in self.terms.low_rank.items():

@@ -68,8 +68,8 @@ def filled_builder(
     """The builder with all weights of ``files``: mapped where they are packed, else packed into memory."""
     if PER_LAYER_TABLE in files.merged.values():
         raise UnsupportedError(
-            "merge_adapter: the adapter adds to the table of per-layer embeddings, which stays in the file of "
-            f"{files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet convert "
+            "merge_adapter: the adapter changes the table of per-layer embeddings, which stays in the file "
+            f"of {files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet convert "
             "--adapter, or load the adapter beside the model with load_adapter()"
         )
     packed = files.packed
