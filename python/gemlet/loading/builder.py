@@ -69,8 +69,8 @@ def filled_builder(
     if PER_LAYER_TABLE in files.merged.values():
         raise UnsupportedError(
             "merge_adapter: the adapter changes the table of per-layer embeddings, which stays in the file "
-            f"of {files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet convert "
-            "--adapter, or load the adapter beside the model with load_adapter()"
+            f"of {files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet "
+            "convert --adapter, or load the adapter beside the model with load_adapter()"
         )
     packed = files.packed
     if packed is None and options.cache:

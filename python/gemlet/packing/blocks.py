@@ -97,9 +97,11 @@ def table_blocks(files: ModelFiles, name: str, *, exact: bool = False) -> Iterat
 
 def _merged_table(files: ModelFiles, name: str, dtype: str) -> Iterator[NDArray[Any]]:
     for array, _ in files.read_rows(name, _CHANGED_BYTES):
-        with np.errstate(over="ignore"):
-            rows = array.astype(np.float16) if dtype == "f16" else array
-        if dtype == "bf16":
+        rows: NDArray[Any] = array
+        if dtype == "f16":
+            with np.errstate(over="ignore"):
+                rows = array.astype(np.float16)
+        elif dtype == "bf16":
             bits = array.view(np.uint32)
             rows = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
         largest = rows >> 7 & 0xFF == 0xFF if dtype == "bf16" else ~np.isfinite(rows)
