@@ -41,15 +41,16 @@ enum class Target : uint8_t {
   kExpertGateUp,
   kExpertDown,
   kEmbedTokens,
+  kPerLayerTable,
   kLmHead,
   kCount,
 };
 
-// What an adapter adds to one matrix [rows, cols]; of the embedding table, to the rows of its transpose.
+// What an adapter adds to one matrix [rows, cols]; of a table (kEmbedTokens, kPerLayerTable), to the rows of its
+// transpose.
 struct LowRank {
-  Matrix a;  // [rank, cols]; of the embedding table [vocab, rank], to be read by row
-  Matrix
-      b;  // [rows, rank]; of the embedding table [hidden, rank]. One column more is a bias, which is added to B (A x)
+  Matrix a;  // [rank, cols]; of a table [tokens, rank], to be read by row
+  Matrix b;  // [rows, rank]; of a table [its columns, rank]. One column more is a bias, which is added to B (A x)
   float scale = 0;
   const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y;
                                    // of the embedding table [hidden]

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <optional>
 
 #include "base/aligned_buffer.h"
 #include "base/cpu_limits.h"
@@ -62,16 +61,22 @@ constexpr LayerNorm kLayerNorms[] = {
     {"post_laurel_norm", [](const Layer& w) { return w.altup.post_laurel_norm; }, nullptr},
 };
 
-// The rows of a packed matrix, as float32. They are read a few megabytes at a time: every read waits for the pass that
-// is running.
+// The rows of a packed matrix, as float32, or of AltUp's `coefs` instead. They are read a few megabytes at a time:
+// every read waits for the pass that is running.
 class Rows {
  public:
-  Rows(Model& model, const Matrix& matrix)
-      : model_(model), matrix_(matrix), panel_bytes_(panel_bytes(matrix.format, matrix.cols)) {
+  Rows(Model& model, const Matrix& matrix, const float* coefs, int64_t cols)
+      : model_(model), matrix_(matrix), coefs_(coefs), cols_(cols), panel_bytes_(panel_bytes(matrix.format, cols)) {
+    if (coefs) return;
     held_ = std::clamp<int64_t>((int64_t{4} << 20) / panel_bytes_, 1, matrix.panels());
     panels_ = AlignedBuffer(static_cast<size_t>(held_ * panel_bytes_));
   }
   void read(int64_t row, float* out) {  // one after the other, from the first
+    if (coefs_) {
+      const size_t bytes = static_cast<size_t>(cols_) * sizeof(float);
+      model_.read_weights([&](const ModelWeights&) { model_.backend().download(coefs_ + row * cols_, bytes, out); });
+      return;
+    }
     const int64_t panel = row / kPanelRows;
     if (row % (held_ * kPanelRows) == 0) {
       const int64_t count = std::min(held_, matrix_.panels() - panel);
@@ -85,7 +90,8 @@ class Rows {
  private:
   Model& model_;
   const Matrix& matrix_;
-  int64_t panel_bytes_, held_;
+  const float* coefs_;
+  int64_t cols_, panel_bytes_, held_ = 0;
   AlignedBuffer panels_;
 };
 
@@ -133,6 +139,7 @@ struct AdapterBuilder::Place {
   const float* coefs = nullptr;  // instead, of AltUp
   int64_t rows = 0, cols = 0;
   bool in_tower() const { return target == Target::kCount; }
+  bool by_row() const { return target == Target::kEmbedTokens || target == Target::kPerLayerTable; }
 };
 
 struct AdapterBuilder::Norm {
@@ -163,6 +170,9 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
     if (weight.rows > 0) places_[slot] = {target, index, weight, nullptr, weight.rows, weight.cols};
   };
   put("embed_tokens", Target::kEmbedTokens, 0, weights.embed_tokens);
+  if (const RowTable& table = weights.per_layer_table; !table.empty()) {
+    places_["embed_tokens_per_layer"] = {Target::kPerLayerTable, 0, {}, nullptr, table.rows(), table.cols()};
+  }
   if (!model_->config().bidirectional) put("lm_head", Target::kLmHead, 0, weights.lm_head);
   // They take the place of the head.
   for (size_t i = 0; i < weights.dense.size(); ++i) {
@@ -227,8 +237,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   }
   const Place& place = found->second;
   if (term_of(place)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
-  // The A of the embedding table comes transposed, as it is read by row.
-  const bool table = place.target == Target::kEmbedTokens;
+  const bool table = place.by_row();  // its A comes transposed, to be read by row
   const int64_t rank = b.shape.size() == 2 ? b.shape[1] : 0;
   const std::vector<int64_t> shape_a =
       table ? std::vector<int64_t>{place.rows, rank} : std::vector<int64_t>{rank, place.cols};
@@ -238,8 +247,9 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
          shape_text(b.shape), ", expected ", shape_text(shape_a), " and ", shape_text(shape_b));
   }
   const int64_t outputs = shape_b[0];
-  if (!magnitudes.empty() && static_cast<int64_t>(magnitudes.size()) != outputs) {
-    fail(ErrorCode::kTensor, "'", slot, "' has ", magnitudes.size(), " magnitudes, expected ", outputs);
+  const int64_t lengths = place.target == Target::kPerLayerTable ? 0 : outputs;  // that table stays in its file
+  if (!magnitudes.empty() && static_cast<int64_t>(magnitudes.size()) != lengths) {
+    fail(ErrorCode::kTensor, "'", slot, "' has ", magnitudes.size(), " magnitudes, expected ", lengths);
   }
   if (!bias.empty() && (static_cast<int64_t>(bias.size()) != outputs || table || place.coefs || !magnitudes.empty())) {
     fail(ErrorCode::kTensor, "'", slot, "' has a bias of ", bias.size(), " values, expected ", outputs,
@@ -270,17 +280,10 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   } else if (place.coefs || !magnitudes.empty()) {
     const std::vector<float> wide_a = widened(a), wide_b = widened(b);
     std::vector<float> row(static_cast<size_t>(place.cols)), changed, gains;
-    std::optional<Rows> rows;
-    if (!place.coefs) rows.emplace(*model_, place.weight);
+    Rows rows(*model_, place.weight, place.coefs, place.cols);
     for (int64_t i = 0; i < place.rows; ++i) {
-      if (rows) {
-        rows->read(i, row.data());
-        for (size_t c = 0; balance && c < row.size(); ++c) row[c] /= balance->scale[c];
-      } else {
-        model_->read_weights([&](const ModelWeights&) {
-          model_->backend().download(place.coefs + i * place.cols, row.size() * sizeof(float), row.data());
-        });
-      }
+      rows.read(i, row.data());
+      for (size_t c = 0; balance && c < row.size(); ++c) row[c] /= balance->scale[c];
       correct_row(wide_b.data() + i * rank, scale, wide_a, row);
       const double gain = magnitudes.empty() ? 1.0 : magnitudes[static_cast<size_t>(i)] / length(row);
       gains.push_back(static_cast<float>(gain));
@@ -317,7 +320,7 @@ std::vector<float> AdapterBuilder::table_gains(const Place& place, std::span<con
     for (size_t j = 0; j < rank; ++j) transposed[j * row.size() + c] = b[c * rank + j];
   }
   std::vector<double> squares(row.size(), 0.0);
-  Rows rows(*model_, place.weight);
+  Rows rows(*model_, place.weight, nullptr, place.cols);
   for (int64_t i = 0; i < place.rows; ++i) {
     rows.read(i, row.data());
     correct_row(a.data() + static_cast<size_t>(i) * rank, scale, transposed, row);
@@ -390,12 +393,12 @@ void AdapterBuilder::add_norm(const std::string& slot, std::vector<float> weight
 
 std::vector<float> AdapterBuilder::weight(const std::string& slot, int64_t* rows, int64_t* cols) {
   const auto found = places_.find(slot);
-  if (found == places_.end() || found->second.coefs) fail(ErrorCode::kTensor, "'", slot, "' is not a matrix");
-  const Place& place = found->second;
+  const Place place = found == places_.end() ? Place() : found->second;
+  if (place.weight.empty() && !place.coefs) fail(ErrorCode::kTensor, "'", slot, "' is not a matrix in memory");
   *rows = place.rows, *cols = place.cols;
   std::vector<float> values(static_cast<size_t>(place.rows * place.cols));
   const Balance* const balance = model_->balance(slot);
-  Rows reader(*model_, place.weight);
+  Rows reader(*model_, place.weight, place.coefs, place.cols);
   for (int64_t i = 0; i < place.rows; ++i) {
     float* const row = values.data() + i * place.cols;
     reader.read(i, row);

@@ -20,9 +20,9 @@ class AdapterBuilder {
   ~AdapterBuilder();
 
   // A [rank, cols] and B [rows, rank], in memory, of the matrix that ModelBuilder calls `slot` ("layers.3.q_proj").
-  // `magnitudes` [rows] are DoRA's, empty for plain LoRA: the lengths that the rows of the corrected matrix get. `bias`
-  // [rows] is added to B (A x), or empty. Throws kTensor if an adapter cannot change that matrix, for a shape that does
-  // not fit and for values that are not finite; kMemory.
+  // `magnitudes` [rows] are DoRA's, empty for plain LoRA: the lengths that the rows of the corrected matrix get; the
+  // table of per-layer embeddings takes none. `bias` [rows] is added to B (A x), or empty. Throws kTensor if an adapter
+  // cannot change that matrix, for a shape that does not fit and for values that are not finite; kMemory.
   void add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale,
            std::span<const float> magnitudes = {}, std::span<const float> bias = {});
 

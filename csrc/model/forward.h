@@ -102,6 +102,8 @@ class ForwardPass {
   void embed_from_disk();
   void put_soft_rows();
   void adapt_embeddings();
+  // x [ids, b.rows] += scale * B A[:, id] of an adapter of a table.
+  void add_looked_up(const LowRank& term, std::span<const int32_t> ids, float scale, float* x);
   // logits = lm_head(x), for `rows` of the rows that want logits, from row `first` on.
   void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);
   void adapt_head(const AdapterRun& run, const float* x, float* logits);

@@ -310,6 +310,53 @@ ADAPTERS = (
         "gemma3-270m",
         {"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["embed_tokens", "v_proj"]},
     ),
+    # With r above the sides of some matrices of AltUp: PEFT then makes A and B of these sides.
+    AdapterVariant(
+        "gemma3n-pissa",
+        "gemma3n-e2b",
+        {"r": 6, "lora_alpha": 3, "init_lora_weights": "pissa", "target_modules": "all-linear"},
+    ),
+    AdapterVariant(
+        "gemma3n-olora",
+        "gemma3n-e2b",
+        {
+            "r": 6,
+            "lora_alpha": 3,
+            "init_lora_weights": "olora",
+            "target_modules": ["prediction_coefs", "correction_coefs", "modality_router", "linear_left"],
+        },
+    ),
+    # The table of per-layer embeddings, as a low-rank term.
+    AdapterVariant(
+        "gemma3n-table-lora",
+        "gemma3n-e2b",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["embed_tokens_per_layer", "embed_tokens", "per_layer_model_projection"],
+        },
+    ),
+    AdapterVariant(
+        "gemma4-table-lora",
+        "gemma4-e2b",
+        {
+            "r": 3,
+            "lora_alpha": 5,
+            "use_rslora": True,
+            "target_modules": r"model\.(language_model\.)?(embed_tokens_per_layer|layers\.\d+\.mlp\.up_proj)",
+        },
+        stored="bfloat16",
+    ),
+    AdapterVariant(
+        "gemma4-table-dora",
+        "gemma4-e2b",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "use_dora": True,
+            "target_modules": r"model\.(language_model\.)?embed_tokens_per_layer",
+        },
+    ),
     AdapterVariant("gemma3-only-norms", "gemma3-270m", {}, kind=LNTuningConfig, stored="bfloat16"),
     AdapterVariant(
         "gemma3-dora-table",

@@ -36,15 +36,20 @@ void ForwardPass::adapt_embeddings() {
       backend_.embed(own.rows, {&place, 1}, scale, x + static_cast<int64_t>(i) * hidden);
     }
     if (const LowRank* const term = run.adapter->term(Target::kEmbedTokens, 0)) {
-      float* const low = model_.scratch.take(Region::kAdapterLow, run.rows * term->a.cols);
-      float* const delta = model_.scratch.take(Region::kAdapterDelta, run.rows * hidden);
-      backend_.embed(term->a, ids, scale * term->scale, low);
-      const Product product = {low, run.rows, &term->b, delta};
-      backend_.matmul({&product, 1});
-      backend_.add_branch(delta, nullptr, eps_, run.rows, hidden, x);
+      add_looked_up(*term, ids, scale, x);
       if (term->gain) backend_.mul_rows(x, term->gain, run.rows, hidden, x);
     }
   }
+}
+
+void ForwardPass::add_looked_up(const LowRank& term, std::span<const int32_t> ids, float scale, float* x) {
+  const auto rows = static_cast<int64_t>(ids.size());
+  float* const low = model_.scratch.take(Region::kAdapterLow, rows * term.a.cols);
+  float* const delta = model_.scratch.take(Region::kAdapterDelta, rows * term.b.rows);
+  backend_.embed(term.a, ids, scale * term.scale, low);
+  const Product product = {low, rows, &term.b, delta};
+  backend_.matmul({&product, 1});
+  backend_.add_branch(delta, nullptr, eps_, rows, term.b.rows, x);
 }
 
 void ForwardPass::put_soft_rows() {

@@ -2,6 +2,7 @@
 // token: half of it comes from a table that stays on disk, half is projected from the token's embedding. EmbeddingGemma
 // 2 has no table, and all of it is projected.
 #include <cmath>
+#include <vector>
 
 #include "model/forward.h"
 
@@ -20,10 +21,11 @@ void ForwardPass::make_per_layer_inputs() {
     backend_.rms_norm(inputs + row * width, own, eps, rows * layers, size, inputs + row * width);
   });
   if (!weights_.per_layer_table.empty()) {
+    const auto scale = static_cast<float>(std::sqrt(static_cast<double>(size)));
+    const auto mean = static_cast<float>(std::sqrt(0.5));  // of the two halves
     const auto add_rows = [&](const RowTable& table, int64_t row, int64_t rows) {
       const std::span<const int32_t> ids(ids_.data() + row, static_cast<size_t>(rows));
-      backend_.add_table_rows(table, ids, static_cast<float>(std::sqrt(static_cast<double>(size))),
-                              static_cast<float>(std::sqrt(0.5)), inputs + row * width);
+      backend_.add_table_rows(table, ids, scale, mean, inputs + row * width);
     };
     int64_t next = 0;
     for (const AdapterRun& run : runs_) {
@@ -36,6 +38,13 @@ void ForwardPass::make_per_layer_inputs() {
       next = run.row + run.rows;
     }
     if (next < rows_) add_rows(weights_.per_layer_table, next, rows_ - next);
+    for (const AdapterRun& run : runs_) {
+      const LowRank* const term = run.adapter->term(Target::kPerLayerTable, 0);
+      if (!term) continue;
+      std::vector<int32_t> ids(ids_.begin() + run.row, ids_.begin() + run.row + run.rows);
+      for (int32_t& id : ids) id = id < term->a.rows ? id : 0;  // as of the table
+      add_looked_up(*term, ids, scale * mean, inputs + run.row * width);
+    }
   }
   tap("per_layer_inputs", inputs, layers * size);
 }

@@ -15,7 +15,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gemlet.adapters.initial import with_initial
-from gemlet.adapters.terms import COEFFICIENTS, ENDS, TARGETS, LowRank, OwnRows, Terms, is_norm, kind_of
+from gemlet.adapters.terms import (
+    COEFFICIENTS,
+    ENDS,
+    TABLES,
+    TARGETS,
+    LowRank,
+    OwnRows,
+    Terms,
+    is_norm,
+    kind_of,
+)
 from gemlet.base.arrays import NDArray, np
 from gemlet.base.late import hashlib
 from gemlet.base.records import record
@@ -97,7 +107,7 @@ class AdapterFiles:
         self.base_model = base_model
         self.terms = terms
         self.checkpoint = checkpoint
-        self._table_gains: NDArray[np.float32] | None = None
+        self._table_gains: dict[str, NDArray[np.float32]] = {}
         self._last_stack: tuple[LowRank, NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def build(self, model: _core.Model) -> _core.Adapter:
@@ -112,6 +122,11 @@ class AdapterFiles:
                     f"{self._where(own.tensor)} replaces a whole matrix, which gemlet does not keep beside "
                     "the model; merge the adapter: gemlet.load(..., merge_adapter=), gemlet convert --adapter"
                 )
+        if (table := self.terms.low_rank.get(PER_LAYER_TABLE)) is not None and table.magnitude:
+            raise UnsupportedError(
+                f"{self._where(table.magnitude)} is DoRA of a table that stays in its file, which gemlet "
+                "merges only: gemlet.convert(..., merge_adapter=), gemlet convert --adapter"
+            )
         builder = _core.AdapterBuilder(model)
         for slot, term in self.terms.low_rank.items():
             a, a_dtype = self.checkpoint.read(term.a)
@@ -119,7 +134,7 @@ class AdapterFiles:
             if term.experts:
                 self._add_experts(builder, slot, term, (a, a_dtype), (b, b_dtype))
                 continue
-            if (slot == "embed_tokens") != term.transposed:  # of the table the core reads A by row
+            if (slot in TABLES) != term.transposed:  # of these the core reads A by row
                 a = np.ascontiguousarray(a.T)
             if term.transposed:
                 b = np.ascontiguousarray(b.T)
@@ -243,7 +258,7 @@ class AdapterFiles:
         for slot, term in self.terms.low_rank.items():
             stored = [self.checkpoint.tensors[tensor].shape for tensor in (term.a, term.b)]
             shapes = [(shape[0], prod(shape[1:])) for shape in stored]
-            if (slot == "embed_tokens") != term.transposed:
+            if (slot in TABLES) != term.transposed:
                 shapes[0] = shapes[0][::-1]
             if term.transposed:
                 shapes[1] = shapes[1][::-1]
@@ -318,10 +333,10 @@ class AdapterFiles:
                 a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         magnitudes = self._finite(term.magnitude).reshape(-1, 1) if term and term.magnitude else None
         gains = None
-        if slot == "embed_tokens" and term and a is not None and b is not None:
+        if slot in TABLES and term and a is not None and b is not None:
             a, b = b.T, a.T
             if magnitudes is not None:
-                gains = self._gains(magnitudes[:, 0], np.float32(term.scale), a, b, read)
+                gains = self._gains(slot, magnitudes[:, 0], np.float32(term.scale), a, b, read)
                 magnitudes = None
         if term and term.initial and a is not None and b is not None:
             stored = [_float32(block, dtype).copy() for block, dtype in blocks]
@@ -359,15 +374,16 @@ class AdapterFiles:
 
     def _gains(
         self,
+        slot: str,
         magnitudes: NDArray[np.float32],
         scale: np.float32,
         a: NDArray[np.float32],
         b: NDArray[np.float32],
         read: Callable[[], Blocks],
     ) -> NDArray[np.float32]:
-        """What DoRA multiplies the columns of the embedding table by: their lengths are over all tokens."""
+        """What DoRA multiplies the columns of a table by: their lengths are over all tokens."""
 
-        if self._table_gains is None:
+        if slot not in self._table_gains:
             squares = np.zeros(a.shape[1])
             first = 0
             with np.errstate(all="ignore"):
@@ -375,8 +391,8 @@ class AdapterFiles:
                     values = _float32(block, dtype) + scale * b[first : first + len(block)] @ a
                     squares += np.square(values, dtype=np.float64).sum(axis=0)
                     first += len(block)
-                self._table_gains = (magnitudes / np.sqrt(squares)).astype(np.float32)
-        return self._table_gains
+                self._table_gains[slot] = (magnitudes / np.sqrt(squares)).astype(np.float32)
+        return self._table_gains[slot]
 
     def _finite(self, tensor: str) -> NDArray[np.float32]:
 

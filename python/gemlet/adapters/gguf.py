@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 
-from gemlet.adapters.terms import ENDS, EXPERTS, LowRank, Terms, kind_of, target_slots
+from gemlet.adapters.terms import ENDS, EXPERTS, TABLES, LowRank, Terms, kind_of, target_slots
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint
 from gemlet.config.text_config import TextConfig
@@ -70,11 +70,11 @@ class GGUFAdapter(GGUFCheckpoint):
         where = self.gguf.path
         made_for = f"; the adapter was made for {show(self.base_model)}" if self.base_model else ""
         shapes = expected_slots(config)
-        # llama.cpp's names have none for a stream of AltUp, and it applies nothing to the two ends.
+        # llama.cpp's names have none for a stream of AltUp, and it changes no table and no output head.
         slots = {
             gguf_name(slot, config.family): slot
             for slot in target_slots(config)
-            if slot not in ENDS and not slot.startswith("altup_") and kind_of(slot) not in EXPERTS
+            if slot not in (*ENDS, *TABLES) and not slot.startswith("altup_") and kind_of(slot) not in EXPERTS
         }
         for tensor in self.tensors:
             self.dtype(tensor)  # raises for a type that cannot be read

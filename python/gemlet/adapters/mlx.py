@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gemlet.adapters.terms import EXPERTS, LowRank, Terms, kind_of, target_slots
+from gemlet.adapters.terms import EXPERTS, TABLES, LowRank, Terms, kind_of, target_slots
 from gemlet.base.keys import Keys
 from gemlet.base.text import show
 from gemlet.checkpoint.safetensors_files import Checkpoint
@@ -114,11 +114,11 @@ def _term(
 ) -> LowRank:
     shapes = expected_slots(config)
     rows, cols = shapes[slot if slot in shapes else "embed_tokens"]
-    if slot == "embed_tokens":
+    if slot in TABLES:
         rows, cols = cols, rows
         if described.dora:  # mlx-lm gives lengths to the rows of a table, PEFT to its columns
             raise ConfigError(
-                f"{described.where}: is DoRA of embed_tokens, which gemlet does not compute as mlx-lm does. "
+                f"{described.where}: is DoRA of {slot}, which gemlet does not compute as mlx-lm does. "
                 "Fuse the adapter with mlx_lm.fuse and load the result"
             )
     expected: dict[str, tuple[int, ...]] = {

@@ -13,6 +13,7 @@ from gemlet.adapters.terms import (
     COEFFICIENTS,
     ENDS,
     EXPERTS,
+    TABLES,
     LowRank,
     OwnRows,
     Terms,
@@ -71,7 +72,6 @@ _TRUNK = (
     "altup_unembed_projections",
 )
 
-_NO_INITIAL = (*EXPERTS, *COEFFICIENTS)
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
@@ -184,12 +184,13 @@ class _Mapping:
             slot = slots.get(module, "")
             if part == "weight" and slot not in ENDS:
                 slot = self.whole.get(module, "")
-            of_ends = part in ("embedding_A", "embedding_B", "tokens")
+            of_rows = part in ("embedding_A", "embedding_B", "tokens")
+            by_row = slot in (ENDS if part == "tokens" else (*ENDS, *TABLES))
             if is_tower(module, self.config.family):
                 towers.setdefault(module, {})[part] = tensor
             elif module in unused and part:
                 pass
-            elif not slot or part in ("", "own_bias") or (of_ends and slot not in ENDS):
+            elif not slot or part in ("", "own_bias") or (of_rows and not by_row):
                 kinds = ", ".join(dict.fromkeys(map(kind_of, self.stored)))
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
@@ -211,7 +212,7 @@ class _Mapping:
         return found, towers
 
     def _term(self, slot: str, found: dict[str, str]) -> LowRank:
-        table = slot == "embed_tokens"
+        table = slot in TABLES
         *stack, rows, cols = reversed(self.shapes[slot]) if table else self.shapes[slot]
         self._check_kind(slot, found)
         return self._low_rank(
@@ -236,6 +237,9 @@ class _Mapping:
         """The term of a ``module``, of which the tensors in the file are ``found``."""
         name = f"{module}.weight" if self._has_target_weight(module) else module
         rank, (rows, cols), (a, b) = self.adapter.module_rank(name), matrix, ab
+        table = ab[0] == "embedding_A"
+        if self.adapter.initial and not table:
+            rank = min(rank, rows, cols)  # of the matrices that PEFT makes A and B of
         ranks = rank * max(1, experts)
         expected: dict[str, tuple[int, ...]] = {a: (ranks, cols), b: (rows, ranks)}
         if self.adapter.dora:
@@ -259,7 +263,7 @@ class _Mapping:
             bias=found.get("bias", ""),
             experts=experts,
             # PEFT takes nothing out of an embedding table, and the file may have what is left of a head.
-            initial="" if ab[0] == "embedding_A" or "weight" in found else self.adapter.initial,
+            initial="" if table or "weight" in found else self.adapter.initial,
         )
 
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
@@ -268,14 +272,14 @@ class _Mapping:
         # What PEFT takes out of an output head that is the embedding table is gone from the table, too; but
         # the file usually has what is left.
         tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
-        not_initial = kind in _NO_INITIAL or tied_head
+        not_initial = kind in EXPERTS or tied_head
         wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""
         if adapter.dora and kind in EXPERTS:
             wrong = "use_dora is true"
         elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
             if "tokens" in found or adapter.saves(kind):
                 wrong = "use_dora is true beside rows of the adapter's own"
-        elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, "embed_tokens"):
+        elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, *TABLES):
             wrong = "lora_bias is true"
         if wrong:
             raise ConfigError(
@@ -426,12 +430,13 @@ class _Mapping:
         module = self.modules[slot]
         if kind_of(slot) in EXPERTS:
             return self.adapter.targets_parameter(module)
-        if slot in ENDS and (self.adapter.all_linear or self.adapter.saves(slot)):
+        linear = slot not in (*ENDS, *TABLES)
+        if (self.adapter.all_linear and not linear) or (slot in ENDS and self.adapter.saves(slot)):
             return False
         if slot == "lm_head" and self.adapter.tied and self._is_one() and self._is_target("embed_tokens"):
             return True  # PEFT then adapts both
         layer = int(slot.split(".")[1]) if slot.startswith("layers.") else None
-        if slot not in ENDS and self._has_target_weight(module):
+        if linear and self._has_target_weight(module):
             return True
         return self.adapter.targets_module(module, f"{self.prefix}layers", layer)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gemlet.config.families import FAMILIES
 from gemlet.config.text_config import TextConfig
-from gemlet.weights.slots import expected_slots
+from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 from gemlet.weights.tower_slots import in_tower, is_transposed, tower_names, tower_slots
 from gemlet.weights.tower_slots import kind_of as tower_kind_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "COEFFICIENTS",
     "ENDS",
     "EXPERTS",
+    "TABLES",
     "TARGETS",
     "LowRank",
     "OwnRows",
@@ -37,11 +38,12 @@ _LAYER = (
 # The matrices of routed experts, stacked.
 EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
+TABLES = ("embed_tokens", PER_LAYER_TABLE)  # read by row: what is added is added to their transpose
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
 _PROJECTION = (
     "dense"  # what makes the vector of an EmbeddingGemma 2; other dense layers are no part of the model
 )
-TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS)
+TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS, PER_LAYER_TABLE)
 # Of them, those that the core keeps as the changed matrix itself, in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
@@ -49,7 +51,7 @@ COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 class LowRank(NamedTuple):
     """What is added to one weight: ``scale * B A``. ``a``, ``b``, ``magnitude`` and ``bias`` are tensors of
     the adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA) every row of the sum
-    then gets that length, or of the embedding table every column. ``scale * bias`` is added to the product
+    then gets that length, or of a table every column. ``scale * bias`` is added to the product
     with the weight. Of ``experts`` stacked matrices, A is [experts * rank, cols], and B [rows, rank *
     experts], where neighbours belong to different experts. ``initial``: what is taken out of the
     weight before (:mod:`gemlet.adapters.initial`)."""
@@ -84,7 +86,7 @@ class Terms(NamedTuple):
     """What an adapter changes.
 
     Attributes:
-        low_rank: slot -> what is added to it. Of the embedding table, to its transpose.
+        low_rank: slot -> what is added to it. Of tables, to the transpose.
         own_rows: slot -> what replaces it, or rows of it, before something is added.
         passed_over: modules of its file in towers for images and sound that gemlet does not change beside a
             model.
@@ -102,7 +104,7 @@ class Terms(NamedTuple):
 
 def target_slots(config: TextConfig) -> list[str]:
     """The slots of what an adapter can change: all linear modules of a text model, its routed experts, its
-    embedding table and its output head. The head has a slot of its own here, also where it is the table.
+    tables and its output head. The head has a slot of its own here, also where it is the table.
 
     >>> from gemlet.config import shape_config
     >>> target_slots(shape_config("gemma3-1b"))[:3]

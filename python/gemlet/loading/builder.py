@@ -10,7 +10,7 @@ from gemlet.base.progress import reporting
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError
+from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.generation.options import GenerationConfig
 from gemlet.loading.options import LoadOptions
 from gemlet.model.model import Model
@@ -20,6 +20,7 @@ from gemlet.packing.digest import model_digest
 from gemlet.packing.fill import fill, set_unpacked
 from gemlet.sources.model_files import ModelFiles
 from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.weights.slots import PER_LAYER_TABLE
 from gemlet.weights.tower_slots import kind_of, tower_slots
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ def filled_builder(
     files: ModelFiles, options: LoadOptions, *, beside: _core.Model | None = None
 ) -> _core.ModelBuilder:
     """The builder with all weights of ``files``: mapped where they are packed, else packed into memory."""
+    if PER_LAYER_TABLE in files.merged.values():
+        raise UnsupportedError(
+            "merge_adapter: the adapter changes the table of per-layer embeddings, which stays in the file "
+            f"of {files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet "
+            "convert --adapter, or load the adapter beside the model with load_adapter()"
+        )
     packed = files.packed
     if packed is None and options.cache:
         from gemlet.packing.cache import packed_copy

@@ -85,11 +85,30 @@ def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator
         yield Block("embed_tokens", name, (rows, dtype), first, rows.nbytes)
 
 
-def table_blocks(files: ModelFiles, name: str) -> Iterator[NDArray[Any]]:
-    """The rows of the per-layer table, which is the tensor ``name``, block by block, as they are stored."""
+def table_blocks(files: ModelFiles, name: str, *, exact: bool = False) -> Iterator[NDArray[Any]]:
+    """The rows of the per-layer table, which is the tensor ``name``, block by block, as they are stored.
+    Those that an adapter is merged into are rounded to the same type, or, ``exact``, in float32."""
     if name in files.checkpoint.scales:
         return files.checkpoint.stored_rows(name, _BLOCK_BYTES)
+    if name in files.merged:
+        return _merged_table(files, name, "f32" if exact else files.checkpoint.dtype(name))
     return (array for array, _ in files.read_rows(name, _BLOCK_BYTES))
+
+
+def _merged_table(files: ModelFiles, name: str, dtype: str) -> Iterator[NDArray[Any]]:
+    for array, _ in files.read_rows(name, _CHANGED_BYTES):
+        rows: NDArray[Any] = array
+        if dtype == "f16":
+            with np.errstate(over="ignore"):
+                rows = array.astype(np.float16)
+        elif dtype == "bf16":
+            bits = array.view(np.uint32)
+            rows = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        largest = rows >> 7 & 0xFF == 0xFF if dtype == "bf16" else ~np.isfinite(rows)
+        with naming(files, name):
+            if largest.any():
+                raise TensorError(f"becomes NaN, infinity or too large for {dtype} with the adapter")
+        yield rows
 
 
 @contextmanager

@@ -78,6 +78,9 @@ def write_packed(
         if integers:
             scales = files.checkpoint.scales[table_name].info
             entries[TABLE_SCALES] = ("F32", list(scales.shape), scales.nbytes)
+        exact = table_name in files.merged and weights == "f32"
+        if exact:
+            entries[PER_LAYER_TABLE] = ("F32", list(shape), 4 * shape[0] * shape[1])
     order = files.token_order
     if order is not None:
         entries[TOKEN_ORDER] = ("I32", list(order.shape), order.nbytes)
@@ -134,7 +137,7 @@ def write_packed(
                 advance(block.nbytes)
             if table and table_name is not None:
                 row_bytes = tensors[table_name].nbytes // tensors[table_name].shape[0]
-                for array in table_blocks(files, table_name):
+                for array in table_blocks(files, table_name, exact=exact):
                     put(array.reshape(-1).view("u1").data)
                     advance(len(array) * row_bytes)
                 if table_name in files.checkpoint.scales:

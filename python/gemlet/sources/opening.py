@@ -147,9 +147,10 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
         files = _untied(files)
     merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
     for tensor in [tensor for tensor, slot in merged.items() if slot == PER_LAYER_TABLE]:
-        own, _ = adapter.changes(merged.pop(tensor))
+        own, _ = adapter.changes(PER_LAYER_TABLE)
         if own is not None:  # it stays in its file
             files.checkpoint.replace_tensor(tensor, adapter.checkpoint, own.tensor)
+            del merged[tensor]
     for tensor in merged:
         dtype = files.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):
