@@ -66,8 +66,10 @@ using matmul_s8_tiles_r2_fn = matmul_fn;
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
   return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
 }
-// From this many rows on, a matrix unit pays for the expansion of the weights.
+// From this many rows on, a matrix unit is faster than vectors: for weights that are unpacked to bytes, and for weights
+// that are expanded to bf16 (benchmarks/SPEED.md).
 constexpr int64_t kLeastTileRows = 16;
+constexpr int64_t kLeastExpandedRows = 24;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
 //   q = round(x / scale) per block of 32, offset = -zero_point * sum(q)

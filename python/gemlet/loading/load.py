@@ -93,7 +93,8 @@ def load(
             packed, or ``cache`` True.
         exact_batches: makes a text the same, bit for bit, whatever is computed beside it and in whatever
             pieces its prompt is read. On CPUs without a matrix unit (AMX) this holds anyway, and costs
-            nothing. With one, prompts are then read without it, at the speed of the next lower tier.
+            nothing. With one, it holds anyway for weights in bf16, bf12 and f32; prompts are then read
+            without it where weights are in q8 to q4, at the speed of the next lower tier.
         device: "cpu", "cuda" for an NVIDIA GPU, or "auto", which is "cuda" where a GPU can be used. No GPU
             has run gemlet yet, and wheels are built without "cuda". On a GPU, ``max_memory`` bounds its
             memory, and a model that does not fit into what is free of it is refused.
