@@ -110,6 +110,12 @@ def test_classes_that_cut_text_in_their_own_way_are_refused(tmp_path: Path, name
         json_folder(tmp_path, trained_json(), tokenizer_class=other)
 
 
+def test_special_tokens_that_would_be_plain_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"split_special_tokens is True.*expected false.*allow_control"):
+        json_folder(tmp_path, trained_json(), split_special_tokens=True)
+    json_folder(tmp_path, trained_json(), split_special_tokens=False)
+
+
 def test_other_spellings_of_the_same_pipeline(tmp_path: Path) -> None:
     plain = Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json()))
     metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}

@@ -15,7 +15,7 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 __all__ = ["keep_vocabulary", "kept_vocabulary", "vocabulary_key"]
 
 # Raise it when the same files are read as another vocabulary.
-_READER = 2
+_READER = 3
 
 
 def vocabulary_key(contents: Mapping[str, bytes]) -> str:

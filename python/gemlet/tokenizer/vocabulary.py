@@ -173,6 +173,12 @@ class AddedTokens:
                 identifier = int(key) if len(key) < 10 and key.isdecimal() else key
                 self.add(f"{path}: added_tokens_decoder", identifier, entry)
             _check_class(path, config.get("tokenizer_class"))
+            if config.get("split_special_tokens") not in (None, False):
+                raise TokenizerError(
+                    f"{path}: split_special_tokens is {show(config['split_special_tokens'])}: then special "
+                    "tokens in a text are plain text, also those of a chat; expected false. Write that, and "
+                    "give allow_control=False with texts whose special tokens are to be plain text"
+                )
             self._read_special(config)
         path = folder / "special_tokens_map.json"
         if is_there(path):
