@@ -62,7 +62,8 @@ def test_many_at_once_with_guesses(fresh: gemlet.Model) -> None:
             found = model.generate(prompts, **options)
         assert [one.token_ids for one in found] == expected
         assert found[1].decode_steps < found[1].decode_tokens
-        assert (found[1].accepted_tokens > 10) is (drafter is not None)
+        if drafter is not None:
+            assert found[1].accepted_tokens > 10
 
 
 @pytest.mark.extra("serve")
