@@ -109,8 +109,8 @@ def test_the_folder_gives_the_embeddings_of_the_file(tmp_path: Path, name: str, 
     folder = converted(path, weights=weights)
     texts = [MADE_UP, read_golden(name)["ids"].tolist(), [2]]
     with (
-        gemlet.load(path, weights=weights, threads=1) as model,
-        gemlet.load(folder, threads=1) as packed,
+        gemlet.load(path, weights=weights, threads=1, exact_batches=True) as model,
+        gemlet.load(folder, threads=1, exact_batches=True) as packed,
     ):
         assert packed.config == model.config
         assert packed.prompts == model.prompts

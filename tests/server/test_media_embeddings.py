@@ -85,13 +85,13 @@ def test_a_video(server: RunningServer, folder: str) -> None:
     [
         ([{"type": "image", "image": "/etc/passwd"}], r"input[0][0] is of type 'image'; send"),
         ([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}], "expected a data URL"),
-        ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}], "texts[0][0]"),
+        ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}], "input[0][0]"),
         ([{"type": "input_audio", "input_audio": "/etc/passwd"}], "has to be an object with data"),
         ([["a"], [{"type": "text", "text": "b"}]], "got"),
-        ([{}], "texts[0][0]: got {}"),
+        ([{}], "input[0][0]: got {}"),
         ([[]], "expected a text"),
-        ([{"type": "text", "text": ["a"]}], "texts[0][0]: got"),
-        ([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}], "texts[0][0]"),
+        ([{"type": "text", "text": ["a"]}], "input[0][0]: got"),
+        ([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}], "input[0][0]"),
         (["a", [{"type": "sculpture"}]], "input[1][0] is of type 'sculpture'"),
     ],
 )

@@ -121,7 +121,9 @@ async def embed(
             504, "the vectors took longer than the server allows", kind="timeout_error", code="timeout"
         ) from None
     except Exception as error:
-        names = {"texts[]" if is_list else "texts": "input", "prompt": "prompt_name"}
+        # check_sent_inputs() names a lone text of parts as the first one of a list, too.
+        texts_field = "texts[]" if is_list or with_parts else "texts"
+        names = {texts_field: "input", "prompt": "prompt_name"}
         raise problem_of(error, hidden=model.source, shown=served.name, names=names) from error
     call.prompt_tokens, call.finish = sum(map(len, ids)), "stop"
     call.settle()
