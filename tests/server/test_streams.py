@@ -15,6 +15,7 @@ from gemlet.chat import Content
 from gemlet.errors import MemoryLimitError
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
+from support.slow_clients import connect, head
 from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.extra("serve")
@@ -38,12 +39,11 @@ def quick() -> Iterator[RunningServer]:
         yield running
 
 
-def begin(server: RunningServer, path: str, **more: Any) -> socket.socket:
-    """Sends a request and leaves the answer in the connection."""
+def begin(server: RunningServer, path: str, *, buffer: int | None = None, **more: Any) -> socket.socket:
+    """Sends a request and leaves the answer in the connection, which holds about ``buffer`` bytes of it."""
     body = json.dumps({**ROUTES[path], "stream": True, **more}).encode()
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body)
+    connection = connect(server.port, buffer=buffer)
+    connection.sendall(head(path, len(body)) + body)
     return connection
 
 
@@ -138,8 +138,8 @@ def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: 
 
 def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
     large = chunk(Content("x" * 100_000))
-    with saying(*[large] * 1000, END) as begun:  # far more than the system's buffers hold
-        connection = begin(quick, "/v1/chat/completions")
+    with saying(*[large] * 1000, END) as begun:
+        connection = begin(quick, "/v1/chat/completions", buffer=2048)
         until(lambda: begun and begun[0].was_closed)
         quick.wait_idle()
         connection.close()
@@ -157,7 +157,7 @@ def test_a_client_that_takes_nothing_of_an_answer(quick: RunningServer) -> None:
     """The answer has been handed over as a whole, and most of it waits to be sent."""
     quick.wait_idle()
     with saying(chunk(Content("x" * 8_000_000)), END):
-        connection = begin(quick, "/v1/completions", stream=False)
+        connection = begin(quick, "/v1/completions", buffer=2048, stream=False)
         until(lambda: quick.server.server_state.connections)
         until(lambda: not quick.server.server_state.connections, "the connection stays")
         connection.close()

@@ -183,12 +183,19 @@ class Choice:
     has_called: bool = False  # its only call is complete
     reasoning_tokens: int = 0
     arrived: float = 0.0  # time of its last chunk
+    together: int = 0  # tokens that came with the first one
     is_over: bool = False
 
     @property
     def result(self) -> Generation:
         """The whole generation; it has ended."""
         return self.stream.results[self.place]
+
+    @property
+    def mean_gap(self) -> float:
+        """Seconds between two of its tokens, as the engine had them: what is known of those that came here
+        together with the first."""
+        return self.result.decode_seconds / max(self.result.decode_tokens, 1)
 
     def cancel(self) -> None:
         """Ends this reply alone; what the engine has written by then still comes."""
@@ -348,8 +355,8 @@ class Running:
         count = len(chunk.token_ids)
         if choice.arrived and count:
             call.gaps.extend([(now - choice.arrived) / count] * count)
-        elif count > 1:  # nothing is known of the time between tokens that came first, and together
-            call.gaps.extend([0.0] * (count - 1))
+        elif count:
+            choice.together = count - 1
         choice.arrived = now
         if choice.has_called or choice.is_blocked:
             return None  # what was computed before the cancelling was noticed
@@ -393,6 +400,8 @@ class Running:
         call.image_tokens = sum(result.image_tokens for result in prompts)
         call.cached_tokens = sum(result.cached_tokens for result in prompts)
         call.completion_tokens = sum(choice.result.completion_tokens for choice in self.choices)
+        for choice in self.choices:
+            call.gaps.extend([choice.mean_gap] * choice.together)
         call.prefill_seconds = prompts[0].prefill_seconds
         call.finish = self.choices[0].finish
         call.settle()
