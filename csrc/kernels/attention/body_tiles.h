@@ -54,11 +54,11 @@ struct TileCache {
       const TileShape shape(rows, lesser(2, panels - panel) * kPanelRows);
       float* const at = y + panel * kPanelRows;
       if (steps > 0) {
-        const uint8_t* const pair[2] = {w, w + panel_bytes};
+        StoredTiles pair = {{w, w + panel_bytes}};
         products.run(shape, x, place, pair, steps, at, y_stride, add);
       }
       if (tail_lines > 0) {
-        const uint8_t* const pair[2] = {tail[0], tail[1]};
+        StoredTiles pair = {{tail[0], tail[1]}};
         for (int64_t i = 0; i < 2 && panel + i < panels; ++i) {
           __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kLineBytes));
         }

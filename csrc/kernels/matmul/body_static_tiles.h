@@ -33,10 +33,10 @@ inline void matmul_rows(const MatmulArgs& a) {
           }
         }
       }
-      const uint8_t* const w[2] = {lines[0], lines[1]};
+      StoredTiles weights = {{lines[0], lines[1]}};
       for (int64_t row = 0; row < a.rows; row += 2 * kTileRows) {
         const TileShape shape(lesser(2 * kTileRows, a.rows - row), outputs);
-        products.run<BytesProduct>(shape, (const uint8_t*)a.x + row * a.x_stride + column, place, w, steps,
+        products.run<BytesProduct>(shape, (const uint8_t*)a.x + row * a.x_stride + column, place, weights, steps,
                                    a.y + row * a.y_stride + output, a.y_stride, column > 0);
       }
     }

@@ -11,11 +11,13 @@ namespace {
 typedef uint16_t Words __attribute__((vector_size(sizeof(VI))));
 
 inline Words load_words(const uint8_t* p) { return (Words)load_i32(p); }
-inline Words swap_bytes(Words w) { return w << 8 | w >> 8; }
+inline Words swap_bytes(Words w) {
+  const uint8_t places[16] = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+  return (Words)look_up((VI)w, sixteen_bytes(places));
+}
 // A line of bf16: sign and mantissa from `kept`, the exponent from the code in bits 7 to 10 of `codes`.
 inline VI bf12_line(Words kept, Words codes, Words base) {
-  const Words code = codes & kBf12Code;
-  return (VI)((kept & kBf12Kept) | ((code + base) & (Words)(code != 0)));
+  return (VI)((kept & kBf12Kept) | (Words)add_where_not_zero((VI)(codes & kBf12Code), (VI)base));
 }
 // Expands one vector of each of the four lines of the superblock; `at` points to the vector of its first line.
 GEMLET_INLINE void bf12_lines(const uint8_t* at, Words base, VI (&lines)[4]) {

@@ -42,6 +42,12 @@ inline VI look_up(VI table, VI index) {
       vqtbl1q_u8(vreinterpretq_u8_s32((int32x4_t)table), vreinterpretq_u8_s32((int32x4_t)index)));
 }
 
+// a + b in 16 bits, but 0 where a is 0.
+inline VI add_where_not_zero(VI a, VI b) {
+  const uint16x8_t words = (uint16x8_t)a;
+  return (VI)vandq_u16(vtstq_u16(words, words), vaddq_u16(words, (uint16x8_t)b));
+}
+
 // The 4 bytes at x for every output.
 inline int8x16_t splat_columns(const uint8_t* x) {
   int32_t four;

@@ -34,6 +34,12 @@ inline VI sixteen_bytes(const uint8_t* p) {
 }
 inline VI look_up(VI table, VI index) { return (VI)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
 
+// a + b in 16 bits, but 0 where a is 0.
+inline VI add_where_not_zero(VI a, VI b) {
+  const __m256i is_zero = _mm256_cmpeq_epi16((__m256i)a, _mm256_setzero_si256());
+  return (VI)_mm256_andnot_si256(is_zero, _mm256_add_epi16((__m256i)a, (__m256i)b));
+}
+
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
 // Keeps the order of additions. gcc would compute all operands of a long sum first, and run out of registers.

@@ -39,6 +39,11 @@ inline VF max(VF a, VF b) { return (VF)_mm512_max_ps((__m512)a, (__m512)b); }
 inline VI sixteen_bytes(const uint8_t* p) { return (VI)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p)); }
 inline VI look_up(VI table, VI index) { return (VI)_mm512_shuffle_epi8((__m512i)table, (__m512i)index); }
 
+// a + b in 16 bits, but 0 where a is 0.
+inline VI add_where_not_zero(VI a, VI b) {
+  return (VI)_mm512_maskz_add_epi16(_mm512_test_epi16_mask((__m512i)a, (__m512i)a), (__m512i)a, (__m512i)b);
+}
+
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
 // Keeps the order of additions. gcc would compute all operands of a long sum first, and run out of registers.

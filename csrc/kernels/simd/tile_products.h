@@ -58,10 +58,21 @@ struct BytesProduct {
   }
 };
 
+// Panels whose tiles (16 lines of 16 outputs x 4 bytes of columns), a step each, lie one after the other.
+struct StoredTiles {
+  const uint8_t* panels[2];
+
+  // Those of a step, one of each of P panels. The steps come in their order.
+  template <int P>
+  void get(int64_t step, const uint8_t* (&w)[2]) {
+    for (int p = 0; p < P; ++p) w[p] = panels[p] + step * kTileBytes;
+  }
+};
+
 // G row groups x P panels; TileProducts::run() says what the arguments are.
-template <typename Product, int G, int P>
-inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, const uint8_t* const* w, int64_t steps,
-                       float* y, int64_t y_stride, bool add) {
+template <typename Product, int G, int P, typename Weights>
+inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, Weights& weights, int64_t steps, float* y,
+                       int64_t y_stride, bool add) {
   const int64_t stride = y_stride * 4;
   float* const lower = y + kTileRows * y_stride;
   if (add) {
@@ -75,8 +86,10 @@ inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, co
     if constexpr (G == 2) tiles.zero<2>();
     if constexpr (G == 2 && P == 2) tiles.zero<3>();
   }
-  for (int64_t at = 0; at < steps * kTileBytes; at += kTileBytes, x += place.step) {
-    tiles.load<6>(w[0] + at, kLineBytes);
+  for (int64_t step = 0; step < steps; ++step, x += place.step) {
+    const uint8_t* w[2];
+    weights.template get<P>(step, w);
+    tiles.load<6>(w[0], kLineBytes);
     tiles.load<4>(x, place.row);
     Product::template add<0, 4, 6>(tiles);
     if constexpr (G == 2) {
@@ -84,7 +97,7 @@ inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, co
       Product::template add<2, 5, 6>(tiles);
     }
     if constexpr (P == 2) {
-      tiles.load<7>(w[1] + at, kLineBytes);
+      tiles.load<7>(w[1], kLineBytes);
       Product::template add<1, 4, 7>(tiles);
     }
     if constexpr (G == 2 && P == 2) Product::template add<3, 5, 7>(tiles);
@@ -97,19 +110,19 @@ inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, co
 
 class TileProducts {
  public:
-  // y = x w, or y += x w if `add`. w[p]: the tiles of a panel (16 lines of 16 outputs x 4 bytes of columns), a step
-  // each, one after the other. The sums of bytes are int32, in the place of the floats.
-  template <typename Product = Bf16Product>
-  void run(const TileShape& shape, const uint8_t* x, const RowPlace& place, const uint8_t* const* w, int64_t steps,
-           float* y, int64_t y_stride, bool add) {
+  // y = x w, or y += x w if `add`. `weights` is StoredTiles or has the same function. The sums of bytes are int32, in
+  // the place of the floats.
+  template <typename Product = Bf16Product, typename Weights>
+  void run(const TileShape& shape, const uint8_t* x, const RowPlace& place, Weights& weights, int64_t steps, float* y,
+           int64_t y_stride, bool add) {
     if (shape != shape_) {
       tiles_.configure(shape.config());
       shape_ = shape;
     }
     const auto product = shape.rows[1] > 0
-                             ? (shape.outputs[1] > 0 ? product_of<Product, 2, 2> : product_of<Product, 2, 1>)
-                             : (shape.outputs[1] > 0 ? product_of<Product, 1, 2> : product_of<Product, 1, 1>);
-    product(tiles_, x, place, w, steps, y, y_stride, add);
+                             ? (shape.outputs[1] > 0 ? product_of<Product, 2, 2, Weights> : product_of<Product, 2, 1, Weights>)
+                             : (shape.outputs[1] > 0 ? product_of<Product, 1, 2, Weights> : product_of<Product, 1, 1, Weights>);
+    product(tiles_, x, place, weights, steps, y, y_stride, add);
   }
 
  private:
