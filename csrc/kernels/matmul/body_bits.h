@@ -122,6 +122,7 @@ struct BitsProduct {
         panel += kLineBytes;
       }
       if (b % 2 == 0) {
+        if (h0 == 0) fetch_ahead(panel, kScaleBytes + 2 * Bits::kBlockBytes);
         scales = panel;
         panel += kScaleBytes;
       }

@@ -41,6 +41,7 @@ struct FourBitLines {
     const uint8_t* const superblock = panel + c / kSuperblock * kQ4SuperblockBytes;
     const int64_t half = c / kBlock % 2;
     const uint8_t* const lines = superblock + kScaleBytes + half * kQ4BlockBytes;
+    if (h0 == 0) fetch_ahead(lines, kQ4BlockBytes + kScaleBytes / 2);
     VF scale[H], zero[H];
     for (int h = 0; h < H; ++h) {
       scale[h] = load_f16(superblock + (half * kPanelRows + (h0 + h) * kLanes) * 2);

@@ -74,6 +74,7 @@ struct Int8Product {
     float first_scales[R];
     for (int r = 0; r < R; ++r) first_scales[r] = number_at<float>(scale(r));
     for (int64_t b = 0; b < blocks; b += 2, panel += kScaleBytes + 2 * Lines::kBlockBytes) {
+      if (h0 == 0) fetch_ahead(panel, kScaleBytes + 2 * Lines::kBlockBytes);
       for (int half = 0; half < 2; ++half) {
         VI dots[R][H];
         for (int r = 0; r < R; ++r) {

@@ -33,6 +33,7 @@ struct StaticProduct {
     }
     const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
     for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
+      if (h0 == 0) fetch_ahead(lines, Rows::kBytes);
 #pragma GCC unroll 16
       for (int part = 0; part < kSuperblockParts; ++part) {
         for (int h = 0; h < H; ++h) {
@@ -66,6 +67,7 @@ struct FloatRowsProduct {
         }
         x = RowPointers<R>((const uint8_t*)last, sizeof last[0]);
       }
+      if (h0 == 0) fetch_ahead(lines, Rows::kBytes);
       superblock<R, H>(x, lines, even, odd);
       x.advance(4 * kSuperblock);
     }

@@ -83,6 +83,7 @@ GEMLET_INLINE void tile_bf12(const uint8_t* const* x, const uint8_t* panel, int 
   for (;;) {
     const int64_t stop = exceptions.superblock(whole);
     for (; s < stop; ++s, at += kBf12SuperblockBytes) {
+      if (h0 == 0) fetch_ahead(at, kBf12SuperblockBytes);
       for (int h = 0; h < H; ++h) {
         VI lines[4];
         bf12_lines(at + h * kLanes * 4, base[h], lines);

@@ -18,6 +18,7 @@ constexpr int kManyRows = 6;  // of float tiles in two passes: 12 sums, the weig
 constexpr int kInt8Rows = 4;
 constexpr int kBitsRows = 4;  // of products with weights of other bits than 4 and 8
 constexpr int kTileSums = kRowTile;
+constexpr int64_t kAhead = 3072;  // bytes of weights; 1,536 are too few, and 6,144 no better
 typedef float VF __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 

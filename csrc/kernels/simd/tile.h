@@ -29,6 +29,7 @@ GEMLET_INLINE void tile_f32(const float* const* x, const uint8_t* panel, int h0,
   const float* w = (const float*)panel + h0 * kLanes;
   int64_t c = 0;
   for (; c + 2 <= cols; c += 2, w += 2 * kLineFloats) {
+    if (h0 == 0) fetch_ahead((const uint8_t*)w, 2 * kLineBytes);
     for (int h = 0; h < H; ++h) {
       const VF w0 = load(w + h * kLanes), w1 = load(w + kLineFloats + h * kLanes);
       for (int r = 0; r < R; ++r) {
@@ -51,6 +52,7 @@ GEMLET_INLINE void tile_bf16(const float* const* x, const uint8_t* panel, int h0
   const uint8_t* w = panel + h0 * kLanes * 4;
   int64_t c = 0;
   for (; c + 2 <= cols; c += 2, w += kLineBytes) {
+    if (h0 == 0) fetch_ahead(w, kLineBytes);
     for (int h = 0; h < H; ++h) {
       const VI pair = load_i32(w + h * kLanes * 4);  // low half: column c, high half: column c + 1
       const VF w0 = (VF)(pair << 16), w1 = (VF)(pair & (int32_t)0xffff0000);

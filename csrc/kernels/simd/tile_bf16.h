@@ -15,6 +15,7 @@ GEMLET_INLINE void tile_pairs(const uint8_t* const* x, const uint8_t* panel, int
   VF odd[R][H] = {};
   int64_t line = 0;
   for (; line + 2 <= cols / 2; line += 2, w += 2 * kLineBytes) {
+    if (h0 == 0) fetch_ahead(w, 2 * kLineBytes);
     for (int h = 0; h < H; ++h) {
       const VI w0 = load_i32(w + h * kLanes * 4), w1 = load_i32(w + kLineBytes + h * kLanes * 4);
       for (int r = 0; r < R; ++r) sums[r][h] = dot_bf16(sums[r][h], w0, splat_bytes(x[r] + 4 * line));

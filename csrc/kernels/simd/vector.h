@@ -2,11 +2,21 @@
 // int32; the tier's header declares them and is included before. Everything has internal linkage.
 #pragma once
 
+#include "formats/layout.h"
+
 // For tiles. Their sums must stay in registers; a function call would store them for every line.
 #define GEMLET_INLINE inline __attribute__((always_inline))
 
 namespace gemlet::kernels {
 namespace {
+
+// Asks for the weights that lie kAhead bytes behind these. What a processor fetches by itself is not enough: it asks for
+// a line that lies a fixed number of lines ahead, however long it computes until it asks for the next one.
+GEMLET_INLINE void fetch_ahead(const uint8_t* weights, int64_t bytes) {
+  if (kAhead == 0) return;
+#pragma GCC unroll 16
+  for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(weights + kAhead + at, 0, 2);
+}
 
 inline VF splat(float x) { return x - (VF){}; }
 inline VI splat_i32(int32_t x) { return x - (VI){}; }
