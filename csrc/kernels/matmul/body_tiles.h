@@ -45,43 +45,40 @@ struct Bf12Weights {
   }
 };
 
-// bf12 for few rows. A step is expanded while the one before it is multiplied, and what comes later is fetched from
-// memory: the processor itself does not look far enough ahead.
+// bf12 of two panels for few rows. A step is expanded while the one before it is multiplied. The steps come in order.
 class Bf12Tiles {
  public:
-  Bf12Tiles(const uint8_t* panel, int64_t stride, int64_t panels, int64_t cols)
-      : cols_(cols), stride_(stride), panels_(panels), panel_{panel, panel + (panels - 1) * stride},
-        exceptions_{{panel_[0], cols}, {panel_[1], cols}} {
-    for (int64_t p = 0; p < panels_; ++p) expand(p, 0);
-  }
+  Bf12Tiles(const uint8_t* panel, int64_t stride, int64_t cols)
+      : panel_(panel),
+        stride_(stride),
+        superblocks_(bf12_superblocks(cols)),
+        exceptions_{{panel, cols}, {panel + stride, cols}} {}
+
   template <int P>
   void get(int64_t step, const uint8_t* (&w)[2]) {
-    for (int p = 0; p < P; ++p) {
+    for (int64_t p = 0; p < P; ++p) {
+      if (step == 0) expand(p, 0);
       expand(p, step + 1);
       w[p] = tiles_[step % 2][p];
     }
   }
 
  private:
-  static constexpr int64_t kSuperblocks = kTileColumns / kBf12Columns;
-
-  void expand(int64_t p, int64_t step) {
-    const int64_t all = bf12_superblocks(cols_), first = step * kSuperblocks;
+  GEMLET_INLINE void expand(int64_t p, int64_t step) {
+    constexpr int64_t kSuperblocks = kTileColumns / kBf12Columns;
     uint8_t* to = tiles_[step % 2][p];
-    const uint8_t* ahead = panel_[p] + kLineBytes + first * kBf12SuperblockBytes + kAhead;
-    for (int64_t s = first; s < first + kSuperblocks; ++s, to += kBf12ExpandedBytes, ahead += kBf12SuperblockBytes) {
-      if (s >= all) {
+    for (int64_t s = step * kSuperblocks; s < (step + 1) * kSuperblocks; ++s, to += kBf12ExpandedBytes) {
+      if (s < superblocks_) {
+        fetch_ahead(panel_ + p * stride_ + kLineBytes + s * kBf12SuperblockBytes, kBf12SuperblockBytes);
+        exceptions_[p].expand(panel_ + p * stride_, s, to);
+      } else {
         __builtin_memset(to, 0, kBf12ExpandedBytes);
-        continue;
       }
-      for (int line = 0; line < 3; ++line) __builtin_prefetch(ahead + line * kLineBytes, 0, 2);
-      exceptions_[p].expand(panel_[p], s, to);
     }
   }
 
-  static constexpr int64_t kAhead = 3072;  // bytes
-  int64_t cols_, stride_, panels_;
-  const uint8_t* panel_[2];
+  const uint8_t* panel_;
+  int64_t stride_, superblocks_;
   Bf12Exceptions exceptions_[2];
   alignas(64) uint8_t tiles_[2][2][kTileBytes];
 };
@@ -216,7 +213,8 @@ inline void matmul(const MatmulArgs& a) {
         const int64_t steps = (columns + kTileColumns - 1) / kTileColumns;
         StoredTiles weights = {};
         weights.panels[0] = Weights::expand(panel, a.cols, column, columns, expanded[0]);
-        if (outputs > kPanelRows) weights.panels[1] = Weights::expand(panel + a.panel_stride, a.cols, column, columns, expanded[1]);
+        if (outputs > kPanelRows)
+          weights.panels[1] = Weights::expand(panel + a.panel_stride, a.cols, column, columns, expanded[1]);
         for (int64_t row = 0; row < a.rows; row += 2 * kTileRows) {
           const int64_t rows = lesser(2 * kTileRows, a.rows - row);
           const uint8_t* const x = (const uint8_t*)a.x + row * a.x_stride + column / kTileColumns * kTileBytes;
@@ -233,9 +231,10 @@ inline void matmul_few_bf12(const MatmulArgs& a) {
   const int64_t steps = (a.cols + kTileColumns - 1) / kTileColumns;
   TileProducts products;
   for (int64_t output = 0; output < a.outputs; output += 2 * kPanelRows) {
-    const int64_t outputs = lesser(2 * kPanelRows, a.outputs - output);
-    Bf12Tiles weights(a.panels + output / kPanelRows * a.panel_stride, a.panel_stride, (outputs + kPanelRows - 1) / kPanelRows, a.cols);
-    products.run(TileShape(a.rows, outputs), (const uint8_t*)a.x, place, weights, steps, a.y + output, a.y_stride, false);
+    const TileShape shape(a.rows, lesser(2 * kPanelRows, a.outputs - output));
+    const int64_t stride = shape.outputs[1] > 0 ? a.panel_stride : 0;
+    Bf12Tiles weights(a.panels + output / kPanelRows * a.panel_stride, stride, a.cols);
+    products.run(shape, (const uint8_t*)a.x, place, weights, steps, a.y + output, a.y_stride, false);
   }
 }
 
@@ -244,9 +243,7 @@ inline void matmul_few_bf12(const MatmulArgs& a) {
 namespace GEMLET_TIER {
 
 void matmul_tiles_bf16(const MatmulArgs& a) { matmul<Bf16Weights>(a); }
-void matmul_tiles_bf12(const MatmulArgs& a) {
-  a.rows <= 2 * kTileRows ? matmul_few_bf12(a) : matmul<Bf12Weights>(a);
-}
+void matmul_tiles_bf12(const MatmulArgs& a) { a.rows <= 2 * kTileRows ? matmul_few_bf12(a) : matmul<Bf12Weights>(a); }
 void matmul_tiles_q8(const MatmulArgs& a) { matmul<QuantizedWeights<Q8Block>>(a); }
 void matmul_tiles_q4(const MatmulArgs& a) { matmul<QuantizedWeights<Q4Block>>(a); }
 void matmul_tiles_q5(const MatmulArgs& a) { matmul<QuantizedWeights<Q5Block>>(a); }

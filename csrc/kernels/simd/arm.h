@@ -13,7 +13,7 @@ constexpr int kLanes = 4;            // floats in a vector
 constexpr int kRowTile = 4;          // rows of x that are computed together
 constexpr int kManyRows = kRowTile;  // of float tiles in two passes: there are none, as gcc keeps more sums in memory
 constexpr int kBitsRows = kRowTile;
-constexpr int kTileSums = 8;  // sums of a tile; there are as many for odd columns or integers: half of the registers
+constexpr int kTileSums = 8;   // sums of a tile; there are as many for odd columns or integers: half of the registers
 constexpr int64_t kAhead = 0;  // not measured on a real processor
 typedef float VF __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));

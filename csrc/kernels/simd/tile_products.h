@@ -119,9 +119,10 @@ class TileProducts {
       tiles_.configure(shape.config());
       shape_ = shape;
     }
-    const auto product = shape.rows[1] > 0
-                             ? (shape.outputs[1] > 0 ? product_of<Product, 2, 2, Weights> : product_of<Product, 2, 1, Weights>)
-                             : (shape.outputs[1] > 0 ? product_of<Product, 1, 2, Weights> : product_of<Product, 1, 1, Weights>);
+    const auto product =
+        shape.rows[1] > 0
+            ? (shape.outputs[1] > 0 ? product_of<Product, 2, 2, Weights> : product_of<Product, 2, 1, Weights>)
+            : (shape.outputs[1] > 0 ? product_of<Product, 1, 2, Weights> : product_of<Product, 1, 1, Weights>);
     product(tiles_, x, place, weights, steps, y, y_stride, add);
   }
 

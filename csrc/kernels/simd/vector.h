@@ -10,8 +10,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Asks for the weights that lie kAhead bytes behind these. What a processor fetches by itself is not enough: it asks for
-// a line that lies a fixed number of lines ahead, however long it computes until it asks for the next one.
+// Asks for the weights that lie kAhead bytes behind these. What a processor fetches by itself is not enough: it asks
+// for a line that lies a fixed number of lines ahead, however long it computes until it asks for the next one.
 GEMLET_INLINE void fetch_ahead(const uint8_t* weights, int64_t bytes) {
   if (kAhead == 0) return;
 #pragma GCC unroll 16
