@@ -26,9 +26,10 @@ struct Q8Lines {
   using Dot = Q8Dot;
   using Scales = AnyScales;
   template <int R, int H, typename X>
-  static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
+  static void dot(const uint8_t* lines, const X& x, const LineFetch& fetch, VI (&dots)[R][H]) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
+      fetch(lines + j * kLineBytes, j);
       VI w[H];
       for (int h = 0; h < H; ++h) w[h] = load_i32(lines + j * kLineBytes + h * kLanes * 4);
       for (int r = 0; r < R; ++r) {
@@ -42,9 +43,10 @@ struct Q4Lines {
   using Dot = Q4Dot;
   using Scales = PowerScales;
   template <int R, int H, typename X>
-  static void dot(const uint8_t* lines, const X& x, VI (&dots)[R][H]) {
+  static void dot(const uint8_t* lines, const X& x, const LineFetch& fetch, VI (&dots)[R][H]) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
+      fetch(lines + j * kLineBytes, j);
       VI low[H], high[H];
       for (int h = 0; h < H; ++h) {
         const VI w = load_i32(lines + j * kLineBytes + h * kLanes * 4);
@@ -71,16 +73,17 @@ struct Int8Product {
     const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
     RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
     RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
+    const LineFetch fetch(a, row, kRows, panel);
     float first_scales[R];
     for (int r = 0; r < R; ++r) first_scales[r] = number_at<float>(scale(r));
     for (int64_t b = 0; b < blocks; b += 2, panel += kScaleBytes + 2 * Lines::kBlockBytes) {
-      if (h0 == 0) fetch_ahead(panel, kScaleBytes + 2 * Lines::kBlockBytes);
+      fetch(panel, 0);
       for (int half = 0; half < 2; ++half) {
         VI dots[R][H];
         for (int r = 0; r < R; ++r) {
           for (int h = 0; h < H; ++h) dots[r][h] = Lines::Dot::start(number_at<int32_t>(offset(r)));
         }
-        Lines::template dot<R, H>(panel + kScaleBytes + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
+        Lines::template dot<R, H>(panel + kScaleBytes + half * Lines::kBlockBytes + h0 * kLanes * 4, x, fetch, dots);
         for (int h = 0; h < H; ++h) {
           const typename Lines::Scales scales(load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2));
           for (int r = 0; r < R; ++r) {

@@ -10,6 +10,30 @@
 namespace gemlet::kernels {
 namespace {
 
+// Fetches weights while others are multiplied, a line for each line: a burst would hold up what the products load. In
+// one pass over a panel, these are weights that lie kAhead bytes behind. If all rows need a few passes, each fetches
+// its share of the lines of the next panel.
+class LineFetch {
+ public:
+  LineFetch(const MatmulArgs& a, int64_t row, int64_t pass_rows, const uint8_t* panel) {
+    constexpr uint32_t kShare[kFewPasses + 1] = {0, 0, 0x55555555, 0x49249249, 0x11111111};
+    const int64_t passes = (a.rows + pass_rows - 1) / pass_rows;
+    if (passes == 1 || passes > kFewPasses) return;
+    distance_ = a.panel_stride;
+    const bool is_last = panel - a.panels >= (a.outputs - 1) / kPanelRows * a.panel_stride;
+    lines_ = is_last ? 0 : kShare[passes] << row / pass_rows;
+  }
+  static constexpr int64_t kFewPasses = 4;
+  // A line, the i-th of its block.
+  GEMLET_INLINE void operator()(const uint8_t* line, int i) const {
+    if (kAhead > 0 && lines_ >> i & 1) __builtin_prefetch(line + distance_, 0, 2);
+  }
+
+ private:
+  int64_t distance_ = kAhead;
+  uint32_t lines_ = ~uint32_t{0};
+};
+
 template <int R, int H>
 inline void store_tile(const MatmulArgs& a, int64_t row, int64_t panel, int h0, const VF (&sums)[R][H]) {
   for (int h = 0; h < H; ++h) {
@@ -52,6 +76,11 @@ inline void matmul(const MatmulArgs& a) {
   constexpr int R = Product::kRows;
   const int64_t panels = (a.outputs + kPanelRows - 1) / kPanelRows;
   int64_t row = 0;
+  for (int64_t panel = 0; a.rows <= LineFetch::kFewPasses * R && panel < panels; ++panel) {
+    for (row = 0; row + R <= a.rows; row += R) panel_rows<Product, R>(a, row, panel);
+    if (row < a.rows) last_rows<Product, R>(a, row, panel, a.rows - row);
+    row = a.rows;
+  }
   for (; row + R <= a.rows; row += R) {
     for (int64_t panel = 0; panel < panels; ++panel) panel_rows<Product, R>(a, row, panel);
   }
