@@ -264,7 +264,9 @@ class Tokenizer:
         """
         return StreamDecoder(
             self._bytes,
-            {} if skip_control else {i: self._pieces[i].replace(SPACE, " ").encode() for i in self.control_ids},
+            {}
+            if skip_control
+            else {i: self._pieces[i].replace(SPACE, " ").encode() for i in self.control_ids},
             strips_first_space=self._strips_first_space,
         )
 
