@@ -29,6 +29,7 @@ import peft
 import torch
 import transformers
 from peft import LNTuningConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
@@ -309,6 +310,28 @@ ADAPTERS = (
         "gemma3-pissa-table",
         "gemma3-270m",
         {"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["embed_tokens", "v_proj"]},
+    ),
+    # They differ from a plain LoRA in training only.
+    AdapterVariant(
+        "gemma3-velora",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "velora_config": VeloraConfig(num_groups=4),
+            "target_modules": ["q_proj", "down_proj"],
+        },
+    ),
+    AdapterVariant(
+        "gemma3-monteclora",
+        "gemma3-270m",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "monteclora_config": MontecloraConfig(num_samples=2),
+            "target_modules": ["v_proj", "up_proj"],
+        },
+        stored="bfloat16",
     ),
     # With r above the sides of some matrices of AltUp: PEFT then makes A and B of these sides.
     AdapterVariant(

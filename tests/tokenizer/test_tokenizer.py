@@ -118,14 +118,14 @@ def test_broken_utf8_is_decoded_as_in_sentencepiece(trained: Tokenizer, ids: lis
     assert trained.decode(ids, skip_control=False) == original.decode(ids)
 
 
-def test_a_folder_prefers_tokenizer_model(tmp_path: Path, trained: Tokenizer) -> None:
+def test_of_two_files_the_json_says_how_text_is_cut(tmp_path: Path, trained: Tokenizer) -> None:
     save(tmp_path, "model.gguf", trained_gguf())
     assert Tokenizer.from_file(tmp_path).source.endswith("model.gguf")
     save(tmp_path, "tokenizer.json", trained_json())
     assert Tokenizer.from_file(tmp_path).source.endswith("tokenizer.json")
     save(tmp_path, "tokenizer.model", trained_model())
     folder = Tokenizer.from_file(str(tmp_path))
-    assert folder.source.endswith("tokenizer.model")
+    assert folder.source.endswith("tokenizer.json")
     assert folder.encode("the door") == trained.encode("the door")
 
 

@@ -56,6 +56,23 @@ def test_spaces_in_a_row_follow_the_merges(tmp_path: Path) -> None:
     assert tokenizer.encode(" " * 7, add_bos=False) == [two, two, three]
     assert tokenizer.encode(" \u2581\u2581 ", add_bos=False) == [one, two, one]  # found as it is
     assert tokenizer.decode([two, three]) == " " * 5
+    save(tmp_path, "tokenizer.model", trained_model())
+    both = Tokenizer.from_file(tmp_path)  # SentencePiece alone would take the longest piece first
+    assert both.encode(" " * 7, add_bos=False) == [two, two, three]
+
+
+def test_a_normalizer_counts_beside_tokenizer_model(tmp_path: Path) -> None:
+    save(tmp_path, "tokenizer.model", trained_model())
+    with pytest.raises(TokenizerError, match="normalizer is"):
+        json_folder(tmp_path, trained_json() | {"normalizer": {"type": "Lowercase"}})
+
+
+def test_a_control_token_is_written_with_its_spaces(tmp_path: Path) -> None:
+    data = trained_json()
+    data["added_tokens"].append(added(420, "x\u2581y", special=True))
+    tokenizer = json_folder(tmp_path, data)
+    assert tokenizer.encode("x\u2581y", add_bos=False) == [420]
+    assert tokenizer.decode([420], skip_control=False) == "x y"
 
 
 @pytest.mark.parametrize(

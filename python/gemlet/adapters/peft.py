@@ -73,6 +73,8 @@ _TRUNK = (
 )
 
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
+# What training of VeLoRA and MonteCLoRA keeps, and only training uses.
+_OF_TRAINING = late_pattern(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
 )  # as PEFT finds the number of a layer
@@ -179,6 +181,8 @@ class _Mapping:
         found: _Found = {}
         towers: _Found = {}
         for tensor, info in self.checkpoint.tensors.items():
+            if _OF_TRAINING.fullmatch(tensor):
+                continue
             self.checkpoint.dtype(tensor)  # raises for a type that cannot be read
             module, part = _split(tensor)
             slot = slots.get(module, "")

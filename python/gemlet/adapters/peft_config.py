@@ -88,6 +88,8 @@ _IGNORED = frozenset(
         "eva_config",
         "loftq_config",
         "lora_ga_config",
+        "monteclora_config",  # noise in training; without it, an ordinary LoRA
+        "velora_config",  # changes gradients only
         "init_weights",
         "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",

@@ -115,6 +115,10 @@ def _from_model(file: Path) -> Vocabulary:
     added.read_siblings(file.parent)
     if isinstance(base, dict) and isinstance(base.get("vocab"), dict):
         _check_same_pieces(json_file, base["vocab"], file, pieces, added)
+        if isinstance(base.get("merges"), list):
+            # transformers cuts text as this file says: 32 spaces by merges, which SentencePiece takes as the
+            # longest piece and the rest, and a normalizer of its own.
+            return _from_json(json_file, beside)
     draft.add(added)
     changed = {
         i: new for i, (old, new) in enumerate(zip(model.types, draft.types, strict=False)) if new != old
@@ -187,8 +191,9 @@ def _check_pipeline(file: Path, data: Mapping[str, Any]) -> None:
             raise TokenizerError(f"{file}: model.{key} is {show(model[key])}; expected it to be off")
 
 
-def _from_json(file: Path) -> Vocabulary:
-    data = read_json_object(file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
+def _from_json(file: Path, data: dict[str, Any] | None = None) -> Vocabulary:
+    if data is None:
+        data = read_json_object(file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
     _check_pipeline(file, data)
     model = data["model"]
     vocab, merges = model.get("vocab"), model.get("merges")

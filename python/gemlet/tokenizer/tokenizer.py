@@ -24,7 +24,7 @@ from gemlet.tokenizer.cutting import Cutter
 from gemlet.tokenizer.decoding import REPLACE, StreamDecoder, TokenBytes, checked_id
 from gemlet.tokenizer.sentencepiece_model import check_model
 from gemlet.tokenizer.splitter import Splitter
-from gemlet.tokenizer.vocabulary import MAX_PIECE, Vocabulary
+from gemlet.tokenizer.vocabulary import MAX_PIECE, SPACE, Vocabulary
 
 __all__ = ["Tokenizer"]
 
@@ -74,7 +74,8 @@ class Tokenizer:
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer in ``path``: a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file, or a folder
         with one of them (looked for in this order). ``tokenizer_config.json`` and ``added_tokens.json``
-        beside the first two contribute their added tokens.
+        beside the first two contribute their added tokens. Where both of these are there, the second one says
+        how text is cut, as in transformers.
 
         Raises:
             ModelFileError: no such file, or it cannot be read, or it is not a valid GGUF file.
@@ -263,7 +264,9 @@ class Tokenizer:
         """
         return StreamDecoder(
             self._bytes,
-            {} if skip_control else {i: self._pieces[i].encode() for i in self.control_ids},
+            {}
+            if skip_control
+            else {i: self._pieces[i].replace(SPACE, " ").encode() for i in self.control_ids},
             strips_first_space=self._strips_first_space,
         )
 
