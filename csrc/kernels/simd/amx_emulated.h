@@ -21,6 +21,7 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kRowTile = 8;
 constexpr int kManyRows = kRowTile;
+constexpr int64_t kAhead = 0;
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 
@@ -145,6 +146,25 @@ inline VI bf16_pairs(VF low, VF high) {
   VI v;
   for (int i = 0; i < kLanes; ++i) v[i] = std::bit_cast<int32_t>(bits(low[i]) | bits(high[i]) << 16);
   return v;
+}
+
+// The same 16 bytes in every 128 bits, and the bytes of such a table at `index`, whose bytes are below 16.
+inline VI sixteen_bytes(const uint8_t* p) {
+  VI table;
+  for (int at = 0; at < 64; at += 16) memcpy(reinterpret_cast<uint8_t*>(&table) + at, p, 16);
+  return table;
+}
+inline VI look_up(VI table, VI index) {
+  typedef uint8_t Bytes __attribute__((vector_size(64)));
+  const Bytes bytes = (Bytes)table, places = (Bytes)index;
+  Bytes found;
+  for (int i = 0; i < 64; ++i) found[i] = bytes[i / 16 * 16 + places[i]];
+  return (VI)found;
+}
+// a + b in 16 bits, but 0 where a is 0.
+inline VI add_where_not_zero(VI a, VI b) {
+  typedef uint16_t Words __attribute__((vector_size(64)));
+  return (VI)(((Words)a + (Words)b) & (Words)((Words)a != 0));
 }
 inline VF look_up(VF table, VI index) {
   VF v;
