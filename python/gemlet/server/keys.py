@@ -244,8 +244,8 @@ class KeyStore:
             _log.error("usage not written", extra={"fields": {"error": str(error)}})
 
     def recent(self, key: str) -> list[tuple[float, int, int]]:
-        """Age in seconds, requests and tokens of each hour of the last day. Hours of the next day were written
-        before the clock was set back, and are as of now; later ones were written by a clock that was wrong."""
+        """Age in seconds, requests and tokens of each hour of the last day. Hours of the next day were
+        written before the clock was set back, and are as of now. A clock that was wrong wrote later ones."""
         now = time.time()
         rows = self._db.execute(
             "select hour, sum(requests), sum(prompt_tokens + completion_tokens) from usage "
