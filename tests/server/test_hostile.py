@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from unittest import mock
 
 import pytest
 
+from support.processes import environment_of
 from support.scripted_streams import chunk, saying
 from support.servers import serving
 from support.waiting import PATIENCE, until
@@ -88,10 +92,11 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
     store = FileStore(str(tmp_path / "data"))
     try:
         with store.arriving("a", 70), store.arriving("a", 20):
-            assert store.used("a") == (0, 90)
+            assert store.used("a") == (2, 90)
             assert store.used("b") == (0, 0)
         assert store.used("a") == (0, 0)
         assert not store._arriving
+        assert not store._uploads
     finally:
         store.close()
 
@@ -130,3 +135,139 @@ def test_an_integer_of_too_many_digits() -> None:
         error = server.post("/v1/completions", b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}").error
     assert "more than 4300 digits" in error["message"]
     assert "sys." not in error["message"]
+
+
+PUMPED = """
+import importlib, itertools, pkgutil, re, string
+import gemlet.server
+from gemlet.base.patterns import _Pattern
+
+found = {}
+for info in pkgutil.iter_modules(gemlet.server.__path__):
+    for name, value in vars(importlib.import_module(f"gemlet.server.{info.name}")).items():
+        if isinstance(value, _Pattern):
+            found[info.name, name] = value
+assert ("guard", "_HOST") in found
+for pattern in found.values():
+    for unit in map("".join, itertools.chain(string.printable, itertools.product("a1_-.: /[(", repeat=2))):
+        for text in (unit * 40 + "!", unit * 3000):
+            given = text.encode() if isinstance(pattern.pattern, bytes) else text
+            pattern.match(given), pattern.fullmatch(given)
+"""
+
+
+def test_no_pattern_takes_long() -> None:
+    """A name of a host with 60 letters and a stranger behind them kept the server busy for ever."""
+    subprocess.run([sys.executable, "-c", PUMPED], env=environment_of(), timeout=PATIENCE, check=True)
+
+
+def test_long_names_of_hosts() -> None:
+    from gemlet.server.guard import _HOST
+
+    for name in ("a" * 63, "a" * 63 + ".b:80", ".".join("a" * 32), "x_y-z.", "1.2.3.4", "[::1]:8000"):
+        assert _HOST.fullmatch(name), name
+    for name in ("a" * 64, "", ".", "a..b", ".a", "-a", ".".join("a" * 33)):
+        assert not _HOST.fullmatch(name), name
+
+
+def form(data: bytes) -> tuple[bytes, dict[str, str]]:
+    parts = {"purpose": b"batch", 'file"; filename="a': data}
+    body = b"".join(
+        f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+        for name, value in parts.items()
+    )
+    return body + b"--B--\r\n", {"Content-Type": "multipart/form-data; boundary=B"}
+
+
+def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path) -> None:
+    """They were ended by their next request alone, and the last reply went on to its end."""
+    from gemlet.chat import Content
+    from gemlet.server.file_store import FileStore
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import Settings
+
+    store = KeyStore(str(tmp_path / "keys.db"), create=True)
+    key = store.create("a")
+    settings = Settings(keys=str(tmp_path / "keys.db"), data=str(tmp_path / "data"))
+    line = json.dumps({"custom_id": "1", "url": CHAT, "body": {"messages": QUESTION}}).encode()
+    steps = [chunk(Content("Well")), PATIENCE * 2, chunk(Content("."), reason="stop")]
+    looks = mock.patch("gemlet.server.app._WATCH", 0.05)
+    with looks, serving(settings) as server, saying(*steps) as begun:
+        body, headers = form(line)
+        file = server.ask("POST", "/v1/files", body, headers, key=key).json["id"]
+        batch = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        name = server.post("/v1/batches", batch, key=key).json["id"]
+        until(lambda: begun)
+        batches = server.server.app.service.batches
+        store.revoke("a")
+        until(lambda: not batches.uses(file), "the batch goes on")
+        assert begun[0].was_cancelled
+    files = FileStore(settings.data or "")
+    found = files.batch(files.owner_of(name), name)
+    files.close()
+    store.close()
+    assert found is not None
+    assert (found["status"], found["errors"]["data"][0]["code"]) == ("failed", "invalid_api_key")
+
+
+def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
+    """Whether Python could read it depended on who called: it was checked, and then ended the batch among the
+    answers of others."""
+    from gemlet.server.batch_lines import WrongLineError, checked_ids
+
+    source = tmp_path / "in.jsonl"
+    for depth, is_refused in ((60, False), (70, True), (900, True), (100_000, True)):
+        deep = b"[" * depth + b"]" * depth
+        source.write_bytes(b'{"custom_id": "1", "url": "/v1/completions", "body": {"prompt": ' + deep + b"}}")
+        if is_refused:
+            with pytest.raises(WrongLineError, match="line 1"):
+                checked_ids(source)
+        else:
+            assert checked_ids(source) == {"1"}
+
+
+def test_a_key_sees_the_names_of_its_models_alone(tmp_path: Path) -> None:
+    """The error for an unknown name told all of them."""
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import ModelSpec, Settings
+
+    store = KeyStore(str(tmp_path / "keys.db"), create=True)
+    one, all_of_them = store.create("one", models=["mine"]), store.create("all")
+    store.close()
+    settings = Settings(keys=str(tmp_path / "keys.db"))
+    with serving(settings, [ModelSpec("mine"), ModelSpec("secret")]) as server:
+        for path in (CHAT, "/v1/messages", "/api/chat"):
+            body = {"model": "nothing", "messages": QUESTION, "max_tokens": 1}
+            if path == "/api/chat":
+                del body["max_tokens"]
+            answer = server.post(path, body, key=one)
+            assert (answer.status, b"mine" in answer.body, b"secret" in answer.body) == (404, True, False)
+            assert b"secret" in server.post(path, body, key=all_of_them).body
+
+
+def test_windows_of_a_server_that_starts_again(tmp_path: Path) -> None:
+    """The whole hour counted for the last minute. A clock that was wrong once counted for ever."""
+    from gemlet.server.call import Call
+    from gemlet.server.keys import KeyStore, Limits
+    from gemlet.server.limits import Limiter
+    from gemlet.server.problems import Problem
+
+    store = KeyStore(str(tmp_path / "keys.db"), create=True)
+
+    def key(**limits: int) -> Any:
+        found = store.find(store.create(str(limits), Limits(**limits)).encode())
+        assert found is not None
+        return found
+
+    minute, hour = key(requests_per_minute=2, tokens_per_minute=10), key(requests_per_hour=2)
+    for one in (minute, hour):
+        for _ in range(3):
+            store.add_usage(one.id, "demo", 6, 6)
+    Limiter(5, store).enter(Call(key=minute))
+    with pytest.raises(Problem, match="an hour"):
+        Limiter(5, store).enter(Call(key=hour))
+    late = key(requests_per_hour=1)
+    with mock.patch("time.time", return_value=4e9):
+        store.add_usage(late.id, "demo", 6, 6)
+    Limiter(5, store).enter(Call(key=late))
+    store.close()

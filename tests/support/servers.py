@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -62,7 +63,10 @@ class RunningServer:
             sent["Authorization"] = f"Bearer {key}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
-            connection.request(method, path, data, sent)
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # it may refuse before all is sent
+                connection.request(method, path, data, sent)
             response = connection.getresponse()
             found = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, found, response.read())

@@ -208,7 +208,7 @@ def make_app(
             batches,
         )
         loading = asyncio.create_task(_wait(loaded, models, batches, on_failure))
-        watching = None if store is None else asyncio.create_task(_watch_keys(limiter))
+        watching = None if store is None else asyncio.create_task(_watch_keys(limiter, batches))
         try:
             yield
         finally:
@@ -259,11 +259,13 @@ async def _wait(
     _log.info("ready", extra={"fields": {"models": [served.name for served in models]}})
 
 
-async def _watch_keys(limiter: Limiter) -> None:
+async def _watch_keys(limiter: Limiter, batches: Batches | None) -> None:
     while True:
         await asyncio.sleep(_WATCH)
         with suppress(sqlite3.Error):  # another process writes
             limiter.end_revoked()
+            if batches is not None:
+                batches.end_revoked()
 
 
 def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:

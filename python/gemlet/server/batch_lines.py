@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from gemlet.base.text import show_argument
 from gemlet.errors import ModelFileError, UnsupportedError
+from gemlet.server.bodies import MOST_DEPTH, is_deeper
 
 __all__ = [
     "ENDPOINTS",
@@ -122,6 +123,8 @@ def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[
 
     if not isinstance(request, dict):
         raise WrongLineError(source, number, f": expected an object, got {show_argument(request)}")
+    if is_deeper(request, MOST_DEPTH + 1):  # one level is the line's own
+        raise WrongLineError(source, number, f": its body is nested more than {MOST_DEPTH} levels deep")
     name = request.get("custom_id")
     if not isinstance(name, str) or not 1 <= len(name) <= _MOST_ID:
         raise wrong("custom_id", f"1 to {_MOST_ID} characters")

@@ -63,6 +63,7 @@ class Batches:
         self._documents: dict[str, dict[str, Any]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Event] = {}
+        self._owners: dict[str, str] = {}
 
     def resume(self) -> None:
         """Goes on with what an earlier process did not end."""
@@ -127,6 +128,12 @@ class Batches:
         """Whether a batch that is not over reads the file."""
         return any(document["input_file_id"] == file for document in self._documents.values())
 
+    def end_revoked(self) -> None:
+        """Ends what runs for keys that were revoked."""
+        for identifier, stop in self._stops.items():
+            if self._keys is not None and self._keys.in_use(self._owners[identifier]) is None:
+                stop.set()
+
     def cancel(self, owner: str, document: dict[str, Any]) -> None:
         """Ends a batch that is being checked or answered; harmless for others."""
         if document["id"] in self._tasks and document["status"] in ("validating", "in_progress"):
@@ -138,13 +145,15 @@ class Batches:
     def _begin(self, owner: str, document: dict[str, Any]) -> None:
         identifier = document["id"]
         self._documents[identifier] = document
+        self._owners[identifier] = owner
         self._stops[identifier] = asyncio.Event()
         task = asyncio.create_task(self._run(owner, document))
         self._tasks[identifier] = task
         task.add_done_callback(lambda _: self._forget(identifier))
 
     def _forget(self, identifier: str) -> None:
-        del self._documents[identifier], self._stops[identifier], self._tasks[identifier]
+        for known in (self._documents, self._owners, self._stops, self._tasks):
+            del known[identifier]
 
     def _move(self, owner: str, document: dict[str, Any], status: str, *, over: bool = False) -> None:
         document["status"] = status
@@ -238,6 +247,7 @@ class Batches:
                     task.cancel()
                 await asyncio.gather(everything, *workers, return_exceptions=True)
             os.fsync(file.fileno())
+        self._inside(owner)  # a key that was revoked meanwhile
         if document["status"] == "in_progress":
             self._move(owner, document, "finalizing")
 

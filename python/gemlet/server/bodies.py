@@ -12,7 +12,7 @@ from gemlet.errors import InvalidRequestError
 from gemlet.server.call import Call, call_of
 from gemlet.server.problems import ClientGone, Problem
 
-__all__ = ["MOST_DEPTH", "Bodies", "parse"]
+__all__ = ["MOST_DEPTH", "Bodies", "is_deeper", "parse"]
 
 MOST_DEPTH = 64
 _MOST_CONTAINERS = 1_000_000  # lists and objects; parsing so many takes half a second

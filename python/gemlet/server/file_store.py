@@ -68,6 +68,7 @@ class FileStore:
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self._arriving: Counter[str] = Counter()  # bytes of uploads, by owner
+        self._uploads: Counter[str] = Counter()  # and how many
         place = self.folder / "files.db"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,18 +142,21 @@ class FileStore:
     def arriving(self, owner: str, size: int) -> Iterator[None]:
         """Keeps room for an upload of this many bytes."""
         self._arriving[owner] += size
+        self._uploads[owner] += 1
         try:
             yield
         finally:
             self._arriving[owner] -= size
+            self._uploads[owner] -= 1
             self._arriving += Counter()  # forgets owners with none
+            self._uploads += Counter()
 
     def used(self, owner: str) -> tuple[int, int]:
-        """How many files the owner has, and their bytes, and those for which uploads keep room."""
+        """How many files the owner has, and their bytes; with those that arrive, for which room is kept."""
         count, size = self._db.execute(
             "select count(*), total(bytes) from files where owner = ?", (owner,)
         ).fetchone()
-        return count, int(size) + self._arriving[owner]
+        return count + self._uploads[owner], int(size) + self._arriving[owner]
 
     def remove(self, identifier: str) -> None:
         self._db.execute("delete from files where id = ?", (identifier,))

@@ -27,10 +27,10 @@ _log = logging.getLogger("gemlet.server")
 _BEHIND = -1  # the priority of the server's own requests
 # What needs no key, without a query. The page holds no data, and asks for the key.
 OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
-# A name or an IPv4 address, or an IPv6 address in brackets; then a port.
-_HOST = late_pattern(
-    r"((?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.?){1,32}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?"
-)
+# A name or an IPv4 address, or an IPv6 address in brackets; then a port. Dots part the labels of a name, so
+# that there is one way to read it: trying several would take for ever.
+_LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_HOST = late_pattern(rf"({_LABEL}(?:\.{_LABEL}){{0,31}}\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(\d{{1,5}}))?")
 _ORIGIN = late_pattern(r"https?://(\S+)")
 # What pages of allowed origins may send, and read. OpenAI's and Anthropic's clients send x-stainless ones.
 _STAINLESS = ("arch", "async", "helper-method", "lang", "os", "package-version", "retry-count", "runtime")

@@ -244,12 +244,13 @@ class KeyStore:
             _log.error("usage not written", extra={"fields": {"error": str(error)}})
 
     def recent(self, key: str) -> list[tuple[float, int, int]]:
-        """Age in seconds, requests and tokens of each hour of the last day."""
+        """Age in seconds, requests and tokens of each hour of the last day. Hours of the next day were
+        written before the clock was set back, and are as of now. A clock that was wrong wrote later ones."""
         now = time.time()
         rows = self._db.execute(
             "select hour, sum(requests), sum(prompt_tokens + completion_tokens) from usage "
-            "where key = ? and hour > ? group by hour order by hour",
-            (key, int(now) // 3600 - 25),
+            "where key = ? and hour > ? and hour < ? group by hour order by hour",
+            (key, int(now) // 3600 - 25, int(now) // 3600 + 25),
         )
         return [(max(0.0, now - (hour + 1) * 3600), requests, tokens) for hour, requests, tokens in rows]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limiter", "Window"]
 
+_HOUR = 3600.0  # seconds
 _PARTS = 60  # parts of a window; what is counted leaves it at most one part too late
 
 
@@ -172,7 +173,8 @@ class Limiter:
             for window, count in [(w, requests) for w in state.requests] + [
                 (w, tokens) for w in state.tokens
             ]:
-                if age < window.seconds:
+                # Usage is stored by hour: how much of it was in the last minute, nobody knows.
+                if age < window.seconds and window.seconds >= _HOUR:
                     window.add(count, now - age)
         self._states[key.id] = key, state
         return state

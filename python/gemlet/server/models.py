@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from gemlet import _core
 from gemlet.base.records import field, record
@@ -116,17 +116,18 @@ class Models:
                 headers={"Retry-After": "2"},
             )
 
-    def find(self, name: str | None) -> Served:
-        """The model ``name``; the first of all for None. Raises :class:`Problem`."""
+    def find(self, name: str | None, shown: Collection[str] = ()) -> Served:
+        """The model ``name``; the first of all for None. Raises :class:`Problem`, which names the models that
+        there are; with ``shown``, only these of them."""
         self.check_ready()
         if name is None:
             return next(iter(self._served.values()))
         found = self._served.get(name)
         if found is None:
-            known = ", ".join(self._served)
+            known = ", ".join(one for one in self._served if not shown or one in shown)
             raise Problem(
                 404,
-                f"there is no model of this name here; there are {known}",
+                f"there is no model of this name here; there are {known or 'none for this key'}",
                 kind="not_found_error",
                 param="model",
                 code="model_not_found",

@@ -154,8 +154,9 @@ async def delete(request: Request) -> Response:
 
 def _found(request: Request) -> Kept:
     key = call_of(request).key
-    found = _before(service_of(request), None if key is None else key.id, request.path_params["name"])
-    assert found is not None
+    found = service_of(request).kept.find(None if key is None else key.id, request.path_params["name"])
+    if found is None:
+        raise _not_kept("id")
     return found
 
 
@@ -165,14 +166,13 @@ def _before(service: Service, owner: str | None, name: str | None) -> Kept | Non
         return None
     found = service.kept.find(owner, name)
     if found is None:
-        raise Problem(
-            404,
-            "there is no such response; gemlet keeps the last ones, in memory",
-            kind="not_found_error",
-            param="previous_response_id",
-            code="previous_response_not_found",
-        )
+        raise _not_kept("previous_response_id", "previous_response_not_found")
     return found
+
+
+def _not_kept(param: str, code: str | None = None) -> Problem:
+    said = "there is no such response; gemlet keeps the last ones, in memory"
+    return Problem(404, said, kind="not_found_error", param=param, code=code)
 
 
 def _head(fields: Mapping[str, Any], model: str) -> dict[str, Any]:

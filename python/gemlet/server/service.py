@@ -81,7 +81,7 @@ class Service:
 
     def find(self, call: Call, name: str | None) -> Served:
         """The model of a request; raises :class:`Problem` for one that the key may not use."""
-        served = self.models.find(name)
+        served = self.models.find(name, () if call.key is None else call.key.models)
         if call.key is not None:
             call.key.check_model(served.name)
         call.model = served.name
