@@ -1,4 +1,4 @@
-"""What the chat formats of ShieldGemma and ShieldGemma 2 have in common: their models judge, and do not talk."""
+"""What the chat formats of ShieldGemma and ShieldGemma 2 share: their models judge, and do not chat."""
 
 from __future__ import annotations
 
