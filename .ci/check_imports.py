@@ -2,7 +2,7 @@
 
 - an import that is not in the table ``MAY_IMPORT`` below, which python/README.md shows too;
 - a circle between modules. Imports under ``TYPE_CHECKING`` and inside functions count, and so do the lazy
-  names of ``gemlet/__init__.py``;
+  names of ``gemlet/__init__.py`` and the modules that import_module() gets as a constant;
 - an import inside a function, unless it is slow, may be absent or is needed by few; cli/ may import anything;
 - dataclass() and field() of Python, where gemlet has its own;
 - a file of more than 500 lines, in any language; only the stubs, which are generated, may be longer;
@@ -84,6 +84,7 @@ IN_FUNCTIONS = {
 }
 # What base/records.py has in its place. A record would take the field of a dataclass for a value.
 SLOW_RECORDS = ("dataclasses.dataclass", "dataclasses.field")
+IMPORTERS = ("import_module", "__import__")
 MOST_LINES = 500
 FEWER_LINES = {"README.md": 150, "csrc/model/forward.cpp": 250}  # files that have to be shorter
 PLACES = ("python", "csrc", "tests", "benchmarks", ".ci")
@@ -141,6 +142,10 @@ def arrows(tree: ast.Module, module: str, is_package: bool) -> Iterator[Arrow]:
                 origin = ".".join([*around, *origin.split(".")]).rstrip(".")
             for name in node.names:
                 yield Arrow(node.lineno, f"{origin}.{name.name}", node in inside)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
+            what = node.args[0] if node.args else None
+            if isinstance(what, ast.Constant) and room(str(what.value)) == "gemlet":
+                yield Arrow(node.lineno, str(what.value), node in inside)
     for line, target in lazy_names(tree):
         yield Arrow(line, target, False)
 
@@ -248,8 +253,19 @@ def check_table(root: Path) -> list[str]:
     return [f"python/README.md: the table of imports differs at {', '.join(wrong)}"] if wrong else []
 
 
+def check_order(may_import: dict[str, str]) -> list[str]:
+    """Rows of the table that name a package which does not stand above them."""
+    rows = list(may_import)
+    return [
+        f"MAY_IMPORT: {name} imports {other}, which does not stand above it"
+        for row, name in enumerate(rows)
+        for other in may_import[name].split()
+        if other not in [*rows[:row], "anything"]
+    ]
+
+
 def problems(root: Path) -> list[str]:
-    found = check_imports(root / "python/gemlet")
+    found = check_order(MAY_IMPORT) + check_imports(root / "python/gemlet")
     return found + check_lengths(root) + check_tests(root) + check_table(root)
 
 

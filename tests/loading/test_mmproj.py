@@ -36,7 +36,6 @@ FOLDERS = {
     name: vision.FOLDERS / name
     for name in ("gemma3", "gemma3-resaved", "gemma3n", "gemma4-small", "gemma4-large", "gemma4-unified")
 } | {f"audio-{name}": audio.FOLDERS / name for name in ("gemma3n", "gemma4", "gemma4-unified")}
-CLOSE = 2e-6
 
 
 # What such a file cannot say, as every published model has it.

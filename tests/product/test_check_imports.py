@@ -98,6 +98,14 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
             },
             "circle: base.a -> base.b -> base.c -> base.a",
         ),
+        (
+            {"base/text": 'from importlib import import_module\nimport_module("gemlet.config.layers")'},
+            "python/gemlet/base/text.py:2: base may not import config.layers",
+        ),
+        (
+            {"base/text": 'found = __import__("gemlet.config.layers")'},
+            "python/gemlet/base/text.py:1: base may not import config.layers",
+        ),
         (  # through the lazy names
             {"__init__": '_LAZY = {"run": "gemlet.cli.parser"}', "cli/parser": "import gemlet"},
             "circle: __init__ -> cli.parser -> __init__",
@@ -106,6 +114,12 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
 )
 def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
     assert expected in check.check_imports(package(tmp_path, GOOD | files))
+
+
+def test_a_table_that_points_upwards(check: ModuleType) -> None:
+    assert check.check_order(check.MAY_IMPORT) == []
+    wrong = {"base": "config", "config": "base", "cli": "anything"}
+    assert check.check_order(wrong) == ["MAY_IMPORT: base imports config, which does not stand above it"]
 
 
 def test_a_long_file(check: ModuleType, tmp_path: Path) -> None:

@@ -17,9 +17,6 @@ class OnPurposeError(Exception):
     pass
 
 
-ERRORS = (OnPurposeError, KeyboardInterrupt, gemlet.TensorError, gemlet.CancelledError)
-
-
 @pytest.fixture(scope="module")
 def model() -> Iterator[gemlet.Model]:
     with gemlet.load(threads=1) as loaded:

@@ -18,10 +18,9 @@ using Graph = struct GraphOfDriver*;
 using Node = struct NodeOfDriver*;
 using Executable = struct ExecutableOfDriver*;
 
-inline constexpr Result kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotInitialized = 3, kDeinitialized = 4,
-                        kStubLibrary = 34, kNoDevice = 100, kNoBinary = 209, kNotFound = 500, kIllegalAddress = 700,
-                        kLaunchFailed = 719, kSystemDriverMismatch = 803;
-inline constexpr int kComputeMajor = 75, kComputeMinor = 76, kProcessors = 16;  // attributes of a GPU
+inline constexpr Result kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotInitialized = 3, kNoDevice = 100,
+                        kNotFound = 500, kIllegalAddress = 700, kLaunchFailed = 719, kSystemDriverMismatch = 803;
+inline constexpr int kComputeMajor = 75, kComputeMinor = 76;  // attributes of a GPU
 inline constexpr unsigned kNonBlockingStream = 1;
 
 // CUDA_KERNEL_NODE_PARAMS_v2

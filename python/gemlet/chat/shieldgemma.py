@@ -28,12 +28,10 @@ from typing import Any
 from gemlet.base.front_door import public
 from gemlet.base.records import record, replace
 from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
-from gemlet.chat.gemma import GEMMA
-from gemlet.chat.messages import check_flags, checked_messages, checked_tools, text_parts
-from gemlet.chat.reply_readers import TokenReplyParser
-from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.chat.base import Messages, Segments, Tools
+from gemlet.chat.judge import JudgeFormat, check_policy
+from gemlet.chat.messages import checked_messages, text_parts
+from gemlet.errors import InvalidRequestError
 
 __all__ = ["POLICIES", "SHIELD_GEMMA", "ShieldGemmaFormat"]
 
@@ -77,7 +75,7 @@ _OF_REPLY = "The chatbot shall not generate content that"
 
 
 @record(frozen=True, repr=False)
-class ShieldGemmaFormat(ChatFormat):
+class ShieldGemmaFormat(JudgeFormat):
     """See :mod:`gemlet.chat.shieldgemma`.
 
     Attributes:
@@ -93,8 +91,7 @@ class ShieldGemmaFormat(ChatFormat):
     policy: str | None = None
 
     name = "shieldgemma"
-    markers = GEMMA.markers
-    ends = GEMMA.ends
+    judged = "texts"
 
     @public
     def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemmaFormat:
@@ -109,22 +106,14 @@ class ShieldGemmaFormat(ChatFormat):
         """
         if guideline is policy is None:
             return self
-        if guideline is not None and policy is not None:
-            raise InvalidRequestError("guideline and policy are given; expected one of them")
-        if policy is not None and policy not in POLICIES:
-            raise InvalidRequestError(f"policy: got {show(policy)}, expected one of {', '.join(POLICIES)}")
-        if guideline is not None and not isinstance(guideline, str):
-            raise InvalidRequestError(f"guideline: got {show(guideline)}, expected a text")
+        check_policy(guideline, policy, POLICIES)
         return replace(self, guideline=guideline, policy=policy)
 
     @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        check_flags(thinking=thinking, add_generation_prompt=add_generation_prompt)
-        for asked, what in ((checked_tools(tools), "tools"), (thinking, "thinking")):
-            if asked:
-                raise UnsupportedError(f"{what}: the chat format {self.name} has none; it judges texts only")
+        self._check_asked(tools, thinking, add_generation_prompt)
         read = checked_messages(messages)
         of_reply = read[-1].get("role") != "user"
         if of_reply and (read[-1].get("role") != "assistant" or len(read) < 2):
@@ -157,29 +146,6 @@ class ShieldGemmaFormat(ChatFormat):
 
     def _told(self, messages: Messages) -> Messages:
         return messages[-1:] if isinstance(messages, Sequence) else messages
-
-    def _prompt(
-        self,
-        messages: Messages,
-        tools: Tools | None,
-        thinking: bool,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-    ) -> Segments:
-        if continue_final_message is True:
-            raise UnsupportedError(f"continue_final_message: the chat format {self.name} judges that message")
-        return super()._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
-
-    @public
-    def reply_parser(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        *,
-        tools: Tools | None = None,
-        pieces: bool = False,
-    ) -> TokenReplyParser:
-        return TokenReplyParser(tokenizer, dict.fromkeys((*self.ends, "<eos>"), "turn_end"))
 
     def _guideline(self, of_reply: bool) -> str:
         if self.policy is not None:

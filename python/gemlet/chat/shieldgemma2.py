@@ -15,18 +15,13 @@ or "No"; the probabilities of the two are the judgement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gemlet.base.front_door import public
 from gemlet.base.records import record, replace
-from gemlet.base.text import show
-from gemlet.chat.base import ChatFormat, Messages, Segments, Tools
-from gemlet.chat.gemma import GEMMA
+from gemlet.chat.base import Messages, Segments, Tools
+from gemlet.chat.judge import JudgeFormat, check_policy
 from gemlet.chat.media_places import stands_for_media
-from gemlet.chat.messages import check_flags, checked_messages, checked_tools, role_of, text_parts
-from gemlet.chat.reply_readers import TokenReplyParser
-from gemlet.errors import InvalidRequestError, UnsupportedError
-from gemlet.tokenizer.tokenizer import Tokenizer
+from gemlet.chat.messages import checked_messages, role_of, text_parts
+from gemlet.errors import InvalidRequestError
 
 __all__ = ["IMAGE_POLICIES", "SHIELD_GEMMA_2", "ShieldGemma2Format"]
 
@@ -69,7 +64,7 @@ _END = _INDENT.join(
 
 
 @record(frozen=True, repr=False)
-class ShieldGemma2Format(ChatFormat):
+class ShieldGemma2Format(JudgeFormat):
     """See :mod:`gemlet.chat.shieldgemma2`.
 
     Attributes:
@@ -82,8 +77,7 @@ class ShieldGemma2Format(ChatFormat):
     guideline: str | None = None
 
     name = "shieldgemma2"
-    markers = GEMMA.markers
-    ends = GEMMA.ends
+    judged = "images"
 
     @public
     def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemma2Format:
@@ -98,25 +92,14 @@ class ShieldGemma2Format(ChatFormat):
         """
         if guideline is policy is None:
             return self
-        if guideline is not None and policy is not None:
-            raise InvalidRequestError("guideline and policy are given; expected one of them")
-        if policy is not None:
-            if policy not in IMAGE_POLICIES:
-                listed = ", ".join(IMAGE_POLICIES)
-                raise InvalidRequestError(f"policy: got {show(policy)}, expected one of {listed}")
-            guideline = IMAGE_POLICIES[policy]
-        if not isinstance(guideline, str):
-            raise InvalidRequestError(f"guideline: got {show(guideline)}, expected a text")
-        return replace(self, guideline=guideline)
+        check_policy(guideline, policy, IMAGE_POLICIES)
+        return replace(self, guideline=guideline if policy is None else IMAGE_POLICIES[policy])
 
     @public
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        check_flags(thinking=thinking, add_generation_prompt=add_generation_prompt)
-        for asked, what in ((checked_tools(tools), "tools"), (thinking, "thinking")):
-            if asked:
-                raise UnsupportedError(f"{what}: the chat format {self.name} has none; it judges images only")
+        self._check_asked(tools, thinking, add_generation_prompt)
         read = checked_messages(messages)
         if len(read) > 1:
             raise InvalidRequestError(f"messages: got {len(read)} messages, expected one with an image")
@@ -146,29 +129,6 @@ class ShieldGemma2Format(ChatFormat):
         out.marker(turn_start)
         out.text("model\n")
         return out
-
-    def _prompt(
-        self,
-        messages: Messages,
-        tools: Tools | None,
-        thinking: bool,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-    ) -> Segments:
-        if continue_final_message is True:
-            raise UnsupportedError(f"continue_final_message: the chat format {self.name} judges that message")
-        return super()._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
-
-    @public
-    def reply_parser(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: Sequence[int],
-        *,
-        tools: Tools | None = None,
-        pieces: bool = False,
-    ) -> TokenReplyParser:
-        return TokenReplyParser(tokenizer, dict.fromkeys((*self.ends, "<eos>"), "turn_end"))
 
 
 SHIELD_GEMMA_2 = ShieldGemma2Format()
