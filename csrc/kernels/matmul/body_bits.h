@@ -122,7 +122,7 @@ struct BitsProduct {
         panel += kLineBytes;
       }
       if (b % 2 == 0) {
-        if (h0 == 0) fetch_ahead(panel, kScaleBytes + 2 * Bits::kBlockBytes);
+        if (h0 == 0 && row == 0) fetch_ahead(panel, kScaleBytes + 2 * Bits::kBlockBytes);
         scales = panel;
         panel += kScaleBytes;
       }

@@ -1,5 +1,6 @@
-// The loops of the matmul kernels over panels and rows. kRowTile rows at a time stay in L1 while the panels come from
-// L2, so that neighbouring results are written together. Decode (one row) reads the panels once.
+// The loops of the matmul kernels over panels and rows. Few rows go over each panel in a few passes, while it is in L1.
+// Of many, kRowTile rows at a time stay in L1 while the panels come from L2, so that neighbouring results are written
+// together.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -12,18 +13,22 @@ namespace {
 
 // Fetches weights while others are multiplied, a line for each line: a burst would hold up what the products load. In
 // one pass over a panel, these are weights that lie kAhead bytes behind. If all rows need a few passes, each fetches
-// its share of the lines of the next panel.
+// its share of the lines of the next panel. Of many passes, the first one brings the weights to L2.
+constexpr int64_t kFewPasses = 4;
 class LineFetch {
  public:
   LineFetch(const MatmulArgs& a, int64_t row, int64_t pass_rows, const uint8_t* panel) {
     constexpr uint32_t kShare[kFewPasses + 1] = {0, 0, 0x55555555, 0x49249249, 0x11111111};
     const int64_t passes = (a.rows + pass_rows - 1) / pass_rows;
-    if (passes == 1 || passes > kFewPasses) return;
+    if (passes == 1) return;
+    if (passes > kFewPasses) {
+      if (row > 0) lines_ = 0;
+      return;
+    }
     distance_ = a.panel_stride;
     const bool is_last = panel - a.panels >= (a.outputs - 1) / kPanelRows * a.panel_stride;
     lines_ = is_last ? 0 : kShare[passes] << row / pass_rows;
   }
-  static constexpr int64_t kFewPasses = 4;
   // A line, the i-th of its block.
   GEMLET_INLINE void operator()(const uint8_t* line, int i) const {
     if (kAhead > 0 && lines_ >> i & 1) __builtin_prefetch(line + distance_, 0, 2);
@@ -75,12 +80,15 @@ template <typename Product>
 inline void matmul(const MatmulArgs& a) {
   constexpr int R = Product::kRows;
   const int64_t panels = (a.outputs + kPanelRows - 1) / kPanelRows;
-  int64_t row = 0;
-  for (int64_t panel = 0; a.rows <= LineFetch::kFewPasses * R && panel < panels; ++panel) {
-    for (row = 0; row + R <= a.rows; row += R) panel_rows<Product, R>(a, row, panel);
-    if (row < a.rows) last_rows<Product, R>(a, row, panel, a.rows - row);
-    row = a.rows;
+  if (a.rows <= kFewPasses * R) {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      int64_t row = 0;
+      for (; row + R <= a.rows; row += R) panel_rows<Product, R>(a, row, panel);
+      if (row < a.rows) last_rows<Product, R>(a, row, panel, a.rows - row);
+    }
+    return;
   }
+  int64_t row = 0;
   for (; row + R <= a.rows; row += R) {
     for (int64_t panel = 0; panel < panels; ++panel) panel_rows<Product, R>(a, row, panel);
   }
