@@ -157,7 +157,7 @@ for pattern in found:
 
 
 def test_no_pattern_takes_long() -> None:
-    """A Host header of 60 letters and a `!` kept the server busy for ever. Patterns of files are tried, too."""
+    """A Host header of 60 letters and a `!` kept the server busy for ever. Files have patterns, too."""
     subprocess.run([sys.executable, "-c", PUMPED], env=environment_of(), timeout=PATIENCE, check=True)
 
 
