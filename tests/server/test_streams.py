@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -143,6 +145,18 @@ def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
         until(lambda: begun and begun[0].was_closed)
         quick.wait_idle()
         connection.close()
+    assert begun[0].was_cancelled
+
+
+def test_a_connection_that_breaks_while_the_server_sends(quick: RunningServer) -> None:
+    """Whether the stream's own watch or the connection notices first, what is left is not computed."""
+    large = chunk(Content("x" * 100_000))
+    with mock.patch("gemlet.server.answers.StreamAnswer._watch", lambda self: asyncio.sleep(2 * PATIENCE)):
+        with saying(*[large] * 1000, END) as begun:
+            connection = begin(quick, "/v1/chat/completions", buffer=2048)
+            until(lambda: begun and begun[0].was_closed)
+            quick.wait_idle()
+            connection.close()
     assert begun[0].was_cancelled
 
 
