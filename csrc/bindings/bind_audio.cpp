@@ -112,12 +112,11 @@ void register_conformer(py::module_& m, py::module_& testing) {
       .def(
           "activation_bytes",
           [](const ConformerConfig& config, int64_t frames, int64_t hidden_size, const std::string& weights) {
-            const auto format = format_from_name(weights);
-            if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", weights, "' is unknown");
-            return Conformer::activation_bytes(config, frames, hidden_size, *format, *make_cpu_backend({}));
+            return Conformer::activation_bytes(config, frames, hidden_size, weight_format(weights),
+                                               *make_cpu_backend({}));
           },
           py::arg("frames"), py::arg("hidden_size"), py::arg("weights"),
-          "Bytes that a sound takes on its way, in a model of this hidden size with weights of that format.");
+          "Bytes of memory that encoding a sound takes, in a model of this hidden size with weights of that format.");
   py::class_<Conformer>(m, "Conformer", py::is_final(), "An audio encoder and its projection, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const ConformerConfig&>(), py::arg("model").none(false), py::arg("config"))
       .def(
@@ -196,7 +195,8 @@ void register_audio(py::module_& m, py::module_& testing) {
             const auto bins = mel.frames > 0 ? static_cast<py::ssize_t>(mel.values.size()) / mel.frames : 0;
             return std::make_pair(floats(mel.values, {mel.frames, bins}), mel.valid);
           },
-          py::arg("samples"), "Of mono samples at 16 kHz: float32 [frames, bins], and how many frames count.")
+          py::arg("samples"),
+          "The features of mono samples at 16 kHz, float32 [frames, bins], and how many frames count.")
       .def(
           "count",
           [](const LogMelExtractor& extractor, int64_t samples) {

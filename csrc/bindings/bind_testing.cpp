@@ -74,13 +74,16 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
 std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model,
                                              const std::vector<std::vector<int32_t>>& ids,
                                              const std::vector<std::optional<std::shared_ptr<Adapter>>>& adapters) {
-  if (ids.size() != adapters.size()) fail(ErrorCode::kInvalidRequest, "expected one adapter, or None, per context");
+  if (ids.size() != adapters.size()) {
+    fail(ErrorCode::kInvalidRequest, "there are ", adapters.size(), " adapters, expected one, or None, for each of ",
+         ids.size(), " contexts");
+  }
   std::vector<KvTable> tables;
   Batch batch;
   tables.reserve(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
-    if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+    if (adapter) adapter->check_model(*model);
     batch.segments.push_back({&tables.emplace_back(model->kv()), {ids[i]}, LogitsWanted::kAll, adapter});
   }
   const int64_t vocab = model->config().vocab_size;

@@ -47,7 +47,8 @@ std::vector<int32_t> token_ids(const py::object& ids) {
   for (size_t i = 0; i < result.size(); ++i) {
     const int64_t id = wide.data()[i];
     if (id < INT32_MIN || id > INT32_MAX) {
-      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i, " is out of range");
+      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i,
+           " is out of range: the ids of a vocabulary have at most 31 bits");
     }
     result[i] = static_cast<int32_t>(id);
   }
@@ -67,7 +68,7 @@ void check_rows(const py::array& array, int64_t hidden_size) {
 std::vector<PlacedMedia> placed(const MediaPairs& pairs) {
   std::vector<PlacedMedia> media;
   for (const auto& [first, one] : pairs) {
-    if (!one) fail(ErrorCode::kInvalidRequest, "a medium of the prompt is None");
+    if (!one) fail(ErrorCode::kInvalidRequest, "a medium of the prompt is None, expected a Media");
     media.push_back({first, one});
   }
   return media;

@@ -8,7 +8,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// The tier defines this: the products of 4 columns of q8. Lane is a template parameter because the instruction encodes it.
+// Each tier defines this: the products of 4 columns of q8. Lane is a template parameter because the instruction encodes
+// it.
 template <int Lane, int R, int H>
 inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][H]);
 
