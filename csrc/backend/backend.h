@@ -1,4 +1,4 @@
-// What a device must be able to do: coarse operations over [rows, dim] activations in float32. The model is written
+// The operations that a device must have: coarse ones, over [rows, dim] activations in float32. The model is written
 // against this interface and sees no thread and no instruction set.
 //
 // Pointers are addresses in the backend's own memory (allocate()) and spans are memory of the host, except where a

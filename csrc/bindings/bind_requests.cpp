@@ -93,7 +93,7 @@ DraftUse drafts_of(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
 }
 
-// What the only text of an engine is going to be, and how often the drafter is to guess its next token.
+// The text that the only request of an engine is going to write, and how often the drafter guesses its next token.
 using Rehearsal = std::pair<std::vector<int32_t>, double>;
 
 std::function<int32_t(int64_t, int32_t)> rehearse(const Rehearsal& rehearsal, int64_t vocab) {

@@ -102,8 +102,8 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
   return result;
 }
 
-// What an assistant guesses behind the ids, the last of which its target has not run: its likeliest tokens, and their
-// logits [count, vocab].
+// The likeliest tokens that an assistant guesses after the ids, and their logits [count, vocab]. Its target has not run
+// the last id.
 std::pair<std::vector<int32_t>, py::array_t<float>> assistant_logits(Model& target, Model& assistant,
                                                                      const std::vector<int32_t>& ids, int64_t count) {
   const int64_t vocab = target.config().vocab_size, size = target.config().hidden_size;

@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
+#include "bindings/tokens.h"
 #include "vision/gemma4.h"
 #include "vision/mobilenet.h"
 #include "vision/resize.h"
@@ -34,7 +35,7 @@ using Pixels = py::array_t<float, py::array::c_style>;
 
 Levels resize_image(const Levels& image, int64_t height, int64_t width, const std::string& filter) {
   if (image.ndim() != 3 || image.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "an image must be a uint8 array [height, width, 3]");
+    fail(ErrorCode::kInvalidRequest, "an image must be a uint8 array [height, width, 3], got ", array_text(image));
   }
   if (filter != "bilinear" && filter != "bicubic") {
     fail(ErrorCode::kInvalidRequest, "filter is '", filter, "', expected 'bilinear' or 'bicubic'");
@@ -52,7 +53,8 @@ Levels resize_image(const Levels& image, int64_t height, int64_t width, const st
 
 void check_pixels(const Pixels& pixels, int64_t height, int64_t width) {
   if (pixels.ndim() != 3 || pixels.shape(0) != height || pixels.shape(1) != width || pixels.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [", height, ", ", width, ", 3]");
+    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [", height, ", ", width, ", 3], got ",
+         array_text(pixels));
   }
 }
 void check_pixels(const SiglipConfig& config, const Pixels& pixels) {
@@ -79,7 +81,7 @@ template <typename Tower>
 py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels, const OptionalAdapter& adapter) {
   const Adapter* const adapted = adapter_of(adapter, tower.model());
   if (pixels.ndim() != 3 || pixels.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [height, width, 3]");
+    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [height, width, 3], got ", array_text(pixels));
   }
   const int64_t height = pixels.shape(0), width = pixels.shape(1), side = tower.token_pixels();
   py::array_t<float> out({(height / side) * (width / side), tower.hidden_size()});

@@ -37,8 +37,7 @@ std::vector<int32_t> token_ids(const py::object& ids) {
   if (array.size() == 0) return {};
   const char kind = array.dtype().kind();
   if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
-         " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
+    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array_text(array));
   }
   const auto wide =
       in_python([&] { return py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array); });
@@ -55,13 +54,17 @@ std::vector<int32_t> token_ids(const py::object& ids) {
   return result;
 }
 
+std::string array_text(const py::array& array) {
+  return py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>() + " " +
+         py::str(array.attr("shape")).cast<std::string>();
+}
+
 void check_rows(const py::array& array, int64_t hidden_size) {
   constexpr int kFlags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
   const bool floats = array.dtype().is(py::dtype::of<float>()) && (~array.flags() & kFlags) == 0;
   if (!floats || array.ndim() != 2 || array.shape(1) != hidden_size) {
     fail(ErrorCode::kInvalidRequest, "soft rows must be a C-contiguous float32 array [rows, ", hidden_size, "], got ",
-         py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>(), " ",
-         py::str(array.attr("shape")).cast<std::string>());
+         array_text(array));
   }
 }
 

@@ -1,4 +1,4 @@
-// What a drafting model (engine/draft_model.h) has of a text.
+// The state that a drafting model (engine/draft_model.h) keeps for a text.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@ namespace gemlet {
 
 using Digest = std::array<uint8_t, 32>;
 
-// What a tower makes of an image or a sound.
+// The rows that a tower makes from an image or a sound.
 struct Media {
   std::vector<float> rows;  // [count, hidden]
   int64_t count, hidden_size;

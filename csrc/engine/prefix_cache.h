@@ -9,10 +9,10 @@
 // part that was not used for the longest time goes first; an entry goes only after its children, and then with both
 // parts. A text begins at the longest prefix whose windows are complete.
 //
-// On disk (disk_cache.h), if there is a folder, new entries are written behind. What a text finds there is added to the
-// tree before the text begins.
+// If there is a folder (disk_cache.h), new entries are written to it in the background. Entries for a text that are
+// found there are added to the tree before the text begins.
 //
-// Any thread may call; each call is whole.
+// Any thread may call these functions. Each call is atomic.
 #pragma once
 
 #include <cstdint>

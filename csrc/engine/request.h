@@ -26,7 +26,7 @@ namespace gemlet {
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled, kTimeout, kFailed };
 
-// What is wanted of the prompt.
+// The wanted result for the prompt.
 enum class Wanted : uint8_t {
   kText,       // its continuation, token by token
   kLogits,     // the logits after each of its tokens, from number `first_row` on

@@ -300,7 +300,7 @@ bool Worker::forward(const Parts& parts) {
   return false;
 }
 
-// Back among those that wait. What was computed may stay in the prefix cache.
+// Puts a job back among the waiting ones. Its keys and values may stay in the prefix cache.
 void Worker::put_back(Job* job) {
   job->kv = KvTable(model_->kv(), true);
   job->kept_blocks = 0;
@@ -366,7 +366,8 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
     stats.prefix_cache_bytes = cached_bytes;
-    // The reader knows from here on. What the request holds, such as an adapter, goes when the reader lets it go.
+    // From here on, the reader knows that the request has ended. What the request holds, such as an adapter, is freed
+    // when the reader releases it.
     if (owned->request.use_count() > 1) owned->request.reset();
   }
   news->notify();

@@ -70,7 +70,7 @@ void Worker::choose_together(const Parts& parts) {
   }
 }
 
-// What the pass computed goes to the readers.
+// Hands out what the pass computed to the readers.
 void Worker::hand_out(const Parts& parts) {
   choose_together(parts);
   Ends ends;

@@ -7,8 +7,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Of a superblock of 64 columns: weights(lines, part, h) is vector h of the weights of columns [column(part), + 4), a
-// byte each, of 16 parts.
+// A superblock of 64 columns has 16 parts. weights(lines, part, h) is vector h of the weights of columns [column(part),
+// + 4), a byte each.
 struct EightBitRows {
   static constexpr int64_t kBytes = kR8SuperblockBytes;
   static constexpr int32_t kZero = kQ8Zero;

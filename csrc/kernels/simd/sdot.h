@@ -1,4 +1,4 @@
-// What the tiers with sdot share. The instruction multiplies 16 pairs of bytes and adds the products four by four.
+// Shared by the tiers with sdot. The instruction multiplies 16 pairs of bytes and adds the products four by four.
 #pragma once
 
 #include "kernels/simd/arm.h"
