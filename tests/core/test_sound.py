@@ -113,7 +113,11 @@ def test_integers_are_divided_by_their_range() -> None:
         (np.zeros((5, 0), np.float32), 16000, "0 channels"),
         (np.zeros((5, 65), np.float32), 16000, "65 channels, expected 1 to 64"),
         (np.zeros((2, 2, 2), np.float32), 16000, "[frames] or [frames, channels], got float32 (2, 2, 2)"),
-        (np.zeros(5, np.float64), 16000, "float32 or int16, [frames] or [frames, channels], got float64 (5,)"),
+        (
+            np.zeros(5, np.float64),
+            16000,
+            "float32 or int16, [frames] or [frames, channels], got float64 (5,)",
+        ),
         (np.zeros(9, np.float32)[::2], 16000, "C-contiguous"),
         (np.zeros(5, np.float32), 0, "a rate of 0"),
         (np.zeros(5, np.float32), -44100, "a rate of -44100"),
