@@ -119,6 +119,10 @@ ROUTES: Sequence[Way] = (
     Way("POST", "/api/chat", ollama.chat, "use", ollama.CHAT, ["model", "messages"]),
     Way("POST", "/api/generate", ollama.generate, "use", ollama.GENERATE, ["model"]),
     Way("POST", "/api/embed", ollama.embeddings, "use", ollama.EMBED, ["model", "input"]),
+    Way(
+        *("POST", "/api/embeddings", ollama.embedding, "use"),
+        *(ollama.OLDER_EMBED, ["model", "prompt"]),
+    ),
     Way("POST", "/api/show", ollama_models.show, "use", ollama_models.SHOW),
     Way("GET", "/api/tags", ollama_models.tags),
     Way("GET", "/api/ps", ollama_models.ps),
