@@ -184,9 +184,8 @@ def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 is_name = isinstance(key, str) and _SURROGATE.search(key) is None
-                left.append(
-                    (f"{where}.{key[:40]}", item) if is_name else (f"{where}: the name of a member", key)
-                )
+                place = f"{where}.{key[:40]}" if is_name else f"{where}: the name of a member"
+                left.append((place, item if is_name else key))
         elif isinstance(value, Sequence):
             left += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
     # An escape in arguments that are JSON in a text.

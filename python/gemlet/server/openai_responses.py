@@ -60,8 +60,8 @@ _TOOL = Object(
 
 
 class _Include(Kind):
-    """``include``: of what it may ask for, gemlet has nothing. Clients ask for thoughts, too, which are there in
-    any case."""
+    """``include``: gemlet has nothing of what it may ask for. Clients ask for thoughts, too, which are there
+    in any case."""
 
     def check(self, value: Any, where: str) -> None:
         for name in ListOf(Text(100), 100).check(value, where):

@@ -50,7 +50,7 @@ def says_nothing(value: object) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
-class _NoUnicode(Problem):  # noqa: N818
+class _NoUnicode(Problem):
     """A text of the right kind that has half of a surrogate pair."""
 
 
