@@ -9,9 +9,9 @@ from typing import Any
 from gemlet.base.front_door import public
 from gemlet.base.records import record
 from gemlet.chat.media_places import Place, with_places
-from gemlet.chat.messages import check_flags, checked_tools, least_characters
+from gemlet.chat.messages import check_flags, checked_tools, least_characters, named_surrogate
 from gemlet.chat.reply_readers import TokenReplyParser
-from gemlet.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from gemlet.errors import ContextLengthError, InvalidRequestError, TokenizerError, UnsupportedError
 from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["CallGrammar", "ChatFormat", "Segments"]
@@ -213,6 +213,7 @@ class ChatFormat(ABC):
             ContextLengthError: see ``most_tokens``.
             InvalidRequestError: as for :meth:`render`; or the vocabulary lacks the markers.
             UnsupportedError: as for :meth:`render`.
+            TokenizerError: a text holds a lone surrogate.
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA
@@ -234,11 +235,18 @@ class ChatFormat(ABC):
         if most_tokens is not None:
             characters = sum(len(text) for text, is_marker in parts if not is_marker)
             tokenizer.check_length(characters, most_tokens, "messages", _SHORTEN)
+
+        def encode() -> list[int]:
+            try:
+                return tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+            except TokenizerError as error:
+                raise named_surrogate(error, messages=messages, tools=tools) from None
+
         for segment, is_marker in parts:
             if not is_marker:
                 text.append(segment)  # text between two markers is encoded at once, or the ids could differ
                 continue
-            ids += tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+            ids += encode()
             text.clear()
             if not segment:  # a cut between two texts
                 continue
@@ -249,7 +257,7 @@ class ChatFormat(ABC):
                     "this is probably a base model, for which there is generate()"
                 )
             ids.append(marker)
-        return ids + tokenizer.encode("".join(text), add_bos=False, allow_control=False)
+        return ids + encode()
 
     def _told(self, messages: Messages) -> Messages:
         """The members of ``messages`` whose content the prompt has in any case."""

@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.functions import PythonTool
 from gemlet.chat.media_places import MEDIA_TYPES
 from gemlet.chat.tool_calls import MAX_DEPTH
-from gemlet.errors import InvalidRequestError
+from gemlet.errors import InvalidRequestError, TokenizerError
 
 __all__ = [
     "check_flags",
@@ -26,6 +27,7 @@ __all__ = [
     "json_value",
     "least_characters",
     "mapping_at",
+    "named_surrogate",
     "refuse_other_than_text",
     "role_of",
     "text_parts",
@@ -36,6 +38,7 @@ _JSON = (bool, int, float, str, Sequence, Mapping)
 _COUNTED = ("user", "system", "developer", "assistant")
 _THOUGHT = "<channel|>"  # the end of a thought in a reply
 _NOT_TEXT = (*MEDIA_TYPES, "file")
+_SURROGATE = late_pattern("[\ud800-\udfff]")
 
 
 def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
@@ -161,6 +164,32 @@ def _text_part(part: Any, where: str) -> str:
     if not isinstance(text, str):
         raise InvalidRequestError(f"{where}: text is {show(text)}; expected a string")
     return text
+
+
+def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
+    """``error``, which a prompt made of the arguments in ``given`` raised, about the place in them.
+
+    >>> message = {"role": "user", "content": [{"type": "text", "text": "a" + chr(0xD83D)}]}
+    >>> print(named_surrogate(TokenizerError("text: ..."), messages=[message]))
+    messages[0].content[0].text: character 1 is the lone surrogate U+D83D; expected valid Unicode
+    """
+    left = list(given.items())
+    while left:
+        where, value = left.pop()
+        if isinstance(value, str):
+            found = _SURROGATE.search(value)
+            if found is not None:
+                got = f"character {found.start()} is the lone surrogate U+{ord(found[0]):04X}"
+                return TokenizerError(f"{where}: {got}; expected valid Unicode")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                is_name = isinstance(key, str) and _SURROGATE.search(key) is None
+                place = f"{where}.{key[:40]}" if is_name else f"{where}: the name of a member"
+                left.append((place, item if is_name else key))
+        elif isinstance(value, Sequence):
+            left += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    # An escape in arguments that are JSON in a text.
+    return TokenizerError(f"{next(iter(given))}: a text in them{str(error).removeprefix('text')}")
 
 
 def mapping_at(value: Any, where: str) -> Mapping[str, Any]:

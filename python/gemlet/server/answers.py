@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gemlet.server.call import Call
-from gemlet.server.problems import ClientGone, Problem, forget_frames, problem_of
+from gemlet.server.call import Call, call_of
+from gemlet.server.problems import ClientGone, Problem, forget_frames, key_revoked, problem_of
 
-__all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "while_connected"]
+__all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "until_revoked", "while_connected"]
 
 _Result = TypeVar("_Result")
 _MOST_HELD = 1 << 14  # bytes of pieces that are sent together
@@ -46,14 +46,29 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+async def _revoked(call: Call) -> None:
+    revoked = asyncio.Event()
+    call.cancels.append(revoked.set)
+    try:
+        if not call.is_revoked:
+            await revoked.wait()
+    finally:
+        call.cancels.remove(revoked.set)
+    raise key_revoked()
+
+
 async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any, Any, None]) -> _Result:
-    """What ``work`` returns; :class:`ClientGone` if a watcher returns before, and the work is cancelled."""
+    """What ``work`` returns. If a watcher ends before, the work is cancelled, and what the watcher raises is
+    raised, or :class:`ClientGone`."""
     tasks: list[asyncio.Task[Any]] = [asyncio.ensure_future(task) for task in (work, *watchers)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             result: _Result = tasks[0].result()
             return result
+        for watcher in tasks[1:]:
+            if watcher.done():
+                watcher.result()
         raise ClientGone
     finally:
         for task in tasks:
@@ -62,11 +77,17 @@ async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What ``work`` returns. It is cancelled when the client goes away; then :class:`ClientGone` is raised.
+    """What ``work`` returns. It is cancelled when the client goes away, and :class:`ClientGone` is raised; or
+    when the key is revoked, and :class:`Problem` is raised.
 
     The body has to be read before.
     """
-    return await _first_of(work, _gone(request.receive))
+    return await _first_of(work, _gone(request.receive), _revoked(call_of(request)))
+
+
+async def until_revoked(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What ``work``, which reads a body, returns; :class:`Problem` when the key is revoked meanwhile."""
+    return await _first_of(work, _revoked(call))
 
 
 class Rest:

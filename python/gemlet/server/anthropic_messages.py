@@ -90,6 +90,13 @@ COUNT: Mapping[str, Kind] = {
     ),
     "load_audio_from_video": Flag(),
     "cache_control": _NO_CACHE,
+    "speed": Ignored(),
+    "user_profile_id": Ignored(),
+    "workspace_id": Ignored(),
+    "billing_policy": Ignored(),
+    "context_management": Refused("gemlet does not edit conversations"),
+    "compaction": Refused("gemlet does not edit conversations"),
+    "mcp_servers": Refused("gemlet calls no servers"),
     # How hard to try is the model's to decide, as with reasoning_effort.
     "output_config": Object({"format": SCHEMA_FORMAT, "effort": OneOf(*EFFORTS[2:])}),
 }
@@ -103,11 +110,11 @@ MESSAGES: Mapping[str, Kind] = {
     "top_p": GENERATION["top_p"],
     "metadata": Ignored(),
     "service_tier": Ignored(),
-    "speed": Ignored(),
     "inference_geo": Ignored(),
+    "diagnostics": Ignored(),
+    "fallback_credit_token": Ignored(),
+    "fallbacks": Refused("the model that is asked for answers"),
     "container": Refused("gemlet runs no containers"),
-    "context_management": Refused("gemlet does not edit conversations"),
-    "mcp_servers": Refused("gemlet calls no servers"),
     # The official client then sends whole conversations.
     "thread": Refused("gemlet keeps no messages; send all of them", code="thread_unsupported_request"),
 }
@@ -285,6 +292,8 @@ def _assistant(content: Sequence[Mapping[str, Any]], where: str) -> dict[str, An
         kind, place = block.get("type"), f"{where}[{i}]"
         if kind == "thinking":
             thoughts.append(_TEXT.check(block.get("thinking"), f"{place}.thinking"))
+        elif kind == "redacted_thinking":
+            continue  # only who made it can read it
         elif kind == "tool_use":
             function = {
                 "name": Text(64, 1).check(block.get("name"), f"{place}.name"),

@@ -58,6 +58,7 @@ _log = logging.getLogger("gemlet.server")
 _THREADS = 2
 _PARTING = 5.0  # seconds in which the last traces are sent
 _WATCH = 1.0  # seconds between looks for keys that were revoked
+_SWEEP = 60.0  # seconds between looks for files that have expired
 _PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -119,6 +120,10 @@ ROUTES: Sequence[Way] = (
     Way("POST", "/api/chat", ollama.chat, "use", ollama.CHAT, ["model", "messages"]),
     Way("POST", "/api/generate", ollama.generate, "use", ollama.GENERATE, ["model"]),
     Way("POST", "/api/embed", ollama.embeddings, "use", ollama.EMBED, ["model", "input"]),
+    Way(
+        *("POST", "/api/embeddings", ollama.embedding, "use"),
+        *(ollama.OLDER_EMBED, ["model", "prompt"]),
+    ),
     Way("POST", "/api/show", ollama_models.show, "use", ollama_models.SHOW),
     Way("GET", "/api/tags", ollama_models.tags),
     Way("GET", "/api/ps", ollama_models.ps),
@@ -208,12 +213,13 @@ def make_app(
             batches,
         )
         loading = asyncio.create_task(_wait(loaded, models, batches, on_failure))
-        watching = None if store is None else asyncio.create_task(_watch_keys(limiter, batches))
+        watching = [] if store is None else [asyncio.create_task(_watch_keys(limiter, batches))]
+        watching += [] if files is None else [asyncio.create_task(_watch_files(files))]
         try:
             yield
         finally:
-            if watching is not None:
-                watching.cancel()
+            for watch in watching:
+                watch.cancel()
             await asyncio.wait([loading])
             if batches is not None:
                 await batches.stop()
@@ -266,6 +272,13 @@ async def _watch_keys(limiter: Limiter, batches: Batches | None) -> None:
             limiter.end_revoked()
             if batches is not None:
                 batches.end_revoked()
+
+
+async def _watch_files(files: FileStore) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP)
+        with suppress(sqlite3.Error, OSError):  # the next time
+            files.remove_expired()
 
 
 def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:

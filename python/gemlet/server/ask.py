@@ -19,7 +19,7 @@ from gemlet.model.off_loop import takes_long
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
-from gemlet.server.problems import Problem, problem_of
+from gemlet.server.problems import Problem, key_revoked, problem_of
 from gemlet.server.said import content_of, strings_in, texts_of
 from gemlet.server.sent_media import check_sent_media, images_of
 
@@ -377,7 +377,7 @@ class Running:
                 code="timeout",
             )
         if chunk.finish_reason == "cancelled" and call.is_revoked:
-            raise Problem(401, "the key was revoked", kind="authentication_error", code="invalid_api_key")
+            raise key_revoked()
         if chunk.finish_reason == "cancelled":
             raise Problem(503, "the server is stopping", kind="unavailable_error")
         if choice.gate is not None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -156,29 +157,32 @@ class Batches:
             del known[identifier]
 
     def _move(self, owner: str, document: dict[str, Any], status: str, *, over: bool = False) -> None:
-        document["status"] = status
-        document[f"{status}_at"] = int(time.time())
-        self.store.put_batch(owner, document, over=over)
+        changes = {"status": status, f"{status}_at": int(time.time())}
+        self.store.put_batch(owner, {**document, **changes}, over=over)
+        document.update(changes)
 
     async def _run(self, owner: str, document: dict[str, Any]) -> None:
         work = self.store.path(f"{document['id']}.work")
+        failure: tuple[Any, ...] | None = None
         while True:
             try:
-                await self._advance(owner, document, work)
+                if failure is None:
+                    await self._advance(owner, document, work)
+                else:
+                    self._fail(owner, document, *failure)
+                break
             except WrongLineError as error:
-                self._fail(owner, document, "invalid_line", error.problem, error.line)
+                failure = "invalid_line", error.problem, error.line
             except _RevokedError:
-                self._fail(owner, document, "invalid_api_key", "the key of the batch was revoked")
-            except (OSError, ModelFileError) as error:  # the disk is full, most likely
+                failure = "invalid_api_key", "the key of the batch was revoked"
+            except (OSError, ModelFileError, sqlite3.Error) as error:  # the disk is full, or a file locked
                 _log.error("batch", extra={"fields": {"batch": document["id"], "error": str(error)}})
                 await asyncio.sleep(_RETRY)
-                continue
             except Exception as error:
                 _log.error(
                     "batch", extra={"fields": {"batch": document["id"], "error": type(error).__name__}}
                 )
-                self._fail(owner, document, "server_error", "the server failed; its log says why")
-            break
+                failure = "server_error", "the server failed; its log says why"
         work.unlink(missing_ok=True)
 
     def _fail(
@@ -191,7 +195,7 @@ class Batches:
     async def _advance(self, owner: str, document: dict[str, Any], work: Path) -> None:
         """From wherever the batch is to its end."""
         source = self.store.path(document["input_file_id"])
-        if not source.exists():
+        if not self.store.has(document["input_file_id"]):
             raise WrongLineError(source, 1, ": the file is gone")
         if document["status"] == "validating":
             check = partial(

@@ -169,6 +169,7 @@ NOT_DONE: Mapping[str, Kind] = {
     "audio": Refused("gemlet writes text"),
     "verbosity": Refused("gemlet has no such setting; say it in words", "medium"),
     "web_search_options": Refused("gemlet does not search the web"),
+    "moderation": Refused("the administrator sets the content filter"),
     "functions": Refused("the older form of tools; send tools"),
     "function_call": Refused("the older form of tools; send tool_choice", "none", "auto"),
 }

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import sqlite3
+import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ create index if not exists batches_of on batches (owner, created, id);
 pragma user_version = 1;
 """
 _VERSION = 1
+_PATIENCE = 100  # milliseconds in which the event loop waits for another process that keeps the file locked
 _MOST_BATCHES = 10_000  # batches of one owner that are remembered
 
 
@@ -91,6 +93,7 @@ class FileStore:
                 self._db.execute("pragma journal_mode = wal")
                 self._db.executescript(_SCHEMA)
                 self._sweep()
+                self._db.execute(f"pragma busy_timeout = {_PATIENCE}")
                 opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise ModelFileError(f"{folder}: cannot be used as a folder for files: {error}") from None
@@ -103,15 +106,26 @@ class FileStore:
         """Where a file of this id is; the id is one that the server made."""
         return self.folder / "files" / identifier
 
+    def has(self, identifier: str, size: int | None = None) -> bool:
+        """Whether the content is there, of this size; a link is not the file that the server wrote."""
+        with contextlib.suppress(OSError):
+            found = self.path(identifier).lstat()
+            return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
+        return False
+
     # --- files ----------------------------------------------------------------------------------------------
 
     def add(self, file: StoredFile, place: Path) -> None:
         """Takes the content at ``place``, in the same folder, as the file."""
         os.replace(place, self.path(file.id))
-        self._db.execute(
-            "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
-            (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
-        )
+        try:
+            self._db.execute(
+                "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
+                (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
+            )
+        except sqlite3.Error:  # nobody would know the file, or count it
+            self.path(file.id).unlink()
+            raise
 
     def find(self, owner: str, identifier: str) -> StoredFile | None:
         """A file of this owner that has not expired."""

@@ -14,7 +14,8 @@ from gemlet.chat.reply import Content, Reasoning, Reply, ToolCall, collect
 from gemlet.server.answers import JSONAnswer, as_line, while_connected
 from gemlet.server.ask import Ask, Running
 from gemlet.server.call import call_of
-from gemlet.server.fields import GENERATION, NAME, STOP, TOOLS, library_options
+from gemlet.server.fields import GENERATION, NAME, STOP, TOOLS, TOP_LOGPROBS, library_options
+from gemlet.server.logprobs import of_chat
 from gemlet.server.models import Served
 from gemlet.server.openai_chat import MOST_MESSAGES
 from gemlet.server.openai_embeddings import INPUT, embed, texts_of
@@ -36,7 +37,7 @@ from gemlet.server.schema import (
 from gemlet.server.sent_media import part_of_file
 from gemlet.server.service import Service, fields_of, service_of
 
-__all__ = ["CHAT", "EMBED", "GENERATE", "chat", "embeddings", "find", "generate"]
+__all__ = ["CHAT", "EMBED", "GENERATE", "OLDER_EMBED", "chat", "embedding", "embeddings", "find", "generate"]
 
 # What says how Ollama itself runs a model, and what does nothing without mirostat.
 _RUNNER = (
@@ -78,8 +79,8 @@ _REPLY: Mapping[str, Kind] = {
     "stream": Flag(),
     "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
     "format": Either("json, or a JSON schema of at most 256 KB", Choice("json", ""), Schema()),
-    "logprobs": Refused("gemlet does not do this over HTTP", False),
-    "top_logprobs": Refused("gemlet does not do this over HTTP", 0),
+    "logprobs": Flag(),
+    "top_logprobs": TOP_LOGPROBS,
 }
 _IMAGES = ListOf(Text(least=1), 64)  # files as base64: Ollama's clients send sounds so, too
 CHAT: Mapping[str, Kind] = {**_REPLY, "messages": ListOf(Anything(dict), MOST_MESSAGES), "tools": TOOLS}
@@ -92,6 +93,7 @@ GENERATE: Mapping[str, Kind] = {
     "images": _IMAGES,
     "template": Refused("a request cannot bring a template"),
     "context": Refused("send the conversation to /api/chat"),
+    **dict.fromkeys(("width", "height", "steps"), Refused("gemlet draws no images", 0)),
 }
 EMBED: Mapping[str, Kind] = {
     **_EVERYWHERE,
@@ -99,6 +101,7 @@ EMBED: Mapping[str, Kind] = {
     "truncate": Flag(),
     "dimensions": Integer(1, 1 << 16),
 }
+OLDER_EMBED: Mapping[str, Kind] = {**_EVERYWHERE, "prompt": Text(least=1)}
 
 
 def find(service: Service, request: Request, name: str) -> Served:
@@ -159,6 +162,17 @@ async def embeddings(request: Request) -> Response:
     )
 
 
+async def embedding(request: Request) -> Response:
+    """``POST /api/embeddings``, the older form: one text."""
+    service, call, fields = service_of(request), call_of(request), fields_of(request)
+    served = find(service, request, fields["model"])
+    work = embed(
+        *(service, call, served, [fields["prompt"]], None, None), is_list=False, truncate=True, field="prompt"
+    )
+    (vector,) = await while_connected(request, work)
+    return JSONAnswer({"embedding": vector.tolist()})
+
+
 _NAMES = {
     "thinking": "think",
     "json_schema": "format",
@@ -181,6 +195,10 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
     form = fields.get("format")
     if form:
         named["json_schema"] = {"type": "object"} if form == "json" else form
+    if fields.get("logprobs"):
+        named["logprobs"] = fields.get("top_logprobs", 0)
+    elif fields.get("top_logprobs"):
+        raise Problem(400, "top_logprobs: it needs logprobs: true", param="top_logprobs")
     named["max_tokens"] = service.reply_tokens(call_of(request), served, limits, "num_predict")
     seconds = service.settings.request_seconds
     return Ask(
@@ -268,18 +286,27 @@ def _end(running: Running) -> dict[str, Any]:
     }
 
 
+def _logprobs(running: Running) -> dict[str, Any]:
+    """Those that came since the last call, in a line's form, which is that of chat completions."""
+    (choice,) = running.choices
+    found = choice.take_logprobs()
+    return {"logprobs": of_chat(choice.ask.served, found)["content"]} if found else {}
+
+
 async def _whole(running: Running, name: str, form: Any) -> dict[str, Any]:
     async for _ in running:
         pass
     end = _end(running)
-    return {"model": name, "created_at": _now(), **form(running.choices[0].reply), **end}
+    said = {**form(running.choices[0].reply), **_logprobs(running)}
+    return {"model": name, "created_at": _now(), **said, **end}
 
 
 async def _pieces(running: Running, name: str, form: Any) -> AsyncIterator[bytes]:
     async for _, chunk in running:
         shown: Sequence[Any] = [e for e in chunk.events if isinstance(e, Content | Reasoning | ToolCall)]
         if shown:
-            line = {"model": name, "created_at": _now(), **form(collect(shown)), "done": False}
-            yield as_line(line) + b"\n"
+            said = {**form(collect(shown)), **_logprobs(running)}
+            yield as_line({"model": name, "created_at": _now(), **said, "done": False}) + b"\n"
     end = _end(running)
-    yield as_line({"model": name, "created_at": _now(), **form(Reply()), **end}) + b"\n"
+    said = {**form(Reply()), **_logprobs(running)}
+    yield as_line({"model": name, "created_at": _now(), **said, **end}) + b"\n"

@@ -90,8 +90,9 @@ async def embed(
     *,
     is_list: bool = True,
     truncate: bool = False,
+    field: str = "input",
 ) -> NDArray[np.float32]:
-    """The vectors of ``texts``, which are token ids or lists of content parts as well. The field ``input``
+    """The vectors of ``texts``, which are token ids or lists of content parts as well. The ``field``
     was a list of them if ``is_list``. Their tokens are counted in the call, which is settled. Raises
     :class:`Problem`."""
     with_parts = any(isinstance(text, list) and isinstance(text[0], dict) for text in texts)
@@ -123,7 +124,7 @@ async def embed(
     except Exception as error:
         # check_sent_inputs() names a lone text of parts as the first one of a list, too.
         texts_field = "texts[]" if is_list or with_parts else "texts"
-        names = {texts_field: "input", "prompt": "prompt_name"}
+        names = {texts_field: field, "prompt": "prompt_name"}
         raise problem_of(error, hidden=model.source, shown=served.name, names=names) from error
     call.prompt_tokens, call.finish = sum(map(len, ids)), "stop"
     call.settle()

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet.base.records import replace
-from gemlet.server.answers import JSONAnswer, StreamAnswer
+from gemlet.server.answers import JSONAnswer, StreamAnswer, until_revoked
 from gemlet.server.batches import Batches
 from gemlet.server.call import call_of
 from gemlet.server.file_store import StoredFile, new_id
@@ -80,11 +80,11 @@ async def upload(request: Request) -> Response:
         raise Problem(413, f"a key has at most {_MOST_FILES} files; delete some", code="storage_full")
     settings, now = service.settings, int(time.time())
     new = StoredFile(new_id("file"), owner, "", "batch", 0, now, now + _MONTH)
-    place = store.path(f"{new.id}.part")
+    place, call = store.path(f"{new.id}.part"), call_of(request)
     room = min(settings.max_storage - used, settings.max_file, _length(request))
     try:
         with store.arriving(owner, room):
-            form = await read_form(
+            reading = read_form(
                 request,
                 place,
                 name="file",
@@ -92,6 +92,7 @@ async def upload(request: Request) -> Response:
                 room=room,
                 seconds=settings.body_seconds,
             )
+            form = await until_revoked(call, reading)
         given = nested(form.fields)
         seconds = given.get("expires_after", {})
         if isinstance(seconds, dict) and str(seconds.get("seconds", "")).isdecimal():
@@ -164,9 +165,11 @@ async def delete(request: Request) -> Response:
 
 
 async def content(request: Request) -> Response:
-    found, service = _found(request), service_of(request)
+    found, service, store = _found(request), service_of(request), batches_of(request).store
+    if not store.has(found.id, found.bytes):
+        raise Problem(404, "the content of this file is gone", kind="not_found_error", param="id")
     answer = StreamAnswer(
-        _pieces(batches_of(request).store.path(found.id)),
+        _pieces(store.path(found.id)),
         call_of(request),
         media_type="application/octet-stream",
         on_error=lambda _: b"",  # the client misses what the length says

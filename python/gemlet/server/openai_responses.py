@@ -46,6 +46,7 @@ from gemlet.server.streamed_calls import StreamedCalls
 
 __all__ = ["RESPONSES", "delete", "respond", "response"]
 
+_NO_LOGPROBS = "log probabilities are in chat completions"
 _TOOL = Object(
     {
         "type": Choice("function"),
@@ -56,6 +57,21 @@ _TOOL = Object(
     },
     ["type", "name"],
 )
+
+
+class _Include(Kind):
+    """``include``: gemlet has nothing of what it may ask for. Clients ask for thoughts, too, which are there
+    in any case."""
+
+    def check(self, value: Any, where: str) -> None:
+        for name in ListOf(Text(100), 100).check(value, where):
+            if name == "message.output_text.logprobs":
+                raise Problem(400, f"{where}: {_NO_LOGPROBS}", param=where, code="unsupported")
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": "string"}}
+
+
 RESPONSES: Mapping[str, Kind] = {
     "model": NAME,
     "input": Either("a text or a list of items", Text(least=1), ListOf(Anything(dict), 1 << 16, 1)),
@@ -85,11 +101,15 @@ RESPONSES: Mapping[str, Kind] = {
     **GENERATION,
     **{name: kind for name, kind in IGNORED.items() if name != "store"},
     **NOT_DONE,
-    "top_logprobs": Refused("gemlet gives no logprobs here yet", 0),
-    "include": Ignored(),
+    "top_logprobs": Refused(_NO_LOGPROBS, 0),
+    "include": _Include(),
     "truncation": Refused("gemlet does not shorten conversations", "disabled"),
     "text": Object({"format": SCHEMA_FORMAT, "verbosity": Choice("medium")}),
     "background": Refused("gemlet answers while you wait", False),
+    "background_options": Refused("gemlet answers while you wait"),
+    "context_management": Refused("gemlet does not shorten conversations"),
+    "access_programs": Refused("these are OpenAI's"),
+    "image": Refused("gemlet gives the model the images as they are"),
     "conversation": Refused("send previous_response_id"),
     "prompt": Refused("gemlet keeps no prompts"),
     "max_tool_calls": Refused("gemlet calls no tools itself"),

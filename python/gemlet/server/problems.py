@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +19,7 @@ from gemlet.errors import (
     UnsupportedError,
 )
 
-__all__ = ["ClientGone", "Problem", "as_json", "forget_frames", "problem_of"]
+__all__ = ["ClientGone", "Problem", "as_json", "forget_frames", "key_revoked", "problem_of"]
 
 
 class ClientGone(Exception):  # noqa: N818  an event, no error
@@ -97,7 +99,28 @@ def problem_of(
         return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
     if isinstance(error, ModelClosedError):
         return Problem(503, "the server is stopping", kind="unavailable_error", headers=_OVERLOADED)
+    if isinstance(error, sqlite3.OperationalError) and "locked" in message:
+        return Problem(
+            503,
+            "another process keeps a file of the server locked; try again",
+            kind="overloaded_error",
+            code="overloaded",
+            headers=_OVERLOADED,
+        )
+    if _is_full(error):
+        return Problem(507, "the server has no room left on its disk", kind="server_error")
     return Problem(500, "the server failed; its log says why", kind="server_error")
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk, or what its user may have of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, sqlite3.OperationalError) and "full" in str(error)  # Python 3.10 has no codes
+
+
+def key_revoked() -> Problem:
+    return Problem(401, "the key was revoked", kind="authentication_error", code="invalid_api_key")
 
 
 def forget_frames(error: BaseException | None) -> None:

@@ -50,6 +50,10 @@ def says_nothing(value: object) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
+class _NoUnicode(Problem):
+    """A text of the right kind that has half of a surrogate pair."""
+
+
 class Kind(ABC):
     """What a value may be."""
 
@@ -76,7 +80,7 @@ class Text(Kind):
             try:
                 value.encode("utf-8")
             except UnicodeEncodeError:
-                raise Problem(
+                raise _NoUnicode(
                     400, f"{where}: half of a surrogate pair, expected valid Unicode", param=where
                 ) from None
         return value
@@ -202,6 +206,8 @@ class Either(Kind):
         for kind in self.kinds:
             try:
                 return kind.check(value, where)
+            except _NoUnicode:
+                raise
             except Problem:
                 continue
         raise wrong(where, value, self.expected)

@@ -1,0 +1,214 @@
+"""What happens to a server whose disk is full, whose files others lock, remove, replace or let expire."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http.client
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from support.servers import RunningServer, serving
+from support.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.extra("serve")
+LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+BODY: Any = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
+DATA = json.dumps({**LINE, "body": BODY}).encode()
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + DATA + b"\r\n--x--\r\n"
+)
+TYPE = {"Content-Type": "multipart/form-data; boundary=x"}
+FULL = sqlite3.OperationalError("database or disk is full")
+
+
+class Stuck:
+    """A database that cannot be written."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        if statement.startswith(("insert", "delete", "update")):
+            raise FULL
+        return self._database.execute(statement, *values)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    from gemlet.server.settings import Settings
+
+    with serving(Settings(port=0, data=str(tmp_path / "data"))) as running:
+        yield running
+
+
+def store_of(server: RunningServer) -> Any:
+    return server.server.app.service.batches.store
+
+
+def upload(server: RunningServer, **more: Any) -> Any:
+    return server.ask("POST", "/v1/files", FORM, TYPE, **more)
+
+
+def begin(server: RunningServer, file: str) -> Any:
+    endpoint = {"endpoint": LINE["url"], "completion_window": "24h"}
+    return server.post("/v1/batches", {"input_file_id": file, **endpoint})
+
+
+def test_a_full_disk_keeps_what_there_was(server: RunningServer) -> None:
+    file = upload(server).json["id"]
+    store = store_of(server)
+    with mock.patch.object(store, "_db", Stuck(store._db)):
+        assert upload(server).status == 507
+        assert server.ask("DELETE", f"/v1/files/{file}").status == 507
+        assert begin(server, file).status == 507
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch("gemlet.server.uploads._Form._data", side_effect=full):
+        assert upload(server).status == 507
+    assert os.listdir(store.folder / "files") == [file]
+    assert server.ask("GET", f"/v1/files/{file}/content").body == DATA
+    assert upload(server).status == 200
+
+
+def test_a_batch_waits_for_room(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemlet.server.batches._RETRY", 0.05)
+    store = store_of(server)
+    good = store.put_batch
+    tries: list[str] = []
+
+    def put(owner: str, document: Any, *, over: bool) -> None:
+        tries.append(document["status"])
+        if 1 < len(tries) < 6:  # its first words are its own
+            raise FULL
+        good(owner, document, over=over)
+
+    with mock.patch.object(store, "put_batch", side_effect=put):
+        batch = begin(server, upload(server).json["id"]).json["id"]
+
+        def status() -> str:
+            return str(server.ask("GET", f"/v1/batches/{batch}").json["status"])
+
+        until(lambda: status() in ("completed", "failed"))
+    assert (status(), tries[1:6]) == ("completed", ["in_progress"] * 5)
+
+
+def test_a_file_that_another_process_locks(server: RunningServer, tmp_path: Path) -> None:
+    from gemlet.server.file_store import FileStore
+
+    alike, store = FileStore(str(tmp_path / "alike")), store_of(server)
+    ((milliseconds,),) = alike._db.execute("pragma busy_timeout")
+    assert milliseconds <= 100  # the event loop waits for so long
+    alike.close()
+    other = sqlite3.connect(store.folder / "files.db", isolation_level=None)
+    other.execute("begin immediate")
+    answer = upload(server)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    other.execute("rollback")
+    other.close()
+    assert len(os.listdir(store.folder / "files")) == 0
+    assert upload(server).status == 200
+
+
+@pytest.mark.parametrize("what", ["nothing", "a link", "another file"])
+def test_content_that_the_server_did_not_write(server: RunningServer, tmp_path: Path, what: str) -> None:
+    file = upload(server).json["id"]
+    place = store_of(server).path(file)
+    secret = tmp_path / "secret"
+    secret.write_bytes(DATA if what == "a link" else b"other")
+    place.unlink()
+    if what == "a link":
+        place.symlink_to(secret)
+    elif what == "another file":
+        place.write_bytes(b"other")
+    assert server.ask("GET", f"/v1/files/{file}/content").status == 404
+    if what != "another file":
+        batch = begin(server, file).json["id"]
+        until(lambda: server.ask("GET", f"/v1/batches/{batch}").json["status"] == "failed")
+    assert server.ask("DELETE", f"/v1/files/{file}").status == 200
+    assert secret.exists()
+
+
+def test_expired_files_leave_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gemlet.server.settings import Settings
+
+    monkeypatch.setattr("gemlet.server.app._SWEEP", 0.02)
+    with serving(Settings(port=0, data=str(tmp_path / "data"))) as server:
+        file, store = upload(server).json["id"], store_of(server)
+        with sqlite3.connect(store.folder / "files.db", isolation_level=None) as other:
+            other.execute("update files set expires = 1 where id = ?", (file,))
+        other.close()
+        until(lambda: not store.path(file).exists())
+
+
+def test_another_file_of_keys(tmp_path: Path) -> None:
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import Settings
+
+    found = {}
+    for name in ("old", "new"):
+        keys = KeyStore(str(tmp_path / name), create=True)
+        found[name] = keys.create("a")
+        keys.close()
+    with serving(Settings(port=0, keys=str(tmp_path / "old"))) as server:
+
+        def statuses() -> list[int]:
+            return [server.ask("GET", "/v1/models", key=found[name]).status for name in ("old", "new")]
+
+        assert statuses() == [200, 401]
+        (tmp_path / "no keys").write_text("no database")
+        os.replace(tmp_path / "no keys", tmp_path / "old")
+        assert statuses() == [200, 401]
+        os.replace(tmp_path / "new", tmp_path / "old")
+        assert statuses() == [401, 200]
+
+
+def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import Settings
+
+    path = str(tmp_path / "keys.db")
+    keys = KeyStore(path, create=True)
+    key = keys.create("a")
+    with serving(Settings(port=0, keys=path, data=str(tmp_path / "data"))) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        sent = {**TYPE, "Authorization": f"Bearer {key}", "Content-Length": str(len(FORM))}
+        connection.putrequest("POST", "/v1/files")
+        for name, value in sent.items():
+            connection.putheader(name, value)
+        connection.endheaders(FORM[:-9])
+        until(lambda: server.running() == 1)
+        keys.revoke("a")
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (401, "invalid_api_key")
+        connection.close()
+        server.wait_idle()
+        assert os.listdir(store_of(server).folder / "files") == []
+    keys.close()
+
+
+def test_a_key_that_is_revoked_while_texts_are_embedded() -> None:
+    from starlette.requests import Request
+
+    from gemlet.server.answers import while_connected
+    from gemlet.server.call import Call
+    from gemlet.server.problems import Problem
+
+    async def ask() -> None:
+        call = Call()
+        scope: dict[str, Any] = {"type": "http"}
+        call.put_into(scope)
+        request = Request(scope, receive=asyncio.Event().wait)  # type: ignore[arg-type]
+        asyncio.get_running_loop().call_later(0.01, call.revoke)
+        with pytest.raises(Problem, match="revoked"):
+            await while_connected(request, asyncio.Event().wait())
+        assert not call.cancels
+
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE))
