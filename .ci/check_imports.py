@@ -179,9 +179,7 @@ def check_imports(package: Path) -> list[str]:
             own = own_module(target, known)
             late = any(f"{target}.".startswith(f"{name}.") for name in IN_FUNCTIONS)
             if in_function and not late and own != "_core" and here != "cli":
-                errors.append(
-                    f"{where}:{line}: imports {target} inside a function; move the import to the top"
-                )
+                errors.append(f"{where}:{line}: imports {target} inside a function; move it to the top")
             if target in SLOW_RECORDS and here != "replicas" and module != "base.records":
                 errors.append(f"{where}:{line}: imports {target}; use base/records.py, which starts faster")
             if own is None or own == module or room(own) in FREE:

@@ -3,8 +3,8 @@
     gemlet convert MODEL PACKED --weights q4
     python benchmarks/start.py PACKED --processes 20
 
-It prints the processor time of all threads and the elapsed time of each part: median and range over new processes.
-"exit" is the rest of the process. The files are in the system's page cache.
+It prints the processor time of all threads and the elapsed time of each part: median and range over new
+processes. "exit" is the rest of the process. The files are in the system's page cache.
 """
 
 from __future__ import annotations

@@ -174,10 +174,10 @@ def test_wrong_functions() -> None:
     for wrong, what in (
         (no_annotation, "argument x of no_annotation has no annotation"),
         (unknown_name, "cannot be read"),
-        (no_json, "JSON has no type for"),
+        (no_json, "which JSON has no type for"),
         (bytes_within, "bytes"),
         (endless, "20 deep"),
-        (of_any_type, "JSON has no type for"),
+        (of_any_type, "which JSON has no type for"),
         (lambda: None, "use def"),
         (print, "no annotation|no signature"),  # by the version of Python
         (Path, "expected a function"),

@@ -200,8 +200,8 @@ class _Mapping:
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
                     f"reads lora_A and lora_B of {kinds} in this {self.config.family} model of "
-                    f"{self.config.num_layers} layers, and weights of modules saved whole. Merge an "
-                    f"adapter of anything else with PEFT's merge_and_unload() and load the result{self.suffix}"
+                    f"{self.config.num_layers} layers, and weights of modules saved whole. Merge any "
+                    f"other adapter with PEFT's merge_and_unload() and load the result{self.suffix}"
                 )
             elif part not in ("tokens", "weight") and not self._is_target(slot):
                 raise TensorError(

@@ -1,7 +1,7 @@
 """Whether the arguments of a call fit the JSON schema of the function: :func:`problem_of`.
 
-This covers not all of JSON Schema, but the keys that :mod:`.annotations` writes and other common ones. Unknown
-keys are ignored.
+This covers not all of JSON Schema, but the keys that :mod:`.annotations` writes and other common ones.
+Unknown keys are ignored.
 """
 
 from __future__ import annotations

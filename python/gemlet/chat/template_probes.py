@@ -1,7 +1,7 @@
 """Recognises a chat template by trying it on some conversations: :func:`format_of_template`.
 
-If a template writes the same for all of them as one of gemlet's own formats, it counts as that format, however
-it is written. Any other template stays a program, which runs for every conversation.
+If a template writes the same for all of them as one of gemlet's own formats, it counts as that format,
+however it is written. Any other template stays a program, which runs for every conversation.
 """
 
 from __future__ import annotations
