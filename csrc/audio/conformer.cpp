@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kKernel = 3, kStride = 2;  // both convolutions have these
 constexpr int64_t kWide = 4;                 // widths of the residual in the hidden layer of an MLP
-constexpr int64_t kPatchFloats = 1 << 20;    // what the convolutions see, in memory at a time
+constexpr int64_t kPatchFloats = 1 << 20;    // input of the convolutions that is in memory at a time
 constexpr float kNormEps = 1e-6f;            // for the norms that rms_norm_eps does not reach
 
 int64_t half(int64_t count) { return (count + 1) / 2; }
@@ -86,7 +86,7 @@ void ConformerConfig::validate() const {
 
 int64_t ConformerConfig::block_rows(int64_t frames, int64_t valid) const {
   if (family == Family::kGemma4) return half(half(valid));
-  // A token counts if its first frame does; for the last ones that may be the last frame.
+  // A token counts if its first frame does. A first frame beyond the end counts as the last frame.
   const int64_t rows = half(half(frames));
   return valid >= frames ? rows : std::min(rows, (valid + 3) / 4);
 }
@@ -217,7 +217,7 @@ class Conformer::Pass {
         config_(tower.config_),
         taps_(taps),
         products_(adapter),
-        // Frames that do not count are zeros in Gemma 4, as what is around them. In Gemma 3n the convolutions see them.
+        // In Gemma 4, frames that do not count are zeros, like the padding. In Gemma 3n the convolutions see them.
         frames_(config_.family == Family::kGemma4 ? valid : frames),
         rows_(config_.block_rows(frames, valid)),
         hidden_(config_.hidden_size) {}
@@ -308,7 +308,7 @@ class Conformer::Pass {
     return a.input_low == b.input_low && a.input_high == b.input_high;
   }
 
-  // Products of one x, in one go where they clamp it alike.
+  // Several products of x. Those that clamp x in the same way are one call.
   void multiply(Backend& backend, const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs) {
     std::vector<Product> products;
     const Linear* last = nullptr;
@@ -388,8 +388,8 @@ class Conformer::Pass {
 void Conformer::encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter,
                        const std::atomic<bool>* cancel, const TapSink* taps) const {
   if (frames < 1 || frames > kMostFrames || valid < 1 || valid > frames) {
-    fail(ErrorCode::kInvalidRequest, "sound: ", valid, " of ", frames, " frames, expected 1 to ", kMostFrames,
-         "; it is too short or too long");
+    fail(ErrorCode::kInvalidRequest, "sound: it has ", frames, " frames, and ", valid, " of them count, expected 1 to ",
+         kMostFrames, "; cut it into pieces if it is too long");
   }
   const int64_t rows = config_.block_rows(frames, valid);
   Pass pass(*this, frames, valid, adapter, taps);

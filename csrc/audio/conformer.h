@@ -32,7 +32,7 @@ struct ConformerConfig {
   double residual_weight = 0;
   double rms_norm_eps = 0;
   double group_norm_eps = 0;  // Gemma 3n
-  bool clipped = false;       // Gemma 4: what goes into and comes out of its matrices is clamped
+  bool clipped = false;       // Gemma 4: inputs and outputs of its matrices are clamped
 
   int64_t head_dim() const { return hidden_size / num_heads; }
   int64_t conv_bins() const { return (bins + 3) / 4; }  // behind both convolutions
@@ -41,7 +41,7 @@ struct ConformerConfig {
   // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
 
-  // Rows that the blocks compute for such a sound. What is behind them changes no soft token.
+  // Rows that the blocks compute for such a sound. Later rows change no soft token.
   int64_t block_rows(int64_t frames, int64_t valid) const;
 };
 
@@ -98,7 +98,7 @@ class Conformer {
 
   std::shared_ptr<Model> model_;
   ConformerConfig config_;
-  std::vector<DeviceMemory> kept_;  // what is made of the weights
+  std::vector<DeviceMemory> kept_;  // arrays computed from the weights
   Matrix convolutions_[2];
   const float* conv_norms_[2];
   Matrix input_projection_;

@@ -11,7 +11,7 @@ class RealFft {
  public:
   explicit RealFft(int64_t length);  // a power of two, 4 or more
 
-  // out [length / 2 + 1]: of `in` [length].
+  // out [length / 2 + 1] = the transform of `in` [length].
   void transform(const double* in, std::complex<double>* out);
 
  private:

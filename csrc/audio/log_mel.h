@@ -34,10 +34,10 @@ class LogMelExtractor {
  public:
   explicit LogMelExtractor(const LogMelConfig& config);  // throws kConfig
 
-  // Of mono samples at 16 kHz, which are padded with silence to a multiple of 128 first. Of a centred configuration,
-  // frames that do not count are zero.
+  // Computes the features of mono samples at 16 kHz, which it first pads with silence to a multiple of 128. In a
+  // centred configuration, frames that do not count are zero.
   LogMel extract(std::span<const float> samples) const;
-  // frames and valid alone.
+  // Only `frames` and `valid`, without the values.
   LogMel count(int64_t samples) const;
 
  private:

@@ -9,8 +9,8 @@ namespace gemlet {
 namespace {
 
 constexpr double kPi = 3.14159265358979323846;
-// The filter of soxr's quality HQ, found by fitting its response: 6e-8 of it is left. Of the lower of the two rates,
-// the cutoff is in Nyquist frequencies and the half width in samples.
+// The filter of soxr's quality HQ, fitted to its response with a remaining error of 6e-8. The unit of the cutoff is the
+// Nyquist frequency of the lower of the two rates, and that of the half width a sample at that rate.
 constexpr double kCutoff = 0.95687178;
 constexpr double kHalfWidth = 96.84109;
 constexpr double kBeta = 13.042117;    // the parameter of the Kaiser window
@@ -66,14 +66,14 @@ std::vector<float> resample(const std::vector<float>& x, int64_t from, int64_t t
   const auto inputs = static_cast<int64_t>(x.size());
   const int64_t outputs = std::min(resampled_count(inputs, from, to), most);
   if (from == to) return {x.begin(), x.begin() + outputs};
-  // Output i lies at the input's place i * step / phases.
+  // Output i lies at position i * step / phases of the input.
   const int64_t common = std::gcd(from, to);
   const int64_t step = from / common, places = to / common;
   const Kernel kernel(std::min(1.0, static_cast<double>(to) / static_cast<double>(from)));
   const auto reach = static_cast<int64_t>(std::ceil(kernel.half_width));
   const int64_t taps = (2 * reach + kLanes - 1) / kLanes * kLanes;
-  // Row p: the weights of the inputs from `reach - 1` before the place p / phases on. A wide kernel changes slowly, so
-  // it needs fewer phases.
+  // Row p has the weights of the inputs, which begin `reach - 1` before position p / phases. A wide kernel changes
+  // slowly, so it needs fewer phases.
   const int64_t enough = std::max<int64_t>(64, kMostPhases * to / std::max(from, to));
   const bool exact = places <= enough;
   const int64_t phases = exact ? places : enough;

@@ -9,7 +9,7 @@
 namespace gemlet {
 namespace {
 
-// Loud recordings in float go somewhat beyond 1. Whoever forgot to divide integers is far beyond.
+// Loud recordings in float exceed 1 a little. Integers that were not divided exceed it by far.
 constexpr float kLoudest = 256;
 
 void check(const Samples& samples) {
@@ -21,7 +21,7 @@ void check(const Samples& samples) {
     fail(ErrorCode::kInvalidRequest, "sound: ", samples.channels, " channels, expected 1 to ", kMostChannels,
          "; samples are [frames] or [frames, channels]");
   }
-  if (samples.frames < 1) fail(ErrorCode::kInvalidRequest, "sound: it has no samples");
+  if (samples.frames < 1) fail(ErrorCode::kInvalidRequest, "sound: it has no samples, expected at least one");
   if (samples.frames > kMostSoundSeconds * samples.rate) {
     fail(ErrorCode::kInvalidRequest, "sound: ", samples.frames / samples.rate, " seconds, expected at most ",
          kMostSoundSeconds, "; cut it into pieces");

@@ -21,7 +21,7 @@ struct Samples {
 
 // The mean of the channels, at 16 kHz: ceil(frames * 16000 / rate) samples, of which the first `most` are computed.
 // Throws kInvalidRequest for a rate, a number of channels or a length out of range, for samples that are not finite,
-// and for such as are no sound from -1 to 1.
+// and for samples far outside of -1 to 1.
 std::vector<float> to_mono(const Samples& samples, int64_t most);
 
 }  // namespace gemlet

@@ -1,4 +1,4 @@
-// What a device must be able to do: coarse operations over [rows, dim] activations in float32. The model is written
+// The operations that a device must have: coarse ones, over [rows, dim] activations in float32. The model is written
 // against this interface and sees no thread and no instruction set.
 //
 // Pointers are addresses in the backend's own memory (allocate()) and spans are memory of the host, except where a
@@ -29,8 +29,8 @@ struct Product {
   int64_t y_stride = 0;
 };
 
-// Where the heads of a block of the cache are: each has the keys and values of kKvBlockTokens tokens. const bytes may
-// be read, others may be written as well.
+// Where the heads of a block of the cache are: each has the keys and values of kKvBlockTokens tokens. If Byte is const,
+// they can only be read.
 template <typename Byte>
 struct KvHeads {
   Byte* data;
@@ -67,7 +67,7 @@ struct TokenSpan {
 };
 
 struct AttentionSegment : KvSegment<const uint8_t> {
-  std::span<const TokenSpan> spans;  // absolute positions; those with one of the rows, in order
+  std::span<const TokenSpan> spans;  // absolute positions, in order; only those that contain one of the rows
 };
 
 struct AttentionShape {
@@ -82,8 +82,8 @@ struct AttentionShape {
   int64_t rope_parts = 1;  // parts of a head. Each rotates like a head of its own, by the next of the angles
 };
 
-// A convolution with square kernels over a grid [rows, cols, channels], with silence around it: `top` rows of it before
-// the first and as many behind the last as the kernels reach, `left` columns alike.
+// A convolution with square kernels over a grid [rows, cols, channels], padded with zeros: `top` rows before the first
+// one, and after the last one as many as the kernels reach. Columns are padded in the same way, with `left`.
 struct Convolution {
   int64_t rows, cols, channels;
   int64_t kernel, stride;
@@ -137,11 +137,11 @@ class Backend {
   // Bytes of x [rows, weight.cols] in the form that the kernel of a product with `weight` takes; 0 if that is float32.
   // The weight's values are not read.
   virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
-  // Bytes for each thread after a product of many rows with `weight`.
+  // Bytes that each thread keeps after a product of many rows with `weight`.
   virtual int64_t expansion_bytes(const Matrix& weight) const = 0;
   // Bytes of a head of head_dim in a block of the cache.
   virtual int64_t kv_head_bytes(int64_t head_dim, KvFormat format) const = 0;
-  // Bytes after attention over `tokens` keys, without a little for each thread.
+  // Bytes that the backend keeps after attention over `tokens` keys, apart from a little for each thread.
   virtual int64_t attention_bytes(int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t tokens) const = 0;
 
   // out [ids, dim] = scale * table[ids]
@@ -154,8 +154,8 @@ class Backend {
   virtual void add_branch(const float* x, const float* weight, float eps, int64_t rows, int64_t dim,
                           float* residual) = 0;
 
-  // All products, in one go, each rounded as its matrix says. Neighbours that share x should stand together: it is
-  // prepared once.
+  // Computes all products, each rounded as its matrix says. Products that share x should be neighbours, because x is
+  // then prepared once.
   virtual void matmul(std::span<const Product> products) = 0;
 
   // out [rows, dim] = gelu_tanh(gate) * up; rows of gate and up lie `gate_stride` and `up_stride` floats apart. out may
@@ -170,8 +170,8 @@ class Backend {
   // x [rows, dim]: x = max(0, x - (mean + deviations * standard deviation)), both over the row
   virtual void gaussian_topk(float deviations, int64_t rows, int64_t dim, float* x) = 0;
 
-  // The product, of one row, for outputs whose gate [outputs] is not 0. Of the others, those that share no panel of
-  // weights with such an output are 0 and their weights are not read.
+  // The product of one row, for outputs whose gate [outputs] is not 0. A panel of weights without such an output is not
+  // read, and its outputs are 0.
   virtual void matmul_where(const Product& product, const float* gate) = 0;
 
   // cosines and sines [positions, frequencies] of position * frequency
@@ -180,8 +180,8 @@ class Backend {
 
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
-  // and v go into the cache at their rows' positions. k null: they are there already, or the layer reads another one's
-  // cache. q null: the keys and values alone. cosines null: nothing rotates.
+  // and v go into the cache at their rows' positions. k null: the cache has them already, or the layer reads another
+  // one's cache. q null: only keys and values. cosines null: nothing rotates.
   virtual void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
                               float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
@@ -244,7 +244,7 @@ class Backend {
   virtual void silu(int64_t count, float* x) = 0;                                      // x = x * sigmoid(x)
   // out [rows, dim] = x[:, :dim] * sigmoid(x[:, dim:]) of x [rows, 2 * dim]
   virtual void sigmoid_mul(const float* x, int64_t rows, int64_t dim, float* out) = 0;
-  // What each place of the output rows [first_row, first_row + rows) of a convolution sees, in the order of its
+  // The inputs of each place of the output rows [first_row, first_row + rows) of a convolution, in the order of its
   // weights: out [rows * out_cols, channels * kernel * kernel].
   virtual void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) = 0;
   // A convolution of each channel alone: out [rows * out_cols, channels] for the same rows, weight [kernel * kernel,
@@ -285,7 +285,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 void check_cuda();
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
-// What GPUs there are, and why they are not used, where they are not. Throws nothing.
+// The GPUs of this machine, and why those that cannot be used cannot. Throws nothing.
 struct GpuInfo {
   std::string name;
   int capability;       // 80 for 8.0

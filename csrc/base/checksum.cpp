@@ -6,7 +6,7 @@
 namespace gemlet {
 namespace {
 
-// The primes of xxHash64 (Collet), whose construction this is in outline.
+// The primes of xxHash64 (Collet), whose construction this follows in outline.
 constexpr uint64_t kPrime1 = 0x9e3779b185ebca87, kPrime2 = 0xc2b2ae3d27d4eb4f, kPrime3 = 0x165667b19e3779f9;
 
 uint64_t mixed(uint64_t lane, uint64_t word) { return std::rotl(lane + word * kPrime2, 31) * kPrime1; }

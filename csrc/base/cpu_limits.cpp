@@ -19,7 +19,7 @@
 namespace gemlet {
 namespace {
 
-// The whole file; empty if there is none. The files here are the kernel's, which say that they have no bytes.
+// The whole file; empty if there is none. The kernel's files report a size of 0.
 std::string read_text(const std::string& path) {
   std::string text;
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);

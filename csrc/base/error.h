@@ -35,8 +35,8 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-// A part of a message: a text, a character or a number. It is no stream of the standard library, as streams bring
-// locales: a library with nothing but a message was 75 KB larger with one, compressed.
+// A part of a message: a text, a character or a number. Streams of the standard library would bring locales: a library
+// with nothing but a message was 75 KB larger with one, compressed.
 class MessagePart {
  public:
   MessagePart(std::string_view text) : text_(text) {}

@@ -12,14 +12,14 @@ class Event {
  public:
   enum class Descriptor : uint8_t { kNone, kReadable };
 
-  // With a descriptor, which poll() and its like find readable after notify(): for those who wait for many things at
-  // once. There is none where the system grants none.
+  // With a descriptor, which poll() finds readable after notify(), for threads that wait for several things at once. If
+  // the system grants no descriptor, there is none.
   explicit Event(Descriptor descriptor = Descriptor::kNone);
   ~Event();
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
-  // -1: none. A forked process gets one of its own, or parent and child would take each other's news.
+  // -1: none. A forked process gets its own, because parent and child would otherwise take each other's news.
   int descriptor();
   // Makes it unreadable until the next notify().
   void clear_descriptor() const;
@@ -33,7 +33,7 @@ class Event {
  private:
   std::atomic<uint32_t> value_{0};
   std::atomic<int> descriptor_{-1};
-  std::atomic<uint32_t> forks_;  // the process that the descriptor is of
+  std::atomic<uint32_t> forks_;  // the process that owns the descriptor
 };
 
 }  // namespace gemlet

@@ -16,8 +16,8 @@ FileMapping::FileMapping(int descriptor, std::string path) : file_(descriptor, s
     fail(ErrorCode::kModelFile, file_.path(), ": cannot be mapped: ", std::strerror(errno));
   }
 #ifdef MADV_HUGEPAGE
-  // What is read from the disk then comes in huge pages, where the file system has them. A page fault maps 2 MB of the
-  // file instead of 64 kB. Where the kernel cannot, nothing changes.
+  // Asks for huge pages, where the file system has them: a page fault then maps 2 MB of the file instead of 64 kB.
+  // Where the kernel has none, nothing changes.
   madvise(memory, static_cast<size_t>(file_.size()), MADV_HUGEPAGE);
 #endif
   data_ = static_cast<const uint8_t*>(memory);

@@ -25,7 +25,7 @@ inline float f16_to_f32(uint16_t half) {
   return sign ? -subnormal : subnormal;
 }
 
-// Rounds to nearest, ties to even. What is too large becomes infinity.
+// Rounds to nearest, ties to even. Numbers that are too large become infinity.
 inline uint16_t f32_to_f16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);

@@ -34,8 +34,8 @@ ForkMutex::~ForkMutex() {
   if (node->generation == fork_generation()) delete node;
 }
 
-// A thread with a long prompt locks the model's mutex for each chunk. With std::mutex it would get it back every time,
-// before a waiting thread has woken up.
+// A thread with a long prompt locks the model's mutex for each chunk. With std::mutex, that thread would get the mutex
+// back every time before a waiting thread has woken up.
 void ForkMutex::lock() {
   for (;;) {
     Node* node = node_.load();

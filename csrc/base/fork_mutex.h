@@ -12,7 +12,7 @@ namespace gemlet {
 
 // A number that changes in the child of every fork().
 uint32_t fork_generation();
-// In such a child: whether this thread is the one that forked, which alone was there before.
+// In such a child: whether this is the thread that called fork(). Only that thread continues in the child.
 bool came_by_fork();
 
 // A mutex for short sections. fork() waits until nobody holds it, so that the data behind it is whole in the child.
@@ -31,9 +31,9 @@ class ForkMutex {
 
   bool held() const;  // whether any thread holds it at this moment
 
-  // Whether another thread held it when this process was forked. That thread does not exist here, and what it was
-  // changing may be half changed: whoever locks the mutex, or destroys what it guards, looks, and leaves such parts
-  // behind. Stays so until mend().
+  // Whether another thread held it when this process was forked. That thread does not exist here, and its changes may
+  // be incomplete. Code that locks the mutex, or destroys what it guards, must ask this and abandon such parts. True
+  // until mend().
   bool torn() const;
   void mend();  // only the holder may call it
 
@@ -49,7 +49,7 @@ class ForkMutex {
   std::atomic<Node*> node_;
 };
 
-// Takes a value away without reading more of it than a move does: its memory is never given back. For what was torn.
+// Abandons a value whose change was incomplete: it is moved away, and its memory is never freed.
 template <typename T>
 void leave_behind(T& value) {
   new T(std::move(value));

@@ -25,8 +25,8 @@ class OpenFile {
   const std::string& path() const { return path_; }
 
   // Throws kModelFile if the file has another size or time of modification than when it was opened, or if its status
-  // changed and nothing but its content can be why: a change that sets the time back is found, too. Replacing the file
-  // by renaming another over it, removing or moving it, or giving it to another owner does no harm.
+  // changed and only a change of the content explains that. So a change that sets the time back is found too. Replacing
+  // the file by renaming another over it, removing or moving it, or giving it to another owner does no harm.
   void check() const;
 
   // Throws kModelFile.

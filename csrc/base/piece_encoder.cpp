@@ -18,10 +18,10 @@ constexpr int32_t kBpe = 2;  // TrainerSpec.ModelType
 constexpr std::string_view kSpace = "\xE2\x96\x81";
 constexpr size_t kStart = 4;  // bytes by which user-defined pieces are looked for first
 constexpr size_t kMostBytes = INT32_MAX / 4;
-// A made-up vocabulary may put its pieces where looking for them takes long. Gemma's stay far below these limits.
+// A hostile vocabulary may make look-ups slow. Gemma's vocabularies stay far below these limits.
 constexpr size_t kMostSteps = 256;   // from the place of a piece in the table to where it lies
 constexpr size_t kMostLengths = 64;  // of user-defined pieces that begin alike
-constexpr size_t kAhead = 16;        // pieces: how far ahead places in the table are fetched
+constexpr size_t kAhead = 16;        // how many pieces ahead their places in the table are fetched
 
 // The fields of a message of protocol buffers, one after the other.
 class Fields {
@@ -187,7 +187,7 @@ bool PieceEncoder::finish(bool byte_fallback) {
   hashes.reserve(pieces_.size());
   for (const Piece& piece : pieces_) hashes.push_back(hash_of(piece.text));
   if (byte_fallback) bytes_.assign(256, -1);
-  std::vector<std::string_view> reserved;  // what no text becomes
+  std::vector<std::string_view> reserved;  // pieces that no text becomes
   for (int32_t id = 0; id < static_cast<int32_t>(pieces_.size()); ++id) {
     const Piece& piece = pieces_[static_cast<size_t>(id)];
     const size_t soon = std::min(static_cast<size_t>(id) + kAhead, pieces_.size() - 1);
@@ -265,7 +265,7 @@ struct PieceEncoder::Symbol {
   bool is_whole;           // a user-defined piece, which is not merged
 };
 
-// A text on its way to pieces.
+// The state while one text is encoded.
 class PieceEncoder::Merging {
  public:
   Merging(const PieceEncoder& encoder, std::string_view text) : encoder_(encoder) {
@@ -350,12 +350,15 @@ class PieceEncoder::Merging {
   const PieceEncoder& encoder_;
   std::vector<Symbol> symbols_;
   std::priority_queue<Candidate> candidates_;
-  // What pieces that text must not become were put together from last; they are taken apart again.
+  // For each piece that text must not become: the two parts that were merged into it last. It is split into them again.
   std::unordered_map<int32_t, std::pair<std::string_view, std::string_view>> unused_;
 };
 
 std::vector<int32_t> PieceEncoder::encode(std::string_view text) const {
-  if (text.size() > kMostBytes) fail(ErrorCode::kInvalidRequest, "text of ", text.size(), " bytes; cut it");
+  if (text.size() > kMostBytes) {
+    fail(ErrorCode::kInvalidRequest, "the text has ", text.size(), " bytes, expected at most ", kMostBytes,
+         "; cut it into parts");
+  }
   std::string escaped;
   escaped.reserve(text.size() + text.size() / 2);
   for (const char byte : text) {

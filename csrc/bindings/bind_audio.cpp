@@ -14,6 +14,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
+#include "bindings/tokens.h"
 #include "model/modality.h"
 
 namespace py = pybind11;
@@ -32,7 +33,8 @@ py::array_t<float> mono(const py::array& samples, int64_t rate, int64_t most) {
   if ((!int16 && !samples.dtype().equal(py::dtype::of<float>())) || !(samples.flags() & py::array::c_style) ||
       samples.ndim() < 1 || samples.ndim() > 2) {
     fail(ErrorCode::kInvalidRequest,
-         "sound: expected a C-contiguous array of float32 or int16, [frames] or [frames, channels]");
+         "sound: expected a C-contiguous array of float32 or int16, [frames] or [frames, channels], got ",
+         array_text(samples));
   }
   const Samples source = {samples.data(), int16, samples.shape(0), samples.ndim() == 2 ? samples.shape(1) : 1, rate};
   std::vector<float> values;
@@ -44,7 +46,8 @@ py::array_t<float> mono(const py::array& samples, int64_t rate, int64_t most) {
 }
 
 std::span<const float> span_of(const py::array_t<float, py::array::c_style>& samples) {
-  if (samples.ndim() != 1) fail(ErrorCode::kInvalidRequest, "sound: expected float32 [samples]");
+  if (samples.ndim() != 1)
+    fail(ErrorCode::kInvalidRequest, "sound: expected float32 [samples], got ", array_text(samples));
   return {samples.data(), static_cast<size_t>(samples.shape(0))};
 }
 
@@ -54,7 +57,8 @@ using Features = py::array_t<float, py::array::c_style>;
 
 int64_t frames_of(const Conformer& tower, const Features& features) {
   if (features.ndim() != 2 || features.shape(1) != tower.config().bins) {
-    fail(ErrorCode::kInvalidRequest, "features must be a float32 array [frames, ", tower.config().bins, "]");
+    fail(ErrorCode::kInvalidRequest, "features must be a float32 array [frames, ", tower.config().bins, "], got ",
+         array_text(features));
   }
   return features.shape(0);
 }
@@ -112,12 +116,11 @@ void register_conformer(py::module_& m, py::module_& testing) {
       .def(
           "activation_bytes",
           [](const ConformerConfig& config, int64_t frames, int64_t hidden_size, const std::string& weights) {
-            const auto format = format_from_name(weights);
-            if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", weights, "' is unknown");
-            return Conformer::activation_bytes(config, frames, hidden_size, *format, *make_cpu_backend({}));
+            return Conformer::activation_bytes(config, frames, hidden_size, weight_format(weights),
+                                               *make_cpu_backend({}));
           },
           py::arg("frames"), py::arg("hidden_size"), py::arg("weights"),
-          "Bytes that a sound takes on its way, in a model of this hidden size with weights of that format.");
+          "Bytes of memory that encoding a sound takes, in a model of this hidden size with weights of that format.");
   py::class_<Conformer>(m, "Conformer", py::is_final(), "An audio encoder and its projection, in a loaded model.")
       .def(py::init<std::shared_ptr<Model>, const ConformerConfig&>(), py::arg("model").none(false), py::arg("config"))
       .def(
@@ -139,7 +142,8 @@ void register_modality(py::module_& m) {
           [](const Modality& modality, const Features& rows, const OptionalAdapter& adapter) {
             const Adapter* const adapted = adapter_of(adapter, modality.model());
             if (rows.ndim() != 2 || rows.shape(1) != modality.width()) {
-              fail(ErrorCode::kInvalidRequest, "rows must be a float32 array [n, ", modality.width(), "]");
+              fail(ErrorCode::kInvalidRequest, "rows must be a float32 array [n, ", modality.width(), "], got ",
+                   array_text(rows));
             }
             py::array_t<float> out({static_cast<int64_t>(rows.shape(0)), modality.hidden_size()});
             float* const to = out.mutable_data();
@@ -196,7 +200,8 @@ void register_audio(py::module_& m, py::module_& testing) {
             const auto bins = mel.frames > 0 ? static_cast<py::ssize_t>(mel.values.size()) / mel.frames : 0;
             return std::make_pair(floats(mel.values, {mel.frames, bins}), mel.valid);
           },
-          py::arg("samples"), "Of mono samples at 16 kHz: float32 [frames, bins], and how many frames count.")
+          py::arg("samples"),
+          "The features of mono samples at 16 kHz, float32 [frames, bins], and how many frames count.")
       .def(
           "count",
           [](const LogMelExtractor& extractor, int64_t samples) {

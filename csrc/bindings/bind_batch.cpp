@@ -22,7 +22,7 @@ namespace {
 struct Context {
   Context(std::shared_ptr<Model> its_model, std::shared_ptr<const Adapter> its_adapter)
       : model(std::move(its_model)), adapter(std::move(its_adapter)), kv(model->kv()) {
-    if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+    if (adapter) adapter->check_model(*model);
   }
   std::shared_ptr<Model> model;
   std::shared_ptr<const Adapter> adapter;
@@ -46,7 +46,7 @@ struct Step {
 
 using Logits = py::array_t<float>;
 
-// Of each step the logits that it wants, float32 [rows, vocab]; None if it was cancelled.
+// The logits that each step wants, float32 [rows, vocab]; None if it was cancelled.
 std::vector<std::optional<Logits>> forward(const std::vector<std::shared_ptr<Step>>& steps) {
   if (steps.empty()) fail(ErrorCode::kInvalidRequest, "give at least one step");
   const std::shared_ptr<Model> model = steps[0]->context->model;
@@ -54,7 +54,8 @@ std::vector<std::optional<Logits>> forward(const std::vector<std::shared_ptr<Ste
   int64_t rows = 0;
   bool with_taps = false;
   for (const std::shared_ptr<Step>& step : steps) {
-    if (step->context->model != model) fail(ErrorCode::kInvalidRequest, "the contexts belong to different models");
+    if (step->context->model != model)
+      fail(ErrorCode::kInvalidRequest, "the contexts belong to different models, expected one");
     step->cancel = step->cancel_at == "start";
     with_taps |= !step->cancel_at.empty();
     Segment segment = {&step->context->kv, step->tokens.run(), step->wanted, step->context->adapter.get(),
@@ -108,7 +109,7 @@ void register_batch(py::module_& testing) {
            py::arg("soft_rows") = Tokens::SoftArrays(), py::arg("spans") = Tokens::Spans(), py::arg("cancel_at") = "");
 
   testing.def("forward", &forward, py::arg("steps"),
-              "One pass over several contexts: of each step the logits that it wants, float32 [rows, vocab], or None "
+              "One pass over several contexts: the logits that each step wants, float32 [rows, vocab], or None "
               "if it was cancelled. A step is cancelled when the pass makes the tap that its `cancel_at` names; "
               "'start': before the pass.");
 }

@@ -95,7 +95,7 @@ void register_drafts(py::module_& testing) {
         return guesses;
       },
       py::arg("ids"), py::arg("lengths"), py::arg("most"),
-      "What one lookup proposes after this many first ids of a text, in turn.");
+      "What a lookup proposes after the first `lengths[i]` ids of a text, for one length after the other.");
   testing.def(
       "write_with_drafts",
       [](const std::vector<std::vector<int32_t>>& texts, const std::vector<size_t>& prompts,

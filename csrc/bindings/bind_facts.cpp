@@ -1,4 +1,4 @@
-// What the core knows about itself, so that Python need not repeat it.
+// Facts that the core knows about itself, so that Python need not repeat them.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 

@@ -26,12 +26,6 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-Format weight_format(const std::string& name) {
-  const auto format = format_from_name(name);
-  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", name, "' is unknown; expected ", format_names());
-  return *format;
-}
-
 KvFormat kv_format(const std::string& name) {
   const auto format = kv_format_from_name(name);
   if (!format)
@@ -171,7 +165,7 @@ std::map<std::string, int64_t> memory(const Model& model) {
   return result;
 }
 
-// Before they get the length 1: float32 [texts, embedding_size].
+// Not normalised: float32 [texts, embedding_size].
 py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::vector<std::vector<int32_t>>& texts,
                               const std::optional<std::shared_ptr<Adapter>>& adapter) {
   py::array_t<float> out({static_cast<int64_t>(texts.size()), model->config().embedding_size()});
@@ -182,7 +176,7 @@ py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::ve
   return out;
 }
 
-// What reaches the matrices of each layer: "layers.N.q_proj" (also for k and v), "o_proj", "gate_proj" (and up) and
+// The inputs of the matrices of each layer: "layers.N.q_proj" (also for k and v), "o_proj", "gate_proj" (and up) and
 // "down_proj", with a row for each of `ids`, which are a text of their own.
 Inputs projection_inputs(const std::shared_ptr<Model>& model, const std::vector<int32_t>& ids) {
   struct Tap {
@@ -237,9 +231,15 @@ bool fit_bf12(const SourceRows& rows, int threads) {
 
 }  // namespace
 
+Format weight_format(const std::string& name) {
+  const auto format = format_from_name(name);
+  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", name, "' is unknown; expected ", format_names());
+  return *format;
+}
+
 const Adapter* adapter_of(const OptionalAdapter& adapter, const Model& model) {
   const Adapter* const found = adapter.value_or(nullptr).get();
-  if (found && !found->belongs_to(model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+  if (found) found->check_model(model);
   return found;
 }
 
@@ -284,7 +284,7 @@ void register_model(py::module_& m) {
            "Embeddings of texts, each a list of token ids, that go through one forward pass together, not normalised: "
            "float32 [len(texts), embedding_size].")
       .def("projection_inputs", &projection_inputs, py::arg("ids"),
-           "What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), "
+           "The inputs of the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), "
            "'o_proj', 'gate_proj' (also for up) and 'down_proj' -> float32 [tokens, columns].")
       .def("close", &Model::close, py::call_guard<GilRelease>(), "Gives the memory back.");
 
@@ -361,7 +361,7 @@ void register_model(py::module_& m) {
                                                   {"on_disk", plan.on_disk}};
           },
           py::arg("table_type") = "bf16", py::arg("threads") = 0,
-          "Bytes that the model will take, by use; the per-layer table being of that type in its file. `threads`: "
+          "Bytes that the model will take, by use. `table_type`: that of the per-layer table in its file. `threads`: "
           "those "
           "of a pass; 0: the builder's, or as many as this machine would get.")
       .def("tensors", &slots, "Expected shape of every slot still to be filled or filled.")
@@ -370,10 +370,9 @@ void register_model(py::module_& m) {
            py::call_guard<GilRelease>())
       .def("pack", &pack_source, py::arg("name"), py::arg("rows"), py::arg("first_row") = 0)
       .def("pack", &pack, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
-           py::arg("balanced") = false,
-           "The packed form of what add() would take, whose slot stays empty: bytes for a file.")
+           py::arg("balanced") = false, "Packs what add() would take into bytes for a file. The slot stays empty.")
       .def("map_file", &ModelBuilder::map_file, py::arg("descriptor"), py::arg("path"),
-           "Maps the open file that use_packed() speaks of.")
+           "Maps the open file for use_packed().")
       .def("use_packed", &ModelBuilder::use_packed, py::arg("name"), py::arg("offset"), py::arg("bytes"),
            "Fills a slot with the packed form that lies in the mapped file, used in place.")
       .def("add", &add, py::arg("name"), py::arg("data"), py::arg("dtype"), py::arg("first_row") = 0,
@@ -398,7 +397,7 @@ void register_model(py::module_& m) {
           "a row only the "
           "runs `kept`, each (first, count), all if empty. `scales` as in FileRows.")
       .def("set_token_order", &ModelBuilder::set_token_order, py::arg("ids"),
-           "The token of each row of \"embed_tokens\", of an assistant with centroids.")
+           "Sets the token of each row of \"embed_tokens\", for an assistant with centroids.")
       .def("add_random", &add_random, py::kw_only(), py::arg("seed"), py::arg("done") = py::none(),
            "Fills every empty slot with random values of trained weights' size. done(bytes) is called after each piece "
            "of their packed form; what it or a signal handler raises ends it.")
@@ -437,7 +436,7 @@ void register_model(py::module_& m) {
           py::arg("name"), py::arg("data"), py::arg("dtype"), py::kw_only(), py::arg("ids") = std::vector<int32_t>(),
           "The same for rows in an array.")
       .def("add_norm", &AdapterBuilder::add_norm, py::arg("name"), py::arg("weight"), py::call_guard<GilRelease>(),
-           "The weight that the adapter has instead of that of a norm, as the model's files have it.")
+           "Sets a weight that replaces that of a norm, in the form of the model's files.")
       .def(
           "set_per_layer_table",
           [](AdapterBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows,
@@ -448,7 +447,7 @@ void register_model(py::module_& m) {
           },
           py::kw_only(), py::arg("descriptor"), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"),
           py::arg("dtype"),
-          "The table of per-layer embeddings that the adapter has instead of the model's; as in ModelBuilder.")
+          "Sets a table of per-layer embeddings that replaces the model's; arguments as in ModelBuilder.")
       .def(
           "weight",
           [](AdapterBuilder& builder, const std::string& name) {
@@ -464,9 +463,9 @@ void register_model(py::module_& m) {
       .def("share_rows", &AdapterBuilder::share_rows,
            "The output head takes the rows that replace those of the embedding table.")
       .def("rows_bytes", &AdapterBuilder::rows_bytes, py::arg("name"), py::arg("count"),
-           "What add_rows() keeps of `count` rows; 0 for a name that it does not take.")
+           "Bytes that add_rows() keeps for `count` rows; 0 for a name that it does not take.")
       .def("tower_bytes", &AdapterBuilder::tower_bytes, py::arg("name"), py::arg("rank"),
-           "What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text "
+           "Further bytes of a tower's pass for a term of this rank, a bias included; 0 for a matrix of the text "
            "model.")
       .def(
           "finish",

@@ -70,8 +70,9 @@ void register_prefix_cache(py::module_& m) {
           },
           py::arg("ids"), py::kw_only(), py::arg("media") = MediaPairs(), py::arg("adapter") = py::none(),
           py::arg("cache_salt") = 0,
-          "Of the kept text that has the most first tokens in common with `ids`: how many that are, how many of them a "
-          "text can begin with, and the tokens that the kept text goes on with, a few.")
+          "About the kept text with the longest beginning in common with `ids`: its tokens in common, how many of them "
+          "a "
+          "text can begin with, and a few tokens that follow them in the kept text.")
       .def(
           "save",
           [](PrefixCache& cache, const TokenIds& ids, int descriptor, const MediaPairs& media,
@@ -82,7 +83,7 @@ void register_prefix_cache(py::module_& m) {
           },
           py::arg("ids"), py::arg("descriptor"), py::kw_only(), py::arg("media") = MediaPairs(),
           py::arg("adapter") = py::none(), py::arg("cache_salt") = 0,
-          "Appends what is kept of a text to an open file. Returns of how many tokens.")
+          "Appends what is kept of a text to an open file. Returns the number of its tokens.")
       .def(
           "load",
           [](PrefixCache& cache, const TokenIds& ids, int descriptor, int64_t at, const MediaPairs& media,
@@ -93,7 +94,7 @@ void register_prefix_cache(py::module_& m) {
           },
           py::arg("ids"), py::arg("descriptor"), py::arg("at"), py::kw_only(), py::arg("media") = MediaPairs(),
           py::arg("adapter") = py::none(), py::arg("cache_salt") = 0,
-          "Keeps what save() has written from byte `at` to the end of the file. Returns of how many tokens.");
+          "Keeps what save() has written from byte `at` to the end of the file. Returns the number of its tokens.");
 }
 
 }  // namespace gemlet::bindings

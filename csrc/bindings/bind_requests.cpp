@@ -28,7 +28,7 @@ constexpr double kMostSeconds = 1e9;
 using Seconds = std::chrono::duration<double>;
 using Mask = py::array_t<uint32_t, py::array::c_style>;
 
-// Longer than that is for ever.
+// More seconds than kMostSeconds count as for ever.
 std::optional<std::chrono::nanoseconds> duration(const std::optional<double>& seconds, const char* name) {
   if (!seconds) return std::nullopt;
   if (!(*seconds >= 0)) fail(ErrorCode::kInvalidRequest, name, " is ", *seconds, ", expected seconds >= 0");
@@ -54,7 +54,7 @@ const char* name_of(FinishReason reason) {
   return nullptr;
 }
 
-// A request whose reader is an object of Python. It ends with that.
+// A request whose reader is an object of Python. The request ends with that object.
 class Ticket {
  public:
   Ticket(std::shared_ptr<Request> request, int64_t of_rows) : width(of_rows), request_(std::move(request)) {}
@@ -71,7 +71,7 @@ class Ticket {
   const std::shared_ptr<Request> request_;
 };
 
-// float32 [rows, width]; none where there are no rows, as of texts, for which NumPy need not be imported.
+// float32 [rows, width], or none if there are no rows. A text has none, so it does not import NumPy.
 std::optional<py::array_t<float>> rows_of(std::vector<float> values, int64_t width) {
   if (values.empty()) return std::nullopt;
   auto* const own = new std::vector<float>(std::move(values));
@@ -93,7 +93,7 @@ DraftUse drafts_of(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
 }
 
-// What the only text of an engine is going to be, and how often the drafter is to guess its next token.
+// The text that the only request of an engine is going to write, and how often the drafter guesses its next token.
 using Rehearsal = std::pair<std::vector<int32_t>, double>;
 
 std::function<int32_t(int64_t, int32_t)> rehearse(const Rehearsal& rehearsal, int64_t vocab) {
@@ -152,7 +152,7 @@ void register_requests(py::module_& m) {
       .def("clear", &Event::clear_descriptor, "Makes the descriptor unreadable until the next change.");
 
   py::class_<Ticket>(m, "Request", py::is_final(),
-                     "A text that the engine continues until it ends or this object does.")
+                     "A text that the engine continues until the text ends or this object is destroyed.")
       .def(
           "take",
           [](Ticket& ticket) {
@@ -183,8 +183,10 @@ void register_requests(py::module_& m) {
             ticket->set_mask(position, std::move(bits), behind);
           },
           py::arg("position"), py::arg("mask"), py::arg("behind") = std::vector<int32_t>(),
-          "Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the "
-          "lowest first; None: all. The engine chooses none before. `behind`: the last ones of these others, where "
+          "Sets which ids may be the token after `position` others of a masked request: uint32 [n], a bit for each id, "
+          "the "
+          "lowest first; None: all. The engine does not choose the token before. `behind`: the last of these others, "
+          "where "
           "they "
           "are only guessed. A mask for a token that was chosen meanwhile changes nothing.")
       .def_property_readonly(
@@ -192,7 +194,7 @@ void register_requests(py::module_& m) {
           "How many tokens of a masked request were chosen, and the ids that are guessed to come next.")
       .def_property_readonly(
           "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
-          "Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, "
+          "For each token of the last take(), if wanted: its log probability in the model's own distribution, "
           "and pairs (token id, log probability) of the likeliest tokens.")
       .def_property_readonly("cached_tokens", [](const Ticket& ticket) { return ticket->cached_tokens(); })
       .def_property_readonly("read_tokens", [](const Ticket& ticket) { return ticket->read_tokens(); })
@@ -251,7 +253,7 @@ void register_requests(py::module_& m) {
            py::arg("drafter") = py::none(), py::arg("draft_tokens") = StepTimes::kMostRows - 1,
            py::arg("drafter_kv_bytes") = INT64_MAX, py::arg("drafter_cache_bytes") = 0,
            py::arg("rehearsed") = py::none(),
-           "Texts that advance together at most, and bytes for keys and values besides those of one whole context. "
+           "`most_running`: texts that advance together. `kv_bytes`: for keys and values besides one whole context. "
            "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. "
            "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most "
            "`most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most "

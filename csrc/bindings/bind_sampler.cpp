@@ -94,9 +94,10 @@ void register_sampler(py::module_& m) {
           "The next token id from logits [vocab]. `history` is the text so far: the ids of the prompt, of which there "
           "are `prompt_tokens`, and those that were generated.");
 
-  m.def("logprobs", &logprobs, py::arg("logits"), py::arg("ids"), py::arg("top"),
-        "Of each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) "
-        "of the `top` likeliest.");
+  m.def(
+      "logprobs", &logprobs, py::arg("logits"), py::arg("ids"), py::arg("top"),
+      "For each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) "
+      "of the `top` likeliest.");
 }
 
 }  // namespace gemlet::bindings

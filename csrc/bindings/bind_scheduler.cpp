@@ -23,8 +23,8 @@ class Steps {
   Steps(std::shared_ptr<Model> model, const py::object& seconds_of)
       : model_(std::move(model)), seconds_of_(seconds_of) {}
 
-  // The end of each step, in seconds, and what it does. A request is when it comes, the tokens of its prompt and
-  // those that it writes.
+  // The end of each step, in seconds, and what it does. A request is its time of arrival, the tokens of its prompt and
+  // the tokens that it writes.
   std::vector<std::pair<double, Plan>> run(const std::vector<std::tuple<double, int64_t, int64_t>>& requests) {
     std::vector<std::pair<double, Plan>> steps;
     size_t come = 0;
@@ -92,9 +92,10 @@ void register_scheduler(py::module_& testing) {
          const py::object& seconds_of) { return Steps(model, seconds_of).run(requests); },
       py::arg("model"), py::arg("requests"), py::arg("seconds_of"),
       "The steps that the engine's scheduler would make for requests, without computing anything: when each ends, in "
-      "seconds, and how far it takes which requests. A request is when it comes, how many tokens its prompt has and "
+      "seconds, and how far it takes which requests. A request is its time of arrival, the tokens of its prompt and "
       "how "
-      "many it writes; they are in the order in which they come. seconds_of(rows): the time of a step.");
+      ""
+      "many tokens it writes. They are in the order of arrival. seconds_of(rows): the time of a step.");
 }
 
 }  // namespace gemlet::bindings

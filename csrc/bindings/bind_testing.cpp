@@ -74,13 +74,16 @@ std::pair<py::array_t<float>, py::array_t<float>> rope_table(const LayerConfig& 
 std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model,
                                              const std::vector<std::vector<int32_t>>& ids,
                                              const std::vector<std::optional<std::shared_ptr<Adapter>>>& adapters) {
-  if (ids.size() != adapters.size()) fail(ErrorCode::kInvalidRequest, "expected one adapter, or None, per context");
+  if (ids.size() != adapters.size()) {
+    fail(ErrorCode::kInvalidRequest, "there are ", adapters.size(), " adapters, expected one, or None, for each of ",
+         ids.size(), " contexts");
+  }
   std::vector<KvTable> tables;
   Batch batch;
   tables.reserve(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     const Adapter* const adapter = adapters[i] ? adapters[i]->get() : nullptr;
-    if (adapter && !adapter->belongs_to(*model)) fail(ErrorCode::kInvalidRequest, "an adapter of another model");
+    if (adapter) adapter->check_model(*model);
     batch.segments.push_back({&tables.emplace_back(model->kv()), {ids[i]}, LogitsWanted::kAll, adapter});
   }
   const int64_t vocab = model->config().vocab_size;
@@ -99,8 +102,8 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
   return result;
 }
 
-// What an assistant guesses behind the ids, the last of which its target has not run: its likeliest tokens, and their
-// logits [count, vocab].
+// The likeliest tokens that an assistant guesses after the ids, and their logits [count, vocab]. Its target has not run
+// the last id.
 std::pair<std::vector<int32_t>, py::array_t<float>> assistant_logits(Model& target, Model& assistant,
                                                                      const std::vector<int32_t>& ids, int64_t count) {
   const int64_t vocab = target.config().vocab_size, size = target.config().hidden_size;

@@ -9,6 +9,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "bindings/interruptible.h"
+#include "bindings/tokens.h"
 #include "vision/gemma4.h"
 #include "vision/mobilenet.h"
 #include "vision/resize.h"
@@ -34,7 +35,7 @@ using Pixels = py::array_t<float, py::array::c_style>;
 
 Levels resize_image(const Levels& image, int64_t height, int64_t width, const std::string& filter) {
   if (image.ndim() != 3 || image.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "an image must be a uint8 array [height, width, 3]");
+    fail(ErrorCode::kInvalidRequest, "an image must be a uint8 array [height, width, 3], got ", array_text(image));
   }
   if (filter != "bilinear" && filter != "bicubic") {
     fail(ErrorCode::kInvalidRequest, "filter is '", filter, "', expected 'bilinear' or 'bicubic'");
@@ -52,7 +53,8 @@ Levels resize_image(const Levels& image, int64_t height, int64_t width, const st
 
 void check_pixels(const Pixels& pixels, int64_t height, int64_t width) {
   if (pixels.ndim() != 3 || pixels.shape(0) != height || pixels.shape(1) != width || pixels.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [", height, ", ", width, ", 3]");
+    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [", height, ", ", width, ", 3], got ",
+         array_text(pixels));
   }
 }
 void check_pixels(const SiglipConfig& config, const Pixels& pixels) {
@@ -74,12 +76,12 @@ py::array_t<float> encode_image(const Tower& tower, const Pixels& pixels, const 
   return out;
 }
 
-// An image of any size that is whole tokens.
+// An image of any size that divides into whole tokens.
 template <typename Tower>
 py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels, const OptionalAdapter& adapter) {
   const Adapter* const adapted = adapter_of(adapter, tower.model());
   if (pixels.ndim() != 3 || pixels.shape(2) != 3) {
-    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [height, width, 3]");
+    fail(ErrorCode::kInvalidRequest, "pixels must be a float32 array [height, width, 3], got ", array_text(pixels));
   }
   const int64_t height = pixels.shape(0), width = pixels.shape(1), side = tower.token_pixels();
   py::array_t<float> out({(height / side) * (width / side), tower.hidden_size()});
@@ -87,12 +89,6 @@ py::array_t<float> encode_any(const Tower& tower, const Pixels& pixels, const Op
   std::atomic<bool> cancel{false};
   run_interruptibly([&] { tower.encode(pixels.data(), height, width, to, adapted, &cancel); }, [&] { cancel = true; });
   return out;
-}
-
-Format format_of(const std::string& weights) {
-  const auto format = format_from_name(weights);
-  if (!format) fail(ErrorCode::kInvalidRequest, "weight format '", weights, "' is unknown");
-  return *format;
 }
 
 MobileNetBlock::Kind kind_of(const std::string& kind) {
@@ -136,7 +132,7 @@ void register_vision(py::module_& m, py::module_& testing) {
       .def(
           "activation_bytes",
           [](const SiglipConfig& config, int64_t hidden_size, const std::string& weights) {
-            return Siglip::activation_bytes(config, hidden_size, format_of(weights), *make_cpu_backend({}));
+            return Siglip::activation_bytes(config, hidden_size, weight_format(weights), *make_cpu_backend({}));
           },
           py::arg("hidden_size"), py::arg("weights"),
           "Bytes that an image takes on its way, in a model of this hidden size with weights of that format.");
@@ -164,7 +160,7 @@ void register_vision(py::module_& m, py::module_& testing) {
       .def(
           "activation_bytes",
           [](const Gemma4Config& config, int64_t tokens, int64_t hidden_size, const std::string& weights) {
-            return Gemma4Tower::activation_bytes(config, tokens, hidden_size, format_of(weights),
+            return Gemma4Tower::activation_bytes(config, tokens, hidden_size, weight_format(weights),
                                                  *make_cpu_backend({}));
           },
           py::arg("tokens"), py::arg("hidden_size"), py::arg("weights"),
@@ -186,7 +182,7 @@ void register_vision(py::module_& m, py::module_& testing) {
            py::arg("model").none(false), py::kw_only(), py::arg("tile_size"), py::arg("hidden_size"),
            py::arg("positions"), py::arg("rms_norm_eps"))
       .def("encode", &encode_any<UnifiedEmbedder>, py::arg("pixels"), py::arg("adapter") = py::none(),
-           "As of Gemma4VisionTower.");
+           "As Gemma4VisionTower.encode().");
 
   py::class_<MobileNetBlock>(m, "MobileNetBlock", py::is_final(), "A block of Gemma 3n's vision tower.")
       .def(py::init([](const std::string& kind, int64_t in_channels, int64_t out_channels, int64_t inner,
@@ -213,7 +209,7 @@ void register_vision(py::module_& m, py::module_& testing) {
       .def(
           "activation_bytes",
           [](const MobileNetConfig& config, int64_t hidden_size, const std::string& weights) {
-            return MobileNet::activation_bytes(config, hidden_size, format_of(weights), *make_cpu_backend({}));
+            return MobileNet::activation_bytes(config, hidden_size, weight_format(weights), *make_cpu_backend({}));
           },
           py::arg("hidden_size"), py::arg("weights"),
           "Bytes that an image takes on its way, in a model of this hidden size with weights of that format.");

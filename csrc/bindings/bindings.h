@@ -36,6 +36,8 @@ void register_scheduler(pybind11::module_& testing);
 void register_vision(pybind11::module_& m, pybind11::module_& testing);
 
 using OptionalAdapter = std::optional<std::shared_ptr<Adapter>>;
+// A weight format by its name. Throws kInvalidRequest, with all names, if there is none.
+Format weight_format(const std::string& name);
 // Null for none. Throws kInvalidRequest for an adapter of another model.
 const Adapter* adapter_of(const OptionalAdapter& adapter, const Model& model);
 

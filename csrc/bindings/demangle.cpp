@@ -1,5 +1,5 @@
-// Only in wheels, whose C++ runtime is inside. It would bring a reader of mangled names, 48 KB of the wheel, for
-// messages of pybind11 about C++ types that Python does not know. They show the mangled names instead.
+// Only in wheels, which contain the C++ runtime. Its reader of mangled names would take 48 KB of the wheel. Only
+// pybind11's messages about C++ types that Python does not know need it. They show the mangled names instead.
 #include <cstddef>
 
 extern "C" char* __cxa_demangle(const char*, char*, size_t*, int* status) noexcept {

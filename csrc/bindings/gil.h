@@ -1,9 +1,9 @@
 // Python's lock (the GIL) around work of the core.
 //
 // When Python ends, it ends every thread that wants the lock, and before 3.14 it does so by unwinding the thread's
-// stack. Destructors of C++ cannot be unwound, and objects of Python must not be released without the lock. So here
-// such a thread stays where it is, for ever, as it does in 3.14; the process ends without it. None holds a lock of the
-// core there.
+// stack. Destructors of C++ cannot be unwound, and objects of Python must not be released without the lock. So such a
+// thread waits here for ever, as it does in 3.14, and the process ends without it. It holds no lock of the core
+// meanwhile.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,7 +12,7 @@
 
 namespace gemlet::bindings {
 
-// Whether Python has begun to end: from here on no thread gets the lock but the one that ends it, which has it.
+// Whether Python has begun to end: from then on, only the thread that ends it has the lock.
 bool python_is_ending();
 
 [[noreturn]] void stay_for_ever();

@@ -28,7 +28,7 @@ constexpr std::chrono::milliseconds kPatience(20);
 // Also in a forked process, whose one thread is Python's main thread.
 bool on_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
-// Shared with the thread that works, which may leave it last.
+// Shared with the thread that works, which may release it last.
 class Work {
  public:
   explicit Work(std::function<void()> work) : work_(std::move(work)) {}
@@ -90,7 +90,7 @@ void run_interruptibly(std::function<void()> work, const std::function<void()>& 
     if (forks != fork_generation()) {
       leave_behind(shared);  // the thread that was to finish it is in the other process
       if (raised) throw std::move(*raised);
-      fail(ErrorCode::kCancelled, "a signal handler forked the process; the work goes on in the other one alone");
+      fail(ErrorCode::kCancelled, "a signal handler forked this process; only the parent goes on with the work");
     }
     if (raised) cancel();  // again and again: the work may not have begun
   }

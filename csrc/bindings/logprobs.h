@@ -9,7 +9,7 @@
 
 namespace gemlet::bindings {
 
-// Of each token its log probability, and pairs (token id, log probability) of the likeliest.
+// For each token its log probability, and pairs (token id, log probability) of the likeliest tokens.
 using LogprobPairs = std::vector<std::pair<float, std::vector<std::pair<int32_t, float>>>>;
 
 inline LogprobPairs pairs_of(const std::vector<Logprobs>& found) {

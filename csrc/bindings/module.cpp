@@ -42,7 +42,7 @@ const char* python_name(gemlet::ErrorCode code) {
 void raise_gemlet_error(const char* name, const char* message) {
   gemlet::bindings::in_python([&] {
     const pybind11::object type = pybind11::module_::import("gemlet.errors").attr(name);
-    // What came from the environment or a file may be no UTF-8.
+    // Text from the environment or a file may not be UTF-8.
     const auto text = pybind11::reinterpret_steal<pybind11::object>(
         PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(std::strlen(message)), "backslashreplace"));
     if (text) PyErr_SetObject(type.ptr(), text.ptr());

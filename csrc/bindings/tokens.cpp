@@ -37,8 +37,7 @@ std::vector<int32_t> token_ids(const py::object& ids) {
   if (array.size() == 0) return {};
   const char kind = array.dtype().kind();
   if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
-    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array.ndim(),
-         " dimensions of ", py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>());
+    fail(ErrorCode::kInvalidRequest, "token ids must be a one-dimensional array of integers, got ", array_text(array));
   }
   const auto wide =
       in_python([&] { return py::array_t < int64_t, py::array::c_style | py::array::forcecast > ::ensure(array); });
@@ -47,11 +46,17 @@ std::vector<int32_t> token_ids(const py::object& ids) {
   for (size_t i = 0; i < result.size(); ++i) {
     const int64_t id = wide.data()[i];
     if (id < INT32_MIN || id > INT32_MAX) {
-      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i, " is out of range");
+      fail(ErrorCode::kInvalidRequest, "token id ", id, " at position ", i,
+           " is out of range: the ids of a vocabulary have at most 31 bits");
     }
     result[i] = static_cast<int32_t>(id);
   }
   return result;
+}
+
+std::string array_text(const py::array& array) {
+  return py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>() + " " +
+         py::str(array.attr("shape")).cast<std::string>();
 }
 
 void check_rows(const py::array& array, int64_t hidden_size) {
@@ -59,15 +64,14 @@ void check_rows(const py::array& array, int64_t hidden_size) {
   const bool floats = array.dtype().is(py::dtype::of<float>()) && (~array.flags() & kFlags) == 0;
   if (!floats || array.ndim() != 2 || array.shape(1) != hidden_size) {
     fail(ErrorCode::kInvalidRequest, "soft rows must be a C-contiguous float32 array [rows, ", hidden_size, "], got ",
-         py::str(static_cast<const py::object&>(array.dtype())).cast<std::string>(), " ",
-         py::str(array.attr("shape")).cast<std::string>());
+         array_text(array));
   }
 }
 
 std::vector<PlacedMedia> placed(const MediaPairs& pairs) {
   std::vector<PlacedMedia> media;
   for (const auto& [first, one] : pairs) {
-    if (!one) fail(ErrorCode::kInvalidRequest, "a medium of the prompt is None");
+    if (!one) fail(ErrorCode::kInvalidRequest, "a medium of the prompt is None, expected a Media");
     media.push_back({first, one});
   }
   return media;

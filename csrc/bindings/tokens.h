@@ -14,11 +14,14 @@
 
 namespace gemlet::bindings {
 
-// What the signature shows: what NumPy can make an array of.
+// The type in the signature: anything that NumPy can make an array of.
 using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::buffer, pybind11::typing::List<pybind11::int_>>;
 
 // Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
 std::vector<int32_t> token_ids(const pybind11::object& ids);
+
+// The type and shape of an array, for messages: "float32 (3, 4)".
+std::string array_text(const pybind11::array& array);
 
 // Throws kInvalidRequest unless it is a C-contiguous float32 array [rows, hidden_size].
 void check_rows(const pybind11::array& array, int64_t hidden_size);

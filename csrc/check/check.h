@@ -106,7 +106,7 @@ void check_model(Tier tier);
 // prefixes. Every text must be one that the model writes, and every block must come back.
 void check_engine(Tier tier);
 
-// So many hostile sizes of images, sounds and towers.
+// Checks `inputs` hostile sizes of images, sounds and towers.
 void check_media(Tier tier, int64_t inputs, uint64_t seed);
 
 }  // namespace gemlet::check

@@ -20,7 +20,7 @@ namespace {
 constexpr int kReaders = 4, kRequests = 12;  // requests of each reader
 constexpr int64_t kContext = 256;
 
-// How far below the largest logit a token may lie that counts as the likeliest: what rounding explains.
+// A token counts as the likeliest if its logit is at most this far below the largest one, which rounding explains.
 constexpr float kSlack = 1e-3f;
 
 using Tokens = std::vector<int32_t>;

@@ -43,7 +43,7 @@ class Chance {
     if (!one_in(12)) return usual;
     return one_in(2) ? kNumbers[static_cast<size_t>(below(kNumbers.size()))] : std::bit_cast<double>(random_.bits());
   }
-  // So many bytes that end at an unreadable page.
+  // `count` bytes that end at an unreadable page.
   GuardedBytes bytes(int64_t count) {
     GuardedBytes made(std::max<int64_t>(count, 1));
     for (int64_t i = 0; i < count; i += 8) {

@@ -58,8 +58,8 @@ std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
 struct Case {
   Format weights;
   KvFormat kv;
-  // Of the error of a logit; logits are up to 30. Where numbers are rounded on the way (the cache or activations to
-  // bf16, activations to int8), a number at a tie may be rounded the other way.
+  // The bound of the error of a logit. Logits are up to 30. Where numbers are rounded during the pass (the cache or
+  // activations to bf16, activations to int8), a number at a tie may be rounded the other way.
   double bound;
 };
 constexpr Case kCases[] = {

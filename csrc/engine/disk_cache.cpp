@@ -80,7 +80,7 @@ std::shared_ptr<DiskCache::Reading> DiskCache::read(const KvOwner& owner, const 
 }
 
 bool DiskCache::abandon() {
-  std::deque<Write> writes;  // given back after the lock
+  std::deque<Write> writes;  // freed after the lock
   Lock lock(mutex_);
   std::swap(writes, writes_);
   waiting_bytes_ = 0;
@@ -165,7 +165,8 @@ bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> text,
   return true;
 }
 
-// First how far the blocks lead, then the blocks: of layers with a window, only those that the next token sees.
+// First finds how far the blocks lead, then reads them. For layers with a window, it reads only those that the next
+// token sees.
 void DiskCache::do_read(Reading& reading) {
   const std::vector<KvLayout::Kind>& kinds = pool_.layout().kinds;
   const TextKey& text = reading.text;
@@ -186,7 +187,7 @@ void DiskCache::do_read(Reading& reading) {
     name = next;
     common += kKvBlockTokens;
   }
-  // The block that has the most of what follows.
+  // The block that has the most of the following tokens.
   if (common < text.tokens()) {
     const std::span<const int32_t> rest = text.block(common / kKvBlockTokens);
     const uint64_t before = DiskFolder::name_of(reading.owner, name, all).before;

@@ -29,7 +29,7 @@ class DiskCache {
   DiskCache(const DiskCache&) = delete;
   DiskCache& operator=(const DiskCache&) = delete;
 
-  // Writes a block, the last one of a text with these numbers, some time. Not if too much waits already.
+  // Queues a block to be written: the last one of a text with these numbers. Does nothing if too much waits already.
   void write(const KvOwner& owner, std::span<const int32_t> numbers, const std::vector<KvBlockRef>& blocks);
 
   struct Block {
@@ -41,7 +41,7 @@ class DiskCache {
     KvOwner owner;
     TextKey text;
     int64_t from;   // full blocks that are known already
-    int64_t known;  // tokens that are
+    int64_t known;  // tokens that are known already
     std::atomic<bool> is_done{false};
     std::vector<Block> found = {};  // once it is done: the blocks behind `from`
   };
@@ -77,7 +77,7 @@ class DiskCache {
   std::deque<std::shared_ptr<Reading>> readings_;
   int64_t waiting_bytes_ = 0;
   bool is_busy_ = false;
-  std::optional<Clock::time_point> end_;  // it is to end, at the latest then
+  std::optional<Clock::time_point> end_;  // set: it is to end, at this time at the latest
   std::thread thread_;
 };
 

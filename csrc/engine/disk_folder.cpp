@@ -20,7 +20,7 @@ namespace gemlet {
 namespace {
 
 constexpr char kTemporary[] = ".gemlet-";
-constexpr int64_t kCountAgain = 64;      // writes, after which other processes may have written as much
+constexpr int64_t kCountAgain = 64;      // writes until entries are counted again, as other processes write too
 constexpr int64_t kAbandoned = 15 * 60;  // seconds after which a temporary file belongs to no process any more
 
 bool is_own_file(const struct stat& status) { return S_ISREG(status.st_mode) && status.st_uid == geteuid(); }

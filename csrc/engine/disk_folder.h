@@ -2,10 +2,10 @@
 // checksums of what comes before and of the whole, in which kv_record.h has the text itself. Blocks that follow
 // the same text lie in one of 256 folders, so that they are found without looking at all files.
 //
-// Any number of processes may use it. A file appears by renaming, whole or not at all. What is damaged, a link or a
-// pipe, somebody else's, or of another text is not there. Nothing is flushed to the disk: what a power cut leaves half
-// written fails its checksum. Above its size, the files that were not used for the longest time are removed, after
-// those that only they lead to.
+// Any number of processes may use it. A file appears by renaming, whole or not at all. A file that is damaged, a link,
+// a pipe, of another user or of another text counts as absent. Nothing is flushed to the disk: what a power cut leaves
+// half written fails its checksum. Above its size, the files that were not used for the longest time are removed.
+// Before a file, those that only it leads to are removed.
 #pragma once
 
 #include <atomic>

@@ -9,10 +9,10 @@ namespace gemlet {
 
 void check_drafter(const Model& drafter, const Model& target) {
   if (target.config().bidirectional || drafter.config().bidirectional) {
-    fail(ErrorCode::kUnsupported, "a drafter goes with models that write text; one of the two makes embeddings");
+    fail(ErrorCode::kUnsupported, "a drafter needs two models that continue texts, but one of these makes embeddings");
   }
   if (drafter.shared_backend() != target.shared_backend()) {
-    fail(ErrorCode::kInvalidRequest, "the drafter was not built beside the model");
+    fail(ErrorCode::kInvalidRequest, "the drafter was not built for this model; build it with `beside`");
   }
 }
 

@@ -1,6 +1,6 @@
-// Guesses that a model makes, a smaller one than that which writes. It guesses about all texts of a step at once, in as
-// many passes as there are tokens in the longest guess. Each token is what the text's own sampler, with the random
-// numbers that are next, would choose from the drafter's logits; so the guesses about drawn texts are right more often.
+// Guesses of a model that is smaller than the one that writes. It guesses about all texts of a step at once, in as many
+// passes as there are tokens in the longest guess. Each token is what the text's own sampler, with the random numbers
+// that are next, would choose from the drafter's logits; so guesses about sampled texts are right more often.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ class DraftModel {
   // Reads the next ones, at most `tokens`.
   virtual void read(Job& job, int64_t tokens) = 0;
   virtual void guess(std::span<Ask> asks) = 0;
-  // Bytes that a pass reads, as far as they are weights.
+  // Bytes of weights that a pass reads.
   virtual int64_t pass_bytes() const = 0;
   // The text has ended, or gives up its memory.
   virtual void end(Job& job) = 0;
@@ -69,7 +69,7 @@ class SmallerModel final : public DraftModel {
   std::vector<float> wide_;  // logits of the other model's width
 };
 
-// Throws kInvalidRequest if the one cannot guess for the other.
+// Throws kInvalidRequest or kUnsupported if `drafter` cannot guess for `target`.
 void check_drafter(const Model& drafter, const Model& target);
 
 // The token that a text's sampler, after `history` and `ahead` more tokens than it has drawn, would choose; -1 if there

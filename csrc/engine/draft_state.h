@@ -1,4 +1,4 @@
-// What a drafting model (engine/draft_model.h) has of a text.
+// The state that a drafting model (engine/draft_model.h) keeps for a text.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct DraftState {
   // What a smaller model needs:
   std::unique_ptr<KvTable> kv;   // null: nothing yet
   int64_t certain = 0;           // tokens of the text in it
-  std::vector<int32_t> guessed;  // and those behind them
+  std::vector<int32_t> guessed;  // guessed tokens after those
   int64_t kept_blocks = 0;       // blocks that its prefix cache has
   // What an assistant needs: the model's states [rows, hidden] of the last pass, and which of them chose the last
   // token.

@@ -10,7 +10,7 @@ namespace {
 constexpr size_t kLeast = 2;       // tokens in common
 constexpr size_t kMost = 32;       // tokens that are compared
 constexpr int kMostPlaces = 32;    // places that are looked at
-constexpr size_t kSlots = 1 << 8;  // their number at first
+constexpr size_t kSlots = 1 << 8;  // their number in a new table
 
 // How many tokens before two places are the same, at most kMost. `place` < `end`.
 size_t common_before(std::span<const int32_t> ids, size_t place, size_t end) {
@@ -54,7 +54,7 @@ Draft PromptLookup::propose(std::span<const int32_t> ids, int64_t most) {
   Draft draft;
   if (best == 0) return draft;
   draft.kind = common < 4 ? 0 : common < 9 ? 1 : 2;
-  // A text that repeats itself goes on with the draft where the place comes to its end.
+  // If the text repeats itself, the copied place reaches the end of the text. The copy then goes on with the draft.
   for (size_t i = 0; i < static_cast<size_t>(most); ++i) {
     draft.ids.push_back(best + i < ids.size() ? ids[best + i] : draft.ids[best + i - ids.size()]);
   }

@@ -100,7 +100,7 @@ DraftChoice choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t 
   if (candidates.empty()) return {};
   std::stable_sort(candidates.begin(), candidates.end());
   DraftChoice best = choose(candidates, rows, most, 0, times);
-  // What a row costs is measured only by taking one.
+  // The cost of a row can be measured only by taking one.
   if (best.count == 0 && candidates[0].chance > 0.5 && times.is_time_to_try(kPatience)) best.count = 1;
   for (int64_t i = 0; i < best.count; ++i) ++texts[candidates[static_cast<size_t>(i)].text]->taken_;
   return best;

@@ -7,10 +7,10 @@
 //
 // Guesses cost time, so a step takes them only where that pays: it knows how long steps with more rows take
 // (engine/step_times.h) and how often the guesses about each text have been right. Guesses that do not go through a
-// pass are compared, too, with what is chosen. Guesses of a model (engine/draft_model.h) cost passes of their own
-// besides: how long they are to be is chosen before they are made. And no text may lose: each has an account of what it
-// gained and lost, also by the guesses about others in its steps. Once it has lost more than it gained and a hundredth
-// of its tokens, its steps take no guesses for a while.
+// pass are compared, too, with what is chosen. Guesses of a model (engine/draft_model.h) also cost passes of their own,
+// so their length is chosen before they are made. No text may lose: each has an account of what it gained and lost,
+// also by guesses about other texts in its steps. Once it has lost more than it gained and a hundredth of its tokens,
+// its steps take no guesses for a while.
 #pragma once
 
 #include <array>
@@ -48,7 +48,7 @@ class Drafts {
   void propose(std::span<const int32_t> ids, int64_t most);
   // Those that go through the pass.
   std::span<const int32_t> taken() const { return std::span(draft_.ids).first(static_cast<size_t>(taken_)); }
-  // `last`, and those after it. Valid until the next call.
+  // `last` and the guessed tokens after it. Valid until the next call.
   std::span<const int32_t> behind(int32_t last);
   // Takes at most `most` of them, without choose_drafts(). Returns how many.
   int64_t take(int64_t most);
@@ -87,7 +87,7 @@ DraftChoice choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t 
 DraftChoice choose_depths(std::span<ModelDrafts> texts, int64_t rows, int64_t most, double pass,
                           const StepTimes& times);
 
-// What the best number of guesses would gain a text alone, of which each is right with this chance.
+// What a text that is alone would gain from the best number of guesses, if each is right with this chance.
 double gain_alone(double chance, double pass, const StepTimes& times);
 
 }  // namespace gemlet

@@ -10,9 +10,7 @@ namespace gemlet {
 void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adapter* adapter, float* out,
            const std::atomic<bool>* cancel, const TapSink* taps) {
   if (!model.config().bidirectional) fail(ErrorCode::kUnsupported, "the model continues texts and makes no embeddings");
-  if (adapter && !adapter->belongs_to(model)) {
-    fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
-  }
+  if (adapter) adapter->check_model(model);
   std::vector<KvTable> tables;
   tables.reserve(texts.size());
   Batch batch;

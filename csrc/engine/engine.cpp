@@ -68,9 +68,7 @@ std::shared_ptr<Request> Engine::submit(RequestOptions options) {
   if (options.max_tokens < 1) fail(ErrorCode::kInvalidRequest, "max_tokens is ", options.max_tokens, ", expected >= 1");
   if (options.most_unread < 1)
     fail(ErrorCode::kInvalidRequest, "most_unread is ", options.most_unread, ", expected >= 1");
-  if (options.adapter && !options.adapter->belongs_to(*model_)) {
-    fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
-  }
+  if (options.adapter) options.adapter->check_model(*model_);
   const Sampler checked(options.sampler);
   if (model_->closed()) fail(ErrorCode::kClosed, "the model is closed; load it again");
   auto request = std::make_shared<Request>(std::move(options));

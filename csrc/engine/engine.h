@@ -45,7 +45,7 @@ class Engine {
   // The engine's prefix cache, in this process.
   std::shared_ptr<PrefixCache> prefix_cache();
 
-  // Ends all requests with kCancelled and waits for the worker. What is submitted later throws kClosed.
+  // Ends all requests with kCancelled and waits for the worker. Later calls of submit() throw kClosed.
   void close();
 
  private:

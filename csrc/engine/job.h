@@ -22,7 +22,7 @@ namespace gemlet {
 // The most rows of logits that a request gets from one step. Those of Gemma 3 take 134 MB.
 inline constexpr int64_t kLogitsRows = 128;
 
-// A text may wait so long for its reader before it makes room for others.
+// A text may wait this long for its reader before it makes room for others.
 inline constexpr std::chrono::milliseconds kGrace(100);
 
 struct Job {
@@ -39,8 +39,8 @@ struct Job {
   DraftState draft_state = {};               // what a drafting model has read and computed for it
   std::vector<float> held = {};  // the logits of its next token, whose mask is missing, and of guesses behind it
   int64_t right = 0;             // guesses of the last pass that have been chosen, while logits are held
-  double slowed = 1;             // how many times as long guesses made that pass
-  bool needs_mask = false;       // it gave its place up when it waited for that: it begins with the mask
+  double slowed = 1;             // the factor by which guesses made that pass longer
+  bool needs_mask = false;       // it gave up its place while it waited for a mask, and begins again when it has one
   std::optional<int32_t> chosen = std::nullopt;  // its next token, see Worker::choose_together()
   std::optional<RequestOptions::Clock::time_point> slow_since = std::nullopt;  // waits_for_reader()
   int64_t kept_blocks = 0;                                                     // blocks that the prefix cache has

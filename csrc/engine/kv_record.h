@@ -5,8 +5,8 @@
 //   int32 [numbers]        the text up to the end of the block (text_key.h); then zeros up to a multiple of 8 bytes
 //   for each kind that is there: its heads, as they lie in the cache
 //
-// Everything is compared or checked before it is used: what is not as it has to be is not there. So are all tokens, so
-// that two texts are never taken for the same.
+// Everything is checked before it is used, and a record that does not match counts as absent. All tokens are compared,
+// so that two texts are never taken for the same.
 #pragma once
 
 #include <cstdint>

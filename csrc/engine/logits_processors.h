@@ -13,7 +13,7 @@ namespace gemlet {
 
 class LogitsProcessors {
  public:
-  // `config` lives longer.
+  // `config` must outlive it.
   explicit LogitsProcessors(const SamplerConfig& config) : config_(config) {}
 
   // Whether apply() would change anything for a text of this many tokens.

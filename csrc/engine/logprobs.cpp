@@ -10,7 +10,8 @@ namespace gemlet {
 
 Logprobs LogprobReader::read(std::span<const float> logits, int32_t chosen, size_t top) {
   if (static_cast<size_t>(chosen) >= logits.size()) {
-    fail(ErrorCode::kInvalidRequest, "there is no logit of the token id ", chosen, "; there are ", logits.size());
+    fail(ErrorCode::kInvalidRequest, "token id ", chosen, " has no logit, expected 0 to ",
+         static_cast<int64_t>(logits.size()) - 1);
   }
   row_.read(logits);
   if (row_.largest() == -std::numeric_limits<float>::infinity()) fail(ErrorCode::kInvalidRequest, "no logit is finite");

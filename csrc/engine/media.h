@@ -13,7 +13,7 @@ namespace gemlet {
 
 using Digest = std::array<uint8_t, 32>;
 
-// What a tower makes of an image or a sound.
+// The rows that a tower makes from an image or a sound.
 struct Media {
   std::vector<float> rows;  // [count, hidden]
   int64_t count, hidden_size;
@@ -27,9 +27,9 @@ struct PlacedMedia {
   std::shared_ptr<const Media> media;
 };
 
-// `tokens`, or fewer, so that the first ones of a text end within none of its spans.
+// The largest number up to `tokens` for which the first tokens of a text do not end within a span.
 int64_t whole_tokens(std::span<const TokenSpan> spans, int64_t tokens);
-// More tokens than `tokens`, which end within no span, but as few as possible.
+// The smallest number above `tokens` for which the first tokens of a text do not end within a span.
 int64_t next_whole(std::span<const TokenSpan> spans, int64_t tokens);
 
 // The soft rows and spans of a prompt with media, which must live longer.

@@ -97,7 +97,7 @@ int64_t PrefixCache::keep(const Root& root, const TextKey& text, const KvTable& 
     const std::span<const int32_t> numbers = text.block(index, end);
     if (index < from) {
       const auto there = children->find({numbers.begin(), numbers.end()});
-      if (there == children->end()) break;  // it was given up meanwhile, and with it all that came behind
+      if (there == children->end()) break;  // it was given up meanwhile, with all its descendants
       path.push_back(there->second.get());
     } else {
       bool is_new = false;
@@ -244,7 +244,7 @@ void PrefixCache::close() {
 
 // --- On disk --------------------------------------------------------------------------------------------------------
 
-// What a text's keys and values depend on; nothing if that cannot be told to another process.
+// What a text's keys and values depend on; nothing if another process could not know it.
 std::optional<KvOwner> PrefixCache::owner_of(const Root& root) const {
   KvOwner owner = {model_, {}, root.salt};
   if (const std::shared_ptr<const Adapter> adapter = root.adapter.lock()) {

@@ -5,14 +5,14 @@
 //
 // A text may take a block in part: the table that takes it copies it before it writes. An entry holds references to
 // blocks of the pool, which tables share. It has two parts: the blocks of layers that see everything, and those of
-// layers with a sliding window, which only texts need that go on within the window. Under the byte limit, the part that
-// was not used for the longest time goes first; an entry goes after its children, and with both parts. A text begins at
-// the longest prefix whose windows are complete.
+// layers with a sliding window. Only texts that go on within the window need the second part. Under the byte limit, the
+// part that was not used for the longest time goes first; an entry goes only after its children, and then with both
+// parts. A text begins at the longest prefix whose windows are complete.
 //
-// On disk (disk_cache.h), if there is a folder, new entries are written behind. What a text finds there is added to the
-// tree before the text begins.
+// If there is a folder (disk_cache.h), new entries are written to it in the background. Entries for a text that are
+// found there are added to the tree before the text begins.
 //
-// Any thread may call; each call is whole.
+// Any thread may call these functions. Each call is atomic.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ class PrefixCache {
   // Forgets what waits to be written to the disk. Returns whether there was anything.
   bool abandon() { return disk_ && disk_->abandon(); }
 
-  // Appends what is kept of a text to an open file, as records. Returns of how many tokens.
+  // Appends what is kept of a text to an open file, as records. Returns the number of its tokens.
   int64_t save(const Root& root, const TextKey& text, int descriptor);
   // Keeps what is in the file from byte `at` on. Throws kModelFile if that is anything but records of this text and
   // model, and kMemory.
@@ -81,8 +81,8 @@ class PrefixCache {
   static constexpr int64_t kShown = 16;
   Nearest nearest(const Root& root, const TextKey& text);
 
-  // Gives up parts until at least so many bytes were freed, or nothing is left. Blocks that a table shares count, too,
-  // though they stay. Returns whether anything was given up.
+  // Gives up parts until at least this many bytes were freed, or nothing is left. Blocks that a table shares count too,
+  // although they stay. Returns whether anything was given up.
   bool give_up(int64_t bytes);
   // Gives up the entries of adapters that are gone, and trees without entries.
   void forget_gone_adapters();

@@ -13,7 +13,7 @@ namespace gemlet {
 // the last d tokens. In linear time (the Z function, Gusfield 1997, of the reversed text).
 void repeated_lengths(std::span<const int32_t> ids, std::vector<size_t>& lengths);
 
-// Short sequences of tokens, such as the end of a line, across which a repetition does not count.
+// Short sequences of tokens, such as the end of a line. A repetition does not count across them.
 class SequenceBreakers {
  public:
   // Each of the heads with the tail behind it. Without a tail, every head alone.
@@ -27,8 +27,8 @@ class SequenceBreakers {
   // Whether the token alone is one.
   bool is_breaker(int32_t id) const;
 
-  // How many tokens follow the last one in `ids`; all, if there is none. Of those that begin with the same token, the
-  // longest counts.
+  // How many tokens follow the last one in `ids`; all, if there is none. Of breakers that begin with the same token,
+  // the longest counts.
   size_t tokens_after_last(std::span<const int32_t> ids) const;
 
  private:

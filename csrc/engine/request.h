@@ -1,8 +1,8 @@
 // A request to a model, such as to continue a text: what was asked for, how far it is, and what waits for its reader.
 //
 // Everything here but the constants changes under fork_safe_mutex(), for short moments, and so is whole in a forked
-// process. What the forward pass needs besides, the keys and values, the engine can compute again from the ids: after
-// a fork, and when memory runs out.
+// process. The forward pass also needs keys and values. The engine can compute them again from the ids, after a fork
+// and when memory runs out.
 #pragma once
 
 #include <atomic>
@@ -26,7 +26,7 @@ namespace gemlet {
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled, kTimeout, kFailed };
 
-// What is wanted of the prompt.
+// The wanted result for the prompt.
 enum class Wanted : uint8_t {
   kText,       // its continuation, token by token
   kLogits,     // the logits after each of its tokens, from number `first_row` on
@@ -75,7 +75,7 @@ class Request {
 
   const RequestOptions options;
 
-  // The tokens that are there, and whether more will come. Does not wait. Throws the error of a request that failed,
+  // The tokens chosen so far, and whether more will come. Does not wait. Throws the error of a request that failed,
   // after its last tokens.
   Output take();
   // Which ids may be chosen as the token after `position` others. The pass that computes its logits does not wait for
@@ -93,7 +93,7 @@ class Request {
 
   // Tokens of the prompt whose keys and values were there already.
   int64_t cached_tokens() const { return cached_tokens_.load(std::memory_order_relaxed); }
-  // Tokens of the prompt that were read, those included.
+  // Tokens of the prompt that were read, including the cached ones.
   int64_t read_tokens() const { return read_tokens_.load(std::memory_order_relaxed); }
   Times times() const;
 

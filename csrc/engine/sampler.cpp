@@ -153,8 +153,8 @@ void Sampler::select_candidates(size_t count) {
     for (const LogitRow::Entry& c : candidates_) sum += weights_.emplace_back(weight_of(c.logit));
     return sum;
   };
-  // Only these can weigh in at all: e^-60 of the largest is beyond the precision of the sum. And only these can be as
-  // likely as min-p says.
+  // Only these have a weight that counts: e^-60 of the largest is beyond the precision of the sum. And only these can
+  // be as likely as min-p says.
   const double negligible = 60.0 * config_.temperature;
   const double reach_of_min_p = std::min(negligible, -std::log(config_.min_p) * config_.temperature);
   if (config_.top_k > 0 && static_cast<size_t>(config_.top_k) < count) {
@@ -206,8 +206,8 @@ void Sampler::keep_if(Condition condition) {
   weights_.resize(kept);
 }
 
-// The one of ranked_ with which, in their order, the sum of the weights reaches `mass`; else the last. A search that
-// halves, in linear time in all.
+// The token of ranked_ with which, in their order, the sum of the weights reaches `mass`; else the last. The search
+// halves the range each time, so it takes linear time in all.
 Sampler::Ranked Sampler::last_of_mass(double mass) {
   auto begin = ranked_.begin(), end = ranked_.end();
   double covered = 0;

@@ -1,4 +1,4 @@
-// What a text asks of the choice of its tokens: plain numbers and ids, checked.
+// How the tokens of a text are chosen: plain numbers and ids, checked.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,7 @@ struct DryConfig {
   std::shared_ptr<const SequenceBreakers> breakers;  // no repetition reaches across these; null: there are none
 };
 
-// The members stand in the order in which they count. All ids are at least 0, and ids beyond the logits are passed
-// over.
+// The members stand in the order in which they count. All ids are at least 0, and ids beyond the logits are ignored.
 struct SamplerConfig {
   std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits of these ids
   double repetition_penalty = 1.0;  // > 0; divides positive and multiplies negative logits of all tokens so far

@@ -70,7 +70,7 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
   if (readers.empty()) return parts;
   const int64_t writers = static_cast<int64_t>(parts.size()), room = limits_.rows - writers;
   int64_t wanted = writers > 0 ? std::min(room, times.prompt_tokens(writers)) : room;
-  // To the end of a prompt, some more may be read: it is not worth another step.
+  // Some more tokens may be read if that finishes the prompt, because they are not worth another step.
   const int64_t most = std::min(room, 2 * wanted);
   // The more texts are written in a step, the less each of them costs.
   const bool more_read = static_cast<int64_t>(readers.size() + waiting_.size()) > writers;

@@ -32,22 +32,21 @@ class Scheduler {
   void put_back(Job* job);
   std::unique_ptr<Job> remove(Job* job);
 
-  // The next one that wants to begin, or null; begin() lets it, if not is_full().
+  // The next one that waits to begin, or null. begin() starts it, if not is_full().
   Job* next_waiting() const;
   bool is_full() const { return static_cast<int64_t>(running_.size()) >= limits_.running; }
   void begin(Job* job);
 
-  // The next step. While texts are being written, it also reads tokens of prompts, as many as double its time, or
-  // up to twice as many where that is the end of a prompt, or where more texts wait for their first token than are
-  // being written. The prompt comes first that is done soonest. The one that has waited longest comes first when three
-  // steps in a row have not read it, so that neither a long prompt nor a short one waits for the others. While more
-  // texts are written than wait, one of 16 steps with prompts, where it reads the end of one, reads no piece of
-  // another, and is shorter. That costs the other one half a step at most, a thirtieth of its time. No prompt is cut
-  // within a span.
+  // The next step. While texts are being written, it also reads tokens of prompts, as many as double its time, or up to
+  // twice as many where that is the end of a prompt, or where more texts wait for their first token than are being
+  // written. The prompt that is done soonest comes first. The one that has waited longest comes first when three steps
+  // in a row have not read it, so that neither a long prompt nor a short one waits for the others. While more texts are
+  // written than wait, one of 16 steps with prompts, where it reads the end of one, reads no piece of another, and is
+  // shorter. That costs the other one half a step at most, a thirtieth of its time. No prompt is cut within a span.
   std::vector<Part> plan(const StepTimes& times);
 
-  // The running job to give up when memory runs out: one whose reader is slow, else of the lowest priority the last one
-  // that came. Null if there is only one.
+  // The running job to give up when memory runs out: one whose reader is slow, else the last one that came of the
+  // lowest priority. Null if there is only one.
   Job* victim() const;
   // The running job whose reader has been slow for the longest time, or null.
   Job* slow_reader(RequestOptions::Clock::time_point now) const;
@@ -61,7 +60,7 @@ class Scheduler {
   const Limits limits_;
   uint64_t oldest_ = 0;                        // the number of the prompt that has waited longest
   int64_t passed_over_ = 0;                    // steps in a row that have not read it
-  int64_t quick_in_ = 0;                       // so many steps with prompts must read pieces beside ends
+  int64_t quick_in_ = 0;                       // this many steps with prompts must still read pieces beside ends
   std::vector<std::unique_ptr<Job>> running_;  // those that began first come first
   std::deque<std::unique_ptr<Job>> waiting_;   // those that will begin first come first
 };

@@ -23,9 +23,7 @@ Sequence::Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> 
   if (model_->config().bidirectional) {
     fail(ErrorCode::kUnsupported, "the model makes embeddings of texts and cannot continue one");
   }
-  if (adapter_ && !adapter_->belongs_to(*model_)) {
-    fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
-  }
+  if (adapter_) adapter_->check_model(*model_);
 }
 
 void Sequence::check_open() const {

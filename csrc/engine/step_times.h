@@ -37,9 +37,10 @@ class StepTimes {
     }
   }
 
-  // How many times as long as one with `plain` rows, which must be known, a step takes that only writes and has `rows`
-  // rows, at most kMostRows. What the shortest times say, because other programs disturb many steps, or what the means
-  // say, if that is more: where others use the CPUs, steps with more rows may suffer more, as they use more threads.
+  // A step that only writes and has `rows` rows, at most kMostRows, takes this many times as long as one with `plain`
+  // rows, whose time must be known. It is the ratio of the shortest times, because other programs disturb many steps,
+  // or that of the means if it is larger: where others use the CPUs, steps with more rows may suffer more, as they use
+  // more threads.
   double cost(int64_t rows, int64_t plain) const {
     return std::max(writing(rows, &Time::best) / writing(plain, &Time::best),
                     writing(rows, &Time::mean) / writing(plain, &Time::mean));

@@ -18,7 +18,7 @@ void push_bits(std::vector<int32_t>& numbers, uint32_t bits) {  // 16 of them
   numbers.push_back(kSoft | kNoToken | static_cast<int32_t>(bits));
 }
 
-// What stands before the first row of an image or a sound.
+// The numbers before the first row of an image or a sound.
 std::vector<int32_t> heading(const Media& media) {
   std::vector<int32_t> numbers;
   const auto count = static_cast<uint64_t>(media.count);

@@ -24,13 +24,13 @@ class TextKey {
 
   // The numbers of the first tokens.
   std::span<const int32_t> first(int64_t tokens) const;
-  // Those of block `index`, of kKvBlockTokens tokens, up to token `end` of the text.
+  // The numbers of block `index`, of kKvBlockTokens tokens, up to token `end` of the text.
   std::span<const int32_t> block(int64_t index, int64_t end) const;
   std::span<const int32_t> block(int64_t index) const { return block(index, tokens_); }
   // `tokens`, or fewer, so that the first ones end within no image whose tokens see each other.
   int64_t whole(int64_t tokens) const { return whole_tokens(spans_, tokens); }
 
-  // What a list of numbers says: how many tokens it stands for, how many numbers the first tokens take, and the ids.
+  // What a list of numbers contains: how many tokens, how many numbers the first tokens take, and the ids.
   static int64_t tokens_in(std::span<const int32_t> numbers);
   static size_t numbers_of(std::span<const int32_t> numbers, int64_t tokens);
   static std::vector<int32_t> ids_in(std::span<const int32_t> numbers);

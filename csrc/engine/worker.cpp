@@ -69,7 +69,7 @@ bool Worker::step() {
   return true;
 }
 
-// What nobody else has caught ends all requests, and the worker goes on.
+// An error that nobody else has caught ends all requests, and the worker goes on.
 bool Worker::step_or_fail() {
   try {
     return step();
@@ -165,7 +165,7 @@ void Worker::begin_waiting() {
     if (job->kv.length() == 0 && (is_text || job->before_rows() > 0)) {
       if (job->reading) cache.add(root_of(*job->request), *job->reading);
       job->reading.reset();
-      // One has to be computed for its logits.
+      // The last token has to be computed, for its logits.
       const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
       const int64_t cached = cache.restore(root_of(*job->request), job->key, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
@@ -267,7 +267,7 @@ bool Worker::forward(const Parts& parts) {
   }
   try {
     const size_t bytes = static_cast<size_t>(count * row_width()) * sizeof(float);
-    // With room for what another step may guess.
+    // There must be room for what another step may guess.
     const int64_t rows = options_.drafts == DraftUse::kNever ? 0 : options_.most_drafted + 1;
     const size_t least = std::max(bytes, static_cast<size_t>(rows * row_width()) * sizeof(float));
     if (outputs_.size() < bytes || outputs_.size() > std::max(4 * bytes, least)) outputs_ = AlignedBuffer(least);
@@ -300,7 +300,7 @@ bool Worker::forward(const Parts& parts) {
   return false;
 }
 
-// Back among those that wait. What was computed may stay in the prefix cache.
+// Puts a job back among the waiting ones. Its keys and values may stay in the prefix cache.
 void Worker::put_back(Job* job) {
   job->kv = KvTable(model_->kv(), true);
   job->kept_blocks = 0;
@@ -366,7 +366,8 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
     stats.prefix_cache_bytes = cached_bytes;
-    // The reader knows from here on. What the request holds, such as an adapter, goes when the reader lets it go.
+    // From here on, the reader knows that the request has ended. What the request holds, such as an adapter, is freed
+    // when the reader releases it.
     if (owned->request.use_count() > 1) owned->request.reset();
   }
   news->notify();

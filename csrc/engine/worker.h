@@ -103,11 +103,11 @@ struct Worker {
   LogprobReader logprobs_;
   bool memory_is_short_ = false;  // none begins before another has ended
   bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
-  double slowed_ = 1;             // how many times as long guesses made the last step
+  double slowed_ = 1;             // the factor by which guesses made the last step longer
   std::unique_ptr<DraftModel> draft_model_;
   double model_chance_ = 0.6;  // the chance that a guess of it is right, over all texts
   double model_seconds_ = 0;   // time of its guessing passes in this step
-  double read_apart_ = 0;      // and of those that read
+  double read_apart_ = 0;      // time of its reading passes in this step
   double pass_seconds_ = 0;    // time of one guessing pass; 0: not known
   double read_seconds_ = 0;    // time for each token that it reads; 0: not known
   double credit_ = 0;          // seconds that it may lose by being tried

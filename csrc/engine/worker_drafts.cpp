@@ -105,7 +105,7 @@ void Worker::read_ahead(const std::vector<Job*>& behind, int64_t rows, double pa
     const bool pays = price < kReadingPays * saved;
     if (!pays && credit_ < price) continue;
     if (!pays) credit_ -= price;
-    // Others wait no longer than for a step.
+    // Other texts wait no longer than for a step.
     const int64_t most = rows > 1 ? std::clamp<int64_t>(static_cast<int64_t>(step / token), 16, kPiece) : kPiece;
     const Clock::time_point start = Clock::now();
     const int64_t count = std::min(missing, most);

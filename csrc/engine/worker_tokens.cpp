@@ -1,4 +1,4 @@
-// What the worker's passes computed becomes tokens and rows for the readers.
+// Turns what the worker's passes computed into tokens and rows for the readers.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -70,7 +70,7 @@ void Worker::choose_together(const Parts& parts) {
   }
 }
 
-// What the pass computed goes to the readers.
+// Hands out what the pass computed to the readers.
 void Worker::hand_out(const Parts& parts) {
   choose_together(parts);
   Ends ends;
@@ -101,7 +101,8 @@ void Worker::hand_out(const Parts& parts) {
   end(ends);
 }
 
-// Each reader once, when all that it may look at is there: also one who shows how much of a prompt was read.
+// Tells each reader once, after everything that it may look at is there, also a reader that shows how much of a prompt
+// was read.
 void Worker::notify(const Parts& parts) {
   std::vector<Event*> told;
   for (const Scheduler::Part& part : parts) {
@@ -112,7 +113,7 @@ void Worker::notify(const Parts& parts) {
   }
 }
 
-// What a drafter takes of the model's states, from row `row` of the last pass on.
+// Keeps the model's states that a drafter takes, from row `row` of the last pass on.
 void Worker::keep_states(Job& job, int64_t row) const {
   if (!draft_model_ || !draft_model_->takes_states() || job.wanted() != Wanted::kText) return;
   const int64_t width = model_->config().hidden_size;
@@ -234,8 +235,8 @@ FinishReason Worker::next_rows(Job& job, const float* values, int64_t tokens) {
   Request& request = *job.request;
   int64_t count = 1, known = 0;
   if (job.wanted() == Wanted::kLogits) {
-    // Of a text that is read again, after a fork or because memory ran out, the reader has the first rows. Those
-    // before the first one that is wanted are there if a span has both.
+    // If a text is read again, after a fork or because memory ran out, the reader has the first rows already. There are
+    // also rows before the first wanted one if a span contains both.
     count = tokens;
     const int64_t first = job.kv.length() - tokens - request.options.first_row;
     known = std::clamp<int64_t>(request.handed_rows_ - first, 0, count);

@@ -13,7 +13,7 @@ namespace gemlet {
 // Like pack_panel(). Returns false if a value is not finite, or if a panel has no room for all exceptions.
 bool pack_bf12(const float* rows, int64_t row_count, int64_t cols, uint8_t* panel);
 
-// Whether pack_bf12() can pack these bf16 numbers; it may say no to rows of more than a million columns.
+// Whether pack_bf12() can pack these bf16 numbers. It may be false for rows of more than a million columns.
 bool fits_bf12(const uint16_t* rows, int64_t row_count, int64_t cols);
 
 // Writes the weights of columns [8 * superblock, + 8) of a panel as the four lines that bf16 would have.

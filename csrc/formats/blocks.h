@@ -1,5 +1,5 @@
-// How a block of 32 columns lies in lines, for all formats in blocks (formats.h). Integers are taken as they are
-// stored, unsigned.
+// How a block of 32 columns lies in lines, for all formats in blocks (formats.h). Integers are unsigned, as they are
+// stored.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,7 @@ namespace gemlet {
 namespace {
 
 // Where fitted_scale tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range. The
-// latter makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
+// second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
 struct Try {
   float steps;
   bool clamp;

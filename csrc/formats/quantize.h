@@ -8,7 +8,7 @@
 //       one is kept. A block that Q4_0 can hold exactly (with a -8 in it) stays exact. Where columns have an
 //       importance w, the fit and the choice weigh squared errors with it: sum(w x q) / sum(w q q).
 //   q5: as q4.
-// quantize_groups.cpp has that of q4k, q5k and q6k.
+// quantize_groups.cpp describes q4k, q5k and q6k.
 #pragma once
 
 #include <cstdint>

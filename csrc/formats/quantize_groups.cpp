@@ -87,7 +87,8 @@ uint16_t step_for(float peak, float most) {
 }
 
 // Rounds the scales, or the minima, of a group to integers times a step for each row. The steps go to `steps` (f16 of
-// 16 rows), the integers to small(part) (a byte for each row), and `values` [parts][kGroups] get what they stand for.
+// 16 rows), the integers to small(part) (a byte for each row), and the numbers that they stand for to `values`
+// [parts][kGroups].
 template <typename Small>
 bool round_scales(Floats (*values)[kGroups], int parts, float most, uint8_t* steps, const Small& small) {
   for (int64_t r = 0; r < kPanelRows; ++r) {

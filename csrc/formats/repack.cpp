@@ -18,7 +18,7 @@ namespace {
 constexpr uint8_t kQ4Zeros = 0x88;         // twice q = 0
 constexpr float kRoundedScale = 0x1p-25f;  // the most that a subnormal f16 is off
 
-// Fills a panel with zeros, which is what its padding has to be. Where a scale is zero, so are the weights.
+// Fills a panel with zeros, because its padding has to be zero. Where a scale is zero, the weights are too.
 void clear(Format format, uint8_t* panel, int64_t bytes) {
   if (format != Format::kQ4) {
     std::memset(panel, 0, static_cast<size_t>(bytes));
@@ -92,7 +92,7 @@ void repack_scaled_row(Format format, const uint8_t* row, const float* scales, i
   }
 }
 
-// Whether f16 has all of them, small ones rounded. A NaN and an infinity it has not.
+// Whether f16 can hold all scales, small ones rounded. It is false for a NaN or an infinity.
 bool are_halves(const SourceScales& own) {
   return own.scales && std::all_of(own.scales, own.scales + own.rows * own.per_row, [](float scale) {
            return std::isfinite(scale) && std::fabs(f16_to_f32(f32_to_f16(scale)) - scale) <= kRoundedScale;

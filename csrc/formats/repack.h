@@ -9,7 +9,7 @@
 
 namespace gemlet {
 
-// What decides for types with scales of their own: those of some rows, `per_row` for each.
+// The scales of some rows, `per_row` for each, of types with scales of their own.
 struct SourceScales {
   const float* scales = nullptr;
   int64_t rows = 0, per_row = 0;
@@ -20,8 +20,8 @@ struct SourceScales {
 // has them up to 2^-25 where they are below its normal range.
 bool can_repack(Format format, SourceType type, const SourceScales& own = {});
 
-// The smallest format that can hold every value of `type`; none if there is no such format.
-// For types with scales of their own: if these are as can_repack() wants them.
+// The smallest format that can hold every value of `type`; none if there is no such format. For types with scales of
+// their own, can_repack() must accept the scales.
 std::optional<Format> exact_format(SourceType type);
 
 // Packs up to 16 consecutive rows of blocks into one panel and pads it with zeros. Returns false if a scale is not

@@ -43,7 +43,7 @@ bool round_row_scaled(Format format, const float* rows, int64_t row_count, int64
   float scales[kPanelRows] = {};
   for (int64_t r = 0; r < row_count; ++r) {
     const float* const row = rows + r * cols;
-    float peak = 0.0f;  // of the largest magnitude, with its sign
+    float peak = 0.0f;  // the value of the largest magnitude, with its sign
     for (int64_t c = 0; c < cols; ++c) {
       if (!std::isfinite(row[c])) return false;
       if (std::fabs(row[c]) > std::fabs(peak)) peak = row[c];

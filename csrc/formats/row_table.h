@@ -20,7 +20,7 @@ class RowTable {
 
   RowTable() = default;
   // A table of `rows` x `cols` values from byte `offset` of the open file `descriptor`, which stays the caller's;
-  // `path` is for messages. `scales`, of types that have them elsewhere: equally many for each row. Of every row only
+  // `path` is for messages. `scales`: for types that keep them elsewhere, equally many for each row. Of every row only
   // the columns `kept` are read, one run after the other; all columns if it is empty. Throws kModelFile if the file
   // cannot be used or is too short, kTensor if the table has no such columns or if they are not whole blocks.
   RowTable(int descriptor, const std::string& path, int64_t offset, int64_t rows, int64_t cols, SourceType type,

@@ -16,17 +16,17 @@ struct SourceRows {
   const void* data = nullptr;  // null: in the file
   int descriptor = -1;
   int64_t offset = 0;
-  // Of types that have their scales elsewhere: equally many for each row, each for as many columns.
+  // The scales of types that keep them elsewhere: equally many for each row, each for the same number of columns.
   std::vector<float> scales = {};
   bool balanced = false;  // the columns are multiplied by their balance already (model/balance.h)
 };
 
 // Converts `count` values from value `first` of `data` to float32. Both numbers are multiples of the block; `data` may
-// lie at any byte. Of types with scales of their own: the integers.
+// lie at any byte. For types with scales of their own, it gives the integers.
 void widen(const void* data, SourceType type, int64_t first, int64_t count, float* out);
 
-// The integers of types with scales of their own, as they are stored but for i8, to which 128 is added: a weight is
-// (q - zero) * scale.
+// The integers of types with scales of their own: a weight is (q - zero) * scale. They are as stored, except that 128
+// is added to i8.
 void stored_integers(const void* data, SourceType type, int64_t first, int64_t count, uint8_t* q);
 // The weights of `count` rows: `scales` has those of these rows, `per_row` for each.
 void widen_scaled(const void* data, SourceType type, int64_t count, int64_t cols, const float* scales, int64_t per_row,

@@ -1,5 +1,4 @@
-// The types in which files store tensors: floats, the blocks of GGUF, and integers whose scales stand in a tensor of
-// their own.
+// The types in which files store tensors: floats, the blocks of GGUF, and integers whose scales are in another tensor.
 #pragma once
 
 #include <cstddef>

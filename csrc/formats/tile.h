@@ -1,4 +1,4 @@
-// What packing shares: a block of columns of a panel as vectors of four rows, and arithmetic on them.
+// Shared by all packing: a block of columns of a panel as vectors of four rows, and arithmetic on them.
 #pragma once
 
 #include <algorithm>
@@ -97,7 +97,7 @@ bool load_tile(const float* rows, int64_t row_count, int64_t cols, int64_t first
   return (infinite[0] | infinite[1] | infinite[2] | infinite[3]) == 0;
 }
 
-// Writes what block_words() makes of the integers of four rows.
+// Writes the words that block_words() made from the integers of four rows.
 inline void store_words(Format format, const Ints (&words)[8], int group, uint8_t* lines) {
   Ints stored[kMostBlockLines];
   const int count = block_words(format, words, stored);

@@ -35,9 +35,9 @@ function(gemlet_add_isa_sources target)
     set(tiers)
   endif()
   foreach(tier IN LISTS tiers)
-    # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects,
-    # and without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no checking ones. Kernels stay together where a linker
-    # orders functions (.ci/zig/c++).
+    # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects.
+    # Without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no helpers for checks. Kernels stay together where a
+    # linker orders functions (.ci/zig/c++).
     set(options ${GEMLET_ISA_FLAGS_${tier}} ${extra} -ffp-contract=fast -fno-exceptions -fno-math-errno
       -fno-trapping-math -fno-function-sections -U_FORTIFY_SOURCE -U_GLIBCXX_ASSERTIONS)
     if(GEMLET_SANITIZED_TIERS AND NOT tier IN_LIST GEMLET_SANITIZED_TIERS)

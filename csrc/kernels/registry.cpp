@@ -37,7 +37,7 @@ const std::vector<KernelEntry>& kernel_entries() {
 
 KernelTable kernels_for(Tier tier) {
   KernelTable table;
-  // In a list a tier never stands before a tier that it contains, so the last entry that fits is the best.
+  // In a list, a tier never comes before a tier that it contains, so the last entry that fits is the best.
 #define KERNEL(operation, kernel_tier) \
   if (tier_includes(tier, tiers::kernel_tier)) table.operation = kernel_tier::operation;
 #include "kernels/attention/attention.list"

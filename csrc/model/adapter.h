@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/device_memory.h"
+#include "base/error.h"
 #include "formats/formats.h"
 #include "formats/row_table.h"
 
@@ -17,8 +18,8 @@ namespace gemlet {
 
 class Model;
 
-// The matrices that an adapter may correct. Those of one kind have an index: the layer, the stream of AltUp, or 0. Of
-// an expert it is the layer + its number * the number of layers.
+// The matrices that an adapter may correct. Matrices of one kind have an index: the layer, the stream of AltUp, or 0.
+// The index of an expert is the layer + its number * the number of layers.
 enum class Target : uint8_t {
   kQProj,
   kKProj,
@@ -46,7 +47,7 @@ enum class Target : uint8_t {
   kCount,
 };
 
-// What an adapter adds to one matrix [rows, cols]; of a table (kEmbedTokens, kPerLayerTable), to the rows of its
+// What an adapter adds to one matrix [rows, cols]. For a table (kEmbedTokens, kPerLayerTable), it adds to the
 // transpose.
 struct LowRank {
   Matrix a;  // [rank, cols]; of a table [tokens, rank], to be read by row
@@ -57,8 +58,8 @@ struct LowRank {
   const float* changed = nullptr;  // for AltUp's coefficients, instead of all that: the corrected matrix itself
 };
 
-// Rows that an adapter has instead of those of the embedding table or of the output head. The low-rank term, if there
-// is one, is added to them.
+// Rows that replace those of the embedding table or of the output head. The low-rank term, if there is one, is added to
+// them.
 struct OwnRows {
   Matrix rows;               // [ids or vocab, hidden], in the format of the matrix that they replace
   std::vector<int32_t> ids;  // the tokens that the rows belong to, ascending; empty: all tokens
@@ -78,7 +79,12 @@ class Adapter {
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;
 
-  bool belongs_to(const Model& model) const { return model_.get() == &model; }
+  // Throws kInvalidRequest if it is an adapter of another model.
+  void check_model(const Model& model) const {
+    if (model_.get() != &model) {
+      fail(ErrorCode::kInvalidRequest, "the adapter belongs to another model; load it with this one");
+    }
+  }
   // Null where the adapter leaves the matrix as it is.
   const LowRank* term(Target target, size_t index) const {
     const size_t place = place_of(target, index);
@@ -96,7 +102,7 @@ class Adapter {
   }
   const OwnRows& embedding_rows() const { return embedding_rows_; }
   const OwnRows& head_rows() const { return head_rows_; }
-  // Instead of the model's; empty: the model's.
+  // Replaces the model's table, unless it is empty.
   const RowTable& per_layer_table() const { return per_layer_table_; }
   int64_t max_rank() const { return max_rank_; }  // rank of the text model's terms; it is at least 1
   int64_t bytes() const { return bytes_; }

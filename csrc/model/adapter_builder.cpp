@@ -121,7 +121,7 @@ void correct_row(const float* b, float scale, const std::vector<float>& a, std::
   }
 }
 
-// bf12 has no room for any values that may come.
+// bf12 may have no room for an adapter's values.
 Format own_rows_format(Format weights) { return weights == Format::kBf12 ? Format::kBf16 : weights; }
 
 double length(const std::vector<float>& values) {
@@ -174,7 +174,7 @@ void AdapterBuilder::find_places(const ModelWeights& weights) {
     places_["embed_tokens_per_layer"] = {Target::kPerLayerTable, 0, {}, nullptr, table.rows(), table.cols()};
   }
   if (!model_->config().bidirectional) put("lm_head", Target::kLmHead, 0, weights.lm_head);
-  // They take the place of the head.
+  // The dense matrices take the place of the head.
   for (size_t i = 0; i < weights.dense.size(); ++i) {
     put("dense." + std::to_string(i), Target::kLmHead, i, weights.dense[i]);
   }

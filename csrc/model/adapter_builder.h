@@ -41,7 +41,7 @@ class AdapterBuilder {
 
   void share_rows();  // the output head takes the rows that replace those of the embedding table
   int64_t rows_bytes(const std::string& slot, int64_t count) const;  // bytes that add_rows() keeps for `count` rows
-  // What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text model.
+  // Further bytes of a tower's pass for a term of this rank, a bias included; 0 for a matrix of the text model.
   int64_t tower_bytes(const std::string& slot, int64_t rank) const;
 
   // The builder cannot be used afterwards. `digest`: of the adapter's content; zeros: not known.

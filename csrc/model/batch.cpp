@@ -80,17 +80,19 @@ int64_t Batch::rows() const {
 
 void Batch::check(const ModelConfig& config) const {
   if (config.bidirectional != (embeddings != nullptr)) {
-    fail(ErrorCode::kInvalidRequest, "the model makes ", config.bidirectional ? "embeddings of whole texts" : "text",
-         ", nothing else");
+    fail(ErrorCode::kInvalidRequest, config.bidirectional
+                                         ? "the model makes embeddings of texts and cannot continue one"
+                                         : "the model continues texts and makes no embeddings");
   }
   if ((config.target_size > 0) != (target != nullptr)) {
-    fail(ErrorCode::kInvalidRequest, "an assistant guesses for its target and does nothing else");
+    fail(ErrorCode::kInvalidRequest, target ? "the model is no assistant and cannot guess for another model"
+                                            : "an assistant cannot continue a text by itself; give it as `drafter`");
   }
   std::set<const KvTable*> sequences;
   for (const Segment& segment : segments) {
     check_segment(segment, config);
     if (target && (segment.rows() != 1 || !segment.state || segment.logits_rows() != 1)) {
-      fail(ErrorCode::kInternal, "an assistant takes one token of a text, with a state");
+      fail(ErrorCode::kInternal, "a segment of an assistant has one token, a state and a row of logits");
     }
     if (!sequences.insert(segment.kv).second) {
       fail(ErrorCode::kInvalidRequest, "a sequence is in the batch twice; give all its new tokens in one segment");

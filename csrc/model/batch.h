@@ -1,4 +1,4 @@
-// One forward pass as its caller describes it: which sequences advance by which tokens, and what is wanted of them.
+// One forward pass as its caller describes it: which sequences advance by which tokens, and which results are wanted.
 #pragma once
 
 #include <atomic>
@@ -50,8 +50,8 @@ struct Segment {
   TokenRun tokens;
   LogitsWanted wanted = LogitsWanted::kLast;
   const Adapter* adapter = nullptr;  // an adapter of this model; the same one for all tokens of a sequence
-  // Once it is true, nobody wants the segment any more; from any thread. Its rows stay in the pass, so that the others
-  // keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
+  // Once it is true, the segment is not wanted any more. Any thread may set it. Its rows stay in the pass, so that the
+  // others keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
   const std::atomic<bool>* cancel = nullptr;
   // Of an assistant: the target's state [target_size] of the token before, in memory of the host. The segment has one
   // token, which no cache has yet, and `kv` is the target's.
@@ -66,8 +66,9 @@ struct Batch {
   float* logits = nullptr;      // [sum of logits_rows(), vocab]: the rows of the first segment, then the second's
   float* embeddings = nullptr;  // [segments, embedding_size], instead of logits, of a bidirectional model
   const TapSink* taps = nullptr;
-  // Of the rows that want logits, in memory of the host; null: not wanted. What the output head is multiplied with
-  // [rows, hidden]; of an assistant what takes the place of the target's state for the next token [rows, target_size].
+  // The states of the rows that want logits, in memory of the host; null: not wanted. A state is the input of the
+  // output head [rows, hidden]; for an assistant, what takes the place of the target's state for the next token [rows,
+  // target_size].
   float* states = nullptr;
   const Model* target = nullptr;  // an assistant's target; nothing else may use it meanwhile, see Model::run()
 

@@ -107,7 +107,7 @@ void ModelBuilder::declare_layer(const std::string& at, const LayerConfig& c, La
   if (owns_cache && !c.key_is_value) {
     declare_matrix(at + "v_proj", c.num_kv_heads * c.head_dim, hidden, weight_format_, &w.v_proj);
   }
-  // LAuReL adds the norm's output to the residual, so that it cannot be changed.
+  // LAuReL adds the norm's output to the residual, so that output cannot be changed.
   if (config_.altup_streams == 1) {
     declare_balance(at + "attention_balance", at + "pre_attention_norm", {at + "q_proj", at + "k_proj", at + "v_proj"});
   }
@@ -267,15 +267,15 @@ void ModelBuilder::declare_vector(const std::string& name, std::vector<int64_t> 
   if (mode_ == BuildMode::kAllocate) set_storage(slot, slot.storage = allocate(slot.packed_bytes(1)));
 }
 
-// One vector for all `matrices` that the model has, as they share the norm; none if no one of them is in a
-// format that takes it.
+// One vector for all `matrices` that the model has, because they share the norm. None if no matrix has a format that
+// takes it.
 void ModelBuilder::declare_balance(const std::string& name, const std::string& norm,
                                    const std::vector<std::string>& matrices) {
   const auto takes = [&](const std::string& matrix) {
     const auto slot = slots_.find(matrix);
     return slot != slots_.end() && takes_balance(slot->second.matrix->format);
   };
-  // What is rounded with fixed scales is the output of the norm as it is.
+  // Fixed scales are for the output of the norm as it is.
   const auto is_rounded = [&](const std::string& matrix) { return rounded_.count(matrix) > 0; };
   if (std::none_of(matrices.begin(), matrices.end(), takes) ||
       std::any_of(matrices.begin(), matrices.end(), is_rounded)) {
@@ -314,7 +314,7 @@ void ModelBuilder::accept_per_layer_table(RowTable table) {
   weights_.per_layer_table = std::move(table);
 }
 
-// The scales that were given; a product with scales that are zero is an ordinary one.
+// Reads the scales that were given. A product whose scales are zero is an ordinary one.
 void ModelBuilder::take_roundings() {
   for (const auto& [name, address] : roundings_) {
     float scales[2];
@@ -386,10 +386,13 @@ void ModelBuilder::draft_for(std::shared_ptr<const Model> target) {
          " tokens");
   }
   if (target->weights().embedding_on_disk) {
-    fail(ErrorCode::kUnsupported, "an assistant reads the embedding of its model, which stays on disk");
+    fail(ErrorCode::kUnsupported,
+         "an assistant reads the embedding of its model in memory; load the model without embedding_on_disk");
   }
   if (target->kv().layout().format != kv_format_) {
-    fail(ErrorCode::kInvalidRequest, "an assistant reads the KV cache of its model; give both the same format");
+    fail(ErrorCode::kInvalidRequest, "an assistant reads the KV cache of its model, which is in ",
+         kv_format_name(target->kv().layout().format), ", not in ", kv_format_name(kv_format_),
+         "; give both the same kv_cache");
   }
   for (size_t i = 0; i < config_.layers.size(); ++i) {
     const LayerConfig& own = config_.layers[i];
@@ -436,7 +439,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
     if (slot.tower) continue;
     if (slot.routed) {
       size.expert_bytes += bytes;
-    } else if (name != "embed_tokens" || config_.tied_embeddings) {  // a table that is no head is read by row
+    } else if (name != "embed_tokens" || config_.tied_embeddings) {  // a table that is not the head is read by row
       size.dense_bytes += bytes;
     }
   }
@@ -452,7 +455,8 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   take_roundings();
   if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
   if ((config_.target_size > 0) != (target_ != nullptr)) {
-    fail(ErrorCode::kInvalidRequest, "an assistant is built for a model (draft_for()), and nothing else is");
+    fail(ErrorCode::kInvalidRequest, target_ ? "target_size is 0, so the model is no assistant; do not give `beside`"
+                                             : "an assistant needs the model that it guesses for; give it as `beside`");
   }
   if (config_.centroids > 0 && weights_.token_order.empty()) {
     weights_.token_order.resize(static_cast<size_t>(config_.vocab_size));

@@ -43,7 +43,7 @@ class ModelBuilder {
                const std::map<std::string, TensorSpec>& towers = {}, std::set<std::string> rounded = {});
 
   // The plan of a model whose per-layer table has `table_type` in its file, for passes on `threads` threads; 0: as many
-  // as the backend has or, of a builder that only plans, as many as this machine would get.
+  // as the backend has, or, for a builder that only plans, as many as this machine would get.
   MemoryPlan plan(SourceType table_type = SourceType::kBf16, int threads = 0);
 
   struct Slot {
@@ -90,8 +90,8 @@ class ModelBuilder {
   // checked: no bit pattern makes an access go wrong, but a NaN among the scales makes the results NaN.
   void use_packed(const std::string& name, int64_t offset, int64_t bytes);
 
-  // Of an assistant: the model it guesses for, and of which token each row of its head is, if it has centroids.
-  // Throw kConfig if they do not go together, and kTensor for a list that does not name ids.
+  // For an assistant: sets the model that it guesses for, and, if it has centroids, the token of each row of its head.
+  // Throw kConfig if the two models do not fit, and kTensor for a list that does not name ids.
   void draft_for(std::shared_ptr<const Model> target);
   void set_token_order(std::vector<int32_t> ids);
 

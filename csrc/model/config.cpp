@@ -118,7 +118,7 @@ void ModelConfig::validate() const {
   check_range<int64_t>("", "placeholders_read_as", placeholders_read_as, 0, vocab_size - 1);
   for (const int32_t id : placeholder_ids) check_range<int64_t>("", "placeholder_ids", id, 0, vocab_size - 1);
   check_range<int64_t>("", "target_size", target_size, 0, kMaxWidth);
-  if (target_size > 0) {  // what no assistant has
+  if (target_size > 0) {  // no assistant has these
     check_range<int64_t>("", "per_layer_input_size", per_layer_input_size, 0, 0);
     check_range<int64_t>("", "altup_streams", altup_streams, 1, 1);
     check_range<int64_t>("", "bidirectional", bidirectional ? 1 : 0, 0, 0);

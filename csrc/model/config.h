@@ -11,7 +11,7 @@
 
 namespace gemlet {
 
-// Rows that one pass over a sequence has at most, unless a span is longer. Longer prompts come in chunks of this.
+// The most rows of one pass over a sequence, unless a span is longer. Longer prompts are read in chunks of this size.
 inline constexpr int64_t kChunkTokens = 512;
 
 // Texts in one pass of a bidirectional model: at most this many, and together kChunkTokens, unless it is a single
@@ -83,7 +83,7 @@ struct ModelConfig {
   int64_t target_size = 0;
   int64_t centroids = 0;            // groups of the rows of its output head; 0: it is multiplied as a whole
   int64_t centroids_per_token = 0;  // groups that are multiplied
-  // Ids of images, videos and sounds. In a text they have the rows of the token `placeholders_read_as`.
+  // Ids of images, videos and sounds. In a text, they have the rows of the token `placeholders_read_as`.
   std::vector<int32_t> placeholder_ids;
   int32_t placeholders_read_as = 0;
   int64_t longest_span = 0;  // the most tokens of a span; a span of up to kChunkTokens is always possible

@@ -31,9 +31,9 @@ class ForwardPass {
     int64_t position;  // absolute, of the first row
     int64_t wanted;    // the last rows that matter to the end: those that want logits, or all of a bidirectional model
     int64_t output;    // its first row among the batch's logits, or its text among the embeddings
-    std::vector<TokenSpan> spans;  // those with one of the rows, as absolute positions
+    std::vector<TokenSpan> spans;  // those that contain one of the rows, as absolute positions
   };
-  // One matrix applied to x [rows, cols], with what the rows' adapters make of it.
+  // One matrix applied to x [rows, cols], and the corrections of the rows' adapters.
   struct Projection {
     const float* x;
     const Matrix* weight;
@@ -108,16 +108,16 @@ class ForwardPass {
   void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);
   void adapt_head(const AdapterRun& run, const float* x, float* logits);
 
-  // All in one call, like Backend::matmul. `index`: the layer or stream, see Target.
+  // Multiplies all in one call, like Backend::matmul. `index`: the layer or stream, see Target.
   void project(size_t index, std::span<const Projection> projections);
   void project(size_t index, const Projection& projection) { project(index, {&projection, 1}); }
-  // products_, and what adapters add to them, as many at a time as the buffers have room for.
+  // Computes products_ and what adapters add to them, as many at a time as the buffers have room for.
   void multiply(std::span<Correction> corrections);
   void correct(std::span<Correction> corrections, int64_t low_floats, int64_t delta_floats);
   void push_low(const LowRank& term, const float* x, int64_t rows, float* low);
   // branch_ = o_proj(attention(normed_)). With `keys_alone` only the keys and values of normed_ go into the cache.
   void attention(size_t index, bool keys_alone = false);
-  // That of the backend, with the gelu of this model.
+  // gelu_mul of the backend, with the gelu of this model.
   void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
                 float* out);
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))

@@ -13,7 +13,7 @@ struct KvSlab {
   size_t kind;
   DeviceMemory memory;
   std::vector<int32_t> references;  // how many each block has; 0: it is free
-  std::vector<int32_t> kept;        // how many of these only keep it
+  std::vector<int32_t> kept;        // how many of these references only keep it
   int64_t free;                     // blocks
 
   int64_t blocks() const { return static_cast<int64_t>(references.size()); }

@@ -34,7 +34,7 @@ class KvBlockRef {
 
   explicit operator bool() const { return slab_ != nullptr; }
   KvBlockRef share() const;  // another reference to the same block
-  // Another one, of a text that has ended: it keeps the block for later texts. See KvPool::kept_bytes().
+  // Another reference, of a text that has ended. It keeps the block for later texts. See KvPool::kept_bytes().
   KvBlockRef keep() const;
   KvBlock read() const;
   std::optional<WritableKvBlock> write();  // nothing if there is another reference

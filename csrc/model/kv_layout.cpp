@@ -28,7 +28,8 @@ KvLayout::KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend&
       examples.push_back(&layer);
       const int64_t whole = blocks_of(config.max_context);
       int64_t peak = whole;
-      // What the first token of a chunk sees, and the chunk. Both may begin and end anywhere inside a block.
+      // The tokens that the first token of a chunk sees, and the chunk itself. Both may begin and end anywhere inside a
+      // block.
       if (layer.sliding_window > 0 && !config.bidirectional) {
         peak = std::min(peak, blocks_of(layer.sliding_window - 1 + config.most_rows()) + 1);
       }

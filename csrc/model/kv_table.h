@@ -10,8 +10,8 @@ namespace gemlet {
 
 class KvTable {
  public:
-  // Blocks that no later token sees are dropped when a pass is over; if `drops_late`, when the next one begins, so that
-  // there is time to share them. `spare`: this many of the last tokens can always be taken back.
+  // Blocks that no later token sees are dropped when a pass is over, or, if `drops_late`, when the next pass begins, so
+  // that there is time to share them. `spare`: this many of the last tokens can always be taken back.
   explicit KvTable(KvPool& pool, bool drops_late = false, int64_t spare = 0)
       : pool_(&pool), kinds_(pool.layout().kinds.size()), drops_late_(drops_late), spare_(spare) {}
 
@@ -53,8 +53,8 @@ class KvTable {
   int64_t spare_;
 };
 
-// Room in a table for the tokens of one pass, and the right to write there. Without commit(), the table is in the end
-// as it was.
+// Room in a table for the tokens of one pass, and the right to write there. Without commit(), the table stays as it
+// was.
 class KvGrowth {
  public:
   KvGrowth(KvTable& table, int64_t tokens);  // throws kMemory

@@ -12,7 +12,7 @@ namespace {
 
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
-// The matrices of each call of Backend::matmul: those of one call have the same input.
+// The matrices of each call of Backend::matmul. All matrices of a call have the same input.
 std::vector<std::vector<const Matrix*>> calls_of(const ModelWeights& weights) {
   std::vector<std::vector<const Matrix*>> calls = {{&weights.per_layer_model_projection}};
   for (const Matrix& matrix : weights.altup_projections) calls.push_back({&matrix});
@@ -42,14 +42,14 @@ int64_t prepared_bytes(const ModelConfig& config, const ModelWeights& weights, c
     std::set<Format> formats;
     int64_t bytes = 0;
     for (const Matrix* matrix : call) {
-      // Those whose inputs are rounded may each have a scale of their own.
+      // Matrices whose inputs are rounded may each have their own scale.
       if (matrix->rows > 0 && (matrix->rounding.input > 0 || formats.insert(matrix->format).second)) {
         bytes += backend.prepared_bytes(*matrix, rows);
       }
     }
     most = std::max(most, bytes);
   }
-  // A call has all experts, each with a share of the rows.
+  // One call multiplies all experts, each with a share of the rows.
   for (size_t i = 0; i < config.layers.size(); ++i) {
     const LayerConfig& c = config.layers[i];
     if (c.num_experts == 0) continue;

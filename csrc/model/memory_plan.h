@@ -20,7 +20,7 @@ struct MemoryPlan {
 };
 
 // What a pass over most_rows() keeps in memory: the scratch of the model, that of the backend on `threads` threads, and
-// one row of logits. Of the weights only shapes and formats matter.
+// one row of logits. It depends only on the shapes and formats of the weights.
 int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend, int threads);
 
 // What adapters of at most this rank add to that.

@@ -16,8 +16,10 @@ size_t bytes_of(int64_t floats) { return static_cast<size_t>(floats) * sizeof(fl
 
 Modality::Modality(std::shared_ptr<Model> model, const std::string& name, int64_t width, int64_t table_rows, double eps)
     : model_(std::move(model)), width_(width), table_rows_(table_rows), eps_(static_cast<float>(eps)) {
-  if (width < 1 || table_rows < 0 || !(eps > 0 && eps < 1)) {
-    fail(ErrorCode::kConfig, name, ": width ", width, ", rows ", table_rows, " and eps ", eps, " are impossible");
+  if (width < 1) fail(ErrorCode::kConfig, name, ": width is ", width, ", expected 1 or more");
+  if (table_rows < 0) fail(ErrorCode::kConfig, name, ": table_rows is ", table_rows, ", expected 0 or more");
+  if (!(eps > 0 && eps < 1)) {
+    fail(ErrorCode::kConfig, name, ": eps is ", eps, ", expected a number between 0 and 1");
   }
   model_->read_weights([&](const ModelWeights&) {
     const Tensors& tensors = model_->towers();
@@ -52,7 +54,7 @@ void Modality::project(const float* values, int64_t rows, float* out, const Adap
 void Modality::embed(std::span<const int32_t> indices, float* out, const Adapter* adapter) const {
   for (const int32_t index : indices) {
     if (index < 0 || index >= table_rows_) {
-      fail(ErrorCode::kInvalidRequest, "row ", index, " of a table with ", table_rows_, " rows");
+      fail(ErrorCode::kInvalidRequest, "row ", index, " is not in the table, expected 0 to ", table_rows_ - 1);
     }
   }
   const auto count = static_cast<int64_t>(indices.size());

@@ -1,4 +1,4 @@
-// The last step of what a model sees or hears: a norm and a projection into the text model.
+// The last step for images and sound: a norm and a projection into the text model.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +11,22 @@
 
 namespace gemlet {
 
-// What follows the rows of one kind of media, "vision" or "audio".
+// The norm and projection for one kind of media, "vision" or "audio".
 class Modality {
  public:
-  // Rows of `width`. With `table_rows` it is that of a Gemma 3n: a table of its own, norms with weights before the
-  // projection, and one without behind it. Throws kConfig, and kTensor if a weight is missing or has another shape.
+  // Rows have `width` floats. With `table_rows` it is a Gemma 3n's: it has a table, norms with weights before the
+  // projection, and a norm without weights after it. Throws kConfig, and kTensor if a weight is missing or has another
+  // shape.
   Modality(std::shared_ptr<Model> model, const std::string& name, int64_t width, int64_t table_rows, double eps);
 
   const Model& model() const { return *model_; }
   int64_t width() const { return width_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
-  // Of rows of floats, values [rows, width], without a table: out [rows, hidden_size()].
+  // Projects values [rows, width] without a table: out [rows, hidden_size()].
   void project(const float* values, int64_t rows, float* out, const Adapter* adapter = nullptr) const;
-  // Of rows of the table: out [indices, hidden_size()]. Throws kInvalidRequest for an index that it does not have.
+  // Projects rows of the table: out [indices, hidden_size()]. Throws kInvalidRequest for an index that it does not
+  // have.
   void embed(std::span<const int32_t> indices, float* out, const Adapter* adapter = nullptr) const;
 
  private:

@@ -13,7 +13,7 @@
 
 namespace gemlet {
 
-// What a model's tensors add up to.
+// The sizes of a model's tensors together.
 struct ModelSize {
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // all matrices and vectors, packed
@@ -37,10 +37,10 @@ class Model {
     check_files();
     read(parts_.weights);
   }
-  // The towers for images and sound. Only run() may use what these pointers lead to.
+  // The towers for images and sound. Only run() may use the memory that these point to.
   const Tensors& towers() const { return parts_.towers; }
-  // Calls fn(backend) for work on `rows` rows while no pass runs and nobody closes the model. Whoever has much to do
-  // calls it once for each of the parts, so that texts go on in between. Throws what read_weights() throws.
+  // Calls fn(backend) for work on `rows` rows while no pass runs and nobody closes the model. Long work should be
+  // several calls, so that texts go on in between. Throws what read_weights() throws.
   template <typename Work>
   void run(int64_t rows, const Work& work) {
     const std::lock_guard<ForkMutex> lock(mutex_);

@@ -1,4 +1,4 @@
-// What a model is made of. Forward passes work with these.
+// The parts of a model. Forward passes work with them.
 #pragma once
 
 #include <map>

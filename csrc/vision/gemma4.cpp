@@ -139,7 +139,7 @@ class Gemma4Tower::Pass {
     v_ = take(patches_ * keys);
     cosines_ = take(patches_ * config_.head_dim / 2);
     sines_ = take(patches_ * config_.head_dim / 2);
-    clipped_ = next;  // the rest, which is at least as much as the widest input has
+    clipped_ = next;  // the rest, which is at least as large as the widest input
   }
 
   void embed(Backend& backend, const std::vector<float>& pixels) {
@@ -217,7 +217,7 @@ class Gemma4Tower::Pass {
     if (config_.clipped) backend.clamp(out, linear.output_min, linear.output_max, rows * weight.rows, out);
   }
 
-  // The first half of a head turns by the patch's column, the second by its row.
+  // The first half of a head rotates by the patch's column, the second half by its row.
   void upload_angles(Backend& backend) {
     const int64_t half = config_.head_dim / 2, lanes = half / 2;
     std::vector<float> frequencies, cosines, sines;

@@ -30,7 +30,7 @@ std::vector<float> MobileNet::read(Backend& backend, const std::string& name, co
   return values;
 }
 
-// With the channels of a tap as neighbours.
+// The weights, with the channels of a tap as neighbours.
 const float* MobileNet::depthwise(Backend& backend, const std::string& name, int64_t channels, int64_t kernel) {
   const std::vector<float> weights = read(backend, name, {channels, 1, kernel, kernel});
   std::vector<float> transposed(weights.size());
@@ -269,7 +269,7 @@ class MobileNet::Pass {
     }
   }
 
-  // The input of a block whose parts look at places that others change.
+  // A copy of the input of a block, if its parts read places that other parts change.
   const float* unchanged(Backend& backend, const MobileNetStep& step, bool looks_around) {
     if (!looks_around || step.from != step.to) return at(step.from);
     backend.copy(at(step.from), step.in_floats(), whole_);

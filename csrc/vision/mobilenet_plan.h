@@ -1,5 +1,4 @@
-// The sizes of MobileNet-v5, and where its activations are on their way: which buffers there are, and how large they
-// have to be.
+// The sizes of MobileNet-v5, and the buffers of its activations: which there are, and how large they have to be.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +45,7 @@ struct MobileNetConfig {
 };
 
 inline constexpr int64_t kStemKernel = 3, kStemStride = 2;
-inline constexpr int64_t kPlaces = 1024;  // about as many have their inner channels in memory at a time
+inline constexpr int64_t kPlaces = 1024;  // the inner channels of about this many places are in memory at a time
 
 inline int64_t reduced(int64_t count, int64_t stride) { return (count + stride - 1) / stride; }
 inline Grid reduced(Grid grid, int64_t stride) { return {reduced(grid.rows, stride), reduced(grid.cols, stride)}; }
@@ -69,8 +68,8 @@ inline int64_t rows_seen(const Convolution& c) {
   return std::min(c.rows, (rows_at_once(out) - 1) * c.stride + c.kernel);
 }
 
-// A step of the way, from the stem to the last block. `from` and `to` are buffers, the same for a block that adds to
-// its input.
+// One step of the tower, from the stem to the last block. `from` and `to` are buffers, the same for a block that adds
+// to its input.
 struct MobileNetStep {
   const MobileNetBlock* block;  // null: the stem
   size_t stage, index;
@@ -87,9 +86,9 @@ struct MobileNetPlan {
   int kept = 0;                                // the buffer with the output of the last stage but one
   int last = 0;                                // the buffer of the last stage
   Grid kept_grid = {}, last_grid = {};
-  int64_t joint = 1;     // floats of which both have whole multiples in each place
-  int64_t whole = 0;     // of what a block needs of all places besides
-  int64_t unfolded = 0;  // of what one has of kPlaces, and so on
+  int64_t joint = 1;     // both outputs have whole multiples of this many floats in each place
+  int64_t whole = 0;     // what a block needs of all places besides
+  int64_t unfolded = 0;  // what a block has of kPlaces places, and so on
   int64_t expanded = 0, middle = 0, projected = 0;
 
   explicit MobileNetPlan(const MobileNetConfig& config);

@@ -18,7 +18,7 @@ double weight_at(Filter filter, double x) {
   return 0;
 }
 
-// For each output of an axis which inputs it is a sum of, with integer weights times 2^precision.
+// The inputs that each output of an axis is a sum of, with integer weights times 2^precision.
 struct Weights {
   std::vector<int64_t> first;   // [outputs]
   std::vector<int64_t> count;   // [outputs]
@@ -51,7 +51,7 @@ Weights make_weights(int64_t inputs, int64_t outputs, Filter filter) {
       largest = std::max(largest, *at);
     }
   }
-  // The most bits with which the largest weight is below 2^15.
+  // The largest precision with which the largest weight is below 2^15.
   while (weights.precision < 22 && static_cast<int64_t>(0.5 + largest * (1 << (weights.precision + 1))) < (1 << 15)) {
     ++weights.precision;
   }

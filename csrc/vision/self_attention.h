@@ -1,5 +1,5 @@
-// Attention of all rows of an image over all of them, with the kernels of the cache, whose blocks are made for one
-// pass.
+// Attention of all rows of an image over all of them. It uses the kernels of the KV cache, with blocks that are made
+// for one pass.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace gemlet::vision {
 struct HeadNorms {
   const float* q = nullptr;  // weights of the RMS norms of heads; null: none
   const float* k = nullptr;
-  bool v = false;  // values have one without weight
+  bool v = false;  // values have an RMS norm without weight
   float eps = 0;
 };
 
@@ -21,8 +21,8 @@ class SelfAttention {
   // `shape` except for the format of keys and values: they have the precision that products with `weights` have.
   SelfAttention(Backend& backend, AttentionShape shape, Format weights, int64_t rows);
 
-  // out [rows, heads, head_dim] of q, k and v, which it changes. cosines and sines [rows, head_dim / 2]; null: nothing
-  // rotates.
+  // Computes out [rows, heads, head_dim] from q, k and v, and changes these. cosines and sines [rows, head_dim / 2];
+  // null: nothing rotates.
   void run(Backend& backend, float* q, float* k, float* v, const HeadNorms& norms, const float* cosines,
            const float* sines, float* out);
 

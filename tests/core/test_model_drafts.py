@@ -279,5 +279,5 @@ def test_rehearsed_guesses_are_right_as_often_as_is_said() -> None:
 
 def test_a_drafter_of_another_backend_is_refused() -> None:
     core = core_of()
-    with pytest.raises(InvalidRequestError, match="not built beside"):
+    with pytest.raises(InvalidRequestError, match="not built for this model"):
         _core.Engine(core, drafter=core_of())

@@ -324,7 +324,7 @@ def test_layers_that_share_keys_ignore_projections_of_their_own(tmp_path: Path) 
 def test_an_adapter_of_another_model_is_refused(adapted: gemlet.Model) -> None:
     adapter = core_adapter(adapted, "gemma3-plain")
     with gemlet.load(threads=1) as other:
-        with pytest.raises(gemlet.InvalidRequestError, match="another model"):
+        with pytest.raises(gemlet.InvalidRequestError, match="another model; load it with this one"):
             testing.batch_logits(core_of(other), [[2]], [adapter])
-        with pytest.raises(gemlet.InvalidRequestError, match="another model"):
+        with pytest.raises(gemlet.InvalidRequestError, match="another model; load it with this one"):
             _core.TokenSequence(core_of(other), adapter)

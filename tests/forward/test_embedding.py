@@ -425,7 +425,7 @@ def test_an_embedding_model_writes_no_text(model: gemlet.Model) -> None:
             call()
     with pytest.raises(gemlet.UnsupportedError, match="makes embeddings"):
         context_of(model)
-    with pytest.raises(gemlet.InvalidRequestError, match="embeddings of whole texts, nothing else"):
+    with pytest.raises(gemlet.InvalidRequestError, match="makes embeddings of texts and cannot continue one"):
         testing.batch_logits(core_of(model), [[2, 5]], [None])
 
 

@@ -177,7 +177,7 @@ def test_wrong_requests_are_refused() -> None:
             model.logits(ids, images=images, pan_and_scan=True)
         with pytest.raises(InvalidRequestError, match="9 placeholders of images"):
             model.logits(ids, images=images * 2)
-        with pytest.raises(InvalidRequestError, match=r"\[96, 96, 3\]"):
+        with pytest.raises(InvalidRequestError, match=r"\[96, 96, 3\], got float32 \(96, 95, 3\)"):
             tower_of(model).encode(np.zeros((96, 95, 3), np.float32))
 
 
@@ -192,6 +192,8 @@ def test_the_published_tower_is_found_in_its_tensors() -> None:
     assert with_found_blocks(other, dict(list(slots.items())[:-20])) == other
     mebibytes = config.activation_bytes(2048, "bf16") / (1 << 20)
     assert 80 < mebibytes < 200
+    with pytest.raises(InvalidRequestError, match="'q7' is unknown; expected f32, bf16"):
+        config.activation_bytes(2048, "q7")
 
 
 def test_impossible_towers_are_refused() -> None:

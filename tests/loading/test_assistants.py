@@ -150,7 +150,7 @@ def test_it_guesses_about_texts_with_adapters() -> None:
 def test_it_writes_nothing_alone() -> None:
     with pytest.raises(UnsupportedError, match="drafter="):
         gemlet.load(GOLDEN / "drafters" / "e2b")
-    with pytest.raises(UnsupportedError, match="on disk"), pytest.MonkeyPatch.context():
+    with pytest.raises(UnsupportedError, match="without embedding_on_disk"), pytest.MonkeyPatch.context():
         pair("e2b", embedding_on_disk=True, cache=True)
 
 

@@ -151,12 +151,16 @@ def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
 def test_a_connection_that_breaks_while_the_server_sends(quick: RunningServer) -> None:
     """Whether the stream's own watch or the connection notices first, what is left is not computed."""
     large = chunk(Content("x" * 100_000))
-    with mock.patch("gemlet.server.answers.StreamAnswer._watch", lambda self: asyncio.sleep(2 * PATIENCE)):
-        with saying(*[large] * 1000, END) as begun:
-            connection = begin(quick, "/v1/chat/completions", buffer=2048)
-            until(lambda: begun and begun[0].was_closed)
-            quick.wait_idle()
-            connection.close()
+
+    async def watches_nothing(_: object) -> None:
+        await asyncio.sleep(2 * PATIENCE)
+
+    blind = mock.patch("gemlet.server.answers.StreamAnswer._watch", watches_nothing)
+    with blind, saying(*[large] * 1000, END) as begun:
+        connection = begin(quick, "/v1/chat/completions", buffer=2048)
+        until(lambda: begun and begun[0].was_closed)
+        quick.wait_idle()
+        connection.close()
     assert begun[0].was_cancelled
 
 

@@ -60,9 +60,9 @@ KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
   return {};
 }
 
-// An int4 cache rounds keys and values after this rotation, which makes the numbers of a head alike. Queries are
-// rotated too, so scores stay what they are, and outputs are rotated back: it is its own inverse. Hadamard's matrix,
-// divided by the root of its size: the largest power of two that divides head_dim.
+// An int4 cache rounds keys and values after this rotation, which makes the numbers of a head similar in size. Queries
+// are rotated too, so scores stay what they are, and outputs are rotated back: it is its own inverse. Hadamard's
+// matrix, divided by the root of its size: the largest power of two that divides head_dim.
 void rotate_for_int4(int64_t head_dim, float* head) {
   const int64_t size = head_dim & -head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
@@ -83,7 +83,7 @@ void rotate_for_int4(int64_t head_dim, float* head) {
 }  // namespace
 
 int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t, int64_t head_dim, int64_t tokens) const {
-  const int64_t pieces = quotient(tokens, kernels::kPieceTokens) + 1;  // begun anywhere
+  const int64_t pieces = quotient(tokens, kernels::kPieceTokens) + 1;  // the first may begin anywhere
   const int64_t floats = partial_floats(kMaxSplitRows * num_heads, head_dim) * pieces;
   return std::min(kMostPartialBytes, floats * static_cast<int64_t>(sizeof(float)));
 }
@@ -180,7 +180,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
       const int64_t position = segment.position + token;
       while (span != segment.spans.end() && span->end <= position) ++span;
       const bool in_span = span != segment.spans.end() && span->begin <= position;
-      // Rows of a task see alike: all of them are in the same span, or none is in a span.
+      // All rows of a task are in the same span, or none is in a span.
       const int64_t border = span == segment.spans.end() ? last : in_span ? span->end : span->begin;
       tokens = std::min(tokens_per_task, border - position);
       const int64_t begin = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0;

@@ -32,13 +32,14 @@ constexpr int64_t kTileRowBlock = 512;
 constexpr int64_t kTilePanels = 12;
 constexpr int64_t kTileTasks = 3;
 
-// `rows` in as few equal pieces of at most `most` as can be: rows of one piece, a multiple of `step`.
+// Divides `rows` into as few equal pieces of at most `most` as possible. Returns the rows of a piece, a multiple of
+// `step`.
 int64_t pieces_of(int64_t rows, int64_t most, int64_t step = 16) {
   const int64_t pieces = (rows + most - 1) / most;
   return ((rows + pieces - 1) / pieces + step - 1) / step * step;
 }
 
-// Whole cache lines.
+// `bytes`, rounded up to whole cache lines.
 int64_t lines_of(int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes; }
 
 struct Pages : DeviceMemory::Keeper {
@@ -211,8 +212,8 @@ void CpuBackend::matmul(std::span<const Product> products) {
     const Product& product = products[i];
     const MatmulInput& input = inputs_[i];
     const Matrix& weight = *product.weight;
-    // A task: a run of panels times a block of rows. In tiles: as many rows as can share the expansion of the weights,
-    // times panels enough to share the way of the rows to L2.
+    // A task is a run of panels times a block of rows. In tiles, it has as many rows as can share the expanded weights,
+    // and enough panels to share the loading of the rows into L2.
     const int64_t stride = panel_bytes(weight.format, weight.cols);
     const int64_t y_stride = product.y_stride > 0 ? product.y_stride : weight.rows;
     int64_t run = std::clamp<int64_t>(kTaskBytes / stride, 1, 64);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kOnes = 4096;
 
-// A row of ones, which makes gelu(x) of gelu(x) * 1.
+// A row of ones: the kernel computes gelu(x) * 1.
 const float* ones() {
   static const std::vector<float> row(kOnes, 1.0f);
   return row.data();

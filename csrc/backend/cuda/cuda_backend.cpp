@@ -40,8 +40,8 @@ Kernel few_kernel(Format format, int64_t rows) {
   return next(Kernel::matmul_f32_1, 4 * place + size);
 }
 
-// f32 would lose too much in bf16, bf12 has exceptions, which tiles do not look for, and r8 to r2 have inputs that are
-// rounded to integers times a scale, which bf16 cannot hold.
+// Three kinds of formats have none. f32 would lose too much in bf16. bf12 has exceptions, which tiles do not look for.
+// r8 to r2 have inputs that are integers times a scale, which bf16 cannot hold.
 std::optional<Kernel> tile_kernel(Format format) {
   switch (format) {
     case Format::kF32:

@@ -49,10 +49,10 @@ Device::Device() : driver_(find_driver()), generation_(fork_generation()) {
   if (!driver_.refusal.empty()) fail(ErrorCode::kUnsupported, driver_.refusal);
   gpu_ = *std::find_if(driver_.gpus.begin(), driver_.gpus.end(), [](const Gpu& gpu) { return gpu.refusal.empty(); });
   const api::Functions& f = driver_.functions;
-  check(f.cuDevicePrimaryCtxRetain(&context_, gpu_.handle), "making a context");
+  check(f.cuDevicePrimaryCtxRetain(&context_, gpu_.handle), "creating a context");
   try {
     const Use use(*this);
-    check(f.cuStreamCreate(&stream_, api::kNonBlockingStream), "making a stream");
+    check(f.cuStreamCreate(&stream_, api::kNonBlockingStream), "creating a stream");
     check(f.cuModuleLoadData(&module_, gemlet_cuda_image), "loading the kernels");
     std::vector<api::Function> kernels;
     for (const char* const name : kNames) {
@@ -84,7 +84,7 @@ void Device::close() noexcept {
   f.cuDevicePrimaryCtxRelease_v2(gpu_.handle);
 }
 
-// An error of the driver as one of ours. All but the lack of memory stay: the context cannot be used any more.
+// Throws an error of the driver as an Error. After any error but a lack of memory, the context cannot be used any more.
 void Device::check(api::Result result, const char* doing, size_t bytes) {
   if (result == api::kSuccess) return;
   if (result == api::kOutOfMemory) {
@@ -102,7 +102,7 @@ void Device::check(api::Result result, const char* doing, size_t bytes) {
 Device::Memory Device::memory() {
   const Use use(*this);
   size_t free = 0, total = 0;
-  check(driver_.functions.cuMemGetInfo_v2(&free, &total), "asking for its memory");
+  check(driver_.functions.cuMemGetInfo_v2(&free, &total), "querying its free memory");
   return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
 }
 
@@ -148,7 +148,7 @@ void Device::upload(const void* host, size_t bytes, void* memory) {
   if (bytes == 0) return;
   const Use use(*this);
   flush();
-  check(driver_.functions.cuMemcpyHtoDAsync_v2(address(memory), host, bytes, stream_), "getting data");
+  check(driver_.functions.cuMemcpyHtoDAsync_v2(address(memory), host, bytes, stream_), "copying data to the GPU");
   wait();
 }
 
@@ -156,7 +156,7 @@ void Device::download(const void* memory, size_t bytes, void* host) {
   if (bytes == 0) return;
   const Use use(*this);
   flush();
-  check(driver_.functions.cuMemcpyDtoHAsync_v2(host, address(memory), bytes, stream_), "giving data");
+  check(driver_.functions.cuMemcpyDtoHAsync_v2(host, address(memory), bytes, stream_), "copying data from the GPU");
   wait();
 }
 
@@ -180,7 +180,7 @@ void Device::record(bool recording) {
 void Device::send(const Upload& upload) {
   idle_ = false;
   check(driver_.functions.cuMemcpyHtoDAsync_v2(address(upload.memory), upload.host, upload.bytes, stream_),
-        "getting arguments");
+        "copying arguments of kernels to the GPU");
 }
 
 // Neighbours are sent together with the few bytes between them, which nobody reads.
@@ -206,10 +206,10 @@ void Device::launch(Kernel kernel, const Grid& grid, int threads, int64_t shared
   idle_ = false;
   check(
       graphs_.launch(kernel, grid, static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes), args, stream_),
-      "starting a kernel");
+      "launching a kernel");
 }
 
-// Starts what was recorded. If that fails, nothing of it is left to be tried again.
+// Launches what was recorded. If that fails, the record is dropped and not tried again.
 void Device::flush() {
   const std::vector<Upload> uploads = std::move(uploads_);
   LaunchList list = std::move(list_);
@@ -220,7 +220,7 @@ void Device::flush() {
   idle_ = false;
   const api::Result result = graphs_.run(list, segment_++, stream_);
   for (uint8_t* const memory : std::exchange(freed_, {})) driver_.functions.cuMemFree_v2(address(memory));
-  check(result, "starting kernels");
+  check(result, "launching kernels");
 }
 
 void Device::wait() {

@@ -39,7 +39,8 @@ class Device {
   void download(const void* memory, size_t bytes, void* host);
   void synchronize();
 
-  // What follows only takes its place in the stream. `host` is pinned, and must stay as it is until synchronize().
+  // The next two functions only add to the stream and do not wait. `host` is pinned, and must stay as it is until
+  // synchronize().
   void enqueue_upload(const void* host, size_t bytes, void* memory);
   // `args` are copied by the call.
   void launch(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args);
@@ -76,10 +77,10 @@ class Device {
   api::Module module_ = nullptr;
   Graphs graphs_;
   bool recording_ = false, idle_ = true;
-  size_t segment_ = 0;  // of the pass: parts that something waited for
+  size_t segment_ = 0;  // parts of the pass so far that something waited for
   LaunchList list_;
   std::vector<Upload> uploads_;
-  std::vector<uint8_t*> freed_;  // when the list has been started
+  std::vector<uint8_t*> freed_;  // memory to free once the list has been launched
 };
 
 }  // namespace gemlet::cuda

@@ -94,7 +94,7 @@ api::Result Graphs::build(Entry& entry) const {
   return functions_.cuGraphInstantiateWithFlags(&entry.executable, entry.graph, 0);
 }
 
-// Gives the graph the arguments of `list`. What is on its way to the GPU stays as it was launched.
+// Gives the graph the arguments of `list`. Launches that are already on their way to the GPU do not change.
 api::Result Graphs::update(Entry& entry, LaunchList& list) const {
   for (size_t i = 0; i < list.launches().size(); ++i) {
     if (list.same_launch(entry.list, i)) continue;

@@ -35,8 +35,8 @@ class LaunchList {
   std::vector<uint8_t> bytes_;
 };
 
-// Graphs of lists that came before. A pass has the kernels of the pass before it, in the same order, and nearly all of
-// their arguments: only launches with others are changed in the graph.
+// Graphs of earlier lists. A pass has the kernels of the pass before it, in the same order, and nearly all of their
+// arguments: only launches whose arguments differ are changed in the graph.
 class Graphs {
  public:
   void open(const api::Functions& functions, std::vector<api::Function> kernels);

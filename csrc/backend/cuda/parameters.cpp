@@ -14,7 +14,7 @@ Parameters::Room Parameters::room(size_t bytes) {
   if (used_ + rounded > size_) {
     device_.synchronize();
     used_ = 0;
-    // One operation puts a few arrays. With room for 16 of the largest, those of one operation never meet.
+    // One operation puts a few arrays. With room for 16 of the largest, those of one operation never overlap.
     if (16 * rounded > size_) {
       const size_t size = std::max(kLeastBytes, 32 * rounded);
       release();

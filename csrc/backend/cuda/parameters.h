@@ -9,8 +9,8 @@
 
 namespace gemlet::cuda {
 
-// A ring of pinned memory and its twin on the device. put() copies an array into both, in the order of the stream. What
-// was put stays until the ring has gone round, before which the stream is waited for.
+// A ring of pinned memory and its twin on the device. put() copies an array into both, in the order of the stream. An
+// array stays until the ring wraps around, which first waits for the stream.
 class Parameters {
  public:
   static constexpr size_t kLeastBytes = size_t{4} << 20;  // of each
@@ -29,7 +29,7 @@ class Parameters {
     uint8_t *host, *memory;
   };
   Room room(size_t bytes);
-  // Puts from the beginning again, where the GPU has nothing left to do. So a pass has the addresses of the one before.
+  // Returns to the beginning of the ring if the GPU is idle, so that a pass has the addresses of the one before.
   void rewind() {
     if (device_.idle()) used_ = 0;
   }

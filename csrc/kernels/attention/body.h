@@ -42,8 +42,8 @@ inline void for_each_tile(int64_t rows, Fn fn) {
   if (row < rows) last_tile<kRows>(row, rows - row, fn);
 }
 
-// Whether all values are finite. A weight of 0 removes the value of a masked token only if it is. Integers always
-// are.
+// Whether all values are finite. A weight of 0 removes the value of a masked token only if that value is finite.
+// Integers always are.
 template <int64_t kBits>
 inline bool all_finite(const uint8_t* values, int64_t head_dim) {
   VI bad = {};
@@ -84,8 +84,8 @@ inline float weigh(float* row, int64_t count, float largest) {
   return sum_lanes(sums);
 }
 
-// What some of the tokens add up to, for every row: the largest score, the sum of e^(score - largest), and the values
-// with these weights.
+// Sums over some of the tokens, for every row: the largest score, the sum of e^(score - largest), and the values with
+// these weights.
 struct Sums {
   float largest[kMaxAttentionRows], sum[kMaxAttentionRows];
   float* out;  // [rows, width]

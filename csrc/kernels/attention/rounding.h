@@ -1,4 +1,4 @@
-// What rounding to integers needs.
+// Functions for rounding to integers.
 #pragma once
 
 #include "kernels/simd/vector.h"

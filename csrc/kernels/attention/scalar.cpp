@@ -107,8 +107,7 @@ void kv_store(const KvStoreArgs& a) {
   head.value_scales[a.slot] = value_scale;
 }
 
-// What some of the tokens add up to: the largest score, the sum of e^(score - largest), and the values with these
-// weights.
+// Sums over some of the tokens: the largest score, the sum of e^(score - largest), and the values with these weights.
 struct Sums {
   float* out;  // [head_dim]
   float largest = -INFINITY, sum = 0.0f;

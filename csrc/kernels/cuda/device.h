@@ -55,7 +55,7 @@ __device__ __forceinline__ float f16_to_f32(uint16_t half) {
 }
 
 // Sums and largest values that all threads of a warp or of a block get, always added in the same order. `shared` has
-// room for 33 numbers; between two calls with the same one all threads must meet, which the first barrier here does.
+// room for 33 numbers; all threads must meet between two calls with the same one, which the first barrier here ensures.
 __device__ __forceinline__ float warp_sum(float x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return x;

@@ -71,7 +71,7 @@ struct CopyArgs {
   const uint8_t* from;
   uint8_t* to;
   int64_t bytes;
-  int32_t units;  // whether both addresses are multiples of 16
+  int32_t units;  // 1: both addresses are multiples of 16
 };
 struct GatherArgs {
   const float* x;

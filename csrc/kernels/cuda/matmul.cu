@@ -1,11 +1,11 @@
 // y = x W^T on packed matrices.
 //
-// Few rows wait for the weights. A block of four warps computes one panel, 16 outputs. The warps take turns over the
-// columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up to 8 rows of x
-// in float32. So a row's bits do not depend on the others.
+// With few rows, the kernel waits for the weights. A block of four warps computes one panel, 16 outputs. The warps take
+// turns over the columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up
+// to 8 rows of x in float32. So a row's bits do not depend on the others.
 //
-// Many rows wait for arithmetic. There a block computes 64 rows x 64 outputs with tensor cores: x and the weights are
-// rounded to bf16 in shared memory, 64 columns at a time, and products are added in float32.
+// With many rows, it waits for arithmetic. There a block computes 64 rows x 64 outputs with tensor cores: x and the
+// weights are rounded to bf16 in shared memory, 64 columns at a time, and products are added in float32.
 #include "kernels/cuda/tensor_cores.h"
 #include "kernels/cuda/weights.h"
 
@@ -90,7 +90,7 @@ __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shar
   float sum = 0;
   for (int w = 0; w < kWarps; ++w) sum += shared[(w * kRows + row) * kPanelRows + r];
   if constexpr (kFormat == Format::kBf12) {
-    // The steps above took exceptions for weights near zero. Here they get their exponents.
+    // The steps above treated exceptions as weights near zero. Here they get their exponents.
     if (is_open(args, panel)) {
       for_bf12_exceptions(data, cols, 0, 1, [&](int64_t place, uint32_t exponent) {
         const int64_t col = place / kBf12Words * kBf12Columns + place % kBf12Words / 32 * 2 + place % 2;

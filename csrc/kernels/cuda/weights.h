@@ -18,8 +18,7 @@ __device__ __forceinline__ uint32_t swap_bytes(uint32_t pair) {
   return (pair & 0x00ff00ffu) << 8 | (pair >> 8 & 0x00ff00ffu);
 }
 
-// Two bf16 of bf12: what was kept of them, the place of their codes, and the base of their row, each as a pair of
-// words.
+// Two bf16 of bf12 from their kept bits, their codes, and the base of their row, each a pair of words.
 __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uint32_t base) {
   uint32_t pair = kept & 0x807f807fu;
   codes &= 0x07800780u;

@@ -6,7 +6,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// x / scale as integers of 8 bits; a NaN stays one.
+// x / scale as integers of 8 bits. NaN stays NaN.
 inline VF static_integers(VF x, float scale) {
   VF steps = x / scale;
   steps = select(steps < splat(-128.0f), splat(-128.0f), steps);

@@ -4,7 +4,7 @@
 // Two groups of 16 rows are multiplied by two panels of 16 outputs: four loads for four tiles of sums. A pair of panels
 // is expanded to tiles kWeightColumns columns at a time. These 16 KB stay in L1, together with 16 KB of x, while all
 // rows are multiplied by them, so all rows share the cost of the expansion. The sums are kept in y meanwhile. If x is
-// larger than L2, it is cut into pieces of columns that are not, and all panels of the call are multiplied by one piece
+// larger than L2, it is cut into pieces of columns that fit, and all panels of the call are multiplied by one piece
 // after the other.
 #pragma once
 

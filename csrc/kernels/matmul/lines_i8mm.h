@@ -1,9 +1,10 @@
 // Byte products with usmmla: a 2 x 8 matrix of weights (2 outputs, 8 columns) times an 8 x 2 matrix of x (2 rows).
 // Zipping two lines brings 8 columns of an output together; for q4 that happens before its halves are separated. The
 // sums keep the order of the instruction, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block is done. A single row is
-// multiplied line by line with sdot and usdot, as in lines_dotprod.h.
+// multiplied line by line with sdot and usdot (lines_lanes.h).
 #pragma once
 
+#include "kernels/matmul/lines_lanes.h"
 #include "kernels/matmul/panels.h"
 
 namespace gemlet::kernels {
@@ -80,20 +81,8 @@ inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][
     for (int r = 0; r < R; ++r) dots[r][h] = (VI)vusdotq_laneq_s32((int32x4_t)dots[r][h], w, x[r], Lane);
   }
 }
-struct Q8Lines : PairTile<Q8Lines> {
-  static constexpr int64_t kBlockBytes = kQ8BlockBytes;
+struct Q8Lines : Q8LaneLines, PairTile<Q8Lines> {
   static constexpr bool kNeedsOffset = true;
-  template <int R, int H>
-  static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
-    for (int half = 0; half < 2; ++half, lines += 4 * kLineBytes) {
-      int8x16_t columns[R];
-      for (int r = 0; r < R; ++r) columns[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16 * half));
-      q8_line<0>(lines, columns, dots);
-      q8_line<1>(lines + kLineBytes, columns, dots);
-      q8_line<2>(lines + 2 * kLineBytes, columns, dots);
-      q8_line<3>(lines + 3 * kLineBytes, columns, dots);
-    }
-  }
   // dots[p][h][i]: rows 2p, 2p + 1 and outputs 2i, 2i + 1 of vector h
   template <int P, int H>
   static void dot_pairs(const uint8_t* lines, const uint8_t* const (&x)[2 * P], int32x4_t (&dots)[P][H][2]) {
@@ -114,31 +103,7 @@ struct Q8Lines : PairTile<Q8Lines> {
   }
 };
 
-template <int Lane, int R, int H>
-inline void q4_line(const uint8_t* line, const int8x16_t (&first)[R], const int8x16_t (&second)[R], VI (&dots)[R][H]) {
-  for (int h = 0; h < H; ++h) {
-    const uint8x16_t w = vld1q_u8(line + h * 16);
-    const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(w, vdupq_n_u8(15)));
-    const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(w, 4));
-    for (int r = 0; r < R; ++r) dots[r][h] = (VI)vdotq_laneq_s32((int32x4_t)dots[r][h], low, first[r], Lane);
-    for (int r = 0; r < R; ++r) dots[r][h] = (VI)vdotq_laneq_s32((int32x4_t)dots[r][h], high, second[r], Lane);
-  }
-}
-struct Q4Lines : PairTile<Q4Lines> {
-  static constexpr int64_t kBlockBytes = kQ4BlockBytes;
-  static constexpr bool kNeedsOffset = true;
-  template <int R, int H>
-  static void dot(const uint8_t* lines, const uint8_t* const* x, VI (&dots)[R][H]) {
-    int8x16_t first[R], second[R];
-    for (int r = 0; r < R; ++r) {
-      first[r] = vreinterpretq_s8_u8(vld1q_u8(x[r]));
-      second[r] = vreinterpretq_s8_u8(vld1q_u8(x[r] + 16));
-    }
-    q4_line<0>(lines, first, second, dots);
-    q4_line<1>(lines + kLineBytes, first, second, dots);
-    q4_line<2>(lines + 2 * kLineBytes, first, second, dots);
-    q4_line<3>(lines + 3 * kLineBytes, first, second, dots);
-  }
+struct Q4Lines : Q4LaneLines, PairTile<Q4Lines> {
   template <int P, int H>
   static void dot_pairs(const uint8_t* lines, const uint8_t* const (&x)[2 * P], int32x4_t (&dots)[P][H][2]) {
     RowPair first[P], second[P];

@@ -94,7 +94,7 @@ struct QuantizeArgs {
 };
 constexpr float kZeroPeak = 3.734e-37f;  // below it 127 / max|x| overflows
 constexpr uint32_t kLeastLostPeak = (127u + 100) << 23;
-// The bits of a block's scale, from the bits of its max|x|. From 127.5 times a power of two on the next power is
+// The bits of a block's scale, from the bits of its max|x|. From 127.5 times a power of two on, the next power is
 // needed.
 constexpr uint32_t power_scale_bits(uint32_t peak_bits) {
   const uint32_t power = (peak_bits + 0x10000) & 0x7f800000, least = (127u - 58) << 23;
@@ -104,7 +104,7 @@ constexpr uint32_t power_scale_bits(uint32_t peak_bits) {
 constexpr int32_t packed_offsets(int32_t first, int32_t second) {
   return static_cast<int32_t>((static_cast<uint32_t>(-first) & 0xffffu) | static_cast<uint32_t>(-second) << 16);
 }
-// The one of half 0 or 1, which counts for every column of it.
+// The offset of half 0 or 1, which applies to each of its columns.
 constexpr int32_t half_offset(int32_t packed, int half) {
   return half == 0 ? static_cast<int16_t>(packed & 0xffff) : packed >> 16;
 }

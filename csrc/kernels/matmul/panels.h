@@ -1,6 +1,6 @@
 // The loops of the matmul kernels over panels and rows. Few rows go over each panel in a few passes, while it is in L1.
-// Of many, kRowTile rows at a time stay in L1 while the panels come from L2, so that neighbouring results are written
-// together.
+// With many rows, kRowTile rows at a time stay in L1 while the panels come from L2, so that neighbouring results are
+// written together.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -11,9 +11,9 @@
 namespace gemlet::kernels {
 namespace {
 
-// Fetches weights while others are multiplied, a line for each line: a burst would hold up what the products load. In
+// Fetches weights while others are multiplied, a line for each line: a burst would delay the loads of the products. In
 // one pass over a panel, these are weights that lie kAhead bytes behind. If all rows need a few passes, each fetches
-// its share of the lines of the next panel. Of many passes, the first one brings the weights to L2.
+// its share of the lines of the next panel. If they need many, the first pass brings the weights to L2.
 constexpr int64_t kFewPasses = 4;
 class LineFetch {
  public:

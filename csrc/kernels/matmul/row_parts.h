@@ -7,8 +7,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Of a superblock of 64 columns: weights(lines, part, h) is vector h of the weights of columns [column(part), + 4), a
-// byte each, of 16 parts.
+// A superblock of 64 columns has 16 parts. weights(lines, part, h) is vector h of the weights of columns [column(part),
+// + 4), a byte each.
 struct EightBitRows {
   static constexpr int64_t kBytes = kR8SuperblockBytes;
   static constexpr int32_t kZero = kQ8Zero;
@@ -22,7 +22,7 @@ struct FourBitRows {
   static constexpr int64_t kBytes = kR4SuperblockBytes;
   static constexpr int32_t kZero = kQ4Zero;
   static constexpr int kPartsOfLine = 2;
-  // Of each line the low halves, then the high ones.
+  // The low halves of each line, then its high halves.
   static constexpr int column(int part) { return part / 8 * (int)kBlock + part % 2 * 16 + part % 8 / 2 * 4; }
   static GEMLET_INLINE VI weights(const uint8_t* lines, int part, int h) {
     return (load_i32(lines + part / 2 * kLineBytes + h * kLanes * 4) >> (part % 2 * 4)) & 0x0f0f0f0f;

@@ -154,8 +154,8 @@ void matmul_bf12(const MatmulArgs& a, Column column) {
   });
 }
 
-// r8, r4, r2. Number: in which a row's sum is formed; x(row, c): column c of a row; scale(row): what the sum is
-// multiplied by, besides the weights' scale.
+// r8, r4, r2. Number: the type of a row's sum; x(row, c): column c of a row; scale(row): the factor of the sum, besides
+// the weights' scale.
 template <Format format, typename Number, typename X, typename Scale>
 void matmul_rows(const MatmulArgs& a, X x, Scale scale) {
   for (int64_t o = 0; o < a.outputs; ++o) {
@@ -187,7 +187,7 @@ void matmul_s8_rows(const MatmulArgs& a) {
       [&](int64_t r) { return *reinterpret_cast<const float*>(row(r) + a.cols); });
 }
 
-// x / scale as an integer of 8 bits; a NaN stays one.
+// x / scale as an integer of 8 bits. NaN stays NaN.
 float static_integer(float x, float scale) {
   const float steps = x / scale;
   const float bounded = steps < -128.0f ? -128.0f : steps > 127.0f ? 127.0f : steps;

@@ -7,7 +7,7 @@ namespace gemlet::kernels {
 
 // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. Without a weight (null) it is 1. out may be x.
 using rms_norm_fn = void(const float* x, const float* weight, float eps, int64_t dim, float* out);
-// residual[i] += that
+// residual[i] += the same
 using rms_norm_add_fn = void(const float* x, const float* weight, float eps, int64_t dim, float* residual);
 // y[i] += x[i]
 using add_fn = void(const float* x, int64_t dim, float* y);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kLanes = 4;            // floats in a vector
 constexpr int kRowTile = 4;          // rows of x that are computed together
-constexpr int kManyRows = kRowTile;  // of float tiles in two passes: there are none, as gcc keeps more sums in memory
+constexpr int kManyRows = kRowTile;  // no float tiles in two passes, because gcc would keep more sums in memory
 constexpr int kBitsRows = kRowTile;
 constexpr int kTileSums = 8;   // sums of a tile; there are as many for odd columns or integers: half of the registers
 constexpr int64_t kAhead = 0;  // not measured on a real processor

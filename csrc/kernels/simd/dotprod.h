@@ -1,10 +1,9 @@
-// NEON with sdot, which multiplies 16 pairs of bytes and adds the products four by four. Only dotprod.cpp files include
-// this header.
+// NEON with sdot. Only dotprod.cpp files include this header.
 #pragma once
 
 #define GEMLET_TIER dotprod
 
-#include "kernels/simd/arm.h"
+#include "kernels/simd/sdot.h"
 
 namespace gemlet::kernels {
 namespace {
@@ -18,13 +17,6 @@ struct Q8Dot {
     return (VI)vdotq_s32((int32x4_t)sums, w, splat_columns(x));
   }
   static VI total(VI sums, int32_t) { return sums; }
-};
-
-// Weights of up to 6 bits, unsigned.
-struct BitsDot {
-  static VI add(VI sums, VI weight, const uint8_t* x) {
-    return (VI)vdotq_s32((int32x4_t)sums, vreinterpretq_s8_s32((int32x4_t)weight), splat_columns(x));
-  }
 };
 
 // Unsigned weights of 8 bits, whose highest bit counts by itself: w = (w - 128) + 128.

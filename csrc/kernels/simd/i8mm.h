@@ -4,7 +4,7 @@
 
 #define GEMLET_TIER i8mm
 
-#include "kernels/simd/arm.h"
+#include "kernels/simd/sdot.h"
 
 namespace gemlet::kernels {
 namespace {
@@ -17,13 +17,6 @@ struct Q8Dot {
     return (VI)vusdotq_s32((int32x4_t)sums, vreinterpretq_u8_s32((int32x4_t)weight), splat_columns(x));
   }
   static VI total(VI sums, int32_t) { return sums; }
-};
-
-// Weights of up to 6 bits, unsigned.
-struct BitsDot {
-  static VI add(VI sums, VI weight, const uint8_t* x) {
-    return (VI)vdotq_s32((int32x4_t)sums, vreinterpretq_s8_s32((int32x4_t)weight), splat_columns(x));
-  }
 };
 
 // Unsigned weights of 8 bits.

@@ -62,7 +62,7 @@ struct BytesProduct {
 struct StoredTiles {
   const uint8_t* panels[2];
 
-  // Those of a step, one of each of P panels. The steps come in their order.
+  // The tiles of a step, one for each of P panels. The steps come in order.
   template <int P>
   void get(int64_t step, const uint8_t* (&w)[2]) {
     for (int p = 0; p < P; ++p) w[p] = panels[p] + step * kTileBytes;

@@ -1,5 +1,5 @@
-// What the bodies of kernels need besides the arithmetic operators of VF and VI. These are vectors of kLanes floats and
-// int32; the tier's header declares them and is included before. Everything has internal linkage.
+// Functions that the bodies of kernels need besides the arithmetic operators of VF and VI. VF and VI are vectors of
+// kLanes floats and int32. The tier's header declares them and is included before. Everything has internal linkage.
 #pragma once
 
 #include "formats/layout.h"
@@ -10,8 +10,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Asks for the weights that lie kAhead bytes behind these. What a processor fetches by itself is not enough: it asks
-// for a line that lies a fixed number of lines ahead, however long it computes until it asks for the next one.
+// Fetches the weights that lie kAhead bytes after these. A processor does not fetch enough by itself: it asks for a
+// line a fixed number of lines ahead, no matter how long it computes before it asks for the next one.
 GEMLET_INLINE void fetch_ahead(const uint8_t* weights, int64_t bytes) {
   if (kAhead == 0) return;
 #pragma GCC unroll 16

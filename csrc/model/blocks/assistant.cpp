@@ -1,5 +1,5 @@
-// What an assistant does otherwise than a model of its own (csrc/MODEL.md, "Assistants"): a row begins with what its
-// target knows of the text, its queries see the target's keys and values, and it gives a state for the next token.
+// How an assistant differs from an independent model (csrc/MODEL.md, "Assistants"): a row begins with what its target
+// knows of the text, its queries see the target's keys and values, and it gives a state for the next token.
 #include <algorithm>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// What the residual begins with: the tokens' rows of the embedding table, scaled, or their soft rows.
+// The beginning of the residual: the tokens' rows of the embedding table, scaled, or their soft rows.
 #include <algorithm>
 
 #include "backend/staging.h"
@@ -20,7 +20,7 @@ void ForwardPass::embed() {
   if (config_.altup_streams > 1) open_streams();
 }
 
-// What the rows' adapters make of it: rows of their own, and a low-rank term.
+// Applies the rows' adapters: rows of their own, and a low-rank term.
 void ForwardPass::adapt_embeddings() {
   const int64_t hidden = config_.hidden_size;
   const auto scale = static_cast<float>(config_.embedding_scale);

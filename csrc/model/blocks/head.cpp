@@ -38,7 +38,7 @@ void ForwardPass::logits() {
     backend_.download(x, static_cast<size_t>(wanted_ * hidden) * sizeof(float), batch_.states);
   }
   if (backend_.host_memory()) return multiply_head(x, 0, wanted_, batch_.logits);
-  // Other memory holds the logits of some rows at a time.
+  // Memory that is not the host's holds the logits of some rows at a time.
   const int64_t row_bytes = config_.vocab_size * static_cast<int64_t>(sizeof(float));
   const int64_t most = std::min(wanted_, std::max<int64_t>(1, kResidentLogitsBytes / row_bytes));
   DeviceMemory logits = backend_.allocate(static_cast<size_t>(most * row_bytes));
@@ -103,7 +103,7 @@ void ForwardPass::multiply_head(const float* x, int64_t first_row, int64_t rows,
   }
 }
 
-// What an adapter makes of the logits of its rows. The buffers have room for some of the vocabulary at a time.
+// Applies an adapter to the logits of its rows. The buffers have room for some of the vocabulary at a time.
 void ForwardPass::adapt_head(const AdapterRun& run, const float* x, float* logits) {
   const int64_t vocab = weights_.lm_head.rows;
   const int64_t most = std::max<int64_t>(1, config_.hidden_size / kPanelRows) * kPanelRows;

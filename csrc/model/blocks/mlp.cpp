@@ -21,7 +21,7 @@ void ForwardPass::mlp(size_t index) {
   const Projection gate_up[] = {{normed_, &w.gate_proj, Target::kGateProj, gate},
                                 {normed_, &w.up_proj, Target::kUpProj, up}};
   if (c.activation_sparsity && rows_ == 1 && runs_.empty()) {
-    // Most of the gate is 0. In decode, not reading the weights of the lanes that it closes saves time.
+    // Most of the gate is 0. In decode, it saves time to skip the weights of the lanes that it closes.
     project(index, gate_up[0]);
     backend_.gaussian_topk(static_cast<float>(*c.activation_sparsity), rows_, width, gate);
     backend_.matmul_where({normed_, rows_, &w.up_proj, up}, gate);

@@ -8,7 +8,8 @@ namespace gemlet {
 
 namespace {
 
-// What reaches the matrices of attention and of the MLP, named after one of them, for taps; "" for others.
+// The tap name of the input of a matrix of attention or of the MLP, after one of the matrices that share it; "" for
+// others.
 std::string input_name(Target target) {
   switch (target) {
     case Target::kQProj:

@@ -224,7 +224,7 @@ class Model:
         self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
         """
-        What reaches the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), 'o_proj', 'gate_proj' (also for up) and 'down_proj' -> float32 [tokens, columns].
+        The inputs of the matrices of each layer for a text of its own: 'layers.0.q_proj' (also for k and v), 'o_proj', 'gate_proj' (also for up) and 'down_proj' -> float32 [tokens, columns].
         """
     @property
     def closed(self) -> bool: ...
@@ -316,7 +316,7 @@ class ModelBuilder:
         """
     def map_file(self, descriptor: typing.SupportsInt | typing.SupportsIndex, path: str) -> None:
         """
-        Maps the open file that use_packed() speaks of.
+        Maps the open file for use_packed().
         """
     @typing.overload
     def pack(
@@ -332,7 +332,7 @@ class ModelBuilder:
         balanced: bool = False,
     ) -> numpy.typing.NDArray[numpy.uint8]:
         """
-        The packed form of what add() would take, whose slot stays empty: bytes for a file.
+        Packs what add() would take into bytes for a file. The slot stays empty.
         """
     def packed_sizes(self) -> dict[str, tuple[str, int]]:
         """
@@ -342,7 +342,7 @@ class ModelBuilder:
         self, table_type: str = "bf16", threads: typing.SupportsInt | typing.SupportsIndex = 0
     ) -> dict[str, int]:
         """
-        Bytes that the model will take, by use; the per-layer table being of that type in its file. `threads`: those of a pass; 0: the builder's, or as many as this machine would get.
+        Bytes that the model will take, by use. `table_type`: that of the per-layer table in its file. `threads`: those of a pass; 0: the builder's, or as many as this machine would get.
         """
     def set_per_layer_table(
         self,
@@ -365,7 +365,7 @@ class ModelBuilder:
         self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> None:
         """
-        The token of each row of "embed_tokens", of an assistant with centroids.
+        Sets the token of each row of "embed_tokens", for an assistant with centroids.
         """
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """
@@ -405,7 +405,7 @@ class AdapterBuilder:
         self, name: str, weight: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
     ) -> None:
         """
-        The weight that the adapter has instead of that of a norm, as the model's files have it.
+        Sets a weight that replaces that of a norm, in the form of the model's files.
         """
     @typing.overload
     def add_rows(
@@ -436,7 +436,7 @@ class AdapterBuilder:
         """
     def rows_bytes(self, name: str, count: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
-        What add_rows() keeps of `count` rows; 0 for a name that it does not take.
+        Bytes that add_rows() keeps for `count` rows; 0 for a name that it does not take.
         """
     def set_per_layer_table(
         self,
@@ -449,7 +449,7 @@ class AdapterBuilder:
         dtype: str,
     ) -> None:
         """
-        The table of per-layer embeddings that the adapter has instead of the model's; as in ModelBuilder.
+        Sets a table of per-layer embeddings that replaces the model's; arguments as in ModelBuilder.
         """
     def share_rows(self) -> None:
         """
@@ -457,7 +457,7 @@ class AdapterBuilder:
         """
     def tower_bytes(self, name: str, rank: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
-        What a pass of a tower takes besides for a term of this rank, a bias included; 0 for a matrix of the text model.
+        Further bytes of a tower's pass for a term of this rank, a bias included; 0 for a matrix of the text model.
         """
     def weight(self, name: str) -> numpy.typing.NDArray[numpy.float32]:
         """
@@ -495,7 +495,7 @@ class ConformerConfig:
         weights: str,
     ) -> int:
         """
-        Bytes that a sound takes on its way, in a model of this hidden size with weights of that format.
+        Bytes of memory that encoding a sound takes, in a model of this hidden size with weights of that format.
         """
     def tokens(
         self,
@@ -574,7 +574,7 @@ class LogMel:
         self, samples: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
     ) -> tuple[numpy.typing.NDArray[numpy.float32], int]:
         """
-        Of mono samples at 16 kHz: float32 [frames, bins], and how many frames count.
+        The features of mono samples at 16 kHz, float32 [frames, bins], and how many frames count.
         """
 
 class SequenceBreakers:
@@ -711,7 +711,7 @@ class PrefixCache:
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
         """
-        Keeps what save() has written from byte `at` to the end of the file. Returns of how many tokens.
+        Keeps what save() has written from byte `at` to the end of the file. Returns the number of its tokens.
         """
     def nearest(
         self,
@@ -722,7 +722,7 @@ class PrefixCache:
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> tuple[int, int, list[int]]:
         """
-        Of the kept text that has the most first tokens in common with `ids`: how many that are, how many of them a text can begin with, and the tokens that the kept text goes on with, a few.
+        About the kept text with the longest beginning in common with `ids`: its tokens in common, how many of them a text can begin with, and a few tokens that follow them in the kept text.
         """
     def save(
         self,
@@ -734,7 +734,7 @@ class PrefixCache:
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
         """
-        Appends what is kept of a text to an open file. Returns of how many tokens.
+        Appends what is kept of a text to an open file. Returns the number of its tokens.
         """
 
 class News:
@@ -758,7 +758,7 @@ class News:
 
 class Request:
     """
-    A text that the engine continues until it ends or this object does.
+    A text that the engine continues until the text ends or this object is destroyed.
     """
     def cancel(self) -> None:
         """
@@ -771,7 +771,7 @@ class Request:
         behind: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Which ids may be the token after `position` others of a masked request: uint32 [n], a set bit for each, the lowest first; None: all. The engine chooses none before. `behind`: the last ones of these others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.
+        Sets which ids may be the token after `position` others of a masked request: uint32 [n], a bit for each id, the lowest first; None: all. The engine does not choose the token before. `behind`: the last of these others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.
         """
     def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32] | None]:
         """
@@ -792,7 +792,7 @@ class Request:
     @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
         """
-        Of each token of the last take(), if they are wanted: its log probability in the model's own distribution, and pairs (token id, log probability) of the likeliest tokens.
+        For each token of the last take(), if wanted: its log probability in the model's own distribution, and pairs (token id, log probability) of the likeliest tokens.
         """
     @property
     def read_tokens(self) -> int: ...
@@ -829,7 +829,7 @@ class Engine:
         | None = None,
     ) -> None:
         """
-        Texts that advance together at most, and bytes for keys and values besides those of one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most `most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most `draft_tokens` of a text at a time. `rehearsed`, for measurements: (the ids of the only text, how often a token that the drafter guesses is to be the right one).
+        `most_running`: texts that advance together. `kv_bytes`: for keys and values besides one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most `most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most `draft_tokens` of a text at a time. `rehearsed`, for measurements: (the ids of the only text, how often a token that the drafter guesses is to be the right one).
         """
     def close(self) -> None:
         """
@@ -969,7 +969,7 @@ class UnifiedVisionEmbedder:
         self, pixels: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], adapter: Adapter | None = None
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
-        As of Gemma4VisionTower.
+        As Gemma4VisionTower.encode().
         """
 
 class MobileNetBlock:
@@ -1064,7 +1064,7 @@ def logprobs(
     top: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[tuple[float, list[tuple[int, float]]]]:
     """
-    Of each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) of the `top` likeliest.
+    For each row of logits [n, vocab] the log probability of a token id [n], and pairs (token id, log probability) of the `top` likeliest.
     """
 
 def measure_read_bandwidth(
@@ -1142,4 +1142,4 @@ MOST_SOUND_SECONDS: int = 3600
 PASS_TEXTS: int = 32
 PASS_TOKENS: int = 512
 SOUND_RATE: int = 16000
-__version__: str = "0.1.0"
+__version__: str = ""

@@ -165,7 +165,7 @@ def distribution(
 
 def forward(steps: collections.abc.Sequence[Step]) -> list[numpy.typing.NDArray[numpy.float32] | None]:
     """
-    One pass over several contexts: of each step the logits that it wants, float32 [rows, vocab], or None if it was cancelled. A step is cancelled when the pass makes the tap that its `cancel_at` names; 'start': before the pass.
+    One pass over several contexts: the logits that each step wants, float32 [rows, vocab], or None if it was cancelled. A step is cancelled when the pass makes the tap that its `cancel_at` names; 'start': before the pass.
     """
 
 def guard_memory() -> None:
@@ -179,7 +179,7 @@ def guess(
     most: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[list[int]]:
     """
-    What one lookup proposes after this many first ids of a text, in turn.
+    What a lookup proposes after the first `lengths[i]` ids of a text, for one length after the other.
     """
 
 def kernel_attention(
@@ -290,7 +290,7 @@ def plan_steps(
     seconds_of: typing.Any,
 ) -> list[tuple[float, list[tuple[int, int]]]]:
     """
-    The steps that the engine's scheduler would make for requests, without computing anything: when each ends, in seconds, and how far it takes which requests. A request is when it comes, how many tokens its prompt has and how many it writes; they are in the order in which they come. seconds_of(rows): the time of a step.
+    The steps that the engine's scheduler would make for requests, without computing anything: when each ends, in seconds, and how far it takes which requests. A request is its time of arrival, the tokens of its prompt and how many tokens it writes. They are in the order of arrival. seconds_of(rows): the time of a step.
     """
 
 def prefix(

@@ -170,7 +170,7 @@ class StreamAnswer(Response):
         self._sending += 1
         try:
             await self._send({"type": "http.response.body", "body": piece, "more_body": more})
-            await asyncio.sleep(0)  # sending to a broken connection returns at once: who watches it must have a turn
+            await asyncio.sleep(0)  # sending to a broken connection returns at once; its watchers need a turn
         finally:
             self._sending -= 1
         self._sent = time.monotonic()

@@ -22,7 +22,7 @@ namespace {
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned kWarp = 32;
 
-// Where `expected` fibers meet. Whoever arrives last lets the others go on.
+// Where `expected` fibers meet. The one that arrives last lets the others go on.
 struct Meeting {
   unsigned expected = 0, arrived = 0, generation = 0;
 };

@@ -59,7 +59,7 @@ struct ExecutableOfDriver {
 namespace {
 
 constexpr size_t kAlignment = 256, kMostSharedBytes = 48 << 10;
-constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;  // the latter: of y and z
+constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;  // kMostBlocks is for y and z
 constexpr Result kInvalidContext = 201;
 // What stands behind every allocation. AddressSanitizer looks there itself.
 #if defined(__SANITIZE_ADDRESS__)
