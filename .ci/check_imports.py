@@ -181,7 +181,7 @@ def check_imports(package: Path) -> list[str]:
             if in_function and not late and own != "_core" and here != "cli":
                 errors.append(f"{where}:{line}: imports {target} inside a function; move it to the top")
             if target in SLOW_RECORDS and here != "replicas" and module != "base.records":
-                errors.append(f"{where}:{line}: imports {target}; use base/records.py, which starts faster")
+                errors.append(f"{where}:{line}: imports {target}; base/records.py starts faster")
             if own is None or own == module or room(own) in FREE:
                 continue
             leads_to[module].add(own)

@@ -31,7 +31,7 @@ def test_a_terminal_shows_the_prompt_before_the_text() -> None:
         text = model.generate(PROMPT, max_tokens=15, seed=3).text
     note, _, screen = screen.partition("\n")
     assert note.startswith("gemlet: note: this is the demo model, ")
-    assert note.endswith("; for an answer to it there is gemlet chat")
+    assert note.endswith("; gemlet chat answers it")
     assert screen == f"\x1b[1m{PROMPT}\x1b[0m{for_terminal(text)}" + ("" if text.endswith("\n") else "\n")
 
 

@@ -199,7 +199,7 @@ def _refused(name: str, error: str) -> InvalidRequestError:
     """The error of llguidance, shortened to its first line and the line with the reason."""
     first, *rest = error.replace("<non-verbose/>", "").strip().splitlines() or ["it cannot be used"]
     if first == "NoExtensionBias":  # nothing may come at the beginning, not even the end
-        first = "no text has this form: it allows no character, or a rule always contains itself"
+        first = "no text has this form: it allows no character, or it never ends"
     reason = [line.strip() for line in rest if line.startswith("error:")]
     return InvalidRequestError(f"{name}: {'; '.join([first[:300], *reason[:1]])[:500]}")
 

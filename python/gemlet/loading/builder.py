@@ -105,8 +105,8 @@ def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
 
 def not_packed(files: ModelFiles) -> InvalidRequestError:
     return InvalidRequestError(
-        f"embedding_on_disk: {files.name} is not packed, and the cache does not have it packed; make a packed "
-        "folder of it with `gemlet convert`, or load it with cache=True"
+        f"embedding_on_disk: {files.name} is not packed, and the cache does not have it packed; make a "
+        "packed folder of it with `gemlet convert`, or load it with cache=True"
     )
 
 
