@@ -3,8 +3,8 @@
 - an import that is not in the table ``MAY_IMPORT`` below, which python/README.md shows too;
 - a circle between modules. Imports under ``TYPE_CHECKING`` and inside functions count, and so do the lazy
   names of ``gemlet/__init__.py`` and the modules that import_module() gets as a constant;
-- an import inside a function, unless it is slow, may be absent or is needed by few; cli/ may import anything;
-- dataclass() and field() of Python, where gemlet has its own;
+- an import inside a function, unless the module is slow, optional or rarely needed; cli/ may import anything;
+- dataclass() and field() of Python, because base/records.py replaces them;
 - a file of more than 500 lines, in any language; only the stubs, which are generated, may be longer;
 - a test that imports another test.
 
@@ -69,7 +69,7 @@ IN_FUNCTIONS = {
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",
     "tomli": "an extra",
-    # Of gemlet itself, what most models and texts do without, and a start would wait for.
+    # Modules of gemlet that most models and texts do not need, and that would slow a start.
     "gemlet.adapters.opening": "few",
     "gemlet.chat.template_format": "few",
     "gemlet.chat.template_probes": "few",
@@ -82,7 +82,7 @@ IN_FUNCTIONS = {
     "gemlet.sources.hub_headers": "few",
     "gemlet.tokenizer.files": "few",
 }
-# What base/records.py has in its place. A record would take the field of a dataclass for a value.
+# base/records.py replaces these. In a record, the field() of dataclasses would be an ordinary default value.
 SLOW_RECORDS = ("dataclasses.dataclass", "dataclasses.field")
 IMPORTERS = ("import_module", "__import__")
 MOST_LINES = 500
@@ -179,9 +179,9 @@ def check_imports(package: Path) -> list[str]:
             own = own_module(target, known)
             late = any(f"{target}.".startswith(f"{name}.") for name in IN_FUNCTIONS)
             if in_function and not late and own != "_core" and here != "cli":
-                errors.append(f"{where}:{line}: imports {target} inside a function; put it at the top")
+                errors.append(f"{where}:{line}: imports {target} inside a function; move it to the top")
             if target in SLOW_RECORDS and here != "replicas" and module != "base.records":
-                errors.append(f"{where}:{line}: imports {target}; a start has those of base/records.py")
+                errors.append(f"{where}:{line}: imports {target}; base/records.py starts faster")
             if own is None or own == module or room(own) in FREE:
                 continue
             leads_to[module].add(own)
@@ -193,7 +193,7 @@ def check_imports(package: Path) -> list[str]:
 
 
 def circles(leads_to: dict[str, set[str]]) -> list[list[str]]:
-    """One circle, as a way from a module back to it, of each group of modules that reach one another."""
+    """One circle of each group of modules that reach one another: the path from a module back to itself."""
     found: list[list[str]] = []
     for start in sorted(leads_to):
         if any(start in circle for circle in found):

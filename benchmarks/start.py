@@ -3,8 +3,8 @@
     gemlet convert MODEL PACKED --weights q4
     python benchmarks/start.py PACKED --processes 20
 
-Of each part, the processor time of all threads and the elapsed time, median and range over new processes.
-"exit" is the rest of the process. The files are in the system's page cache.
+It prints the processor time of all threads and the elapsed time of each part: median and range over new
+processes. "exit" is the rest of the process. The files are in the system's page cache.
 """
 
 from __future__ import annotations
@@ -16,24 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-PROGRAM = """
-import json, sys, time
-marks = [("interpreter", time.process_time(), time.monotonic())]
-def mark(name):
-    marks.append((name, time.process_time(), time.monotonic()))
-import gemlet
-mark("import gemlet")
-gemlet.load
-mark("gemlet.load")
-model = gemlet.load(sys.argv[1], max_context=4096)
-mark("load()")
-stream = model.stream("The", max_tokens=1, temperature=0)
-mark("stream()")
-next(stream)
-mark("first token")
-print(json.dumps([marks, len(sys.modules), "numpy" in sys.modules]))
-"""
+PROGRAM = Path(__file__).with_name("start_once.py").read_text()
 
 
 def start(folder: str) -> tuple[dict[str, tuple[float, float]], int, bool]:

@@ -40,14 +40,14 @@ class GemletError(Exception):
     kv_cache is 'q5'; expected one of 'f32', 'bf16', 'int8', 'int4'
     """
 
-    # Not in __init__: the core raises these errors, and must not run Python code meanwhile. A thread that
-    # Python ends there, because the process exits, would end the process with SIGABRT.
+    # Not in __init__: the core raises these errors and must not run Python code meanwhile. If Python ended a
+    # thread there at exit, the process would end with SIGABRT.
     def __str__(self) -> str:
         return readable(super().__str__())
 
 
 class ModelFileError(GemletError, ValueError):
-    """A model file is missing, cut short, or says something about itself that is not true.
+    """A model file is missing, cut short, or contradicts itself.
 
     >>> import gemlet
     >>> try:
@@ -116,7 +116,7 @@ class InvalidRequestError(GemletError, ValueError):
     """A caller's argument is wrong: sampling values, token ids, an empty prompt, malformed messages.
 
     Attributes:
-        indices: of a list of texts, the places of those that are wrong.
+        indices: the positions of the wrong texts in a list of texts.
 
     >>> import gemlet
     >>> try:
@@ -144,7 +144,7 @@ class ContextLengthError(InvalidRequestError):
 
 class UnsupportedError(GemletError, RuntimeError):
     """This build, machine or model cannot do what was asked: CUDA, an extra that is not installed, tools in a
-    chat format without.
+    chat format that has none.
 
     >>> import gemlet
     >>> try:
@@ -207,8 +207,8 @@ _LONGEST = 4000  # characters
 
 
 def readable(message: str) -> str:
-    """``message``, short enough to be read, and without the surrogates by which Python writes the bytes of a
-    file name that are not UTF-8: they could not be printed."""
+    """``message``, shortened, and without surrogates, which cannot be printed. Python writes bytes of file
+    names that are not UTF-8 as surrogates."""
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     return message.encode("utf-8", "backslashreplace").decode()

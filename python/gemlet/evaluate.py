@@ -18,7 +18,7 @@ from gemlet.model.model import Model
 __all__ = ["Accuracy", "Perplexity", "choices", "perplexity", "read_questions"]
 
 _WINDOW = 2048
-# What lm-evaluation-harness's data sets call the parts of a question.
+# The names of the parts of a question in lm-evaluation-harness's data sets.
 _QUERY = ("query", "question", "prompt", "ctx", "text", "goal")
 _CHOICES = ("choices", "endings", "options")
 _GOLD = ("gold", "label", "answer", "answerKey", "target")
@@ -30,7 +30,8 @@ class Perplexity:
     """Attributes:
     tokens: how many were predicted.
     perplexity: ``exp`` of their mean negative log probability.
-    bits_per_byte: the same in bits, over the bytes of the text; comparable between tokenizers.
+    bits_per_byte: the negative log probability in bits per byte of text, which is comparable between
+    tokenizers.
     """
 
     tokens: int
@@ -42,7 +43,7 @@ class Perplexity:
 class Accuracy:
     """Attributes:
     questions: how many.
-    accuracy: the part in which the right choice is the most probable one.
+    accuracy: the share of questions whose right choice is the most probable one.
     accuracy_norm: the same, where log probabilities are divided by the bytes of the choice.
     error, error_norm: standard errors of the two.
     """
@@ -107,15 +108,15 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
     """Questions from a file of JSON lines, in the form of lm-evaluation-harness's data sets: ``query`` (or
     ``question``, ``prompt``, ``ctx``, ``text``, ``goal``), ``choices`` (or ``endings``, ``options``) and
     ``gold`` (or ``label``, ``answer``, ``answerKey``, ``target``): the number of the right choice from 0 on,
-    its letter, or its text. A gold that is the text of a choice is taken as that text, also where it is a
-    number or a letter.
+    its letter, or its text. A gold that equals the text of a choice means that choice, even if it is a number
+    or a letter.
 
     ARC, PIQA (``goal``, ``sol1``, ``sol2``) and Winogrande (``sentence``, ``option1``, ``option2``) are
     accepted as they are published. A sentence of Winogrande is split at its blank, ``_``: the query is what
     comes before it, and a choice is an option with what comes after it.
 
     Raises:
-        ModelFileError: the file cannot be read, or a line is no question; it names the line.
+        ModelFileError: the file cannot be read, or a line is not a question; the error names the line.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")  # the other ends may stand in strings
@@ -142,7 +143,7 @@ def choices(
     adapter: str | None = None,
     progress: Progress = False,
 ) -> Accuracy:
-    """In how many of ``questions`` (:func:`read_questions`) the model finds the right choice most probable.
+    """For how many of ``questions`` (:func:`read_questions`) the model finds the right choice most probable.
 
     ``delimiter`` stands between the query and a choice.
 

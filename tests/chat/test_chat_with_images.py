@@ -154,7 +154,7 @@ def test_a_later_turn_sees_the_image_again(model: gemlet.Model) -> None:
         ({"type": "image", "image": 7}, r"messages\[0\].content\[0\]: got 7, expected a path"),
         pytest.param(
             {"type": "image", "image": b"GIF"},
-            "no image, or is damaged",
+            "not an image, or is damaged",
             marks=needs_pillow,
         ),
         ({"type": "image_url", "image_url": {"url": "https://localhost/a.png"}}, "expected a data URL"),

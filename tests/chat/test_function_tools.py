@@ -174,11 +174,11 @@ def test_wrong_functions() -> None:
     for wrong, what in (
         (no_annotation, "argument x of no_annotation has no annotation"),
         (unknown_name, "cannot be read"),
-        (no_json, "no type of JSON"),
+        (no_json, "which JSON has no type for"),
         (bytes_within, "bytes"),
         (endless, "20 deep"),
-        (of_any_type, "no type of JSON"),
-        (lambda: None, "use def"),
+        (of_any_type, "which JSON has no type for"),
+        (lambda: None, "define it with def"),
         (print, "no annotation|no signature"),  # by the version of Python
         (Path, "expected a function"),
         (3, "expected a function"),

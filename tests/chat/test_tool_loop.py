@@ -234,10 +234,12 @@ def test_nobody_goes_on_with_a_message_and_runs_functions() -> None:
 def test_options_of_what_is_not_run_are_refused() -> None:
     for options in ({"max_tool_rounds": 3}, {"approve": lambda call: True}):
         for run_tools in (False, None):
-            with pytest.raises(InvalidRequestError, match="no function is run without run_tools=True"):
+            with pytest.raises(
+                InvalidRequestError, match="needs run_tools=True; without it no function is run"
+            ):
                 ScriptedModel("").chat([QUESTION], tools=[double], run_tools=run_tools, **options)  # type: ignore[arg-type]
     for name in ("n", "best_of"):
-        with pytest.raises(InvalidRequestError, match=f"{name}: does not go together with run_tools"):
+        with pytest.raises(InvalidRequestError, match=f"{name}: cannot be combined with run_tools"):
             ScriptedModel("").chat([QUESTION], tools=[double], run_tools=True, **{name: 2})
 
 

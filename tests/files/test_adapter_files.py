@@ -191,7 +191,7 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"peft_type": "LOHA"}, "merge_and_unload()"),
         ({"peft_type": "IA3"}, "merge_and_unload()"),
         ({"peft_type": "VERA"}, "merge_and_unload()"),
-        ({"peft_type": "PROMPT_TUNING", "target_modules": None}, "only PEFT computes it"),
+        ({"peft_type": "PROMPT_TUNING", "target_modules": None}, "only PEFT can run it"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"kasa_config": {"a": 1}}, "merge_and_unload()"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "merge_and_unload()"),

@@ -134,7 +134,7 @@ def test_the_preprocessor_has_to_fit_the_tower(name: str, wrong: dict[str, Any],
     said = json.loads(path.read_text())
     said.get("image_processor", said).update(wrong)
     path.write_text(json.dumps(said))
-    with pytest.raises(ConfigError, match=rf"the preprocessor's {next(iter(wrong))} is .* as the tower's"):
+    with pytest.raises(ConfigError, match=rf"the preprocessor's {next(iter(wrong))} is .* as in the tower"):
         gemlet.inspect(tmp_path / "model")
 
 

@@ -50,7 +50,7 @@ def test_what_needs_no_change_is_not_copied() -> None:
 
 
 def test_messages_have_no_addresses() -> None:
-    with pytest.raises(InvalidRequestError, match="no image, or is damaged") as error:
+    with pytest.raises(InvalidRequestError, match="not an image, or is damaged") as error:
         read_image(b"BM" + bytes(60))
     assert "0x" not in str(error.value)
 

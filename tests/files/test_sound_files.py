@@ -142,7 +142,7 @@ def test_arrays_of_several_kinds(samples: Any) -> None:
         ({"array": [0.5], "sampling_rate": 16000, "data": "AAAA"}, "expected"),
         ({"array": [0.5], "sampling_rate": "16000"}, "sampling rate is '16000'"),
         ([327, 650], "divide integers"),
-        ((16000, np.zeros(5)), "expected an integer behind the samples"),
+        ((16000, np.zeros(5)), "expected an integer after the samples"),
         ({"format": "wav"}, "expected"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_video_that_is_cut_short_is_refused(container: str, codec: str, part: 
 
 
 def test_what_is_no_video_is_refused() -> None:
-    message = "the file is no video; expected MP4, QuickTime, WebM, Matroska or AVI"
+    message = "the file is not a video; expected MP4, QuickTime, WebM, Matroska or AVI"
     for data in (b"x" * 100, b"#EXTM3U\nfile:///etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"):
         with pytest.raises(InvalidRequestError, match=message):
             read(data)
@@ -128,7 +128,9 @@ def test_what_is_no_video_is_refused() -> None:
 
 
 def test_a_file_with_sound_alone_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="the file has no picture, at most sound"):
+    with pytest.raises(
+        InvalidRequestError, match="the file has no pictures; if it has sound, pass it as audio"
+    ):
         read(clip(sound=True, picture=False))
 
 

@@ -86,7 +86,7 @@ def test_an_adapter_that_can_only_be_merged(name: str, tmp_path: Path) -> None:
     ids, expected = read_golden(name)
     with merged_model(name, tmp_path) as merged:
         assert difference(merged.logits(ids), expected) < TOLERANCE
-    reasons = {"gemma3-modules": r"k_proj\.weight' replaces", "gemma4-table-dora": "is DoRA of a table"}
+    reasons = {"gemma3-modules": r"k_proj\.weight' replaces", "gemma4-table-dora": "is DoRA on a table"}
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:
         with pytest.raises(gemlet.UnsupportedError, match=f"{reasons[name]}.*merge_adapter="):
             model.load_adapter(ADAPTERS / name)

@@ -243,5 +243,7 @@ def test_impossible_cuts_are_refused(matformer: Any, message: str) -> None:
 @pytest.mark.parametrize("family", ["gemma", "gemma3_text", "gemma4_text"])
 def test_other_families_cannot_be_cut(tmp_path: Path, family: str) -> None:
     folder = write_folder(tmp_path, CONFIGS[family])
-    with pytest.raises(UnsupportedError, match=r"matformer: a gemma\d? model is no MatFormer; Gemma 3n is"):
+    with pytest.raises(
+        UnsupportedError, match=r"matformer: a gemma\d? model is not a MatFormer; only Gemma 3n is"
+    ):
         gemlet.load(folder, matformer=48)

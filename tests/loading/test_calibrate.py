@@ -113,7 +113,7 @@ def test_the_command_line_says_what_it_goes_with(tmp_path: Path, capsys: pytest.
     ("options", "message"),
     [
         ({"weights": "q8", "calibrate": True}, "goes with weights='q4' or 'q5'"),
-        ({"weights": "q4", "calibrate": True, "merge_adapter": "x"}, "does not go with merge_adapter"),
+        ({"weights": "q4", "calibrate": True, "merge_adapter": "x"}, "cannot be combined with merge_adapter"),
         ({"weights": "q4", "calibrate": 7}, "calibrate"),
         ({"weights": "q4", "calibrate": b"\0"}, "calibrate"),
     ],

@@ -90,7 +90,7 @@ def test_what_is_no_drafter_is_refused(embeds: str) -> None:
     for wrong in (0, 15, True, 1.5, "4"):
         with pytest.raises(InvalidRequestError, match="draft_tokens"):
             gemlet.load(drafter=DEMO, draft_tokens=wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequestError, match="draft_tokens goes with a drafter"):
+    with pytest.raises(InvalidRequestError, match="draft_tokens needs a drafter"):
         gemlet.load(draft_tokens=3)
     for wrong in (3, "", b"\xff"):
         with pytest.raises(GemletError, match="drafter"):

@@ -386,4 +386,4 @@ def test_a_cut_model_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["generate", "x", "--model", folder, "--matformer", "7,8"]) == 1
     assert "2 widths for the 6 layers" in capsys.readouterr().err
     assert main(["bench", "--random", "gemma3n-e4b", "--matformer", "E2B"]) == 1
-    assert "matformer goes with a model in files" in capsys.readouterr().err
+    assert "matformer needs a model in files" in capsys.readouterr().err

@@ -190,7 +190,7 @@ def test_random_model_of_an_unknown_shape() -> None:
 
 @pytest.mark.parametrize("option", [{"cache": True}, {"matformer": "E2B"}, {"embedding_on_disk": True}])
 def test_random_model_is_in_no_file(option: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match=f"{next(iter(option))} goes with a model in files"):
+    with pytest.raises(InvalidRequestError, match=f"{next(iter(option))} needs a model in files"):
         random_model("gemma3-270m", LoadOptions(**option))
 
 

@@ -71,16 +71,16 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
         ),
         (
             {"base/text": "from dataclasses import field"},
-            "python/gemlet/base/text.py:1: imports dataclasses.field; a start has those of base/records.py",
+            "python/gemlet/base/text.py:1: imports dataclasses.field; base/records.py starts faster",
         ),
         (
             {"base/text": "def show():\n    import json"},
-            "python/gemlet/base/text.py:2: imports json inside a function; put it at the top",
+            "python/gemlet/base/text.py:2: imports json inside a function; move it to the top",
         ),
         (
             {"config/layers": "class A:\n    def f(self):\n        from gemlet.base.text import show"},
             "python/gemlet/config/layers.py:3: imports gemlet.base.text.show inside a function; "
-            "put it at the top",
+            "move it to the top",
         ),
         (
             {"surprise": "from gemlet.errors import GemletError"},

@@ -182,7 +182,7 @@ def test_an_ascii_terminal_gets_question_marks_and_no_traceback() -> None:
         (["bench", "-p", "100000", "-n", "0"], "the context holds"),
         (["bench", "-r", "0"], "repetitions: got 0"),
         (["bench", "--random", "gemma3-270m", "--max-memory", "50MB"], "max_memory is 50 MB"),
-        (["bench", "--random", "gemma3-270m", "--cache"], "cache goes with a model in files"),
+        (["bench", "--random", "gemma3-270m", "--cache"], "cache needs a model in files"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(

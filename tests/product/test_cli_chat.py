@@ -31,7 +31,7 @@ def test_a_terminal_shows_the_prompt_before_the_text() -> None:
         text = model.generate(PROMPT, max_tokens=15, seed=3).text
     note, _, screen = screen.partition("\n")
     assert note.startswith("gemlet: note: this is the demo model, ")
-    assert note.endswith("; for an answer to it there is gemlet chat")
+    assert note.endswith("; gemlet chat answers it")
     assert screen == f"\x1b[1m{PROMPT}\x1b[0m{for_terminal(text)}" + ("" if text.endswith("\n") else "\n")
 
 
@@ -289,9 +289,7 @@ def test_the_oldest_turns_go_when_the_context_is_full() -> None:
 
 def test_generate_says_that_it_does_not_chat() -> None:
     folder = str(Path(gemlet.__file__).parent / "demo")
-    note = (
-        b"gemlet: note: generate continues the text as it stands; for an answer to it there is gemlet chat\n"
-    )
+    note = b"gemlet: note: generate only continues the text; gemlet chat answers it\n"
     assert run("generate", PROMPT, "--model", folder, "--max-tokens", "2").stderr == note
     turn = "<start_of_turn>user\nWho is there?<end_of_turn>\n<start_of_turn>model\n"
     assert run("generate", turn, "--model", folder, "--max-tokens", "2").stderr == b""

@@ -92,4 +92,4 @@ def test_pictures_and_recordings_have_lines_of_their_own(
     assert main(["embed", "--image", str(tmp_path / "none.png"), "--model", folder]) == 1
     assert "none.png" in capsys.readouterr().err
     assert main(["embed", "a dog", "--together", "--model", folder]) == 1
-    assert "--together: expected --image, --video or --audio besides" in capsys.readouterr().err
+    assert "--together: expected --image, --video or --audio too" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_biases_become_pairs() -> None:
     assert config.logit_bias == ((5, -2.5), (7, 1.0))
     assert config.replace(temperature=0).logit_bias == config.logit_bias
     assert hash(config) == hash(GenerationConfig(logit_bias={5: -2.5, 7: 1}))
-    with pytest.raises(InvalidRequestError, match="logit_bias: the token id 5 is in it twice"):
+    with pytest.raises(InvalidRequestError, match="logit_bias: the token id 5 appears twice"):
         GenerationConfig(logit_bias={"5": 1, 5: 1})  # type: ignore[dict-item]
 
 

@@ -93,7 +93,9 @@ def refuse_request(call: Callable[[], object], match: str) -> None:
 
 def test_many_prompts(model: gemlet.Model) -> None:
     many = ["x"] * 1_000_000
-    match = "prompt: got 1000000 prompts, expected at most 65536 texts in one call; call it in parts"
+    match = (
+        "prompt: got 1000000 prompts, expected at most 65536 texts in one call; split them over several calls"
+    )
     for call in (model.generate, model.stream, model.astream):
         refuse_request(lambda call=call: call(many), match)
         refuse_request(lambda call=call: call(many, seed=[1], echo=5), match)  # before all else

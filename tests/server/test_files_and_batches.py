@@ -486,4 +486,4 @@ def test_a_folder_that_cannot_be_used_ends_the_command(tmp_path: Path) -> None:
         [*command, "--check"], env=environment_of(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "no folder that this user can write to" in done.stdout
+    assert "is not a folder that this user can write to" in done.stdout

@@ -55,12 +55,12 @@ class Adapter:
     Attributes:
         name: what requests call it.
         source: the folder it came from.
-        base_model: the model it was trained on, as it says itself; "" where it does not.
+        base_model: the model it was trained on, as its files say; "" if they do not.
         ranks: the ranks of its matrices, lowest first.
         targets: the kinds of matrices it changes, for example ``("q_proj", "v_proj", "vision.fc1")``; those
             of the towers for images and sound begin with "vision." and "audio.".
-        passed_over: modules of its file in these towers that gemlet does not change.
-        memory_bytes: what it takes in memory.
+        passed_over: modules of these towers that its file also changes and gemlet does not.
+        memory_bytes: the memory that it takes.
 
     >>> import gemlet
     >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
@@ -79,15 +79,15 @@ class Adapter:
 
 
 def changes_tower(adapter: Adapter, kind: str) -> bool:
-    """Whether it changes the tower ``kind``, "vision" or "audio".
+    """Whether the adapter changes the tower ``kind``, "vision" or "audio".
 
-    Raises :class:`UnsupportedError` where its file also has a part of it that gemlet does not change.
+    Raises :class:`UnsupportedError` if its file also changes a part of the tower that gemlet cannot change.
     """
     others = [module for module in adapter.passed_over if kind in tower_kinds([module])]
     if others:
         raise UnsupportedError(
-            f"adapter: {show(adapter.name)} also changes {show(others[0])} of the tower for {kind}, which "
-            "gemlet does not do; merge it into the model with PEFT's merge_and_unload(), or ask without it"
+            f"adapter: {show(adapter.name)} also changes {show(others[0])} of the tower for {kind}, and "
+            "gemlet cannot; merge it into the model with PEFT's merge_and_unload(), or do without it"
         )
     return any(target.startswith(f"{kind}.") for target in adapter.targets)
 
@@ -97,7 +97,7 @@ class AdapterFiles:
 
     Attributes:
         source: its folder or file.
-        base_model: the model it was made for, as it says itself; "" where it does not.
+        base_model: the model it was made for, as its files say; "" if they do not.
         terms: what it changes.
         checkpoint: its tensors.
     """
@@ -112,7 +112,7 @@ class AdapterFiles:
 
     def build(self, model: _core.Model) -> _core.Adapter:
         """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite, and
-        :class:`UnsupportedError` for matrices that it has whole."""
+        :class:`UnsupportedError` for matrices that it replaces as a whole."""
 
         from gemlet import _core
 
@@ -124,8 +124,8 @@ class AdapterFiles:
                 )
         if (table := self.terms.low_rank.get(PER_LAYER_TABLE)) is not None and table.magnitude:
             raise UnsupportedError(
-                f"{self._where(table.magnitude)} is DoRA of a table that stays in its file, which gemlet "
-                "merges only: gemlet.convert(..., merge_adapter=), gemlet convert --adapter"
+                f"{self._where(table.magnitude)} is DoRA on a table that stays in its file; gemlet can "
+                "only merge it: gemlet.convert(..., merge_adapter=), gemlet convert --adapter"
             )
         builder = _core.AdapterBuilder(model)
         for slot, term in self.terms.low_rank.items():
@@ -175,7 +175,7 @@ class AdapterFiles:
         return builder.finish(self.digest())
 
     def digest(self) -> bytes:
-        """32 bytes of its content: of all files with its tensors, and what it makes of them."""
+        """A hash (32 bytes) of all files with its tensors, and of what it makes of them."""
         found = hashlib.blake2b(repr(self.terms).encode(), digest_size=32)
         for name in sorted({info.file for info in self.checkpoint.tensors.values()}):
             descriptor, at = self.checkpoint.files.descriptor(name), 0
@@ -201,7 +201,7 @@ class AdapterFiles:
                 raise TensorError(f"{self._where(term.a)} or its lora_B: {problem}") from None
 
     def _stored_rows(self) -> dict[str, OwnRows]:
-        """Rows that are those of the embedding table and of the output head, once."""
+        """The adapter's own rows. Rows that the embedding table and the output head share appear once."""
         rows = dict(self.terms.own_rows)
         if rows.get("lm_head") == rows.get("embed_tokens"):
             rows.pop("lm_head", None)
@@ -238,7 +238,7 @@ class AdapterFiles:
         return max((term.whole_rank for term in own), default=1)
 
     def tower_bytes(self, model: _core.Model) -> int:
-        """What it adds to a pass of a tower."""
+        """The bytes that the adapter adds to a pass of a tower."""
         from gemlet import _core
 
         builder = _core.AdapterBuilder(model)
@@ -246,7 +246,8 @@ class AdapterFiles:
         return max((builder.tower_bytes(slot, term.whole_rank) for slot, term in terms), default=0)
 
     def memory_bytes(self, model: _core.Model, weights: str) -> int:
-        """What :meth:`build` takes for a model with ``weights``: panels of 16 rows, as the core has them."""
+        """The bytes that :meth:`build` takes for a model with ``weights``: panels of 16 rows, as in the
+        core."""
         from gemlet import _core
 
         size = 4 if weights == "f32" else 2
@@ -276,8 +277,8 @@ class AdapterFiles:
         return total
 
     def check_memory(self, room: int, model: _core.Model, weights: str, scratch: int) -> None:
-        """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes together with
-        ``scratch``, which forward passes need for it and do not have yet."""
+        """Raises :class:`MemoryLimitError` if the adapter and ``scratch`` need more than ``room`` bytes.
+        ``scratch`` is what forward passes need for the adapter and have not allocated yet."""
         if (needed := self.memory_bytes(model, weights) + scratch) > room:
             part = f" ({size_text(scratch)} of it in forward passes)" if scratch else ""
             raise MemoryLimitError(
@@ -287,7 +288,7 @@ class AdapterFiles:
             )
 
     def describe(self, name: str, memory_bytes: int) -> Adapter:
-        """What a caller sees of it."""
+        """The part that callers see."""
         kinds = [kind_of(slot) for slot in (*self.terms.low_rank, *self.terms.own_rows)]
         known = [kind for kind in TARGETS if kind in kinds] + [kind for kind in kinds if kind not in TARGETS]
         return Adapter(
@@ -301,12 +302,13 @@ class AdapterFiles:
         )
 
     def changes(self, slot: str, entry: int | None = None) -> tuple[OwnRows | None, LowRank | None]:
-        """What it makes of the weight ``slot``, or of the matrix ``entry`` of a stack that is not one in the
-        adapter, without it of any of them; (None, None): nothing."""
+        """How the adapter changes the weight ``slot``; (None, None) means not at all. ``entry`` picks a
+        matrix of a stack whose matrices are single in the adapter; without it the first one that changes
+        counts."""
         if slot in STREAMS:  # stacked in GGUF
             slots = [one for one in (*self.terms.own_rows, *self.terms.low_rank) if kind_of(one) == slot]
             slot = next(iter(slots), slot) if entry is None else f"{slot}.{entry}"
-        elif slot.endswith(("experts_gate", "experts_up")):  # which GGUF files have apart
+        elif slot.endswith(("experts_gate", "experts_up")):  # separate tensors in GGUF
             slot = f"{slot.rpartition('.')[0]}.experts_gate_up"
         own = self.terms.own_rows.get(slot, self.terms.merged_only.get(slot))
         return own, self.terms.low_rank.get(slot)
@@ -314,9 +316,9 @@ class AdapterFiles:
     def change_rows(
         self, slot: str, read: Callable[[], Blocks], entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The weight ``slot``, or the matrix ``entry`` of a stack, as the adapter makes it, in float32.
-        ``read`` gives blocks of its rows from the first on: of floats
-        (:func:`gemlet.sources.opening.open_model_files` refuses others)."""
+        """The weight ``slot``, or the matrix ``entry`` of a stack, as the adapter changes it, in float32.
+        ``read`` gives its rows in blocks, from the first row on. They are floats:
+        :func:`gemlet.sources.opening.open_model_files` refuses other types."""
 
         blocks = read()
         own, term = self.changes(slot, entry)
@@ -354,7 +356,7 @@ class AdapterFiles:
                 for place, token in enumerate(own.ids):
                     if first <= token < first + rows:
                         values[token - first] = some[place]
-            with np.errstate(all="ignore"):  # what that makes is refused as it is packed
+            with np.errstate(all="ignore"):  # packing refuses the result
                 if term and a is not None and b is not None:
                     lengths = None if magnitudes is None else magnitudes[first : first + rows]
                     factors = np.float32(term.scale) * b[first : first + rows], a
@@ -365,7 +367,7 @@ class AdapterFiles:
             first += rows
 
     def _factors(self, term: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A and B; those of the last stack of experts are kept, as every expert has a part of them."""
+        """A and B. Those of the last stack of experts are kept, because every expert needs a part of them."""
         kept, a, b = self._last_stack or (None, None, None)
         if kept != term or a is None or b is None:
             a, b = self._finite(term.a), self._finite(term.b)
@@ -381,7 +383,8 @@ class AdapterFiles:
         b: NDArray[np.float32],
         read: Callable[[], Blocks],
     ) -> NDArray[np.float32]:
-        """What DoRA multiplies the columns of a table by: their lengths are over all tokens."""
+        """The factors by which DoRA multiplies the columns of a table. A column's length is taken over all
+        tokens."""
 
         if slot not in self._table_gains:
             squares = np.zeros(a.shape[1])
@@ -437,8 +440,8 @@ def _corrected(
     a: NDArray[np.float32],
     lengths: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """``values + b a``, with these ``lengths`` of its rows if they are given; rounded once. A few rows at a
-    time are in float64."""
+    """``values + b a``, rounded once. If ``lengths`` are given, its rows get these lengths. It computes a few
+    rows at a time in float64."""
 
     found = np.empty_like(values)
     wide_a = a.astype(np.float64)

@@ -29,7 +29,7 @@ class GGUFAdapter(GGUFCheckpoint):
     adapter of a kind that gemlet does not compute.
 
     Attributes:
-        base_model: the model it was made for, as it says itself; "" where it does not.
+        base_model: the model it was made for, as the file says; "" if it does not.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -44,7 +44,7 @@ class GGUFAdapter(GGUFCheckpoint):
         where = self.gguf.path
         if self.gguf.metadata.get("general.type") != "adapter":
             raise ModelFileError(
-                f"{where}: is a GGUF file of something else than an adapter; see gemlet.load()"
+                f"{where}: is a GGUF file, but not of an adapter; load models with gemlet.load()"
             )
         if (kind := self.gguf.metadata.get("adapter.type")) != "lora":
             raise ConfigError(f"{where}: adapter.type is {show(kind)}; expected 'lora'")
@@ -55,7 +55,7 @@ class GGUFAdapter(GGUFCheckpoint):
                 *_ABOUT_NOTHING,
             ):
                 raise ConfigError(
-                    f"{where}: key {show(key)} (value {show(value)}) says what gemlet does not compute; "
+                    f"{where}: key {show(key)} (value {show(value)}) asks for what gemlet does not compute; "
                     "expected a plain LoRA adapter"
                 )
         self.alpha = float(self.gguf.get("adapter.lora.alpha", float))
@@ -70,7 +70,8 @@ class GGUFAdapter(GGUFCheckpoint):
         where = self.gguf.path
         made_for = f"; the adapter was made for {show(self.base_model)}" if self.base_model else ""
         shapes = expected_slots(config)
-        # llama.cpp's names have none for a stream of AltUp, and it changes no table and no output head.
+        # llama.cpp has no names for the streams of AltUp, and its adapters change no table and no output
+        # head.
         slots = {
             gguf_name(slot, config.family): slot
             for slot in target_slots(config)

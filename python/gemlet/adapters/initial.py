@@ -5,7 +5,7 @@ PEFT takes that part out again whenever it loads such an adapter: it runs ``W - 
 parts are one adapter of twice the rank. Q has orthonormal columns:
 
 - PiSSA: the left singular vectors of W with the largest singular values, as many as the rank.
-- OLoRA: a basis of as many of W's first columns, and the part that is taken out is multiplied by the scale.
+- OLoRA: a basis of that many first columns of W. The part that is taken out is multiplied by the scale.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def with_initial(
 
 
 def _largest(weight: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """The first left singular vectors, from the smaller one of the products with the transpose: it has the
-    squares of the singular values, and those that matter here are the largest."""
+    """The first left singular vectors, from the smaller product of the matrix with its transpose. That
+    product has the squares of the singular values, and only the largest ones matter here."""
     rows, cols = weight.shape
     if rows <= cols:
         return np.linalg.eigh(weight @ weight.T)[1][:, ::-1][:, :rank]

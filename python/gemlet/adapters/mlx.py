@@ -1,7 +1,7 @@
 """Adapters of mlx-lm: ``adapter_config.json`` and ``adapters.safetensors``.
 
 A module's tensors are ``lora_a [cols, rank]`` and ``lora_b [rank, rows]``, the transposes of PEFT's, and with
-DoRA ``m [rows]``. The file says the scale itself. Which modules are changed, only the tensors say.
+DoRA ``m [rows]``. The file says the scale itself. Only the tensors say which modules are changed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) ->
         raise TensorError(f"{where}: holds nothing for the layers of a text model")
     terms = {slot: _term(checkpoint, where, slot, parts, described, config) for slot, parts in found.items()}
     if (table := terms.get("embed_tokens")) and config.tie_word_embeddings and not config.bidirectional:
-        # mlx-lm computes the output head with the table and its adapter.
+        # In mlx-lm, the output head is the table with the table's adapter.
         terms["lm_head"] = LowRank(table.b, table.a, table.rank, table.scale)
     passed_over = tuple(sorted(towers))
     return Terms(terms, {}, passed_over, never_changed=passed_over)
@@ -118,7 +118,7 @@ def _term(
         rows, cols = cols, rows
         if described.dora:  # mlx-lm gives lengths to the rows of a table, PEFT to its columns
             raise ConfigError(
-                f"{described.where}: is DoRA of {slot}, which gemlet does not compute as mlx-lm does. "
+                f"{described.where}: is DoRA of {slot}, which gemlet computes differently from mlx-lm. "
                 "Fuse the adapter with mlx_lm.fuse and load the result"
             )
     expected: dict[str, tuple[int, ...]] = {

@@ -2,8 +2,8 @@
 
 PEFT reads ``target_modules`` and the keys of ``rank_pattern`` and ``alpha_pattern`` as regular expressions.
 Python's ``re`` tries one path through a pattern after the other, and ``(a+)+b`` has 2**n of them. Here
-Python's own parser reads the pattern, and all paths are followed at once: the bits of an integer are the
-places in the name that the pattern can have reached, and each of its parts maps them to the next ones.
+Python's own parser reads the pattern, and all paths are followed at once. The bits of an integer are the
+places in the name that the pattern can have reached; each part of the pattern maps them to the next places.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gemlet.base.patterns import late_pattern
 __all__ = ["ModulePatterns", "PatternError"]
 
 _MAX_PATTERN = 2000  # characters
-_MAX_STEPS = 1_000_000  # of all matches together, about 3 seconds; a real pattern takes 150 for a name
+_MAX_STEPS = 1_000_000  # for all matches, about 3 seconds; a real pattern takes 150 steps per name
 _CATEGORIES = {"DIGIT": late_pattern(r"\d"), "WORD": late_pattern(r"\w"), "SPACE": late_pattern(r"\s")}
 _PLAIN = late_pattern(r"[\w.\-]*", re.ASCII)
 # The parser of re: the module has this name since Python 3.11.
@@ -32,7 +32,7 @@ class PatternError(ValueError):
 
 
 class _Name:
-    """A module name: for every character the places where it stands, as bits."""
+    """A module name: for each character, the places where it stands, as bits."""
 
     def __init__(self, name: str) -> None:
         self.length = len(name)
@@ -96,7 +96,7 @@ class ModulePatterns:
                 raise PatternError(f"it has {len(pattern)} characters, expected at most {_MAX_PATTERN}")
             self._count(5 * len(pattern))
             try:
-                with warnings.catch_warnings():  # about sets and flags that will change their meaning
+                with warnings.catch_warnings():  # warnings of sets and flags that will change their meaning
                     warnings.simplefilter("ignore")
                     parsed = _parser.parse(pattern)
             except (re.error, RecursionError, OverflowError) as problem:
@@ -149,7 +149,7 @@ class ModulePatterns:
         raise PatternError(f"its part {operation.lower()} is one that gemlet does not match")
 
     def _repeat(self, least: int, most: int, nodes: Any, name: _Name, places: int) -> int:
-        # A repetition leads forward or stays, so that more than this many lead to the same places.
+        # A repetition moves forward or stays, so more repetitions than this lead to no new place.
         enough = name.length + 2
         for _ in range(min(least, enough)):
             places = self._sequence(nodes, name, places)

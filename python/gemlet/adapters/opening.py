@@ -33,17 +33,17 @@ _OTHERS = {
 
 
 def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFiles:
-    """Opens the adapter in the folder or GGUF file ``path`` and checks all of it but the values against the
-    model: of PEFT (LoRA and DoRA), of mlx-lm or of llama.cpp.
+    """Opens the adapter in the folder or GGUF file ``path``: of PEFT (LoRA and DoRA), of mlx-lm or of
+    llama.cpp. Checks everything but the values against the model.
 
-    Every tensor has to be used, but for two kinds: those of towers for images and sound that gemlet does not
-    change or the model does not have, which are logged, and ``k_proj`` and ``v_proj`` of layers that read
-    another one's keys and values.
+    Every tensor has to be used, with two exceptions. Tensors of towers that gemlet does not change or the
+    model does not have are logged. ``k_proj`` and ``v_proj`` of layers that read another layer's keys and
+    values are passed over.
 
     Raises:
         InvalidRequestError: ``path`` is not a path.
         ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
-        ConfigError: the adapter's description says what gemlet does not compute; names the key.
+        ConfigError: the adapter's description asks for something that gemlet does not compute; names the key.
         TensorError: a tensor is missing, unexpected or does not fit the model; names it.
     """
     source = checked_path("adapter", path, _EXPECTED.removeprefix("expected "))

@@ -40,8 +40,8 @@ from gemlet.weights.tower_slots import tower_module, tower_names, tower_slots
 __all__ = ["map_peft"]
 
 _OUTER = "base_model.model."
-# What a tensor is of its module. PEFT leaves out the name of the adapter; tools that save its modules write
-# it, as in "lora_A.default.weight". The last two are of the embedding table and the output head.
+# Which part of its module a tensor is. PEFT leaves out the name of the adapter; tools that save its modules
+# write it, as in "lora_A.default.weight". The last two are parts of the embedding table and the output head.
 _PARTS = late_pattern(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
     r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
@@ -60,7 +60,7 @@ _NAMES = {
     "tokens": "token_adapter.trainable_tokens_delta",
     "weight": "weight",
 }
-# What stands behind the prefix of a text model.
+# Names that follow the prefix of a text model.
 _TRUNK = (
     "layers",
     "norm",
@@ -73,15 +73,15 @@ _TRUNK = (
 )
 
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
-# What training of VeLoRA and MonteCLoRA keeps, and only training uses.
+# Only training uses these, of VeLoRA and MonteCLoRA.
 _OF_TRAINING = late_pattern(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
-)  # as PEFT finds the number of a layer
+)  # how PEFT finds the number of a layer
 
 
 def map_peft(checkpoint: Checkpoint, file: str, adapter: AdapterConfig, config: TextConfig) -> Terms:
-    """What the adapter changes whose tensors are in ``file``.
+    """What an adapter changes: the one whose tensors are in ``file``.
 
     Raises:
         TensorError: a tensor is missing, unexpected or does not fit the model.
@@ -107,12 +107,12 @@ class _Mapping:
             for slot in target_slots(config)
         }
         self.offsets = own_slots(config)
-        # Of what it may have whole, the modules; not parameters that belong to no module of their own.
+        # The modules that it may replace; parameters without a module of their own are not among them.
         names = {slot: tensor_name(slot, config.family, self.prefix, head_prefix) for slot in self.offsets}
         self.whole = {
             name.removesuffix(".weight"): slot for slot, name in names.items() if name.endswith(".weight")
         }
-        # What the module is called in the file: PEFT wraps the experts of a layer once for each stack.
+        # The module's name in the file: PEFT wraps the experts of a layer once for each stack.
         self.stored = {slot: name for slot, name in self.modules.items() if kind_of(slot) not in EXPERTS}
         for layer in range(config.num_layers):
             slots = [slot for kind in EXPERTS if (slot := f"layers.{layer}.{kind}") in self.modules]
@@ -126,7 +126,8 @@ class _Mapping:
         kinds = {kind_of(slot) for slot in found}
         low_rank = {}
         for slot in self.stored:
-            # Names and patterns say what they mean; "all-linear" is what a tool took for it, in all layers.
+            # Names and patterns say which modules are changed. "all-linear" leaves this to the tool: a kind
+            # of module counts, in all layers, if the file has tensors of that kind.
             named = self._is_target(slot) and (not self.adapter.all_linear or kind_of(slot) in kinds)
             if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
                 low_rank[slot] = self._term(slot, found.get(slot, {}))
@@ -137,9 +138,9 @@ class _Mapping:
     def _tower_terms(
         self, found: _Found
     ) -> tuple[dict[str, LowRank], tuple[str, ...], dict[str, OwnRows], tuple[str, ...]]:
-        """What is added to matrices of towers, by slot; the modules with anything else; of these, the biases
-        of the model that are replaced, and the modules that have still more. As in PEFT, a module stays as it
-        is if the file has no tensors of it: a model for text alone has no towers."""
+        """Four values: what is added to matrices of towers, by slot; the modules with other changes; the
+        model's biases that these replace; and the modules with changes beyond that. As in PEFT, a module
+        stays as it is if the file has no tensors of it: a text-only model has no towers."""
         matrices, shapes = tower_matrices(self.config), tower_slots(self.config)
         slots = {name: slot for slot, name in tower_names(shapes, self.config.family).items()}
         terms: dict[str, LowRank] = {}
@@ -199,8 +200,8 @@ class _Mapping:
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
                     f"reads lora_A and lora_B of {kinds} in this {self.config.family} model of "
-                    f"{self.config.num_layers} layers, and weights of modules saved whole. Merge one of "
-                    f"anything else with PEFT's merge_and_unload() and load the result{self.suffix}"
+                    f"{self.config.num_layers} layers, and weights of modules saved whole. Merge any "
+                    f"other adapter with PEFT's merge_and_unload() and load the result{self.suffix}"
                 )
             elif part not in ("tokens", "weight") and not self._is_target(slot):
                 raise TensorError(
@@ -209,7 +210,8 @@ class _Mapping:
                 )
             elif part in found.setdefault(slot, {}):
                 raise TensorError(
-                    f"{self.where}: tensors {show(found[slot][part])} and {show(tensor)} are the same one"
+                    f"{self.where}: tensors {show(found[slot][part])} and {show(tensor)} are for the same "
+                    "weight; expected one of them"
                 )
             else:
                 found[slot][part] = tensor
@@ -238,12 +240,12 @@ class _Mapping:
         ab: tuple[str, str] = ("A", "B"),
         experts: int = 0,
     ) -> LowRank:
-        """The term of a ``module``, of which the tensors in the file are ``found``."""
+        """The low-rank term of a ``module``, whose tensors in the file are ``found``."""
         name = f"{module}.weight" if self._has_target_weight(module) else module
         rank, (rows, cols), (a, b) = self.adapter.module_rank(name), matrix, ab
         table = ab[0] == "embedding_A"
         if self.adapter.initial and not table:
-            rank = min(rank, rows, cols)  # of the matrices that PEFT makes A and B of
+            rank = min(rank, rows, cols)  # PEFT makes A and B from matrices of this rank
         ranks = rank * max(1, experts)
         expected: dict[str, tuple[int, ...]] = {a: (ranks, cols), b: (rows, ranks)}
         if self.adapter.dora:
@@ -266,15 +268,15 @@ class _Mapping:
             magnitude=found.get("magnitude", ""),
             bias=found.get("bias", ""),
             experts=experts,
-            # PEFT takes nothing out of an embedding table, and the file may have what is left of a head.
+            # PEFT takes nothing out of an embedding table. The file may already have the rest of a head.
             initial="" if table or "weight" in found else self.adapter.initial,
         )
 
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
         """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
         kind, adapter = kind_of(slot), self.adapter
-        # What PEFT takes out of an output head that is the embedding table is gone from the table, too; but
-        # the file usually has what is left.
+        # What PEFT takes out of a tied output head is missing in the embedding table too, but the file
+        # usually has the rest.
         tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
         not_initial = kind in EXPERTS or tied_head
         wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""
@@ -282,7 +284,7 @@ class _Mapping:
             wrong = "use_dora is true"
         elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
             if "tokens" in found or adapter.saves(kind):
-                wrong = "use_dora is true beside rows of the adapter's own"
+                wrong = "use_dora is true, and the adapter also replaces rows,"
         elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, *TABLES):
             wrong = "lora_bias is true"
         if wrong:
@@ -292,7 +294,7 @@ class _Mapping:
             )
 
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
-        """The rows that the adapter has itself, of the embedding table and of the output head."""
+        """The rows of the embedding table and of the output head that the adapter replaces."""
         vocab, hidden = self.shapes["embed_tokens"]
         saved = {slot for slot in ENDS if self.adapter.saves(slot)}
         tokens = dict(self.adapter.tokens)
@@ -344,14 +346,14 @@ class _Mapping:
         if one and len(rows) == 1:
             slot, own = next(iter(rows.items()))
             other = ENDS[1 - ENDS.index(slot)]
-            shared = slot not in saved and not own.ids  # the model's own weight, which is that of both
+            shared = slot not in saved and not own.ids  # the model's own weight, which both share
             if shared or (other == "lm_head" and (own.ids or self.adapter.tied)):
                 rows[other] = own
         return rows | self._own_modules(found)
 
     def _own_modules(self, found: _Found) -> dict[str, OwnRows]:
-        """What the adapter has whole besides. As in PEFT, a name of ``modules_to_save`` means every module
-        whose own name, or that of a module around it, ends with it."""
+        """The other modules that the adapter replaces. As in PEFT, a name of ``modules_to_save`` means every
+        module whose name, or the name of a module around it, ends with that name."""
         rows = {}
         for module, slot in self.whole.items():
             parts = module.split(".")
@@ -363,9 +365,9 @@ class _Mapping:
             if other := next((tensor for part, tensor in own.items() if part != "weight"), ""):
                 whole = own.get("weight", f"{_OUTER}{module}.weight")
                 raise TensorError(
-                    f"{self.where}: unexpected tensor {show(other)} beside {show(whole)}: gemlet takes a "
-                    "module whole or adds to it; merge the adapter with PEFT's merge_and_unload() and load "
-                    "the result"
+                    f"{self.where}: unexpected tensor {show(other)} beside {show(whole)}: gemlet "
+                    "replaces a module or adds to it, not both; merge the adapter with PEFT's "
+                    "merge_and_unload() and load the result"
                 )
             self._check(module, "weight", own, self.shapes[slot], "the module's own")
             rows[slot] = OwnRows(own["weight"], offset=self.offsets[slot])
@@ -402,8 +404,8 @@ class _Mapping:
             )
 
     def _find_prefixes(self) -> tuple[str, str]:
-        """What the names of the modules of the trunk and of the head begin with in the adapter: that model
-        may have been wrapped differently."""
+        """The prefixes of the names of the trunk's and of the head's modules in the adapter: the model it was
+        trained on may have been wrapped differently."""
         trunk: str | None = None
         head: str | None = None
         for tensor in self.checkpoint.tensors:
@@ -450,7 +452,7 @@ class _Mapping:
 
 
 def _split(tensor: str) -> tuple[str, str]:
-    """The module that a tensor belongs to, and what it is of it; "" where it is something else."""
+    """The module that a tensor belongs to, and which part of the module it is; "" for an unknown part."""
     plain = without_wrappers(tensor)
     module = plain.removeprefix(_OUTER)
     match = _PARTS.fullmatch(module) if module != plain else None

@@ -1,7 +1,7 @@
 """PEFT's ``adapter_config.json`` of a LoRA adapter as a checked description: :func:`read_adapter_config`.
 
-Like ``config.json``, it is hostile until checked, and a key that may change what the adapter computes is an
-error that names it, unless gemlet computes that. PEFT writes every key it knows: those that are unset (null,
+Like ``config.json``, it is hostile until checked. A key that may change what the adapter computes is an error
+that names the key, unless gemlet computes it. PEFT writes every key it knows: those that are unset (null,
 false or empty) say nothing and are passed over, known or not.
 """
 
@@ -48,13 +48,13 @@ _DEFAULTS: dict[str, Any] = {
     "lora_bias": False,
     "target_parameters": None,
 }
-# Of TRAINABLE_TOKENS, which has rows of its own and nothing else.
+# The keys of TRAINABLE_TOKENS, which replaces rows and nothing else.
 _TOKENS_DEFAULTS: dict[str, Any] = {
     "token_indices": None,
     "target_modules": "embed_tokens",
     "base_model_name_or_path": None,
 }
-# Of LN_TUNING, which has modules of its own and nothing else.
+# The keys of LN_TUNING, which replaces modules and nothing else.
 _NORMS_DEFAULTS: dict[str, Any] = {
     "target_modules": None,
     "modules_to_save": None,
@@ -70,7 +70,7 @@ _MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
 _REFUSED = {
     "use_qalora": _MERGE,
     "layer_replication": _MERGE,
-    # A sequence of the engine has one adapter from its first token on, and PEFT cannot merge this one either.
+    # In the engine, a sequence has one adapter from its first token on. PEFT cannot merge this kind either.
     "alora_invocation_tokens": "an activated LoRA (aLoRA) acts only from these tokens on, which gemlet "
     "cannot do; run it with PEFT, or train a plain LoRA",
     "megatron_config": _MERGE,
@@ -78,13 +78,13 @@ _REFUSED = {
     "kasa_config": "it also changed the model's own weights; " + _MERGE,
     "arrow_config": "it mixes several adapters; merge one of them with PEFT and load the result",
 }
-# Kinds of adapters that change what the model reads and not its weights.
+# Kinds of adapters that change the model's input and not its weights.
 _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 # About training, or about the file.
 _IGNORED = frozenset(
     {
         "auto_mapping",
-        "corda_config",  # these of values of init_lora_weights, which says what counts
+        "corda_config",  # these accompany values of init_lora_weights, which alone matters
         "eva_config",
         "loftq_config",
         "lora_ga_config",
@@ -102,8 +102,8 @@ _IGNORED = frozenset(
         "task_type",
     }
 )
-# How training began. PEFT does nothing of it when it loads an adapter, but for INITIAL: then it takes
-# something out of the model's weights. Of lora_ga, training did, and loading does not.
+# How training began. When PEFT loads an adapter, only INITIAL matters: PEFT then takes something out of the
+# model's weights. With lora_ga, training did that, and loading does not.
 _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
@@ -113,15 +113,15 @@ class AdapterConfig:
 
     Attributes:
         where: the file, for errors.
-        base_model: the model it was trained on, as the file says; "" where it does not.
+        base_model: the model it was trained on, as the file says; "" if it does not.
         targets, excluded: endings of module names, or one pattern for whole names.
         layers: the layers it is limited to; None: all.
-        saved: modules that the adapter has whole, as the file names them.
-        parameters: endings of names of parameters, those of experts, that it changes as stacks.
+        saved: modules that the adapter replaces, as the file names them.
+        parameters: endings of names of parameters (of experts) that it changes as stacks.
         bias: whether B has a bias.
-        tokens: module -> the tokens whose rows the adapter has instead of that module's.
+        tokens: module -> the tokens whose rows of that module the adapter replaces.
         initial: what loading takes out of the model's weights (:mod:`gemlet.adapters.initial`); "": nothing.
-        tied: whether the output head follows the embedding table, where they are one in the model.
+        tied: whether the output head follows the embedding table in a model that ties them.
         ranks, alphas: patterns of module names -> another value than ``rank`` and ``alpha``.
     """
 
@@ -151,8 +151,8 @@ class AdapterConfig:
         return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
 
     def targets_module(self, name: str, prefix: str, layer: int | None) -> bool:
-        """Whether the adapter changes the linear module ``name``, which is inside ``{prefix}.{layer}``; with
-        None it is in no layer."""
+        """Whether the adapter changes the linear module ``name``, which is inside ``{prefix}.{layer}``. A
+        layer of None means that the module is in no layer."""
         if self._listed("exclude_modules", self.excluded, name):
             return False
         if self.all_linear:
@@ -168,8 +168,8 @@ class AdapterConfig:
         return layer in self.layers
 
     def saves(self, end: str) -> bool:
-        """Whether it has all of the embedding table or the output head: PEFT looks for names that end with
-        one of :attr:`saved`."""
+        """Whether it replaces all of the embedding table or the output head: PEFT looks for names that end
+        with one of :attr:`saved`."""
         last = [name.rpartition(".")[2] for name in self.saved]
         return any(name and end.endswith(name) for name in last)
 
@@ -215,8 +215,8 @@ class AdapterConfig:
 def read_adapter_config(folder: str) -> AdapterConfig:
     """Reads ``folder/adapter_config.json``.
 
-    Raises :class:`ModelFileError` when the file is missing or cannot be read, :class:`ConfigError` naming the
-    key when it describes something that gemlet does not compute.
+    Raises :class:`ModelFileError` if the file is missing or cannot be read, and :class:`ConfigError`, which
+    names the key, if the file describes something that gemlet does not compute.
     """
     path = os.path.join(folder, CONFIG_FILE)
     if not os.path.lexists(path):
@@ -232,7 +232,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     if kind != "LORA":
         way_out = f"of another kind, {_MERGE}" if isinstance(kind, str) else "with PEFT's peft_type"
         if kind in _PROMPTS:
-            way_out = "this kind adds to the prompt what cannot be merged, and only PEFT computes it"
+            way_out = "this kind changes the prompt and cannot be merged, so only PEFT can run it"
         raise keys.wrong(
             "peft_type", f"'LORA' (also DoRA and rsLoRA), 'LN_TUNING' or 'TRAINABLE_TOKENS'; {way_out}"
         )
@@ -250,13 +250,13 @@ def read_adapter_config(folder: str) -> AdapterConfig:
             f"one of {', '.join(map(show, known))}: any other changes the model's own weights when the "
             "adapter is loaded, by chance or by data that is not there. PEFT's "
             "save_pretrained(path_initial_model_for_weight_conversion=...) makes a plain adapter of PiSSA "
-            "and CorDA; of LoftQ, save the model it was trained on as well, and set this key to true",
+            "and CorDA. For LoftQ, save the model it was trained on as well, and set this key to true",
         )
     if start == "lora_ga":
         log.warning(
             "%s: its training changed the model's own weights first (lora_ga), and loading does not, as in "
-            "PEFT; "
-            "save_pretrained(path_initial_model_for_weight_conversion=...) makes a plain adapter of it",
+            "PEFT. To get a plain adapter of it, save it with "
+            "save_pretrained(path_initial_model_for_weight_conversion=...) ",
             path,
         )
     base_model = keys.get("base_model_name_or_path")
@@ -289,7 +289,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
 
 
 def _only_tokens(keys: Keys) -> AdapterConfig:
-    """The configuration of an adapter that has rows of its own for some tokens, and nothing else."""
+    """The configuration of an adapter that replaces the rows of some tokens, and nothing else."""
     keys.refuse_unknown(_IGNORED, {"peft_type": ("TRAINABLE_TOKENS",)})
     ids = _ids(keys, "token_indices", keys.get("token_indices"), "token ids, each once")
     modules = _names_or_pattern(keys, "target_modules")
@@ -313,7 +313,7 @@ def _only_tokens(keys: Keys) -> AdapterConfig:
 
 
 def _only_norms(keys: Keys) -> AdapterConfig:
-    """The configuration of an adapter that has norms, or other modules, of its own, and nothing else."""
+    """The configuration of an adapter that replaces norms or other modules, and nothing else."""
     keys.refuse_unknown(_IGNORED, {"peft_type": ("LN_TUNING",)})
     targets = _names_or_pattern(keys, "target_modules")
     if isinstance(targets, str) or not targets:

@@ -38,23 +38,21 @@ _LAYER = (
 # The matrices of routed experts, stacked.
 EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
-TABLES = ("embed_tokens", PER_LAYER_TABLE)  # read by row: what is added is added to their transpose
+TABLES = ("embed_tokens", PER_LAYER_TABLE)  # read by row, so the term is added to the transpose
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
-_PROJECTION = (
-    "dense"  # what makes the vector of an EmbeddingGemma 2; other dense layers are no part of the model
-)
+_PROJECTION = "dense"  # it makes the vector of EmbeddingGemma 2; other dense layers are not part of the model
 TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS, PER_LAYER_TABLE)
-# Of them, those that the core keeps as the changed matrix itself, in f32.
+# Those of them for which the core keeps the changed matrix, in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
 
 class LowRank(NamedTuple):
     """What is added to one weight: ``scale * B A``. ``a``, ``b``, ``magnitude`` and ``bias`` are tensors of
-    the adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA) every row of the sum
-    then gets that length, or of a table every column. ``scale * bias`` is added to the product
-    with the weight. Of ``experts`` stacked matrices, A is [experts * rank, cols], and B [rows, rank *
-    experts], where neighbours belong to different experts. ``initial``: what is taken out of the
-    weight before (:mod:`gemlet.adapters.initial`)."""
+    the adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA), every row of the sum
+    gets that length; in a table, every column does. ``scale * bias`` is added to the product with the weight.
+    For ``experts`` stacked matrices, A is [experts * rank, cols], and B is [rows, rank * experts], where
+    neighbouring columns belong to different experts. ``initial`` says what is first taken out of the weight
+    (:mod:`gemlet.adapters.initial`)."""
 
     a: str
     b: str
@@ -68,14 +66,14 @@ class LowRank(NamedTuple):
 
     @property
     def whole_rank(self) -> int:
-        """The rank of all that is added: of what is taken out and of a bias, too."""
+        """The rank of everything that is added, including what is taken out and a bias."""
         return self.rank * (2 if self.initial else 1) + bool(self.bias)
 
 
 class OwnRows(NamedTuple):
-    """What an adapter has instead of a weight: the tensor ``tensor`` of its file. Of the embedding table and
-    the output head also the rows of some tokens, ``ids`` in the order of the tensor's rows; without ids it is
-    all of the weight. ``offset`` is added to a norm's weight, for it to be as the model's files have it."""
+    """What replaces a weight: the tensor ``tensor`` of the adapter's file. For the embedding table and the
+    output head it may be the rows of some tokens, ``ids``, in the order of the tensor's rows; without ids it
+    is the whole weight. ``offset`` is added to a norm's weight, so that it is as in the model's files."""
 
     tensor: str
     ids: tuple[int, ...] = ()
@@ -86,13 +84,13 @@ class Terms(NamedTuple):
     """What an adapter changes.
 
     Attributes:
-        low_rank: slot -> what is added to it. Of tables, to the transpose.
-        own_rows: slot -> what replaces it, or rows of it, before something is added.
-        passed_over: modules of its file in towers for images and sound that gemlet does not change beside a
-            model.
-        merged_only: slot -> what replaces it in a model that the adapter is merged into. Their modules are
-            among those passed over.
-        never_changed: those of them that gemlet does not change in a merged model either.
+        low_rank: slot -> what is added to the weight, or to the transpose of a table.
+        own_rows: slot -> what replaces the weight, or rows of it, before something is added.
+        passed_over: modules of towers for images and sound in its file that gemlet changes only by merging,
+            or not at all.
+        merged_only: slot -> what replaces the weight when the adapter is merged into the model. Its modules
+            are in passed_over.
+        never_changed: modules in passed_over that merging does not change either.
     """
 
     low_rank: Mapping[str, LowRank]
@@ -104,7 +102,7 @@ class Terms(NamedTuple):
 
 def target_slots(config: TextConfig) -> list[str]:
     """The slots of what an adapter can change: all linear modules of a text model, its routed experts, its
-    tables and its output head. The head has a slot of its own here, also where it is the table.
+    tables and its output head. The head has its own slot here, even if it is tied to the table.
 
     >>> from gemlet.config import shape_config
     >>> target_slots(shape_config("gemma3-1b"))[:3]
@@ -117,8 +115,8 @@ def target_slots(config: TextConfig) -> list[str]:
 
 
 def own_slots(config: TextConfig) -> dict[str, float]:
-    """The slots of what an adapter may have whole, beside the embedding table and the output head: the
-    weights of all modules of a text model. To each what is added to it (:class:`OwnRows`)."""
+    """The slots of what an adapter may replace, apart from the embedding table and the output head: the
+    weights of all modules of a text model. Each slot has its offset (:class:`OwnRows`)."""
     own = {family.norm_offset for family in FAMILIES.values() if family.name == config.family}
     offset = max(own) - config.norm_offset  # GGUF has it added already
     others = (*ENDS, *(() if config.projects_itself else (_PROJECTION,)))
@@ -137,7 +135,7 @@ def is_norm(slot: str) -> bool:
 
 def tower_matrices(config: TextConfig) -> dict[str, tuple[str, int, int]]:
     """The linear modules and convolutions of a model's towers that an adapter can change, by the plain names
-    of their modules: slot, rows and columns. Convolutions of each channel alone are none of them.
+    of their modules: slot, rows and columns. Depthwise convolutions are not among them.
 
     >>> from gemlet.config import read_config
     >>> config = read_config("tests/golden/vision/gemma3")  # in a checkout

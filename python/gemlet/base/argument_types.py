@@ -1,4 +1,4 @@
-"""Which argument of a call has another type than the function's annotation says: :func:`wrong_argument`."""
+"""Finds the argument of a call whose type differs from the function's annotation: :func:`wrong_argument`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gemlet.base.text import show_argument
 
 __all__ = ["wrong_argument"]
 
-_MOST_ITEMS = 10_000  # of a collection that are looked at
+_MOST_ITEMS = 10_000  # of a collection that are checked
 
 
 def wrong_argument(
     function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> str | None:
-    """What is wrong with the first argument of another type than ``function`` takes; None: nothing is.
+    """What is wrong with the first argument whose type ``function`` does not take; None if all types fit.
 
-    It is asked after a call has failed, so that calls that work cost nothing.
+    It runs only after a call has failed, so that calls that work cost nothing.
 
     >>> def encode(text: str, limits: list[int] | None = None) -> None: ...
     >>> wrong_argument(encode, (3,), {})
@@ -46,7 +46,7 @@ def wrong_argument(
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value has the type; True also for a type that this does not know."""
+    """Whether a value has the type; also True for a type that this function does not know."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is None:
         return value is None
@@ -75,8 +75,8 @@ def _is(value: object, kind: Any) -> bool:
 
 
 def _items_fit(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
-    """Whether the items of a collection have the types that stand in brackets."""
-    if not inner or not isinstance(value, Collection):  # what is read once is not read here
+    """Whether the items of a collection have the types in its brackets."""
+    if not inner or not isinstance(value, Collection):  # an iterator can be read only once, so not here
         return True
     if isinstance(value, Mapping):
         pairs = islice(value.items(), _MOST_ITEMS)

@@ -1,5 +1,5 @@
-"""NumPy, which is imported when something asks for it: most of a text needs none, and the import would be a
-fourth of a start."""
+"""NumPy, imported at its first use: writing a text rarely needs it, and the import would be a fourth of a
+start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["NDArray", "is_array", "is_bool", "np"]
 
 
 def is_array(value: object) -> TypeIs[NDArray[Any]]:
-    """Whether ``value`` is an array of NumPy. Nothing is one before somebody has imported NumPy.
+    """Whether ``value`` is an array of NumPy. Before NumPy is imported, nothing is.
 
     >>> is_array([1, 2]), is_array(np.zeros(2))
     (False, True)
@@ -51,7 +51,7 @@ if not TYPE_CHECKING:
             return is_array(value)
 
     class NDArray(metaclass=_AnyArray):
-        """In annotations that are looked at while a program runs: an array of any type."""
+        """Stands for an array of any type in annotations that are read at run time."""
 
         def __class_getitem__(cls, item: object) -> type:
             return cls

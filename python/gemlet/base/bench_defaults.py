@@ -1,4 +1,4 @@
-"""What ``gemlet bench`` measures where nothing else is asked for."""
+"""What ``gemlet bench`` measures by default."""
 
 from __future__ import annotations
 

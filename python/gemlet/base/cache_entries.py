@@ -1,9 +1,9 @@
 """The folder of cache entries: how an entry is made, locked, used and removed.
 
 An entry is a folder in ``$XDG_CACHE_HOME/gemlet/packed`` (``~/.cache/gemlet/packed``). It appears by
-renaming, whole or not at all, and leaves by unlinking, which a process that has it mapped does not notice.
-A lock file for each entry keeps two processes from making the same entry twice; one lock for all entries
-keeps them from evicting at the same time. The entries that were not used for the longest time leave first.
+renaming, whole or not at all. It goes by unlinking, which does not disturb a process that has it mapped. A
+lock file for each entry keeps two processes from making the same entry twice; one lock for all entries keeps
+them from evicting at the same time. The least recently used entries go first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["cache_folder", "cache_limit"]
 
 _DEFAULT_LIMIT = "20GB"
-_PATIENCE = 600.0  # seconds in which another process packs the largest model
+_PATIENCE = 600.0  # seconds; enough for another process to pack the largest model
 _LOOK = 0.05  # seconds between two looks at a lock
 
 
@@ -36,8 +36,8 @@ def cache_folder() -> str:
 
 
 def own_folder(*, make: bool = False) -> str:
-    """:func:`cache_folder`, made if it is missing and ``make`` says so. Raises OSError where it cannot be
-    used: whoever else owns it, or may write to it, could put other weights there."""
+    """:func:`cache_folder`, created if it is missing and ``make`` is set. Raises OSError if another user owns
+    it or may write to it, because that user could put other weights there."""
     folder = cache_folder()
     for path in (os.path.dirname(folder), folder):
         if make:
@@ -66,8 +66,8 @@ def own_entry(name: str) -> str:
 
 
 def cache_limit() -> int:
-    """Bytes the cache may have, from ``GEMLET_CACHE_SIZE``: "0" for none, a number of bytes or text like
-    "5GB".
+    """The largest size of the cache in bytes, from ``GEMLET_CACHE_SIZE``: a number of bytes, text like "5GB",
+    or "0" for no cache.
 
     Raises :class:`InvalidRequestError` if it is not a size.
     """
@@ -83,8 +83,8 @@ def cache_limit() -> int:
 
 
 def keep_entry(name: str, write: Callable[[str], object]) -> None:
-    """Makes the small entry ``name``. Where that fails, nothing is said: the entry of the weights fails for
-    the same reason, and warns."""
+    """Makes the small entry ``name``. A failure is silent: the entry of the weights fails for the same
+    reason, and warns."""
     with contextlib.suppress(OSError):
         folder = own_folder(make=True)
         entry = os.path.join(folder, name)
@@ -96,8 +96,8 @@ def keep_entry(name: str, write: Callable[[str], object]) -> None:
 
 
 def remove_entry(entry: str) -> bool:
-    """Removes an entry; False if it is still there, because a process is making it just now. What uses it
-    goes on."""
+    """Removes an entry; False if it stays, because a process is making it just now. Processes that use it go
+    on."""
     with locked(f"{entry}.lock", wait=False) as free:
         if free:
             _remove(entry)
@@ -105,15 +105,15 @@ def remove_entry(entry: str) -> bool:
 
 
 def mark_used(entry: str) -> None:
-    """Sets the time of the folder, by which the longest unused are found."""
+    """Sets the time of the folder, by which the least recently used entries are found."""
     with contextlib.suppress(OSError):
         os.utime(entry)
 
 
 @contextlib.contextmanager
 def new_entry(entry: str, process: int) -> Iterator[str]:
-    """A new folder, which takes the place of whatever is at ``entry`` when all has gone well. For who holds
-    the entry's lock, and is ``process``."""
+    """A new folder, which replaces whatever is at ``entry`` if all goes well. The caller holds the entry's
+    lock and is ``process``."""
     made = f"{entry}.tmp"
     try:
         with only_in(process, made):
@@ -130,7 +130,7 @@ def new_entry(entry: str, process: int) -> Iterator[str]:
 
 
 def _remove(path: str) -> None:
-    """Removes what is there, a folder, a file or a link, as far as that can be done."""
+    """Removes a folder, a file or a link, as far as possible."""
     if os.path.isdir(path) and not os.path.islink(path):
         import shutil
 
@@ -141,8 +141,8 @@ def _remove(path: str) -> None:
 
 
 def evict(folder: str, limit: int) -> None:
-    """Removes what killed processes left, and the longest unused entries until the rest is within ``limit``;
-    nothing whose lock is held, such as the entry that this process has just made."""
+    """Removes what killed processes left, then the least recently used entries until the rest is within
+    ``limit``. Locked entries stay, such as the one that this process has just made."""
     with locked(os.path.join(folder, "lock")):
         entries: list[tuple[int, int, str]] = []
         for name in os.listdir(folder):
@@ -169,8 +169,8 @@ def evict(folder: str, limit: int) -> None:
 
 @contextlib.contextmanager
 def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
-    """While no other process is in here; False, and not alone, where one is and ``wait`` is not set. The lock
-    of a process ends with it, however it ends."""
+    """Holds the lock ``path`` within the block. Gives False, without the lock, if another process has it and
+    ``wait`` is not set. The lock of a process ends with the process, however it ends."""
     process = os.getpid()
     held: list[int] = []  # the locked file
     until = time.monotonic() + (_PATIENCE if wait else 0)
@@ -196,7 +196,7 @@ def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
 
 
 def _try_to_lock(path: str) -> list[int]:
-    """The locked file ``path``, whose holder alone removes it; nothing if another has it."""
+    """The locked file ``path``, which only its holder removes; None if another process holds it."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags, 0o600)

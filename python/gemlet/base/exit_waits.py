@@ -1,8 +1,8 @@
-"""Calls of extensions in C++, other than gemlet's own core, that the exit of Python waits for.
+"""Calls into C++ extensions, other than gemlet's core, for which Python's exit waits.
 
-When Python exits, it ends every thread that comes back from such a call; before 3.14 it does so by unwinding
-the thread's stack, and a destructor of C++ in its way then ends the process with SIGABRT. Only daemon threads
-can be in the middle of a call at that time.
+When Python exits, it ends every thread that returns from such a call. Before 3.14 it does so by unwinding the
+thread's stack, and a C++ destructor on that stack then ends the process with SIGABRT. Only daemon threads can
+be in the middle of a call at that time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _NEEDED = sys.version_info < (3, 14)
 _PATIENCE = (
     30.0  # seconds that the exit waits at most; no call takes as long, unless the machine is very busy
 )
-# Before a call that comes later: by then Python has ended, unless another exit handler waits for the caller.
+# The wait before a later call: by then Python has ended, unless another exit handler waits for the caller.
 _PAUSE = 0.5
-_LOOK = 0.1  # seconds between two looks whether a thread is still there
+_LOOK = 0.1  # seconds between two checks whether a thread is still running
 
-_calls: deque[None] = deque()  # that are running; only its length counts
+_calls: deque[None] = deque()  # the calls that are running; only the length of the list matters
 _is_exiting = False
 
 
 def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
-    """``function(*arguments)``.
+    """Calls ``function(*arguments)``; Python's exit waits for it.
 
     >>> exit_waits_for(len, "three")
     5
     """
     if not _NEEDED or threading.get_ident() == threading.main_thread().ident:
         return function(*arguments)
-    _calls.append(None)  # first: whether Python exits is looked at after that, as the exit does it
+    _calls.append(None)  # before the check whether Python exits, in the same order as the exit's own
     try:
         if _is_exiting:
             _calls.pop()
@@ -54,14 +54,15 @@ def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
 
 
 def wait_for(thread: threading.Thread) -> None:
-    """Waits until the thread has ended. In a process that a signal handler forks meanwhile, it has."""
+    """Waits until the thread has ended. In a process that a signal handler forks meanwhile, the thread has
+    ended."""
     while thread.is_alive():
         thread.join(_LOOK)
 
 
 def call_apart(function: Callable[..., T], *arguments: object) -> T:
-    """``function(*arguments)``, which Ctrl-C interrupts: for the main thread, another thread calls it. That
-    one goes on until the call ends, and its result is dropped.
+    """Calls ``function(*arguments)`` so that Ctrl-C can interrupt the wait: for the main thread, another
+    thread makes the call. After Ctrl-C that thread goes on until the call ends, and its result is dropped.
 
     >>> call_apart(len, "three")
     5
@@ -81,7 +82,7 @@ def call_apart(function: Callable[..., T], *arguments: object) -> T:
     try:
         with undisturbed():
             thread.start()
-    except RuntimeError:  # no thread to be had
+    except RuntimeError:  # no thread can be started
         return function(*arguments)
     wait_for(thread)
     if errors:

@@ -28,8 +28,8 @@ MAX_JSON_BYTES = 10 * 1024 * 1024
 
 def checked_path(name: str, path: object, expected: str = "a path") -> str:
     """``path`` as text, with the home directory for ``~``. Raises :class:`InvalidRequestError`, naming the
-    argument ``name``, for a value that is not the path of a file: bytes, nothing, a null byte, or a path that
-    is too long for Linux.
+    argument ``name``, for a value that cannot be a path: bytes, an empty text, a null byte, or a path that is
+    too long for Linux.
 
     >>> checked_path("path", "demo")
     'demo'
@@ -58,8 +58,8 @@ def no_waiting(path: str, flags: int) -> int:
 
 
 def open_regular(path: str | bytes) -> BinaryIO:
-    """Opens the regular file ``path`` for reading. A pipe, a device or another thing that may never end, or
-    never begin, is an :class:`OSError` at once."""
+    """Opens the regular file ``path`` for reading. Raises :class:`OSError` at once for a pipe, a device or
+    anything else that may never begin or end."""
     file = open(path, "rb", opener=no_waiting)  # noqa: SIM115  the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -68,8 +68,8 @@ def open_regular(path: str | bytes) -> BinaryIO:
 
 
 def read_from_start(descriptor: int, most: int) -> bytes:
-    """The first bytes of an open file, at most ``most``. A process that a signal handler forks meanwhile may
-    read the same file: its place in the file, which both share, is not used."""
+    """The first bytes of an open file, at most ``most``. It does not use the position in the file, because a
+    process that a signal handler forks meanwhile shares it."""
     parts: list[bytes] = []
     done = 0
     while done < most and (part := os.pread(descriptor, most - done, done)):
@@ -79,14 +79,14 @@ def read_from_start(descriptor: int, most: int) -> bytes:
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """What is in the file ``path``. Raises :class:`ModelFileError` when it cannot be read or is larger than
+    """The content of the file ``path``. Raises :class:`ModelFileError` if it cannot be read or is larger than
     ``max_bytes``.
     """
     where = os.fspath(path)
     try:
         with open_regular(where) as file:
             size = os.fstat(file.fileno()).st_size
-            # One more than allowed, as it may grow; read() takes memory for all that it is asked.
+            # One byte more than allowed, as the file may grow; read() allocates all that it is asked for.
             data = read_from_start(file.fileno(), size + 1) if size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         reason = problem.strerror if isinstance(problem, OSError) else problem
@@ -97,8 +97,8 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file. Raises :class:`ModelFileError` for a link that leads nowhere, as in a cache
-    that lost a part, and for a folder or a pipe in its place: to pass these over could change the model.
+    """Whether there is a file. Raises :class:`ModelFileError` for a broken link, as in a cache that lost a
+    part, and for a folder or a pipe in its place: ignoring these could change the model.
 
     >>> is_there("README.md"), is_there("no such file")
     (True, False)
@@ -112,20 +112,20 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 
 
 _READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end
-_MODULE = late_pattern(r"\d+_")  # a folder in that of an embedding model
+_MODULE = late_pattern(r"\d+_")  # a folder inside that of an embedding model
 
 
 def check_links(folder: str) -> None:
-    """Raises :class:`ModelFileError` if a file of ``folder`` is a link to somewhere else: what came in an
-    archive must not have this user's other files read. Links of the hub's cache lead to its ``blobs``, which
-    is inside; ``GEMLET_FOLLOW_LINKS=1`` says that links elsewhere are meant."""
+    """Raises :class:`ModelFileError` if a file of ``folder`` is a link out of it: an archive must not make
+    gemlet read this user's other files. Links of the hub's cache lead to its ``blobs``, which is inside.
+    ``GEMLET_FOLLOW_LINKS=1`` allows links to other places."""
     if os.environ.get("GEMLET_FOLLOW_LINKS") == "1":
         return
     root = os.path.realpath(folder)
     parent, above = os.path.split(os.path.dirname(root))
     inside = os.path.join(parent if above == "snapshots" else root, "")
     read = []
-    with contextlib.suppress(OSError):  # of a folder that cannot be read others speak
+    with contextlib.suppress(OSError):  # other code reports a folder that cannot be read
         for name in os.listdir(folder):
             if _MODULE.match(name) and os.path.isdir(os.path.join(folder, name)):
                 read += [name, *(os.path.join(name, file) for file in os.listdir(os.path.join(folder, name)))]

@@ -1,4 +1,4 @@
-"""What every public function does with a wrong call: :func:`public`."""
+"""How every public function answers a wrong call: :func:`public`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def public(function: _Function) -> _Function:
     """A function of the public interface.
 
-    None for an argument that has a default means that it is not given, as clients send it.
+    None for an argument with a default means that the argument is not given, as clients send it.
 
-    An argument that it does not have raises :class:`InvalidRequestError`, with the name that is probably
-    meant, and so does one of a wrong type, instead of what Python raised inside. The traceback of what gemlet
-    raises on purpose ends here: the message says all, and the frames below speak of gemlet's insides.
+    An unknown argument raises :class:`InvalidRequestError` with the name that is probably meant. An argument
+    of a wrong type raises it too, instead of what Python raised inside. The traceback of an error that gemlet
+    raises on purpose ends here: the message says everything, and the frames below are internal.
     ``GEMLET_TRACEBACK=full`` in the environment keeps them.
 
     >>> @public
@@ -50,7 +50,7 @@ def public(function: _Function) -> _Function:
                 raise _unknown(checked, name, list(takes.defaults))
             if any(value is None for value in options.values()):
                 options = {n: v for n, v in options.items() if v is not None or takes.defaults.get(n) is None}
-        for value in arguments:  # no generator: it would take longer than what some functions do
+        for value in arguments:  # not a generator, which would take longer than some of the functions
             if value is None:
                 defaults = _takes(checked).defaults.values()
                 given = [d if v is None else v for d, v in zip(defaults, arguments, strict=False)]
@@ -65,9 +65,9 @@ def public(function: _Function) -> _Function:
                 return _later(function, checked, arguments, options)
             return function(*arguments, **options)
         except _JUDGED as error:
-            raise _judged(error, checked, arguments, options)  # noqa: B904  most often the same error
+            raise _judged(error, checked, arguments, options)  # noqa: B904  usually the same error
 
-    checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() takes only what made them
+    checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() copies less
     return cast(_Function, checked)
 
 
@@ -76,8 +76,8 @@ _VARIABLE_KEYWORDS = 0x08  # inspect.CO_VARKEYWORDS
 
 
 class _Takes:
-    """The parameters of a public function: the default of each by its name, None where it has none, and
-    whether it takes any other name too. :mod:`inspect` knows more, but a start would wait for it."""
+    """The parameters of a public function: the default of each by name (None if it has none), and whether the
+    function takes any other name too. :mod:`inspect` knows more, but importing it would slow a start."""
 
     def __init__(self, function: Any) -> None:
         function = function.__wrapped__
@@ -93,7 +93,7 @@ class _Takes:
         self.defaults |= {**(function.__kwdefaults__ or {}), **(options or {})}
 
 
-_takes = functools.cache(_Takes)  # at the first call that needs it: a start would wait for all of them
+_takes = functools.cache(_Takes)  # at the first call that needs it, to keep a start quick
 
 
 async def _later(
@@ -130,21 +130,21 @@ def _judged(
 
 
 _RUNS_TOOLS = (
-    "chat() and achat() run functions; of a stream, run the calls that come as events, and go on with their "
-    "results as messages of the role tool"
+    "chat() and achat() run functions; with a stream, run the calls that come as events yourself, and send "
+    "their results as messages of the role tool"
 )
 _MEDIA = (
     'images, videos and sounds are parts of messages, {"type": "image", "image": ...}, or arguments of '
     "generate() and logits()"
 )
-# What other tools have an argument for -> how it is done here.
+# An argument of other tools -> how gemlet does the same.
 _OTHER_WAYS = {
     **dict.fromkeys(("images", "videos", "audio"), _MEDIA),
     "stream": "stream() and stream_chat() give the text as it is written",
     "system": "a system prompt is the first message, of the role system",
     "system_prompt": "a system prompt is the first message, of the role system",
     "n": "call it once for each text, or generate() or Model.chat() with n",
-    "best_of": "generate() chooses among texts; a stream has given them already",
+    "best_of": "generate() chooses among texts; a stream cannot, because it gives the text at once",
     "run_tools": _RUNS_TOOLS,
     "max_tool_rounds": _RUNS_TOOLS,
     "approve": _RUNS_TOOLS,
@@ -164,10 +164,10 @@ def _unknown(function: Callable[..., Any], name: str, names: list[str]) -> Inval
 
 
 def _without_frames(error: GemletError) -> GemletError:
-    """``error``, and what gemlet says that it comes from, without their tracebacks."""
+    """``error`` and the cause that gemlet gave it, without their tracebacks."""
     cause: BaseException | None = error
     while cause is not None and cause.__traceback__ is not None:
         cause.__traceback__ = None
-        cause.__suppress_context__ |= cause is not error  # the error's may be what the caller is handling
+        cause.__suppress_context__ |= cause is not error  # the caller may be handling error's
         cause = cause.__cause__
     return error

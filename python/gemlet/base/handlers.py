@@ -1,5 +1,5 @@
-"""Keeping signal handlers out of what must not be left in the middle: :func:`undisturbed`, forks out of
-imports: :func:`importing`, and both out of files that only one process may write: :func:`only_in`."""
+"""Steps that must not be interrupted. :func:`undisturbed` keeps signal handlers out, :func:`importing` also
+keeps forks out of imports, and :func:`only_in` guards files that only one process may write."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gemlet.errors import CancelledError
 __all__ = ["importing", "only_in", "undisturbed"]
 
 _imports = threading.RLock()
-_held: list[bool] = []  # by forks that are under way
-_MOST_WAIT = 5.0  # seconds, in case that the import waits for something that the forking thread has
+_held: list[bool] = []  # held by forks that are under way
+_MOST_WAIT = 5.0  # seconds, in case the import waits for a lock of the forking thread
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within, signal handlers wait until the end. For what takes a fraction of a second.
+    """Signal handlers wait until the end of the block. Use it only for work of a fraction of a second.
 
-    What a handler raises, such as KeyboardInterrupt at Ctrl-C, would leave half a module behind in the middle
-    of an import (see :func:`importing`), and NumPy cannot be imported a second time. A process that a handler
-    forks while a thread starts would wait for ever for the thread, which is not in it.
+    An exception of a handler, such as KeyboardInterrupt at Ctrl-C, would leave half a module behind in the
+    middle of an import (see :func:`importing`), and NumPy cannot be imported twice. A process that a handler
+    forks while a thread starts would wait for ever for that thread, which exists only in the parent.
 
     >>> with undisturbed():
     ...     half_done = True
@@ -37,7 +37,7 @@ def undisturbed() -> Iterator[None]:
         arrived.append(number)
 
     try:
-        with contextlib.suppress(ValueError):  # not the main thread, where handlers run
+        with contextlib.suppress(ValueError):  # handlers run in the main thread only
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
                 if callable(handler):
@@ -56,8 +56,8 @@ def undisturbed() -> Iterator[None]:
 def importing() -> Iterator[None]:
     """:func:`undisturbed`, for an import that comes late; a fork in another thread waits for its end.
 
-    Python locks a module while it is imported. In a process that is forked meanwhile, whoever needs the
-    module would wait for ever for a thread that is not in it.
+    Python locks a module while it is imported. A process that is forked meanwhile would wait for ever for
+    that lock, because the thread that holds it exists only in the parent.
 
     >>> with importing():
     ...     import fractions
@@ -88,10 +88,11 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 @contextlib.contextmanager
 def only_in(process: int, what: str) -> Iterator[None]:
-    """A step of writing ``what``, which ``process`` has begun; :func:`undisturbed`.
+    """A step of writing ``what``, which ``process`` has begun; signal handlers wait as in
+    :func:`undisturbed`.
 
-    A process that a signal handler forks goes on where its parent was interrupted, between two steps, and has
-    the parent's files. Here it raises :class:`CancelledError`, before it changes anything.
+    A process that a signal handler forks goes on where its parent was interrupted, between two steps, with
+    the parent's files. In such a process this raises :class:`CancelledError`, before it changes anything.
 
     >>> with only_in(os.getpid(), "a folder"):
     ...     pass

@@ -14,7 +14,7 @@ MAX_END_IDS = 64
 
 
 def says_nothing(value: object) -> bool:
-    """Whether ``value`` leaves out what its key is about: null, false, an empty string, list or object.
+    """Whether ``value`` leaves its key unset: null, false, an empty string, list or object.
 
     >>> says_nothing(None), says_nothing([]), says_nothing({"bits": None}), says_nothing(0)
     (True, True, True, False)
@@ -25,7 +25,7 @@ def says_nothing(value: object) -> bool:
 
 
 class Keys:
-    """One JSON object with its place in the file: typed, range-checked reads whose errors name the key.
+    """One JSON object and its place in the file. Reads check type and range, and their errors name the key.
 
     ``passed_over`` lists the keys that gemlet does not know and that change nothing. An object inside this
     one (:meth:`inner`) adds to the same list.
@@ -46,7 +46,7 @@ class Keys:
         self.passed_over: list[str] = [] if passed_over is None else passed_over
 
     def inner(self, raw: Mapping[str, Any], name: str, defaults: Mapping[str, Any] | None = None) -> Keys:
-        """The object ``raw`` that stands under the key ``name`` of this one."""
+        """The object ``raw``, the value of the key ``name`` of this one."""
         return Keys(raw, self.where, f"{self.prefix}{name}.", defaults, self.passed_over)
 
     def pass_over(self, key: str) -> None:
@@ -69,10 +69,10 @@ class Keys:
         fixed: Mapping[str, tuple[Any, ...]],
         neutral: Mapping[str, float] | None = None,
     ) -> None:
-        """An error for a key neither read nor ignored, and for one of ``fixed`` with another value.
+        """Raises for a key that was neither read nor ignored, and for a key of ``fixed`` with another value.
 
-        An unknown key whose value says nothing (:func:`says_nothing`), or that has its number in ``neutral``,
-        is passed over, and so is null where one of ``fixed`` is zero or false.
+        An unknown key is passed over if its value says nothing (:func:`says_nothing`) or is its number in
+        ``neutral``. Null is passed over for a key that ``fixed`` sets to zero or false.
         """
         for key, value in self.raw.items():
             if key in fixed and value is None and not all(fixed[key]):
@@ -125,7 +125,7 @@ class Keys:
         return value
 
     def token_id(self, key: str, vocab_size: int) -> int | None:
-        """A token id; None for null and for -1, which tools write where there is none."""
+        """A token id; None for null and for -1, which some tools write for "none"."""
         value = self.get(key)
         if value is None or (type(value) is int and value == -1):
             return None
@@ -135,7 +135,7 @@ class Keys:
 
     def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
         """One id, a list of ids, or null for none; -1 stands for none as well. Ids from ``vocab_size`` on are
-        passed over, for no model writes them."""
+        passed over, because no model writes them."""
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         ids = [i for i in ids if not (type(i) is int and i == -1)]

@@ -15,8 +15,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def shows_options(function: _Function, types: type, defaults: Mapping[str, Any]) -> _Function:
     """Makes help(), completion, :func:`inspect.signature` and :func:`typing.get_type_hints` show the options
-    of ``function``, which are its last parameter, in the order of ``defaults``. The function is one that
-    :func:`gemlet.base.front_door.public` gave; a TypedDict has the ``types``.
+    of ``function`` in the order of ``defaults``. They are its last parameter. The function comes from
+    :func:`gemlet.base.front_door.public`; ``types`` is a TypedDict.
 
     >>> from typing import TypedDict
     >>> from gemlet.base.front_door import public
@@ -34,8 +34,8 @@ def shows_options(function: _Function, types: type, defaults: Mapping[str, Any])
 
 
 class _Shown:
-    """What :func:`inspect.signature` finds behind a function. The signature takes a while and is made when
-    somebody asks for it."""
+    """What :func:`inspect.signature` finds for a function. Making the signature is slow, so it is made when
+    it is first asked for."""
 
     def __init__(self, function: Callable[..., Any], types: type, defaults: Mapping[str, Any]) -> None:
         self.__wrapped__ = function

@@ -1,5 +1,5 @@
-"""Modules of Python that a text does without, imported when something asks for them, and the log "gemlet".
-A start would wait for them: ``inspect`` alone brings ``ast``, ``dis`` and ``tokenize``.
+"""Standard modules that writing a text rarely needs, imported at their first use; and the log "gemlet".
+They would slow a start: ``inspect`` alone imports ``ast``, ``dis`` and ``tokenize``.
 
 >>> hashlib.sha256(b"").hexdigest()[:8]
 'e3b0c442'
@@ -38,7 +38,7 @@ else:
             return found
 
     class _Log:
-        """The logger, which is silent unless the program that imports gemlet wants to hear."""
+        """The logger, which is silent unless the program that imports gemlet sets up logging."""
 
         def __getattr__(self, name: str) -> Any:
             with importing():

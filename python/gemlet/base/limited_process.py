@@ -1,8 +1,8 @@
-"""Programs that run in a process of their own, which limits itself: :class:`LimitedProcess`.
+"""Programs that run in a separate process with limits: :class:`LimitedProcess`.
 
-What comes from strangers, such as a chat template or a grammar, may take any time and memory, or end the
-process that runs it. So it runs in another one, which may use a little of both. That process starts with the
-first question and answers the later ones, too.
+A chat template or a grammar from a stranger may take any time and memory, or end the process that runs it. So
+it runs in another process, which may use little of both. That process starts with the first question and
+answers the later ones too.
 """
 
 from __future__ import annotations
@@ -24,21 +24,19 @@ from gemlet.errors import GemletError
 __all__ = ["LimitedProcess", "folder_of"]
 
 _START_SECONDS = 60.0  # on a machine that is busy
-_WALL_SECONDS = (
-    30.0  # where the CPU time of a question does not pass: a stopped process, a machine that swaps
-)
+_WALL_SECONDS = 30.0  # for a question that uses no CPU time: a stopped process, a machine that swaps
 _PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
 
 
 class LimitedProcess:
-    """A program, started when it is first asked. Threads take turns; a forked child starts its own, and so
-    does a signal handler that asks while its thread waits for an answer.
+    """A program, started when it is first asked. Threads take turns. A forked child starts its own process,
+    and so does a signal handler that asks while its thread waits for an answer.
 
     Args:
-        program: a file of Python that answers each line of its input by one of its output, both JSON.
+        program: a Python file that answers each line of its input with one line of output, both in JSON.
         hello: the line that it writes first.
-        folders: its arguments, where it finds its packages. Raises what is to be raised where one is absent.
-        not_started: what is to be raised where it does not start.
+        folders: gives its arguments, the folders of its packages. Raises the error for an absent package.
+        not_started: the error to raise if it does not start.
     """
 
     def __init__(
@@ -54,14 +52,14 @@ class LimitedProcess:
         self._of = program, hello, folders, not_started
 
     def end_with_python(self) -> LimitedProcess:
-        """Itself, which from now on ends with this process and is forgotten in forked ones."""
+        """Returns itself. From now on it ends with this process, and forked processes forget it."""
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
         return self
 
     def ask(self, line: bytes, most: int) -> dict[str, Any] | None:
-        """The answer to ``line``; None where it is longer than ``most`` bytes, takes too long or ends the
+        """The answer to ``line``; None if it is longer than ``most`` bytes, takes too long or ends the
         process."""
         with self._lock:
             if self._is_asking:
@@ -99,7 +97,8 @@ class LimitedProcess:
             running.wait()
 
     def _forget(self) -> None:
-        """In a forked child: the process is the parent's, and so is a lock that some thread of it holds."""
+        """For a forked child: the process belongs to the parent, and so does a lock that a thread of the
+        parent holds."""
         self._lock = threading.RLock()
         self._is_asking = False
         running, self._running = self._running, None
@@ -126,7 +125,7 @@ class LimitedProcess:
                 bufsize=0,
                 cwd="/",
                 env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                start_new_session=True,  # Ctrl-C on the terminal is for this process alone
+                start_new_session=True,  # Ctrl-C on the terminal must reach this process alone
             )
             said = _exchange(running, b"", 1000, _START_SECONDS)
             if said is not None and said + b"\n" == hello:
@@ -149,7 +148,7 @@ def folder_of(package: str) -> str | None:
 
 
 def _exchange(running: Any, line: bytes, most: int, seconds: float) -> bytes | None:
-    """Sends ``line`` and reads one back; None where the process has ended, or takes too long."""
+    """Sends ``line`` and reads one line back; None if the process has ended or takes too long."""
     until = time.monotonic() + seconds
     unsent = memoryview(line)
     got: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Names that callers get wrong: :func:`did_you_mean`, :func:`not_known`."""
+"""Suggestions for misspelled names: :func:`did_you_mean`, :func:`not_known`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 __all__ = ["did_you_mean", "not_known"]
 
-# What other tools call an argument -> what gemlet calls it.
+# The name of an argument in other tools -> its name in gemlet.
 _ELSEWHERE = {
     "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
@@ -96,8 +96,8 @@ _ELSEWHERE = {
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``name`` most likely stands for: what other tools call so, or what is written
-    nearly so. None where there is none.
+    """The one of ``known`` that ``name`` most likely stands for: other tools call it ``name``, or it is
+    spelled nearly so. None if there is none.
 
     >>> did_you_mean("max_new_tokens", ["max_tokens", "seed"]), did_you_mean("temprature", ["temperature"])
     ('max_tokens', 'temperature')
@@ -117,7 +117,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
 
 
 def not_known(name: object, known: Iterable[str], listed: str = "known are") -> str:
-    """The end of a message about the unknown ``name``: which was probably meant, and which there are.
+    """The end of a message about the unknown ``name``: the name that was probably meant, and the known ones.
 
     >>> print("has no option 'sed'" + not_known("sed", ["seed", "stop"]))
     has no option 'sed'; did you mean seed? Known are seed, stop

@@ -1,5 +1,5 @@
-"""Regular expressions that are compiled at their first use: :func:`late_pattern`. A text uses few of the
-hundred that a start would compile."""
+"""Regular expressions that are compiled at their first use: :func:`late_pattern`. A start would compile a
+hundred of them, and writing a text uses few."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["late_pattern"]
 
 
 class _Pattern:
-    """What :func:`re.compile` gives, once somebody asks for an attribute of it.
+    """Stands for a compiled pattern, which :func:`re.compile` makes at the first use of an attribute.
 
     >>> _Pattern(r"\\d+").sub("#", "from 1 to 12")
     'from # to #'

@@ -15,10 +15,10 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["Progress", "check_progress", "in_notebook", "reporting"]
 
 # The argument ``progress``: None (a line on terminals and in notebooks), True, False, or a function of (bytes
-# done, bytes in all).
+# done, bytes in total).
 Progress = bool | Callable[[int, int], object] | None
 
-_DELAY = 0.5  # seconds: what is done by then shows nothing
+_DELAY = 0.5  # seconds; shorter work shows nothing
 _PAUSE = 0.1  # seconds between two changes of the line
 
 
@@ -35,8 +35,9 @@ def in_notebook() -> bool:
 
 @contextmanager
 def reporting(progress: Progress, title: str, total: int, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """Gives the function to call with what is done by each step; what ``progress`` raises ends the operation.
-    The ``unit`` is that of the line: "B" for bytes, else a word such as "tokens".
+    """Gives the function to call after each step, with the amount done in that step. An exception of
+    ``progress`` ends the operation. ``unit`` is the unit on the line: "B" for bytes, or a word such as
+    "tokens".
 
     >>> seen = []
     >>> with reporting(lambda done, total: seen.append((done, total)), "packing", 30) as advance:
@@ -74,7 +75,7 @@ def reporting(progress: Progress, title: str, total: int, unit: str = "B") -> It
 
 
 class _Line:
-    """A line of standard error that is written over again and again, and disappears in the end."""
+    """A line on standard error that is overwritten again and again, and disappears at the end."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title = title

@@ -1,8 +1,8 @@
 """Dataclasses for a quick start: :func:`record`, with :func:`field` and :func:`replace`.
 
-They are those of :mod:`dataclasses`, which takes long to import and compiles methods for each class, and a
-start would wait for both. A record has an ``__init__`` that is not compiled. Its dataclass is made when
-somebody asks for anything else that a dataclass has, or makes many objects.
+They replace those of :mod:`dataclasses`, which takes long to import and compiles methods for each class; both
+would slow a start. The ``__init__`` of a record is not compiled. Its dataclass is made at the first use of
+any other feature of dataclasses, or when a program makes many objects.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gemlet.base.late import dataclasses, inspect
 __all__ = ["field", "metadata_of", "record", "replace"]
 
 _ASKED = ("__eq__", "__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
-_LONG = 1000  # a process that has made so many objects is no short one
-_MANY = 20  # so many objects of one class take longer than compiling its dataclass
+_LONG = 1000  # a process that has made this many objects is not a short one
+_MANY = 20  # this many objects of one class take longer than compiling its dataclass
 _TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
 
 
@@ -33,7 +33,8 @@ class _Field:
 
 @cache
 def _fields(cls: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """The type of each field of a record and what field() was given, those of the bases first."""
+    """For each field of a record, its type and the arguments of field(); fields of base classes come
+    first."""
     _, _, own = cls.__record__
     found: dict[str, tuple[Any, dict[str, Any]]] = {}
     for base in cls.__mro__[:0:-1]:
@@ -47,7 +48,7 @@ def _fields(cls: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def metadata_of(cls: type) -> dict[str, Any]:
-    """What field() was given as ``metadata``, of each field that has some."""
+    """The ``metadata`` of each field that has some."""
     return {name: given["metadata"] for name, (_, given) in _fields(cls).items() if "metadata" in given}
 
 
@@ -58,13 +59,14 @@ def _dataclass(cls: Any) -> Any:
     kept = ("__module__", "__qualname__", "__post_init__")
     names = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
     _, frozen, _ = cls.__record__
-    # Since Python 3.12 it takes the module, whose names the types are, from the caller unless it is told.
+    # The types are names of this module. Since Python 3.12, make_dataclass() takes the caller's module by
+    # default.
     where = {"module": cls.__module__} if sys.version_info >= (3, 12) else {}
     return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names, **where)
 
 
 class _Asked:
-    """An attribute that the dataclass has. The record has it too once somebody has asked."""
+    """An attribute of the dataclass, which the record gets at its first use."""
 
     def __init__(self, cls: type, name: str) -> None:
         self.cls, self.name = cls, name
@@ -81,7 +83,7 @@ class _Asked:
         return inspect.signature(vars(_dataclass(self.cls))[self.name])
 
 
-_made = 0  # objects of all classes, but those of compiled ones
+_made = 0  # objects of all classes that are not compiled yet
 
 
 def _init(cls: type) -> Callable[..., None]:

@@ -1,7 +1,7 @@
 """The numbers that say how tokens are chosen, in one table: :data:`OPTIONS`.
 
 :class:`gemlet.GenerationConfig`, the command line, ``generation_config.json`` and the keys of GGUF are made
-of it. What is no number (seed, stop strings, suppressed tokens) stands in :mod:`gemlet.generation.options`.
+from it. Other options (seed, stop strings, suppressed tokens) are in :mod:`gemlet.generation.options`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_SALT_CHARACTERS = 256
 MOST_STOPS = 16  # strings that end a text
 MOST_STOP_CHARACTERS = 256  # of one
 MOST_STOP_IDS = 1024
-MOST_ALTERNATIVES = 20  # tokens with their log probabilities, beside the one that was chosen
+MOST_ALTERNATIVES = 20  # tokens with their log probabilities, in addition to the one that was chosen
 
 
 @record(frozen=True)
@@ -46,7 +46,7 @@ class Number:
         low, high: the range, both ends included.
         meaning: the range in words, for messages.
         metavar, help: for the command line.
-        gguf: the name in ``general.sampling.*``; None where GGUF has none.
+        gguf: the name in ``general.sampling.*``; None if GGUF has none.
         in_files: whether a model's files may recommend a value.
         key: the name in ``generation_config.json``; None: the option's own.
     """
@@ -77,7 +77,7 @@ OPTIONS = {
         MAX_INT,
         f"an integer from 0 to {MAX_INT}",
         "N",
-        "write no end before N tokens (default 0)",
+        "do not end before N tokens (default 0)",
         key="min_new_tokens",
     ),
     "temperature": Number(
@@ -107,7 +107,7 @@ OPTIONS = {
         1 - 2**-53,  # the largest double below 1
         "a number from 0 (keep all) to below 1",
         "P",
-        "drop what is rarer than P times the likeliest",
+        "drop tokens rarer than P times the likeliest",
         "min_p",
     ),
     "typical_p": Number(
@@ -116,7 +116,7 @@ OPTIONS = {
         1.0,
         "a number above 0 to 1 (keep all)",
         "P",
-        "keep what is as surprising as usual; 1 keeps all",
+        "keep tokens that are as surprising as usual; 1 keeps all",
     ),
     "repetition_penalty": Number(
         1.0,
@@ -133,7 +133,7 @@ OPTIONS = {
         2.0,
         "a number from -2 to 2 (0 is none)",
         "F",
-        "above 0 writes a token less, the more often it was written",
+        "above 0 makes a token rarer, the more often it was written",
     ),
     "presence_penalty": Number(
         0.0,
@@ -141,7 +141,7 @@ OPTIONS = {
         2.0,
         "a number from -2 to 2 (0 is none)",
         "F",
-        "above 0 writes a token less, once it was written",
+        "above 0 makes a token rarer once it was written",
     ),
     "no_repeat_ngram_size": Number(
         0,

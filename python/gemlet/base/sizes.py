@@ -32,7 +32,7 @@ def parse_memory(value: int | str, name: str = "max_memory") -> int:
 
 
 def resident_bytes() -> int:
-    """Memory this process has resident now, 0 where the system does not tell."""
+    """The resident memory of this process now; 0 if the system does not say."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

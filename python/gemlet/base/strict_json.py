@@ -1,9 +1,8 @@
-"""Reading JSON from files that nobody vouches for: size limit, strict UTF-8, no duplicate keys, no NaN,
-bounded nesting.
+"""Reading JSON from untrusted files: size limit, strict UTF-8, no duplicate keys, no NaN, bounded nesting.
 
 ``json.loads`` alone keeps the last of two equal keys, accepts ``NaN`` and ``Infinity``, and lets deep
-nesting end in a ``RecursionError``. Each of these is an error here. The caller chooses its type; it names
-the file.
+nesting end in a ``RecursionError``. Here each of these is an error that names the file; the caller chooses
+its type.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["parse_json_object", "read_json_list", "read_json_object"]
 
 
 def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> dict[str, Any]:
-    """The JSON object in ``data``; ``error`` naming ``where`` for anything else.
+    """The JSON object in ``data``; raises ``error``, naming ``where``, for anything else.
 
     >>> from gemlet.errors import ModelFileError
     >>> parse_json_object(b'{"a": 1}', where="config.json", error=ModelFileError)
@@ -33,13 +32,13 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
     return value
 
 
-# Bytes that an object takes in memory: about what Python's lists, dicts and strings do.
+# Bytes that an object takes in memory, about as Python's lists, dicts and strings do.
 _CONTAINER_BYTES, _STRING_BYTES, _ITEM_BYTES, _ENTRY_BYTES = 64, 60, 8, 40
 _FREE_BYTES, _GROWTH = 16 << 20, 8  # a tokenizer.json of Gemma grows to at most eight times its size
 
 
 def _check_growth(data: bytes, where: str, error: type[GemletError]) -> None:
-    """Refuses text that would take many times its size in memory, such as one of brackets alone."""
+    """Refuses text that would take many times its size in memory, such as text of brackets alone."""
     containers = data.count(b"[") + data.count(b"{")
     grown = containers * _CONTAINER_BYTES + data.count(b'"') // 2 * _STRING_BYTES
     grown += data.count(b",") * _ITEM_BYTES + data.count(b":") * _ENTRY_BYTES

@@ -14,8 +14,8 @@ _BREAK = late_pattern(r"\s*\n\s*")
 
 
 def show(value: object, limit: int = 80) -> str:
-    """``repr(value)``, cut to about ``limit`` characters: what a file or a caller says enters messages
-    escaped and short. Survives what cannot be shown.
+    """``repr(value)``, cut to about ``limit`` characters, so that messages show a file's or caller's text
+    escaped and short. It never fails, even for a value whose ``repr`` does.
 
     >>> show("a" * 100, limit=12)
     "'aaa...aaaa'"
@@ -25,15 +25,15 @@ def show(value: object, limit: int = 80) -> str:
     short.maxlevel = 3
     try:
         text = short.repr(value)
-    except Exception:  # what a foreign __repr__ raises, or an integer of thousands of digits
+    except Exception:  # a foreign __repr__ may raise anything, and so may a huge integer
         text = f"<{type(value).__name__}>"
     text = _in_a_line(text)
     return text if len(text) <= 2 * limit else text[: 2 * limit] + "..."
 
 
 def show_argument(value: object) -> str:
-    """``repr(value)``, cut short, for error messages; survives objects that cannot be shown, and looks only
-    at the beginning of what is long.
+    """``repr(value)``, cut short, for error messages. It never fails, even for a value whose ``repr`` does,
+    and reads only the beginning of a long value.
 
     >>> show_argument([5] * 1_000_000)
     '[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5...'
@@ -43,14 +43,14 @@ def show_argument(value: object) -> str:
     short.maxstring = short.maxother = short.maxlong = 400
     try:
         text = short.repr(value)
-    except Exception:  # a foreign __repr__ may raise anything (so may an integer of a million digits)
+    except Exception:  # a foreign __repr__ may raise anything, and so may a huge integer
         text = f"<{type(value).__name__}>"
     text = _in_a_line(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _in_a_line(text: str) -> str:
-    """What an object says of itself, which an array does in many lines.
+    """The ``repr`` of an object in one line; an array's has many lines.
 
     >>> _in_a_line("array([[1],\\n       [2]])")
     'array([[1], [2]])'
@@ -59,8 +59,8 @@ def _in_a_line(text: str) -> str:
 
 
 def reason_of(problem: object) -> str:
-    """What another library says of a problem, shown without the places of objects in memory: whoever attacks
-    the process must not learn them.
+    """An error message of another library, without the addresses of objects in memory, which an attacker must
+    not learn.
 
     >>> reason_of(ValueError("cannot identify image file <_io.BytesIO object at 0x7f819caaf9c0>"))
     "'cannot identify image file <_io.BytesIO object>'"
@@ -69,7 +69,7 @@ def reason_of(problem: object) -> str:
 
 
 def asked_for(values: Mapping[str, object]) -> str:
-    """Keys and values in a line.
+    """Keys and values in one line.
 
     >>> asked_for({"num_beams": 4, "typical_p": 0.9})
     'num_beams=4, typical_p=0.9'

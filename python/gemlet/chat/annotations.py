@@ -1,7 +1,8 @@
-"""From a type annotation to the JSON schema of its values, and from such a value to what a function takes.
+"""Turns a type annotation into a JSON schema, and a JSON value into what an annotated function takes.
 
-The schemas are those of transformers' ``get_json_schema`` wherever it makes one. Beyond it are ``Annotated``
-with a description, TypedDicts, dataclasses, sets, ``tuple[T, ...]`` and the abstract collections.
+The schemas equal those of transformers' ``get_json_schema`` wherever it makes one. gemlet also takes
+``Annotated`` with a description, TypedDicts, dataclasses, sets, ``tuple[T, ...]`` and the abstract
+collections.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # for members of a TypedD
 
 
 def hints_of(owner: Any, where: str) -> dict[str, Any]:
-    """The annotations of a function or class, those in quotes read."""
+    """The annotations of a function or class. Those in quotes are evaluated."""
     if sys.version_info < (3, 11) and isinstance(owner, types.FunctionType):
         # With the function itself, an argument whose default is None would be annotated as Optional.
         named = {"__annotations__": owner.__annotations__, "__globals__": inspect.unwrap(owner).__globals__}
@@ -105,7 +106,7 @@ def _collection(
             return {"type": "object", "additionalProperties": schema_of(arguments[1], where, depth + 1)}
         return {"type": "object"}
     raise InvalidRequestError(
-        f"{where} is annotated as {show(annotation)}, which is no type of JSON; expected str, int, float, "
+        f"{where} is annotated as {show(annotation)}, which JSON has no type for; expected str, int, float, "
         "bool, list, dict, tuple, set, Literal, an Enum, a TypedDict, a dataclass, or a Union of these. "
         "Or give the tool as a JSON schema"
     )
@@ -172,7 +173,7 @@ def _record(owner: Any, where: str, depth: int) -> dict[str, Any]:
 
 
 def _own_doc(owner: Any) -> str:
-    """The docstring of a class, without that which a dataclass gets by itself."""
+    """The docstring of a class; not the one that a dataclass generates."""
     doc = owner.__doc__ or ""
     if doc.startswith(f"{owner.__name__}("):
         return ""
@@ -185,8 +186,8 @@ def _own_doc(owner: Any) -> str:
 
 
 def python_value(annotation: Any, value: Any) -> Any:
-    """``value``, which fits the schema of ``annotation``, as a function so annotated takes it: a member of an
-    Enum, a dataclass, a tuple, a set, a float.
+    """Converts ``value``, which fits the schema of ``annotation``, to that type: a member of an Enum, a
+    dataclass, a tuple, a set, a float.
 
     Raises:
         ValueError: it does not fit after all (a tuple of another length).

@@ -1,7 +1,7 @@
 """Whether the arguments of a call fit the JSON schema of the function: :func:`problem_of`.
 
-This is not all of JSON Schema, but the keys that :mod:`.annotations` writes and the common ones beside them.
-A key that is not known here asks for nothing.
+This covers not all of JSON Schema, but the keys that :mod:`.annotations` writes and other common ones.
+Unknown keys are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_NESTED = 100
 
 
 def problem_of(schema: Mapping[str, Any], value: Any, where: str = "", depth: int = 0) -> str:
-    """What is wrong with ``value``, in words for the model; empty where it fits ``schema``.
+    """What is wrong with ``value``, in words for the model; empty if it fits ``schema``.
 
     >>> schema = {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}
     >>> problem_of(schema, {"days": "two"})
@@ -93,7 +93,7 @@ def _problem_of_array(schema: Mapping[str, Any], value: Any, where: str, depth: 
     if not least <= len(value) <= most:
         return f"{where}: got {len(value)} items, expected {_range(least, most)}"
     if schema.get("uniqueItems") and any(_equal(a, b) for i, a in enumerate(value) for b in value[:i]):
-        return f"{where}: an item is there twice"
+        return f"{where}: an item appears twice"
     return ""
 
 
@@ -120,7 +120,7 @@ def _range(least: float, most: float) -> str:
 
 
 def _kinds(kind: Any) -> list[str]:
-    """The types that a schema names; those that JSON does not have ask for nothing."""
+    """The types that a schema names; types that JSON does not have are ignored."""
     kinds = [kind] if isinstance(kind, str) else kind if isinstance(kind, Sequence) else []
     found = [str(each).lower() for each in kinds]
     return found if all(each in _TYPES for each in found) else []

@@ -1,4 +1,4 @@
-"""What every chat format shares: from segments of text and markers to a prompt's text or its token ids."""
+"""The base of every chat format: turns segments of text and markers into a prompt's text or token ids."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Segments(list[tuple[str, bool]]):
 
     @public
     def marker(self, name: str) -> None:
-        """Appends the control token ``name``. An empty name only parts the texts beside it."""
+        """Appends the control token ``name``. An empty name only separates the texts around it."""
         self.append((name, True))
 
     @public
     def text(self, text: str) -> None:
-        """Appends ``text``, in which no control token is seen, whatever it spells."""
+        """Appends ``text``, which never becomes a control token, whatever it spells."""
         self.append((text, False))
 
 
@@ -48,7 +48,7 @@ class CallGrammar:
 
     Attributes:
         lark: its text; the rule of the whole reply is ``start``.
-        control: the control tokens that stand in it by their names.
+        control: the control tokens that it names.
 
     >>> CallGrammar('start: "[now()]"', ()).control
     ()
@@ -64,8 +64,8 @@ class ChatFormat(ABC):
     Attributes:
         name: for messages.
         markers: the control tokens without which the format cannot be written.
-        ends: the control tokens that end a reply (the end of the text apart).
-        stops: texts that end a reply, of a format whose marks are no tokens of the vocabulary.
+        ends: the control tokens that end a reply, besides the end of the text.
+        stops: texts that end a reply, in a format whose marks are not tokens of the vocabulary.
 
     Messages are mappings as in OpenAI's chat API: ``role`` is ``"user"``, ``"assistant"``, ``"system"`` or
     ``"developer"`` (and ``"tool"`` or ``"function"`` where the format has tools), ``content`` a string, a
@@ -105,16 +105,16 @@ class ChatFormat(ABC):
         tools: Tools | None = None,
         pieces: bool = False,
     ) -> TokenReplyParser:
-        """What reads the reply to a prompt: token ids in, text, reasoning and tool calls out.
+        """The parser of the reply to a prompt: it takes token ids and gives text, reasoning and tool calls.
 
-        It begins in the state in which the prompt ends: after an empty thought, inside an open one, behind
+        It begins in the state in which the prompt ends: after an empty thought, inside an open one, or after
         the result of a tool.
 
         Args:
             tokenizer: the model's.
             prompt_ids: the prompt, as of :meth:`encode_chat`.
-            tools: those of the prompt. Where calls have no tokens of their own, the text of a reply to a
-                prompt with tools is searched for them.
+            tools: the tools of the prompt. If calls have no tokens of their own, the reply's text is searched
+                for calls.
             pieces: give calls while they are written, too (:class:`ToolCallPiece`).
 
         >>> import gemlet
@@ -127,12 +127,12 @@ class ChatFormat(ABC):
 
     @public
     def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
-        """What a reply has to look like that calls one or more of the functions ``names``; of a single one,
+        """A grammar of replies that call one or more of the functions ``names``. A single function is called
         just once.
 
         Args:
             tools: as of :meth:`render`.
-            names: those of functions in ``tools``; None for all of them.
+            names: names of functions in ``tools``; None for all of them.
 
         Raises:
             UnsupportedError: the format has no calls.
@@ -156,24 +156,24 @@ class ChatFormat(ABC):
     ) -> str:
         """The prompt as text, for reading and comparing.
 
-        A message that itself contains a marker cannot be told from the format's own there; to get token ids
-        use :meth:`encode_chat`, where it can.
+        In this text, a marker in a message looks like the format's own. :meth:`encode_chat`, which gives
+        token ids, tells them apart.
 
         Args:
             messages: the conversation so far; at least one message.
             add_generation_prompt: end with the beginning of the model's turn.
-            tools: functions the model may call: ``{"type": "function", "function": {...}}``, or only what
-                stands behind ``"function"``, or Python functions (:func:`gemlet.chat.describe_function`).
+            tools: functions the model may call: ``{"type": "function", "function": {...}}``, only the value
+                of ``"function"``, or Python functions (:func:`gemlet.chat.describe_function`).
             thinking: let the model think before it answers.
-            continue_final_message: the last message is the beginning of the model's reply, which the model
-                goes on with: its turn is left open, without white space at its end. There is no prompt for
-                another turn then, whatever ``add_generation_prompt`` says.
+            continue_final_message: the last message is the beginning of the model's reply, and the model
+                continues it. Its turn stays open, without white space at the end, and no other turn begins,
+                whatever ``add_generation_prompt`` says.
 
         Raises:
-            InvalidRequestError: a message is malformed, of a role the format has not, or holds something
-                that is not text; or the message to continue is not the assistant's, or calls tools. The
-                error names the message.
-            UnsupportedError: tools or thinking are asked of a format without.
+            InvalidRequestError: a message is malformed, has a role that the format lacks, or holds something
+                other than text; or the message to continue is not the assistant's, or calls tools. The error
+                names the message.
+            UnsupportedError: the format has no tools or no thinking, and they are asked for.
 
         >>> from gemlet.chat import gemma4_format
         >>> question = [{"role": "user", "content": "2 + 2?"}]
@@ -204,10 +204,9 @@ class ChatFormat(ABC):
         speak for another role.
 
         Args:
-            most_tokens: refuse a conversation that is so long that it cannot have so few tokens, before the
-                work of encoding it. The other arguments are those of :meth:`render`.
-            places: texts in the messages, and the segments that are written in their place: those of images
-                and sounds.
+            most_tokens: refuse, before encoding it, a conversation that must have more tokens than this. The
+                other arguments are those of :meth:`render`.
+            places: sentinel texts in the messages -> the segments of images and sounds that replace them.
 
         Raises:
             ContextLengthError: see ``most_tokens``.
@@ -260,7 +259,7 @@ class ChatFormat(ABC):
         return ids + encode()
 
     def _told(self, messages: Messages) -> Messages:
-        """The members of ``messages`` whose content the prompt has in any case."""
+        """The members of ``messages`` whose content is always in the prompt."""
         return messages
 
     def _prompt(
@@ -293,7 +292,7 @@ class ChatFormat(ABC):
 
     @public
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The tokens that end a reply: those of :attr:`ends`, and the end of the text.
+        """The ids of the tokens that end a reply: those in :attr:`ends`, and the end of the text.
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA

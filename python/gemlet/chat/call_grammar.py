@@ -1,9 +1,9 @@
 """A grammar of the calls that a reply may consist of, for replies that have to call a function:
 :func:`native_grammar` in the notation of Gemma 4 and FunctionGemma, :func:`python_grammar` in Python's.
 
-It is written in Lark as llguidance reads it, from the JSON schemas of the functions. What a schema says of
-types, properties, required ones, enumerations and items is followed, and what else it may say is not: the
-arguments have to be checked all the same. Properties stand in the order of the formats.
+The grammar is in llguidance's Lark and comes from the JSON schemas of the functions. It follows types,
+properties, required properties, enumerations and items. It ignores everything else, so the arguments have to
+be checked afterwards. Properties have the order of the chat formats.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def named_tools(tools: Any, names: Any) -> tuple[list[Any], list[str]]:
 
 
 def native_grammar(tools: Sequence[Any], names: Sequence[str], tokens: Mapping[str, str]) -> CallGrammar:
-    """Replies of calls as Gemma 4 writes them.
+    """A grammar of replies with calls as Gemma 4 writes them.
 
     Args:
         tools: in OpenAI's form.
-        names: those of the functions that may be called; at least one call is made, and of a single function
-            just one.
-        tokens: the format's own names for Gemma 4's tokens; one that is not there has Gemma 4's name.
+        names: the functions that may be called. There is at least one call, and just one of a single
+            function.
+        tokens: the format's own names for Gemma 4's tokens; a missing one has Gemma 4's name.
 
     >>> print(native_grammar([{"function": {"name": "now"}}], ["now"], {}).lark.splitlines()[1])
     start: call
@@ -78,7 +78,8 @@ member: name ":" value
 
 
 def python_grammar(tools: Sequence[Any], names: Sequence[str]) -> CallGrammar:
-    """Replies of calls in Python's form, ``[weather(city="Oslo")]``; arguments as of :func:`native_grammar`.
+    """A grammar of replies with calls in Python's form, ``[weather(city="Oslo")]``. For the arguments see
+    :func:`native_grammar`.
 
     >>> print(python_grammar([{"function": {"name": "now"}}], ["now"]).lark.splitlines()[1])
     start: "[" call "]"
@@ -141,7 +142,7 @@ class _Writer:
         self._comma, self._colon, self._words, self._text = comma, colon, words, text
 
     def members(self, schema: Mapping[str, Any], *, keywords: bool = False, depth: int = 0) -> str:
-        """What stands between the braces of an object of this schema. ``keywords``: ``key=value``."""
+        """The part between the braces of an object of this schema. With ``keywords`` it is ``key=value``."""
         properties = schema.get("properties")
         if not isinstance(properties, Mapping) or not properties:
             others = schema.get(

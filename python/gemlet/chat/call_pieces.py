@@ -1,8 +1,8 @@
 """The arguments of a call as JSON while the model is still writing them: :class:`PieceWriter`.
 
-What is written comes in Gemma 4's notation (:mod:`.tool_calls`) and goes out as JSON as soon as it is
-certain: keys, numbers and words when they are complete, strings as they grow. Where the model leaves the
-notation, what follows waits for the end of the call, when :mod:`.loose_calls` may have read it.
+The input is Gemma 4's notation (:mod:`.tool_calls`). The output is JSON, given as soon as it is certain:
+keys, numbers and words when they are complete, strings as they grow. If the model departs from the notation,
+the rest waits for the end of the call, which :mod:`.loose_calls` may then read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _KEY = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+(?=[,}}\\]])')
 _QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-# The beginning of a string that is the same, whichever way the string may turn out to end: other quotes may
-# end one that the token began, if something stands behind the first of them that can follow a value.
+# The beginning of a string that is certain however the string ends. Other quotes may end a string that the
+# token began, if the text after the first of them can follow a value.
 _BEGUN = late_pattern(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
 _FREE = late_pattern(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
 _BEGUN_FREE = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
@@ -31,8 +31,8 @@ _CLOSING = {"{": "}", "[": "]"}
 
 
 class PieceWriter:
-    """Takes the text of a call, and gives JSON, but for its last bracket: what follows may make the call one
-    that cannot be read. The name is None until it is known.
+    """Takes the text of a call and gives JSON without its last bracket, because later text may still make the
+    call unreadable. The name is None until it is known.
 
     >>> writer = PieceWriter()
     >>> writer.push("call:weather{city:"), writer.name
@@ -46,7 +46,7 @@ class PieceWriter:
         self._text = ""  # what has not been read
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are to come
-        self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" any more
+        self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" more
         self._first = True  # whether it is the first in its object or list
         self._is_whole = False  # but for the last bracket
         self._is_free = False  # the string that is being written ends at its own token only
@@ -68,16 +68,16 @@ class PieceWriter:
         return "".join(self._written[before:])
 
     def finish(self, arguments: dict[str, Any]) -> str:
-        """What is missing of the JSON of ``arguments``, which the call was found to have; nothing where what
-        was given is not its beginning."""
+        """The rest of the JSON of ``arguments``, the arguments that the call turned out to have. Nothing if
+        the JSON so far is not its beginning."""
         whole, written = json.dumps(arguments, ensure_ascii=False), "".join(self._written)
         if whole.startswith(written):
             return whole[len(written) :]
-        # A key may be there twice, and the last one counts.
+        # A key may appear twice; the last one counts.
         return "}" if self._is_whole and json.loads(written + "}") == arguments else ""
 
     def _step(self) -> bool:
-        """Reads one thing. False where more text is needed."""
+        """Reads the next part; False if it needs more text."""
         if self._expects == "head":
             head = _HEAD.match(self._text)
             if head is None:

@@ -35,12 +35,12 @@ def chat_format_for(
         model_type: that of config.json, or ``general.architecture`` of GGUF.
         tokenizer: the model's.
         template: the text of the model's chat template (:func:`read_chat_template`), None where it has none.
-            A published template of Gemma, and one that writes the same, is a format of gemlet's own. Any
-            other one is a format that runs the template, in a sandbox; this needs jinja2.
+            A published template of Gemma, or one that writes the same, gives a format of gemlet's own. Any
+            other gives a format that runs the template in a sandbox, which needs jinja2.
         per_layer_inputs: the model has per-layer inputs (E2B, E4B); decides for Gemma 4 without a template.
 
     Returns:
-        None where the family is unknown, or there is no template and the vocabulary lacks the markers. A
+        None if the family is unknown, or if there is no template and the vocabulary lacks the markers. A
         template that cannot be run gives a format that raises :class:`UnsupportedError` when it is used.
 
     >>> import gemlet
@@ -62,7 +62,7 @@ def chat_format_for(
     known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
         known = SHIELD_GEMMA_2 if model_type == "shieldgemma2" else GEMMA
-        # A Gemma 3 by its config; only its vocabulary has names for the tokens of calls.
+        # By its config it is a Gemma 3; only FunctionGemma's vocabulary has names for the tokens of calls.
         if tokenizer.token_id(_CALLS) is not None and (template is None or _CALLS in template):
             known = FUNCTION_GEMMA
         is_published = template is None or is_published_template(template)
@@ -84,7 +84,7 @@ def chat_format_for(
         log.warning(
             "the chat template is a revision of Gemma 4's that gemlet does not know; prompts are written as "
             "in the revision %r and may differ from the template's in details. gemlet runs the template "
-            "itself where there is jinja2: %s",
+            "itself if jinja2 is installed: %s",
             known.revision.name,
             EXTRA,
         )

@@ -1,9 +1,9 @@
-"""A conversation in the one form that the chat formats read, from all the forms in which clients send it.
+"""Converts a conversation from the forms in which clients send it to the one that the chat formats read.
 
 - A message of the role ``function`` is a result, ``function_call`` is a call: OpenAI's older form of tools.
-- ``content`` of null is an empty text; a system message of null is none.
-- Each result stands behind the message with the call that it answers, also where the calls are spread over
-  several messages, or somebody spoke before the result came.
+- ``content`` of null is an empty text; a system message with null is left out.
+- Each result follows the message with the call that it answers, even if the calls are spread over several
+  messages, or other messages came before the result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_conversation(messages: Any) -> list[_Placed]:
     place in the list that the caller gave, for errors.
 
     Raises:
-        InvalidRequestError: it is no list of mappings, or no message is left.
+        InvalidRequestError: it is not a list of mappings, or no message is left.
 
     >>> answer = {"role": "function", "name": "now", "content": "noon"}
     >>> call = {"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}}
@@ -54,7 +54,7 @@ def read_conversation(messages: Any) -> list[_Placed]:
         where = f"messages[{index}]"
         message = _in_one_form(message)
         if message.get("role") == "tool" and groups:
-            # Without a call, the format says what is wrong, or takes the name that the result has.
+            # Without a call, the format raises an error, or takes the result's own name.
             caller, call = _answered_call(callers, message) or (groups[-1], None)
             if call is not None:
                 call.is_answered = True
@@ -92,8 +92,8 @@ def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
 
 
 def _answered_call(callers: Sequence[_Group], message: Mapping[str, Any]) -> tuple[_Group, _Call] | None:
-    """The call that a result answers: the first that fits of the latest message with one; one without a
-    result, if there is any."""
+    """The call that a result answers: the first fitting call of the latest message that has one. Calls
+    without a result come first."""
     call_id, name = message.get("tool_call_id"), message.get("name")
 
     def fits(call: _Call, is_alone: bool) -> bool:

@@ -1,7 +1,7 @@
 """What a docstring says about a function, its arguments and its result: :func:`read_docstring`.
 
-Google's, NumPy's and Sphinx's way of writing are read. Each shows by its marks: ``Args:``, a line of dashes
-under ``Parameters``, or ``:param name:``. What is written in none of them is description.
+It reads the styles of Google, NumPy and Sphinx, and knows them by their marks: ``Args:``, a line of dashes
+under ``Parameters``, or ``:param name:``. Everything else is description.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ARGUMENTS = ("args", "arguments", "parameters", "params", "keyword args", "keyw
 _OTHER_ARGUMENTS = ("other parameters",)
 _RETURNS = ("returns", "return", "yields", "yield")
 _OTHERS = ("raises", "raise", "attributes", "warns")
-# Sections of NumPy's docstrings that end what comes before them; in Google's way they belong to the text.
+# Sections of NumPy's docstrings that end the section before them; in Google's style they belong to the text.
 _NUMPY_OTHERS = ("examples", "example", "notes", "note", "see also", "references", "warnings", "methods")
 _GOOGLE_HEADER = late_pattern(r"(\s*)([A-Za-z ]+):\s*")
 _DASHES = late_pattern(r"\s*-{3,}\s*")
@@ -112,7 +112,7 @@ def _is_field(kind: str, argument: str | None) -> bool:
 
 
 def _google_entries(lines: list[str]) -> dict[str, str]:
-    """``name (type): text``, whose text goes on in the lines below that stand further in."""
+    """Entries ``name (type): text``, whose text continues in the more indented lines below."""
     found: dict[str, list[str]] = {}
     name = ""
     indent: int | None = None
@@ -131,7 +131,7 @@ def _google_entries(lines: list[str]) -> dict[str, str]:
 
 
 def _numpy_entries(lines: list[str]) -> dict[str, str]:
-    """``name : type``, and the text below it that stands further in."""
+    """Entries ``name : type``, with more indented text below."""
     found: dict[str, list[str]] = {}
     names: list[str] = []
     for line in filter(str.strip, lines):

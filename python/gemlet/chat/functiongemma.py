@@ -17,8 +17,8 @@ last byte, its oddities included: a user message right behind a result goes on i
 departs from it only here:
 
 - ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the template pastes the string;
-- a key of the arguments that leaves open where it ends (``a:b``) is put in quotes;
-- a result needs no name where its ``tool_call_id`` is that of a call;
+- a key of the arguments that contains the notation's own signs (``a:b``) is put in quotes;
+- a result needs no name if its ``tool_call_id`` is that of a call;
 - a result that answers no call is refused, and so are images.
 """
 

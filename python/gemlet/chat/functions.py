@@ -31,14 +31,14 @@ def describe_function(function: Callable[..., Any]) -> dict[str, Any]:
     """What a model is told of a Python function: ``{"type": "function", "function": {"name": ...,
     "description": ..., "parameters": JSON schema}}``.
 
-    The schema comes from the annotations, the texts from the docstring, written as Google, NumPy or Sphinx
-    have it. Where transformers' ``get_json_schema`` describes a function, this is the same. Here a docstring
-    may be missing, and ``Annotated[int, "The day"]`` describes an argument too. Arguments may also be
-    TypedDicts, dataclasses and sets.
+    The schema comes from the annotations, and the texts from the docstring, in the style of Google, NumPy or
+    Sphinx. If transformers' ``get_json_schema`` can describe a function, the result is the same. Here the
+    docstring may be missing, ``Annotated[int, "The day"]`` describes an argument too, and arguments may also
+    be TypedDicts, dataclasses and sets.
 
     Raises:
-        InvalidRequestError: an argument has no annotation or one that JSON has no values for; or it is no
-            function with a name.
+        InvalidRequestError: an argument has no annotation, or one without JSON values; or ``function`` is not
+            a function with a name.
 
     >>> def weather(city: str, days: int = 1) -> str:
     ...     '''The weather of a place.
@@ -83,7 +83,9 @@ class PythonTool:
         inner = _inner(function, where)
         name = getattr(inner, "__name__", None) or type(inner).__name__
         if not _NAME.fullmatch(name):
-            raise InvalidRequestError(f"{where}: {show(name)} is no name to call a function by; use def")
+            raise InvalidRequestError(
+                f"{where}: {show(name)} is not the name of a function; define it with def"
+            )
         parameters = _parameters(function, where)
         annotated = inner if hasattr(inner, "__name__") else type(inner).__call__
         hints = hints_of(annotated, f"{where}: {name}")
@@ -107,7 +109,7 @@ class PythonTool:
         return cls(name, {"type": "function", "function": description}, function, hints)
 
     def read(self, arguments: dict[str, Any]) -> inspect.BoundArguments:
-        """What the function takes for the JSON values ``arguments``.
+        """Converts the JSON values ``arguments`` to what the function takes.
 
         Raises:
             InvalidRequestError: they do not fit the description.
@@ -168,7 +170,7 @@ def _described(schema: dict[str, Any], text: str | None) -> dict[str, Any]:
 
 
 def _returned(hints: dict[str, Any], text: str) -> dict[str, Any] | None:
-    """The schema of the result; None where it has none: the model does not write it."""
+    """The schema of the result; None if there is none, because the model does not write results."""
     if "return" not in hints:
         return None
     try:

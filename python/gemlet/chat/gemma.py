@@ -8,13 +8,13 @@
     ...<end_of_turn>
     <start_of_turn>model
 
-The text is that of the official templates for user and assistant in turn, and of those of Gemma 3 and 3n with
-a system message in front as well: it, two line breaks and the text of the user, even where either is blank.
-Where the templates raise, drop a text or write a role that no model knows, gemlet does what the conversation
-means: a system message goes in front of the user's turn, messages of one role in a row become one turn.
+The text is that of the official templates for user and assistant in turn, and, for Gemma 3 and 3n, with a
+system message too: the system message, two line breaks and the user's text, even if either is blank. Where
+the templates raise, drop a text or write a role that no model knows, gemlet does what the conversation means:
+a system message goes in front of the user's turn, messages of one role in a row become one turn.
 
-Tools are no part of the templates. They are described in front of the first words of the user, calls are text
-of the model, and results a turn of the user (:mod:`.prompted_tools`).
+The templates have no tools. gemlet describes tools before the first words of the user; calls are text of the
+model, and results are a turn of the user (:mod:`.prompted_tools`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GemmaFormat(ChatFormat):
 
     Attributes:
         prompts_tools: describe tools in the prompt, and look for calls in the reply. False: tools and calls
-            are refused, for they are no part of the templates.
+            are refused, because the templates have none.
 
     >>> GEMMA.render([{"role": "user", "content": "Hi"}])
     '<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n'

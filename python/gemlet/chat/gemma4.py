@@ -10,18 +10,18 @@
     {reasoning}
     <channel|><|tool_call>call:NAME{...}<tool_call|><|tool_response>response:NAME{...}<tool_response|>{reply}<turn|>
 
-The template published with the weights has been revised several times, and differs by size in one place: the
-larger models' ends a prompt without thinking by an empty thought. :class:`Gemma4Revision` holds the
+The template published with the weights has been revised several times. It differs by size in one place: in
+the larger models, a prompt without thinking ends in an empty thought. :class:`Gemma4Revision` holds the
 differences as data. For every conversation that a template takes and understands, the text is the template's
 to the last byte, its oddities included. gemlet departs from it only here:
 
 - ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the templates paste the string;
-- a key of the arguments that leaves open where it ends (``a:b``) is put in quotes;
-- results as messages of the role ``tool`` reach the call they answer also in revisions that know only
-  results within the assistant's message (``tool_responses``), and may be mappings;
-- a result stands behind the call that it answers, wherever the client put it (:mod:`.conversation`);
-- ``<|think|>`` at the beginning or end of a system message is the wish to think, and no text;
-- the reasoning of a message may have any of the names in use (transformers, too, makes them one);
+- a key of the arguments that contains the notation's own signs (``a:b``) is put in quotes;
+- results may be messages of the role ``tool``, and mappings, even in revisions that know only results within
+  the assistant's message (``tool_responses``);
+- a result is written after the call that it answers, wherever the client put it (:mod:`.conversation`);
+- ``<|think|>`` at the beginning or end of a system message turns thinking on and is not text;
+- the reasoning of a message may have any of the key names in use, as in transformers;
 - a result that answers no call is refused instead of dropped, and so are images, audio and video.
 """
 
@@ -61,13 +61,13 @@ _REASONING = (
     "reasoning",
     "reasoning_content",
     "thinking",
-)  # names clients have for it; the first that says any
+)  # the keys that clients use for it; the first one with a text counts
 _ROLES = ("user", "assistant", *_SYSTEM, "tool")
 
 
 @record(frozen=True)
 class Gemma4Revision:
-    """What one revision of the official template does in its own way.
+    """How one revision of the official template differs from the others.
 
     Attributes:
         name: for messages.
@@ -75,14 +75,15 @@ class Gemma4Revision:
         schema: how declarations of tools are written.
         continues: when an assistant message goes on in the turn before it: "never"; "after results", when it
             calls tools and the message before it ended with results; "always", after any assistant message.
-        keeps_reasoning: of which assistant messages after the last user message the reasoning is kept: of
-            "none", of those with "calls", of "all".
-        thought_end: what stands between a thought and ``<channel|>``.
+        keeps_reasoning: which assistant messages after the last user message keep their reasoning: "none",
+            those with "calls", or "all".
+        thought_end: the text between a thought and ``<channel|>``.
         awaits_results: a call without a result leaves the turn open and ends in ``<|tool_response>``.
         empty_thought: when a prompt without thinking ends in an empty thought: "new turn", only where it
             begins a turn; "always".
-        closes: ``<turn|>`` stands after each "message" but one that ends with results and no content; after
-            each with "text" to see, or without results; or once a "turn".
+        closes: where ``<turn|>`` is written. "message": after each message, except one that ends with results
+            and has no content. "text": after each message that has visible text or no results. "turn": once
+            at the end of a turn.
         resumes_thinking: with thinking, a prompt that ends with results opens a thought.
 
     >>> from gemlet.chat import gemma4_format
@@ -122,7 +123,7 @@ class Gemma4Format(ChatFormat):
     Attributes:
         revision: see :class:`Gemma4Revision`.
         empty_thought: a prompt without thinking ends in an empty thought (all sizes but E2B and E4B).
-        is_exact: False where the model's own template is one gemlet does not know byte for byte.
+        is_exact: False if gemlet does not know the model's own template byte for byte.
 
     >>> from gemlet.chat import gemma4_format
     >>> gemma4_format().render([{"role": "user", "content": "Hi"}])
@@ -180,7 +181,7 @@ class Gemma4Format(ChatFormat):
     def _write_system(
         self, out: Segments, messages: list[_Message], tools: list[Any], thinking: bool
     ) -> list[_Message]:
-        """The turn that holds the system message, the tools and the wish to think; returns the rest."""
+        """Writes the turn of the system message, the tools and ``<|think|>``; returns the other messages."""
         has_system = messages[0].role in _SYSTEM
         if not (has_system or tools or thinking):
             return messages
@@ -238,7 +239,7 @@ class Gemma4Format(ChatFormat):
         return before.role == message.role == "assistant"
 
     def _closes(self, message: _Message, after: _Message | None, text: str) -> bool:
-        """Whether the turn ends with ``message``, whose results are there."""
+        """Whether the turn ends with ``message``. Its results have been read."""
         if self.revision.closes == "message":
             return message.has_content or not message.results
         if self.revision.closes == "text" or after is None:
@@ -305,8 +306,8 @@ class Gemma4Format(ChatFormat):
 
 
 def _take_think(message: _Message) -> bool:
-    """Whether a system message begins or ends with the wish to think, as Google's documentation has it; the
-    wish is taken out of the text."""
+    """Whether a system message begins or ends with ``<|think|>``, as in Google's documentation; the marker is
+    taken out of the text."""
     if message.role not in _SYSTEM or not message.texts:
         return False
     texts = message.texts
@@ -321,7 +322,7 @@ def _take_think(message: _Message) -> bool:
 
 
 def _without_thoughts(text: str) -> str:
-    """What an earlier reply said outside its thoughts, for clients that send replies back as they came."""
+    """An earlier reply without its thoughts, for clients that send replies back unchanged."""
     kept = [part.split("<|channel>")[0] for part in text.split("<channel|>")]
     return "".join(kept).strip()
 
@@ -332,14 +333,14 @@ def _read_responses(value: Any, where: str) -> list[ToolResult]:
         here = f"{where}.tool_responses[{index}]"
         response = mapping_at(response, here)
         if "response" not in response:
-            raise InvalidRequestError(f"{here} has no response; expected what the tool answered")
+            raise InvalidRequestError(f"{here} has no response; expected the tool's answer")
         name = tool_name(response.get("name", "unknown"), here)
         results.append(ToolResult(name, json_value(response["response"], f"{here}.response")))
     return results
 
 
 def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> ToolResult:
-    """A message of the role tool; its name is that of the call with the same id."""
+    """A message of the role tool. It takes the name of the call with the same id."""
     name = message.get("name")
     call_id = message.get("tool_call_id")
     for call, known in zip(caller.calls, caller.call_ids, strict=True):

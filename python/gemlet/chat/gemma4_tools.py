@@ -36,7 +36,7 @@ __all__ = [
 QUOTE = '<|"|>'
 _STANDARD_KEYS = frozenset(("description", "type", "properties", "required", "nullable"))
 _NAME = late_pattern(r"[^\s{}](?:[^\n{}]*[^\s{}])?")
-# A key that says where it ends, for a reader who looks for the colon. U+2581 is a space to the tokenizer.
+# A key that a reader can separate from the colon after it. U+2581 is a space to the tokenizer.
 _PLAIN_KEY = late_pattern(r'[^\s\u2581:,{}\[\]"](?:[^:,{}\[\]"]*[^\s\u2581:,{}\[\]"])?')
 
 
@@ -45,13 +45,13 @@ class SchemaStyle:
     """How a revision of the template writes a property of a schema.
 
     Attributes:
-        nullable_first: ``nullable`` stands before ``enum`` and ``items``, not after; the properties of an
-            object, too, come before the items of an array.
+        nullable_first: ``nullable`` is written before ``enum`` and ``items``, not after, and an object's
+            properties before an array's items.
         bare_commas: ``properties`` and ``items`` always begin with a comma, also as the first key.
         drops_names: a property named like a key of a schema ("description", "type") is left out.
         null: how a value null is written.
-        described: FunctionGemma's: every property has a description, if an empty one, and neither
-            ``nullable`` nor a ``response`` is written.
+        described: as in FunctionGemma, every property has a description, even an empty one, and neither
+            ``nullable`` nor ``response`` is written.
     """
 
     nullable_first: bool
@@ -122,8 +122,8 @@ def _write_text(out: Segments, text: str) -> None:
 
 
 def _write_value(out: Segments, value: Any, null: str, keys: str) -> None:
-    """``keys``: "quoted" as the templates write those of a schema, "bare" as those of a call or result, and
-    "safe" for bare where the key says where it ends."""
+    """Writes a value. ``keys`` says how keys are written: "quoted" as in a schema, "bare" as in a call or
+    result, or "safe": bare, unless the end of the key would be unclear."""
     if isinstance(value, str):
         _write_text(out, value)
     elif isinstance(value, bool):
@@ -156,8 +156,8 @@ def _write_members(out: Segments, members: Mapping[str, Any], null: str, keys: s
 def write_call(out: Segments, call: WrittenCall, null: str) -> None:
     """``<|tool_call>call:NAME{key:value,...}<tool_call|>``.
 
-    A key that would leave open where it ends (``a:b``) is written as a text, or the call could not be read
-    again; the templates write every key bare.
+    A key whose end would be unclear (``a:b``) is written as a string; otherwise the call could not be read
+    again. The templates write every key bare.
     """
     out.marker("<|tool_call>")
     out.text(f"call:{call.name}{{")
@@ -216,7 +216,7 @@ def _text(value: Any) -> str:
 
 
 def _get(schema: Any, key: str) -> Any:
-    """The key of a schema; ``""``, which is false and no mapping, where there is none."""
+    """The value of a schema's key; ``""``, which is false and not a mapping, if the key is absent."""
     return schema.get(key, "") if isinstance(schema, dict) else ""
 
 
@@ -225,8 +225,8 @@ def _type(schema: Any) -> str:
 
 
 class _Schema:
-    """Writes JSON schemas. Every key but the first is preceded by a comma; the braces of the official
-    templates do not always match (a schema without a type), and are written as they are there."""
+    """Writes JSON schemas, with a comma before every key but the first. The braces of the official templates
+    do not always match (in a schema without a type); this writes the same braces."""
 
     def __init__(self, out: Segments, style: SchemaStyle) -> None:
         self._out = out
@@ -337,7 +337,7 @@ class _Schema:
     def _write_block(
         self, start: str, write: Callable[[Any, str], None], value: Any, where: str, end: str = "}"
     ) -> None:
-        """A key whose value has parts of its own, which must not change where commas stand here."""
+        """Writes a key whose value has parts; they do not affect the commas at this level."""
         comma = self._comma
         if self._style.bare_commas:
             self._out.text("," + start)

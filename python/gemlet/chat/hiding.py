@@ -1,8 +1,8 @@
-"""Keeps what a client wrote apart from a template's own tokens: :class:`Hiding`.
+"""Keeps a client's text apart from a template's own tokens: :class:`Hiding`.
 
-A template gives one text, in which a control token that a message spells looks like the template's own. So
-the first character of such a token is replaced by a private one before the template runs, and put back once
-the text has been cut at the tokens.
+A template gives one text. In it, a control token that a message spells would look like the template's own. So
+the first character of such a token is replaced by a private character before the template runs, and put back
+after the text has been cut at the tokens.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Hiding:
         self._lengths = sorted({len(name) for name in self._names}, reverse=True)
 
     def hide(self, value: Any) -> tuple[Any, Mapping[str, str]]:
-        """A copy of ``value``, which is JSON, in which no text spells a token or the beginning of one; and
-        private character -> the one whose place it took."""
+        """A copy of the JSON value ``value`` in which no text spells a token or the beginning of one, and a
+        mapping: private character -> the character that it replaces."""
         text = json.dumps(value, ensure_ascii=False)
         used = set(text)
         firsts = sorted({name[0] for name in self._names} & used)
@@ -81,12 +81,12 @@ class Hiding:
     def _is_token(self, text: str, at: int) -> bool:
         if any(text[at : at + length] in self._names for length in self._lengths):
             return True
-        # Another text of the client's may follow and be the rest of the token.
+        # The client's next text may be the rest of the token.
         rest = text[at : at + self._lengths[0]]
         return at + len(rest) == len(text) and any(name.startswith(rest) for name in self._names)
 
     def segments(self, text: str, stands_for: Mapping[str, str]) -> Segments:
-        """What the template wrote, in parts. A marker with an empty name stands where two texts may not be
+        """The template's text in parts. A marker with an empty name separates two texts that may not be
         encoded as one."""
         out = Segments()
         for part in self._tokenizer.split(text):

@@ -1,4 +1,4 @@
-"""What the chat formats of ShieldGemma and ShieldGemma 2 share: their models judge, and do not chat."""
+"""The base of the chat formats of ShieldGemma and ShieldGemma 2, whose models judge and do not chat."""
 
 from __future__ import annotations
 
@@ -60,9 +60,10 @@ class JudgeFormat(ChatFormat):
 
 
 def check_policy(guideline: str | None, policy: str | None, policies: Iterable[str]) -> None:
-    """Refuses both at once, a policy that is not in ``policies``, and a guideline that is no text."""
+    """Refuses a guideline together with a policy, a policy not in ``policies``, and a guideline that is not
+    text."""
     if guideline is not None and policy is not None:
-        raise InvalidRequestError("guideline and policy are given; expected one of them")
+        raise InvalidRequestError("guideline and policy are given; expected only one of them")
     if policy is not None and policy not in policies:
         raise InvalidRequestError(f"policy: got {show(policy)}, expected one of {', '.join(policies)}")
     if guideline is not None and not isinstance(guideline, str):

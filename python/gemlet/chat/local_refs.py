@@ -13,8 +13,8 @@ _VALUES = ("enum", "const", "default", "examples")  # hold values, not schemas
 
 
 def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` with what its references to places of its own stand for, as schemas of pydantic have them.
-    Where one cannot be followed, or there is no end, anything is allowed: ``{}``.
+    """``schema`` with its local references replaced by what they point at; pydantic's schemas have such
+    references. A reference that is broken or endless becomes ``{}``, which allows anything.
 
     >>> inlined({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "null"}}})["items"]
     {'type': 'null'}

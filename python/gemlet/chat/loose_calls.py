@@ -1,6 +1,6 @@
-"""Reading a call that Gemma 4 wrote with a slip, where it can only mean one thing.
+"""Reading a call that Gemma 4 wrote with a mistake, if it can only mean one thing.
 
-These are slips that models make, each in one example::
+Models make these mistakes, each shown by one example::
 
     call:f(a:1)   call:f({a:1})      parentheses instead of braces
     :f{a:1}   call f{a:1}   f{a:1}   no "call:"
@@ -38,13 +38,13 @@ _BARE = late_pattern(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
 _COLON = late_pattern("[:=]")
 # No string without quotes begins with these; a colon may be two signs.
 _NO_BEGINNING = (":", "=", ">", "\u2018", "\u2019")
-# Another sign instead of a comma before a key. In the address of a page "&" is none.
+# Another sign instead of a comma before a key. The "&" in a URL does not count.
 _NEXT_KEY = late_pattern(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
 _NUMBER = late_pattern(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or nearly one
 _NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values, but none of JSON
 _BEHIND_STRING = late_pattern(r"\s*(?:[,:=})\]]|\Z)")
 _OPENING = ("{", "[", "(", ":", "=", ",")
-# A string behind its opening quote, and the first quote that may end it. Between letters ' is an apostrophe.
+# A string after its opening quote, and the first quote that may end it. Between letters, ' is an apostrophe.
 _STRINGS = {
     '"': re.compile(f'((?:[^"\\\\{QUOTE_SIGN}]|\\\\.)*)(["{QUOTE_SIGN}])', re.DOTALL),
     "'": late_pattern(f"((?:[^'\\\\{QUOTE_SIGN}]|\\\\.|(?<=\\w)'(?=\\w))*)(['{QUOTE_SIGN}])", re.DOTALL),
@@ -63,11 +63,11 @@ def repair_call(raw: str, *, complete: bool) -> tuple[str, dict[str, Any]]:
     """``(name, arguments)`` of a call that :func:`~gemlet.chat.tool_calls.parse_call` refuses.
 
     Args:
-        raw: the call, as there.
-        complete: the model has ended the call. Where it was cut off, nothing that is missing is added.
+        raw: the call, as :func:`~gemlet.chat.tool_calls.parse_call` takes it.
+        complete: the model has ended the call. If the call was cut off, nothing that is missing is added.
 
     Raises:
-        MalformedCallError: it is no call, or may mean more than one thing.
+        MalformedCallError: it is not a call, or may mean more than one thing.
 
     >>> repair_call("call:weather(city='Oslo', days=[1,2]", complete=True)
     ('weather', {'city': 'Oslo', 'days': [1, 2]})

@@ -1,8 +1,8 @@
 """Images and sounds in a conversation: what they are, and where their placeholders go.
 
-A part of a message that is no text becomes a text that nobody can have written, a sentinel. A format writes
-it like any text, wherever the part belongs, and :func:`with_places` puts the tokens of the image or sound in
-its place. So no format has to know of them, and no text of a client can become one.
+A part of a message that is not text becomes a sentinel: a text that no client can have written. A format
+writes the sentinel like any text, and :func:`with_places` replaces it by the tokens of the image or sound. So
+formats need not know about media, and no client's text can become a placeholder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["MEDIA_TYPES", "MediaPart", "Place", "stands_for_media", "take_media"
 # Part of a prompt: texts and control tokens by their names, as in Segments.
 Place = Sequence[tuple[str, bool]]
 
-_CODES = ("source_lang_code", "target_lang_code")  # what TranslateGemma wants to know of a part
+_CODES = ("source_lang_code", "target_lang_code")  # the keys of a part that TranslateGemma reads
 _SENTINEL = late_pattern("\uf8ff[0-9a-f]{32}:[0-9]+\uf8ff")
 # Type of a part in a message -> its kind, and the key of its value.
 _TYPES = {
@@ -58,9 +58,9 @@ class MediaPart:
 def take_media(
     messages: Any, kinds: Collection[str], *, load_audio_from_video: bool = False
 ) -> tuple[Any, list[MediaPart]]:
-    """``messages`` with sentinels where parts of the ``kinds`` were, and these parts. Anything else stays
-    as it is, for the format to judge. With ``load_audio_from_video`` there is also one behind every video,
-    for its sound; ``{"type": "audio"}`` there, which transformers asks for, means the same.
+    """``messages`` with a sentinel in place of each part of the ``kinds``, and these parts. Anything else
+    stays as it is, for the format to judge. With ``load_audio_from_video`` a sentinel for the sound follows
+    every video; ``{"type": "audio"}`` after it, which transformers asks for, means the same.
 
     >>> found, parts = take_media([{"role": "user", "content": [{"type": "audio", "audio": b""}]}], ["audio"])
     >>> parts[0].where, found[0]["content"][0]["type"]
@@ -86,7 +86,7 @@ def take_media(
 def take_parts(
     content: Sequence[Any], kinds: Collection[str], where: str, load_audio_from_video: bool = False
 ) -> tuple[list[Any], list[MediaPart]]:
-    """The same of the parts of one message, whose place is ``where``."""
+    """Does the same for the parts of one message, whose place is ``where``."""
     parts: list[MediaPart] = []
     secret, video = "", None
     written: list[Any] = []
@@ -140,7 +140,7 @@ def stands_for_media(text: str) -> bool:
 
 
 def with_places(segments: Sequence[tuple[str, bool]], places: Mapping[str, Place]) -> list[tuple[str, bool]]:
-    """The segments of a prompt with those of ``places`` where the sentinels are, its keys.
+    """The segments of a prompt, with each sentinel (a key of ``places``) replaced by its segments.
 
     >>> with_places([("a!b", False)], {"!": [("<image>", True)]})
     [('a', False), ('<image>', True), ('b', False)]

@@ -62,10 +62,9 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
 
 
 def least_characters(messages: Any) -> int:
-    """How many characters a prompt of these messages has at least. What is wrong with them is found later.
-
-    Blanks around a text do not count, nor replies with a thought in them, nor results of tools: formats may
-    leave them out, or write them shorter.
+    """The least number of characters that a prompt of these messages can have. Errors in them are found
+    later. Blanks around a text, replies with a thought and results of tools do not count, because formats may
+    leave them out or shorten them.
 
     >>> least_characters([{"role": "user", "content": " Hello "}, {"role": "tool", "content": "{}"}])
     5
@@ -98,8 +97,8 @@ def check_flags(**flags: object) -> None:
 
 
 def checked_tools(tools: Any) -> list[Any]:
-    """``tools`` as a list in OpenAI's form, empty for None. A Python function is described, and what has its
-    name beside its ``parameters``, as in OpenAI's newer API, gets the form of the older one.
+    """``tools`` as a list in OpenAI's form, empty for None. A Python function becomes its description. A tool
+    of OpenAI's newer API, with the name beside the ``parameters``, gets the form of the older API.
 
     >>> checked_tools([{"name": "now"}])
     [{'type': 'function', 'function': {'name': 'now'}}]
@@ -120,7 +119,7 @@ def _in_openai_form(tool: Any, where: str) -> Any:
 
 
 def is_same(one: object, other: object) -> bool:
-    """Whether both are the same name or id; what is neither, such as an array, is like nothing.
+    """Whether both are the same name or id. A value that is neither, such as an array, equals nothing.
 
     >>> is_same("call_1", "call_1"), is_same(["call_1"], ["call_1"])
     (True, False)
@@ -149,7 +148,7 @@ def text_parts(content: Any, where: str) -> list[str]:
 
 
 def refuse_other_than_text(part: Any, where: str) -> Any:
-    """The type of a part of a message's content, which is no picture, sound, video or file."""
+    """Refuses a part of a message's content that is not text."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in _NOT_TEXT:
         raise InvalidRequestError(f"{where} is of type {kind}, which this model does not take")
@@ -219,7 +218,7 @@ def json_value(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise InvalidRequestError(f"{where}: the key {show(key)} is no string")
+                raise InvalidRequestError(f"{where}: the key {show(key)} is not a string")
         return {key: json_value(item, f"{where}.{key}"[:200], depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [json_value(item, f"{where}[{i}]"[:200], depth + 1) for i, item in enumerate(value)]

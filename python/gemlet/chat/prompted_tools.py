@@ -1,9 +1,9 @@
-"""Calls of functions for models without tokens for them (Gemma 1 to 3n): by what the prompt says.
+"""Function calls for models without tokens for them (Gemma 1 to 3n): the prompt describes the functions.
 
 The text that asks for calls is that of Google's documentation for Gemma 3 (:func:`instruction`). The model
-answers in plain text, so whether it calls a function shows in the form of its reply: :class:`CallFinder`
-looks for calls in Python's form, in JSON's, and in fences such as ``tool_code``, at the beginning of lines.
-A result goes back as a turn of the user (:func:`write_results`).
+answers in plain text, so only the form of its reply shows whether it calls a function. :class:`CallFinder`
+looks for calls at the beginning of lines: in Python's form, in JSON, and in fences such as ``tool_code``. A
+result goes back as a turn of the user (:func:`write_results`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ASK = (
     "[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]\n\n"
     "You SHOULD NOT include any other text in the response if you call a function\n"
 )
-_TOLD = ("name", "description", "parameters")  # what the model is told of a function
+_TOLD = ("name", "description", "parameters")  # the keys of a function that the model sees
 _FENCE = late_pattern(r"```[ \t]*(tool_code|tool_call|tool_calls|json|python|)[ \t]*\n")
 _MAYBE_FENCE = late_pattern(r"`{1,2}|```[ \t]*[a-z_]{0,10}[ \t]*")
 _PYTHON_HEAD = late_pattern(rf"\s*(?:(\[)\s*)?({NAME})\s*\(")
@@ -64,7 +64,8 @@ def parameters_of(tools: Sequence[Any]) -> dict[str, list[str]]:
 
 
 def instruction(tools: Sequence[Any]) -> str:
-    """What the prompt says of ``tools``, in OpenAI's form; the user's words follow on the next line.
+    """The part of the prompt that describes ``tools``, which are in OpenAI's form. The user's text follows on
+    the next line.
 
     >>> print(instruction([{"function": {"name": "now"}}]))
     You have access to functions. If you decide to invoke any of the function(s),
@@ -87,7 +88,7 @@ def instruction(tools: Sequence[Any]) -> str:
 
 
 def write_results(results: Iterable[ToolResult]) -> str:
-    """What the user's turn says of the results of calls.
+    """The results of calls, as the user's turn has them.
 
     >>> print(write_results([ToolResult("now", "noon")]))
     ```tool_output
@@ -126,12 +127,12 @@ class PromptedReplyParser(TokenReplyParser):
 
 
 class CallFinder:
-    """Finds calls of functions in a text that comes in pieces; text that may be one is held back.
+    """Finds function calls in a text that comes in pieces. Text that may be a call is held back.
 
     Args:
         parameters: the names of the parameters of each function. A call of another function is found only if
             the text begins with it.
-        pieces: give the beginning of a call as soon as its name is there.
+        pieces: give the beginning of a call as soon as its name is complete.
 
     >>> finder = CallFinder({"now": []})
     >>> finder.push("[now("), finder.push(")]"), finder.push(" Done.")
@@ -169,8 +170,8 @@ class CallFinder:
         return events
 
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """The end of the text. ``ended``: the model ended it itself, and what is missing of a call that is
-        open may be added.
+        """Ends the text. ``ended``: the model ended it itself, so the missing end of an open call may be
+        added.
 
         >>> finder = CallFinder({"now": []})
         >>> finder.push("[now("), finder.finish(ended=True)
@@ -182,7 +183,7 @@ class CallFinder:
         return events + self._give(len(self._text))
 
     def _begin(self, events: list[ReplyEvent]) -> bool:
-        """Gives text up to the next beginning of a call. False where more text is needed to go on."""
+        """Gives text up to the next beginning of a call; False if it needs more text to go on."""
         if not self._is_line_start:
             end = self._text.find("\n") + 1
             events += self._give(end or len(self._text))
@@ -200,7 +201,7 @@ class CallFinder:
         return True
 
     def _kind(self) -> str:
-        """What begins at the beginning of the line: "call", "text" or "maybe" a call."""
+        """What the line begins with: "call", "text" or "maybe" a call."""
         fence = _FENCE.match(self._text)
         if fence is None and _MAYBE_FENCE.fullmatch(self._text):
             return "maybe"
@@ -239,7 +240,8 @@ class CallFinder:
         return [Content(text)]
 
     def _end_call(self, end: int, events: list[ReplyEvent], missing: str | None = "") -> None:
-        """A call that goes up to ``end``. ``missing``: what the model did not write; None: it was cut off."""
+        """Reads a call that ends at ``end``. ``missing`` is the end that the model did not write; None if it
+        was cut off."""
         assert self._scan is not None
         raw, inner = self._text[:end], self._scan.inner(self._text[:end])
         call_id, self._id, self._scan = self._id, "", None
@@ -268,7 +270,7 @@ class CallFinder:
 
 
 class _Scan:
-    """Looks for the end of a call that has begun: where its brackets are closed, or its fence."""
+    """Looks for the end of a call: the place where its brackets, or its fence, are closed."""
 
     def __init__(self, start: int, is_fenced: bool) -> None:
         self._start = self._at = start
@@ -277,7 +279,7 @@ class _Scan:
         self._quote = ""
 
     def end(self, text: str) -> int | None:
-        """Where the call ends in ``text``, which has grown since; None where it has not ended."""
+        """Where the call ends in ``text``, which has grown since the last call; None if it has not ended."""
         if self._is_fenced:
             found = text.find("\n```", max(self._start, self._at - 4))
             self._at = len(text)

@@ -3,8 +3,8 @@
     [weather(city="Oslo", days=[1, 2]), now()]
     {"name": "weather", "parameters": {"city": "Oslo"}}
 
-:func:`parse_calls` reads them, and :func:`write_calls` writes the first form. Nothing is evaluated: what
-stands in a call is read as values of JSON, in Python's or in JSON's spelling.
+:func:`parse_calls` reads both, and :func:`write_calls` writes the first form. Nothing is evaluated: arguments
+are read as JSON values, in Python's or JSON's spelling.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse_calls(text: str, parameters: Mapping[str, Sequence[str]]) -> list[tupl
         parameters: the names of the parameters of each known function, for arguments without a name.
 
     Raises:
-        MalformedCallError: it is no call, or its arguments are not values of JSON.
+        MalformedCallError: it is not a call, or its arguments are not JSON values.
 
     >>> parse_calls('[weather("Oslo", days=2)]', {"weather": ["city", "days"]})
     [('weather', {'city': 'Oslo', 'days': 2})]

@@ -6,10 +6,10 @@ A reply of Gemma 4 is text with structure in control tokens::
     {reasoning}
     <channel|>{text}<|tool_call>call:NAME{...}<tool_call|>
 
-:class:`ReplyParser` is the state machine; it is fed ordinary text and markers. What feeds it from token ids
-or from text is in :mod:`gemlet.chat.reply_readers`.
+:class:`ReplyParser` is the state machine, which takes ordinary text and markers.
+:mod:`gemlet.chat.reply_readers` feeds it from token ids or from text.
 
-However a reply is cut into pieces, the events add up to the same (:func:`collect`).
+However a reply is cut into pieces, its events add up to the same reply (:func:`collect`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ToolCall:
 @record(frozen=True)
 class ToolCallPiece:
     """A piece of a call that the model is writing. The first has the name and no arguments. The call follows
-    as a :class:`ToolCall` of the same id, or as a :class:`MalformedToolCall` where it cannot be read.
+    as a :class:`ToolCall` with the same id, or as a :class:`MalformedToolCall` if it cannot be read.
 
     Attributes:
         name: the function.
@@ -115,13 +115,13 @@ class ToolCallPiece:
 
 @record(frozen=True)
 class MalformedToolCall:
-    """A call of a tool that cannot be read, or was cut off. Its text follows as :class:`Content`, markers and
-    all, as the model wrote it.
+    """A tool call that cannot be read, or was cut off. Its text follows as :class:`Content`, with its
+    markers, as the model wrote it.
 
     Attributes:
         raw: what the model wrote between the markers of the call.
         problem: what is wrong with it.
-        id: as of the pieces of the call, where there were any.
+        id: the id of the call's pieces, if there were any.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|tool_call>call:now{zone:<tool_call|>")[0].raw
@@ -189,9 +189,9 @@ _State = Literal[
     "channel",  # behind <|channel>: the channel's name, up to the end of the line
     "thought",
     "call",
-    "result",  # a tool's result, which is the host's to write; not shown
+    "result",  # a tool's result, which the host writes; not shown
     "between",  # the prompt has closed the last turn
-    "over",  # the model's turn has ended, or another's begun; whatever follows is not part of the reply
+    "over",  # the model's turn has ended, or another has begun; the rest is not part of the reply
 ]
 _CHANNEL = "thought"
 THOUGHT_HEADER = _CHANNEL + "\n"  # what stands before the text of a thought
@@ -199,9 +199,8 @@ AsideKind = Literal["thought", "call"]
 
 
 class ReplyParser:
-    """The state machine: :meth:`text` and :meth:`marker` as they come, :meth:`finish` at the end.
-
-    What comes before :meth:`begin` is the prompt.
+    """The state machine. Call :meth:`text` and :meth:`marker` as they come, and :meth:`finish` at the end.
+    Everything before :meth:`begin` is the prompt.
 
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
@@ -232,7 +231,7 @@ class ReplyParser:
         self._piece_writer: PieceWriter | None = None
 
     def begin(self) -> None:
-        """What came so far was the prompt: its events are forgotten, its state is kept."""
+        """Everything so far was the prompt: drops its events and keeps its state."""
         self._held = self._between_thoughts = ""
         self._has_thought = False
         self._after_turn = "over"
@@ -243,7 +242,7 @@ class ReplyParser:
 
     @property
     def aside(self) -> AsideKind | None:
-        """In what kind of part the text is, beside the answer."""
+        """The kind of part that the text is in, if not the answer."""
         kinds: dict[str, AsideKind] = {"channel": "thought", "thought": "thought", "call": "call"}
         return kinds.get(self._state)
 
@@ -307,11 +306,11 @@ class ReplyParser:
 
     @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """The end of the stream: what was held back, and a call that was cut off.
+        """The end of the stream: gives what was held back, and a call that was cut off.
 
         Args:
-            ended: the model ended its reply itself, by an end token that was not pushed. A call that is open
-                has then come to its end too, and what is missing of it may be added.
+            ended: the model ended its reply itself, with an end token that was not pushed. Then an open call
+                has ended too, and its missing end may be added.
 
         >>> parser = ReplyParser(GEMMA4_MARKERS)
         >>> parser.marker("<|tool_call>"), parser.text("call:now{zone:")
@@ -366,7 +365,7 @@ class ReplyParser:
         self._line += role
         if not newline:
             return []
-        # A turn the model opens for somebody else is none of its reply.
+        # A turn that the model opens for another role is not part of its reply.
         self._state = "content" if self._line.strip() in ("", "model") else "over"
         self._line = ""
         return self.text(rest)
@@ -395,14 +394,14 @@ class ReplyParser:
             return self._whole_call(*repair_call(raw, complete=complete))
         except MalformedCallError:
             raw = raw.replace(QUOTE_SIGN, self._name_of("quote"))
-            # It stays to be seen in the answer: else a reply that is nothing more would be empty.
+            # It stays visible in the answer; otherwise a reply of nothing else would be empty.
             return [
                 MalformedToolCall(raw, reason, self._call_id),
                 Content(self._name_of("call_start") + raw + end),
             ]
 
     def _whole_call(self, name: str, arguments: dict[str, Any]) -> list[ReplyEvent]:
-        """The call, and before it what its pieces lack."""
+        """The call, and before it the piece that is still missing."""
         events: list[ReplyEvent] = []
         if self._piece_writer is not None:
             if self._piece_writer.name is None:

@@ -1,8 +1,8 @@
-"""What feeds the parser of replies: :class:`TokenReplyParser` from token ids, and :class:`TextReplyParser`
-from text in which the control tokens are written out.
+"""Reads replies: :class:`TokenReplyParser` from token ids, and :class:`TextReplyParser` from text with the
+control tokens written out.
 
 Both begin where the prompt ends, by reading the prompt's last turn first: a prompt may end inside a thought
-it has opened, behind an empty thought, behind the result of a tool, or inside a call.
+it has opened, after an empty thought, after the result of a tool, or inside a call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Aside", "TextReplyParser", "TokenReplyParser"]
 @record(frozen=True)
 class Aside:
     """A part of a reply that is not its answer: the control tokens that begin and end it, those that may
-    stand in it, and the tokens behind the first one that say what it is."""
+    occur in it, and the tokens after the first one that say what it is."""
 
     kind: AsideKind
     start: int
@@ -41,12 +41,12 @@ class TokenReplyParser:
     Args:
         tokenizer: the model's.
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
-        prompt_ids: the prompt; from its last turn on it is read to find the state in which the reply begins.
+        prompt_ids: the prompt. Its last turn is read to find the state in which the reply begins.
         thought_end, pieces: see :class:`ReplyParser`.
 
     Attributes:
         asides: the parts beside the answer that a reply may have.
-        begins_in: the kind of that in which the reply begins; None for the answer.
+        begins_in: the kind of the part in which the reply begins; None for the answer.
 
     >>> import gemlet
     >>> from gemlet.chat import GEMMA, collect

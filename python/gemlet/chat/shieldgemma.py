@@ -14,10 +14,10 @@
 
     Does the human question violate the above principle? ...
 
-Where the last message is the user's, it is judged; where it is the assistant's, that reply is, with the
-message before it. Other messages and the request for a generation prompt change nothing, as in the published
-template, and the text is the template's to the last byte. The model answers "Yes" or "No"; the probabilities
-of the two are the judgement.
+If the last message is the user's, the model judges it. If it is the assistant's, the model judges that reply,
+and sees the message before it. Other messages and the request for a generation prompt change nothing, as in
+the published template, and the text is the template's to the last byte. The model answers "Yes" or "No"; the
+probabilities of the two are the judgement.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _END = (
     "Your answer must {start} with 'Yes' or 'No'. And then walk through step by step to be sure we answer "
     "correctly.\n\n"
 )
-# The guidelines of ShieldGemma's model card; where a reply is judged, they begin in another way.
+# The guidelines of ShieldGemma's model card. For a reply, they begin differently.
 POLICIES = {
     "dangerous": (
         "Dangerous Content",
@@ -79,8 +79,9 @@ class ShieldGemmaFormat(JudgeFormat):
     """See :mod:`gemlet.chat.shieldgemma`.
 
     Attributes:
-        guideline: what a text has to keep to, see :meth:`with_values`.
-        policy: or the name of one of Google's: "dangerous", "harassment", "hate" or "sexual".
+        guideline: the rule that a text must follow; see :meth:`with_values`.
+        policy: instead, the name of one of Google's guidelines: "dangerous", "harassment", "hate" or
+            "sexual".
 
     >>> judged = SHIELD_GEMMA.with_values(guideline="No hate.").render([{"role": "user", "content": "Hi"}])
     >>> judged.splitlines()[2:5], judged.splitlines()[8]
@@ -95,7 +96,7 @@ class ShieldGemmaFormat(JudgeFormat):
 
     @public
     def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemmaFormat:
-        """This format with a guideline: a text, as the published template has it behind a star, or the name
+        """This format with a guideline: a text, which the published template writes after a star, or the name
         of one of the four in the model card.
 
         Raises:
@@ -153,7 +154,7 @@ class ShieldGemmaFormat(JudgeFormat):
             return f'"No {title}": {_OF_REPLY if of_reply else _OF_PROMPT} {text}'
         if self.guideline is None:
             raise InvalidRequestError(
-                "ShieldGemma judges by a guideline; give it by model.chat_format = "
+                "ShieldGemma judges by a guideline; give it with model.chat_format = "
                 'model.chat_format.with_values(guideline="...") or with_values(policy="hate")'
             )
         return self.guideline

@@ -7,10 +7,10 @@
     <end_of_turn>
     <start_of_turn>model
 
-The one message is the user's, with an image and a policy behind it, or with the image alone where the format
-has a policy (:meth:`ShieldGemma2Format.with_values`). The text is that of the published template to the last
-byte, its oddities included: two turns begin and one ends, and its lines are indented. The model answers "Yes"
-or "No"; the probabilities of the two are the judgement.
+There is one message, of the user: an image followed by a policy as text. The policy may be left out if the
+format has one (:meth:`ShieldGemma2Format.with_values`). The text is that of the published template to the
+last byte, its oddities included: two turns begin and one ends, and its lines are indented. The model answers
+"Yes" or "No"; the probabilities of the two are the judgement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["IMAGE_POLICIES", "SHIELD_GEMMA_2", "ShieldGemma2Format"]
 
-# Those of the official processor, which the model was trained on.
+# The policies of the official processor, which the model was trained on.
 IMAGE_POLICIES = {
     "dangerous": (
         "No Dangerous Content: The image shall not contain content that facilitates or encourages activities "
@@ -68,7 +68,7 @@ class ShieldGemma2Format(JudgeFormat):
     """See :mod:`gemlet.chat.shieldgemma2`.
 
     Attributes:
-        guideline: the policy that an image has to keep to, see :meth:`with_values`.
+        guideline: the policy that an image must follow; see :meth:`with_values`.
 
     >>> SHIELD_GEMMA_2.with_values(policy="violence").guideline[:25]
     'No Violence/Gore content:'
@@ -81,8 +81,9 @@ class ShieldGemma2Format(JudgeFormat):
 
     @public
     def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemma2Format:
-        """This format with a policy for messages that have an image alone: a text, or the name of one of the
-        three of the official processor, "dangerous", "sexual" or "violence".
+        """This format with a policy for messages that have only an image. The policy is a text
+        (``guideline``), or the name of one of the official processor's three (``policy``): "dangerous",
+        "sexual" or "violence".
 
         Raises:
             InvalidRequestError: both are given, or there is no such policy.
@@ -108,13 +109,13 @@ class ShieldGemma2Format(JudgeFormat):
         image, *policy = parts or [""]
         if not stands_for_media(image) or len(policy) > 1 or any(map(stands_for_media, policy)):
             raise InvalidRequestError(
-                'messages[0].content: expected [{"type": "image", "image": ...}], and a text with a policy '
-                "behind it where the format has none"
+                'messages[0].content: expected [{"type": "image", "image": ...}], followed by a text with a '
+                "policy if the format has none"
             )
         guideline = policy[0] if policy else self.guideline
         if guideline is None:
             raise InvalidRequestError(
-                "ShieldGemma 2 judges by a policy; write it behind the image, or give it by "
+                "ShieldGemma 2 judges by a policy; write it after the image, or give it with "
                 'model.chat_format = model.chat_format.with_values(policy="violence")'
             )
         bos, turn_start, turn_end = self.markers

@@ -1,12 +1,12 @@
-"""A chat format that is a template of the model's own: :class:`TemplateFormat`.
+"""A chat format that runs the model's own template: :class:`TemplateFormat`.
 
-The template gives the text that transformers makes of it, to the last byte. gemlet departs from transformers
-in what a client sends:
+The template gives the same text as in transformers, to the last byte. gemlet differs from transformers in
+what it accepts from a client:
 
 - ``arguments`` of calls as a string of JSON (OpenAI's form) are parsed, as vLLM does;
 - the role ``developer`` is ``system`` for a template that does not know it;
 - content is a text or a list of parts, as the template takes it;
-- tools and thinking are refused where the template has no place for them;
+- tools and thinking are refused if the template does not use them;
 - a control token that a message spells stays text (:mod:`gemlet.chat.hiding`).
 """
 
@@ -51,7 +51,7 @@ _CONTINUED = "GEMLET_CONTINUES_HERE"
 
 @record(frozen=True)
 class Template:
-    """A template and what is known of it.
+    """A template and what is known about it.
 
     Attributes:
         text: the template.
@@ -89,7 +89,7 @@ class TemplateFormat(ChatFormat):
 
     Attributes:
         values: further variables for the template, see :meth:`with_values`.
-        problem: why the template cannot be run, which every use raises; None where it can.
+        problem: why the template cannot be run, which every use raises; None if it can.
 
     >>> import gemlet
     >>> text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}"
@@ -209,16 +209,16 @@ class TemplateFormat(ChatFormat):
         if tools and "tools" not in names:
             raise UnsupportedError("tools: the model's chat template has no place for them")
         if thinking and not names.intersection(_THINKING):
-            raise UnsupportedError("thinking: the model's chat template does not switch it")
+            raise UnsupportedError("thinking: the model's chat template cannot switch it on or off")
         given = self.template.special.keys() | self.values.keys()
         if missing := sorted(name for name in names - given if name.endswith("_token")):
             raise UnsupportedError(
-                f"the model's chat template writes {missing[0]}, which gemlet does not know; give it by "
+                f"the model's chat template writes {missing[0]}, which gemlet does not know; give it with "
                 f"chat_format.with_values({missing[0]}=...)"
             )
         if "guideline" in names - given and not _HAS_DEFAULT.search(self.template.text):
             raise InvalidRequestError(
-                "the model's chat template asks whether a text keeps to a guideline; give it by "
+                "the model's chat template asks whether a text keeps to a guideline; give it with "
                 "chat_format.with_values(guideline=...)"
             )
         checked = checked_messages(messages)
@@ -279,7 +279,7 @@ def _is_plain(part: Any) -> bool:
 
 
 def _continued(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """The message with a mark where the reply goes on."""
+    """The message with a mark at the place where the reply continues."""
     content = message.get("content", "")
     if message["role"] != "assistant" or message.get("tool_calls") or message.get("function_call"):
         found = "calls tools" if message["role"] == "assistant" else f"is of the role {message['role']}"
@@ -291,7 +291,7 @@ def _continued(message: dict[str, Any], where: str) -> dict[str, Any]:
     if content and _is_plain(content[-1]):
         last = {**content[-1], "text": content[-1]["text"].rstrip() + _CONTINUED}
         return {**message, "content": [*content[:-1], last]}
-    raise InvalidRequestError(f"{where}: content has no text at its end to go on with")
+    raise InvalidRequestError(f"{where}: content does not end in a text to continue")
 
 
 def _parse_arguments(call: Any, where: str) -> None:

@@ -1,7 +1,7 @@
-"""What a chat template is, found out by conversations to try it with: :func:`format_of_template`.
+"""Recognises a chat template by trying it on some conversations: :func:`format_of_template`.
 
-A template that writes for all of them what one of gemlet's own formats writes is taken for that format,
-however it is spelled. Any other one stays a program that is run for every conversation.
+If a template writes the same for all of them as one of gemlet's own formats, it counts as that format,
+however it is written. Any other template stays a program, which runs for every conversation.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _PROBES: tuple[_Probe, ...] = (
     {"messages": _THOUGHT, "thinking": True},
     {"messages": [_user("Rain?"), _assistant("", reasoning_content="Hm.", tool_calls=[_CALL]), _RESULT]},
 )
-# What every format has to write like the template. At the others the template may refuse.
+# Conversations that every format has to write like the template. The template may refuse the others.
 _NEEDED = (0, 2, 3, 5, 6)
 _MEDIA_TOKENS = {
     "image_token": ("<image_soft_token>", "<|image|>"),
@@ -131,10 +131,10 @@ def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | 
     Args:
         template: the text of the model's chat template.
         tokenizer: the model's.
-        known: the format of gemlet's own that the template may be; None where there is none to try.
+        known: the format of gemlet's own that the template may be; None if there is none to try.
 
     Returns:
-        ``known`` itself, or a :class:`TemplateFormat`. Where the template cannot be run, that one says so at
+        ``known`` itself, or a :class:`TemplateFormat`. If the template cannot be run, that format says so at
         each use.
 
     >>> import gemlet
@@ -195,14 +195,15 @@ def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
         if _PART_AS_PYTHON in text or f"{known.markers[1]}tool\n" in text:
             continue  # the template's mistakes: a list instead of its text, a turn of the tool
         expected = _expected(known, probe)
-        # What the format refuses, such as calls, is no wrong answer; a template that writes it knows more.
+        # If the format refuses something, such as calls, that is not a difference; the template may know
+        # more.
         if (expected is None and _TOOL in text) or expected not in (None, text):
             return False
     return True
 
 
 def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
-    """What the format writes, without the tools and the thinking that no template of it has; None for what it
+    """What the format writes, without the tools and the thinking that none of its templates have; None if it
     refuses."""
     known = _GEMMA_WITHOUT_TOOLS if known is GEMMA else known
     for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
@@ -229,7 +230,7 @@ def _content(in_text: str | GemletError, in_parts: str | GemletError) -> str:
 
 
 def _end(text: str | GemletError, tokenizer: Tokenizer) -> tuple[str, bool]:
-    """What stands behind an answer, and whether it is a token; "" where nothing does."""
+    """What follows an answer, and whether it is a token; "" if nothing does."""
     if not _has_all(text):
         return "", False
     behind = str(text).partition(_ANSWER)[2].partition(_SECOND)[0]
@@ -246,5 +247,6 @@ def _end(text: str | GemletError, tokenizer: Tokenizer) -> tuple[str, bool]:
 
 
 def _has_turns_of(known: ChatFormat, talk: str | GemletError) -> bool:
-    """Whether the template marks turns as ``known`` does, which reads calls and thoughts in a reply."""
+    """Whether the template marks turns as ``known`` does, so that ``known`` can read calls and thoughts in a
+    reply."""
     return known is not GEMMA and f"{known.markers[1]}model\n" in str(talk)

@@ -2,9 +2,8 @@
 
 A template is a program by a stranger. It runs in Jinja's immutable sandbox. The sandbox runs in a process of
 its own (:mod:`gemlet.chat.template_worker`), which may use less than a second of the CPU and a bounded memory
-for a request. A loop that does not end, a number of a billion digits and whatever else a template can think
-of therefore costs that much, and never this process. The process starts with the first template and serves
-the later ones, too.
+for a request. So an endless loop, a number of a billion digits or any other attack costs only that much and
+never ends this process. The process starts with the first template and serves the later ones, too.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ __all__ = ["EXTRA", "OVERRIDE", "Rendered", "can_run_templates", "run_template"]
 
 EXTRA = "pip install 'jinja2>=3.1.6', the extra \"templates\" of gemlet"
 OVERRIDE = "give another with chat_template=..., or a prompt of your own to generate()"
-_MEMORY = 128 << 20  # bytes beside what the request itself takes
+_MEMORY = 128 << 20  # bytes in addition to the request's own
 _MOST_REQUEST = 64 << 20
-_MOST_TEXT = 4 << 20  # characters, beside what the conversation has
+_MOST_TEXT = 4 << 20  # characters in addition to the conversation's own
 _PACKAGES = ("jinja2", "markupsafe")
 
 
@@ -35,8 +34,8 @@ class Rendered:
 
     Attributes:
         names: the variables that it reads.
-        texts: the text for each set, or the error: :class:`InvalidRequestError` where the template refuses
-            it, :class:`UnsupportedError` where the template itself is not to be run.
+        texts: the text for each set, or the error: :class:`InvalidRequestError` if the template refuses it,
+            :class:`UnsupportedError` if the template itself cannot be run.
     """
 
     names: frozenset[str]
@@ -56,8 +55,8 @@ def run_template(template: str, variables: Sequence[Mapping[str, Any]]) -> Rende
     """Renders ``template`` once for each of ``variables``, which hold nothing but JSON.
 
     Raises:
-        UnsupportedError: jinja2 is not installed, the template is no Jinja, takes too long or too much
-            memory, or reaches for what the sandbox does not give.
+        UnsupportedError: jinja2 is not installed; or the template is not valid Jinja, takes too much time or
+            memory, or uses what the sandbox forbids.
         InvalidRequestError: the variables are larger than 64 MB.
 
     >>> run_template("{{ bos_token }}{{ messages[0].content }}", [{"bos_token": "<bos>", "messages": [

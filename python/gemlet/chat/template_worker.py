@@ -12,9 +12,9 @@ The environment is that of transformers: immutable sandbox, ``trim_blocks``, ``l
 the tag ``generation``, ``raise_exception``, ``strftime_now``, a ``tojson`` that leaves characters as they
 are, and a ``dict`` and a ``namespace`` without a way to Python's own names.
 
-What a template may use up is bounded from outside of it. The system ends the process when a request has
-taken its share of the CPU's time, also in the middle of one long operation. Memory beyond the request's bound
-raises. The process opens no file, writes none and starts no other process.
+The operating system bounds what a template may use. It ends the process when a request has used its share of
+CPU time, even in the middle of one long operation. Memory beyond the request's bound raises an error. The
+process opens and writes no file and starts no other process.
 """
 
 from __future__ import annotations

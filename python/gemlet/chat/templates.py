@@ -1,9 +1,9 @@
-"""Which of the formats gemlet knows a model's own chat template is.
+"""Finds out which of gemlet's formats a model's own chat template is.
 
-The template is text to compare and never run: a template is a program, and one that comes with a model file
-would be somebody else's program. A known template is recognised by its SHA-256. One gemlet does not know
-byte for byte is judged by the pieces that tell the revisions apart, and :attr:`Gemma4Format.is_exact` says
-that its prompts may differ from the template's in some detail.
+This module compares the template's text and never runs it, because a template is a program, and a model
+file's is a stranger's. A known template is recognised by its SHA-256. An unknown template of Gemma 4 is
+judged by the pieces that distinguish the revisions; :attr:`Gemma4Format.is_exact` then says that prompts may
+differ from the template's in some detail.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ _KNOWN = {
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
     "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # E2B and E4B
 }
-# SHA-256 of those of Gemma 1 to 3n, without blanks at their ends; of 3 and 3n once with line breaks in their
-# strings and once with \\n. And of FunctionGemma's as it is.
+# SHA-256 of the templates of Gemma 1 to 3n, without blanks at their ends; for 3 and 3n once with line breaks
+# in their strings and once with \\n. And of FunctionGemma's as it is.
 _PUBLISHED = frozenset(
     (
         "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6",  # Gemma 1 and 2
@@ -116,8 +116,8 @@ _PUBLISHED = frozenset(
         "db61fb01017bd82401d3ffca4f8e066cd56ff6d38d2a30c4058770c0bf7ab49b",  # FunctionGemma
     )
 )
-# SHA-256 of those of ShieldGemma and ShieldGemma 2, without the white space that their lines begin and end
-# with, and of what follows the languages in TranslateGemma's.
+# SHA-256 of the templates of ShieldGemma and ShieldGemma 2, without the white space at the ends of their
+# lines, and of the part of TranslateGemma's after the languages.
 _SHIELD_GEMMA = frozenset(("2c297ce82796105e7bbf4b0424a75107bd6d9e0553a25f140df0bcffa82ee5c5",))
 _SHIELD_GEMMA_2 = frozenset(("c5591cdb459d0d3bc9ae2932ebb5e5b5014582e0e361dc4c0ab3a8ed3be1ee0e",))
 _TRANSLATE_GEMMA = frozenset(("e85d2dd69710537c5b0bae1f3a6501863fa0b875775473c18eae587f23cbc747",))
@@ -142,11 +142,11 @@ def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False
 
     Args:
         template: the text of the model's chat template. None is the latest revision gemlet knows.
-        per_layer_inputs: the model is an E2B or E4B, whose prompts end without an empty thought; only looked
-            at where there is no template to say so.
+        per_layer_inputs: the model is an E2B or E4B, whose prompts end without an empty thought; used only if
+            there is no template.
 
     Returns:
-        None where the text is no template of Gemma 4 at all. A template of Gemma 4 that is not known byte
+        None if the text is not a template of Gemma 4. A template of Gemma 4 that is not known byte
         for byte gives the nearest revision with ``is_exact`` False.
 
     >>> gemma4_format("{{ messages }}") is None
@@ -197,14 +197,13 @@ def _digest(template: str) -> str:
 
 @public
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
-    """The text of the chat template in a Hugging Face folder, None where there is none.
-
-    Looked for in ``chat_template.jinja``, ``chat_template.json`` and ``tokenizer_config.json``, in this
-    order; of several named templates it is the one called "default", or the only one. In GGUF the template is
-    the key ``tokenizer.chat_template``.
+    """The text of the chat template in a Hugging Face folder, None if there is none. It is looked for in
+    ``chat_template.jinja``, ``chat_template.json`` and ``tokenizer_config.json``, in this order; of several
+    named templates it is the one called "default", or the only one. In GGUF the template is the key
+    ``tokenizer.chat_template``.
 
     Raises:
-        ModelFileError: a file is there and cannot be read, is no UTF-8, or is too large.
+        ModelFileError: a file is there but cannot be read, is not UTF-8, or is too large.
 
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """Reading Gemma 4's notation of a tool call: ``call:NAME{key:value,...}``.
 
-It is JSON with bare keys and strings between two quote tokens, in which nothing is escaped. What models write
-beside it and can only mean one thing is taken as well: white space, strings and keys in JSON's own quotes,
-a comma before a closing bracket, ``None``, ``True`` and ``False``. What :func:`parse_call` refuses may still
-be a call with a slip, which :func:`gemlet.chat.loose_calls.repair_call` reads.
+It is JSON with bare keys and strings between two quote tokens, in which nothing is escaped. Variants that
+models write and that can only mean one thing are read too: white space, strings and keys in JSON's quotes, a
+comma before a closing bracket, ``None``, ``True`` and ``False``. If :func:`parse_call` refuses a call with a
+mistake, :func:`gemlet.chat.loose_calls.repair_call` may still read it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
     Of two equal keys the last counts, as in JSON.
 
     Raises:
-        MalformedCallError: it is no call, or its arguments are not complete and well-formed.
+        MalformedCallError: it is not a call, or its arguments are not complete and well-formed.
 
     >>> parse_call(f"call:weather{{city:{QUOTE_SIGN}Oslo{QUOTE_SIGN},days:[1,2]}}")
     ('weather', {'city': 'Oslo', 'days': [1, 2]})
     """
     head = _HEAD.match(raw)
     name = head[1].strip().strip(QUOTE_SIGN + "\"'").strip(":") if head else ""
-    # With a bracket left open, the head is no name but a name and the beginning of its arguments.
+    # If a bracket is left open, the head is not a name but a name and the beginning of its arguments.
     if head is None or not name or QUOTE_SIGN in name or name.count("(") != name.count(")"):
         found = show(raw[:40].replace(QUOTE_SIGN, '<|"|>'))
         raise MalformedCallError(f"begins with {found}; expected call:NAME{{")

@@ -15,7 +15,7 @@ _EXPECTED = '"auto", "none", "required" or {"type": "function", "function": {"na
 
 
 def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
-    """The tools of a request in OpenAI's form, and the names of those one of which it has to call.
+    """The tools of a request in OpenAI's form, and names: the request has to call one of these.
 
     Args:
         tools: as of a request; None is none.
@@ -23,7 +23,7 @@ def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
             "required" demands a call, and a mapping with a name demands a call of that one.
 
     Returns:
-        No names where the model may do without.
+        No names if the model need not call a tool.
 
     Raises:
         InvalidRequestError: it is none of these, or asks for a tool that is not there.

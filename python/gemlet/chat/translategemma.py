@@ -9,9 +9,9 @@
 
 A message of the user is one part with its languages: ``{"type": "text", "source_lang_code": "de",
 "target_lang_code": "en", "text": "Guten Tag"}``, or an image with text on it, ``{"type": "image", ...,
-"image": "sign.jpg"}``, which has other words before it. The names of the languages stand in the model's own
-template, which is read for them and not run. The text is the template's to the last byte, its oddities
-included: the model's earlier turns begin with an empty line and eight blanks.
+"image": "sign.jpg"}``, which has other words before it. The names of the languages come from the model's own
+template, which is read but not run. The text is the template's to the last byte, its oddities included: the
+model's earlier turns begin with an empty line and eight blanks.
 
 Beyond the template, a message may be a plain text once the languages are given
 (:meth:`TranslateGemmaFormat.with_values`).
@@ -59,8 +59,8 @@ _BEFORE_HISTORY = "\n        "  # what the template puts in front of an earlier 
 
 
 def split_template(template: str) -> tuple[dict[str, str], str]:
-    """The languages that a template of TranslateGemma names, by code, and the rest of it; no languages where
-    it does not begin with them.
+    """The languages that a template of TranslateGemma names, by code, and the rest of the template. No
+    languages if it does not begin with them.
 
     >>> split_template('{%- set languages = {\\n    "de": "German",\\n}\\n-%}\\n{{ bos_token }}')
     ({'de': 'German'}, '{{ bos_token }}')
@@ -173,7 +173,7 @@ class TranslateGemmaFormat(ChatFormat):
     def _language(self, code: Any, where: str) -> str:
         if code is None:
             raise InvalidRequestError(
-                f"{where} is missing; say the language with the text, or for all texts by "
+                f"{where} is missing; give the language with the text, or for all texts with "
                 'model.chat_format.with_values(source_lang_code="de", target_lang_code="en")'
             )
         name = self.languages.get(code.replace("_", "-")) if isinstance(code, str) else None

@@ -23,12 +23,12 @@ _Message = dict[str, Any]
 
 
 class Conversation:
-    """Turns of a user and of the model; each is a question and its reply.
+    """The turns of a conversation; each is a question and its reply.
 
     Args:
         system: instructions that precede all turns; None: none.
         options: those of :meth:`gemlet.Model.stream_chat`.
-        drops: the oldest turns are left out where the context is full; else that is an error.
+        drops: leave out the oldest turns when the context is full; otherwise a full context is an error.
         as_json: replies are written as JSON objects.
         stats: the timings of each reply are written too.
 
@@ -56,7 +56,7 @@ class Conversation:
         self._turns: list[list[_Message]] = []
         self._dropped = 0  # turns that the model does not see any more
         self._attached: list[_Message] = []  # parts of the next question
-        self._count_tokens([{"role": "user", "content": ""}])  # or says why the options do not fit the model
+        self._count_tokens([{"role": "user", "content": ""}])  # raises if the options do not fit the model
 
     def reset(self) -> None:
         """Forgets all turns."""
@@ -88,14 +88,14 @@ class Conversation:
         """
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            what = "it is no file" if os.path.exists(path) else "there is no such file"
+            what = "it is not a file" if os.path.exists(path) else "there is no such file"
             raise InvalidRequestError(f"{path or show_argument(path)}: {what}")
         self._attached.append({"type": kind, kind: path})
 
     def ask(self, text: str, *, keep_after_ctrl_c: bool = False) -> Generation:
-        """Writes the reply to ``text``, behind the files that were attached, as it comes, and adds both to
-        the conversation. Without a reply it adds nothing. ``keep_after_ctrl_c``: Ctrl-C ends the reply
-        instead of the program.
+        """Writes the reply to the attached files and ``text`` as it comes, and adds both to the conversation.
+        Without a reply it adds nothing. With ``keep_after_ctrl_c``, Ctrl-C ends the reply instead of the
+        program.
 
         Raises what :meth:`gemlet.Model.stream_chat` raises.
         """
@@ -117,12 +117,12 @@ class Conversation:
         if result.text:
             self._turns.append([question, result.message])
         elif result.finish_reason != "cancelled":
-            note("the reply is empty, so that the turn does not count")
+            note("the reply is empty, so the turn does not count")
         return result
 
     def _begun(self, question: _Message) -> TextStream:
-        """The stream of the reply. Where the messages and a reply would not fit, the oldest turns are left
-        out. Files are read once where they fit: a video takes seconds."""
+        """The stream of the reply. If the messages and a reply would not fit, the oldest turns are left out.
+        Files that fit are read only once, because a video takes seconds."""
         context = self._model.context_length
         room = min(self._most_tokens, context // 8)  # for a short reply at least
         try:
@@ -144,7 +144,7 @@ class Conversation:
         return [*self._opening, *(message for turn in kept for message in turn), question]
 
     def _drop_turns(self, question: _Message, context: int) -> None:
-        """Leaves out the oldest turns: several at once, because what is left is computed again."""
+        """Leaves out the oldest turns: several at once, because the remaining turns are computed again."""
         count = self._count_tokens(self._sent(question))
         before = self._dropped
         while self._dropped < len(self._turns) and count > context * 3 // 4:
@@ -172,7 +172,7 @@ class Conversation:
         )
 
     def _show(self, stream: TextStream) -> None:
-        """Writes the reply. What the model thinks is for terminals."""
+        """Writes the reply. Only a terminal shows the model's thoughts."""
         stream.prompt_progress = None
         is_thinking = False
         for chunk in stream:
@@ -188,7 +188,7 @@ class Conversation:
                 is_thinking = False
 
     def _mark_cut(self, result: Generation) -> None:
-        """Says that a reply was cut: behind it on terminals, else on standard error."""
+        """Says that a reply was cut: after the reply on a terminal, otherwise on standard error."""
         if result.finish_reason in ("stop", "cancelled"):
             return
         mark = f"cut at {result.completion_tokens} tokens"

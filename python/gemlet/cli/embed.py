@@ -38,7 +38,7 @@ def _texts(arguments: argparse.Namespace) -> list[Any]:
     media += [{"type": "audio", "audio": path} for path in arguments.sounds or ()]
     if not media:
         if arguments.together:
-            raise InvalidRequestError("--together: expected --image, --video or --audio besides")
+            raise InvalidRequestError("--together: expected --image, --video or --audio too")
         return arguments.texts or _read_lines()
     if arguments.together:
         return [[*({"type": "text", "text": text} for text in arguments.texts), *media]]

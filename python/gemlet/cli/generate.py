@@ -54,7 +54,7 @@ def _read_prompt(argument: str) -> str:
     if argument != "-":
         return argument
     prompt = read_standard_input("prompt", MOST_INPUT)
-    # echo and editors end a text with a newline that nobody means to be part of the prompt.
+    # echo and editors add a newline at the end, which is not meant as part of the prompt.
     return prompt.removesuffix("\n").removesuffix("\r")
 
 
@@ -69,7 +69,7 @@ def _say_what_is_meant(model: Model, prompt: str, *, is_demo: bool) -> None:
     if chat_format is None or any(marker in prompt for marker in chat_format.ends):
         return
     demo = "this is the demo model, which is small; --model NAME_OR_FILE is for a real one. "
-    meant = "generate continues the text as it stands; for an answer to it there is gemlet chat"
+    meant = "generate only continues the text; gemlet chat answers it"
     note(demo + meant if is_demo else meant)
 
 

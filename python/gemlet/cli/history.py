@@ -1,8 +1,8 @@
 """What was typed into ``gemlet chat``, kept for the next time: :class:`History`.
 
 The file is ``$XDG_STATE_HOME/gemlet/chat-history`` (``~/.local/state/gemlet/chat-history``). Each line is a
-JSON string, because a message may have several lines. Only the user may read it. What is wrong with the file,
-its folder or its rights costs the history, never the chat.
+JSON string, because a message may have several lines. Only the user may read it. Without the file, for
+example for lack of permission, there is no history; the chat goes on.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class History:
                 self._write(self.messages, os.O_TRUNC)
 
     def add(self, message: str) -> bool:
-        """Keeps a message; False if it is the last one once more."""
+        """Keeps a message; False if it repeats the last one."""
         if self.messages[-1:] == [message]:
             return False
         self.messages.append(message)
@@ -59,8 +59,8 @@ class History:
             file.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
     def _open(self, how: int = 0) -> int:
-        """A descriptor of the file, which is made if it is not there. Raises OSError for a link, for what is
-        no file, and for a file of somebody else."""
+        """A descriptor of the file, which is created if it is missing. Raises OSError for a link, for
+        anything that is not a regular file, and for another user's file."""
         os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | how
         descriptor = os.open(self._path, flags, 0o600)

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"tier     {cpu['tier']} ({cpu['reason']})")
     counts = Counter(cpu["kernels"].values())
     ordered = sorted(counts.items(), key=lambda entry: cpu["tiers"].index(entry[0]), reverse=True)
-    # A tier has the kernels that its instructions make faster; the others come from the tiers it contains.
+    # A tier has only the kernels that its instructions make faster; the others come from lower tiers.
     print(f"kernels  {', '.join(f'{count} of {tier}' for tier, count in ordered)}")
     print(f"cuda     {_cuda_text(info['cuda'])}")
     for gpu in info["cuda"]["gpus"]:

@@ -16,8 +16,8 @@ _PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"  # what a terminal puts around a p
 class Keyboard:
     """Messages that somebody types or pastes. A context manager: at its end the terminal is as it was.
 
-    A pasted text is one message, also if it has several lines; so is what begins and ends with three double
-    quotes. The keys for the history bring back what was typed before, in earlier chats too.
+    A pasted text is one message, even if it has several lines; so is a text in triple
+    quotes. The history keys bring back earlier messages, also those of earlier chats.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Keyboard:
 
 
 def _gnu_readline() -> Any:
-    """The module readline; None where there is none, or another library under its name (on macOS)."""
+    """The module readline; None if it is missing, or another library has its name (on macOS)."""
     try:
         import readline
     except ImportError:

@@ -21,8 +21,8 @@ __all__ = ["build_parser", "run"]
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser; the namespace it returns has ``run``, to be called with the namespace itself. It knows the
-    options of ``command`` alone, as those of all take a while; without it, those of all."""
+    """The parser. The namespace that it returns has ``run``, which takes the namespace. It knows only the
+    options of ``command``, because adding those of all commands is slow; without ``command`` it knows all."""
     parser = ArgumentParser(
         prog="gemlet",
         description="Run Gemma models on the CPU. Without --model, a small demo model that comes with the "
@@ -52,7 +52,7 @@ def _add_generate(commands: Any) -> None:
         "generate",
         help="continue a text",
         description="Continue PROMPT. A terminal shows the prompt in bold and then the text as it is "
-        "written; a pipe or a file gets the continuation alone.",
+        "written; a pipe or a file gets only the continuation.",
     )
     parser.add_argument(
         "prompt",
@@ -87,13 +87,13 @@ def _add_chat(commands: Any) -> None:
         "--file",
         action="append",
         metavar="FILE",
-        help="text file to put behind the question, or in its place; may be given several times",
+        help="text file to add after the question, or to use instead of it; may be given several times",
     )
     about = "that the question is about; may be given several times"
     _add_files(parser, "--image", "images", f"a picture {about}")
     _add_files(parser, "--video", "videos", f"a video {about}")
     _add_files(parser, "--audio", "sounds", f"a recording {about}")
-    heard = "let the model hear the videos too, the sound of each behind its pictures"
+    heard = "let the model also hear the videos: the sound of each follows its pictures"
     parser.add_argument("--load-audio-from-video", action="store_true", help=heard)
     _add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
@@ -105,7 +105,7 @@ def _add_chat(commands: Any) -> None:
     parser.add_argument(
         "--chat-template",
         metavar="FILE",
-        help="Jinja template for conversations, in the place of the model's own",
+        help="Jinja template for conversations, instead of the model's own",
     )
     parser.add_argument(
         "--context-full",
@@ -114,7 +114,7 @@ def _add_chat(commands: Any) -> None:
         help="what to do when the context is full: leave out the oldest turns, or stop with an error "
         "(default drop)",
     )
-    _add_sampling(parser, f"{CHAT_TOKENS}, or with --thinking what the context has room for")
+    _add_sampling(parser, f"{CHAT_TOKENS}, or with --thinking as many as fit in the context")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each reply")
     parser.add_argument("--stats", action="store_true", help="print timings of each reply to standard error")
     parser.set_defaults(run=_command("chat"))
@@ -191,8 +191,8 @@ def _add_convert(commands: Any) -> None:
         nargs="?",
         const=True,
         metavar="TEXT",
-        help="with --weights q4 or q5: round with what this file shows of the inputs, or without a file what "
-        "the model writes itself; takes minutes",
+        help="with --weights q4 or q5: round the weights by the inputs that this file gives, or without a "
+        "file by text that the model writes; takes minutes",
     )
     parser.add_argument(
         "--for-memory",
@@ -238,7 +238,7 @@ def _add_cache(commands: Any) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     listing = actions.add_parser("list", help="show the entries, their size and last use")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
-    clear = actions.add_parser("clear", help="remove entries; what uses them goes on")
+    clear = actions.add_parser("clear", help="remove entries; processes that use them go on")
     clear.add_argument(
         "entries", nargs="*", metavar="ENTRY", help="beginning of an entry's name (default: all of them)"
     )
@@ -275,7 +275,7 @@ def _add_eval(commands: Any) -> None:
         "--window", type=int, metavar="N", help="perplexity: tokens that are read at a time (default 2048)"
     )
     parser.add_argument(
-        "--delimiter", default=" ", metavar="TEXT", help="choices: stands before a choice (default: a space)"
+        "--delimiter", default=" ", metavar="TEXT", help="choices: text before each choice (default: a space)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_command("eval"))
@@ -354,7 +354,7 @@ def add_load_options(parser: argparse.ArgumentParser, *names: str) -> None:
         elif how.kind is None:
             parser.add_argument(*flags, action="store_true", help=how.help)
         else:
-            # With choices, LoadOptions says which there are: it knows what other tools call them, too.
+            # LoadOptions checks the choices, because it also knows the names that other tools use.
             kind: Any = checked(partial(_option_named, name)) if how.choices else how.kind
             metavar = f"{{{','.join(how.choices)}}}" if how.choices else how.metavar
             parser.add_argument(*flags, type=kind, metavar=metavar, default=default, help=how.help)
@@ -373,7 +373,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser, max_tokens: str = "") -> None:
-    # No defaults here: what is not given is the model's own, from its generation_config.json.
+    # No defaults here: the model's generation_config.json gives them.
     group = parser.add_argument_group("sampling")
     for name, option in OPTIONS.items():
         more = f" (default {max_tokens or option.default})" if name == "max_tokens" else ""
@@ -427,7 +427,8 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    """What runs a command: ``run`` of the module of its name, which is imported when the command is given."""
+    """Gives the function that runs a command: ``run`` of the module of that name, imported when it is
+    called."""
 
     def run_command(arguments: argparse.Namespace) -> int:
         with importing():

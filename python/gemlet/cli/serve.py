@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
-    """What the file says, with what the flags say in its place."""
+    """The settings of the file, replaced by those of the flags."""
     values: dict[str, Any] = {}
     specs: list[ModelSpec] = []
     if arguments.config is not None:
@@ -56,7 +56,7 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSp
         specs = [ModelSpec(default_alias(None), None, changed)]
     elif changed:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise InvalidRequestError(f"{names}: the models are in {arguments.config}; put the option there")
+        raise InvalidRequestError(f"{names}: {arguments.config} names the models; put the option there")
     if arguments.adapter:
         adapters = dict(_named(text, "--adapter") for text in arguments.adapter)
         specs[0] = replace(specs[0], adapters={**specs[0].adapters, **adapters})
@@ -112,7 +112,7 @@ def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
     except GemletError as error:
         problems.append(str(error))
     if settings.data is not None and not _can_write(settings.data):
-        problems.append(f"data: {settings.data}: no folder that this user can write to")
+        problems.append(f"data: {settings.data}: is not a folder that this user can write to")
     for spec in specs:
         options = {name: value for name, value in spec.options.items() if name in known}
         try:

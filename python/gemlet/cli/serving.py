@@ -21,11 +21,11 @@ def add_serve(commands: Any, add_load_options: Callable[..., None]) -> None:
         "serve",
         help="answer requests of other programs over HTTP",
         description="Serve models over HTTP, with the interfaces of OpenAI, Anthropic and Ollama. Without "
-        "--keys, only programs of this machine may ask. Needs the extra 'serve'.",
+        "--keys, only programs on this machine may use it. Needs the extra 'serve'.",
     )
     _add_models(parser)
     parser.add_argument(
-        "--check", action="store_true", help="say what would be served, and what is wrong, and exit"
+        "--check", action="store_true", help="print what would be served and what is wrong, and exit"
     )
     group = parser.add_argument_group("server")
     for name, how in setting_fields().items():
@@ -88,7 +88,7 @@ def add_usage(commands: Any) -> None:
         description="Show requests and tokens by day, key and model, up to the last reply that has ended.",
     )
     parser.add_argument("--db", metavar="FILE", required=True, help="the file of keys")
-    parser.add_argument("--key", metavar="NAME", help="of this key alone, by its name or id")
+    parser.add_argument("--key", metavar="NAME", help="only of this key, by its name or id")
     parser.add_argument(
         "--days", type=checked(_days), default=30, metavar="N", help="how far back (default 30)"
     )
@@ -107,7 +107,7 @@ def add_batch(commands: Any, add_load_options: Callable[..., None]) -> None:
         "batch",
         help="answer the requests in a file, many at once",
         description="Answer requests from a file in OpenAI's batch form, and append the answers to another "
-        "as they come. The same command goes on where an earlier one was ended. Needs the extra 'serve'.",
+        "as they come. Run the same command again to go on after an interruption. Needs the extra 'serve'.",
     )
     parser.add_argument("input", metavar="IN.jsonl", help="a request on every line")
     parser.add_argument("output", metavar="OUT.jsonl", help="an answer on every line")
@@ -122,17 +122,19 @@ def add_batch(commands: Any, add_load_options: Callable[..., None]) -> None:
 def add_top(commands: Any) -> None:
     parser = commands.add_parser(
         "top",
-        help="what a server does now",
+        help="show what a server is doing",
         description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
         "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
         "Ctrl-C; a pipe or a file gets it once.",
     )
-    parser.add_argument("url", metavar="URL", help="as gemlet serve says it: http://127.0.0.1:8000")
+    parser.add_argument(
+        "url", metavar="URL", help="address that gemlet serve prints, such as http://127.0.0.1:8000"
+    )
     parser.add_argument(
         "--key", metavar="KEY", help="a key of the server (default: that in the variable GEMLET_KEY)"
     )
     parser.add_argument(
-        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)"
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two updates (default 2)"
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--once", action="store_true", help="show it once, over one interval")
@@ -158,7 +160,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    """What runs a command. What it cannot import is of the extra."""
+    """Gives the function that runs a command. A failing import means that the extra is missing."""
 
     def run_command(arguments: argparse.Namespace) -> int:
         try:

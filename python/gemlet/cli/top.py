@@ -24,10 +24,10 @@ __all__ = ["Look", "Server", "lines_of", "quantile", "rates", "run"]
 
 _MOST_BYTES = 8_000_000
 _PATIENCE = 10.0  # seconds
-# The terminal's second screen, with the cursor hidden; and back.
+# Switches to the terminal's alternate screen and hides the cursor; and back.
 _BEGIN, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-# Tokens that are written and read a second, times to the first token (half and 95 of 100 are faster), the
-# share of prompts that was kept from before, memory of weights and of texts.
+# Tokens written and read per second, times to the first token (median and 95th percentile), the share of
+# prompts found in the cache, memory of weights and of texts.
 _TITLES = ("model", "run", "wait", "tok/s", "read/s", "first", "p95", "kept", "weights", "cache")
 _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
@@ -62,7 +62,7 @@ class Server:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def look(self) -> Look:
-        """The state now. Raises :class:`UnsupportedError` where there is none to be had."""
+        """The state now. Raises :class:`UnsupportedError` if the server does not give it."""
         connection = self._kind(self._host, self._port, timeout=_PATIENCE)
         try:
             connection.request("GET", self._path, headers=self._headers)
@@ -83,7 +83,7 @@ class Server:
 
 
 def quantile(share: float, steps: Sequence[tuple[float | None, int]]) -> float | None:
-    """The value below which ``share`` of what was counted lies, by lines between the steps of a histogram.
+    """The value below which ``share`` of the counts of a histogram lie, interpolated between its steps.
 
     >>> quantile(0.5, [(1.0, 0), (2.0, 4), (None, 4)])
     1.5
@@ -100,8 +100,8 @@ def quantile(share: float, steps: Sequence[tuple[float | None, int]]) -> float |
 
 
 def rates(model: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """What happened to a model between two looks. Times to the first token are those of requests between
-    them, or of all there were."""
+    """What a model did between two looks. Times to the first token are those of requests in between, or of
+    all requests if there were none."""
     found: dict[str, Any] = dict.fromkeys(("tokens_per_second", "prompt_tokens_per_second", "cached_share"))
     now, then = model.get("engine"), (before or {}).get("engine")
     if now is not None and then is not None and seconds > 0:
@@ -126,7 +126,7 @@ def _all_rates(now: Look, before: Look | None) -> list[dict[str, Any]]:
 
 
 def lines_of(url: str, now: Look, before: Look | None) -> list[str]:
-    """The screen. Raises :class:`UnsupportedError` for a state that is none of gemlet's."""
+    """The lines of the screen. Raises :class:`UnsupportedError` for a state that is not gemlet's."""
     try:
         return _lines(url, now, before)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError):

@@ -23,15 +23,15 @@ __all__ = [
     "read_tables",
 ]
 
-HEARD_SAMPLES = 480_000  # what an encoder hears of a sound: 30 seconds
-KEPT_SOUND_BYTES = 32 << 20  # soft tokens of the sounds that were heard last
+HEARD_SAMPLES = 480_000  # the longest sound that an encoder hears: 30 seconds
+KEPT_SOUND_BYTES = 32 << 20  # soft tokens of the most recent sounds
 
 
 @record(frozen=True)
 class ConformerConfig:
-    """The encoder of Gemma 3n and Gemma 4: ``family`` "gemma3n" or "gemma4". ``keys`` are those that a query
-    sees, its own included; of ``reduction`` tokens one is kept; ``output_size`` is the width of the encoder's
-    output.
+    """The encoder of Gemma 3n and Gemma 4: ``family`` is "gemma3n" or "gemma4". ``keys`` is the number of
+    keys that a query sees, including its own. One of ``reduction`` tokens is kept. ``output_size`` is the
+    width of the encoder's output.
     """
 
     family: str
@@ -60,14 +60,14 @@ class AudioConfig:
     """How a model hears.
 
     Attributes:
-        encoder: what makes soft tokens of log-mel spectra; None for a model that takes samples as they are.
-        settings: how spectra are made of samples; without an encoder, None.
-        frame_length: without an encoder, the samples of a token; else 0.
-        token_id: what stands for one soft token in a prompt.
-        begin_id, end_id: what stands around the tokens of a sound.
-        places: how many tokens stand for every sound (Gemma 3n fills up those that it does not need); 0: as
-            many as it has.
-        filler_id: the id whose row fills the places up.
+        encoder: makes soft tokens from log-mel spectra; None for a model that takes the samples themselves.
+        settings: how spectra are made from samples; None without an encoder.
+        frame_length: the samples of a token in a model without an encoder; 0 with an encoder.
+        token_id: the id that stands for one soft token in a prompt.
+        begin_id, end_id: the ids before and after the tokens of a sound.
+        places: the fixed number of tokens for every sound (Gemma 3n fills up unused ones); 0: as many as the
+            sound has.
+        filler_id: the id whose row fills up unused places.
         eps: of the norm before the last projection.
     """
 
@@ -99,7 +99,7 @@ class ModalityTable:
 
 
 def audio_bytes(config: AudioConfig, hidden_size: int, weights: str) -> int:
-    """What hearing takes of the memory besides the weights, for the longest sound."""
+    """The memory that hearing takes besides the weights, for the longest sound."""
     if config.encoder is None or config.settings is None:
         return KEPT_SOUND_BYTES
     frames, _ = config.settings.to_core().count(HEARD_SAMPLES)
@@ -157,7 +157,8 @@ _GEMMA3N_VISION: Mapping[str, Any] = {
 def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     """How the model that ``outer``, the object of a multimodal file, describes hears; None if it does not.
 
-    Raises :class:`ConfigError` for a value that is none, is out of range, or is one no published model has.
+    Raises :class:`ConfigError` for a value that has a wrong type, is out of range, or occurs in no published
+    model.
     """
     raw = outer.raw.get("audio_config")
     if raw is None or family not in ("gemma3n", *WITH_GEMMA4_TOWERS):
@@ -174,7 +175,9 @@ def read_audio(outer: Keys, family: str) -> AudioConfig | None:
     heads = "" if unified else "conf_num_attention_heads" if family == "gemma3n" else "num_attention_heads"
     if heads and keys.integer("hidden_size", 1 << 15) % keys.integer(heads, 1 << 15) != 0:
         # No program can build this encoder. The rest of a Gemma 3n reads its sizes, so such files exist.
-        log.info("the model does not hear: its audio_config is of no encoder (hidden_size, %s)", heads)
+        log.info(
+            "the model does not hear: its audio_config describes no possible encoder (hidden_size, %s)", heads
+        )
         return None
     if family == "gemma3n":
         places = outer.inner(outer.raw, "", {"audio_soft_tokens_per_image": 188})
@@ -205,7 +208,7 @@ def read_audio(outer: Keys, family: str) -> AudioConfig | None:
 
 
 def read_tables(outer: Keys, family: str) -> tuple[ModalityTable, ...]:
-    """The tables that Gemma 3n has besides that of its text."""
+    """The tables that Gemma 3n has besides its text table."""
     if family != "gemma3n":
         return ()
     found = []
@@ -228,7 +231,7 @@ def _read_gemma4(keys: Keys) -> ConformerConfig:
         raise keys.wrong("hidden_act", "'silu'")
     channels = _channels(keys, "subsampling_conv_channels")
     left = keys.integer("attention_context_left", 257, low=2)
-    # With another chunk the reference takes the rows of its table for other distances.
+    # With another chunk size, the reference uses the rows of its table for other distances.
     if keys.integer("attention_chunk_size", _LIMIT) not in (left - 1, left):
         raise keys.wrong("attention_chunk_size", f"{left - 1}, one less than attention_context_left")
     return _checked(
@@ -276,7 +279,7 @@ def _checked(
 ) -> ConformerConfig:
     if keys.integer(context_right, _LIMIT, low=0) != 0:
         raise keys.wrong(context_right, "0")
-    # What training clips lies far beyond what inference meets.
+    # Training clips values far larger than any in inference.
     keys.number("gradient_clipping", 1e6, float("inf"))
     config = ConformerConfig(
         hidden_size=keys.integer("hidden_size", 1 << 15),

@@ -14,8 +14,8 @@ from gemlet.base.records import field, record, replace
 
 __all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "TANH_GELU", "WITH_GEMMA4_TOWERS", "Family"]
 
-# Names of the activation of all published Gemma models, of which transformers has several implementations,
-# and of the formula that it approximates.
+# Names of the activation of all published Gemma models, which transformers implements in several ways, and
+# names of the formula that it approximates.
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate")
 EXACT_GELU = ("gelu", "gelu_python")
 
@@ -79,7 +79,7 @@ _BOOKKEEPING = {
     "use_bfloat16",
     "use_cache",
 }
-# What counts in training alone, and what other tools keep here.
+# Keys that matter only in training, and keys of other tools.
 _TRAINING = {
     "attention_probs_dropout_prob",
     "classifier_dropout",
@@ -134,7 +134,7 @@ _SAMPLING = {
     "typical_p",
 }
 _IGNORED = frozenset(_BOOKKEEPING | _TRAINING | _SAMPLING)
-# Numbers by which a model says that it has none of what other families have.
+# Numbers that say that a model lacks a feature of other families.
 NEUTRAL: Mapping[str, float] = {
     "activation_sparsity_pattern": 0,
     "altup_active_idx": 0,
@@ -157,17 +157,17 @@ NEUTRAL: Mapping[str, float] = {
 class Family:
     """One family: the defaults of its keys and what its block is made of.
 
-    ``ignored`` are the keys of its configuration that change nothing, ``fixed`` those of which only the
+    ``ignored`` are the keys of its configuration that change nothing; for the keys in ``fixed``, only the
     listed values are supported. ``layer_pattern`` P: layer ``i`` is global where ``(i + 1) % P == 0``, else
     sliding; 0: all are global. ``query_scale``: the score scale is ``head_dim ** -0.5``,
     ``query_pre_attn_scalar ** -0.5`` or 1. ``rope``: one theta serves all layers ("flat"), sliding and global
     layers have one each ("nested"), or that and the old spelling means nothing ("nested only").
     ``norm_offset`` is added to every norm weight. ``bidirectional_spans``: the tokens of an image see each
     other, in all layers; a Gemma 4 file says in ``use_bidirectional_attention`` if sliding layers do this.
-    ``embeds``: it is an embedding model, whose tokens see as many to either side as ``sliding_window`` says;
-    a Gemma 3 file says in ``use_bidirectional_attention`` that it is one, and counts both sides.
-    ``activation`` is the key with the name of the activation, ``exact_gelu`` its values for the exact GELU.
-    ``most_tokens`` is the longest text that the publisher allows, if the file says more; None: as it says.
+    ``embeds``: it is an embedding model, whose tokens see ``sliding_window`` tokens to either side. A Gemma 3
+    file says so in ``use_bidirectional_attention``, and its window counts both sides. ``activation`` is the
+    key with the name of the activation, ``exact_gelu`` its values for the exact GELU. ``most_tokens`` is the
+    longest text that the publisher allows, if the file allows more; None: as in the file.
     """
 
     name: str
@@ -284,7 +284,7 @@ _GEMMA4_UNIFIED: dict[str, Any] = {
     "attention_k_eq_v": False,
     "global_head_dim": 512,
     "num_global_key_value_heads": None,
-    "per_layer_config": None,  # the two keys above, as transformers 5 writes them; it silences them
+    "per_layer_config": None,  # the two keys above as transformers 5 writes them, which replaces them
 }
 _GEMMA4: dict[str, Any] = _GEMMA4_UNIFIED | {
     "max_position_embeddings": 131072,
@@ -344,8 +344,8 @@ FAMILIES: Mapping[str, Family] = {
         defaults=_GEMMA1,
         layer_pattern=0,
         query_scale="head_dim",
-        # Early files say "gelu"; the models were trained with the tanh approximation all the same. The other
-        # key means something to transformers 4 and nothing to transformers 5.
+        # Early files say "gelu", but the models were trained with the tanh approximation. transformers 4
+        # reads the other key, transformers 5 does not.
         activation="hidden_act",
         exact_gelu=EXACT_GELU[1:],
         fixed=_FIXED | {"hidden_activation": (*TANH_GELU, None)},
@@ -387,7 +387,8 @@ FAMILIES: Mapping[str, Family] = {
         qk_norm=True,
         post_norms=True,
         v_norm=True,
-        # Published files have the scalar; the reference never reads it. The other two act in training.
+        # Published files have the scalar, which the reference never reads. The other two matter only in
+        # training.
         ignored=_IGNORED | {"query_pre_attn_scalar", "altup_coef_clip", "altup_lr_multiplier"},
         fixed=_FIXED | {"altup_active_idx": (0,), "altup_correct_scale": (True,)},
     ),
@@ -412,7 +413,7 @@ FAMILIES: Mapping[str, Family] = {
 # The families that see and hear as Gemma 4 does.
 WITH_GEMMA4_TOWERS = ("gemma4", "embeddinggemma2")
 
-# What stands beside text_config in the outer object of a multimodal file; images and sound are not read.
+# Keys beside text_config in the outer object of a multimodal file; those of images and sound are not read.
 _IMAGES = {
     "boi_token_id",
     "bos_token_id",

@@ -1,4 +1,5 @@
-"""Gemma 4's ways to see: a tower for images of any aspect ratio, and the unified model's without a tower."""
+"""How Gemma 4 sees: with a tower for images of any aspect ratio, or, in the unified model, without a
+tower."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ def budget_size(height: int, width: int, side: int, budget: int) -> tuple[int, i
 
 @record(frozen=True)
 class _Budgeted:
-    """What both have: ``token_id`` and ``video_id`` stand for a soft token of an image and of a frame of a
-    video in a prompt, ``begin_id`` and ``end_id`` stand around them."""
+    """The common part. In a prompt, ``token_id`` and ``video_id`` stand for a soft token of an image and of a
+    video's frame, and ``begin_id`` and ``end_id`` enclose these tokens."""
 
     token_id: int
     video_id: int
@@ -73,7 +74,7 @@ class Gemma4VisionConfig(_Budgeted):
 
     @property
     def token_side(self) -> int:
-        """Pixels of a side of what one token sees."""
+        """The side, in pixels, of the square that one token sees."""
         return self.patch_size * self.pool
 
     @property
@@ -119,7 +120,7 @@ class UnifiedVisionConfig(_Budgeted):
 
     @property
     def fixed_settings(self) -> dict[str, object]:
-        """As of :class:`Gemma4VisionConfig`: a token is a tile."""
+        """As in :class:`Gemma4VisionConfig`; a token is a tile."""
         patch = self.settings.patch_size
         return {} if patch is None else {"pooling_kernel_size": self.token_side // patch}
 

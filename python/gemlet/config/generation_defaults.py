@@ -24,7 +24,7 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
 
     Raises:
         ModelFileError: ``generation_config.json`` cannot be read.
-        ConfigError: it names something that is no id.
+        ConfigError: it names something that is not an id.
 
     >>> import os, gemlet
     >>> from gemlet.config import read_config
@@ -37,8 +37,8 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
     return frozenset((*config.eos_token_ids, *more))
 
 
-# Keys of transformers' GenerationConfig that change what is generated and that gemlet does not follow -> the
-# value that changes nothing, None where only null does.
+# Keys of transformers' GenerationConfig that change the text and that gemlet does not follow -> the value
+# that changes nothing; None if only null changes nothing.
 _NOT_FOLLOWED: dict[str, Any] = {
     "bad_words_ids": None,
     "begin_suppress_tokens": None,
@@ -70,7 +70,7 @@ _NOT_FOLLOWED: dict[str, Any] = {
 }
 _IN_FILES = {name: option.key or name for name, option in OPTIONS.items() if option.in_files}
 _FOLLOWED = {"eos_token_id", "do_sample", "suppress_tokens", "stop_strings", *_IN_FILES.values()}
-# What every file has, and what says how the reference computes or reports.
+# Keys of every file, and keys about how the reference computes or reports.
 _BOOKKEEPING = {
     "_from_model_config",
     "assistant_confidence_threshold",
@@ -103,9 +103,8 @@ class Sampling(NamedTuple):
 
     Attributes:
         values: by their names in GenerationConfig.
-        not_followed: keys that ask for what gemlet does not do -> their values.
-        passed_over: keys that gemlet does not know; neither does the reference. And ends of a text that no
-            model of this vocabulary writes.
+        not_followed: keys that ask for something gemlet does not do -> their values.
+        passed_over: keys that neither gemlet nor the reference knows, and end ids outside the vocabulary.
     """
 
     values: dict[str, Any]
@@ -129,8 +128,8 @@ def read_sampling(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Sampling:
-    """All that ``generation_config.json`` recommends; nothing where there is no such file. Raises as
-    :func:`read_sampling` does."""
+    """Everything that ``generation_config.json`` recommends; nothing if there is no such file. Raises the
+    errors of :func:`read_sampling`."""
     keys = _generation_keys(folder)
     if keys is None:
         return Sampling({}, {}, ())

@@ -1,7 +1,7 @@
 """Reads the ``config.json`` of every Gemma into a :class:`~gemlet.config.TextConfig`.
 
-What each family's keys mean is data (``families.py``); this module reads and checks what is said of the
-model as a whole, ``layers.py`` resolves its layers and ``rope.py`` how they rotate positions.
+What each family's keys mean is data (``families.py``); this module reads and checks the keys about the whole
+model, ``layers.py`` those about its layers, and ``rope.py`` those about RoPE.
 
 A ``config.json`` is hostile until checked: every number has a type and a range, chosen so that no product
 of sizes leaves 64 bits, and a key that is neither used nor known to be harmless is an error that names it.
@@ -67,8 +67,8 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
 
 @public
 def shape_config(name: str, *, towers: bool = False) -> TextConfig:
-    """The configuration of a published size, by its name in ``SHAPES``, without a file; with ``towers`` also
-    that of what it sees and hears with.
+    """The configuration of a published size, by its name in ``SHAPES``, without a file; with ``towers``
+    including its towers for images and sound.
 
     Raises:
         InvalidRequestError: there is no such name; the message lists them.
@@ -88,11 +88,12 @@ def shape_config(name: str, *, towers: bool = False) -> TextConfig:
 def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     """The text model a parsed ``config.json`` describes; ``where`` names the file in errors.
 
-    Of a model that came from GGUF the text part has an object "gguf" with ``intermediate_size`` of each layer
-    and, of Gemma 3n, ``activation_sparsity`` (:class:`LayerSpec`) of each; its norm weights have their 1.
+    For a model from GGUF, the text part has an object "gguf" with the ``intermediate_size`` and, in Gemma 3n,
+    the ``activation_sparsity`` (:class:`LayerSpec`) of each layer. Its norm weights already include the 1.
 
     Raises:
-        ConfigError: naming the key: it is missing, unknown or out of range, or asks for what no Gemma does.
+        ConfigError: a key is missing, unknown or out of range, or asks for something that no Gemma does;
+            names it.
 
     >>> try:
     ...     parse_config({**SHAPES["gemma3-1b"], "num_experts": 4}, where="config.json")
@@ -162,7 +163,7 @@ def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> Te
     if text.get("model_type") not in (None, text_type):
         raise Keys(text, where, "text_config.").wrong("model_type", repr(text_type))
     merged = {key: value for key, value in text.items() if key != "gguf"}
-    # The outer object's word counts for these two. Whether the head is tied is decided by the tensors anyway.
+    # For these two keys the outer object counts. The tensors decide anyway whether the head is tied.
     if raw.get("tie_word_embeddings") is not None:
         merged["tie_word_embeddings"] = raw["tie_word_embeddings"]
     if raw.get("eos_token_id") is not None:
@@ -213,8 +214,8 @@ def _is_float32(keys: Keys) -> bool:
 
 
 def _parse_assistant(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
-    """A drafter: layers of Gemma 4 without keys and values, whose target is not known here: it gets the
-    layers that they read when it is loaded (:mod:`gemlet.loading.drafter`)."""
+    """A drafter: layers of Gemma 4 that read the keys and values of a target model. The target is known only
+    when the drafter is loaded (:mod:`gemlet.loading.drafter`)."""
     family = FAMILIES["gemma4_text"]
     outer = Keys(raw, where, "", ASSISTANT)
     refuse_quantized(outer)
@@ -269,7 +270,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
         exact_gelu=keys.get(family.activation) in family.exact_gelu,
         final_softcap=_read_final_softcap(keys),
         norm_offset=family.norm_offset,
-        # An embedding model needs no output matrix; null is as good as no word.
+        # An embedding model needs no output matrix; null means the same as a missing key.
         tie_word_embeddings=bidirectional
         or keys.raw.get("tie_word_embeddings") is None
         or keys.flag("tie_word_embeddings"),
@@ -287,7 +288,7 @@ def _parse_text(keys: Keys, family: Family, model_type: str) -> TextConfig:
             laurel_rank=read_size(keys, "laurel_rank"),
         )
     if "hidden_size_per_layer_input" in family.defaults:
-        # A layer of Gemma 3n cannot do without, nor can one of EmbeddingGemma 2, which has no table of them.
+        # A layer of Gemma 3n needs them, and so does one of EmbeddingGemma 2, which has no table of them.
         needed, has_table = config.altup_streams > 1 or family.embeds, not family.embeds
         size = read_size(keys, "hidden_size_per_layer_input", low=int(needed))
         rows = read_size(keys, "vocab_size_per_layer_input") if size and has_table else 0

@@ -51,25 +51,27 @@ class ImageSettings:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     does_pan_and_scan: bool = False
     pan_and_scan: PanAndScan = PanAndScan()
-    max_soft_tokens: int = 280  # of an image, in models whose images have tokens by their size
+    max_soft_tokens: int = (
+        280  # of an image, in models whose images have a number of tokens that depends on their size
+    )
     size: tuple[int, int] | None = None  # height and width, where the file says them
     patch_size: int | None = None  # pixels of a side, where the file says it
     pooling_kernel_size: int | None = None  # patches of a side of a token, likewise
 
     def check(self, where: str, **expected: object) -> None:
-        """Raises :class:`ConfigError` for a value that the file says and that is not the one of the tower."""
+        """Raises :class:`ConfigError` for a value of the file that differs from the tower's."""
         for key, value in expected.items():
             if (found := getattr(self, key)) not in (None, value):
                 raise ConfigError(
-                    f"{where}: the preprocessor's {key} is {found}; expected {value}, as the tower's"
+                    f"{where}: the preprocessor's {key} is {found}; expected {value}, as in the tower"
                 )
 
 
 def read_image_settings(
     folder: str, defaults: ImageSettings, absent: ImageSettings | None = None
 ) -> ImageSettings:
-    """What the files in ``folder`` say of images; ``defaults`` where there is no such file, and ``absent``,
-    if that is something else, for keys that a file does not have.
+    """How the files in ``folder`` prepare images; ``defaults`` if there is no such file. ``absent``, if it
+    differs, has the values for keys that a file lacks.
 
     Raises :class:`ConfigError` for a value that gemlet does not know.
     """
@@ -87,8 +89,8 @@ def read_image_settings(
 
 
 def parse_image_settings(keys: Keys, defaults: ImageSettings) -> ImageSettings:
-    """What ``keys`` say of images; ``defaults`` for keys that they do not have. As in the reference, null is
-    no default: it turns off what is true or false, and is no value for anything else."""
+    """How ``keys`` prepare images; ``defaults`` for missing keys. As in the reference, null does not mean the
+    default: it turns a switch off, and is an error for any other key."""
     raw = keys.raw
     for key in ("do_rescale", "do_resize"):
         if raw.get(key, True) is not True:

@@ -1,4 +1,4 @@
-"""The layers of a model: what ``config.json`` says once, per layer type or per layer, as a LayerSpec each."""
+"""The layers of a model, each as a LayerSpec; ``config.json`` describes them once, by type or one by one."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ def _query_scale(keys: Keys, family: Family, head_dim: int) -> float:
 
 
 def _read_window(keys: Keys, family: Family) -> int:
-    # A window beyond every context is none.
+    # A window longer than every context has no effect.
     window = min(keys.integer("sliding_window", _NO_LIMIT), LIMITS["sliding_window"])
     if keys.get("sliding_window_size") not in (None, window):
         raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
     if family.embeds:  # what a token sees to either side, besides itself
         return window + 1
-    # In an embedding model of Gemma 3 it is what a token sees to both sides.
+    # In an embedding model of Gemma 3, the window counts both sides.
     return window // 2 + 1 if embeds(keys, family) else window
 
 
@@ -203,7 +203,7 @@ def _read_each_width(keys: Keys, num_layers: int) -> list[int]:
 
 
 def read_gguf_layers(keys: Keys, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
-    """``layers`` with the widths and cutoffs that ``keys``, an object "gguf", gives each of them."""
+    """``layers`` with the widths and cutoffs that ``keys``, an object "gguf", gives for each of them."""
     widths = _read_each_width(keys, len(layers))
     cutoffs = [layer.activation_sparsity for layer in layers]
     if keys.get("activation_sparsity") is not None:
@@ -222,9 +222,9 @@ def _read_heads(keys: Keys, types: list[str]) -> dict[str, tuple[int, int]]:
     own = _heads(keys, "num_key_value_heads", "head_dim")
     if "global_head_dim" not in keys.defaults:
         return dict.fromkeys(LAYER_TYPES, own)
-    if "per_layer_config" in keys.raw:  # it silences the keys of global layers
+    if "per_layer_config" in keys.raw:  # it overrides the keys of global layers
         return _read_overrides(keys, types, own)
-    # In Gemma 4 their number of kv heads counts with k = v only.
+    # In Gemma 4 their number of kv heads matters only with k = v.
     counted = "attention_k_eq_v" not in keys.defaults or (
         keys.flag("attention_k_eq_v") and keys.get("num_global_key_value_heads") is not None
     )
@@ -279,7 +279,8 @@ def default_sparsity(num_layers: int) -> list[float]:
 
 
 def _read_sparsity(keys: Keys, num_layers: int) -> list[float | None]:
-    """What share of its gate's values a layer drops if they are normal, in deviations from their mean."""
+    """The share of its gate's values that a layer drops, as standard deviations from the mean of a normal
+    distribution."""
     from statistics import NormalDist  # costs more to import than all of gemlet
 
     shares: list[Any] = default_sparsity(num_layers)

@@ -1,9 +1,9 @@
-"""MatFormer: a smaller Gemma 3n cut out of a larger one as it is loaded or converted.
+"""MatFormer: a smaller Gemma 3n, cut out of a larger one while it is loaded or converted.
 
 The models are nested (Devvrit et al. 2023, "MatFormer: Nested Transformer for Elastic Inference",
 arXiv:2310.07707): an MLP of the smaller one is the first lanes of the larger one's, and every layer may have
 a width of its own. Layers may be left out too, with their columns of the table of per-layer embeddings and
-their rows of its projection. Everything else is the same, so a cut costs no more than not reading a part.
+their rows of its projection. Everything else is the same, so a cut only skips parts of the files.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def cut_config(config: TextConfig, matformer: object) -> tuple[TextConfig, tuple
     (True, (19, 25))
     """
     if config.family != "gemma3n":
-        raise UnsupportedError(f"matformer: a {config.family} model is no MatFormer; Gemma 3n is")
+        raise UnsupportedError(f"matformer: a {config.family} model is not a MatFormer; only Gemma 3n is")
     widths, skipped = _read(config, matformer)
     kept = tuple(i for i in range(config.num_layers) if i not in skipped)
     place = {layer: i for i, layer in enumerate(kept)}
@@ -125,7 +125,7 @@ def _read(config: TextConfig, matformer: object) -> tuple[list[int], set[int]]:
 
 
 def _mapping(matformer: object) -> Mapping[Any, Any]:
-    """A ``matformer`` that is no name, as a mapping."""
+    """A ``matformer`` that is not a name, as a mapping."""
     given: Mapping[Any, Any] = (
         matformer if isinstance(matformer, Mapping) else {"intermediate_size": matformer}
     )

@@ -19,13 +19,14 @@ class MobileNetBlock:
 
     Attributes:
         kind: "edge", "inverted" or "attention".
-        in_channels, out_channels: of its input and its output.
-        inner: the channels of its expansion; of an attention 0.
-        start_kernel: the side of the convolution before the expansion, 0 for none; of an "edge" that of the
-            expansion.
-        middle_kernel: that behind it, 0 for none; of an attention that of keys and values.
+        in_channels, out_channels: the channels of its input and its output.
+        inner: the channels of its expansion; 0 for an attention.
+        start_kernel: the side of the convolution before the expansion, 0 for none; for an "edge" the side of
+            the expansion's convolution.
+        middle_kernel: the side of the convolution after it, 0 for none; for an attention that of keys and
+            values.
         stride: of the last of these convolutions.
-        num_heads, head_dim: of an attention; else 0.
+        num_heads, head_dim: of an attention; otherwise 0.
     """
 
     kind: str

@@ -12,7 +12,7 @@ from gemlet.config.text_config import TextConfig
 
 __all__ = ["with_placeholders"]
 
-# By family: the keys of a multimodal file that name a placeholder, and what they are if they are missing.
+# By family: the keys of a multimodal file that name a placeholder, and their defaults.
 _GEMMA4 = {"image_token_id": 258880, "audio_token_id": 258881, "video_token_id": 258884}
 _NAMES: Mapping[str, Mapping[str, int]] = {
     "gemma3": {"image_token_index": 262144},
@@ -23,9 +23,9 @@ _OFFSETS = {"vision_config": 262144, "audio_config": 262272}
 
 
 def with_placeholders(config: TextConfig, outer: Keys) -> TextConfig:
-    """``config`` with the ids that ``outer``, the object of a multimodal file, gives a meaning besides text.
+    """``config`` with the ids that stand for media in ``outer``, the object of a multimodal file.
 
-    Raises :class:`ConfigError` for an id that is none.
+    Raises :class:`ConfigError` for a value that is not an id.
 
     >>> from gemlet.config import shape_config
     >>> found = with_placeholders(shape_config("gemma4-e2b"), Keys({}, "config.json", ""))

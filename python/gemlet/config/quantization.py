@@ -1,4 +1,4 @@
-"""What ``quantization_config`` of a ``config.json`` says: nothing, or that the weights are quantized."""
+"""Reads ``quantization_config`` of a ``config.json``: whether and how the weights are quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["COMPRESSED", "GEMMA", "quantizes_embeddings", "read_quantization", "
 GEMMA = "gemma"  # Google's QAT for mobile: 2, 4 or 8 bits with a scale for a row, and rounded activations
 COMPRESSED = "compressed-tensors"  # only its forms of symmetric 4 bits with a scale for a group or a row
 
-# quant_method of transformers -> the name people know it by
+# quant_method of transformers -> its usual name
 _METHODS = {
     "aqlm": "AQLM",
     "auto-round": "AutoRound",
@@ -41,7 +41,7 @@ _REMEDY = "load the bf16 original, with weights='q8' or 'q4' to make it small, o
 _SWITCHES = ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")
 _KEYS = ("quantization_config", "quantization")  # mlx-lm writes both, with the same content
 _BITS = (2, 4, 8)
-# What compressed-tensors says of weights that gemlet reads, and keys whose value changes nothing here.
+# The settings of compressed-tensors that gemlet reads, and keys whose value changes nothing here.
 _WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True}
 _GROUPING = ("strategy", "group_size", "actorder")
 _COMPRESSED_FORMS = (
@@ -54,12 +54,11 @@ _WHOLE_NOTES = ("quant_method", "config_groups", "ignore", "version", "global_co
 
 
 def read_quantization(keys: Keys) -> str | None:
-    """How the weights are quantized: :data:`GEMMA`, :data:`COMPRESSED`, or None where they are not. A
+    """How the weights are quantized: :data:`GEMMA`, :data:`COMPRESSED`, or None if they are not. A
     ``quantization_config`` that asks for nothing is passed over.
 
-    How many bits a matrix has is read from its tensor, which the reference refuses where the two differ. So
-    patterns of names are checked for their form only: to search with a file's regular expressions may take
-    any time.
+    The bits of a matrix come from its tensor; the reference refuses a file in which the two differ. So only
+    the form of name patterns is checked, because matching a file's regular expressions may take any time.
 
     Raises:
         ConfigError: the weights are quantized in another way; the message names the method and the way out.
@@ -162,7 +161,7 @@ def _check_grouping(label: str, weights: Mapping[str, Any]) -> None:
     elif strategy == "group" and (type(size) is not int or size <= 0 or size % 32):
         wrong = f"group_size is {show(size)}; expected a multiple of 32"
     elif order is not None and order is not False and order not in ("weight", "static"):
-        # With 'group', columns next to each other have different scales.
+        # With 'group', neighbouring columns have different scales.
         wrong = f"actorder is {show(order)}; expected 'weight' or null"
     if wrong is not None:
         raise ConfigError(f"{label}.{wrong}: of compressed-tensors, {_COMPRESSED_FORMS}")
@@ -178,7 +177,7 @@ def _refuse_others(keys: Keys, key: str, value: Mapping[str, Any], known: tuple[
 
 
 def _is_switched_off(value: Any) -> bool:
-    """Leftovers of bitsandbytes in a folder that was saved in full again."""
+    """Whether these are leftovers of bitsandbytes in a folder that was saved again without quantization."""
     if not isinstance(value, dict) or value.get("quant_method") not in (None, "", "bitsandbytes"):
         return False
     given = [value[switch] for switch in _SWITCHES if switch in value]
@@ -199,6 +198,6 @@ def _method(value: Any) -> str:
 
 
 def refuse_quantized(keys: Keys) -> None:
-    """As :func:`read_quantization`, for what cannot be quantized at all: a drafter."""
+    """Refuses quantized weights of a drafter, which :func:`read_quantization` would read."""
     if (method := read_quantization(keys)) is not None:
         raise ConfigError(f"{keys.where}: the weights are quantized with {method}; a drafter has floats")

@@ -69,7 +69,7 @@ def _both_spellings(
     scaling: Mapping[str, Any],
     default_theta: float,
 ) -> Rope:
-    """From the new-style object, the old-style keys, or both where they agree."""
+    """Reads the new-style object, the old-style keys, or both, which must agree."""
     new = keys.inner(parameters, parameters_key, _OBJECT)
     old = keys.inner(scaling, "rope_scaling", _OBJECT)
     thetas = {
@@ -92,7 +92,7 @@ def _both_spellings(
     return Rope(next(iter(thetas.values()), default_theta), next(iter(factors.values()), 1.0))
 
 
-# By family: what it takes where rope_parameters is absent or null.
+# By family: the values if rope_parameters is absent or null.
 _LOCAL: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 _GLOBAL: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 1000000.0}
 _PROPORTIONAL = {**_GLOBAL, "rope_type": "proportional", "partial_rotary_factor": 0.25}
@@ -103,7 +103,7 @@ _PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def _read_nested_only(keys: Keys, family: Family, used: Collection[str]) -> dict[str, Rope]:
-    """Gemma 4: an object per layer type, nothing filled in where a part of it is missing."""
+    """Gemma 4: an object per layer type. Missing parts are not filled in."""
     given: Mapping[str, Any] = _PUBLISHED[family.name]
     if keys.get("rope_parameters") is not None:
         given = keys.mapping("rope_parameters")
@@ -129,7 +129,7 @@ def _read_scaling(keys: Keys, supported: tuple[str, ...]) -> tuple[str, float]:
     """The type of a RoPE object and the factor that its positions are divided by."""
     names = [key for key in ("rope_type", "type") if keys.get(key) is not None]
     for name in names:
-        if keys.get(name) not in supported:  # before its own keys are called unknown
+        if keys.get(name) not in supported:  # before its keys are reported as unknown
             listed = " or ".join(repr(choice) for choice in supported)
             raise keys.wrong(name, f"{listed} (no other RoPE type is supported; no published Gemma has one)")
     keys.refuse_unknown(frozenset(), {})

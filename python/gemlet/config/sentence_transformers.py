@@ -1,8 +1,8 @@
 """How a folder of sentence-transformers describes an embedding model.
 
 ``modules.json`` lists the stages: the transformer, the mean over its tokens, dense layers (matrices without
-bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what
-comes before a text, by the use that is made of it.
+bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what comes
+before a text, depending on its use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Prompts", "read_dense_layers", "read_prompts"]
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
 _LIMITS = "sentence_bert_config.json"
-_OUTPUT = "sentence_embedding"  # what a module of sentence-transformers hands on to the next
+_OUTPUT = "sentence_embedding"  # the values that a module of sentence-transformers passes to the next
 # EmbeddingGemma's prompts, for models that come without the file.
 _EMBEDDINGGEMMA = {"query": "task: search result | query: ", "document": "title: none | text: "}
 _DENSE = frozenset(  # the keys of a dense layer
@@ -46,8 +46,8 @@ MAX_PROMPTS = 1024
 
 @record(frozen=True)
 class Prompts:
-    """What an embedding model wants before a text, by the text's use; ``default`` is the one for texts of
-    which nothing is said, None for none."""
+    """The prompts of an embedding model, which come before a text, by the text's use. ``default`` names the
+    prompt for texts without a given use; None for no prompt."""
 
     texts: Mapping[str, str] = field(default_factory=lambda: dict(_EMBEDDINGGEMMA))
     default: str | None = None
@@ -61,14 +61,14 @@ class Prompts:
             meant = did_you_mean(name, self.texts)
             raise InvalidRequestError(
                 f"prompt: got {show(name)}, expected the name of one of the model's prompts ({known}), "
-                "or None; any other text goes in front of the texts themselves"
+                "or None; write any other text in front of the texts themselves"
                 + (f". Did you mean {show(meant)}?" if meant else "")
             )
         return self.texts[name]
 
 
 def read_prompts(folder: str) -> Prompts:
-    """The prompts of ``config_sentence_transformers.json``, EmbeddingGemma's where there is no such file.
+    """The prompts of ``config_sentence_transformers.json``, or EmbeddingGemma's if there is no such file.
 
     Raises :class:`ConfigError` naming the key that is wrong.
     """
@@ -86,8 +86,8 @@ def read_prompts(folder: str) -> Prompts:
 
 
 def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with the dense layers that ``modules.json`` lists, and the length of texts that
-    ``sentence_bert_config.json`` allows; and the files that say so.
+    """``config`` with the dense layers of ``modules.json`` and the longest text that
+    ``sentence_bert_config.json`` allows, and the files that were read.
 
     A folder without ``modules.json`` has none. Raises :class:`ConfigError` for stages other than a
     transformer, the mean over its tokens, dense layers and the division by the length.
@@ -124,7 +124,7 @@ def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tupl
 
 
 def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with no longer a context than ``max_seq_length``."""
+    """``config`` with a context of at most ``max_seq_length``."""
     path = os.path.join(folder, _LIMITS)
     if not os.path.lexists(path):
         return config, ()
@@ -173,7 +173,7 @@ def _read_dense(path: str, inputs: int) -> int:
     keys = Keys(read_json_object(path, error=ConfigError), path, "")
     keys.refuse_unknown(_DENSE, {})
     if keys.get("in_features") != inputs:
-        raise keys.wrong("in_features", f"{inputs}, what comes before it")
+        raise keys.wrong("in_features", f"{inputs}, the outputs before it")
     if keys.raw.get("bias", True) not in (False, None):  # which is true by default
         raise keys.wrong("bias", "false (gemlet supports nothing else)")
     activation = keys.get("activation_function")

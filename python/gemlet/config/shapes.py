@@ -158,7 +158,7 @@ _LARGE_GEMMA4 = {
     "model_type": "gemma4",
     "vision_config": {**_SO400M, "num_key_value_heads": 16, "head_dim": 72, "standardize": True},
 }
-# What config.json has around such an object, of the sizes that see or hear.
+# The outer object of config.json for the sizes that see or hear.
 TOWER_SHAPES: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("gemma3-4b", "gemma3-12b", "gemma3-27b"), _SIGLIP),
     **dict.fromkeys(("gemma3n-e2b", "gemma3n-e4b"), _GEMMA3N),

@@ -32,7 +32,7 @@ class SoundSettings:
     """Log-mel spectra of samples at 16 kHz. The defaults are Gemma 3n's.
 
     Lengths are in samples, frequencies in Hz. ``centred`` spectra begin half a frame before the sound, and
-    ``floor`` is added; else it is the least value.
+    ``floor`` is added to them; otherwise ``floor`` is their least value.
     """
 
     frame_length: int = 512
@@ -59,7 +59,7 @@ class SoundSettings:
         )
 
     def to_core(self) -> _core.LogMel:
-        """What makes such spectra."""
+        """The core's object that makes such spectra."""
         return _core.LogMel(**vars(self))
 
 

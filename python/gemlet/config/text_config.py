@@ -23,29 +23,26 @@ class TextConfig:
     """The text model a ``config.json`` describes.
 
     ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n", "gemma4" or "embeddinggemma2";
-    ``model_type`` is the file's own word. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store
+    ``model_type`` is the name in the file. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store
     ``w`` and compute with ``1 + w``; in GGUF the 1 is in the weights).
     ``exact_gelu``: the GELU with erf, and not its approximation with tanh.
-    ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of the token embedding that each
-    layer has of its own, 0 for none, and ``per_layer_vocab_size`` the rows of their table; ``altup_streams``
-    more than 1 makes the layers those of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional``
-    makes it an embedding model, with a matrix for each of ``dense_sizes`` outputs behind the mean,
-    of which the first is a weight of the model itself if it ``projects_itself``.
-    ``unit_vectors`` says that embeddings are divided by their length.
+    ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of each layer's own token embedding,
+    0 for none, and ``per_layer_vocab_size`` the rows of that table. ``altup_streams`` of more than 1 means
+    layers of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional`` makes it an embedding model,
+    with a matrix for each of ``dense_sizes`` outputs after the mean; with ``projects_itself``, the first of
+    these is a weight of the model itself. ``unit_vectors`` says that embeddings are divided by their length.
     ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
     rows of the token ``placeholders_read_as``, or their own where that is None. Ids from ``text_ids`` on are
-    not embedded as text: Gemma 3n has other tables for them; None where all are.
-    ``vision`` is the tower for images; None where there is none. ``audio`` is how the model hears, alike, and
-    ``tables`` are those that Gemma 3n has for the ids from ``text_ids`` on.
-    ``quantization`` is how the weights in the files are quantized (:mod:`gemlet.config.quantization`), None
-    where they are not, and ``rounded`` the core's names of the matrices whose inputs and outputs are rounded
-    with fixed scales. ``exact_embedding_scale``: the factor on embeddings is not rounded to bfloat16.
-    ``verdict_ids`` are the tokens with which ShieldGemma 2 says that an image breaks a policy and that it
-    keeps to it.
-    ``target_size`` makes it an assistant, which drafts for a model of this hidden size and reads its keys and
-    values; its head may be in groups of rows, one for each of ``centroids``, of which ``centroids_per_token``
-    are multiplied.
-    ``passed_over`` are the keys of the file that gemlet does not know and that change nothing.
+    not embedded as text: Gemma 3n has other tables for them; None where all are. ``vision`` is the tower for
+    images, ``audio`` says how the model hears; None if it does not. ``tables`` are Gemma 3n's tables for the
+    ids from ``text_ids`` on. ``quantization`` is how the weights in the files are quantized
+    (:mod:`gemlet.config.quantization`), None where they are not, and ``rounded`` the core's names of the
+    matrices whose inputs and outputs are rounded with fixed scales. ``exact_embedding_scale``: the factor on
+    embeddings is not rounded to bfloat16. ``verdict_ids`` are the two tokens with which ShieldGemma 2 says
+    that an image breaks a policy, and that it follows it. ``target_size`` makes it an assistant, which drafts
+    for a model of this hidden size and reads its keys and values; its head may be in groups of rows, one for
+    each of ``centroids``, of which ``centroids_per_token`` are multiplied. ``passed_over`` are the keys of
+    the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
     >>> config = shape_config("gemma3-1b")
@@ -162,7 +159,7 @@ class TextConfig:
 def without_towers(
     config: TextConfig, *, vision: bool = False, audio: bool = False, tables: Collection[str] | None = None
 ) -> TextConfig:
-    """``config`` without the towers that are not kept, and with the ``tables`` of these names; None: with
+    """``config`` without the towers that are not kept, and with only the ``tables`` of these names; None:
     those of the towers.
 
     >>> from gemlet.config import shape_config
@@ -183,8 +180,8 @@ def without_towers(
 def embedding_scale(hidden_size: int, weights: str) -> float:
     """The factor on embedding rows: sqrt(hidden_size), rounded to bfloat16 unless ``weights`` is "f32".
 
-    The reference keeps the factor in the type of the weights, and every released Gemma is bfloat16; quantized
-    weights stand for those, so they take the rounded factor too.
+    The reference keeps the factor in the type of the weights, and every released Gemma is bfloat16. Quantized
+    weights stand for bfloat16 ones, so they take the rounded factor too.
 
     >>> embedding_scale(640, "bf16"), embedding_scale(1152, "q4")
     (25.25, 34.0)

@@ -22,8 +22,8 @@ __all__ = ["KEPT_BYTES", "SiglipConfig", "VisionConfig", "read_vision"]
 class SiglipConfig:
     """Gemma 3's tower: SigLIP over a square image, whose patches become ``tokens_per_side`` squared tokens.
 
-    ``settings`` say how an image is prepared. ``token_id`` stands for one of these tokens in a prompt,
-    ``begin_id`` and ``end_id`` stand around them.
+    ``settings`` say how an image is prepared. In a prompt, ``token_id`` stands for one of these tokens, and
+    ``begin_id`` and ``end_id`` enclose them.
     """
 
     hidden_size: int
@@ -84,7 +84,7 @@ class SiglipConfig:
 VisionConfig = SiglipConfig | Gemma4VisionConfig | UnifiedVisionConfig | MobileNetConfig
 
 
-KEPT_BYTES = 64 << 20  # soft tokens of the images that were seen last
+KEPT_BYTES = 64 << 20  # soft tokens of the most recent images
 
 # The defaults of the reference's class.
 _SIGLIP: Mapping[str, Any] = {
@@ -109,7 +109,7 @@ def read_vision(outer: Keys, family: str) -> VisionConfig | None:
     """The tower that ``outer``, the object of a multimodal file, describes; None if it has none, or one that
     gemlet does not run.
 
-    Raises :class:`ConfigError` for a number that is none or out of range.
+    Raises :class:`ConfigError` for a value that is not a number or out of range.
     """
     if outer.raw.get("vision_config") is None:
         return None
@@ -166,7 +166,7 @@ def _read_mobilenet(outer: Keys) -> MobileNetConfig | None:
     keys = outer.inner(outer.mapping("vision_config"), "vision_config", _MOBILENET)
     if keys.get("architecture") != _MOBILENET["architecture"] or keys.get("model_args"):
         # The rest of the model does not depend on it.
-        log.info("the model does not see: its vision_config is of no mobilenetv5_300m_enc")
+        log.info("the model does not see: its vision_config is not that of mobilenetv5_300m_enc")
         return None
     return MobileNetConfig(
         stages=PUBLISHED_STAGES,

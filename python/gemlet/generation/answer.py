@@ -1,4 +1,4 @@
-"""From the tokens of a generation to its text, and to the reason why it ends: :class:`Answer`."""
+"""Turns the tokens of a generation into its text and the reason why it ends: :class:`Answer`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Answer", "Prepared", "Timing", "ends_of"]
 
 @record
 class Timing:
-    """What a generation took; the attributes are those of :class:`Generation`."""
+    """The times of a generation; the attributes are those of :class:`Generation`."""
 
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -74,19 +74,19 @@ class Answer:
         self.result: Generation | None = None
         self.echo = echo
         self._echo: list[ReplyEvent] = [Content(echo)] if echo else []  # comes first
-        # What reads the tokens: of a chat its format's parser, else the decoder alone.
+        # Reads the tokens: for a chat the format's parser, otherwise the decoder alone.
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
         self._events: list[ReplyEvent] = []
 
     @property
     def met_stop_string(self) -> bool:
-        """Whether a stop string ended it: then ``token_ids`` say more than the text."""
+        """Whether a stop string ended it. Then ``token_ids`` hold more than the text."""
         return self._emitter.stopped
 
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
     ) -> tuple[list[ReplyEvent], FinishReason | None]:
-        """What the token makes certain, and the reason if it is the last one."""
+        """The text that the token makes certain, and the reason for the end if it is the last token."""
         if token_id in self.end_ids:
             self.ended = True
             return [], "stop"
@@ -139,10 +139,10 @@ class Answer:
 
 @record(frozen=True)
 class Prepared:
-    """A request that was checked: the ids of its prompt, and what its tokens become. ``media``
-    are pairs (first token, :class:`_core.Media`), whose rows take the place of tokens of the prompt. It ends
-    after ``timeout`` seconds. It waits until the same prompt was read for another one, ``follows``, and
-    shares what was computed with texts of the same ``cache_salt`` alone. Its text follows ``plan``."""
+    """A checked request: the ids of its prompt, and the object that takes its tokens. ``media`` are pairs
+    (first token, :class:`_core.Media`), whose rows replace tokens of the prompt. The request ends after
+    ``timeout`` seconds. It waits until the request ``follows`` has read the same prompt, and shares computed
+    prefixes only with texts of the same ``cache_salt``. Its text follows ``plan``."""
 
     ids: array[int]
     answer: Answer

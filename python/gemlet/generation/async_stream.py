@@ -19,9 +19,9 @@ __all__ = ["AsyncTextStream", "run_async"]
 class AsyncTextStream:
     """An asynchronous iterator of :class:`Chunk`; made by :meth:`gemlet.Model.astream`.
 
-    It is a :class:`TextStream` that waits in the event loop, without a thread of its own. Whoever stops
-    reading (``aclose``, the end of ``async with``, a task that is cancelled) ends the text; the engine stops
-    at its next opportunity.
+    It is a :class:`TextStream` that waits in the event loop, without a thread of its own. The text ends when
+    its reader stops (``aclose``, the end of ``async with``, a cancelled task); the engine stops at its next
+    opportunity.
 
     >>> import asyncio, gemlet
     >>> async def write(model):
@@ -98,8 +98,8 @@ class AsyncTextStream:
 
     @property
     def has_chunk(self) -> bool:
-        """Whether the next chunk is known to be there: whoever asks for it does not wait. (Otherwise it may
-        be there too.) Programs that pass chunks on can send several together.
+        """True if the next chunk can be had without waiting. (If False, it may be there too.) Programs that
+        pass chunks on can send several together.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -139,7 +139,7 @@ class AsyncTextStream:
         self._stream.cancel(index)
 
     async def aclose(self) -> None:
-        """Cancels the stream if it has not ended, and waits until what it took is given back.
+        """Cancels the stream if it has not ended, and waits until its resources are free.
 
         >>> import asyncio, gemlet
         >>> async def write(model):
@@ -168,12 +168,12 @@ class AsyncTextStream:
 
     @property
     def results(self) -> list[Generation]:
-        """That of each prompt, once the stream has ended; see :attr:`TextStream.results`."""
+        """The result of each prompt, once the stream has ended; see :attr:`TextStream.results`."""
         return self._stream.results
 
 
 async def run_async(stream: AsyncTextStream) -> list[Generation]:
-    """What the stream gives in all."""
+    """Everything that the stream gives, as one result."""
     async with stream:
         async for _ in stream:
             pass

@@ -1,4 +1,4 @@
-"""What a model may write of JSON whose schema leaves much open: :func:`closed`."""
+"""Closes a JSON schema that leaves much open, for models to follow: :func:`closed`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _EXACT = 2**53 - 1  # the largest integer that every reader of JSON keeps
 _ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-# Several schemas describe one value with these, so that none of them knows all of its keys.
+# With these, several schemas describe one value, so none of them lists all of its keys.
 _JOIN = ("allOf", "not", "if", "dependentSchemas", "$dynamicRef", "unevaluatedProperties")
 _REFER = ("$ref", "anyOf", "oneOf")
-# What may stand beside those without saying anything of a value.
+# Keys that may occur beside those and say nothing about a value.
 _SILENT = {
     *_REFER,
     *("$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"),
@@ -28,11 +28,11 @@ _OF_OBJECTS = {"additionalProperties", "patternProperties", "propertyNames", "mi
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with an end to what it leaves open; it is changed in place.
+    """Changes the schema in place, so that it leaves less open.
 
     An object with properties has no others, integers are ones that every reader of JSON keeps exactly, and
-    numbers with a range have nine digits behind the point. What fits the result fits the schema. Else a model
-    may go on for ever with keys and digits that nobody asked for. A schema that says ``additionalProperties``
+    numbers with a range have nine digits behind the point. A value that fits the result also fits the schema.
+    Without this, a model may write keys and digits for ever. A schema that says ``additionalProperties``
     keeps it, and one whose parts join several schemas for a value stays as it is.
 
     >>> closed({"type": "object", "properties": {"a": {"type": "boolean"}}})["additionalProperties"]
@@ -58,7 +58,7 @@ def _end_numbers(schema: dict[str, Any]) -> None:
     if has_others or not all(type(bound) in (int, float) for bound in (*low, *high)):
         return
     if _is_of(schema, "number"):
-        # Without a range, llguidance takes exponents, which it does not as a multiple.
+        # Without a range, llguidance allows exponents; with multipleOf it does not.
         if (low or high) and not (low and high and min(high) - max(low) < 1000 * _STEP):
             schema["multipleOf"] = _STEP
     elif _is_of(schema, "integer"):

@@ -1,7 +1,7 @@
 """Structured output: :class:`Grammar` says which tokens may come next.
 
-llguidance reads a grammar over the bytes of the tokens. What it makes of the vocabulary (for 262,144 tokens a
-second of work and 100 MB) is kept as long as the tokenizer lives, and so are the last grammars.
+llguidance reads a grammar over the bytes of the tokens. Its copy of the vocabulary (for 262,144 tokens a
+second of work and 100 MB) is kept as long as the tokenizer lives, and so are the latest grammars.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Grammar:
 
 
 class GrammarState:
-    """How far a text is in its grammar."""
+    """The position of a text in its grammar."""
 
     def __init__(self, grammar: Grammar, matcher: Any) -> None:
         self.grammar = grammar
@@ -63,11 +63,11 @@ class GrammarState:
         self._buffer = np.zeros((grammar.size + 32) // 32, np.int32)
 
     def copy(self) -> GrammarState:
-        """The same, which goes on by itself."""
+        """An independent copy."""
         return GrammarState(self.grammar, self._matcher.deep_copy())
 
     def push(self, token_id: int) -> None:
-        """Goes on by a token that the last mask allows."""
+        """Advances by a token that the last mask allows."""
         if not self._matcher.consume_token(token_id):
             raise self._error()
 
@@ -101,8 +101,8 @@ def bits_of(ids: Iterable[int], size: int) -> TokenMask:
 
 
 def compile_grammar(text: GrammarText, tokenizer: Tokenizer) -> Grammar:
-    """The grammar over the tokens of ``tokenizer``. It is first tried in a process of its own, because one
-    from a stranger may take any time or end the process.
+    """The grammar over the tokens of ``tokenizer``. The grammar is first tried in a separate process, because
+    a stranger's may take any time or end the process.
 
     Raises:
         UnsupportedError: llguidance is not installed.
@@ -116,7 +116,7 @@ def compile_grammar(text: GrammarText, tokenizer: Tokenizer) -> Grammar:
 
 
 class _Vocabulary:
-    """The tokens of a tokenizer as llguidance has them. Behind the last one stands the end of the text."""
+    """The tokens of a tokenizer as llguidance has them. The end of the text follows the last one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._llguidance = _import()
@@ -196,10 +196,10 @@ def _try(text: GrammarText) -> None:
 
 
 def _refused(name: str, error: str) -> InvalidRequestError:
-    """``error`` as llguidance has it: some lines, of which the first and the one with the reason say most."""
+    """The error of llguidance, shortened to its first line and the line with the reason."""
     first, *rest = error.replace("<non-verbose/>", "").strip().splitlines() or ["it cannot be used"]
     if first == "NoExtensionBias":  # nothing may come at the beginning, not even the end
-        first = "no text has this form: it allows no character, or never ends, as a rule that needs itself"
+        first = "no text has this form: it allows no character, or it never ends"
     reason = [line.strip() for line in rest if line.startswith("error:")]
     return InvalidRequestError(f"{name}: {'; '.join([first[:300], *reason[:1]])[:500]}")
 
@@ -221,10 +221,10 @@ def _not_started() -> GemletError:
 
 _lock = (
     threading.RLock()
-)  # guards what follows; also held while llguidance is imported or holds a lock of its own
+)  # guards the variables below; also held while llguidance is imported or holds its own lock
 _vocabularies: WeakKeyDictionary[Tokenizer, _Vocabulary] = WeakKeyDictionary()
 _process = LimitedProcess(
     grammar_worker.__file__, grammar_worker.HELLO, _folders, _not_started
 ).end_with_python()
-if hasattr(os, "register_at_fork"):  # a child would wait for ever for what another thread was doing
+if hasattr(os, "register_at_fork"):  # otherwise a child would wait for ever for another thread's work
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -1,4 +1,4 @@
-"""From what a caller says of the form of a text to a grammar in llguidance's Lark: :func:`grammar_text`."""
+"""Turns a caller's JSON schema, regex, choices or grammar into llguidance's Lark: :func:`grammar_text`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from gemlet.generation.closed_schema import closed
 
 __all__ = ["FORMS", "MOST_BYTES", "GrammarText", "call_text", "grammar_text"]
 
-FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments, of which a call has at most one
+FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments; a call has at most one of them
 MOST_BYTES = 256 << 10
 MOST_CHOICES = 10_000
 
-# Between the parts of JSON stands at most one space. With free white space, a model may write it for ever.
+# At most one space separates the parts of JSON. With free white space, a model may write spaces for ever.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-# The model chooses among all tokens that fit. Else llguidance would encode what can only follow itself.
+# The model chooses among all tokens that fit. Otherwise llguidance itself would encode text that has no
+# alternative.
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 
@@ -32,7 +33,7 @@ class GrammarText:
     Attributes:
         name: the argument that it comes from, for messages.
         lark: its text.
-        control: the control tokens that stand in it by their names.
+        control: the control tokens that it names.
     """
 
     name: str
@@ -41,10 +42,10 @@ class GrammarText:
 
 
 def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
-    """The grammar of a call's ``options``, None where it has none of :data:`FORMS`.
+    """The grammar of a call's ``options``; None if they have none of :data:`FORMS`.
 
     Raises:
-        InvalidRequestError: there are several; or one is of a wrong type, empty or too long.
+        InvalidRequestError: several are given; or the one is of a wrong type, empty or too long.
 
     >>> grammar_text({"choice": ["yes", "no"], "regex": None})
     GrammarText(name='choice', lark='start: /yes|no/\\n%llguidance {"no_forcing": true}\\n', control=())
@@ -53,7 +54,7 @@ def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
     if not given:
         return None
     if len(given) > 1:
-        raise InvalidRequestError(f"{' and '.join(given)} are given; a text has one form: give one of them")
+        raise InvalidRequestError(f"{' and '.join(given)} are given; expected only one of them")
     name, value = given[0], options[given[0]]
     lark = {"json_schema": _of_schema, "regex": _of_regex, "choice": _of_choice, "grammar": _of_lark}[name](
         value
@@ -89,7 +90,7 @@ def _of_schema(value: object) -> str:
         read = closed(json.loads(json.dumps(schema, allow_nan=False)))
         text = json.dumps({**read, "x-guidance": {**_JSON, **own}}, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as problem:
-        raise InvalidRequestError(f"json_schema: it is no JSON: {problem}; expected {expected}") from None
+        raise InvalidRequestError(f"json_schema: it is not JSON: {problem}; expected {expected}") from None
     return "start: %json " + _checked("json_schema", text)
 
 

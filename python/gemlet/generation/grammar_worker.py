@@ -5,9 +5,9 @@ that it names, each line of its output the answer, ``{"error": text}``, which is
 be used.
 
 llguidance bounds most of what a grammar costs, but not all: a deep chain of rules overflows the stack, and
-that ends a process. Here it ends this one. The system also ends it when a grammar has taken its share of the
-CPU's time or of memory. What was tried here with little takes no more where it is used: the limits are the
-same, and the stack there is larger.
+that ends a process. Here it ends only this process. The system also ends it when a grammar has used its share
+of CPU time or memory. A grammar that passes here is safe in the main process: the limits are the same, and
+the stack there is larger.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which tokens may come next in a text with a grammar, or with a limit for thoughts: :class:`Masks`."""
+"""Says which tokens may come next in a text with a grammar or a limit for thoughts: :class:`Masks`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MaskPlan:
     Attributes:
         grammar: of the answer; None: it is free.
         vocab_size: the ids that the core knows.
-        asides: what may come before the answer: a thought, or calls, which then stand in its place. In a free
-            text they may come anywhere.
-        begins_in: the one of them in which the text begins.
+        asides: what may come before the answer: a thought, or calls, which then replace it. In a free text
+            they may come anywhere.
+        begins_in: the aside in which the text begins.
         end_ids: tokens that end the model's texts; they never stand in the answer.
         stop_ids: those that end this one.
         thinking_budget: most tokens of all thoughts together; None: no limit.
@@ -77,7 +77,7 @@ class Masks:
                 self._state.push(token_id)
 
     def next(self) -> TokenMask | None:
-        """Which ids may be the next, None for all; once :attr:`is_complete` is set, only those that end the
+        """The ids that may come next, None for all. Once :attr:`is_complete` is set, only those that end the
         text.
 
         Raises:
@@ -87,8 +87,8 @@ class Masks:
         return self._last
 
     def ahead(self, guessed: Sequence[int]) -> Iterator[TokenMask | None]:
-        """Which ids may follow each of ``guessed``, which are guessed to come next: up to one that may not
-        come, or behind which nothing may follow but the end."""
+        """The ids that may follow each of the ``guessed`` next tokens, up to a token that is not allowed, or
+        after which only the end may follow."""
         own, allowed = copy.copy(self), self._last
         own._state = None if self._state is None else self._state.copy()
         for token_id in guessed:
@@ -147,7 +147,7 @@ class Masks:
         return bits_of(ids, self._plan.vocab_size)
 
     def _fitted(self, mask: TokenMask) -> TokenMask:
-        """``mask`` for the ids that the core knows, which may be more than the vocabulary has, or fewer."""
+        """``mask`` for the ids that the core knows. These may be more or fewer than the vocabulary's."""
         fitted = np.zeros((self._plan.vocab_size + 31) // 32, np.uint32)
         fitted[: len(mask)] = mask[: len(fitted)]
         return fitted

@@ -81,7 +81,7 @@ def one_seed(name: str, value: object) -> int | None:
 
 
 def token_ids(name: str, value: object) -> tuple[int, ...]:
-    """A list of token ids; of those that end a text, a single one too."""
+    """A list of token ids; a single id is allowed too for ids that end a text."""
     most = MOST_STOP_IDS if name == "stop_token_ids" else MAX_SUPPRESSED
     expected = f"up to {most} token ids"
     if name == "stop_token_ids" and isinstance(value, numbers.Integral):
@@ -94,8 +94,8 @@ def token_ids(name: str, value: object) -> tuple[int, ...]:
 
 
 def token_biases(name: str, value: object) -> tuple[tuple[int, float], ...]:
-    """Pairs (id, number), in the order of the ids, of a mapping, or of what was such pairs before. An id may
-    be a string, as JSON has it."""
+    """Pairs (id, number) in the order of the ids, from a mapping or from such pairs. An id may be a string,
+    as in JSON."""
     expected = (
         f"up to {MAX_BIASES} pairs {{token id: number from -{MAX_BIAS} to {MAX_BIAS}}} "
         "(suppress_tokens forbids tokens)"
@@ -112,13 +112,13 @@ def token_biases(name: str, value: object) -> tuple[tuple[int, float], ...]:
             key = int(key)
         token_id = _integer(name, key, 0, MAX_INT, expected)
         if token_id in biases:
-            raise InvalidRequestError(f"{name}: the token id {token_id} is in it twice")
+            raise InvalidRequestError(f"{name}: the token id {token_id} appears twice")
         biases[token_id] = _real(name, bias, -MAX_BIAS, MAX_BIAS, expected)
     return tuple(sorted(biases.items()))
 
 
 def top_count(name: str, value: object) -> int:
-    """How many tokens to give log probabilities of."""
+    """The number of tokens whose log probabilities are given."""
     return _integer(name, value, 0, MOST_ALTERNATIVES, f"None or an integer from 0 to {MOST_ALTERNATIVES}")
 
 

@@ -1,4 +1,4 @@
-"""How to generate: :class:`GenerationConfig`, and what makes its options those of every function."""
+"""How to generate: :class:`GenerationConfig`, and the types that give every function its options."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ class GenerationConfig:
     A token is drawn from the logits after, in this order, ``logit_bias``, ``repetition_penalty``,
     ``frequency_penalty``, ``presence_penalty``, DRY, ``no_repeat_ngram_size``, ``min_tokens`` and
     ``suppress_tokens``, then ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``typical_p``, as in
-    transformers. All of it depends on the tokens of the text alone.
+    transformers. All of this depends only on the tokens of the text.
 
     Args:
-        max_tokens: most tokens to generate, at least 1. Generation also ends where the context is full. None:
-            256, but all that the context has room for in a chat in which the model thinks first.
-        min_tokens: generate no end token, and find no stop string, before this many tokens. A text of a given
-            form ends before where the form lets nothing follow.
+        max_tokens: most tokens to generate, at least 1. Generation also ends when the context is full. None:
+            256, or, in a chat in which the model thinks first, as many as fit in the context.
+        min_tokens: generate no end token, and find no stop string, before this many tokens. A text with a
+            given form ends earlier if the form is complete.
         temperature: 0 to 100; 0 always takes the most likely token (greedy).
         top_p: 0 to 1: keep the most likely tokens whose probabilities sum to this; 1 keeps all, 0 is greedy
             (Holtzman et al. 2020).
@@ -141,10 +141,10 @@ class GenerationConfig:
         repetition_penalty: 0.01 to 100; above 1 discourages tokens of the prompt and of the text so far: it
             divides their positive logits and multiplies the negative ones (Keskar et al. 2019, as in
             transformers).
-        frequency_penalty: -2 to 2; is taken off a token's logit for each time that it was generated. The
-            prompt does not count (OpenAI, vLLM).
-        presence_penalty: -2 to 2; is taken off the logit of each token that was generated. The prompt does
-            not count.
+        frequency_penalty: -2 to 2; is subtracted from a token's logit for each time that it was generated.
+            The prompt does not count (OpenAI, vLLM).
+        presence_penalty: -2 to 2; is subtracted from the logit of each token that was generated. The prompt
+            does not count.
         no_repeat_ngram_size: no run of this many tokens appears twice, in prompt and text together (as
             in transformers); 0 allows all.
         dry_multiplier: 0 to 100; above 0 a token that would continue a repetition of prompt or text loses
@@ -152,21 +152,21 @@ class GenerationConfig:
             ``length`` earlier ones, at least ``dry_allowed_length`` (DRY, as in llama.cpp). 0.8 is usual.
         dry_base: 1 to 100, see ``dry_multiplier``.
         dry_allowed_length: at least 1, see ``dry_multiplier``.
-        dry_sequence_breakers: up to 16 strings. A token that contains one ends what counts as repetition, and
-            so do tokens that make one up together.
+        dry_sequence_breakers: up to 16 strings. A token that contains one ends a repetition, and so do tokens
+            that together spell one.
         logit_bias: ``{token id: number}``, -100 to 100, added to the logits; the ids may be strings, as in
             JSON. Kept as a tuple of pairs.
         suppress_tokens: ids of tokens that are never generated.
         seed: 0 to 2**64 - 1; the same seed gives the same output on any number of threads; None takes a new
             one every time (:attr:`Generation.seed` tells which).
         stop: a string or up to 16 strings that end the text; they may span tokens and are not part of it.
-        stop_token_ids: a token id, or up to 1024, that end the text, beside the model's end tokens. Like
-            those, they are not part of it.
+        stop_token_ids: a token id, or up to 1024, that end the text, besides the model's end tokens. Like
+            those, they are not part of the text.
         ignore_eos: do not end at the model's end tokens.
         do_sample: False is greedy whatever the temperature.
         logprobs: 0 to 20: give the log probability of every token that is generated, and of this many of the
-            most likely ones (:attr:`Generation.logprobs`): as the model has them, before any other option
-            counts.
+            most likely ones (:attr:`Generation.logprobs`): as the model computes them, before any other
+            option is applied.
         prompt_logprobs: 0 to 20: the same for the tokens of the prompt (:attr:`Generation.prompt_logprobs`).
 
     None for an option takes its default.
@@ -204,7 +204,7 @@ class GenerationConfig:
     do_sample: bool
     logprobs: int | None
     prompt_logprobs: int | None
-    _limits_tokens: ClassVar[bool]  # each instance has it, but it is no option
+    _limits_tokens: ClassVar[bool]  # an attribute of each instance that is not an option
 
     @_shows_defaults
     @public
@@ -226,7 +226,7 @@ class GenerationConfig:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken (``do_sample`` False, temperature 0 or top_p 0)."""
-        # Below 1e-4 the division by the temperature only spreads logits that float32 already tells apart.
+        # Below 1e-4, dividing by the temperature only spreads logits that already differ in float32.
         return not self.do_sample or self.temperature < 1e-4 or self.top_p == 0
 
     @property
@@ -239,7 +239,7 @@ class GenerationConfig:
         """A copy with some values changed.
 
         Raises:
-            InvalidRequestError: a name that is no option, or a value out of range.
+            InvalidRequestError: a name that is not an option, or a value out of range.
 
         >>> from gemlet import GenerationConfig
         >>> careful = GenerationConfig(temperature=0.7, top_k=20)

@@ -1,4 +1,4 @@
-"""What a generation gives: :class:`Generation` at the end, and a :class:`Chunk` with each step."""
+"""The results of a generation: :class:`Generation` at the end, and a :class:`Chunk` with each step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TokenLogprob:
     Attributes:
         token_id: the token.
         logprob: the natural logarithm of its probability.
-        top: the most likely tokens at its place, as pairs (token id, log probability): as many as were asked
-            for.
+        top: the most likely tokens at its place, as many as were asked for, as pairs (token id, log
+            probability).
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -45,34 +45,34 @@ class Generation:
 
     Attributes:
         text: the continuation (without the prompt and without the stop string); empty without a tokenizer.
-            Of a chat it is the answer: without reasoning and without calls of tools, but with those that
-            cannot be read, as the model wrote them.
-        token_ids: every token generated, the end token excepted. A stop string's tokens are in it.
+            In a chat it is the answer, without reasoning and tool calls; calls that cannot be read stay in
+            it.
+        token_ids: every generated token except the end token. A stop string's tokens are included.
         finish_reason: "stop" (end token or stop string), "length" (``max_tokens``), "context" (the context
             is full), "timeout" or "cancelled".
         prompt_tokens: tokens of the prompt, BOS included.
         completion_tokens: ``len(token_ids)``.
         prefill_seconds: time of the forward passes up to the first token.
-        decode_seconds: time of those after that, sampling included; the time in which the text waited for the
-            reader of its stream is not in it.
-        decode_steps: forward passes in ``decode_seconds`` (the first token needs none). They are fewer than
-            the tokens where what repeats was written several tokens at a time.
-        decode_tokens: tokens that were chosen in ``decode_seconds``, an end token too.
+        decode_seconds: time of the later forward passes, including sampling, but not the time in which the
+            text waited for the reader of its stream.
+        decode_steps: forward passes in ``decode_seconds`` (the first token needs none). There are fewer
+            passes than tokens if guessed tokens were accepted.
+        decode_tokens: tokens that were chosen in ``decode_seconds``, including an end token.
         seed: the seed that was used, so that a run without one can be repeated.
         reasoning: what the model thought before it answered (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
-        malformed_calls: those that cannot be read, or were cut off by ``max_tokens``.
-        earlier_messages: what was added to the conversation before this reply, where gemlet ran tools:
-            replies with calls, and the results. The other attributes are those of the last reply.
-        drafted_tokens: guessed tokens that were checked, of a drafter or looked up in the text.
-        accepted_tokens: those of them that were right.
+        malformed_calls: tool calls that cannot be read, or were cut off by ``max_tokens``.
+        earlier_messages: if gemlet ran tools, the messages before this reply: replies with calls, and the
+            results. The other attributes are those of the last reply.
+        drafted_tokens: guessed tokens that were checked, from a drafter or from the text itself.
+        accepted_tokens: the guessed tokens that were right.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
-            began with them, too.
+            began with them too.
         audio_tokens: those of the prompt that stand for sound.
         image_tokens: those of the prompt that stand for images and for the frames of videos.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
-        prompt_logprobs: how probable it found each token of the prompt after those before it: None for the
-            first token. None as a whole unless it was asked for.
+        prompt_logprobs: how probable the model found each token of the prompt; None for the first token. None
+            as a whole unless it was asked for.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -150,8 +150,8 @@ class Generation:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """All messages to append to the conversation: :attr:`message`, and before it what gemlet added when
-        it ran tools.
+        """All messages to append to the conversation: those that gemlet added when it ran tools, then
+        :attr:`message`.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -180,13 +180,13 @@ class Chunk:
         text: text that became certain with this step; empty while half a character or the possible beginning
             of a stop string is held back. The texts of a stream's chunks add up to :attr:`Generation.text`.
         token_ids: the tokens of this step (none in a last chunk that only ends the stream).
-        finish_reason: None, but in the last chunk: see :class:`Generation`.
-        events: ``text`` and, of a chat, what is none of it, in order: Content, Reasoning, ToolCall and
+        finish_reason: None except in the last chunk; see :class:`Generation`.
+        events: the ``text`` and, in a chat, everything else, in order: Content, Reasoning, ToolCall and
             MalformedToolCall of :mod:`gemlet.chat`.
-        index: which prompt the step continues, where the stream has several.
+        index: the prompt that the step continues, if the stream has several.
         logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
-        call_pieces: of a chat, the calls of tools that are being written, in pieces (:class:`ToolCallPiece`);
-            a call is among the events when it is complete.
+        call_pieces: in a chat, pieces of tool calls that are being written (:class:`ToolCallPiece`). A
+            complete call is among the events.
 
     >>> import gemlet
     >>> with gemlet.load() as model:

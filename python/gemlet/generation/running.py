@@ -67,11 +67,9 @@ class Engine(Protocol):
 
 
 class RunningText:
-    """One text of a stream. Its tokens wait here until somebody asks for the next chunk.
-
-    A text whose prompt another one reads (``after``) begins when that has been read: then the engine need not
-    read it again. Where log probabilities of the prompt are wanted, the engine first gives the logits after
-    each of its tokens.
+    """One text of a stream. Its tokens wait here until the reader asks for the next chunk. If another text
+    reads the same prompt (``after``), this text begins after that, so that the engine need not read it again.
+    If log probabilities of the prompt are wanted, the engine first gives the logits after each of its tokens.
 
     Attributes:
         result: the whole generation, once the text has ended.
@@ -126,17 +124,17 @@ class RunningText:
 
     @property
     def has_read_prompt(self) -> bool:
-        """Whether the first token is there, or none will come."""
+        """Whether the first token is there, or no token will come."""
         return bool(self._ids or self.answer.token_ids) or self.is_over or self.result is not None
 
     def begin(self, engine: Engine, news: _core.News, ahead: int) -> None:
-        """Asks the engine for the text, of which it writes ``ahead`` tokens more than were taken."""
+        """Asks the engine for the text. The engine writes ``ahead`` tokens more than were taken."""
         self._begun, self._began = (engine, news, ahead), time.monotonic()
         self.is_over = False
         self._ask()
 
     def read(self) -> None:
-        """Takes what the engine has for this text. Does not wait."""
+        """Takes the tokens that the engine has for this text. Does not wait."""
         if self.is_over:
             return
         try:
@@ -151,7 +149,7 @@ class RunningText:
         self._forget()
 
     def _ask(self) -> None:
-        """Asks the engine for the text, as soon as the prompt is there as it is wanted."""
+        """Asks the engine for the text, once the prompt has been read as needed."""
         if self._begun is None or (self._scoring is None and self.result is not None):
             return
         if self._after is not None and not self._after.has_read_prompt:
@@ -200,7 +198,7 @@ class RunningText:
             )
 
     def _score(self, scoring: _Request, top: int) -> bool:
-        """Takes the logits that are there; whether they were the last ones, and the text is wanted."""
+        """Takes the logits that are there. True if they were the last ones and the text is still wanted."""
         known, ids = self.answer.prompt_logprobs or [], self._prepared.ids
         _, reason, rows = scoring.take()
         if rows is not None:
@@ -225,7 +223,7 @@ class RunningText:
         self._masks_ahead(request)
 
     def _next_mask(self, ids: Sequence[int]) -> None:
-        """Behind ``ids``: says which token may be next. The engine computes its logits meanwhile."""
+        """Says which tokens may follow ``ids``. The engine computes the logits meanwhile."""
         masks, request = self._masks, self._request
         if masks is None or request is None or masks.is_complete:
             return
@@ -257,8 +255,8 @@ class RunningText:
             request.set_mask(position + count, mask, guessed[:count])
 
     def next_chunk(self, *, joined: bool = False) -> Chunk | None:
-        """The next chunk, if there is one. The last one ends the text. ``joined``: a chunk of all tokens that
-        are there, as long as they say more of the same."""
+        """The next chunk, if there is one. The last one ends the text. ``joined``: one chunk of all tokens
+        that are there and belong to the same kind of text."""
         if self.result is not None:
             return None
         if self._ids or self._pushed is not None:
@@ -288,7 +286,8 @@ class RunningText:
         return self.end(self._reason)
 
     def _push(self) -> _Pushed:
-        """The next token in the answer: what it makes certain, and the reason if it is the last one."""
+        """Adds the next token to the answer: gives the text that it makes certain, and the reason if it is
+        the last."""
         if self._pushed is not None:
             pushed, self._pushed = self._pushed, None
             return pushed
@@ -333,7 +332,7 @@ class RunningText:
         return self._masks is not None and self._masks.is_complete
 
     def _forget(self) -> None:
-        """Lets go of the requests, and with them of the adapter, once both sides have ended the text."""
+        """Releases the requests, and with them the adapter, once both sides have ended the text."""
         if self.result is not None and self.is_over:
             self._read_tokens = self.read_tokens
             self._scoring = self._request = self._after = None
@@ -361,12 +360,13 @@ class RunningText:
         return Chunk(text, list(token_ids), reason, whole, self.index, known, pieces)
 
 
-# A token that the answer has: what it made certain, itself, its log probability, and why it is the last one.
+# A token of the answer: the text that it made certain, its id, its log probability, and why it is the last
+# one.
 _Pushed = tuple[list[ReplyEvent], int, TokenLogprob | None, FinishReason | None]
 
 
 def _only_kind(events: list[ReplyEvent]) -> type[Content | Reasoning] | None:
-    """What the events are a text of, if they are nothing more."""
+    """The kind of text in the events, if they have only one kind."""
     kind = type(events[0]) if len(events) == 1 else None
     return kind if kind is Content or kind is Reasoning else None
 

@@ -26,14 +26,14 @@ def make_sampler(
     prompt_tokens: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> tuple[_core.Sampler, int]:
-    """The sampler and its seed, a new one where ``config`` has none.
+    """The sampler and its seed, a new seed if ``config`` has none.
 
     Args:
         vocab_limit: ids from here on are never sampled (0: no limit).
-        never: further ids that are not.
-        end_ids: what ends the text, which ``min_tokens`` puts off.
+        never: other ids that are never sampled.
+        end_ids: the ids that end the text, not before ``min_tokens``.
         prompt_tokens: how many of the text's tokens are its prompt.
-        tokenizer: what the strings of ``dry_sequence_breakers`` are looked up in.
+        tokenizer: used to find the tokens of ``dry_sequence_breakers``.
     """
     # 32 bits are enough to tell runs apart, and short enough to type again.
     seed = int.from_bytes(os.urandom(4), "little") if config.seed is None else config.seed
@@ -69,7 +69,7 @@ _MOST_KEPT = 4
 
 
 class _BreakersOf:
-    """Finds the tokens that make up strings, and keeps what it found last. For one tokenizer."""
+    """Finds the tokens that spell strings, for one tokenizer, and keeps the latest result."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         decoder = tokenizer.stream_decoder(skip_control=False)
@@ -128,14 +128,14 @@ def check_ids(config: GenerationConfig, vocab_size: int) -> None:
 
 
 def warn_of_not_followed(source: str, values: dict[str, object]) -> None:
-    """Says in the log which keys of a model's files gemlet does not follow, and empties ``values``: it is
-    said once."""
+    """Logs which keys of a model's files gemlet does not follow, and empties ``values``, so that this happens
+    once."""
     if not values:
         return
     asked = asked_for(values)
     values.clear()
     log.warning(
-        "%s: the checkpoint asks for %s, which gemlet does not do; the text may differ from the reference's",
+        "%s: the checkpoint asks for %s, which gemlet cannot do; the text may differ from the reference's",
         source,
         asked,
     )

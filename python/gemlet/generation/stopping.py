@@ -99,7 +99,7 @@ class StopScanner:
 
 
 class TextReader:
-    """A text without structure, read as the parsers of :mod:`gemlet.chat` read replies."""
+    """Reads a text without structure, with the interface of the parsers of :mod:`gemlet.chat`."""
 
     def __init__(self, decoder: StreamDecoder | None) -> None:
         self._decoder = decoder
@@ -114,8 +114,8 @@ class TextReader:
 
 
 class ReplyEmitter:
-    """Token ids in, events that are safe to show out. Stop strings count in the answer's text alone: not in
-    reasoning, and not across a call of a tool."""
+    """Takes token ids and gives events that are safe to show. Stop strings count only in the answer's text:
+    not in reasoning, and not across a tool call."""
 
     def __init__(self, reader: ReplyReader, stops: Iterable[str]) -> None:
         self._reader = reader

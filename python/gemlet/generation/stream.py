@@ -22,20 +22,20 @@ class TextStream:
     """An iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
 
     Nothing is computed before the first chunk is asked for. From then on the model's engine writes, at most
-    64 tokens more than were asked for. What the stream takes of the KV cache is given back when it ends,
-    is closed or is left as a context manager. What a signal handler raises (Ctrl-C: KeyboardInterrupt) comes
-    out of the iteration and ends the stream; the model stays usable, and :attr:`result` is what there was by
-    then. A handler may also close the stream, or the model. Whoever asks for the next chunk of a stream whose
-    model was closed before its end gets a :class:`~gemlet.errors.ModelClosedError`.
+    64 tokens more than were asked for. The stream frees its part of the KV cache when it ends, is closed or
+    is left as a context manager. An exception of a signal handler (Ctrl-C: KeyboardInterrupt) comes out of
+    the iteration and ends the stream. The model stays usable, and :attr:`result` has the text so far. A
+    handler may also close the stream or the model. If the model is closed before the stream ends, asking for
+    the next chunk raises :class:`~gemlet.errors.ModelClosedError`.
 
-    The stream of several prompts gives the chunks of all of them as they come; :attr:`Chunk.index` says whose
-    a chunk is.
+    The stream of several prompts gives the chunks of all of them as they come; :attr:`Chunk.index` names the
+    prompt of a chunk.
 
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
             and in notebooks, and so on as for :func:`gemlet.load`. By default it shows in notebooks only.
-        joins_tokens: whether a chunk has all tokens that are there and are part of the same text or thought.
-            Programs that pass chunks on set it: a chunk costs them more than a token.
+        joins_tokens: whether a chunk has all available tokens of the same text or thought. Programs that pass
+            chunks on set it, because a chunk costs them more than a token.
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened", max_tokens=3, temperature=0) as stream:
@@ -132,7 +132,7 @@ class TextStream:
 
     @property
     def prompt_tokens(self) -> int:
-        """The tokens of the prompt; of several prompts, of all. Known before anything is computed."""
+        """The number of tokens of the prompt, or of all prompts. It is known before anything is computed."""
         return sum(text.prompt_tokens for text in self._texts)
 
     def __repr__(self) -> str:
@@ -179,7 +179,7 @@ class TextStream:
         self._texts[index].cancel()
 
     def close(self) -> None:
-        """Cancels the stream if it has not ended, and waits until what it took is given back.
+        """Cancels the stream if it has not ended, and waits until its resources are free.
 
         A signal handler that interrupted a step need not wait: the step ends the stream when it goes on.
 
@@ -220,12 +220,12 @@ class TextStream:
         """The whole :class:`Generation`, once the stream has ended.
 
         Raises:
-            InvalidRequestError: the stream has not ended yet, or has several texts. (One that an error ended
-                has what came before.)
+            InvalidRequestError: the stream has not ended yet, or has several texts. (After an error, the
+                result is the text before it.)
         """
         if len(self._texts) != 1:
             raise InvalidRequestError(
-                f"the stream has {len(self._texts)} texts: their results are in results"
+                f"the stream has {len(self._texts)} texts; use results instead of result"
             )
         return self.results[0]
 
@@ -321,7 +321,7 @@ class TextStream:
 
 
 def run_to_end(stream: TextStream, ended: Callable[[int], None] = lambda count: None) -> list[Generation]:
-    """What the stream gives in all; calls ``ended(1)`` for each text that ends."""
+    """Everything that the stream gives; calls ``ended(1)`` for each text that ends."""
     with stream:
         for chunk in stream:
             if chunk.finish_reason is not None:

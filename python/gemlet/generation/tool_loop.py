@@ -37,7 +37,7 @@ def runs_tools(options: Mapping[str, Any]) -> bool:
     """Whether the ``options`` of a chat ask to run tools.
 
     Raises:
-        InvalidRequestError: it is neither True nor False, or there are options for what is not run.
+        InvalidRequestError: ``run_tools`` is neither True nor False, or is off but other options need it.
 
     >>> runs_tools({"run_tools": True, "tools": []})
     True
@@ -45,7 +45,7 @@ def runs_tools(options: Mapping[str, Any]) -> bool:
     runs = check_flag("run_tools", options.get("run_tools"))
     for name in ("approve", "max_tool_rounds"):
         if options.get(name) is not None and not runs:
-            raise InvalidRequestError(f"{name}: no function is run without run_tools=True")
+            raise InvalidRequestError(f"{name}: needs run_tools=True; without it no function is run")
     return runs
 
 
@@ -67,12 +67,12 @@ def reply_with_tools(
     """Asks the model, runs the functions that its reply calls, asks again with their results, and so on until
     a reply calls none or the rounds are used up.
 
-    What goes wrong with a call is told to the model as its result: an unknown function, arguments that do not
-    fit, what the function raised, a refusal. An interrupt (KeyboardInterrupt and the like) goes through.
+    The model gets a failure of a call as its result: an unknown function, arguments that do not fit, an
+    exception, a refusal. An interrupt (KeyboardInterrupt and the like) is raised.
 
     Args:
-        ask: adds messages to the conversation, and the model's reply to them; the other argument are the
-            options for the reply.
+        ask: takes messages to add to the conversation and the options of the reply; returns the model's
+            reply.
         messages: the first messages to add.
         options: those of :meth:`gemlet.Model.chat`.
 
@@ -80,7 +80,7 @@ def reply_with_tools(
         The last reply, with all messages that were added (:attr:`Generation.messages`).
 
     Raises:
-        InvalidRequestError: a tool is no Python function, two have the same name, or an argument is wrong.
+        InvalidRequestError: a tool is not a Python function, two have the same name, or an argument is wrong.
 
     >>> def double(x: int) -> int:
     ...     return 2 * x
@@ -116,7 +116,7 @@ async def areply_with_tools(
 
 @record
 class _Ask:
-    """The model is to be asked."""
+    """A step: ask the model."""
 
     messages: Conversation
     options: Mapping[str, Any]
@@ -124,7 +124,7 @@ class _Ask:
 
 @record
 class _Call:
-    """A function is to be run, if nobody refuses."""
+    """A step: run a function, if it is approved."""
 
     functions: Mapping[str, PythonTool]
     call: ToolCall
@@ -135,11 +135,11 @@ class _Call:
 
 
 class _Steps:
-    """What is to be done, one after the other.
+    """The steps to do, one after the other.
 
     Attributes:
-        answer: what came of the last step: a reply, or the content of a message.
-        reply: the last one, once nothing is left to do.
+        answer: the result of the last step: a reply, or the content of a message.
+        reply: the last reply, once there are no more steps.
     """
 
     def __init__(self, messages: Conversation, options: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ class _Steps:
 
 
 def _steps(messages: Conversation, options: Mapping[str, Any]) -> Generator[_Ask | _Call, Any, Generation]:
-    """What is to be done next. It takes what came of it: a reply, or the content of a message."""
+    """Yields the next step and receives its result: a reply, or the content of a message."""
     functions = _functions(options.get("tools"))
     rounds = options.get("max_tool_rounds")
     rounds = MOST_ROUNDS if rounds is None else rounds
@@ -169,9 +169,11 @@ def _steps(messages: Conversation, options: Mapping[str, Any]) -> Generator[_Ask
         raise InvalidRequestError(f"approve: got {show(approve)}, expected a function of the call, or None")
     for name in ("n", "best_of"):
         if options.get(name) is not None:
-            raise InvalidRequestError(f"{name}: does not go together with run_tools, which needs one reply")
+            raise InvalidRequestError(
+                f"{name}: cannot be combined with run_tools, which needs a single reply"
+            )
     if options.get("continue_final_message"):
-        raise InvalidRequestError("continue_final_message: does not go together with run_tools")
+        raise InvalidRequestError("continue_final_message: cannot be combined with run_tools")
     asked = without_own(options)
     chosen = asked.get("tool_choice")
     chosen = chosen if isinstance(chosen, str) else None
@@ -179,8 +181,8 @@ def _steps(messages: Conversation, options: Mapping[str, Any]) -> Generator[_Ask
     reply: Generation = yield _Ask(messages if is_text else checked_messages(messages or []), asked)
     added: list[dict[str, Any]] = []
     for _ in range(rounds):
-        # A reply that was cut off may lack calls; it is for the caller to decide. And without tools to
-        # choose from, a call is none that was asked for.
+        # A reply that was cut off may lack calls, so the caller decides. Without tools to choose from, no
+        # call was asked for.
         if not reply.tool_calls or reply.finish_reason != "stop" or chosen == "none":
             break
         results = []
@@ -188,7 +190,7 @@ def _steps(messages: Conversation, options: Mapping[str, Any]) -> Generator[_Ask
             content = yield _Call(functions, call, approve)
             results.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
         added += [reply.message, *results]
-        asked["tool_choice"] = "auto"  # who had to call a tool has done so
+        asked["tool_choice"] = "auto"  # the model had to call a tool, and has done so
         reply = yield _Ask(results, asked)
     return replace(reply, earlier_messages=added)
 

@@ -35,8 +35,8 @@ def make_builder(
     plan_only: bool = False,
     beside: _core.Model | None = None,
 ) -> _core.ModelBuilder:
-    """The core's builder. With ``allocate`` False its weights come from a file, or go to one; with
-    ``plan_only`` it starts no threads, and a drafter ``beside`` a model takes that model's."""
+    """The core's builder. With ``allocate`` False its weights come from a file, or go to one. With
+    ``plan_only`` it starts no threads. A drafter uses the threads of the model ``beside`` it."""
     from gemlet import _core
 
     if config.vision is not None:
@@ -93,7 +93,8 @@ def filled_builder(
 
 
 def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
-    """32 bytes of all that keys and values depend on besides the tokens and an adapter."""
+    """A hash (32 bytes) of everything that keys and values depend on, apart from the tokens and an
+    adapter."""
     from gemlet import _core
 
     builder = make_builder(files.config, options, allocate=False, plan_only=True)
@@ -104,8 +105,8 @@ def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
 
 def not_packed(files: ModelFiles) -> InvalidRequestError:
     return InvalidRequestError(
-        f"embedding_on_disk: {files.name} is not packed, and no cache has its packed form; make a packed "
-        "folder of it with `gemlet convert`, or load it with cache=True"
+        f"embedding_on_disk: {files.name} is not packed, and the cache does not have it packed; make a "
+        "packed folder of it with `gemlet convert`, or load it with cache=True"
     )
 
 

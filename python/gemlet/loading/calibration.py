@@ -1,4 +1,4 @@
-"""What a text shows of the inputs of a model's matrices: :func:`measure_inputs`."""
+"""Measures the inputs of a model's matrices on a text: :func:`measure_inputs`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_calibrate(calibrate: object, weights: str, merge_adapter: object) -> N
             f"calibrate goes with weights='q4' or 'q5'; weights is {show_argument(weights)}"
         )
     if merge_adapter is not None:
-        raise InvalidRequestError("calibrate does not go with merge_adapter; leave one of them out")
+        raise InvalidRequestError("calibrate cannot be combined with merge_adapter; leave one of them out")
 
 
 def measure_inputs(model: Model, calibrate: Calibrate) -> Grams:
@@ -48,7 +48,7 @@ def measure_inputs(model: Model, calibrate: Calibrate) -> Grams:
 
 
 def _own_texts(model: Model) -> list[list[int]]:
-    """Texts that the model writes after nothing at all, which look like what it was trained on."""
+    """Texts that the model writes without a prompt, which resemble its training data."""
     bos = None if model.tokenizer is None else model.tokenizer.bos_id
     start = [2 if bos is None else bos]
     count, tokens = 2 * _TOKENS // _TEXT, min(_TEXT // 2, model.context_length - 1)

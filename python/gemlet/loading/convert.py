@@ -52,14 +52,15 @@ def convert(
     """Writes a model as a folder that :func:`gemlet.load` opens in milliseconds: its weights are packed, and
     mapped instead of read. Processes that load it share its memory.
 
-    With ``matformer`` it is the smaller model alone: an E2B out of an E4B, whose ``config.json`` says so.
+    With ``matformer``, the folder has only the smaller model, such as an E2B out of an E4B, with its
+    ``config.json``.
 
     The folder has ``model.safetensors`` with the packed weights, ``tokenizer.safetensors`` with the tokenizer
-    as gemlet has it in memory, and ``config.json``, ``generation_config.json`` and ``chat_template.jinja`` as
-    they are, or with what a GGUF file says in their place. It appears whole or not at all. What a conversion
-    needs of memory does not grow with the model.
+    as gemlet has it in memory, and ``config.json``, ``generation_config.json`` and ``chat_template.jinja``,
+    copied or made from a GGUF file's metadata. It appears whole or not at all. The memory that a conversion
+    needs does not grow with the model.
 
-    A packed file is for the version of the layout it was written in; a gemlet that has another says so. While
+    A packed file belongs to one version of the layout; a gemlet with another version says so. While
     a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
 
     Args:
@@ -69,14 +70,14 @@ def convert(
             a file of about 8,000 tokens or more, or True for texts that the model writes itself. It takes
             some minutes, and the memory of the model as its files have it. No adapter can be merged then.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
-            format that loses least of those with which the model runs there, with a text of 4096 tokens.
+            format that loses least among those with which the model fits, with a text of 4096 tokens.
         weights, embedding, matformer, vision, audio, mmproj, merge_adapter, threads, progress, revision,
             token: as in :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.
         MemoryLimitError: no format is small enough for ``for_memory``.
-        UnsupportedError: ``matformer`` for a model that is none, or whose weights are quantized.
+        UnsupportedError: ``matformer`` for a model that is not a MatFormer, or whose weights are quantized.
         ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
 
     >>> import tempfile, gemlet
@@ -105,7 +106,7 @@ def convert(
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
-    target = os.path.realpath(target)  # what a link to an empty folder leads to is replaced, not the link
+    target = os.path.realpath(target)  # of a link to an empty folder, the folder is replaced, not the link
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
     with open_model_files(

@@ -1,4 +1,4 @@
-"""A smaller model that guesses how texts go on: opened, checked against the one it drafts for, and built."""
+"""A smaller model that guesses the next tokens: opens it, checks it against the main model, and builds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drafter", "attached", "open_drafter"]
 
-_MOST_OTHERS = 1024  # tokens that one of two vocabularies may have behind the other's
+_MOST_OTHERS = 1024  # tokens that one vocabulary may have after the end of the other
 
 
 @record(frozen=True)
@@ -30,7 +30,7 @@ class Drafter:
     options: LoadOptions
 
     def bytes(self, max_context: int | None = None) -> int:
-        """What it takes of the memory, with its keys and values of one text as long as the context."""
+        """The memory that it takes, including its keys and values for one text as long as the context."""
         most = self.files.config.max_position_embeddings
         options = replace(self.options, max_context=min(max_context or most, most))
         plan = make_builder(self.files.config, options, plan_only=True).plan(threads=options.threads or 0)
@@ -50,11 +50,11 @@ class Drafter:
 def open_drafter(
     options: LoadOptions, model: ModelFiles, *, token: str | bool | None = None, headers_only: bool = False
 ) -> Drafter | None:
-    """The drafter that ``options`` name for ``model``; None where they name none. ``options`` have a
+    """The drafter that ``options`` name for ``model``; None if they name none. ``options`` have a
     ``max_context`` and the ``weights`` as they were given.
 
-    Raises :class:`InvalidRequestError` for one with another vocabulary, and :class:`UnsupportedError` where
-    one of the two makes embeddings."""
+    Raises :class:`InvalidRequestError` for a drafter with another vocabulary, and :class:`UnsupportedError`
+    if one of the two makes embeddings."""
     if options.drafter is None:
         return None
     progress: Progress = options.progress
@@ -105,9 +105,9 @@ def _options(options: LoadOptions, model: ModelFiles, files: ModelFiles) -> Load
 
 
 def attached(own: TextConfig, of: TextConfig, said: str = "drafter") -> TextConfig:
-    """The configuration of an assistant, whose layers read those of the model ``of``: each the last one of
-    its type that has keys and values. Raises :class:`InvalidRequestError`, which begins with ``said``, where
-    they do not go together."""
+    """The configuration of an assistant whose layers read keys and values of the model ``of``: each reads the
+    last layer of its type that has its own. Raises :class:`InvalidRequestError`, which begins with ``said``,
+    if the two do not fit."""
     if own.target_size != of.hidden_size:
         raise InvalidRequestError(
             f"{said}: it is for a hidden size of {own.target_size} (backbone_hidden_size), expected "

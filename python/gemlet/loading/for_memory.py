@@ -1,4 +1,4 @@
-"""The format of the weights that fits into a machine's memory: :func:`options_for_memory` and
+"""Chooses formats of the weights that fit into a machine's memory: :func:`options_for_memory` and
 :func:`recommend`."""
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LOSSES = {
     ("q4k", "q6k"): 8.2e-2,
     ("q4", "q4"): 0.28,
 }
-# What a process has without a model: Python, NumPy and a tokenizer of 262,144 pieces. Measured with Gemma 3
-# 270M: 113 MB, with the activations of a short text.
+# The memory of a process without a model: Python, NumPy and a tokenizer of 262,144 pieces. Measured with
+# Gemma 3 270M: 113 MB, with the activations of a short text.
 PROCESS_BYTES = 120_000_000
 CONTEXT = 4096  # tokens of the text that a model has room for, if the caller does not say how many
 
@@ -56,7 +56,8 @@ class Recommendation:
 
 
 def recommend(limit: int, config: TextConfig, options: LoadOptions) -> Recommendation:
-    """What :func:`options_for_memory` finds, with the loss to expect. ``options`` have the file's formats."""
+    """The result of :func:`options_for_memory`, with the expected loss. ``options`` have the file's
+    formats."""
     chosen = options_for_memory(limit, config, options)
     formats = chosen.formats
     own = bool(chosen.own_formats) or formats.matrices not in PRESETS
@@ -73,7 +74,7 @@ def recommend(limit: int, config: TextConfig, options: LoadOptions) -> Recommend
 def options_for_memory(
     limit: int, config: TextConfig, options: LoadOptions, *, name: str = "for_memory"
 ) -> LoadOptions:
-    """``options`` with the format that loses least of those with which the model runs in ``limit`` bytes.
+    """``options`` with the format that loses least among those with which the model runs in ``limit`` bytes.
 
     The first try is the formats of ``options``, which are those of the file, or bf16 for "auto". The smaller
     ones of :data:`LOSSES` follow; bf12 is not among them, because not every matrix can have it. Without

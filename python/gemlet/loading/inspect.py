@@ -1,4 +1,4 @@
-"""What is in a model's files, without loading its weights: :func:`inspect`."""
+"""Describes a model's files without loading its weights: :func:`inspect`."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def inspect(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Inspection:
-    """Reads all that a model's files say but the weights, and what it would take to load it. Of a model on
-    the hub only that is fetched: the small files, and the headers of the large ones.
+    """Reads everything in a model's files except the weights, and says what loading it would take. From the
+    hub it fetches only that: the small files, and the headers of the large ones.
 
     With ``for_memory``, the memory of a machine such as "1GB", it recommends formats for that machine, and
-    says what they lose. Raises :class:`MemoryLimitError` where none is small enough.
+    says what they lose. Raises :class:`MemoryLimitError` if none is small enough.
 
     The other arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing,
     damaged or of an architecture gemlet does not run. A model that is merely too large is described, with

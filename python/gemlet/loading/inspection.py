@@ -1,4 +1,4 @@
-"""What :func:`gemlet.inspect` found, as a value and as text: :class:`Inspection`."""
+"""The result of :func:`gemlet.inspect`, as a value and as text: :class:`Inspection`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["Inspection", "layer_text"]
 class Inspection:
     """What :func:`gemlet.inspect` found; ``print`` shows all of it.
 
-    ``stored`` counts the tensors by the type they are stored in; ``parameters`` those of the text model, cut
-    if it is, ``parameters_on_disk`` the part of them that stays in the file while it runs. ``formats`` are
-    those in memory: of "weights", "embedding", "kv_cache" and, where it is not the embedding, "output";
-    ``own_formats`` those of single matrices that have another than "weights". ``kept_as`` has for each type
-    of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other weights.
-    ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
+    ``stored`` counts the tensors by the type they are stored in; ``parameters`` counts those of the text
+    model (after a cut), ``parameters_on_disk`` the part of them that stays in the file while it runs.
+    ``formats`` are those in memory: of "weights", "embedding", "kv_cache" and, if it is a separate matrix,
+    "output". ``own_formats`` are those of single matrices that differ from "weights". ``kept_as`` has for
+    each type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other
+    weights. ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
     ``recommended`` is what ``for_memory`` asked for. ``prompts`` are those of an embedding model.
-    ``not_followed`` is what the model's files ask for and gemlet does not do, by key. ``passed_over`` are
-    keys and tensors that change nothing and that gemlet does not know. ``problem`` is None if the model runs
-    here, else why not.
+    ``not_followed`` has the keys of the model's files that ask for something gemlet does not do.
+    ``passed_over`` are keys and tensors that gemlet does not know and that change nothing. ``problem`` says
+    why the model does not run here; None if it does.
 
     >>> import gemlet
     >>> found = gemlet.inspect()

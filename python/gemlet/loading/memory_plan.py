@@ -1,4 +1,4 @@
-"""What a model takes of the memory, told before it is loaded: the plan, and the bound ``max_memory``."""
+"""The memory that a model takes, known before it is loaded: the plan, and the limit ``max_memory``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ __all__ = ["MemoryPlan", "check_memory", "plan_memory", "room_for"]
 class MemoryPlan:
     """Bytes by use.
 
-    ``embedding`` is, where it stays on disk, what is resident of it at a time; ``kv_cache`` that of one text
-    as long as the context, dropped blocks that still share memory with others included; ``activations`` those
-    of a full chunk of a prompt with its logits; ``prefix_cache`` what is kept of texts that have ended, if
-    ``prefix_cache_size`` says how much of the memory (else it takes a part of what the plan leaves);
-    ``process`` what this process had resident when the plan was made: Python, NumPy, the tokenizer. For
-    a GPU it is 0, as all bytes are those of the GPU's memory.
-    ``drafter`` is all that a drafter takes, its keys and values included. ``on_disk`` is read from the file
-    while the model runs and is no part of the total.
+    ``embedding`` is the resident part if the embedding stays on disk. ``kv_cache`` is for one text as long as
+    the context, including dropped blocks that still share memory with others. ``activations`` are those of a
+    full chunk of a prompt with its logits. ``prefix_cache`` is for ended texts, if ``prefix_cache_size``
+    bounds it (otherwise it takes a part of what the plan leaves). ``process`` is the resident memory of this
+    process when the plan was made: Python, NumPy, the tokenizer. For a GPU it is 0, because all bytes are in
+    the GPU's memory. ``drafter`` is everything that a drafter takes, including its keys and values.
+    ``on_disk`` is read from the file while the model runs and is not part of the total.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))
@@ -74,7 +73,7 @@ def plan_memory(
     process: int | None = None,
     drafter: Drafter | None = None,
 ) -> MemoryPlan:
-    """The memory that the model ``config`` describes takes with these options, whose weights are not "auto".
+    """The memory that the model of ``config`` takes with these options, whose weights are not "auto".
 
     ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k"). ``process`` stands for the
     bytes that the process has without a model, None for what this one has now.
@@ -96,8 +95,8 @@ def plan_memory(
 
 
 def room_for(options: LoadOptions) -> tuple[int, str] | None:
-    """The bytes that a model may take, and what they are called: ``max_memory``, or the free memory of a
-    GPU if that is less. None if nothing bounds it."""
+    """The bytes that a model may take, and the name of that limit: ``max_memory``, or the free memory of a
+    GPU if that is less. None if there is no limit."""
     from gemlet import _core
 
     asked = None if options.max_memory is None else (parse_memory(options.max_memory), "max_memory")

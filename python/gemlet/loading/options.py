@@ -32,8 +32,8 @@ class CommandLine:
 
     Attributes:
         help: one sentence.
-        kind: what the text of the value is made into; None for a flag.
-        metavar, choices: what a value looks like, or which there are.
+        kind: converts the text of the value; None for a flag.
+        metavar, choices: the form of a value, or the list of values.
         short: a second, short name.
     """
 
@@ -52,10 +52,10 @@ def _shown(help: str, **how: Any) -> dict[str, Any]:
 class LoadOptions:
     """The arguments of :func:`gemlet.load` that say how a model is loaded, not which one.
 
-    An argument that is wrong for every model raises as the value is made. :meth:`with_context` and
+    An argument that is wrong for every model raises when the value is made. :meth:`with_context` and
     :meth:`with_formats` check the others against a model, and replace ``max_context=None`` and
-    ``weights="auto"`` by what they mean there. ``own_formats`` are the formats of the matrices that have
-    another one than ``weights`` says. :func:`command_line` has the options that are also on the command line.
+    ``weights="auto"`` by that model's values. ``own_formats`` are the formats of matrices that differ from
+    ``weights``. :func:`command_line` has the options that are also on the command line.
 
     >>> LoadOptions(weights="q4").formats
     Formats(matrices='q4', embedding='q8', kv_cache='bf16')
@@ -102,19 +102,25 @@ class LoadOptions:
     )
     prefix_cache: bool | str | os.PathLike[str] = field(
         default=True,
-        metadata=_shown("folder that keeps what was computed of texts, for the next start", metavar="FOLDER"),
+        metadata=_shown(
+            "folder that keeps the keys and values of texts for the next start", metavar="FOLDER"
+        ),
     )
     prefix_cache_size: int | str | None = field(
         default=None,
-        metadata=_shown("the most it keeps there; without a folder, in memory", metavar="SIZE"),
+        metadata=_shown("the most it keeps there, or without a folder in memory", metavar="SIZE"),
     )
     exact_batches: bool = field(
         default=False,
-        metadata=_shown("the same text alone and beside others, also on CPUs with a matrix unit", kind=None),
+        metadata=_shown(
+            "write the same text alone and in a batch, also on CPUs with a matrix unit", kind=None
+        ),
     )
     device: str = field(
         default="cpu",
-        metadata=_shown("what computes: cpu, cuda, or auto for cuda where it can be used", metavar="NAME"),
+        metadata=_shown(
+            "device that computes: cpu, cuda, or auto for cuda if it can be used", metavar="NAME"
+        ),
     )
     audio: bool = field(
         default=True,
@@ -138,7 +144,7 @@ class LoadOptions:
     draft_tokens: int | None = field(
         default=None,
         metadata=_shown(
-            "the most tokens it guesses at a time (default: as many as pay)",
+            "the most tokens it guesses at a time (default: as many as save time)",
             kind=int,
             metavar="N",
         ),
@@ -161,8 +167,8 @@ class LoadOptions:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        # None stands for what is not given, whatever the default is.
-        # with_formats() looks whether a file has those that only files have.
+        # None means that the option is not given, whatever the default is.
+        # with_formats() checks formats that only files can have.
         weights = "auto" if self.weights is None else self.weights
         put("weights", weights if _is_stored(weights) else _format("weights", weights, "auto"))
         if self.embedding is not None and not _is_stored(self.embedding):
@@ -214,7 +220,7 @@ class LoadOptions:
         return self._prefix_cache_size if in_memory else None
 
     def prefix_cache_options(self, model_digest: bytes = b"") -> PrefixCacheOptions:
-        """What these options say of the prefix cache. Makes its folder.
+        """The prefix cache's options for the core. Creates its folder.
 
         Raises :class:`InvalidRequestError` for a folder that cannot be used.
         """
@@ -243,7 +249,8 @@ class LoadOptions:
         return self
 
     def with_formats(self, files: ModelFiles) -> LoadOptions:
-        """These options for the model in ``files``: "auto" is resolved, and what is packed is taken as it is.
+        """These options for the model in ``files``: "auto" is resolved, and packed weights keep their
+        formats.
 
         Raises :class:`InvalidRequestError` for formats that a packed model does not have.
         """
@@ -311,7 +318,7 @@ def _prefix_cache(where: object, size: int | str | None) -> bool | str:
     if size is not None:
         parse_memory(size, "prefix_cache_size")
         if where is False:
-            raise InvalidRequestError("prefix_cache_size goes with a prefix cache, but prefix_cache is False")
+            raise InvalidRequestError("prefix_cache_size needs a prefix cache, but prefix_cache is False")
     if where is None or isinstance(where, bool):
         return where is not False
     return checked_path("prefix_cache", where, "True, False or the path of a folder")
@@ -344,7 +351,7 @@ def _check_drafter(drafter: object, draft_tokens: object) -> None:
             f"draft_tokens is {show_argument(draft_tokens)}; expected 1 to {most}, or None"
         )
     if drafter is None:
-        raise InvalidRequestError("draft_tokens goes with a drafter, but drafter is None")
+        raise InvalidRequestError("draft_tokens needs a drafter, but drafter is None")
 
 
 def _flag(name: str, value: object) -> bool:

@@ -28,7 +28,7 @@ def random_model(
     """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
 
     ``weights`` "auto" is "bf16". It has no tokenizer, unless it is given one. With ``towers`` it also sees
-    and hears, as the published one does. Raises :class:`InvalidRequestError` for an unknown name (the names
+    and hears, like the published model. Raises :class:`InvalidRequestError` for an unknown name (the names
     are the keys of ``gemlet.config.SHAPES``) and for options that go with files, and
     :class:`MemoryLimitError` where it would not fit.
 
@@ -40,7 +40,9 @@ def random_model(
     options = options or LoadOptions()
     for option in ("matformer", "cache", "embedding_on_disk", "drafter"):
         if getattr(options, option):
-            raise InvalidRequestError(f"{option} goes with a model in files: random weights are in no file")
+            raise InvalidRequestError(
+                f"{option} needs a model in files, but random weights are not in a file"
+            )
     config = shape_config(name, towers=towers)
     options = options.with_context(config.max_position_embeddings)
     if options.weights == "auto":

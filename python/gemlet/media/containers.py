@@ -33,7 +33,7 @@ __all__ = [
 
 MOST_FILE_BYTES = 1 << 30
 MOST_PACKETS = 1 << 18
-HEAD_BYTES = 12  # that tell which container a file is
+HEAD_BYTES = 12  # bytes that tell which container a file is
 CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"F4A ")  # of MP4
 # WAV, AIFF, FLAC, Ogg, AU, CAF, W64, and MP3 with a tag or without.
@@ -56,7 +56,7 @@ def container_of(head: bytes) -> str | None:
 
 
 def kind_of(head: bytes) -> str:
-    """What a file is that begins so: an "audio" or a "video", and else an "image".
+    """The kind of a file that begins so: "audio", "video", or otherwise "image".
 
     >>> kind_of(b"RIFF....WAVE"), kind_of(b"RIFF....AVI "), kind_of(b"RIFF....WEBP")
     ('audio', 'video', 'image')
@@ -71,8 +71,8 @@ def kind_of(head: bytes) -> str:
 def opened(
     file: BinaryIO, name: str, decoders: Sequence[str], options: Mapping[str, str], instead: str
 ) -> Iterator[InputContainer]:
-    """The container in ``file``, of which PyAV may use the ``decoders``. What PyAV raises in the block is an
-    :class:`InvalidRequestError`; ``instead`` is what one can pass where it is not installed."""
+    """The container in ``file``, of which PyAV may use the ``decoders``. An error of PyAV in the block
+    becomes an :class:`InvalidRequestError`. ``instead`` names what one can pass without PyAV."""
     try:
         import av
     except ImportError:
@@ -89,7 +89,7 @@ def opened(
     container = container_of(file.read(HEAD_BYTES))
     file.seek(0)
     if container is None:
-        raise InvalidRequestError(f"{name}: the file is no video; expected {CONTAINERS}")
+        raise InvalidRequestError(f"{name}: the file is not a video; expected {CONTAINERS}")
     try:
         given = {**options, "codec_whitelist": ",".join(decoders)}
         # Before version 19, av refuses metadata that is no UTF-8 unless it is told otherwise.
@@ -127,8 +127,8 @@ def packets_of(
 
 
 def check_whole(container: InputContainer, end: Fraction, name: str) -> None:
-    """Raises :class:`InvalidRequestError` where the packets end before what a file of Matroska says; its
-    reader does not notice where a file is cut. ``end``: of the last packet, in seconds."""
+    """Raises :class:`InvalidRequestError` if the packets of a Matroska file end earlier than the file says;
+    its reader does not notice a cut. ``end``: of the last packet, in seconds."""
     said = Fraction(container.duration or 0, 1_000_000)
     if "matroska" in container.format.name and end < said * Fraction(9, 10):
         raise InvalidRequestError(

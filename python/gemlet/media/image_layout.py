@@ -10,10 +10,10 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["check_layout", "check_scans"]
 
-# Pieces that a file may be in: so many, and one for so many bytes. The usual writer of PNG fills 8 KiB each.
+# The most pieces of a file: this many, plus one for this many bytes. The usual PNG writer fills 8 KiB each.
 _MOST_SEGMENTS, _BYTES_EACH = 2048, 4096
 _MOST_SCANS = 64  # of a JPEG; a progressive one has about ten
-_MOST_SCANNED = 1 << 30  # pixels of all of these
+_MOST_SCANNED = 1 << 30  # pixels of all scans
 _PNG, _JPEG, _GIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a")
 _SCAN = 0xDA
 _ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers of JPEG without a length
@@ -21,7 +21,7 @@ _ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers of JPEG without a length
 
 def check_layout(data: bytes, name: str) -> None:
     """Raises :class:`InvalidRequestError` for a file in more segments than an image has; ``name`` names the
-    argument. What is damaged, the decoder says.
+    argument. The decoder reports damage.
 
     >>> check_layout(b"\\x89PNG\\r\\n\\x1a\\n" + bytes(12) * 3000, "image")
     Traceback (most recent call last):
@@ -42,7 +42,7 @@ def check_layout(data: bytes, name: str) -> None:
 
 
 def check_scans(data: bytes, name: str, pixels: int) -> None:
-    """Raises :class:`InvalidRequestError` for a JPEG that goes too often over its ``pixels``.
+    """Raises :class:`InvalidRequestError` for a JPEG that scans its ``pixels`` too often.
 
     >>> check_scans(b"\\xff\\xd8" + b"\\xff\\xda" * 70, "image", 100)
     Traceback (most recent call last):

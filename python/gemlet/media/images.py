@@ -1,7 +1,7 @@
-"""From anything that is an image to its 8-bit levels: :func:`read_image`.
+"""Turns an image in any form into its 8-bit levels: :func:`read_image`.
 
-Pillow decodes files, and nothing else: everything after that is the core's. What a file says of itself is not
-trusted. It is looked at before it is decoded, and only formats are read that need no other program.
+Pillow only decodes files; the core does everything after that. A file's own claims are not trusted: it is
+checked before it is decoded, and only formats that need no other program are read.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _EXPECTED = (
 
 def read_image(image: object, name: str = "image") -> Levels:
     """``image`` as uint8 ``[height, width, 3]``: a path, the bytes of a file, a data URL, a Pillow image, or
-    an array ``[height, width]`` or with 1, 3 or 4 channels. It is turned upright as its EXIF data say, and
-    what is transparent stands on white.
+    an array ``[height, width]`` or with 1, 3 or 4 channels. It is turned upright by its EXIF data, and
+    transparent parts get a white background.
 
     Raises :class:`InvalidRequestError` if it is not an image, is damaged or too large, and
     :class:`UnsupportedError` for a file where Pillow is not installed; ``name`` names the argument.
@@ -55,15 +55,15 @@ def read_image(image: object, name: str = "image") -> Levels:
     data = bytes_of(image, name, MOST_FILE_BYTES)
     if data is not None:
         return _from_file(data, name)
-    pillow = sys.modules.get("PIL.Image")  # if nobody has imported it, this is none of its images
+    pillow = sys.modules.get("PIL.Image")  # if Pillow is not imported, this is not one of its images
     if pillow is not None and isinstance(image, pillow.Image):
         return _from_pillow(image, name)
     raise InvalidRequestError(f"{name}: got {show_argument(image)}, {_EXPECTED}")
 
 
 def decoded_bytes(data: bytes) -> int:
-    """How much memory the image in a file takes when it is decoded, by what its header says; 0 for what
-    :func:`read_image` refuses."""
+    """The memory that the image in a file takes when it is decoded, by its header; 0 if :func:`read_image`
+    refuses it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -133,7 +133,7 @@ def _from_file(data: bytes, name: str) -> Levels:
             raise
         except Exception as problem:  # Pillow's decoders raise nearly everything
             raise InvalidRequestError(
-                f"{name}: the file is no image, or is damaged: {reason_of(problem)}; expected one "
+                f"{name}: the file is not an image, or is damaged: {reason_of(problem)}; expected one "
                 f"of {', '.join(_FORMATS)} (or pass what PIL.Image.open() returns)"
             ) from None
 

@@ -1,4 +1,4 @@
-"""From an image's levels to what a tower takes: :func:`views_of`."""
+"""Turns an image's levels into the input of a tower: :func:`views_of`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ImageView:
     Attributes:
         levels: uint8 ``[height, width, 3]``, not resized yet.
         tokens: how many soft tokens it becomes.
-        digest: 32 bytes of all that these depend on besides the model.
-        token_id: what stands for each of these in a prompt.
+        digest: a hash (32 bytes) of everything that these tokens depend on besides the model.
+        token_id: the id that stands for each of these tokens in a prompt.
         size: the height and width in which it is seen.
     """
 
@@ -75,7 +75,7 @@ def normalized(levels: Levels, settings: ImageSettings) -> NDArray[np.float32]:
 
 
 def chosen_pan_and_scan(asked: object, settings: ImageSettings) -> PanAndScan | None:
-    """What the argument ``pan_and_scan`` of a call means: None for the model's own way, True, False, or a
+    """Resolves the argument ``pan_and_scan`` of a call: None for the model's own setting, True, False, or a
     mapping of values that replace the model's.
 
     >>> chosen_pan_and_scan({"max_num_crops": 2}, ImageSettings())
@@ -100,7 +100,7 @@ def chosen_pan_and_scan(asked: object, settings: ImageSettings) -> PanAndScan | 
 
 
 def crops_of(height: int, width: int, how: PanAndScan) -> list[tuple[int, int, int, int]]:
-    """The parts (top, left, height, width) of an image in which it is seen besides as a whole.
+    """The parts (top, left, height, width) in which an image is also seen, in addition to the whole.
 
     >>> crops_of(300, 700, PanAndScan())
     [(0, 0, 300, 350), (0, 350, 300, 350)]
@@ -122,8 +122,8 @@ def crops_of(height: int, width: int, how: PanAndScan) -> list[tuple[int, int, i
 
 
 def chosen_budget(asked: object, config: VisionConfig) -> int | None:
-    """The most tokens of an image that the argument ``image_tokens`` of a call asks for; None where an image
-    always has the same number of them."""
+    """The most tokens of an image that the argument ``image_tokens`` of a call asks for; None if an image
+    always has the same number of tokens."""
     if isinstance(config, SiglipConfig | MobileNetConfig):
         if asked is not None:
             raise UnsupportedError(f"image_tokens: every image of this model has {config.tokens} tokens")

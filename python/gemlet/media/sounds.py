@@ -1,8 +1,8 @@
-"""From anything that is a sound to its samples: :func:`read_sound`.
+"""Turns a sound in any form into its samples: :func:`read_sound`.
 
-soundfile decodes files, and PyAV those that may have pictures too (:mod:`.tracks`), and nothing else:
-everything after that is the core's. What a file says of itself is
-not trusted: it is looked at before it is decoded, and no more is decoded than is heard.
+soundfile only decodes files, and PyAV those that may also have pictures (:mod:`.tracks`); the core does
+everything after that. A file's own claims are not trusted: it is checked before it is decoded, and only the
+part that is heard is decoded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["MOST_FILE_BYTES", "Sound", "decoded_bytes", "read_sound", "read_soun
 
 MOST_FILE_BYTES = 1 << 28
 _MOST_DECODED = 1 << 28  # samples of all channels
-_MARGIN = 1  # seconds that are decoded behind what is heard, which resampling looks at
+_MARGIN = 1  # seconds that are decoded after the part that is heard, because resampling needs them
 _EXPECTED = (
     "expected a path, the bytes of a file, an open file, an array of samples at 16 kHz, or (samples, rate) "
     "with samples [n] or [n, channels] in float32 or int16"
@@ -65,7 +65,7 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
             rate = int(rate)
         if type(rate) is not int:
             raise InvalidRequestError(
-                f"{name}: the sampling rate is {show_argument(rate)}, expected an integer behind the samples"
+                f"{name}: the sampling rate is {show_argument(rate)}, expected an integer after the samples"
             )
         return _from_array(samples, rate, name, most)
     if isinstance(sound, Mapping):
@@ -102,8 +102,8 @@ def read_sound_of_video(video: object, name: str, *, most: int | None = None) ->
 
 
 def decoded_bytes(data: bytes) -> int:
-    """How much memory the sound in a file takes when it is decoded, by what its header says; 0 for what
-    :func:`read_sound` refuses."""
+    """The memory that the sound in a file takes when it is decoded, by its header; 0 if :func:`read_sound`
+    refuses it."""
     if container_of(data[:HEAD_BYTES]) is not None:
         try:
             seconds, rate = track_seconds(io.BytesIO(data), "")

@@ -1,6 +1,6 @@
 """The sound in a container of video, such as MP4 or WebM: :func:`read_track`.
 
-PyAV decodes it. The packets are counted before one is decoded, and no more is decoded than is heard.
+PyAV decodes it. The packets are counted before one is decoded, and only the part that is heard is decoded.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Track:
 
 
 def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track | None:
-    """The first sound in the container ``file``, the mean of its channels; None where it has only pictures.
-    Of more than ``most_seconds`` the first ones.
+    """The first sound in the container ``file``, the mean of its channels, at most the first
+    ``most_seconds``; None if it has only pictures.
 
     Raises :class:`InvalidRequestError` for a sound that is damaged, empty or too long, and
     :class:`UnsupportedError` where PyAV is not installed; ``name`` names the argument.

@@ -1,8 +1,8 @@
-"""From anything that is a video to the frames that a model sees: :func:`read_video`.
+"""Turns a video in any form into the frames that a model sees: :func:`read_video`.
 
-PyAV decodes files, and nothing else: everything after that is the core's. What a file says of itself is not
-trusted. Its packets are counted before one is decoded, only common containers and codecs are read, and one
-frame is in memory at a time.
+PyAV only decodes files; the core does everything after that. A file's own claims are not trusted: its packets
+are counted before one is decoded, only common containers and codecs are read, and one frame is in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def read_video(
 
 
 def decoded_bytes(data: bytes) -> int:
-    """How much memory the video in a file takes while it is decoded, by what its header says; 0 for what
-    :func:`read_video` refuses."""
+    """The memory that the video in a file takes while it is decoded, by its header; 0 if :func:`read_video`
+    refuses it."""
     try:
         with _opened(io.BytesIO(data), "") as (_, stream):
             return 4 * stream.width * stream.height + _KEPT_BYTES
@@ -133,7 +133,7 @@ def _from_file(
         scan = _scan(container, stream, name, choose)
         indices = choose(scan.frames, scan.rate)
         seen, total = _see(container, stream, indices, name, see)
-        if len(seen) < len(indices):  # some packets have no frame: VP8 and AVI know such
+        if len(seen) < len(indices):  # some packets have no frame, in VP8 and AVI
             if total == 0:
                 raise InvalidRequestError(f"{name}: no frame of the file can be decoded")
             indices = choose(total, scan.rate)
@@ -156,7 +156,7 @@ def _stream(container: InputContainer, name: str) -> VideoStream:
         if not one.disposition & type(one.disposition).attached_pic  # the cover of a recording
     ]
     if not pictures:
-        raise InvalidRequestError(f"{name}: the file has no picture, at most sound; pass it as audio")
+        raise InvalidRequestError(f"{name}: the file has no pictures; if it has sound, pass it as audio")
     stream = pictures[0]
     codec = getattr(stream.codec_context, "name", "unknown")
     if codec not in _DECODERS:
@@ -218,7 +218,7 @@ def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Cho
 def _check_complete(
     container: InputContainer, stream: VideoStream, packets: int, end: Fraction, name: str
 ) -> None:
-    """Of containers whose reader does not notice where a file is cut. (That of MP4 does.)"""
+    """Checks containers whose reader does not notice that a file is cut. (MP4's reader does.)"""
     kind = container.format.name
     if kind == "avi" and packets < stream.frames:
         raise InvalidRequestError(

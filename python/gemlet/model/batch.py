@@ -28,16 +28,17 @@ Prompt = str | Sequence[int] | NDArray["np.integer[Any]"]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray["np.integer[Any]"]]
 _MOST = 16  # continuations of a prompt
 _MOST_TEXTS = 65_536  # texts of one call
-FIRST = 16  # elements of a list that tell what it is of
+FIRST = 16  # elements of a list that show its type
 
 
 def prompts_of(prompt: object) -> list[object] | None:
-    """The prompts where it is a list of them, texts or lists of token ids; None where it is a single one.
+    """The prompts if there are several (texts or lists of token ids); None for a single prompt.
 
     >>> prompts_of(["The door", [2, 5]]), prompts_of([2, 5]), prompts_of("The door")
     (['The door', [2, 5]], None, None)
     """
-    # The first ones tell: a list of token ids may have millions, and its length is to be judged first.
+    # The first elements show the type: a list of token ids may have millions, and its length is checked
+    # first.
     if not isinstance(prompt, (list, tuple)) or not any(_is_prompt(one) for one in prompt[:FIRST]):
         return None
     check_count(len(prompt))
@@ -55,7 +56,7 @@ def check_count(prompts: int, continuations: int = 1) -> None:
         each = f" with {continuations} continuations of each" if continuations > 1 else ""
         raise InvalidRequestError(
             f"prompt: got {prompts} prompts{each}, expected at most {_MOST_TEXTS} texts in one call; "
-            "call it in parts"
+            "split them over several calls"
         )
 
 
@@ -99,7 +100,7 @@ def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
 def arranged(
     prompt: object, options: Mapping[str, Any], results: list[Generation]
 ) -> Generation | list[Generation]:
-    """The results as they were asked for: the best of each prompt's, and a single one by itself."""
+    """The results in the form asked for: the best of each prompt, or a single result by itself."""
     count, written = counts_of(options)
     if options.get("best_of") is not None:
         groups = [results[start : start + written] for start in range(0, len(results), written)]

@@ -1,4 +1,4 @@
-"""The arguments by name of what one asks of a model: those of a request, and the generation options."""
+"""The keyword arguments of calls to a model: those of a request, and the generation options."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class PromptOptions(_OfChat, total=False):
 
 
 class ToolOptions(ChatOptions, total=False):
-    """Options of a reply before which tools may be run."""
+    """Options of a reply that may run tools first."""
 
     run_tools: bool
     max_tool_rounds: int
@@ -113,7 +113,7 @@ class ManyToolOptions(ToolOptions, total=False):
 
 _OF_FORMS = """\
 json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
-    next three need the extra "grammar"; at most one of them. A thought or a call of a tool may come first.
+    next three need the extra "grammar"; at most one of them. A thought or a tool call may come first.
 regex: the whole text matches this regular expression.
 choice: the text is one of these.
 grammar: the text follows this grammar in llguidance's form of Lark.
@@ -147,8 +147,8 @@ def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _described() -> list[str]:
-    """What is said of all options of GenerationConfig, by lines. Python 3.13 takes the indentation of
-    docstrings away, earlier versions keep it."""
+    """The lines of GenerationConfig's docstring about its options. Python 3.13 removes the indentation of
+    docstrings; earlier versions keep it."""
     described = (GenerationConfig.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0].splitlines()
     indent = len(described[0]) - len(described[0].lstrip())
     return [*_OF_FORMS.splitlines(), *(line[indent:] for line in described)]

@@ -60,10 +60,10 @@ class Chatting:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
         Args:
-            messages: roles system (or developer), user and assistant, and tool for the result of a call;
-                where the format has no system role, a system message joins the first user turn. A string is
-                the only message, of the user. :attr:`Generation.message` is the reply in this form.
-            config: how to generate, as in :meth:`generate`. Stop strings count in the answer alone.
+            messages: roles system (or developer), user and assistant, and tool for the result of a call. If
+                the format has no system role, a system message joins the first user turn. A string is a
+                single message of the user. :attr:`Generation.message` is the reply in this form.
+            config: how to generate, as in :meth:`generate`. Stop strings count only in the answer.
             adapter, timeout, n, best_of: as in :meth:`generate`. With ``n`` the result is a list.
             tools: functions the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
                 "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
@@ -71,23 +71,24 @@ class Chatting:
                 :attr:`Generation.tool_calls`; nothing is called, except with ``run_tools``.
             tool_choice: "auto"; "none" to leave the tools out; "required" for a reply that calls at least
                 one, or a mapping ``{"type": "function", "function": {"name": ...}}`` for a call of that one.
-                The last two need the extra ``grammar``. With ``run_tools`` they count for the first reply.
+                The last two need the extra ``grammar``. With ``run_tools`` they apply to the first reply.
             thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
             thinking_budget: most tokens of its thoughts, 0 for none. When they are spent, the thought ends,
                 and the model answers. None: only ``max_tokens`` limits them.
             continue_final_message: the last message is the beginning of the assistant's reply, which the
-                model goes on with. The text of the result is only what the model adds.
-            load_audio_from_video: the model also hears the videos in the messages: the sound of each comes
-                behind its frames. A model that does not hear refuses it.
+                model continues. The text of the result is only the continuation.
+            load_audio_from_video: the model also hears the videos in the messages: the sound of each follows
+                its frames. A model that does not hear refuses it.
             run_tools: run the Python functions in ``tools`` that the model calls, give it their results, and
-                so on. What goes wrong with a call, the model is told. :attr:`Generation.messages` is all
-                that was said.
-            max_tool_rounds: how many replies' calls are run at most. The last reply may call tools again.
+                so on. The model is told what goes wrong with a call. :attr:`Generation.messages` has all
+                messages.
+            max_tool_rounds: the most replies whose calls are run. The last reply may call tools again.
             approve: asked with a :class:`gemlet.chat.ToolCall` before a function is run; only True allows it.
             (the options of GenerationConfig)
 
         Raises:
-            UnsupportedError: the model has no chat format, or tools or thinking are asked of one without.
+            UnsupportedError: the model has no chat format, or the format lacks the tools or thinking asked
+                for.
             InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
 
         >>> import gemlet
@@ -150,7 +151,7 @@ class Chatting:
         **options: Unpack[ManyChatOptions],
     ) -> TextStream:
         """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`. With ``n``,
-        :attr:`Chunk.index` says whose a chunk is.
+        :attr:`Chunk.index` names the reply of a chunk.
 
         Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete, and as
         :attr:`Chunk.call_pieces` while it is written, its name first. No function is called.

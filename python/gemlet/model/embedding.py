@@ -1,4 +1,4 @@
-"""From the texts, images and sounds that an embedding model reads to unit vectors."""
+"""Turns texts, images and sounds into unit vectors, with an embedding model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TextToEmbed = str | Sequence[int] | NDArray["np.integer[Any]"] | Sequence[Mappin
 
 
 def checked_dimensions(dimensions: object, size: int) -> int:
-    """How many numbers of each vector to keep, ``size`` for None; raises :class:`InvalidRequestError`."""
+    """The number of values of each vector to keep, ``size`` for None; raises :class:`InvalidRequestError`."""
     count = size if dimensions is None else dimensions
     if type(count) is not int or not 1 <= count <= size:
         raise InvalidRequestError(
@@ -52,8 +52,8 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
 
 @record(frozen=True)
 class _Work:
-    """What is computed: the texts that have tokens, each with its place among all, and with its media; zeros
-    for all vectors; the adapter."""
+    """The work of a call: the texts that have tokens, each with its index among all and its media; an array
+    of zeros for all vectors; the adapter."""
 
     places: list[int]
     texts: list[array[int]]
@@ -101,9 +101,9 @@ class Embedding:
             dimensions: keep the first numbers of each vector, and divide by the length again. Models trained
                 as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow it. None: all.
             images: of a model that sees: the images of one text, or for several texts a list of images for
-                each; a path, the bytes of a file, a Pillow image or an array. They belong where the text has
-                the model's marker of an image (EmbeddingGemma 2: ``<|image|>``), or their placeholders where
-                it is token ids; an empty text is made of nothing but them.
+                each; a path, the bytes of a file, a Pillow image or an array. They replace the model's
+                markers of images in the text (EmbeddingGemma 2: ``<|image|>``), or their placeholders in
+                token ids. An empty text consists only of them.
             videos: of a model that sees, likewise (``<|video|>``): files, or ``(frames, frames per
                 second)``. It sees a frame of every second, and 32 of a longer video, with at most 70 tokens
                 each.
@@ -113,7 +113,7 @@ class Embedding:
             image_tokens: the most soft tokens of an image: 70, 140, 280, 560 or 1120. None: as the model's
                 files say.
             adapter: the name of a loaded adapter to compute with; None: the model alone.
-            truncate: cut a text that is longer than the context instead of raising; one with images or
+            truncate: cut a text that is longer than the context instead of raising. A text with images or
                 sounds is never cut.
             empty: "error", or "zero" for a row of zeros where a text is empty.
 
@@ -123,7 +123,7 @@ class Embedding:
 
         Raises:
             UnsupportedError: the model writes text and makes no embeddings, or it does not see, or hear.
-            InvalidRequestError: an empty text, an unknown prompt, something that is no image or sound, a
+            InvalidRequestError: an empty text, an unknown prompt, something that is not an image or sound, a
                 wrong number of dimensions, text for a model without tokenizer, a token id out of range, an
                 adapter that is not loaded.
             ContextLengthError: a text is longer than the context.
@@ -154,8 +154,8 @@ class Embedding:
         truncate: bool = False,
     ) -> list[list[int]]:
         """The token ids that :meth:`embed` reads for each text: with the prompt, BOS and EOS, and with the
-        placeholders of images and sounds. Given to :meth:`embed` in the place of the texts, with the same
-        images and sounds, they have the same vectors.
+        placeholders of images and sounds. Given to :meth:`embed` instead of the texts, with the same images
+        and sounds, they give the same vectors.
 
         Raises:
             UnsupportedError, InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`embed`.

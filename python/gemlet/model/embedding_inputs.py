@@ -1,4 +1,4 @@
-"""What a caller gives to embed, as checked token ids, images and sounds: :class:`EmbeddingInputs`."""
+"""Turns the inputs to embed into checked token ids, images and sounds: :class:`EmbeddingInputs`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = ("image", "video", "audio")
 
 @record(frozen=True)
 class Embedded:
-    """What one vector is of.
+    """The input of one vector.
 
     Attributes:
         ids: empty where the vector is zero. Placeholders stand for the ``inputs``, of which nothing is
@@ -50,12 +50,12 @@ class EmbeddingInputs:
         truncate: object = False,
         empty: object = "error",
     ) -> list[Embedded]:
-        """What each of ``texts`` is, with ``prompt`` before it; ids are taken as they are. A text that is too
-        long is cut if ``truncate``, unless it has media, and one that is empty has no ids if ``empty`` is
-        "zero". ``media`` are the arguments of the call for images, videos and audio.
+        """The input for each of ``texts``, with ``prompt`` before it; ids are taken as they are. If
+        ``truncate``, a text that is too long and has no media is cut. An empty text has no ids if ``empty``
+        is "zero". ``media`` are the arguments of the call for images, videos and audio.
 
-        Raises what :class:`Reader` does, with the place of every text that is wrong, and
-        :class:`InvalidRequestError` for no list of texts.
+        Raises the errors of :class:`Reader`, with the place of every wrong text, and
+        :class:`InvalidRequestError` if there is no list of texts.
         """
         if truncate is not True and truncate is not False:
             raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
@@ -64,7 +64,7 @@ class EmbeddingInputs:
         is_one = isinstance(texts, str)
         if is_one:
             texts = [texts]
-        # The vectors of a set would be in any order.
+        # The vectors of a set would have no fixed order.
         other = isinstance(texts, (bytes, bytearray, Mapping, Set))
         if other or not isinstance(texts, Iterable) or (is_array(texts) and texts.ndim == 0):
             raise InvalidRequestError(
@@ -115,7 +115,7 @@ class EmbeddingInputs:
         if _is_parts(text):
             if inputs:
                 raise InvalidRequestError(
-                    f"{name}: got parts, and images, videos or audio besides; give all of them as parts"
+                    f"{name}: got parts, and also images, videos or audio; give all of them as parts"
                 )
             return self._read_parts(text, prompt, options, name, truncate)
         if isinstance(text, str):

@@ -1,4 +1,4 @@
-"""What a model hears: from the sounds of a call to soft tokens in its prompt, :class:`Hearing`."""
+"""Turns the sounds of a call into soft tokens in its prompt: :class:`Hearing`."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = ["Heard", "Hearing", "SoftRows"]
 
 _MOST_SOUNDS = 256  # sounds of a call
 
-SoftRows = tuple[int, NDArray["np.float32"]]  # the first token that they take the place of, and the rows
+SoftRows = tuple[int, NDArray["np.float32"]]  # the first token that they replace, and the rows
 
 
 @record(frozen=True)
 class Heard:
-    """A sound as the encoder will get it.
+    """A sound, prepared for the encoder.
 
     Attributes:
         samples: float32, mono, at 16 kHz.
         tokens: how many placeholders stand for it.
-        digest: 32 bytes of all that its soft tokens depend on besides the model.
-        seconds: of the whole sound, of which no more is heard than there are samples.
+        digest: a hash (32 bytes) of everything that its soft tokens depend on besides the model.
+        seconds: the length of the whole sound; only the samples are heard.
     """
 
     samples: NDArray[np.float32]
@@ -50,7 +50,7 @@ class Heard:
 
 
 class Hearing:
-    """The encoder of a loaded model, and what it made of the sounds that were heard last."""
+    """The encoder of a loaded model, and its soft tokens of the most recent sounds."""
 
     def __init__(self, resident: Resident, config: TextConfig) -> None:
         self._resident = resident
@@ -62,7 +62,7 @@ class Hearing:
 
     @property
     def token_id(self) -> int | None:
-        """What stands for a soft token of a sound; None for a model that does not hear."""
+        """The id that stands for a soft token of a sound; None for a model that does not hear."""
         return None if self._config.audio is None else self._config.audio.token_id
 
     def sounds(self, audio: object, name: str = "audio") -> list[Heard]:

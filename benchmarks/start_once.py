@@ -1,0 +1,25 @@
+"""One start of a model, which start.py measures in a new process. Prints the times of its parts as JSON."""
+
+import json
+import sys
+import time
+
+marks = [("interpreter", time.process_time(), time.monotonic())]
+
+
+def mark(name: str) -> None:
+    marks.append((name, time.process_time(), time.monotonic()))
+
+
+import gemlet  # noqa: E402
+
+mark("import gemlet")
+gemlet.load  # noqa: B018
+mark("gemlet.load")
+model = gemlet.load(sys.argv[1], max_context=4096)
+mark("load()")
+stream = model.stream("The", max_tokens=1, temperature=0)
+mark("stream()")
+next(stream)
+mark("first token")
+print(json.dumps([marks, len(sys.modules), "numpy" in sys.modules]))
