@@ -1142,4 +1142,4 @@ MOST_SOUND_SECONDS: int = 3600
 PASS_TEXTS: int = 32
 PASS_TOKENS: int = 512
 SOUND_RATE: int = 16000
-__version__: str = ""
+__version__: str = "0.1.0"
