@@ -71,8 +71,7 @@ void register_prefix_cache(py::module_& m) {
           py::arg("ids"), py::kw_only(), py::arg("media") = MediaPairs(), py::arg("adapter") = py::none(),
           py::arg("cache_salt") = 0,
           "About the kept text with the longest beginning in common with `ids`: its tokens in common, how many of them "
-          "a "
-          "text can begin with, and a few tokens that follow them in the kept text.")
+          "a text can begin with, and a few tokens that follow them in the kept text.")
       .def(
           "save",
           [](PrefixCache& cache, const TokenIds& ids, int descriptor, const MediaPairs& media,

@@ -184,11 +184,8 @@ void register_requests(py::module_& m) {
           },
           py::arg("position"), py::arg("mask"), py::arg("behind") = std::vector<int32_t>(),
           "Sets which ids may be the token after `position` others of a masked request: uint32 [n], a bit for each id, "
-          "the "
-          "lowest first; None: all. The engine does not choose the token before. `behind`: the last of these others, "
-          "where "
-          "they "
-          "are only guessed. A mask for a token that was chosen meanwhile changes nothing.")
+          "the lowest first; None: all. The engine does not choose the token before. `behind`: the last of these "
+          "others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.")
       .def_property_readonly(
           "guessed", [](const Ticket& ticket) { return ticket->guessed(); },
           "How many tokens of a masked request were chosen, and the ids that are guessed to come next.")

@@ -93,9 +93,7 @@ void register_scheduler(py::module_& testing) {
       py::arg("model"), py::arg("requests"), py::arg("seconds_of"),
       "The steps that the engine's scheduler would make for requests, without computing anything: when each ends, in "
       "seconds, and how far it takes which requests. A request is its time of arrival, the tokens of its prompt and "
-      "how "
-      ""
-      "many tokens it writes. They are in the order of arrival. seconds_of(rows): the time of a step.");
+      "how many tokens it writes. They are in the order of arrival. seconds_of(rows): the time of a step.");
 }
 
 }  // namespace gemlet::bindings

@@ -1,4 +1,4 @@
-"""What happens to a server whose disk is full, whose files others lock, remove, replace or let expire."""
+"""A server whose disk is full, or whose files are locked, removed or replaced by others, or expire."""
 
 from __future__ import annotations
 
@@ -100,6 +100,24 @@ def test_a_batch_waits_for_room(server: RunningServer, monkeypatch: pytest.Monke
     assert (status(), tries[1:6]) == ("completed", ["in_progress"] * 5)
 
 
+def test_a_batch_whose_failure_cannot_be_written(server: RunningServer) -> None:
+    store = store_of(server)
+    good = store.put_batch
+    tries: list[str] = []
+
+    def put(owner: str, document: Any, *, over: bool) -> None:
+        tries.append(document["status"])
+        if len(tries) > 1:
+            raise ZeroDivisionError
+        good(owner, document, over=over)
+
+    with mock.patch.object(store, "put_batch", side_effect=put):
+        begin(server, upload(server).json["id"])
+        until(lambda: len(tries) == 3)
+        assert server.ask("GET", "/health").status == 200  # the event loop goes on
+    assert tries == ["validating", "in_progress", "failed"]
+
+
 def test_a_file_that_another_process_locks(server: RunningServer, tmp_path: Path) -> None:
     from gemlet.server.file_store import FileStore
 
@@ -146,28 +164,6 @@ def test_expired_files_leave_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
             other.execute("update files set expires = 1 where id = ?", (file,))
         other.close()
         until(lambda: not store.path(file).exists())
-
-
-def test_another_file_of_keys(tmp_path: Path) -> None:
-    from gemlet.server.keys import KeyStore
-    from gemlet.server.settings import Settings
-
-    found = {}
-    for name in ("old", "new"):
-        keys = KeyStore(str(tmp_path / name), create=True)
-        found[name] = keys.create("a")
-        keys.close()
-    with serving(Settings(port=0, keys=str(tmp_path / "old"))) as server:
-
-        def statuses() -> list[int]:
-            return [server.ask("GET", "/v1/models", key=found[name]).status for name in ("old", "new")]
-
-        assert statuses() == [200, 401]
-        (tmp_path / "no keys").write_text("no database")
-        os.replace(tmp_path / "no keys", tmp_path / "old")
-        assert statuses() == [200, 401]
-        os.replace(tmp_path / "new", tmp_path / "old")
-        assert statuses() == [401, 200]
 
 
 def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:

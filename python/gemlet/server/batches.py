@@ -182,6 +182,8 @@ class Batches:
                 _log.error(
                     "batch", extra={"fields": {"batch": document["id"], "error": type(error).__name__}}
                 )
+                if failure is not None:  # not even the failure can be written
+                    break
                 failure = "server_error", "the server failed; its log says why"
         work.unlink(missing_ok=True)
 

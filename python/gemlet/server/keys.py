@@ -120,8 +120,6 @@ class KeyStore:
             raise ModelFileError(f"{path}: cannot be used as a file of keys: {error}") from None
         self._known: dict[str, tuple[bytes, Key]] = {}
         self._version: object = None
-        self._patience = patience
-        self._place = _place(path)
 
     def _prepare(self) -> None:
         (version,) = self._db.execute("pragma user_version").fetchone()
@@ -206,26 +204,10 @@ class KeyStore:
         return self._known.get(identifier, (_NOBODY, None))[1]
 
     def _refresh(self) -> None:
-        self._follow()
         (version,) = self._db.execute("pragma data_version").fetchone()
         if version != self._version:
             self._version = version
             self._read()
-
-    def _follow(self) -> None:
-        """Opens the file anew if another one has taken its place. One that cannot be used changes nothing."""
-        try:
-            place = _place(self.path)
-            if place == self._place:
-                return
-            self._place = place
-            other = KeyStore(self.path, patience=self._patience)
-        except (OSError, ModelFileError) as error:
-            if not isinstance(error, FileNotFoundError):
-                _log.error("keys not read", extra={"fields": {"error": str(error)}})
-            return
-        self._db.close()
-        self._db, self._version = other._db, None
 
     def _read(self) -> None:
         self._known.clear()
@@ -282,12 +264,6 @@ class KeyStore:
         )
         names = ("day", "key", "model", "requests", "prompt_tokens", "completion_tokens")
         return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def _place(path: str) -> tuple[int, int]:
-    """What tells a file from another one of its name."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
 
 
 _ID_END = len("gemlet-") + 12
