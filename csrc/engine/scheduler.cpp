@@ -6,6 +6,7 @@ namespace gemlet {
 namespace {
 
 constexpr int64_t kLeastPiece = 16;  // the rows of a tile
+constexpr int64_t kMostWaiters = 4;  // texts that wait, for each one that is written: more of them do not count
 constexpr int64_t kOldestTurn = 4;   // once in this many steps the prompt that has waited longest comes first
 constexpr int64_t kQuickTurn = 16;   // once in this many steps a prompt may keep the others out of its last step
 
@@ -69,12 +70,16 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
   }
   if (readers.empty()) return parts;
   const int64_t writers = static_cast<int64_t>(parts.size()), room = limits_.rows - writers;
+  const auto waiters = static_cast<int64_t>(readers.size() + waiting_.size());
   int64_t wanted = writers > 0 ? std::min(room, times.prompt_tokens(writers)) : room;
   // Some more tokens may be read if that finishes the prompt, because they are not worth another step.
-  const int64_t most = std::min(room, 2 * wanted);
+  int64_t most = std::min(room, 2 * wanted);
   // The more texts are written in a step, the less each of them costs.
-  const bool more_read = static_cast<int64_t>(readers.size() + waiting_.size()) > writers;
-  if (more_read) wanted = most;
+  const bool more_read = waiters > writers;
+  if (more_read && writers > 0) {
+    const int64_t each = std::clamp<int64_t>(waiters / writers, 2, kMostWaiters);
+    wanted = most = std::min(room, wanted * each);
+  }
 
   Job* const oldest = *std::min_element(readers.begin(), readers.end(), [](const Job* a, const Job* b) {
     return a->priority() != b->priority() ? a->priority() > b->priority() : a->number < b->number;

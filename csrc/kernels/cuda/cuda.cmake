@@ -48,10 +48,12 @@ endfunction()
 function(gemlet_emulate_driver target)
   set_source_files_properties(${GEMLET_CUDA_KERNELS} PROPERTIES LANGUAGE CXX)
   add_library(gemlet_emulated_cuda MODULE ${GEMLET_CUDA_KERNELS} kernels/cuda/emulated/cuda.cpp
-    kernels/cuda/emulated/driver.cpp)
+    kernels/cuda/emulated/driver.cpp base/error.cpp)
   target_include_directories(gemlet_emulated_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
   target_compile_options(gemlet_emulated_cuda PRIVATE $<$<CONFIG:Release>:-O3> -ffp-contract=off)
   target_link_libraries(gemlet_emulated_cuda PRIVATE Threads::Threads)
+  # A name that is missing stops the build. Otherwise the library would not open, as if the machine had no driver.
+  target_link_options(gemlet_emulated_cuda PRIVATE $<$<NOT:$<BOOL:${GEMLET_SANITIZE}>>:-Wl,--no-undefined>)
   add_dependencies(${target} gemlet_emulated_cuda)
   set_source_files_properties(backend/cuda/driver.cpp PROPERTIES
     COMPILE_DEFINITIONS "GEMLET_EMULATED_LIBCUDA=\"$<TARGET_FILE:gemlet_emulated_cuda>\"")
