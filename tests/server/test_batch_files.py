@@ -196,7 +196,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, there: bytes) -> None:
     source, output = write(tmp_path / "in", [request("a", prompt="x", max_tokens=1)]), tmp_path / "out"
     output.write_bytes(there)
-    with pytest.raises(ModelFileError, match="is no answer of a batch"):
+    with pytest.raises(ModelFileError, match="is not an answer of a batch"):
         run(source, output)
     assert output.read_bytes() == there
 
@@ -218,6 +218,6 @@ def test_the_requests_are_not_the_output(tmp_path: Path, link: str) -> None:
         output.symlink_to(source)
     elif link == "hard":
         output.hardlink_to(source)
-    with pytest.raises(ModelFileError, match="the file of the requests"):
+    with pytest.raises(ModelFileError, match="is the same file as the requests"):
         run(source, output)
     assert source.read_bytes() == before
