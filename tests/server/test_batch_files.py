@@ -131,8 +131,9 @@ def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "nested too deep"),
+        (json.dumps(request("b", prompt="?")).replace('"?"', "[" * 64 + "]" * 64), "nested too deep"),
         ("[1]", "expected an object"),
         ("{}", "custom_id"),
         (json.dumps(request("") | {"custom_id": 5}), "custom_id"),
@@ -155,7 +156,7 @@ def test_a_wrong_line_is_named_before_anything_is_computed(line: str, message: s
 def test_wrong_files_and_numbers(tmp_path: Path) -> None:
     source = write(tmp_path / "in", [request("a", prompt="x")])
     (tmp_path / "text").write_text("a diary\n")
-    with pytest.raises(ModelFileError, match="no answer of a batch"):
+    with pytest.raises(ModelFileError, match="line 1 is not an answer of a batch"):
         run(source, tmp_path / "text")
     assert (tmp_path / "text").read_text() == "a diary\n"
     with pytest.raises(ModelFileError, match="cannot be read"):

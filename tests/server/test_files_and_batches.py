@@ -257,11 +257,11 @@ def test_every_endpoint(client: Any, endpoint: str, body: Any, kind: str) -> Non
     [
         (b"", 1, "no requests"),
         (b"\n\n", 1, "no requests"),
-        (lines([chat()]) + b"{", 2, "no JSON"),
+        (lines([chat()]) + b"{", 2, "not JSON"),
         (lines([chat()], "/v1/completions"), 1, "url"),
         (lines([chat()]) * 2, 2, "earlier line"),
-        (lines([chat()]) + b"[" * 50_000, 2, "no JSON"),
-        (b"\xff\xfe", 1, "no JSON"),
+        (lines([chat()]) + b"[" * 50_000, 2, "nested too deep"),
+        (b"\xff\xfe", 1, "not JSON"),
         (lines([chat()]) + b'{"x":"' + b"[" * 95_000 + b'"}', 2, "custom_id"),
     ],
 )

@@ -170,6 +170,7 @@ def test_requests_per_minute(server: RunningServer, store: Any) -> None:
     third = server.post(CHAT, BODY, key=key)
     assert (third.status, third.error["type"]) == (429, "rate_limit_error")
     assert 1 <= int(third.headers["retry-after"]) <= 62
+    assert third.error["message"].endswith(f"try again in {third.headers['retry-after']} s")
     assert float(third.headers["x-ratelimit-reset-requests"].removesuffix("s")) > 50
     assert server.ask("GET", "/v1/models", key=key).status == 200  # reading is not counted
 
@@ -222,7 +223,9 @@ def test_concurrent(server: RunningServer, store: Any) -> None:
         connection.request("POST", CHAT, json.dumps({**BODY, "stream": True}), {"X-Api-Key": key})
         while not begun:
             time.sleep(0.01)
-        assert server.post(CHAT, BODY, key=key).status == 429
+        refused = server.post(CHAT, BODY, key=key)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert refused.error["message"] == "this key may have 1 concurrent requests; try again in 1 s"
         connection.close()
         server.wait_idle()
     assert server.post(CHAT, BODY, key=key).status == 200

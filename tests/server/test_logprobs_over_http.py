@@ -46,7 +46,7 @@ def test_chat(client: Any) -> None:
     assert plain.choices[0].logprobs.content[0].top_logprobs == []
     none = client.chat.completions.create(model="demo", messages=QUESTION, max_tokens=2)
     assert none.choices[0].logprobs is None
-    with pytest.raises(openai.BadRequestError, match="needs logprobs"):
+    with pytest.raises(openai.BadRequestError, match="send logprobs: true with it"):
         client.chat.completions.create(model="demo", messages=QUESTION, top_logprobs=2)
 
 

@@ -384,7 +384,7 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
         ("[models.x]\nwieghts = 'q4'", "did you mean weights"),
         ("[models.x]\nweights = 'q7'", "weights is 'q7'"),
         ("[modles]", "did you mean models"),
-        ("[server", "is no TOML"),
+        ("[server", "is not TOML"),
         ("[models.x]\nsource = 5", "expected text"),
         ("[models.'a b']", "alias"),
         ("server = 5", "tables"),

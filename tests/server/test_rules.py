@@ -493,7 +493,7 @@ def test_without_keys_only_loopback() -> None:
     from gemlet.server.settings import Settings
 
     for host in ("0.0.0.0", "::", "192.168.1.1", "example.com", "127.0.0.1.example.com"):
-        with pytest.raises(InvalidRequestError, match="without keys the server listens on loopback alone"):
+        with pytest.raises(InvalidRequestError, match="without keys the server listens only on loopback"):
             Settings(host=host)
     for host in ("127.0.0.1", "localhost", "::1"):
         Settings(host=host)

@@ -130,7 +130,7 @@ def test_what_is_no_shieldgemma() -> None:
     from gemlet.server.models import Models
 
     models = Models(specs, "shield")
-    with pytest.raises(ConfigError, match="no ShieldGemma"):
+    with pytest.raises(ConfigError, match="name a ShieldGemma model"):
         models.load()
     models.close()
     assert app is not None

@@ -113,9 +113,12 @@ def _lines(source: Shown, longest: int) -> Iterator[tuple[int, bytes]]:
 def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
     if line.count(b"[") + line.count(b"{") > _MOST_CONTAINERS:
         raise WrongLineError(source, number, f" has more than {_MOST_CONTAINERS} opening brackets")
+    too_deep = f" is nested too deep; its body may have at most {MOST_DEPTH} levels"
     try:
         request = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise WrongLineError(source, number, too_deep) from None
+    except ValueError as error:
         raise WrongLineError(source, number, f" is not JSON: {error}") from None
 
     def wrong(name: str, expected: str) -> WrongLineError:
@@ -125,7 +128,7 @@ def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[
     if not isinstance(request, dict):
         raise WrongLineError(source, number, f": expected an object, got {show_argument(request)}")
     if is_deeper(request, MOST_DEPTH + 1):  # the line itself is one level more
-        raise WrongLineError(source, number, f": its body is nested more than {MOST_DEPTH} levels deep")
+        raise WrongLineError(source, number, too_deep)
     name = request.get("custom_id")
     if not isinstance(name, str) or not 1 <= len(name) <= _MOST_ID:
         raise wrong("custom_id", f"1 to {_MOST_ID} characters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -192,12 +193,13 @@ def _span(seconds: float) -> str:
 
 
 def _too_many(what: str, limit: int, wait: float) -> Problem:
+    seconds = math.ceil(wait)
     return Problem(
         429,
-        f"this key may have {limit} {what}; try again in {wait:.0f} s",
+        f"this key may have {limit} {what}; try again in {seconds} s",
         kind="rate_limit_error",
         code="rate_limit_exceeded",
-        headers={"Retry-After": str(max(1, round(wait + 0.5)))},
+        headers={"Retry-After": str(seconds)},
     )
 
 
