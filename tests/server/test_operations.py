@@ -385,7 +385,7 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
         ("[models.x]\nweights = 'q7'", "weights is 'q7'"),
         ("[modles]", "did you mean models"),
         ("[server", "is not TOML"),
-        ("[models.x]\nsource = 5", "expected text"),
+        ("[models.x]\nsource = 5", "source of [models.x]: got 5, expected a text"),
         ("[models.'a b']", "alias"),
         ("server = 5", "tables"),
     ):

@@ -23,7 +23,7 @@ __all__ = ["status"]
 async def status(request: Request) -> Response:
     """The state of the server. Every key sees the models that it may use, their memory, and how many requests
     run. Only a key with the right "metrics" sees the totals of all requests and the usage of all keys. If the
-    server has no keys, everybody sees everything."""
+    server has no keys, everybody sees the totals."""
     service, key = service_of(request), call_of(request).key
     sees_all = key is None or "metrics" in key.rights
     is_ready = service.models.is_ready
