@@ -1,4 +1,4 @@
-"""``gemlet batch``: a file of requests, answered once each, whatever ends the runs."""
+"""``gemlet batch`` answers each request of a file once, however its runs end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of images, videos and sounds over HTTP, and no file of the server's machine."""
+"""Embeddings of images, videos and sounds over HTTP. No request can name a file of the server's machine."""
 
 from __future__ import annotations
 
