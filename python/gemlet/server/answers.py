@@ -145,7 +145,7 @@ class StreamAnswer(Response):
         self._stuck_seconds = stuck_seconds
         self._sent = time.monotonic()
         self._sending = 0
-        self._held = bytearray()  # not sent yet
+        self._held = bytearray()  # pieces that are not sent yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send

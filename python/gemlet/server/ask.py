@@ -194,8 +194,8 @@ class Choice:
 
     @property
     def mean_gap(self) -> float:
-        """The mean time in seconds between two tokens of the reply, as the engine measured it. For the tokens
-        that came in the first chunk nothing else is known."""
+        """The mean time in seconds between two tokens of the reply, as the engine measured it. It stands for
+        the tokens of the first chunk, whose own times are not known."""
         return self.result.decode_seconds / max(self.result.decode_tokens, 1)
 
     def cancel(self) -> None:

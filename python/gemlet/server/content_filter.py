@@ -87,7 +87,7 @@ class Filter(ABC):
 
 class ListFilter(Filter):
     """Searches texts for lists of words and patterns. The last ``window`` visible characters of a reply are
-    held back until more text comes. So no part is ever shown of a match that is not longer."""
+    held back until more text comes. So a match up to this length is never shown in part."""
 
     def __init__(self, words: WordList, window: int) -> None:
         self._words = words

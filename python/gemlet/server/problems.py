@@ -55,13 +55,13 @@ class Problem(Exception):  # noqa: N818  the error that clients see
 
 
 _OVERLOADED = {"Retry-After": "1"}
-_FUNCTIONS = ("chat", "embed", "generate")  # functions that not every model can do
+_FUNCTIONS = ("chat", "embed", "generate")  # functions that not every model has
 
 
 def problem_of(
     error: BaseException, *, hidden: str = "", shown: str = "", names: Mapping[str, str] = {}
 ) -> Problem:
-    """The problem that tells a client of ``error``.
+    """Makes the problem that tells a client about ``error``.
 
     Args:
         hidden, shown: messages of the library may name the source of the model, which may be a path of this
@@ -138,8 +138,7 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def _in_fields(message: str, names: Mapping[str, str]) -> str:
-    """The message about the field of the request. It begins with an argument of the library, or a place in
-    one, whose name is replaced."""
+    """Replaces the argument of the library with which a message begins by the field of the request."""
     found = _BEGINNING.match(message) if names else None
     if found is None:
         return message

@@ -208,8 +208,8 @@ class Settings:
     )
     filter_window: int = _setting(
         200,
-        "characters of a streamed reply that are held back, so that no part is shown of a word or match that "
-        "is not longer (default 200)",
+        "characters of a streamed reply that are held back, so that a word or match up to this length is "
+        "never shown in part (default 200)",
         _integer(1, 100_000),
         "N",
     )
