@@ -94,8 +94,7 @@ class Ask:
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str] | None:
-        """The function that decodes tokens, if the client gets tokens that are no part of its text; else
-        None."""
+        """The function that decodes tokens, if the client gets tokens that are not in its text; else None."""
         tokenizer = self.served.model.tokenizer
         shows = (self.shows_ids or "logprobs" in self.options) and self.options.get("stop")
         return tokenizer.decode if shows and tokenizer is not None else None

@@ -268,7 +268,7 @@ class ContentFilter:
         self, call: Call, said: Said, decode: Callable[[Sequence[int]], str] | None = None
     ) -> ReplyGate | None:
         """Makes the gate through which a reply goes; None if replies are not judged. ``decode`` is given if
-        the client gets tokens that are no part of the text, such as the tokens of a stop string. The gate
+        the client gets tokens that are not in the text, such as the tokens of a stop string. The gate
         judges their text, too."""
         if not self.is_on("reply"):
             return None

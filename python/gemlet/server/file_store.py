@@ -108,8 +108,8 @@ class FileStore:
         return self.folder / "files" / identifier
 
     def has(self, identifier: str, size: int | None = None) -> bool:
-        """Whether the content is there and has this size. A link does not count, because the server writes
-        none."""
+        """Whether the content is there and has this size. A link does not count, because the server never
+        writes one."""
         with contextlib.suppress(OSError):
             found = self.path(identifier).lstat()
             return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)

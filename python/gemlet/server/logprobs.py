@@ -90,7 +90,7 @@ def top_of_prompt(fields: Mapping[str, Any]) -> dict[str, int]:
     if "prompt_logprobs" not in fields:
         return {}
     if fields.get("stream"):
-        raise Problem(400, "prompt_logprobs: a stream has none; send stream: false", param="prompt_logprobs")
+        raise Problem(400, "prompt_logprobs: not in a stream; send stream: false", param="prompt_logprobs")
     return {"prompt_logprobs": fields["prompt_logprobs"]}
 
 

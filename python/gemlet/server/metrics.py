@@ -17,7 +17,7 @@ __all__ = ["CONTENT_TYPE", "Gauges", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model_name", "engine")
-# The steps of histograms are those of vLLM, so that dashboards for vLLM work.
+# Histograms have the same steps as in vLLM, so that dashboards for vLLM work.
 _FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
     *(640, 2560),
@@ -184,8 +184,8 @@ class Metrics:
                 yield gaps.family(f"{prefix}:inter_token_latency_seconds", model)
 
     def _adapter_requests(self, name: str, names: Collection[str]) -> Metric:
-        """Which adapters have replies that run, and which have replies that wait for their first token. The
-        labels are those of vLLM, and so is the value, which is the time."""
+        """Which adapters have replies that run, and which have replies that wait for their first token. As in
+        vLLM, the names are labels and the value is the time."""
         family = GaugeMetricFamily(
             name,
             "adapters of requests; the value is the time",

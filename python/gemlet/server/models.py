@@ -1,4 +1,4 @@
-"""The models that the server serves, by alias. An adapter is a model with a name of its own."""
+"""The models that the server serves, by alias. An adapter is a model with its own name."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Models:
 
     def find(self, name: str | None, shown: Collection[str] = ()) -> Served:
         """The model ``name``, or the first model for None. If there is none, raises :class:`Problem`, which
-        names the models that there are. If ``shown`` is given, it names only those of them."""
+        names all models. If ``shown`` is given, it names only the models that are also in ``shown``."""
         self.check_ready()
         if name is None:
             return next(iter(self._served.values()))

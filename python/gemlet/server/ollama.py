@@ -129,7 +129,7 @@ async def generate(request: Request) -> Response:
         return _loaded(request, fields, _as_response)
     if fields.get("raw"):
         if fields.get("images"):
-            raise Problem(400, "images: a raw prompt has none; leave raw out", param="images")
+            raise Problem(400, "images: a raw prompt cannot have images; leave raw out", param="images")
         ask = _ask(service, request, served, fields, prompt=prompt)
     else:
         system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []

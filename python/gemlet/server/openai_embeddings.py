@@ -126,7 +126,7 @@ async def embed(
             504, "the vectors took longer than the server allows", kind="timeout_error", code="timeout"
         ) from None
     except Exception as error:
-        # Errors about parts have an index even if there is one text, as those of check_sent_inputs() do.
+        # check_sent_inputs() writes an index even if there is only one text of parts, and so do these errors.
         texts_field = "texts[]" if is_list or with_parts else "texts"
         names = {texts_field: field, "prompt": "prompt_name"}
         raise problem_of(error, hidden=model.source, shown=served.name, names=names) from error
