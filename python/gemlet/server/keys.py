@@ -182,7 +182,7 @@ class KeyStore:
         self._version = None
         if done.rowcount == 0:
             raise InvalidRequestError(
-                f"there is no key {show(name)} that is in use; gemlet keys list --db {self.path} shows the keys"
+                f"there is no key {show(name)} that is in use; gemlet keys list --db {self.path} shows all"
             )
 
     def all(self) -> list[dict[str, Any]]:
