@@ -1,4 +1,4 @@
-"""A server that tests share, and the clients that speak with it."""
+"""A server that the tests share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The official client of Anthropic: messages at once and streamed, sync and async, counting, errors."""
+"""The official client of Anthropic: whole and streamed messages, sync and async, counting, errors."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def test_tools_as_new_clients_describe_them(client: Any) -> None:
 
 
 def test_tools_that_the_client_runs(client: Any) -> None:
-    """The client asks for messages that the server keeps, and then sends them all."""
+    """The client first asks the server to keep the messages. The server refuses, so the client sends them
+    all."""
 
     @anthropic.beta_tool
     def now() -> str:

@@ -55,7 +55,7 @@ def test_a_sound_in_a_chat(client: Any) -> None:
 
 @pytest.mark.extra("video")
 def test_the_sound_of_a_video(client: Any) -> None:
-    """A file of a video as a sound. (This model sees no videos, so that the option only changes that.)"""
+    """A file of a video is sent as a sound. (This model sees no videos, so the option is only for them.)"""
     data = base64.b64encode(clip(2, sound=True)).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "mp4"}}
     reply = client.chat.completions.create(model="hears", messages=question(part), max_tokens=1)
@@ -71,8 +71,8 @@ def test_the_sound_of_a_video(client: Any) -> None:
 
 
 def test_a_thought_ends_at_its_budget(client: Any) -> None:
-    """Whole and streamed. Behind the result of a tool, the prompt opens a thought,
-    which random weights do not end."""
+    """Whole and streamed. After the result of a tool, the prompt begins a thought, and a model with random
+    weights does not end it."""
     call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}
     conversation: Any = [
         {"role": "user", "content": "What time is it?"},
@@ -161,6 +161,6 @@ def test_nobody_reads_files_of_the_server(server: RunningServer, part: dict[str,
 def test_a_model_that_hears_nothing() -> None:
     with serving() as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-        with client, pytest.raises(openai.BadRequestError, match="hears no sound"):
+        with client, pytest.raises(openai.BadRequestError, match="cannot hear sound"):
             client.audio.transcriptions.create(model="demo", file=("a.wav", io.BytesIO(SOUND)))
         assert running.running() == 0

@@ -1,4 +1,4 @@
-"""``gemlet batch``: a file of requests, answered once each, whatever ends the runs."""
+"""``gemlet batch`` answers each request of a file once, however its runs end."""
 
 from __future__ import annotations
 
@@ -131,8 +131,9 @@ def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "nested too deep"),
+        (json.dumps(request("b", prompt="?")).replace('"?"', "[" * 64 + "]" * 64), "nested too deep"),
         ("[1]", "expected an object"),
         ("{}", "custom_id"),
         (json.dumps(request("") | {"custom_id": 5}), "custom_id"),
@@ -155,7 +156,7 @@ def test_a_wrong_line_is_named_before_anything_is_computed(line: str, message: s
 def test_wrong_files_and_numbers(tmp_path: Path) -> None:
     source = write(tmp_path / "in", [request("a", prompt="x")])
     (tmp_path / "text").write_text("a diary\n")
-    with pytest.raises(ModelFileError, match="no answer of a batch"):
+    with pytest.raises(ModelFileError, match="line 1 is not an answer of a batch"):
         run(source, tmp_path / "text")
     assert (tmp_path / "text").read_text() == "a diary\n"
     with pytest.raises(ModelFileError, match="cannot be read"):
@@ -196,7 +197,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, there: bytes) -> None:
     source, output = write(tmp_path / "in", [request("a", prompt="x", max_tokens=1)]), tmp_path / "out"
     output.write_bytes(there)
-    with pytest.raises(ModelFileError, match="is no answer of a batch"):
+    with pytest.raises(ModelFileError, match="is not an answer of a batch"):
         run(source, output)
     assert output.read_bytes() == there
 
@@ -218,6 +219,6 @@ def test_the_requests_are_not_the_output(tmp_path: Path, link: str) -> None:
         output.symlink_to(source)
     elif link == "hard":
         output.hardlink_to(source)
-    with pytest.raises(ModelFileError, match="the file of the requests"):
+    with pytest.raises(ModelFileError, match="is the same file as the requests"):
         run(source, output)
     assert source.read_bytes() == before

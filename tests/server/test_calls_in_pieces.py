@@ -124,7 +124,7 @@ def test_responses(server: RunningServer) -> None:
             ("function_call", "incomplete"),
             ("message", "completed"),
         ]
-        # What there was of the call does not come back as one.
+        # The unfinished call does not become a call of the next request.
         sent: Any = [item.model_dump(exclude_none=True) for item in cut.output]
         question: Any = {"role": "user", "content": "And?"}
         again = client.responses.create(model="demo", input=[*sent, question], max_output_tokens=2)
@@ -132,7 +132,7 @@ def test_responses(server: RunningServer) -> None:
 
 
 def test_a_filter_judges_calls_as_a_whole(tmp_path: Any) -> None:
-    """What it blocks is not shown in pieces."""
+    """If it blocks a call, no piece of the call is shown."""
     from gemlet.server.settings import Settings
 
     words = tmp_path / "words.txt"
@@ -148,7 +148,7 @@ def test_a_filter_judges_calls_as_a_whole(tmp_path: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_a_real_model(server: RunningServer) -> None:
-    """The call that it was told to write, with the same seed: in pieces, and whole."""
+    """With the same seed, the forced call is the same in pieces and as a whole."""
     city = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},

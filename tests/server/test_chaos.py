@@ -1,4 +1,4 @@
-"""Requests of every kind of nonsense: no answer is a failure of the server, and nothing is lost meanwhile."""
+"""Nonsense requests of every kind. The server never fails with 500, and frees everything that they took."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def mutated(value: Any, random_: random.Random) -> Any:
-    """``value`` with something odd somewhere in it."""
+    """A copy of ``value`` that has something odd in a random place."""
     if random_.random() < 0.15 or not isinstance(value, dict | list) or not value:
         return random_.choice(ODD)
     if isinstance(value, list):
@@ -143,8 +143,9 @@ def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
 
 
 def test_nothing_of_a_request_stays(server: RunningServer) -> None:
-    """What a request had is freed when it is over, however it ended, also while its connection is kept open.
-    It may be large, and has a file descriptor; Python looks for cycles only by the number of objects."""
+    """Everything that a request took is freed when it is over, however it ended, even if its connection stays
+    open. It may be large, and it has a file descriptor. If it were in a cycle, it would stay until Python has
+    made many new objects."""
     from starlette.requests import Request
 
     from gemlet.generation.async_stream import AsyncTextStream
@@ -164,7 +165,7 @@ def test_nothing_of_a_request_stays(server: RunningServer) -> None:
 
     long = {"max_tokens": 900, "ignore_eos": True}
     gc.collect()
-    gc.freeze()  # it looks only at what is made from here on
+    gc.freeze()  # the collector now looks only at objects that are made after this
     gc.disable()
     try:
         for path, body in [

@@ -1,5 +1,6 @@
-"""A server in a process of its own among requests of every kind of nonsense, rude clients, floods and huge
-bodies: nothing fails, nothing is lost, its memory stays. GEMLET_CHAOS says how many requests (200)."""
+"""A server in its own process gets nonsense requests of every kind, rude clients, floods and huge bodies. It
+never fails, frees everything, and its memory does not grow. GEMLET_CHAOS sets the number of requests (default
+200)."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ from support.waiting import until
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.slow]
 COUNT = int(os.environ.get("GEMLET_CHAOS", "200"))
-PARTS = 4  # of the published document; making its requests takes most of the time, and a part has one core
-MOST_AGAIN = 8  # how often a request is sent again, each time with less of what was wrong
-ROUNDS = 12  # of rude clients
-NOT_OF_THE_DEMO = ("/v1/embeddings", "/api/embed")  # it makes none
+PARTS = 4  # parts of the published document, each for one core: most of the time goes into making requests
+MOST_AGAIN = 8  # how often a request is sent again, each time with fewer mistakes
+ROUNDS = 12  # rounds of rude clients
+NOT_OF_THE_DEMO = ("/v1/embeddings", "/api/embed")  # the demo model makes no embeddings
 
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, str]]:
-    """A server whose prefix cache is soon full, and a key that may have replies of three tokens."""
+    """A server whose prefix cache is soon full, and a key whose replies may have at most three tokens."""
     from gemlet.server.keys import KeyStore, Limits
 
     file = str(tmp_path_factory.mktemp("keys") / "keys.db")
@@ -46,7 +47,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process,
 
 
 def operations() -> list[Any]:
-    """Those of the published document, as schemathesis knows them."""
+    """The operations of the published document, as schemathesis reads them."""
     schemathesis = optional("schemathesis")
     if schemathesis is None:
         return []
@@ -59,8 +60,8 @@ def operations() -> list[Any]:
 
 
 def mended(body: Mapping[str, Any], right: Mapping[str, Any], answer: Answer) -> dict[str, Any] | None:
-    """The body, with ``right`` or nothing in the place of the field that the answer names first; None if it
-    names none that is not right already."""
+    """A copy of the body in which the first field that the answer names is corrected: it has its value from
+    ``right``, or is left out. None if the answer names no field that can be corrected."""
     said = answer.json["error"]
     said = said if isinstance(said, str) else said["message"]
     places = {
@@ -79,8 +80,8 @@ def mended(body: Mapping[str, Any], right: Mapping[str, Any], answer: Answer) ->
 @pytest.mark.extra("test-chaos")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_published_document(limited: tuple[Process, str], part: int) -> None:
-    """Requests made from it, right and wrong ones. Most have several faults. One that is refused is sent
-    again without what the answer names, until the server does what it asks for."""
+    """Valid and invalid requests are made from it. Most have several mistakes. A refused request is sent
+    again without the mistake that the answer names, until the server accepts it."""
     server, key = limited
     client = RunningServer(server.port, None)
     schemathesis = optional("schemathesis")
@@ -165,8 +166,8 @@ def test_rude_clients(limited: tuple[Process, str]) -> None:
 
 
 def test_a_thousand_slow_clients() -> None:
-    """What a fast client waits, among slow and stuck ones. (On a busy machine, others disturb the one and the
-    other: the best of six rounds counts.)"""
+    """How long a fast client waits while there are slow and stuck clients. (On a busy machine, other
+    processes disturb both measurements, so the best of six rounds counts.)"""
     with spawned("--idle-seconds", "300", "--body-seconds", "300", "--stuck-seconds", "300") as server:
         client = RunningServer(server.port, None)
 
@@ -184,7 +185,7 @@ def test_a_thousand_slow_clients() -> None:
             alone = latency()
             with slow_clients(server.port, 1000):
                 written, before = 0, -1
-                while written != before:  # until the streams have got stuck
+                while written != before:  # until the streams are stuck
                     time.sleep(0.5)
                     before, written = written, server.status()["models"][0]["engine"]["generated_tokens"]
                 ratios.append(latency() / alone)

@@ -1,4 +1,4 @@
-"""The content filter: what is found, what a client sees of it in each dialect, and what is held back."""
+"""The content filter: what it finds, what it holds back, and what a client sees in each dialect."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def gate(words: Sequence[str], patterns: Sequence[str], window: int) -> Any:
 def shown(
     events: Sequence[Sequence[Any]], words: Sequence[str], patterns: Sequence[str] = ()
 ) -> tuple[list[Any], bool]:
-    """The events that get through, of steps with these, and whether the reply was blocked."""
+    """Sends steps with these events through the gate. Returns the events that get through, and whether the
+    reply was blocked."""
 
     async def main() -> tuple[list[Any], bool]:
         through, found = gate(words, patterns, 12), []
@@ -217,12 +218,12 @@ def test_thoughts_and_calls_are_judged_too() -> None:
     assert not blocked
     kinds = [kind for kind, _ in itertools.groupby(events, type)]
     assert kinds == [Reasoning, Content, ToolCall, Content]
-    # The end of one kind and the beginning of another are no word.
+    # The end of one kind of text and the beginning of another do not make a word together.
     assert shown([[Reasoning("gob")], [Content("lin")]], ["goblin"])[1] is False
 
 
 def test_tokens_are_held_until_all_is_judged() -> None:
-    """Tokens and their log probabilities come before their text where that may be a stop string."""
+    """If a text may be a stop string, its tokens and their log probabilities come before the text."""
 
     async def main(last: str) -> list[tuple[int, int] | None]:
         through, counts = gate(["goblin"], [], 12), []
@@ -288,7 +289,7 @@ def test_replies(server: RunningServer, path: str, stream: bool) -> None:
         answer = server.post(path, body_of(path, "Who is there?", stream=stream))
     assert answer.status == 200
     assert begun[0].was_cancelled
-    until(lambda: begun[0].was_closed)  # behind the end of the answer
+    until(lambda: begun[0].was_closed)  # it closes after the end of the answer
     assert b"gob" not in answer.body
     assert b"More" not in answer.body
     assert b"All is well" in answer.body
@@ -335,7 +336,7 @@ def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
 
 
 def test_no_text_hides(server: RunningServer) -> None:
-    """In names, in what looks like an image, in parts that become one text, behind JSON's escapes."""
+    """Not in names, a part that looks like an image, parts that become one text, or JSON's escapes."""
 
     def status(messages: Any, tools: Any = None) -> Any:
         body = {"messages": messages, "max_tokens": 1, **({"tools": tools} if tools else {})}
@@ -387,7 +388,7 @@ def test_odd_parts_are_no_failure(server: RunningServer) -> None:
 def test_metrics_and_log(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     server.post("/v1/chat/completions", {"messages": BAD})
-    # The line of the test before may come late.
+    # The log line of the previous test may come late.
     line = until(lambda: [r for r in caplog.records if "filter" in getattr(r, "fields", ())])[0]
     assert line.getMessage() == "request"
     assert line.fields["filter"] == ["prompt:words:block"]  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""Web pages of other origins: nobody by default; those of the allow list as browsers expect it."""
+"""Web pages of other origins. By default none is allowed. Allowed origins get the answers that browsers
+expect."""
 
 from __future__ import annotations
 

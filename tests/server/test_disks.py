@@ -1,4 +1,4 @@
-"""A server whose disk is full, or whose files are locked, removed or replaced by others, or expire."""
+"""A server whose disk is full, or whose files expire, or are locked, removed or replaced by others."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_batch_waits_for_room(server: RunningServer, monkeypatch: pytest.Monke
 
     def put(owner: str, document: Any, *, over: bool) -> None:
         tries.append(document["status"])
-        if 1 < len(tries) < 6:  # its first words are its own
+        if 1 < len(tries) < 6:  # the first write, which makes the batch, succeeds
             raise FULL
         good(owner, document, over=over)
 
@@ -114,7 +114,7 @@ def test_a_batch_whose_failure_cannot_be_written(server: RunningServer) -> None:
     with mock.patch.object(store, "put_batch", side_effect=put):
         begin(server, upload(server).json["id"])
         until(lambda: len(tries) == 3)
-        assert server.ask("GET", "/health").status == 200  # the event loop goes on
+        assert server.ask("GET", "/health").status == 200  # the event loop still runs
     assert tries == ["validating", "in_progress", "failed"]
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_another_process_locks(server: RunningServer, tmp_path: Path
 
     alike, store = FileStore(str(tmp_path / "alike")), store_of(server)
     ((milliseconds,),) = alike._db.execute("pragma busy_timeout")
-    assert milliseconds <= 100  # the event loop waits for so long
+    assert milliseconds <= 100  # the event loop stands still for so long
     alike.close()
     other = sqlite3.connect(store.folder / "files.db", isolation_level=None)
     other.execute("begin immediate")

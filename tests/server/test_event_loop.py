@@ -1,4 +1,4 @@
-"""What takes long for one request holds up no other: the server answers while it is done."""
+"""Long work for one request does not hold up other requests: the server answers them meanwhile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUESTION: Any = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens"
 
 @contextmanager
 def answering_during(server: RunningServer, owner: object, name: str) -> Iterator[None]:
-    """``owner.name`` returns only after the server has answered another request meanwhile."""
+    """Makes ``owner.name`` wait until the server has answered another request."""
     real = getattr(owner, name)
     begun, answered = threading.Event(), threading.Event()
 
@@ -86,7 +86,7 @@ def test_while_a_grammar_is_compiled(server: RunningServer, more: dict[str, Any]
 def test_while_a_long_text_is_encoded_or_decoded(server: RunningServer) -> None:
     with answering_during(server, requests.Requests, "replies"):
         long = {"role": "user", "content": "a door " * 5000}
-        assert server.post(CHAT, {**QUESTION, "messages": [long]}).status == 400  # beyond the context
+        assert server.post(CHAT, {**QUESTION, "messages": [long]}).status == 400  # too long for the context
     with answering_during(server, gemlet.Tokenizer, "decode"):
         assert server.post("/detokenize", {"tokens": [5] * 1000}).status == 200
 

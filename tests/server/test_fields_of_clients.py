@@ -1,5 +1,5 @@
-"""Every field that the official clients can send is in the tables: supported, without an effect, or refused
-by name. The guide names all that are supported."""
+"""Every field that the official clients can send is in the tables, as supported, without an effect, or
+refused by name. The guide names all supported fields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON: Any = {"type": "function", "id": "x", "function": {"name": "f", "arguments
 
 
 def names_of(kind: Any) -> set[str]:
-    """The fields of a dictionary with types, or of each of several."""
+    """The names of the fields of a typed dictionary, or of a union of several."""
     members = get_args(kind)
     return set().union(*map(names_of, members)) if members else set(kind.__annotations__)
 
@@ -52,7 +52,7 @@ def fields_of_anthropic(endpoint: str) -> set[str]:
         names = names_of(message_count_tokens_params.MessageCountTokensParams)
         return names | names_of(beta.message_count_tokens_params.MessageCountTokensParams) - {"betas"}
     names = names_of(message_create_params.MessageCreateParams)
-    return names | names_of(beta.message_create_params.MessageCreateParams) - {"betas"}  # a header
+    return names | names_of(beta.message_create_params.MessageCreateParams) - {"betas"}  # betas is a header
 
 
 def fields_of_ollama(endpoint: str) -> set[str]:
@@ -115,7 +115,7 @@ def test_the_guide_names_what_is_supported() -> None:
 
     code = re.findall(r"```.*?```|`[^`\n]+`", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     words = set(re.findall(r"\w+", " ".join(code)))
-    silent = {"verbose", "name"}  # of /api/show: does nothing; its older name for model
+    silent = {"verbose", "name"}  # of /api/show: verbose changes nothing, name is an older form of model
     for way in ROUTES:
         table = way.table or {}
         supported = {name for name, kind in table.items() if not isinstance(kind, Ignored | Refused)}

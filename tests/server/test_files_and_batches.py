@@ -1,4 +1,4 @@
-"""Files and batches over HTTP, with OpenAI's client: what each owner sees, limits, restarts, kills."""
+"""Files and batches over HTTP with OpenAI's client: what each owner sees, limits, restarts, kills."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client_of(server: RunningServer, key: str = "none") -> Any:
 
 
 def lines(requests: Sequence[Any], url: str = CHAT) -> bytes:
-    """A request a line, of these bodies; their names are their numbers."""
+    """A line for each body, with a request whose name is its number."""
     made = [
         {"custom_id": str(i), "method": "POST", "url": url, "body": body} for i, body in enumerate(requests)
     ]
@@ -234,7 +234,7 @@ def test_a_batch(client: Any) -> None:
     assert bad["5"]["response"]["body"]["error"]["param"] == "max_tokens"
     assert batch.usage.output_tokens == 20
     assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
-    assert client.batches.cancel(batch.id) == batch  # too late, and harmless
+    assert client.batches.cancel(batch.id) == batch  # it is too late, so this changes nothing
     assert client.batches.list(limit=1).data[0].id == batch.id
 
 
@@ -257,11 +257,11 @@ def test_every_endpoint(client: Any, endpoint: str, body: Any, kind: str) -> Non
     [
         (b"", 1, "no requests"),
         (b"\n\n", 1, "no requests"),
-        (lines([chat()]) + b"{", 2, "no JSON"),
+        (lines([chat()]) + b"{", 2, "not JSON"),
         (lines([chat()], "/v1/completions"), 1, "url"),
         (lines([chat()]) * 2, 2, "earlier line"),
-        (lines([chat()]) + b"[" * 50_000, 2, "no JSON"),
-        (b"\xff\xfe", 1, "no JSON"),
+        (lines([chat()]) + b"[" * 50_000, 2, "nested too deep"),
+        (b"\xff\xfe", 1, "not JSON"),
         (lines([chat()]) + b'{"x":"' + b"[" * 95_000 + b'"}', 2, "custom_id"),
     ],
 )
@@ -380,7 +380,7 @@ def test_owners(tmp_path: Path) -> None:
                 call(batch.id)
         with pytest.raises(openai.NotFoundError):
             bob.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
-        # The batch leaves a place to what somebody waits for.
+        # The batch leaves a place for requests for which somebody waits.
         body = {"messages": QUESTION, "max_tokens": 2}
         assert server.post(CHAT, body, key=keys[0]).status == 200
         batch = wait(alice, batch.id)
@@ -388,7 +388,7 @@ def test_owners(tmp_path: Path) -> None:
         rows = {row["key"]: row for row in store.usage() if row["model"]}
         assert rows["alice"]["completion_tokens"] >= 90
         assert "bob" not in rows
-        # A key that is revoked ends its batches.
+        # When a key is revoked, its batches end.
         begun = begin(alice, lines([chat(500) for _ in range(200)]))
         store.revoke("alice")
         batches = server.server.app.service.batches

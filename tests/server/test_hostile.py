@@ -1,4 +1,4 @@
-"""What hostile clients found: memory of bodies, room for uploads, texts in the logs of others."""
+"""Faults that hostile clients could use: the memory of bodies, the room for uploads, texts in other logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT = "/v1/chat/completions"
 
 
 def test_bodies_count_until_their_requests_are_answered() -> None:
-    """They waited in memory, without a limit, to be parsed and answered."""
+    """There was no limit for bodies that waited in memory to be parsed and answered."""
     from gemlet.chat import Content
     from gemlet.server.settings import Settings
 
@@ -49,7 +49,7 @@ def test_bodies_count_until_their_requests_are_answered() -> None:
         assert (refused.status, refused.error["type"]) == (503, "overloaded_error")
         for _ in range(5):
             assert server.post(CHAT, {**large, "max_tokens": 1}).status == 200
-        for _ in range(5):  # what is refused gives its room back, too
+        for _ in range(5):  # a refused body frees its room, too
             assert server.post(CHAT, {**large, "surprise": 1}).status == 400
         assert server.server.app.service.bodies._held == 0
 
@@ -86,7 +86,7 @@ def test_a_revoked_key_ends_what_runs(tmp_path: Path, stream: bool) -> None:
 
 
 def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
-    """Many at a time would have filled the disk, each within the limit."""
+    """Many uploads at a time could fill the disk, although each of them was within the limit."""
     from gemlet.server.file_store import FileStore
 
     store = FileStore(str(tmp_path / "data"))
@@ -102,7 +102,7 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
 
 
 def test_the_log_of_others_has_no_text() -> None:
-    """asyncio's messages quote errors that nobody took, and these quote prompts."""
+    """Messages of asyncio quote errors that nobody handled, and these may quote prompts."""
     from gemlet.server.logs import JSONLines
 
     record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "exception=ValueError('a secret')", (), None)
@@ -112,7 +112,8 @@ def test_the_log_of_others_has_no_text() -> None:
 
 
 def test_a_body_with_two_lengths_ends_the_connection() -> None:
-    """A proxy may take one of them, and this server the other: the rest would then be a request."""
+    """A proxy may use one of them, and this server the other. The rest of the body would then be read as a
+    request."""
     inner = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
     both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (len(inner) + 5)
     received = b""
@@ -130,7 +131,7 @@ def test_a_body_with_two_lengths_ends_the_connection() -> None:
 
 
 def test_an_integer_of_too_many_digits() -> None:
-    """The message was Python's, which told of a function."""
+    """The client got Python's own message, which names a function."""
     with serving() as server:
         error = server.post("/v1/completions", b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}").error
     assert "more than 4300 digits" in error["message"]
@@ -144,7 +145,7 @@ from gemlet.base.patterns import _Pattern
 
 for info in pkgutil.walk_packages(gemlet.__path__, "gemlet."):
     if not info.name.endswith("__main__"):
-        with contextlib.suppress(ImportError):  # an extra that is not there
+        with contextlib.suppress(ImportError):  # an extra that is not installed
             importlib.import_module(info.name)
 found = [one for one in gc.get_objects() if isinstance(one, _Pattern)]
 assert len(found) > 90
@@ -180,7 +181,7 @@ def form(data: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path) -> None:
-    """They were ended by their next request alone, and the last reply went on to its end."""
+    """They ended only before their next request, and the last reply went on to its end."""
     from gemlet.chat import Content
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore
@@ -211,8 +212,8 @@ def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path)
 
 
 def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
-    """Whether Python could read it depended on who called: it was checked, and then ended the batch among the
-    answers of others."""
+    """Whether Python could read the line depended on the depth of the caller. The check accepted it, and then
+    it ended the batch between other answers."""
     from gemlet.server.batch_lines import WrongLineError, checked_ids
 
     source = tmp_path / "in.jsonl"
@@ -227,7 +228,7 @@ def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
 
 
 def test_a_key_sees_the_names_of_its_models_alone(tmp_path: Path) -> None:
-    """The error for an unknown name told all of them."""
+    """The error for an unknown name named all models."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import ModelSpec, Settings
 
@@ -246,7 +247,8 @@ def test_a_key_sees_the_names_of_its_models_alone(tmp_path: Path) -> None:
 
 
 def test_windows_of_a_server_that_starts_again(tmp_path: Path) -> None:
-    """The whole hour counted for the last minute. A clock that was wrong once counted for ever."""
+    """The usage of the whole hour counted for the last minute. Usage that was written while the clock was
+    wrong counted for ever."""
     from gemlet.server.call import Call
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.limits import Limiter

@@ -1,4 +1,4 @@
-"""Images over HTTP, with the clients of every dialect; and no file of the server's machine."""
+"""Images over HTTP with the clients of every dialect. No request can name a file of the server's machine."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_model_that_sees_nothing(server: RunningServer) -> None:
 
 
 def test_images_that_are_small_files_and_large_pictures(server: RunningServer) -> None:
-    """What they say of themselves is added up before one is decoded."""
+    """The sizes in their headers are added up before any image is decoded."""
     out = io.BytesIO()
     pillow.new("L", (6000, 6000)).save(out, "PNG")
     assert len(out.getvalue()) < 100_000

@@ -1,4 +1,4 @@
-"""Keys: how they are made, kept and revoked, what each may do, and what is counted."""
+"""Keys: how they are made, stored and revoked, what each may do, and what is counted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def store(server: RunningServer) -> Iterator[Any]:
-    """The file of keys, opened a second time, as gemlet keys does."""
+    """The file of keys, opened a second time, as ``gemlet keys`` opens it."""
     from gemlet.server.keys import KeyStore
 
     store = KeyStore(server.server.app.service.settings.keys)
@@ -95,7 +95,7 @@ def test_all_failures_are_the_same(server: RunningServer, store: Any) -> None:
 
 
 def test_comparing_takes_as_long(store: Any) -> None:
-    """Every attempt hashes once and compares all of the hash, whether or not there is such a key."""
+    """Every attempt hashes once and compares the whole hash, whether or not the key exists."""
     key = create(store, "timing").encode()
     attempts = {"right": key, "wrong": key[:-1] + b"!", "unknown": b"gemlet-" + b"0" * 12 + b"-" + b"0" * 64}
     for attempt in attempts.values():
@@ -170,6 +170,7 @@ def test_requests_per_minute(server: RunningServer, store: Any) -> None:
     third = server.post(CHAT, BODY, key=key)
     assert (third.status, third.error["type"]) == (429, "rate_limit_error")
     assert 1 <= int(third.headers["retry-after"]) <= 62
+    assert third.error["message"].endswith(f"try again in {third.headers['retry-after']} s")
     assert float(third.headers["x-ratelimit-reset-requests"].removesuffix("s")) > 50
     assert server.ask("GET", "/v1/models", key=key).status == 200  # reading is not counted
 
@@ -222,7 +223,9 @@ def test_concurrent(server: RunningServer, store: Any) -> None:
         connection.request("POST", CHAT, json.dumps({**BODY, "stream": True}), {"X-Api-Key": key})
         while not begun:
             time.sleep(0.01)
-        assert server.post(CHAT, BODY, key=key).status == 429
+        refused = server.post(CHAT, BODY, key=key)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert refused.error["message"] == "this key may have 1 concurrent requests; try again in 1 s"
         connection.close()
         server.wait_idle()
     assert server.post(CHAT, BODY, key=key).status == 200
@@ -252,7 +255,7 @@ def test_usage_while_another_process_keeps_the_file_locked(server: RunningServer
 
 
 def test_limits_begin_with_what_was_used_before(server: RunningServer, store: Any) -> None:
-    """The windows of a server that starts anew know the usage in the file."""
+    """After a restart, the windows begin with the usage in the file."""
     from gemlet.server.call import Call
     from gemlet.server.limits import Limiter
     from gemlet.server.problems import Problem
@@ -301,7 +304,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_usage_survives_a_kill(tmp_path: Path) -> None:
-    """What a client was told has ended is counted, whatever happens next."""
+    """If a client was told that its reply has ended, the reply is counted, whatever happens next."""
     from gemlet.server.keys import KeyStore
 
     path = str(tmp_path / "keys.db")

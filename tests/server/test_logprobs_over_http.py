@@ -1,4 +1,4 @@
-"""Log probabilities over HTTP are those of the library, at once and streamed."""
+"""Log probabilities over HTTP are the same as in the library, whole and streamed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_chat(client: Any) -> None:
     assert plain.choices[0].logprobs.content[0].top_logprobs == []
     none = client.chat.completions.create(model="demo", messages=QUESTION, max_tokens=2)
     assert none.choices[0].logprobs is None
-    with pytest.raises(openai.BadRequestError, match="needs logprobs"):
+    with pytest.raises(openai.BadRequestError, match="send logprobs: true with it"):
         client.chat.completions.create(model="demo", messages=QUESTION, top_logprobs=2)
 
 
@@ -68,7 +68,7 @@ def test_completions(client: Any) -> None:
 
 @pytest.mark.parametrize("prompt", ["The door", [2, 4018, 4021]])
 def test_an_echoed_prompt(client: Any, prompt: Any) -> None:
-    """As evaluations ask for it: a log probability for each token of the prompt but the first."""
+    """Evaluations ask for this: a log probability for each token of the prompt except the first."""
     with gemlet.load() as model:
         expected = model.generate(prompt, max_tokens=2, seed=1, n=2, logprobs=1, prompt_logprobs=1, echo=True)
     asked: Any = {"model": "demo", "prompt": prompt, "max_tokens": 2, "seed": 1, "echo": True}

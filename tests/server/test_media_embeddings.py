@@ -1,4 +1,4 @@
-"""Embeddings of images, videos and sounds over HTTP, and no file of the server's machine."""
+"""Embeddings of images, videos and sounds over HTTP. No request can name a file of the server's machine."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_video(server: RunningServer, folder: str) -> None:
         ([{"type": "image", "image": "/etc/passwd"}], r"input[0][0] is of type 'image'; send"),
         ([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}], "expected a data URL"),
         ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}], "input[0][0]"),
-        ([{"type": "input_audio", "input_audio": "/etc/passwd"}], "has to be an object with data"),
+        ([{"type": "input_audio", "input_audio": "/etc/passwd"}], "expected an object with data"),
         ([["a"], [{"type": "text", "text": "b"}]], "got"),
         ([{}], "input[0][0]: got {}"),
         ([[]], "expected a text"),
@@ -104,4 +104,4 @@ def test_wrong_parts(server: RunningServer, given: Any, message: str) -> None:
 def test_a_request_has_a_limit_of_parts(server: RunningServer) -> None:
     answer = ask(server, [[image_part()]] * 65)
     assert answer.status == 400
-    assert "at most 64 images and sounds" in answer.json["error"]["message"]
+    assert "at most 64 images, videos and sounds" in answer.json["error"]["message"]

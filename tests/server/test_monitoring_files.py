@@ -1,4 +1,4 @@
-"""The alerts and the board that come with the server name metrics that it has."""
+"""The alerts and the dashboard of the server use only metrics that it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors speak of the request's fields, and not of the library's arguments."""
+"""Errors name the fields of the request, not the arguments of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of Ollama: chat, generate, tags, show, ps; at once and streamed, sync and async."""
+"""The client of Ollama: chat, generate, tags, show, ps; whole and streamed, sync and async."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_chat_streamed(client: Any, greedy: gemlet.Generation) -> None:
 
 
 def test_generate(client: Any, greedy: gemlet.Generation) -> None:
-    """It puts the chat format around the prompt, unless it is raw."""
+    """The server puts the chat format around the prompt, unless ``raw`` is true."""
     reply = client.generate(model="demo", prompt="Who is there?", options=OPTIONS)
     assert reply.response == greedy.text
     with gemlet.load() as model:

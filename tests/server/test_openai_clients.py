@@ -1,4 +1,4 @@
-"""The official client of OpenAI: chat, completions, models; at once and streamed; sync and async."""
+"""The official client of OpenAI: chat, completions, models; whole and streamed; sync and async."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_prompt_of_several_replies_is_read_once(client: Any, server: Running
     reply = client.chat.completions.create(model="demo", messages=asked, max_tokens=4, n=8)
     read = model.stats()["prompt_tokens"] - before
     assert len(reply.choices) == 8
-    # A kept beginning ends with a whole block; what is behind it is read again.
+    # The kept beginning ends with a whole block; the tokens after it are read again.
     assert 600 < read < 3 * reply.usage.prompt_tokens
 
 

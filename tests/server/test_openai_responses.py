@@ -1,4 +1,4 @@
-"""The official client of OpenAI: responses at once and streamed, and conversations that go on."""
+"""The official client of OpenAI: whole and streamed responses, and conversations that are continued."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(server: RunningServer) -> Any:
 
 @pytest.fixture(scope="module")
 def expected() -> list[gemlet.Generation]:
-    """Two turns."""
+    """The replies of two turns."""
     messages: list[Any] = [{"role": "user", "content": "Who is there?"}]
     with gemlet.load() as model:
         first = model.chat(messages, max_tokens=12, temperature=0)
@@ -149,7 +149,7 @@ def test_another_key_does_not_see_it(tmp_path: Path) -> None:
         assert server.ask("DELETE", path, key=bob).status == 404
         assert server.post("/v1/responses", {**body, "previous_response_id": name}, key=bob).status == 404
         assert server.ask("GET", path, key=alice).status == 200
-        for _ in range(3):  # the last ones are kept, as many as there is memory for
+        for _ in range(3):  # only as many of the last responses are kept as there is memory for
             last = server.post("/v1/responses", body, key=alice).json["id"]
         assert server.ask("GET", path, key=alice).status == 404
         assert server.ask("GET", f"/v1/responses/{last}", key=alice).status == 200

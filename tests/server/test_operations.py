@@ -1,4 +1,4 @@
-"""What an operator does: starting, readiness, metrics, several models, settings, stopping."""
+"""The work of an operator: starting, readiness, metrics, several models, settings, stopping."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GOLDEN = ROOT / "tests/golden"
 
 @pytest.fixture(scope="module")
 def several() -> Iterator[RunningServer]:
-    """The demo model, a model with an adapter, and one of embeddings."""
+    """A server with the demo model, a model with an adapter, and a model of embeddings."""
     from gemlet.server.settings import ModelSpec
 
     adapter = {"tuned": str(GOLDEN / "adapters/gemma3-plain")}
@@ -106,7 +106,7 @@ def test_embeddings(several: RunningServer) -> None:
         expected = model.embed(texts, dimensions=8)
     openai = optional("openai")
     with openai.OpenAI(base_url=f"{several.url}/v1", api_key="none", max_retries=0) as client:
-        # The client asks for base64 unless told otherwise.
+        # The client asks for base64 by default.
         for more in ({}, {"encoding_format": "float"}):
             found = client.embeddings.create(model="vectors", input=texts, dimensions=8, **more)
             np.testing.assert_array_equal(np.float32([item.embedding for item in found.data]), expected)
@@ -123,7 +123,7 @@ def test_embeddings(several: RunningServer) -> None:
 
 
 def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
-    """A thread only reads long texts."""
+    """A thread only reads long texts, and does not wait for the vectors."""
     from gemlet.server import openai_embeddings
 
     body = {"model": "vectors", "input": [[2, 5, 7, 1]] * 40}
@@ -134,7 +134,7 @@ def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
         assert len(several.post("/v1/embeddings", body).json["data"]) == 40
     settings = several.server.app.service.settings
 
-    async def forever(*given: object, **named: object) -> None:  # a model may be done in no time
+    async def forever(*given: object, **named: object) -> None:  # a real model may end too soon
         await asyncio.Event().wait()
 
     with (
@@ -218,7 +218,7 @@ def test_what_vllm_calls_ping_and_load(server: RunningServer) -> None:
 
 
 def test_metrics_of_adapters() -> None:
-    """vLLM's gauge that routers read: which adapters have requests."""
+    """Routers read this gauge of vLLM, which names the adapters with requests."""
     from gemlet.server.settings import ModelSpec, Settings
 
     folder = str(GOLDEN / "gemma3-270m")
@@ -231,7 +231,7 @@ def test_metrics_of_adapters() -> None:
 
     with serving(Settings(vllm_metrics=True), [spec]) as server:
         before, seen = time.time(), []
-        for model in ("poems", "m"):  # the model's own requests are no adapter's
+        for model in ("poems", "m"):  # requests to the model itself do not count for an adapter
             with saying(0.3, chunk(Content("a")), 0.3, chunk(Content("b"), reason="stop")):
                 body = {"model": model, "prompt": [2, 5], "max_tokens": 2}
                 asking = threading.Thread(target=server.post, args=("/v1/completions", body))
@@ -272,7 +272,7 @@ def test_metrics() -> None:
         assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
         assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
         assert value(f"{prefix}:num_requests_running", **model) == 0
-        assert value(f"{prefix}:steps_total", **model) >= 4  # some write guessed tokens
+        assert value(f"{prefix}:steps_total", **model) >= 4  # some steps write drafted tokens
         assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         for name in (
             *("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"),
@@ -384,8 +384,8 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
         ("[models.x]\nwieghts = 'q4'", "did you mean weights"),
         ("[models.x]\nweights = 'q7'", "weights is 'q7'"),
         ("[modles]", "did you mean models"),
-        ("[server", "is no TOML"),
-        ("[models.x]\nsource = 5", "expected text"),
+        ("[server", "is not TOML"),
+        ("[models.x]\nsource = 5", "source of [models.x]: got 5, expected a text"),
         ("[models.'a b']", "alias"),
         ("server = 5", "tables"),
     ):
@@ -468,7 +468,7 @@ def _ignore(server: RunningServer) -> None:
 
 
 def test_the_command() -> None:
-    """gemlet serve answers, writes its log as lines of JSON, and SIGTERM ends it with 0."""
+    """``gemlet serve`` answers and writes its log as lines of JSON. SIGTERM ends it with the exit code 0."""
     command = [sys.executable, "-m", "gemlet", "serve", "--port", "0"]
     process = subprocess.Popen(command, env=environment_of(), stderr=subprocess.PIPE, text=True)
     try:

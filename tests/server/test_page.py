@@ -1,4 +1,4 @@
-"""The page at ``/`` as it is sent, and ``GET /status``, which it asks."""
+"""The files of the page at ``/``, and ``GET /status``, which the page asks for."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_an_image_is_dropped_sent_and_kept(page: Any) -> None:
     image, text = sent_parts(page)
     assert image["image_url"]["url"] == f"data:image/png;base64,{base64.b64encode(data).decode()}"
     assert text == {"type": "text", "text": "what is it?"}
-    assert page.locator(".problem").count() == 0  # the model itself has answered
+    assert page.locator(".problem").count() == 0  # the model has answered
     assert page.locator("#attachments").is_hidden()
     page.wait_for_selector(".user .sent canvas")
     page.reload()

@@ -1,5 +1,5 @@
-"""Replicas on Ray: what they answer, one that is killed under load, batches, and what begins alike.
-Skipped without the extra ``ray``."""
+"""Replicas on Ray: their answers, a replica that is killed under load, batches, and prompts with the same
+beginning. The tests are skipped without the extra ``ray``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_ray_data() -> None:
             assert answer["error"]["code"] == "invalid_line"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own use of pydantic
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Ray, because of how it uses pydantic
 def test_what_begins_alike() -> None:
     from gemlet.replicas.request import Request
     from gemlet.replicas.router import beginnings

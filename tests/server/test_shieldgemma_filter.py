@@ -1,4 +1,4 @@
-"""ShieldGemma as the server's content filter: with what it would say scripted, and with a tiny model."""
+"""ShieldGemma as the server's content filter, with scripted verdicts and with a tiny model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
 
 
 class Judge:
-    """In the place of a model's ``choose``: a text with "goblin" breaks the policy "hate"."""
+    """Replaces a model's ``choose``. A text with "goblin" breaks the policy "hate"."""
 
     def __init__(self) -> None:
         self.judged: list[str] = []
@@ -130,18 +130,18 @@ def test_what_is_no_shieldgemma() -> None:
     from gemlet.server.models import Models
 
     models = Models(specs, "shield")
-    with pytest.raises(ConfigError, match="no ShieldGemma"):
+    with pytest.raises(ConfigError, match="name a ShieldGemma model"):
         models.load()
     models.close()
     assert app is not None
 
 
-TEMPLATE = "{{ shield }}"  # in the place of the published one, which only its digest tells
+TEMPLATE = "{{ shield }}"  # replaces the published template, which is recognized by its digest
 QUESTIONS = ["Who is there?", "Why is the sea salt?", "Tell me of the old lamp in the hall."]
 
 
 def test_the_model_of_a_folder_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the server blocks is what the model in the folder finds more probable than the threshold."""
+    """The server blocks a text if the model in the folder gives "Yes" a probability above the threshold."""
     from gemlet.chat import ShieldGemmaFormat
     from gemlet.server.settings import ModelSpec, Settings
 

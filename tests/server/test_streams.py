@@ -1,4 +1,4 @@
-"""Streams that are silent, fail, take too long, or whose client goes away or gets stuck."""
+"""Streams that are silent, fail or take too long, and streams whose client goes away or gets stuck."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ END = chunk(Content("."), reason="stop")
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[RunningServer]:
-    """A server that pings early and loses patience soon."""
+    """A server with short times for pings and for stuck clients."""
     from gemlet.server.settings import Settings
 
     with serving(Settings(ping_seconds=0.1, stuck_seconds=0.5, idle_seconds=0.5)) as running:
@@ -42,7 +42,7 @@ def quick() -> Iterator[RunningServer]:
 
 
 def begin(server: RunningServer, path: str, *, buffer: int | None = None, **more: Any) -> socket.socket:
-    """Sends a request and leaves the answer in the connection, which holds about ``buffer`` bytes of it."""
+    """Sends a request, and does not read the answer. The connection holds about ``buffer`` bytes of it."""
     body = json.dumps({**ROUTES[path], "stream": True, **more}).encode()
     connection = connect(server.port, buffer=buffer)
     connection.sendall(head(path, len(body)) + body)
@@ -65,12 +65,12 @@ def test_what_is_there_at_once_is_sent_together(quick: RunningServer, path: str)
         received = b""
         while b"three" not in received:
             received += connection.recv(1 << 16)
-        assert b"four" not in received  # nothing waits for what is not there
+        assert b"four" not in received  # the server does not wait for the next chunk
         with connection.makefile("rb") as rest:
             while b"0\r\n\r\n" not in received:
                 received += rest.read1(1 << 16)
     _, _, body = received.partition(b"\r\n\r\n")
-    sent = re.split(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)  # what HTTP calls chunks
+    sent = re.split(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)  # the chunks of HTTP
     assert [piece for piece in sent if b"One " in piece and b"three " in piece]
     assert not [piece for piece in sent if b"three " in piece and b"four" in piece]
 
@@ -149,7 +149,7 @@ def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
 
 
 def test_a_connection_that_breaks_while_the_server_sends(quick: RunningServer) -> None:
-    """Whether the stream's own watch or the connection notices first, what is left is not computed."""
+    """The rest is not computed, whether the stream's own watch or the connection notices it first."""
     large = chunk(Content("x" * 100_000))
 
     async def watches_nothing(_: object) -> None:
@@ -172,7 +172,7 @@ def test_connections_that_send_nothing_or_half_a_request(quick: RunningServer) -
 
 
 def test_a_client_that_takes_nothing_of_an_answer(quick: RunningServer) -> None:
-    """The answer has been handed over as a whole, and most of it waits to be sent."""
+    """The server has given the whole answer to the connection, where most of it waits to be sent."""
     quick.wait_idle()
     with saying(chunk(Content("x" * 8_000_000)), END):
         connection = begin(quick, "/v1/completions", buffer=2048, stream=False)

@@ -1,4 +1,4 @@
-"""Replies of a given form, in the words of every dialect. A reply is cut by max_tokens, or has the form."""
+"""Replies of a given form, in every dialect. A reply has the form, unless max_tokens cuts it off."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_streamed_token_ids(server: RunningServer, expected: dict[str, gemlet.Ge
         for stop in (
             None,
             expected[path].text[-3:],
-        ):  # what may be a stop string is held back, its tokens are not
+        ):  # text that may be a stop string is held back, but its tokens are not
             chunks = list(create(model="demo", stream=True, stop=stop, extra_body=own, **asked))
             ids = [i for part in chunks for i in part.choices[0].token_ids]
             assert ids == expected[path].token_ids[: len(ids)]

@@ -1,4 +1,4 @@
-"""Calls of tools and thoughts, as the clients of each dialect see them, and as they send them back."""
+"""Calls of tools and thoughts: how the clients of each dialect see them, and how they send them back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_tool_choice(server: RunningServer, ask: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_a_forced_call(server: RunningServer, ask: Any) -> None:
-    """Also of a model that would not call anything by itself, in every dialect."""
+    """In every dialect, and even with a model that would not call anything by itself."""
     city = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
@@ -131,7 +131,7 @@ def test_a_forced_call(server: RunningServer, ask: Any) -> None:
 
 
 def test_thinking(server: RunningServer, ask: Any) -> None:
-    """The demo model does not think: it is said, not passed over."""
+    """The demo model does not think. A request for thoughts gets an error, and is not ignored."""
     for more in (
         {"reasoning_effort": "high"},
         {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
@@ -146,7 +146,8 @@ def test_thinking(server: RunningServer, ask: Any) -> None:
 
 
 def test_what_comes_back(server: RunningServer) -> None:
-    """The format gets reasoning under one name, and OpenAI's empty fields say nothing."""
+    """The chat format gets the reasoning under one name. The empty fields of OpenAI's messages change
+    nothing."""
     from gemlet.server.openai_chat import as_said
 
     message = {"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "a"}

@@ -1,4 +1,4 @@
-"""``gemlet top``: once, as JSON, on a terminal, with keys, and of servers that answer something else."""
+"""``gemlet top``: once, as JSON, on a terminal, with keys, and with servers that answer something else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT = ("--interval", "0.1")
 
 def test_once(server: RunningServer) -> None:
     server.post("/v1/completions", BODY)
-    for arguments in ((), ("--once",)):  # a pipe gets it once, too
+    for arguments in ((), ("--once",)):  # it is also shown once if the output is a pipe
         done = run("top", server.url, *SHORT, *arguments)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.decode().splitlines()
@@ -82,7 +82,7 @@ def test_on_a_terminal(server: RunningServer) -> None:
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    """The address of a server that answers so."""
+    """The address of a server that gives this answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each request, in the client's trace, without any text."""
+"""OpenTelemetry: each request has a span in the client's trace, without any text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Any
 
 
 def spans(exporter: Any, count: int) -> list[Any]:
-    """As many spans as soon as they have ended, without those of questions whether the server is ready."""
+    """Waits until so many spans have ended. Spans of questions whether the server is ready do not count."""
 
     def ended() -> list[Any]:
         found = [span for span in exporter.get_finished_spans() if span.name != "GET /ready"]
@@ -101,7 +101,7 @@ def test_a_client_that_wants_no_trace_has_none(traced: tuple[RunningServer, Any]
 
 
 def test_a_collector_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds up neither a reply nor the end."""
+    """A missing collector holds up neither a reply nor the end of the server."""
     from gemlet.server.settings import Settings
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")

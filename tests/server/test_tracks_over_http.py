@@ -1,4 +1,4 @@
-"""Videos that are seen and heard, over HTTP, with the clients of every dialect."""
+"""Videos that the model sees and hears, over HTTP, with the clients of every dialect."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_video_is_heard_if_it_is_asked_for(client: Any, monkeypatch: pytest.Mo
     assert heard(load_audio_from_video=True) > 0
     with pytest.raises(openai.BadRequestError, match="load_audio_from_video"):
         heard(load_audio_from_video="yes")
-    # What the sound takes counts too.
+    # The decoded size of the sound counts too.
     monkeypatch.setattr(sent_media, "MOST_DECODED", sent_media.video_bytes(VIDEO))
     assert heard() == 0
     with pytest.raises(openai.BadRequestError, match="when they are decoded"):
@@ -65,7 +65,7 @@ def test_a_video_is_heard_if_it_is_asked_for(client: Any, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def expected(client: Any) -> dict[str, int]:
-    """The tokens of the prompts that every dialect has to make."""
+    """The numbers of tokens that the prompts must have in every dialect."""
     video = {"type": "video_url", "video_url": {"url": URL}}
     sound = {"type": "input_audio", "input_audio": {"data": SOUND, "format": "wav"}}
     return {

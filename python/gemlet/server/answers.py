@@ -1,4 +1,4 @@
-"""Answers that watch their client: the work ends when the connection does, and a stream is never silent for
+"""Answers that watch their client: the work ends when the connection closes, and a stream is never silent for
 long."""
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gemlet.server.problems import ClientGone, Problem, forget_frames, key_revok
 __all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "until_revoked", "while_connected"]
 
 _Result = TypeVar("_Result")
-_MOST_HELD = 1 << 14  # bytes of pieces that are sent together
+_MOST_HELD = 1 << 14  # bytes; when so many are held, they are sent
 _as_text = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":")
-).encode  # made once: every token is a line
+).encode  # made once, because it encodes a line for every token
 
 
 def as_line(value: object) -> bytes:
@@ -58,8 +58,8 @@ async def _revoked(call: Call) -> None:
 
 
 async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any, Any, None]) -> _Result:
-    """What ``work`` returns. If a watcher ends before, the work is cancelled, and what the watcher raises is
-    raised, or :class:`ClientGone`."""
+    """Returns what ``work`` returns. If a watcher ends first, the work is cancelled. Then the exception of
+    the watcher is raised, or :class:`ClientGone` if the watcher returned."""
     tasks: list[asyncio.Task[Any]] = [asyncio.ensure_future(task) for task in (work, *watchers)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -77,24 +77,26 @@ async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What ``work`` returns. It is cancelled when the client goes away, and :class:`ClientGone` is raised; or
-    when the key is revoked, and :class:`Problem` is raised.
+    """Returns what ``work`` returns. If the client goes away, the work is cancelled and :class:`ClientGone`
+    is raised. If the key is revoked, the work is cancelled and :class:`Problem` is raised.
 
-    The body has to be read before.
+    The body of the request must have been read before.
     """
     return await _first_of(work, _gone(request.receive), _revoked(call_of(request)))
 
 
 async def until_revoked(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What ``work``, which reads a body, returns; :class:`Problem` when the key is revoked meanwhile."""
+    """Returns what ``work`` returns, which reads a body. If the key is revoked meanwhile, the work is
+    cancelled and :class:`Problem` is raised."""
     return await _first_of(work, _revoked(call))
 
 
 class Rest:
-    """How long streams rest between what they send: the longer, the more of them rest at the same time.
+    """The pauses that streams make after they have sent something. The more streams rest at the same time,
+    the longer each of them rests.
 
-    What a fast model writes meanwhile is sent together, because sending takes longer than writing a token.
-    Streams of a slow model wait for tokens and hardly rest.
+    The tokens that a fast model writes meanwhile are sent together, because sending takes longer than writing
+    a token. Streams of a slow model wait for tokens and hardly rest.
     """
 
     def __init__(self, step: float = 0.003, most: float = 0.1) -> None:
@@ -102,7 +104,7 @@ class Rest:
         self.resting = 0
 
     async def __call__(self, most: float) -> None:
-        """Rests, no longer than ``most`` seconds."""
+        """Rests for at most ``most`` seconds."""
         self.resting += 1
         try:
             await asyncio.sleep(min(self.step * self.resting, self.most, most))
@@ -111,13 +113,13 @@ class Rest:
 
 
 class StreamAnswer(Response):
-    """Pieces of an answer as they come.
+    """An answer that is sent in pieces as they come.
 
     Args:
-        pieces: what to send, once :meth:`flush` is called or there is much of it. An error that they raise is
-            sent as ``on_error`` writes it, and ends the answer.
-        ping: what to send when there was nothing for ``ping_seconds``; None sends nothing.
-        stuck_seconds: a client that takes nothing for so long is taken for gone.
+        pieces: what to send. They are held until :meth:`flush` is called, or until there are many bytes. If
+            they raise an error, the answer ends with what ``on_error`` makes of it.
+        ping: what to send when nothing was sent for ``ping_seconds``; None sends nothing.
+        stuck_seconds: a client that takes nothing for so long counts as gone.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class StreamAnswer(Response):
         super().__init__(None, media_type=media_type)
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
-        self.headers["x-accel-buffering"] = "no"  # proxies are to pass on what they get at once
+        self.headers["x-accel-buffering"] = "no"  # asks proxies to pass on each piece at once
         self._pieces = pieces
         self._call = call
         self._on_error = on_error
@@ -143,7 +145,7 @@ class StreamAnswer(Response):
         self._stuck_seconds = stuck_seconds
         self._sent = time.monotonic()
         self._sending = 0
-        self._held = bytearray()  # not sent yet
+        self._held = bytearray()  # pieces that are not sent yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -191,13 +193,13 @@ class StreamAnswer(Response):
         self._sending += 1
         try:
             await self._send({"type": "http.response.body", "body": piece, "more_body": more})
-            await asyncio.sleep(0)  # sending to a broken connection returns at once; its watchers need a turn
+            await asyncio.sleep(0)  # sending to a broken connection does not wait; the watchers need a turn
         finally:
             self._sending -= 1
         self._sent = time.monotonic()
 
     async def _watch(self) -> None:
-        """Pings a client that waits; returns when one is stuck."""
+        """Pings the client while it waits for a piece. Returns when the client is stuck."""
         pause = min(self._ping_seconds, self._stuck_seconds) / 2
         while True:
             await asyncio.sleep(pause)

@@ -44,7 +44,7 @@ _TEXT = Text()
 _BLOCKS = ListOf(Anything(dict), 1 << 12)
 _CONTENT = Either("a text or a list of blocks", _TEXT, _BLOCKS)
 _TAKEN = ("text", "image", "video", "audio")
-_NO_CACHE = Ignored()  # cache_control: what prompts have in common is kept anyway
+_NO_CACHE = Ignored()  # cache_control: the server keeps what prompts have in common anyway
 
 COUNT: Mapping[str, Kind] = {
     "model": NAME,
@@ -66,7 +66,7 @@ COUNT: Mapping[str, Kind] = {
                 "eager_input_streaming": Ignored(),
                 "allowed_callers": Refused("only the model calls tools here", ["direct"]),
                 "defer_loading": Refused("the model gets all tools at once"),
-                "input_examples": Refused("write them into the description"),
+                "input_examples": Refused("put them into the description"),
             },
             ["name", "input_schema"],
         ),
@@ -83,7 +83,7 @@ COUNT: Mapping[str, Kind] = {
     "thinking": Object(
         {
             "type": OneOf("enabled", "disabled", "adaptive"),
-            "budget_tokens": REPLY,  # of the thoughts; max_tokens is the limit of all
+            "budget_tokens": REPLY,  # of the thoughts; max_tokens limits thoughts and answer together
             "display": Ignored(),
         },
         ["type"],
@@ -97,7 +97,7 @@ COUNT: Mapping[str, Kind] = {
     "context_management": Refused("gemlet does not edit conversations"),
     "compaction": Refused("gemlet does not edit conversations"),
     "mcp_servers": Refused("gemlet calls no servers"),
-    # How hard to try is the model's to decide, as with reasoning_effort.
+    # effort changes nothing: the model decides how hard it tries, as with reasoning_effort.
     "output_config": Object({"format": SCHEMA_FORMAT, "effort": OneOf(*EFFORTS[2:])}),
 }
 MESSAGES: Mapping[str, Kind] = {
@@ -113,9 +113,9 @@ MESSAGES: Mapping[str, Kind] = {
     "inference_geo": Ignored(),
     "diagnostics": Ignored(),
     "fallback_credit_token": Ignored(),
-    "fallbacks": Refused("the model that is asked for answers"),
+    "fallbacks": Refused("only the model that the request names can answer"),
     "container": Refused("gemlet runs no containers"),
-    # The official client then sends whole conversations.
+    # When the official client gets this code, it sends whole conversations.
     "thread": Refused("gemlet keeps no messages; send all of them", code="thread_unsupported_request"),
 }
 
@@ -187,7 +187,8 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
     )
 
 
-# A message here may be several there, and the system's is one of them.
+# Errors name the field without an index: one message of Anthropic's may become several of OpenAI's, and the
+# system prompt becomes one more.
 _NAMES = {
     "messages": "messages",
     "prompt": "messages",
@@ -211,7 +212,7 @@ def _system(content: Any) -> list[dict[str, Any]]:
 
 
 def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A message of the user with results of tools becomes several messages."""
+    """The messages in OpenAI's form. A message of the user that has results of tools becomes several."""
     found: list[dict[str, Any]] = []
     for index, message in enumerate(given):
         where, content = f"messages[{index}].content", message["content"]
@@ -261,14 +262,14 @@ _KINDS = (
     *("image", "video", "audio", "document", "search_result"),
     *("tool_use", "tool_result", "thinking", "redacted_thinking"),
 )
-# Anthropic itself has only images.
+# Anthropic's own API has only images.
 _SOURCES = {
     kind: Object(
         {
             "type": OneOf("base64", "url"),
             "media_type": OneOf(*(f"{kind}/{form}" for form in forms)),
             "data": _TEXT,
-            "url": _TEXT,  # only data URLs, like everywhere
+            "url": _TEXT,  # only data URLs, as in all dialects
         },
         ["type"],
     )
@@ -293,7 +294,7 @@ def _assistant(content: Sequence[Mapping[str, Any]], where: str) -> dict[str, An
         if kind == "thinking":
             thoughts.append(_TEXT.check(block.get("thinking"), f"{place}.thinking"))
         elif kind == "redacted_thinking":
-            continue  # only who made it can read it
+            continue  # only the service that made it can read it
         elif kind == "tool_use":
             function = {
                 "name": Text(64, 1).check(block.get("name"), f"{place}.name"),
@@ -339,7 +340,7 @@ def _reason(choice: Choice) -> dict[str, Any]:
 
 
 def _block(happened: ReplyEvent) -> dict[str, Any] | None:
-    """The block that an event begins, still empty."""
+    """The empty block that an event begins."""
     if isinstance(happened, Content):
         return {"type": "text", "text": ""}
     if isinstance(happened, Reasoning):
@@ -369,14 +370,15 @@ async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _pieces(running: Running, head: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    """The prompt's tokens are known at the end, so ``message_delta`` has them."""
+    """The events of a stream. The tokens of the prompt are known only at its end, so ``message_delta`` has
+    them."""
     nothing = {"stop_reason": None, "stop_sequence": None, "usage": _usage(Call())}
     yield event({"type": "message_start", "message": {**head, "content": [], **nothing}}, "message_start")
     index, opened, calls = -1, ("", ""), StreamedCalls()
     async for _, chunk in running:
         for happened in calls.events(chunk):
             begun = _block(happened)
-            if begun is None or isinstance(happened, ToolCall):  # its pieces are there
+            if begun is None or isinstance(happened, ToolCall):  # its pieces came before it
                 continue
             block = begun["type"], begun.get("id", "")
             if block != opened:

@@ -1,4 +1,4 @@
-"""The ASGI application: its routes, and what begins and ends with it."""
+"""The ASGI application: its routes, and what starts and ends together with it."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ __all__ = ["ROUTES", "make_app"]
 
 _log = logging.getLogger("gemlet.server")
 _THREADS = 2
-_PARTING = 5.0  # seconds in which the last traces are sent
-_WATCH = 1.0  # seconds between looks for keys that were revoked
-_SWEEP = 60.0  # seconds between looks for files that have expired
-_PATIENCE = 0.1  # seconds in which the event loop waits for another process that writes keys
+_PARTING = 5.0  # seconds that the last traces may take to be sent
+_WATCH = 1.0  # seconds between two looks for revoked keys
+_SWEEP = 60.0  # seconds between two looks for expired files
+_PATIENCE = 0.1  # seconds for which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Way(NamedTuple):
-    """A route: method and path, what answers, the right that a key needs ("any": a key is enough; None: no
-    key is needed), and the fields of the body."""
+    """A route: its method and path, the function that answers, the right that a key needs ("any": every key
+    will do; None: no key is needed), and the fields of the body."""
 
     method: str
     path: str
@@ -76,7 +76,7 @@ class Way(NamedTuple):
     required: Sequence[str] = ()
 
 
-# The guard lets nobody in who has no key, but to those without a right.
+# The guard refuses requests without a key, except for the routes whose right is None.
 ROUTES: Sequence[Way] = (
     Way("POST", "/v1/chat/completions", openai_chat.chat, "use", openai_chat.CHAT, ["messages"]),
     Way(
@@ -168,12 +168,12 @@ def make_app(
     filters: Sequence[Filter] = (),
     tracing: Tracing | None = None,
 ) -> Guard:
-    """The application. Its lifespan opens the file of keys, and loads the models beside the event loop.
+    """Makes the application. Its lifespan opens the file of keys, and loads the models beside the event loop.
 
     Args:
-        on_failure: is told when a model cannot be loaded.
-        filters: hooks before and after replies, beside those of the settings.
-        tracing: gets the spans, in the place of what the settings say.
+        on_failure: is called with the error when a model cannot be loaded.
+        filters: hooks before and after replies, besides the filters of the settings.
+        tracing: gets the spans, whatever the settings say about traces.
 
     Raises:
         GemletError: the content filter cannot be made, or an extra is not installed.
@@ -197,7 +197,7 @@ def make_app(
                 store.close()
             on_failure(error)
             raise
-        # The thread reads while anyio imports, for its limiter below, what it needs.
+        # The thread reads the models while the limiter below makes anyio import its modules.
         loaded = asyncio.get_running_loop().run_in_executor(None, models.load)
         limiter.store = guard.keys = store
         batches = None if files is None else Batches(files, guard, store, settings.batch_concurrent)
@@ -231,7 +231,7 @@ def make_app(
                 with anyio.move_on_after(_PARTING):
                     await anyio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
 
-    # Without Starlette around the router: the guard turns errors into answers.
+    # The router runs without a Starlette application around it: the guard turns errors into answers.
     router = Router([_route(way) for way in ROUTES], redirect_slashes=False, lifespan=lifespan)
     guard = Guard(
         router,
@@ -250,12 +250,12 @@ async def _wait(
     batches: Batches | None,
     on_failure: Callable[[BaseException], None],
 ) -> None:
-    """Waits until the models are loaded, and says so."""
+    """Waits until the models are loaded, and writes it to the log."""
     try:
         await loaded
     except Exception as error:
         told = {"error": type(error).__name__}
-        if isinstance(error, GemletError | OSError):  # about files, and nobody's prompt
+        if isinstance(error, GemletError | OSError):  # its message is about files, not about a prompt
             told["message"] = str(error)
         _log.error("loading failed", extra={"fields": told})
         on_failure(error)
@@ -268,7 +268,7 @@ async def _wait(
 async def _watch_keys(limiter: Limiter, batches: Batches | None) -> None:
     while True:
         await asyncio.sleep(_WATCH)
-        with suppress(sqlite3.Error):  # another process writes
+        with suppress(sqlite3.Error):  # another process is writing; the next look comes soon
             limiter.end_revoked()
             if batches is not None:
                 batches.end_revoked()
@@ -277,7 +277,7 @@ async def _watch_keys(limiter: Limiter, batches: Batches | None) -> None:
 async def _watch_files(files: FileStore) -> None:
     while True:
         await asyncio.sleep(_SWEEP)
-        with suppress(sqlite3.Error, OSError):  # the next time
+        with suppress(sqlite3.Error, OSError):  # it tries again at the next look
             files.remove_expired()
 
 
@@ -286,7 +286,7 @@ def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:
 
 
 def _engine_gauges(model: Model) -> Mapping[str, float]:
-    """Values of now, and counts (``..._total``), as the metrics call them."""
+    """The present values and the counts (``..._total``), under their names in the metrics."""
     memory, stats = model.memory(), model.stats()
     return {
         **{
@@ -299,7 +299,8 @@ def _engine_gauges(model: Model) -> Mapping[str, float]:
 
 
 def _kv_usage(stats: Mapping[str, float]) -> float:
-    """Which part, 0 to 1, of the memory for keys and values the texts take. What is only kept is free."""
+    """The part (0 to 1) of the memory for keys and values that running texts take. The prefix cache counts as
+    free."""
     used = max(0, stats["kv_bytes"] - stats["prefix_cache_bytes"])
     return used / max(1, stats["kv_bytes"] + max(0, stats["kv_room_bytes"]))
 

@@ -1,4 +1,4 @@
-"""The one internal request: what every dialect is translated into, and how it runs."""
+"""The one internal request, into which every dialect is translated, and how it runs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _Result = TypeVar("_Result")
 
 @record(frozen=True)
 class Ask:
-    """What is asked of a model: a reply to a prompt, or several.
+    """What a request asks of a model: one reply to a prompt, or several.
 
     Attributes:
-        prompt: a text, in which control tokens are plain text, or token ids; not of a chat.
+        prompt: a text, in which control tokens are plain text, or token ids. It is not used in a chat.
         messages: the conversation, in OpenAI's form; None for a continuation.
-        options: of :class:`gemlet.GenerationConfig`.
-        salt: what was computed is shared only with asks of the same salt.
-        one_call: the reply ends behind its first call of a tool.
-        seconds: how long it may take.
-        priority: where replies wait for a place, those of higher priority begin first.
-        count: how many replies; where a seed is given, it counts up.
-        load_audio_from_video: the model also hears the videos in the messages.
-        names: the request's fields for arguments of the library, as of :func:`problem_of`.
-        own_media: the server made the images and sounds itself, and no client named them.
-        shows_ids: the client gets the tokens of the reply.
+        options: the options of :class:`gemlet.GenerationConfig`.
+        salt: what is computed for an ask is shared only with asks that have the same salt.
+        one_call: whether the reply ends after its first call of a tool.
+        seconds: how long the reply may take.
+        priority: if replies wait for a place, those of higher priority begin first.
+        count: how many replies are wanted. If a seed is given, each reply has the next one.
+        load_audio_from_video: whether the model also hears the videos in the messages.
+        names: maps arguments of the library to fields of the request, as for :func:`problem_of`.
+        own_media: whether the server made the images and sounds itself, so that no client named them.
+        shows_ids: whether the client gets the tokens of the reply.
     """
 
     served: Served
@@ -67,12 +67,12 @@ class Ask:
 
     @property
     def is_long(self) -> bool:
-        """Whether it takes more than a moment to begin."""
+        """Whether it may take long to begin."""
         asked = self.prompt if self.messages is None else self.messages
         return takes_long(asked, {**self.options, "tools": self.tools, "tool_choice": self.tool_choice})
 
     def said(self) -> Said:
-        """What the content filter is to judge; raises :class:`Problem` for what is far too long."""
+        """What the content filter judges. Raises :class:`Problem` if it is far too long."""
         model = self.served.model
         if self.messages is not None:
             texts = [text for message in self.messages for text in texts_of(message)]
@@ -94,13 +94,13 @@ class Ask:
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str] | None:
-        """What makes a text of tokens, where the client gets some that its text has not."""
+        """The function that decodes tokens, if the client gets tokens that are not in its text; else None."""
         tokenizer = self.served.model.tokenizer
         shows = (self.shows_ids or "logprobs" in self.options) and self.options.get("stop")
         return tokenizer.decode if shows and tokenizer is not None else None
 
     def begin(self) -> AsyncTextStream:
-        """The stream that answers, of :attr:`count` texts, whose prompt is read once; raises
+        """Begins the stream that answers. It has :attr:`count` texts, and reads the prompt once. Raises
         :class:`Problem`."""
         model = self.served.model
         common: Any = {"adapter": self.served.adapter, "timeout": self.seconds, **self.options}
@@ -125,8 +125,8 @@ class Ask:
             raise self.problem_of(error) from error
 
     def count_prompt(self, most: int | None = None) -> int:
-        """The tokens of the prompt. Raises :class:`Problem` for a wrong one, and for one that is sure to
-        have more than ``most``."""
+        """The number of tokens of the prompt. Raises :class:`Problem` if the prompt is wrong, or if it
+        certainly has more than ``most`` tokens."""
         model = self.served.model
         try:
             if self.messages is not None and model.chat_format is not None and model.tokenizer is not None:
@@ -173,36 +173,36 @@ class Choice:
 
     ask: Ask
     stream: AsyncTextStream | NoReply
-    place: int = 0  # among the texts of the stream
+    place: int = 0  # its index among the texts of the stream
     gate: ReplyGate | None = None
     is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)  # these two: what may be shown of them
+    token_ids: list[int] = field(default_factory=list)  # this and logprobs have only what may be shown
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
-    has_called: bool = False  # its only call is complete
+    has_called: bool = False  # its first call is complete, and it may have only one
     reasoning_tokens: int = 0
     arrived: float = 0.0  # time of its last chunk
-    together: int = 0  # tokens that came with the first one
+    together: int = 0  # tokens that came in the same chunk as the first one
     is_over: bool = False
 
     @property
     def result(self) -> Generation:
-        """The whole generation; it has ended."""
+        """The whole generation. It must have ended."""
         return self.stream.results[self.place]
 
     @property
     def mean_gap(self) -> float:
-        """Seconds between two of its tokens, as the engine had them: what is known of those that came here
-        together with the first."""
+        """The mean time in seconds between two tokens of the reply, as the engine measured it. It stands for
+        the tokens of the first chunk, whose own times are not known."""
         return self.result.decode_seconds / max(self.result.decode_tokens, 1)
 
     def cancel(self) -> None:
-        """Ends this reply alone; what the engine has written by then still comes."""
+        """Ends this reply and no other one. The tokens that the engine has written by then still come."""
         self.stream.cancel(self.place)
 
     def stop_string(self) -> str | None:
-        """Which stop string ended the reply; its tokens are in the result, its text is not."""
+        """The stop string that ended the reply, or None. The result has its tokens, but not its text."""
         tokenizer, stops = self.ask.served.model.tokenizer, self.ask.options.get("stop", ())
         if self.finish != "stop" or not stops or tokenizer is None:
             return None
@@ -210,18 +210,18 @@ class Choice:
         return next((s for s in ([stops] if isinstance(stops, str) else stops) if text + s in written), None)
 
     def take_logprobs(self) -> list[TokenLogprob]:
-        """What came since the last call: for streams."""
+        """The log probabilities that came since the last call. Streams use it."""
         found, self.logprobs = self.logprobs, []
         return found
 
     def take_token_ids(self) -> list[int]:
-        """The same of the tokens."""
+        """The token ids that came since the last call."""
         found, self.token_ids = self.token_ids, []
         return found
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The tokens of its prompt; none where that is to have no answer."""
+        """The tokens of its prompt; empty if the content filter blocked the prompt."""
         return self.stream.prompt_ids[self.place]
 
     def result_message(self) -> dict[str, Any]:
@@ -243,7 +243,7 @@ class Choice:
 
     @property
     def reply(self) -> Reply:
-        """What has arrived so far, put together."""
+        """The reply as far as it has arrived."""
         return collect(self.events)
 
 
@@ -251,11 +251,12 @@ class Choice:
 class Running:
     """The replies to one request, which run together.
 
-    Iterate it for ``(index, chunk)``, call :meth:`end` when it has ended, and :meth:`aclose` in any case.
+    Iterate over it for pairs ``(index, chunk)``. Call :meth:`end` after the last pair, and :meth:`aclose` in
+    any case.
 
     Attributes:
-        before_waiting: is called with this before the next chunk is waited for. Until then, those that are
-            there already can be sent together.
+        before_waiting: is called with this object when no chunk is there, before the next one is waited for.
+            The chunks that came before can be sent together then.
     """
 
     asks: Sequence[Ask]
@@ -267,7 +268,7 @@ class Running:
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, threads: anyio.CapacityLimiter) -> Running:
-        """Begins all; raises :class:`Problem` for one that is wrong, and the call then ends the others."""
+        """Begins all replies. Raises :class:`Problem` if an ask is wrong; the call then ends the others."""
         self.call.closers.append(self.aclose)
         for ask in self.asks:
             said: Said | None = None
@@ -289,8 +290,9 @@ class Running:
         return self._chunks(0, self.before_waiting) if len(self._firsts) == 1 else self._all()
 
     def longest_rest(self) -> float:
-        """Seconds in which nothing need be read, at the pace so far: until the replies have as many tokens as
-        they may, or the engine has written half of what it writes ahead. 0 before the first token."""
+        """How many seconds the reader may pause. At the pace so far, by then either the replies have as many
+        tokens as they may, or the engine has written half of what it writes ahead. 0 before the first token.
+        """
         call = self.call
         if call.first_token is None:
             return 0.0
@@ -326,7 +328,7 @@ class Running:
     async def _chunks(
         self, first: int, before_waiting: Callable[[Running], Awaitable[None]] | None = None
     ) -> AsyncIterator[tuple[int, Chunk]]:
-        """Those of one prompt's stream, whose first text is the choice ``first``."""
+        """The chunks of one prompt's stream. Its first text is the choice ``first``."""
         ask, stream = self.choices[first].ask, self.choices[first].stream
         is_judged = self.choices[first].gate is not None  # judging may take long
         try:
@@ -347,7 +349,7 @@ class Running:
             choice.is_over = True
 
     async def _taken(self, choice: Choice, chunk: Chunk) -> Chunk | None:
-        """What the client gets of a chunk, once it is counted."""
+        """Counts a chunk, and returns what the client gets of it; None if it gets nothing."""
         call = self.call
         now = time.monotonic()
         if call.first_token is None:
@@ -359,7 +361,7 @@ class Running:
             choice.together = count - 1
         choice.arrived = now
         if choice.has_called or choice.is_blocked:
-            return None  # what was computed before the cancelling was noticed
+            return None  # the engine wrote this before it noticed the cancellation
         call.completion_tokens += count
         for event in chunk.events:
             if isinstance(event, Reasoning):
@@ -372,7 +374,7 @@ class Running:
         if chunk.finish_reason == "timeout":
             raise Problem(
                 504,
-                "the reply took longer than the server allows",
+                "the reply took longer than the server allows; ask for fewer tokens",
                 kind="timeout_error",
                 code="timeout",
             )
@@ -393,7 +395,7 @@ class Running:
         return chunk
 
     def end(self) -> None:
-        """All have come to their end: what there was is counted, and the call is settled."""
+        """Counts the tokens and settles the call. All replies must have ended."""
         call, prompts = self.call, self._prompts()
         call.prompt_tokens = sum(result.prompt_tokens for result in prompts)
         call.audio_tokens = sum(result.audio_tokens for result in prompts)
@@ -407,12 +409,12 @@ class Running:
         call.settle()
 
     def _prompts(self) -> list[Generation]:
-        """One reply to each prompt: it is read once, however many replies it has."""
+        """One result for each prompt, because a prompt is read once, however many replies it has."""
         return [self.choices[first].result for first in self._firsts]
 
     def texts(self) -> list[dict[str, Any]]:
-        """What was said, for a log that is to have it: of each prompt its texts, and the replies so far.
-        Images and sounds are left out."""
+        """The texts of each prompt and the replies so far, for the log of texts. Images and sounds are left
+        out."""
         found = []
         for first, ask in zip(self._firsts, self.asks, strict=False):
             asked: Any = ask.prompt
@@ -427,8 +429,8 @@ class Running:
         return sum(choice.reasoning_tokens for choice in self.choices)
 
     async def aclose(self) -> None:
-        """Ends what still runs, and gives its memory back."""
-        pumps, self._pumps = self._pumps, []  # a task that was cancelled remembers its frames, and they this
+        """Ends the replies that still run, and frees their memory."""
+        pumps, self._pumps = self._pumps, []  # a cancelled task keeps its frames, and these keep this object
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
@@ -445,12 +447,12 @@ class Running:
     def _count_what_there_was(self) -> None:
         try:
             self.call.prompt_tokens = sum(result.prompt_tokens for result in self._prompts())
-        except Exception:  # a stream that an error ended has no result
+        except Exception:  # a stream has no result if an error ended it
             return
 
 
 async def _beside_loop(ask: Ask, work: Callable[[], _Result], threads: anyio.CapacityLimiter) -> _Result:
-    """What ``work`` returns; the event loop goes on meanwhile, if that takes more than a moment."""
+    """Returns what ``work`` returns. If it may take long, it runs in a thread, and the event loop goes on."""
     return await anyio.to_thread.run_sync(work, limiter=threads) if ask.is_long else work()
 
 
@@ -460,7 +462,7 @@ def _joining(stream: AsyncTextStream) -> AsyncTextStream:
 
 
 def _to_first_call(chunk: Chunk) -> Chunk | None:
-    """The chunk up to its first call of a tool, as the last one; None where it has no call."""
+    """The chunk up to its first call of a tool, as the last chunk of the reply; None if it has no call."""
     for place, event in enumerate(chunk.events):
         if isinstance(event, ToolCall):
             events = chunk.events[: place + 1]
@@ -471,7 +473,7 @@ def _to_first_call(chunk: Chunk) -> Chunk | None:
 
 
 def is_plain_text(chunk: Chunk) -> bool:
-    """Whether there is nothing to say of a chunk but a text, as of most."""
+    """Whether a chunk has a text and nothing else, as most chunks do."""
     events = chunk.events
     return (
         len(events) == 1

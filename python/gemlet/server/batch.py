@@ -1,4 +1,4 @@
-"""Requests from a file, in OpenAI's batch form, answered into another: :func:`run_batch`."""
+"""Answers the requests of a file in OpenAI's batch form, into another file: :func:`run_batch`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ __all__ = ["BatchCounts", "run_batch", "started"]
 
 @record(frozen=True)
 class BatchCounts:
-    """Attributes:
-    total: requests in the file.
-    before: those that an earlier run had answered.
-    answered, failed: of this run. A failed one has its error in the output.
+    """The numbers of requests in a batch.
+
+    Attributes:
+        total: requests in the file.
+        before: requests that an earlier run had answered.
+        answered, failed: requests of this run. A failed one has its error in the output.
     """
 
     total: int
@@ -45,19 +47,20 @@ def run_batch(
     concurrent: int = 32,
     progress: Progress = None,
 ) -> BatchCounts:
-    """Answers every request in ``source`` that ``output`` has no answer to, and appends the answers as they
-    come. So a run that was ended, in whatever way, goes on where it was.
+    """Answers every request in ``source`` to which ``output`` has no answer, and appends the answers as they
+    come. If a run ended early, for whatever reason, the next one goes on where it was.
 
     A line of ``source`` is ``{"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body":
-    {...}}``, and of ``output`` ``{"id": ..., "custom_id": ..., "response": {"status_code": ..., "request_id":
-    ..., "body": ...}, "error": null}``.
+    {...}}``. A line of ``output`` is ``{"id": ..., "custom_id": ..., "response": {"status_code": ...,
+    "request_id": ..., "body": ...}, "error": null}``.
 
     Args:
-        concurrent: requests that are computed together at most.
+        concurrent: the most requests that are computed together.
 
     Raises:
-        ModelFileError: a file cannot be read or written, a line of ``source`` is no request, ``output`` has
-            something else than answers, or both are the same file. Nothing was computed or changed then.
+        ModelFileError: a file cannot be read or written, a line of ``source`` is not a valid request,
+            ``output`` has something other than answers, or both are the same file. Then nothing was computed
+            or changed.
         UnsupportedError: another process writes ``output``.
         GemletError: a model cannot be loaded.
     """
@@ -89,7 +92,7 @@ async def _run(
 
             async def work() -> None:
                 nonlocal failed, answered
-                for request in waiting:  # the workers share it
+                for request in waiting:  # all workers take from this one iterator
                     line, good = await answer(app, request)
                     file.write(line)
                     file.flush()
@@ -108,7 +111,7 @@ async def _run(
 
 @asynccontextmanager
 async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterator[App]:
-    """The application between the beginning and the end of its lifespan, with its models loaded."""
+    """The running application, with its models loaded. Its lifespan ends with the context."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     ended = asyncio.Event()
@@ -118,7 +121,7 @@ async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterat
         if not ready.done():
             ready.set_exception(error)
 
-    app = make_app(replace(settings, data=None), specs, fail)  # that folder belongs to a server that runs
+    app = make_app(replace(settings, data=None), specs, fail)  # the folder of data is for a server
 
     async def receive() -> dict[str, Any]:
         if told:
@@ -149,10 +152,10 @@ async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterat
 
 
 def _check_apart(source: str | Path, output: str | Path) -> None:
-    """Refuses one file as both, by whatever links."""
+    """Refuses an output that is the same file as the source, also by way of links."""
     try:
         is_same = os.path.samefile(source, output)
-    except OSError:  # the output is not there yet; what else is wrong, opening says
+    except OSError:  # the output does not exist yet; opening the files reports other errors
         return
     if is_same:
-        raise ModelFileError(f"{output}: it is the file of the requests, {source}; name another output")
+        raise ModelFileError(f"{output}: is the same file as the requests, {source}; name another output")

@@ -1,5 +1,5 @@
-"""The files of a batch: requests, a line each, and answers, which are appended as they come. What has an
-answer is not asked again, however the process that asked was ended."""
+"""The files of a batch. One has a request on each line, and answers are appended to the other as they come.
+A request that has an answer is not asked again, in whatever way the earlier process ended."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ENDPOINTS = (
 _MOST_LINE = 64 << 20  # bytes
 _MOST_CONTAINERS = 1_000_000  # lists and objects of a line
 _MOST_ID = 512  # characters
-_NAME = "batch_req_"  # begins the id of an answer
-_BEGIN = f'{{"id": "{_NAME}'.encode()  # begins a line of the output
+_NAME = "batch_req_"  # the beginning of an answer's id
+_BEGIN = f'{{"id": "{_NAME}'.encode()  # the beginning of each line of the output
 
 Shown = str | Path
 
 
 class WrongLineError(ModelFileError):
-    """A line is no request.
+    """A line is not a valid request.
 
     Attributes:
         line: its number, from 1.
@@ -72,14 +72,15 @@ def checked_ids(
     most: int | None = None,
     longest: int = _MOST_LINE,
 ) -> set[str]:
-    """The names of all requests.
+    """Checks all requests, and returns their ``custom_id``.
 
     Args:
         most: how many requests there may be.
         longest: how many bytes a line may have.
 
     Raises:
-        WrongLineError: a line is no request, two have one name, or there are more than ``most``.
+        WrongLineError: a line is not a valid request, two requests have the same ``custom_id``, or there are
+            more than ``most``.
         ModelFileError: the file cannot be read.
     """
     found: set[str] = set()
@@ -87,7 +88,7 @@ def checked_ids(
         name = read_request(line, source, number, endpoints)["custom_id"]
         if name in found:
             raise WrongLineError(
-                source, number, f": custom_id {show_argument(name)} stands in an earlier line, too"
+                source, number, f": an earlier line has the custom_id {show_argument(name)}, too"
             )
         if most is not None and len(found) == most:
             raise WrongLineError(source, number, f": a batch has at most {most} requests")
@@ -111,11 +112,14 @@ def _lines(source: Shown, longest: int) -> Iterator[tuple[int, bytes]]:
 
 def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
     if line.count(b"[") + line.count(b"{") > _MOST_CONTAINERS:
-        raise WrongLineError(source, number, f" has more than {_MOST_CONTAINERS} brackets that open")
+        raise WrongLineError(source, number, f" has more than {_MOST_CONTAINERS} opening brackets")
+    too_deep = f" is nested too deep; its body may have at most {MOST_DEPTH} levels"
     try:
         request = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise WrongLineError(source, number, f" is no JSON: {error}") from None
+    except RecursionError:
+        raise WrongLineError(source, number, too_deep) from None
+    except ValueError as error:
+        raise WrongLineError(source, number, f" is not JSON: {error}") from None
 
     def wrong(name: str, expected: str) -> WrongLineError:
         got = show_argument(request.get(name))
@@ -123,8 +127,8 @@ def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[
 
     if not isinstance(request, dict):
         raise WrongLineError(source, number, f": expected an object, got {show_argument(request)}")
-    if is_deeper(request, MOST_DEPTH + 1):  # one level is the line's own
-        raise WrongLineError(source, number, f": its body is nested more than {MOST_DEPTH} levels deep")
+    if is_deeper(request, MOST_DEPTH + 1):  # the line itself is one level more
+        raise WrongLineError(source, number, too_deep)
     name = request.get("custom_id")
     if not isinstance(name, str) or not 1 <= len(name) <= _MOST_ID:
         raise wrong("custom_id", f"1 to {_MOST_ID} characters")
@@ -144,7 +148,7 @@ def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[
 def answer_line(
     custom_id: str, *, status: int = 0, request_id: str = "", body: object = None, error: object = None
 ) -> bytes:
-    """The line of an answer; with ``error``, of a request that was not asked."""
+    """The line of an answer. ``error`` says why a request was not asked."""
     response = {"status_code": status, "request_id": request_id, "body": body}
     found = {
         "id": f"{_NAME}{secrets.token_hex(12)}",
@@ -152,13 +156,13 @@ def answer_line(
         "response": response if error is None else None,
         "error": error,
     }
-    # Half of a surrogate pair, which a custom_id may have, becomes JSON's escape.
+    # A custom_id may have half of a surrogate pair, which becomes JSON's escape.
     return json.dumps(found, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 @contextlib.contextmanager
 def opened(output: Shown) -> Iterator[BinaryIO]:
-    """The file of answers, for this process alone."""
+    """Opens the file of answers, and locks it against other processes."""
     try:
         with open(output, "ab+") as file:
             try:
@@ -171,8 +175,9 @@ def opened(output: Shown) -> Iterator[BinaryIO]:
 
 
 def answered(file: BinaryIO, name: Shown) -> dict[str, bool]:
-    """The requests that have an answer, and whether it is a good one. What a killed process wrote of a line
-    is cut off. A file that has anything else stays as it is."""
+    """The ``custom_id`` of each request that has an answer, and whether the answer is a good one. If a killed
+    process left the last line unfinished, that line is cut off. A file that has anything else stays as it is,
+    and raises :class:`ModelFileError`."""
     found: dict[str, bool] = {}
     file.seek(0)
     whole = 0
@@ -181,11 +186,11 @@ def answered(file: BinaryIO, name: Shown) -> dict[str, bool]:
         answer: tuple[str, bool] | None
         if line.endswith(b"\n"):
             answer = _read_answer(line)
-        else:  # it is ours if it begins as our lines do, as far as it goes
+        else:  # an unfinished line is ours if it begins as our lines do, as far as it goes
             answer = ("", False) if line[: len(_BEGIN)] == _BEGIN[: len(line)] else None
             rest = line
         if answer is None:
-            problem = f"{name}: line {number} is no answer of a batch; name another file"
+            problem = f"{name}: line {number} is not an answer of a batch; name another file"
             raise ModelFileError(problem)
         if not rest:
             found[answer[0]] = answer[1]
@@ -197,8 +202,8 @@ def answered(file: BinaryIO, name: Shown) -> dict[str, bool]:
 
 
 def _read_answer(line: bytes) -> tuple[str, bool] | None:
-    """The ``custom_id`` of a line that :func:`answer_line` may have written, and whether all went well; None
-    for any other."""
+    """The ``custom_id`` of a line and whether it is a good answer; None if :func:`answer_line` cannot have
+    written the line."""
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,5 @@
-"""Batches that run beside other requests: what a file asks for is answered into another, over restarts."""
+"""Batches that run beside other requests. They answer the requests of a file into another one, and go on
+after a restart."""
 
 from __future__ import annotations
 
@@ -33,25 +34,26 @@ __all__ = ["MOST_REQUESTS", "Batches"]
 
 _log = logging.getLogger("gemlet.server")
 MOST_REQUESTS = 50_000  # requests of one batch
-_LONGEST_LINE = 4 << 20  # bytes; what reads it holds up the event loop for milliseconds
-_RETRY = 30.0  # seconds after which a disk that did not take an answer is tried again
+_LONGEST_LINE = 4 << 20  # bytes; the event loop reads the line, and stands still for milliseconds meanwhile
+_RETRY = 30.0  # seconds until the next try if the disk did not take an answer
 _ENDS = {"cancelling": "cancelled", "finalizing": "completed"}
 
 
 class _RevokedError(Exception):
-    """The key of a batch is no more."""
+    """The key of a batch was revoked."""
 
 
 class Batches:
-    """The batches that are not over, each a task of the event loop.
+    """The batches that are not over. Each is a task of the event loop.
 
-    A batch has its answers in one file while it runs, in the form of ``gemlet batch``. When it is over they
-    are parted into good ones and errors. A process that is killed meanwhile loses only the requests that ran.
+    While a batch runs, its answers are in one file, in the form of ``gemlet batch``. When it is over, they
+    are divided into good answers and errors. If the process is killed meanwhile, only the requests that were
+    running are lost, and are computed again.
 
     Args:
-        app: what answers a request.
-        keys: the file of keys; None where the server has none.
-        concurrent: requests of all batches that are computed together at most.
+        app: answers the requests.
+        keys: the file of keys; None if the server has no keys.
+        concurrent: the most requests, of all batches, that are computed together.
     """
 
     def __init__(self, store: FileStore, app: App, keys: KeyStore | None, concurrent: int) -> None:
@@ -67,7 +69,7 @@ class Batches:
         self._owners: dict[str, str] = {}
 
     def resume(self) -> None:
-        """Goes on with what an earlier process did not end."""
+        """Goes on with the batches that an earlier process did not finish."""
         for identifier, document in list(self.store.unfinished()):
             owner = self.store.owner_of(identifier)
             if (owner == "") is (self._keys is None):
@@ -90,7 +92,7 @@ class Batches:
         metadata: Mapping[str, str] | None,
         output_seconds: int | None,
     ) -> dict[str, Any]:
-        """A new batch, as clients see it; it is checked and answered from now on."""
+        """Makes a batch and begins to check and answer it. Returns the batch as clients see it."""
         now = int(time.time())
         document = {
             "id": new_id("batch"),
@@ -130,13 +132,13 @@ class Batches:
         return any(document["input_file_id"] == file for document in self._documents.values())
 
     def end_revoked(self) -> None:
-        """Ends what runs for keys that were revoked."""
+        """Ends the batches of keys that were revoked."""
         for identifier, stop in self._stops.items():
             if self._keys is not None and self._keys.in_use(self._owners[identifier]) is None:
                 stop.set()
 
     def cancel(self, owner: str, document: dict[str, Any]) -> None:
-        """Ends a batch that is being checked or answered; harmless for others."""
+        """Ends a batch if it is being checked or answered. Does nothing to any other."""
         if document["id"] in self._tasks and document["status"] in ("validating", "in_progress"):
             self._move(owner, document, "cancelling")
             self._stops[document["id"]].set()
@@ -182,7 +184,7 @@ class Batches:
                 _log.error(
                     "batch", extra={"fields": {"batch": document["id"], "error": type(error).__name__}}
                 )
-                if failure is not None:  # not even the failure can be written
+                if failure is not None:  # the failure cannot be written either
                     break
                 failure = "server_error", "the server failed; its log says why"
         work.unlink(missing_ok=True)
@@ -195,10 +197,10 @@ class Batches:
         self._move(owner, document, "failed", over=True)
 
     async def _advance(self, owner: str, document: dict[str, Any], work: Path) -> None:
-        """From wherever the batch is to its end."""
+        """Takes the batch from its present state to its end."""
         source = self.store.path(document["input_file_id"])
         if not self.store.has(document["input_file_id"]):
-            raise WrongLineError(source, 1, ": the file is gone")
+            raise WrongLineError(source, 1, " cannot be read: the file is gone")
         if document["status"] == "validating":
             check = partial(
                 checked_ids,
@@ -209,7 +211,7 @@ class Batches:
             )
             ids = await anyio.to_thread.run_sync(check, limiter=self._threads)
             if not ids:
-                raise WrongLineError(source, 1, ": the file has no requests")
+                raise WrongLineError(source, 1, " is missing: the file has no requests")
             document["request_counts"]["total"] = len(ids)
             if document["status"] == "validating":
                 self._move(owner, document, "in_progress")
@@ -228,7 +230,7 @@ class Batches:
             waiting = requests(source, done)
 
             async def worker() -> None:
-                for request in waiting:  # the workers share it
+                for request in waiting:  # all workers take from this one iterator
                     async with self._places:
                         line, good = await answer(
                             self._app, request, partial(self._inside, owner), waits=True
@@ -253,12 +255,12 @@ class Batches:
                     task.cancel()
                 await asyncio.gather(everything, *workers, return_exceptions=True)
             os.fsync(file.fileno())
-        self._inside(owner)  # a key that was revoked meanwhile
+        self._inside(owner)  # raises if the key was revoked meanwhile
         if document["status"] == "in_progress":
             self._move(owner, document, "finalizing")
 
     def _most_of(self, owner: str) -> int:
-        """How many requests of a batch run at a time: a key keeps one of its places for itself."""
+        """How many requests of a batch may run at a time. One place of the key stays free for others."""
         key = self._inside(owner).key
         limit = None if key is None else key.limits.concurrent
         return self._concurrent if limit is None else min(self._concurrent, max(1, limit - 1))
@@ -272,12 +274,12 @@ class Batches:
         return Inside(key)
 
     async def _finish(self, owner: str, document: dict[str, Any], source: Path, work: Path, end: str) -> None:
-        """Parts the answers into the two files that clients read. It can be done again."""
+        """Divides the answers into the two files that clients read. It can be repeated."""
         now = int(time.time())
         seconds = document["output_expires_after"]
         names = document["output_file_id"] or new_id("file"), document["error_file_id"] or new_id("file")
         document["output_file_id"], document["error_file_id"] = names
-        self.store.put_batch(owner, document, over=False)  # it has the names, should the process end here
+        self.store.put_batch(owner, document, over=False)  # so a repetition uses the same names
         places = [self.store.path(f"{name}.part") for name in names]
         part = partial(_parted, source, work, *places, is_late=end == "expired")
         counts, usage, document["model"] = await anyio.to_thread.run_sync(part, limiter=self._threads)
@@ -303,7 +305,8 @@ def _answered(document: Mapping[str, Any]) -> int:
 def _parted(
     source: Path, work: Path, good: Path, bad: Path, *, is_late: bool
 ) -> tuple[tuple[int, int], dict[str, Any], str | None]:
-    """Writes the good answers and the others; how many there are of each, the tokens, and the model."""
+    """Writes the good answers and the errors into two files. Returns the number of each, the tokens, and the
+    model."""
     counts = [0, 0]
     tokens = {"input_tokens": 0, "output_tokens": 0}
     model = None

@@ -1,4 +1,4 @@
-"""Reading the body of a request: size, time, encoding and depth are limited before anything is parsed."""
+"""Reads the body of a request. Its size, time, encoding and depth are checked before anything uses it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import anyio
 from starlette.requests import Request
 
 from gemlet.base.strict_json import parse_json_object
+from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 from gemlet.server.call import Call, call_of
 from gemlet.server.problems import ClientGone, Problem
@@ -15,11 +16,11 @@ from gemlet.server.problems import ClientGone, Problem
 __all__ = ["MOST_DEPTH", "Bodies", "is_deeper", "parse"]
 
 MOST_DEPTH = 64
-_MOST_CONTAINERS = 1_000_000  # lists and objects; parsing so many takes half a second
+_MOST_CONTAINERS = 1_000_000  # lists and objects; it takes half a second to parse so many
 
 
 def is_deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects lie in one another more than ``most`` deep.
+    """Whether lists and objects are nested more than ``most`` levels deep.
 
     >>> is_deeper({"a": [1, "[[["]}, 2), is_deeper({"a": [[]]}, 2)
     (False, True)
@@ -38,11 +39,11 @@ def is_deeper(value: Any, most: int) -> bool:
 
 
 class Bodies:
-    """Reads bodies. All that are being read or answered at a time share a limit, too.
+    """Reads bodies. There is a limit on each body, and one on all that are being read or answered at a time.
 
     Args:
-        most: bytes of one body.
-        most_together: bytes of all bodies that are being read or answered.
+        most: the most bytes of one body.
+        most_together: the most bytes of all bodies that are being read or answered.
         seconds: how long a body may take to arrive.
     """
 
@@ -53,13 +54,13 @@ class Bodies:
         self._held = 0
 
     async def read(self, request: Request) -> bytes:
-        """The body of the request, which may be wrong; raises :class:`Problem`."""
+        """The body of the request, as it was sent. Raises :class:`Problem`."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
             raise Problem(415, "the body is compressed (Content-Encoding); send it as it is")
         length = request.headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
-            raise Problem(400, "Content-Length is no number")
+            raise Problem(400, f"Content-Length: got {show(length)}, expected a number of bytes")
         if len(length) > 15 or int(length) > self.most:
             raise self._too_large()
         try:
@@ -103,12 +104,10 @@ class Bodies:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """The JSON object in ``data``; strict, and at most MOST_DEPTH deep."""
+    """Reads ``data`` as a JSON object, strictly. It may be at most MOST_DEPTH levels deep."""
     too_deep = Problem(400, f"the body is nested more than {MOST_DEPTH} levels deep", code="too_deep")
     if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
-        raise Problem(
-            400, f"the body has more than {_MOST_CONTAINERS} brackets that open", code="invalid_json"
-        )
+        raise Problem(400, f"the body has more than {_MOST_CONTAINERS} opening brackets", code="invalid_json")
     try:
         found = parse_json_object(data, where="body", error=InvalidRequestError)
     except InvalidRequestError as error:

@@ -1,4 +1,4 @@
-"""What the server knows of one HTTP request while it runs: :class:`Call`, for limits, metrics and the log."""
+"""What the server knows of one HTTP request while it runs, for limits, metrics and the log: :class:`Call`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PLACE = "gemlet.call"
 
 @record
 class Call:
-    """A request and what became of it. Nothing in it is text of a prompt or of a reply.
+    """A request and its outcome. It has no text of a prompt or of a reply.
 
     Attributes:
-        key: whose it is; None where the server has no keys.
-        priority: where replies wait for a place, those of higher priority begin first; below 0 for batches.
-        route: the path as the server writes it, "" for one that it does not have.
-        traceparent: the span of the client that the request belongs to, as it names it.
-        at_end: what is done once, when the work has ended and before the client is told so.
-        closers: what gives back memory when the request is over, however it ended.
-        cancels: what ends its replies.
-        is_revoked: its key was revoked while it ran.
+        key: the key of the request; None if the server has no keys.
+        priority: if replies wait for a place, those of higher priority begin first; below 0 for batches.
+        route: the path as the server writes it; "" for a path that it does not have.
+        traceparent: the client's span to which the request belongs, as the client names it.
+        at_end: functions that are called once, after the work has ended and before the client is told.
+        closers: functions that free memory when the request is over, however it ended.
+        cancels: functions that end its replies.
+        is_revoked: whether its key was revoked while it ran.
     """
 
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
@@ -45,11 +45,11 @@ class Call:
     status: int = 0
     model: str = ""
     prompt_tokens: int = 0
-    audio_tokens: int = 0  # those of prompt_tokens that are sound
-    image_tokens: int = 0  # those of prompt_tokens that are images
+    audio_tokens: int = 0  # the tokens among prompt_tokens that stand for sound
+    image_tokens: int = 0  # the tokens among prompt_tokens that stand for images
     cached_tokens: int = 0
     completion_tokens: int = 0
-    first_token: float | None = None  # seconds from the beginning
+    first_token: float | None = None  # seconds since the beginning
     gaps: array[float] = field(default_factory=lambda: array("f"))  # seconds between tokens of a reply
     prefill_seconds: float | None = None  # time of the forward passes up to the first token
     finish: str = ""
@@ -62,20 +62,20 @@ class Call:
     is_revoked: bool = False
 
     def settle(self) -> None:
-        """Does what is to be done at the end, once."""
+        """Calls the functions of :attr:`at_end`, each once."""
         actions, self.at_end = self.at_end, []
         for action in actions:
             action(self)
 
     async def close(self) -> None:
-        """Gives back what the request took, and settles it; harmless when that is done."""
+        """Frees what the request took, and settles it. May be called again."""
         closers, self.closers = self.closers, []
         for close in closers:
             await close()
         self.settle()
 
     def revoke(self) -> None:
-        """Its key is worthless now: its replies end."""
+        """Ends the replies, because the key was revoked."""
         self.is_revoked = True
         for cancel in self.cancels:
             cancel()

@@ -1,7 +1,8 @@
-"""What texts of clients and replies may say: hooks before and after a reply.
+"""The content filter: it judges what clients write, and what the model replies.
 
-A :class:`Filter` judges prompts, and makes a :class:`ReplyCheck` for every reply. Built in are lists of words
-and patterns, and ShieldGemma. Where replies are blocked, their text is held back until it has been judged.
+A :class:`Filter` judges prompts, and makes a :class:`ReplyCheck` for every reply. There are two built-in
+filters: lists of words and patterns, and ShieldGemma. If the filter may block replies, it holds their text
+back until the text has been judged.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from gemlet.server.word_lists import WordList, read_lines, tail
 __all__ = ["ContentFilter", "Filter", "NoReply", "ReplyCheck", "ReplyGate", "Said", "as_block"]
 
 _log = logging.getLogger("gemlet.server")
-_LONG = 20_000  # characters that are searched beside the event loop
+_LONG = 20_000  # characters; longer texts are searched in a thread
 _PIECE = 400  # characters of a reply between two judgements of ShieldGemma
 
 Action = Literal["off", "report", "block"]
@@ -41,8 +42,13 @@ Action = Literal["off", "report", "block"]
 
 @record(frozen=True)
 class Said:
-    """What a client says: all its texts, and those of the conversation's last message of the user, and the
-    images in that message as data URLs."""
+    """What a client says.
+
+    Attributes:
+        texts: all texts of the request.
+        last: the text of the user's last message.
+        images: the images in that message, as data URLs.
+    """
 
     texts: Sequence[str]
     last: str = ""
@@ -54,34 +60,34 @@ class ReplyCheck(ABC):
     """Judges a reply while it is written.
 
     Attributes:
-        cleared: how many characters from the beginning may be shown.
+        cleared: how many characters of the reply, from its beginning, may be shown.
     """
 
     cleared = 0
 
     @abstractmethod
     async def add(self, text: str, *, is_over: bool) -> str | None:
-        """More text, or the end; the rule that the reply breaks."""
+        """Takes more text of the reply, or its end. Returns the rule that the reply breaks, or None."""
 
 
 class Filter(ABC):
-    """A hook before and after replies."""
+    """A hook that judges prompts and replies."""
 
     @abstractmethod
     async def judge(self, said: Said) -> str | None:
-        """The rule that a prompt breaks."""
+        """Returns the rule that a prompt breaks, or None."""
 
     @abstractmethod
     def reply(self, said: Said) -> ReplyCheck:
-        """What judges the reply to it."""
+        """Makes the check that judges one reply to the prompt."""
 
 
 # --- lists --------------------------------------------------------------------------------------------------
 
 
 class ListFilter(Filter):
-    """Lists of words and patterns. Of a reply, ``window`` visible characters are held back: what is not
-    longer is never shown in part."""
+    """Searches texts for lists of words and patterns. The last ``window`` visible characters of a reply are
+    held back until more text comes. So a match up to this length is never shown in part."""
 
     def __init__(self, words: WordList, window: int) -> None:
         self._words = words
@@ -105,8 +111,8 @@ class _ListCheck(ReplyCheck):
     def __init__(self, words: WordList, window: int) -> None:
         self._words = words
         self._window = window
-        self._text = ""  # the end of the reply
-        self._cut = 0  # characters before it
+        self._text = ""  # the last part of the reply
+        self._cut = 0  # characters of the reply before that part
 
     async def add(self, text: str, *, is_over: bool) -> str | None:
         self._text += text
@@ -124,8 +130,9 @@ class _ListCheck(ReplyCheck):
 
 
 class ShieldFilter(Filter):
-    """ShieldGemma: the probability that a text breaks one of its policies, or an image one of ShieldGemma 2,
-    which judges no texts. ``policies`` are names; none: all of the model."""
+    """Asks ShieldGemma for the probability that a text breaks one of its policies. ShieldGemma 2 judges
+    images instead, and no texts. ``policies`` are names of policies; an empty list means all policies of the
+    model."""
 
     def __init__(self, model: Callable[[], Model], policies: Sequence[str], threshold: float) -> None:
         self._model = model
@@ -156,11 +163,14 @@ class ShieldFilter(Filter):
     def _chosen(self, known: Collection[str]) -> Sequence[str]:
         chosen = [policy for policy in self._policies or known if policy in known]
         if not chosen:
-            raise ConfigError(f"filter_policies: the model has {', '.join(known)}; expected some of them")
+            raise ConfigError(
+                f"filter_policies: got {', '.join(self._policies)}, but the model has {', '.join(known)}; "
+                "name some of these"
+            )
         return chosen
 
     async def judge_messages(self, messages: Sequence[Mapping[str, Any]], salt: str | None) -> str | None:
-        """The policy that the last of the messages breaks."""
+        """The policy that the last message breaks, or None."""
         if self._sees or not messages[-1]["content"].strip():
             return None
         for policy in self._chosen(POLICIES):
@@ -179,7 +189,7 @@ class ShieldFilter(Filter):
             asked = [*before, messages[-1]]
             ids = form.encode_chat(model.tokenizer, asked, most_tokens=model.context_length - 1)
             return model.choose(ids, ["Yes", "No"], cache_salt=salt)["Yes"]
-        except ContextLengthError:  # each half of what is too long is judged
+        except ContextLengthError:  # the text is too long, so each half of it is judged
             text = messages[-1]["content"]
             middle = len(text) // 2
             if middle < 16:
@@ -209,7 +219,7 @@ class _ShieldCheck(ReplyCheck):
 
 
 class ContentFilter:
-    """What the settings say. ``filters`` are hooks beside those built in.
+    """The filters that the settings ask for, and the hooks ``filters``.
 
     Raises:
         ConfigError, ModelFileError: a list cannot be used.
@@ -246,7 +256,7 @@ class ContentFilter:
         return bool(self._filters) and self._actions[place] != "off"
 
     async def blocks(self, call: Call, said: Said) -> bool:
-        """Judges a prompt; whether it is to have no answer."""
+        """Judges a prompt. Returns whether the filter blocks it."""
         if self.is_on("prompt"):
             for one in self._filters:
                 found = await _asked(one.judge(said), self._actions["prompt"])
@@ -257,15 +267,16 @@ class ContentFilter:
     def gate(
         self, call: Call, said: Said, decode: Callable[[Sequence[int]], str] | None = None
     ) -> ReplyGate | None:
-        """What a reply goes through; None where it need not. ``decode`` is given where the client gets tokens
-        that are no part of the text, such as those of a stop string: they are judged, too."""
+        """Makes the gate through which a reply goes; None if replies are not judged. ``decode`` is given if
+        the client gets tokens that are not in the text, such as the tokens of a stop string. The gate
+        judges their text, too."""
         if not self.is_on("reply"):
             return None
         checks = [one.reply(said) for one in self._filters]
         return ReplyGate(checks, partial(self._note, call, "reply"), self._actions["reply"], decode)
 
     def _note(self, call: Call, place: str, rule: str) -> bool:
-        """Counts a verdict; whether it blocks."""
+        """Counts a verdict. Returns whether it blocks."""
         action = self._actions[place]
         self._count(call.model, place, rule, action)
         call.verdicts.append(f"{place}:{rule}:{action}")
@@ -273,7 +284,7 @@ class ContentFilter:
 
 
 async def _asked(judging: Coroutine[Any, Any, str | None], action: Action) -> str | None:
-    """The verdict. A filter that fails lets nothing pass that it was to block."""
+    """The verdict. If a filter that may block fails, this raises :class:`Problem`, so nothing passes."""
     try:
         return await judging
     except GemletError as error:
@@ -286,8 +297,8 @@ async def _asked(judging: Coroutine[Any, Any, str | None], action: Action) -> st
 
 
 class ReplyGate:
-    """Lets the events of a reply through as soon as they are judged. Where verdicts are only reported,
-    nothing is held back, and the reply is judged at its end."""
+    """Lets the events of a reply through as soon as they are judged. If verdicts are only reported, nothing
+    is held back, and the reply is judged at its end."""
 
     def __init__(
         self,
@@ -300,15 +311,16 @@ class ReplyGate:
         self._note = note
         self._action = action
         self._decode = decode
-        self._length = 0  # characters that came
+        self._length = 0  # characters that came so far
         self._kind: type | None = None  # type of the last event
-        self._held: deque[tuple[int, ReplyEvent]] = deque()  # each event with the place where it ends
-        self._token_ids: list[int] = []  # these two show text that is held back, so they come at the end
+        self._held: deque[tuple[int, ReplyEvent]] = deque()  # held events, and the offset at which each ends
+        self._token_ids: list[int] = []  # ids and log probabilities show held text, so they come at the end
         self._logprobs: list[TokenLogprob] = []
         self._unjudged: list[str] = []
 
     async def through(self, chunk: Chunk) -> Chunk | None:
-        """What may be shown now, in the place of the chunk; None ends the reply: it broke a rule."""
+        """The chunk that may be shown now instead of the given one. None means that the reply broke a rule
+        and has to end."""
         text = "".join(self._take(event) for event in chunk.events)
         is_over = chunk.finish_reason is not None
         if self._action != "block":
@@ -333,7 +345,7 @@ class ReplyGate:
         return False
 
     def _take(self, event: ReplyEvent) -> str:
-        """The text to judge; another kind of event begins on a line of its own."""
+        """The text to judge. An event of another kind than the one before begins a new line."""
         text = _text_of(event)
         if self._kind not in (None, type(event)) or isinstance(event, ToolCall):
             text = f"\n{text}"
@@ -367,12 +379,12 @@ def _text_of(event: ReplyEvent) -> str:
 
 
 def as_block() -> Chunk:
-    """The end of a reply that broke a rule."""
+    """The last chunk of a reply that broke a rule."""
     return Chunk("", [], cast(Any, "content_filter"), [])
 
 
 class NoReply:
-    """The stream of a prompt that is to have no answer, where ``count`` replies were asked for."""
+    """The stream of a blocked prompt, to which ``count`` replies were asked for."""
 
     has_chunk = False
 
@@ -390,7 +402,7 @@ class NoReply:
         raise StopAsyncIteration
 
     def cancel(self, index: int | None = None) -> None:
-        """Nothing runs."""
+        """Does nothing, because nothing runs."""
 
     async def aclose(self) -> None:
-        """Nothing is to be given back."""
+        """Does nothing, because there is nothing to free."""

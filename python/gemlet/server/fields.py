@@ -1,7 +1,8 @@
-"""The fields of requests that several dialects share, and which of OpenAI's gemlet does not do.
+"""The fields of requests that several dialects share, and the fields of OpenAI's that gemlet does not
+support.
 
-This is the one place that says what is refused by name. Numbers that say how tokens are chosen come from the
-library's own table, so an option that the library learns is an option of the server.
+This is the one place that says which shared fields are refused by name. The numeric options of sampling come
+from the library's own table, so each new option of the library becomes an option of the server.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ __all__ = [
     "library_options",
 ]
 
-MOST_CHOICES = 16  # sum of n over all prompts of a request
+MOST_CHOICES = 16  # the most replies to all prompts of a request together
 MOST_TOOLS = 128
 NAME = Text(256, 1)
 REPLY = Integer(1, MAX_INT)  # tokens
@@ -85,7 +86,7 @@ TOOLS = ListOf(Object({"type": Choice("function"), "function": _FUNCTION}, ["fun
 
 
 class Biases(Kind):
-    """``logit_bias``: token ids as strings, each with a number."""
+    """``logit_bias``: an object that maps token ids, as strings, to numbers."""
 
     def check(self, value: Any, where: str) -> dict[int, float]:
         if not isinstance(value, dict) or len(value) > MAX_BIASES:
@@ -94,7 +95,7 @@ class Biases(Kind):
             )
         for token in value:
             if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise Problem(400, f"{where}: {show(token)} is no token id", param=where)
+                raise Problem(400, f"{where}: got the name {show(token)}, expected a token id", param=where)
         number = Number(-MAX_BIAS, MAX_BIAS)
         return {int(token): number.check(bias, f"{where}.{token}") for token, bias in value.items()}
 
@@ -121,7 +122,7 @@ GENERATION: Mapping[str, Kind] = {
     "suppress_tokens": ListOf(_IDS, MAX_SUPPRESSED),
 }
 
-# What vLLM adds to chat completions and completions; stands behind NOT_DONE there.
+# Fields that vLLM adds to chat completions and completions. Their tables put these after NOT_DONE.
 OF_TOKENS: Mapping[str, Kind] = {
     "return_token_ids": Flag(),
     "prompt_logprobs": TOP_LOGPROBS,
@@ -132,7 +133,7 @@ STREAM: Mapping[str, Kind] = {
     "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Ignored()}),
 }
 
-# What changes no answer. (OpenAI keeps a completion for ``store``; gemlet keeps none.)
+# Fields that change no answer. (OpenAI stores a completion if ``store`` is true; gemlet stores none.)
 IGNORED: Mapping[str, Kind] = dict.fromkeys(
     (
         "user",
@@ -167,19 +168,19 @@ NOT_DONE: Mapping[str, Kind] = {
     "chat_template": Refused("a request cannot bring a template"),
     "modalities": Refused("gemlet writes text", ["text"]),
     "audio": Refused("gemlet writes text"),
-    "verbosity": Refused("gemlet has no such setting; say it in words", "medium"),
+    "verbosity": Refused("gemlet has no such setting; ask for it in a message", "medium"),
     "web_search_options": Refused("gemlet does not search the web"),
     "moderation": Refused("the administrator sets the content filter"),
-    "functions": Refused("the older form of tools; send tools"),
-    "function_call": Refused("the older form of tools; send tool_choice", "none", "auto"),
+    "functions": Refused("this is the older form of tools; send tools"),
+    "function_call": Refused("this is the older form of tools; send tool_choice", "none", "auto"),
 }
 
 
 def library_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The options of :class:`GenerationConfig` among the fields of a request.
 
-    OpenAI's seeds may be negative; those are the ones 2**64 above. -1 is a new seed every time, as in the
-    library, in vLLM, llama.cpp and Ollama.
+    OpenAI's seeds may be negative. A negative seed stands for that seed plus 2**64. The seed -1 means a new
+    seed every time, as in the library, in vLLM, llama.cpp and Ollama.
     """
     found = {name: value for name, value in fields.items() if name in GENERATION}
     if found.get("seed", -1) != -1:

@@ -1,4 +1,5 @@
-"""Files that clients upload, and batches: a folder with an SQLite file, for one server at a time."""
+"""Stores the files that clients upload, and batches. They are in a folder with an SQLite file, which one
+server at a time can use."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ create index if not exists batches_of on batches (owner, created, id);
 pragma user_version = 1;
 """
 _VERSION = 1
-_PATIENCE = 100  # milliseconds in which the event loop waits for another process that keeps the file locked
+_PATIENCE = 100  # milliseconds for which the event loop waits for another process that locks the file
 _MOST_BATCHES = 10_000  # batches of one owner that are remembered
 
 
@@ -45,8 +46,8 @@ class StoredFile:
     """What is known of a file. Times are seconds since 1970.
 
     Attributes:
-        owner: the id of the key whose it is; "" where the server has no keys.
-        filename: as the client calls it; never a path of this machine.
+        owner: the id of the key to which it belongs; "" if the server has no keys.
+        filename: the name that the client gave it; never a path of this machine.
     """
 
     id: str
@@ -59,18 +60,18 @@ class StoredFile:
 
 
 class FileStore:
-    """The folder. What it holds survives the end of the process at any moment: a file is there as a whole or
-    not at all.
+    """The folder of files. The process may end at any moment: then each file is there as a whole or not at
+    all.
 
     Raises:
-        ModelFileError: it cannot be used.
-        UnsupportedError: another server uses it.
+        ModelFileError: the folder cannot be used.
+        UnsupportedError: another server uses the folder.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self._arriving: Counter[str] = Counter()  # bytes of uploads, by owner
-        self._uploads: Counter[str] = Counter()  # and how many
+        self._arriving: Counter[str] = Counter()  # bytes of uploads that arrive, by owner
+        self._uploads: Counter[str] = Counter()  # number of uploads that arrive, by owner
         place = self.folder / "files.db"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,11 +104,12 @@ class FileStore:
         os.close(self._lock)
 
     def path(self, identifier: str) -> Path:
-        """Where a file of this id is; the id is one that the server made."""
+        """The path of the file with this id, which must be an id that the server made."""
         return self.folder / "files" / identifier
 
     def has(self, identifier: str, size: int | None = None) -> bool:
-        """Whether the content is there, of this size; a link is not the file that the server wrote."""
+        """Whether the content is there and has this size. A link does not count, because the server never
+        writes one."""
         with contextlib.suppress(OSError):
             found = self.path(identifier).lstat()
             return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
@@ -116,27 +118,27 @@ class FileStore:
     # --- files ----------------------------------------------------------------------------------------------
 
     def add(self, file: StoredFile, place: Path) -> None:
-        """Takes the content at ``place``, in the same folder, as the file."""
+        """Adds a file, whose content is at ``place`` in the same folder, and is moved."""
         os.replace(place, self.path(file.id))
         try:
             self._db.execute(
                 "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
                 (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
             )
-        except sqlite3.Error:  # nobody would know the file, or count it
+        except sqlite3.Error:  # without its row, nothing would list or count the file
             self.path(file.id).unlink()
             raise
 
     def find(self, owner: str, identifier: str) -> StoredFile | None:
-        """A file of this owner that has not expired."""
+        """The file of this owner with this id; None if there is none, or it has expired."""
         found = self._files("owner = ? and id = ?", owner, identifier)
         return found[0] if found else None
 
     def files(
         self, owner: str, *, purpose: str | None, after: tuple[int, str] | None, ascending: bool, most: int
     ) -> list[StoredFile]:
-        """Up to ``most`` files, by the time that they were made. ``after`` is the time and the id of the one
-        before the first."""
+        """Up to ``most`` files, sorted by the time at which they were made. ``after`` is the time and the id
+        of the file before the first."""
         order, than = ("asc", ">") if ascending else ("desc", "<")
         parts, values = ["owner = ?"], [owner]
         if purpose is not None:
@@ -162,11 +164,11 @@ class FileStore:
         finally:
             self._arriving[owner] -= size
             self._uploads[owner] -= 1
-            self._arriving += Counter()  # forgets owners with none
+            self._arriving += Counter()  # removes owners whose count is 0
             self._uploads += Counter()
 
     def used(self, owner: str) -> tuple[int, int]:
-        """How many files the owner has, and their bytes; with those that arrive, for which room is kept."""
+        """How many files the owner has, and their bytes. Both include the uploads that arrive."""
         count, size = self._db.execute(
             "select count(*), total(bytes) from files where owner = ?", (owner,)
         ).fetchone()
@@ -185,7 +187,7 @@ class FileStore:
                 self.remove(identifier)
 
     def _sweep(self) -> None:
-        """Removes what a killed process left half done."""
+        """Removes the unfinished files that a killed process left."""
         known = {row[0] for row in self._db.execute("select id from files")}
         running = {f"{identifier}.work" for identifier, _ in self.unfinished()}
         for place in (self.folder / "files").iterdir():
@@ -195,7 +197,8 @@ class FileStore:
     # --- batches --------------------------------------------------------------------------------------------
 
     def put_batch(self, owner: str, document: Mapping[str, Any], *, over: bool) -> None:
-        """Writes a batch, new or changed, as clients see it. The oldest that are over are forgotten."""
+        """Writes a new or a changed batch, as clients see it. If the owner has too many batches, removes the
+        oldest that are over."""
         self._db.execute(
             "insert into batches values (?, ?, ?, ?, ?) "
             "on conflict (id) do update set over = excluded.over, document = excluded.document",
@@ -224,7 +227,7 @@ class FileStore:
         return [json.loads(document) for (document,) in rows]
 
     def unfinished(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Id and document of the batches that are not over, of all owners."""
+        """The id and the document of each batch that is not over, of all owners."""
         for identifier, document in self._db.execute("select id, document from batches where not over"):
             yield identifier, json.loads(document)
 

@@ -1,4 +1,4 @@
-"""The form that a reply is to have, in the words of each dialect, as the library's options."""
+"""The form that a reply must have: turns the fields of each dialect into the library's options."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gemlet.server.schema import Choice, Either, Flag, Ignored, Kind, ListOf, Ob
 
 __all__ = ["FORMS", "SCHEMA_FORMAT", "form_names", "form_of", "of_format"]
 
-_LONGEST = 256_000  # characters of a grammar or of a schema as text
+_LONGEST = 256_000  # characters of a grammar, or of a schema that is given as text
 _NAMED = Object(
     {"name": Text(64), "description": Text(1 << 16), "schema": Schema(), "strict": Ignored()},
     ["schema"],
 )
-# That of /v1/responses and of Anthropic has no object inside.
+# The format of /v1/responses and of Anthropic's dialect has the schema directly, not in an object inside.
 SCHEMA_FORMAT = Object(
     {
         "type": Choice("text", "json_object", "json_schema"),
@@ -45,7 +45,7 @@ _ANY_OBJECT = {"type": "object"}
 
 
 def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The library's option for the form that the checked ``fields`` of OpenAI's dialect ask for.
+    """The library's option for the form that ``fields`` of OpenAI's dialect ask for. They must be checked.
 
     >>> form_of({"response_format": {"type": "json_object"}})
     {'json_schema': {'type': 'object'}}
@@ -65,15 +65,15 @@ def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     if len(forms) > 1 or ("structured_outputs" in fields and all(one is False for one in asked.values())):
         raise Problem(
             400,
-            "structured_outputs: expected one of json, regex, choice, grammar and json_object, and no "
-            "response_format or json_schema beside it",
+            "structured_outputs: expected exactly one of json, regex, choice, grammar and json_object, and "
+            "no response_format or json_schema beside it",
             param="structured_outputs",
         )
     return forms[0] if forms else {}
 
 
 def form_names(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The fields that ask for a form, by the library's options.
+    """Maps options of the library to the fields of the request that set them, for the options of a form.
 
     >>> form_names({"structured_outputs": {"regex": "("}})
     {'regex': 'structured_outputs.regex'}
@@ -87,7 +87,7 @@ def form_names(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def of_format(format: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """That of a ``type`` with its ``schema``."""
+    """The library's option for a format, which has a ``type`` and may have a ``schema``."""
     if format["type"] == "json_schema":
         if "schema" not in format:
             raise Problem(400, f"{where}: json_schema needs a schema", param=where)

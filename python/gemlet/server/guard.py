@@ -1,5 +1,5 @@
-"""What stands in front of every route: host names, origins, keys, ids of requests, the log. It denies by
-default: a path that nobody named needs a key like all others."""
+"""The check in front of every route: it checks host names, origins and keys, gives each request its id, and
+writes the log. It denies by default: an unknown path needs a key like all others."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = ["OPEN", "Guard"]
 
 _log = logging.getLogger("gemlet.server")
 _BEHIND = -1  # the priority of the server's own requests
-# What needs no key, without a query. The page holds no data, and asks for the key.
+# These requests need no key if they have no query. The page has no data, and asks its user for the key.
 OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
-# A name or an IPv4 address, or an IPv6 address in brackets; then a port. Dots part the labels of a name, so
-# that there is one way to read it: trying several would take for ever.
+# A name, an IPv4 address, or an IPv6 address in brackets; then a port. A label has no dot, so the pattern can
+# match a name in only one way. A pattern that has to try many ways would take for ever.
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST = late_pattern(rf"({_LABEL}(?:\.{_LABEL}){{0,31}}\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(\d{{1,5}}))?")
 _ORIGIN = late_pattern(r"https?://(\S+)")
-# What pages of allowed origins may send, and read. OpenAI's and Anthropic's clients send x-stainless ones.
+# The headers that pages of allowed origins may send, and those that they may read. The clients of OpenAI and
+# Anthropic send the x-stainless headers.
 _STAINLESS = ("arch", "async", "helper-method", "lang", "os", "package-version", "retry-count", "runtime")
 _ALLOWED = ", ".join(
     (
@@ -60,13 +61,14 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
-    """An ASGI application around another.
+    """An ASGI application around another one.
 
     Args:
         tracing: gets every request that has ended.
-        asks_for_keys: whether the server has keys; :attr:`keys` are they, once the file is open.
-        hosts: the names that a Host header may have; empty: those of loopback without keys, else all.
-        origins: those of web pages that may send requests, beside the server's own.
+        asks_for_keys: whether requests need a key. :attr:`keys` is set when the file of keys is open.
+        hosts: the names that a Host header may have. If it is empty, a server with keys takes all names, and
+            one without keys takes the names of loopback.
+        origins: the origins whose web pages may send requests, besides the server's own page.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Guard:
         scope = dict(scope)
         call = Call(method=scope["method"][:16])
         call.put_into(scope)
-        scope["app"] = self  # the router raises what it has no route for, and requests find the service
+        scope["app"] = self  # with it, the router raises 404 and 405, and requests find the service
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -148,7 +150,7 @@ class Guard:
                 self._tracing.record(call)
 
     def _check_host(self, scope: Scope) -> None:
-        """Refuses malformed names of hosts, and those of a page that had its name point here."""
+        """Refuses malformed host names, and the name of a web page that was made to point to this machine."""
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or int(match[2] or 0) > 65535:
@@ -157,14 +159,14 @@ class Guard:
         if self._hosts and name not in self._hosts:
             raise Problem(
                 403,
-                "this server does not answer under this host name; --allowed-hosts adds one",
+                "this server does not answer to this host name; --allowed-hosts allows one more",
                 kind="permission_error",
                 code="bad_host",
             )
 
     def _foreign_origin(self, scope: Scope) -> str | None:
-        """The origin of a web page that may send requests, if it is not the server's own; None where there is
-        no page. Raises :class:`Problem` for all others."""
+        """The origin of the web page that sends the request, if it is an allowed one. None if the request
+        comes from the server's own page, or from no page. Raises :class:`Problem` for all other origins."""
         sent: list[str] = [v.decode("latin-1") for name, v in scope["headers"] if name == b"origin"]
         if not sent:
             return None
@@ -177,7 +179,7 @@ class Guard:
             return None
         raise Problem(
             403,
-            "requests of web pages of another origin are refused; --allowed-origins adds one",
+            "requests of web pages of this origin are refused; --allowed-origins allows one more",
             kind="permission_error",
             code="bad_origin",
         )
@@ -193,7 +195,7 @@ class Guard:
                 sent.append(token.strip() if kind.lower() == b"bearer" else b"")
             elif name == b"x-api-key":
                 sent.append(value)
-        # The official client of Anthropic may send both.
+        # The official client of Anthropic may send both headers.
         token = sent[0] if sent and len(set(sent)) == 1 else b""
         key = None if self.keys is None else self.keys.find(token)
         if key is None:
@@ -208,8 +210,8 @@ class Guard:
 
 
 def _check_length(scope: Scope) -> None:
-    """Refuses a body with two lengths: a proxy in front may have taken the other one, and what this server
-    reads as the next request may be another's."""
+    """Refuses a body with two lengths. A proxy in front may have used the other length. Then this server
+    could read a part of the body as the next request of somebody else."""
     if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
         raise Problem(
             400,
@@ -220,13 +222,14 @@ def _check_length(scope: Scope) -> None:
 
 
 def _header(scope: Scope, wanted: bytes) -> str:
-    """The header, where it is sent once."""
+    """The value of a header; "" if it was not sent exactly once."""
     found: list[bytes] = [value for name, value in scope["headers"] if name == wanted]
     return found[0].decode("latin-1") if len(found) == 1 else ""
 
 
 def _cors(origin: str) -> dict[str, str]:
-    """What lets a page of this origin read the answer. Cookies are no keys here, and are not asked for."""
+    """The headers that let a page of this origin read the answer. They do not allow cookies, which are not
+    used as keys."""
     return {
         "access-control-allow-origin": origin,
         "access-control-expose-headers": _EXPOSED,
@@ -256,7 +259,7 @@ async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) 
     body = as_line(as_json(problem, scope["path"], call.id))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
     if problem.status in (408, 413):
-        headers["connection"] = "close"  # what is left of the body is not read
+        headers["connection"] = "close"  # the rest of the body is not read
     await send(
         {
             "type": "http.response.start",
@@ -268,7 +271,8 @@ async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) 
 
 
 def _log_failure(call: Call, error: BaseException) -> None:
-    """Where it happened, and of which kind; not its message, which may quote a prompt."""
+    """Logs the type of an error and where it happened. Its message is left out, because it may quote a
+    prompt."""
     while isinstance(error, Problem) and error.__cause__ is not None:
         error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Asking the application as an HTTP server would, from inside the process: for batches."""
+"""Sends requests to the application from inside the process, as an HTTP server would. Batches use it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gemlet.server.keys import Key
 __all__ = ["INSIDE", "App", "Inside", "answer"]
 
 App = Callable[..., Any]
-INSIDE = "gemlet.inside"  # the guard finds an Inside here; nothing of a connection can put one here
-_PATIENCE = 40  # times that a request is asked again while the server is busy
+INSIDE = "gemlet.inside"  # the guard finds an Inside under this key, which no connection can set
+_PATIENCE = 40  # how often a request is tried again while the server is busy
 _LONGEST_WAIT = 60.0  # seconds
 
 
 @record(frozen=True)
 class Inside:
-    """A request of the server's own.
+    """A request that the server sends to itself.
 
     Attributes:
-        key: on whose behalf; None where the server has no keys.
+        key: the key for which it is sent; None if the server has no keys.
     """
 
     key: Key | None = None
@@ -34,15 +34,15 @@ class Inside:
 async def answer(
     app: App, request: Mapping[str, Any], whose: Callable[[], Inside] = Inside, *, waits: bool = False
 ) -> tuple[bytes, bool]:
-    """The line of the answer to a request of a batch, and whether it went well.
+    """Answers a request of a batch. Returns the line of the answer, and whether it is a good one.
 
     Args:
-        whose: is asked before every try.
-        waits: a request that a limit of its key refuses is asked again later, as often as it takes.
+        whose: is called before every try, and says for which key the request is sent.
+        waits: whether to try a request again and again while a limit of its key refuses it.
     """
     if request["body"].get("stream"):
         name, status = f"req_{secrets.token_hex(12)}", 400
-        body: Any = _refusal("stream: a batch has whole answers; leave it out")
+        body: Any = _refusal("stream: the answers of a batch are whole; leave it out")
     else:
         content = json.dumps(request["body"]).encode()
         name, status, body, pause = await _post(app, request["url"], content, whose())
@@ -60,7 +60,7 @@ def _refusal(message: str) -> dict[str, Any]:
 
 
 async def _post(app: App, path: str, content: bytes, inside: Inside) -> tuple[str, int, Any, float]:
-    """The server's id for the request, the status, the body, and after how many seconds to ask again."""
+    """Sends a request. Returns its id, the status, the body, and the seconds to wait before the next try."""
     status, parts = 500, []
     found: dict[bytes, bytes] = {}
     unsent = [{"type": "http.request", "body": content, "more_body": False}]
@@ -68,7 +68,7 @@ async def _post(app: App, path: str, content: bytes, inside: Inside) -> tuple[st
     async def receive() -> dict[str, Any]:
         if unsent:
             return unsent.pop()
-        await asyncio.Event().wait()  # nobody closes this connection
+        await asyncio.Event().wait()  # this connection is never closed
         raise AssertionError
 
     async def send(message: Mapping[str, Any]) -> None:

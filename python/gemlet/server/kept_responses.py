@@ -1,4 +1,5 @@
-"""Conversations of ``/v1/responses`` that a later request may go on with: in memory, of bounded size."""
+"""Keeps conversations of ``/v1/responses`` in memory, up to a limit, so that later requests can continue
+them."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ class Kept:
     """A response, and the conversation up to its end.
 
     Attributes:
-        owner: the id of the key that it belongs to; None without keys.
-        messages: without the instructions, which each request has of its own.
+        owner: the id of the key to which it belongs; None if the server has no keys.
+        messages: the conversation without the instructions, which each request sends itself.
     """
 
     owner: str | None
@@ -28,7 +29,7 @@ class Kept:
 
 
 class KeptResponses:
-    """The last responses; of all together at most ``most`` bytes.
+    """The last responses, which take at most ``most`` bytes together.
 
     >>> kept = KeptResponses(1000)
     >>> kept.put(None, {"id": "resp_1"}, [])

@@ -1,4 +1,4 @@
-"""Keys: hashed, in an SQLite file, with what each may do and what it has used."""
+"""The keys of clients. An SQLite file has the hash of each, what it may do, and what it has used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _VERSION = 1
 
 @record(frozen=True)
 class Limits:
-    """What a key may use; None is no limit.
+    """The limits of a key; None means that there is no limit.
 
     >>> Limits(concurrent=0)
     Traceback (most recent call last):
@@ -64,7 +64,7 @@ class Key:
     """A key, without its secret.
 
     Attributes:
-        models: the aliases of the models and adapters that it may use; empty for all.
+        models: the aliases of the models and adapters that it may use; empty: all of them.
     """
 
     id: str
@@ -91,15 +91,15 @@ class Key:
 
 
 class KeyStore:
-    """The keys of a file, which other processes may change meanwhile.
+    """The keys in a file. Other processes may change the file meanwhile.
 
     Args:
         path: the SQLite file.
-        create: make it if it is not there, readable by its owner alone.
+        create: whether to make the file if it does not exist. Only its owner can read it then.
         patience: seconds to wait for another process that writes.
 
     Raises:
-        ModelFileError: it cannot be opened, or is something else.
+        ModelFileError: the file cannot be opened, or is not a file of keys.
     """
 
     def __init__(self, path: str, *, create: bool = False, patience: float = 5.0) -> None:
@@ -109,7 +109,9 @@ class KeyStore:
             if create:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             elif not os.path.isfile(path):
-                raise ModelFileError(f"{path}: there is no such file; gemlet keys create NAME --db {path}")
+                raise ModelFileError(
+                    f"{path}: there is no such file; make one with gemlet keys create NAME --db {path}"
+                )
             self._db = sqlite3.connect(path, timeout=patience, isolation_level=None)
             try:
                 self._prepare()
@@ -125,7 +127,7 @@ class KeyStore:
         (version,) = self._db.execute("pragma user_version").fetchone()
         if version not in (0, _VERSION):
             raise ModelFileError(f"{self.path}: is of version {version}, expected {_VERSION}")
-        # A commit survives the end of this process at any moment; WAL lets others read meanwhile.
+        # A commit survives if this process ends at any moment. In WAL mode others can read during a write.
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
         if version == 0:
@@ -143,10 +145,10 @@ class KeyStore:
         rights: Sequence[str] = ("use",),
         models: Sequence[str] = (),
     ) -> str:
-        """A new key, as text; only its hash is kept.
+        """Makes a key, and returns it as text. The file keeps only its hash.
 
         Raises:
-            InvalidRequestError: the name is taken, or no name; a right that there is not.
+            InvalidRequestError: the name is in use or not allowed, or there is no such right.
         """
         if not (name.isprintable() and 1 <= len(name) <= 100):
             raise InvalidRequestError(f"name: got {show(name)}, expected 1 to 100 printable characters")
@@ -165,20 +167,23 @@ class KeyStore:
             )
         except sqlite3.IntegrityError:
             raise InvalidRequestError(
-                f"name: there is a key {show(name)} already; revoke keeps its name"
+                f"name: there is a key {show(name)} already, in use or revoked; choose another name"
             ) from None
         self._version = None
         return token
 
     def revoke(self, name: str) -> None:
-        """Makes a key worthless, by its name or id. Raises :class:`InvalidRequestError` if there is none."""
+        """Revokes the key with this name or id. Raises :class:`InvalidRequestError` if no key in use has
+        it."""
         done = self._db.execute(
             "update keys set revoked = ? where (name = ? or id = ?) and revoked is null",
             (int(time.time()), name, name),
         )
         self._version = None
         if done.rowcount == 0:
-            raise InvalidRequestError(f"there is no key {show(name)} that is in use")
+            raise InvalidRequestError(
+                f"there is no key {show(name)} that is in use; gemlet keys list --db {self.path} shows all"
+            )
 
     def all(self) -> list[dict[str, Any]]:
         """All keys, also revoked ones, for people to read."""
@@ -191,7 +196,8 @@ class KeyStore:
         return found
 
     def find(self, token: bytes) -> Key | None:
-        """The key that ``token`` is; None if it is not a key or was revoked. All cases take the same time."""
+        """The key whose text is ``token``; None if there is none, or it was revoked. All cases take the same
+        time."""
         self._refresh()
         identifier = token[:_ID_END].rpartition(b"-")[2].decode("latin-1")
         wanted, key = self._known.get(identifier, (_NOBODY, None))
@@ -199,7 +205,7 @@ class KeyStore:
         return key if is_right else None
 
     def in_use(self, identifier: str) -> Key | None:
-        """The key of this id; None if there is none, or it was revoked."""
+        """The key with this id; None if there is none, or it was revoked."""
         self._refresh()
         return self._known.get(identifier, (_NOBODY, None))[1]
 
@@ -221,7 +227,7 @@ class KeyStore:
     # --- usage ----------------------------------------------------------------------------------------------
 
     def add_usage(self, key: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Counts a request that has ended. If another process keeps the file locked, it is written later."""
+        """Counts a request that has ended. If another process locks the file, the count is written later."""
         place = key, model, int(time.time()) // 3600
         counts = self._pending.setdefault(place, [0, 0, 0])
         for i, count in enumerate((1, prompt_tokens, completion_tokens)):
@@ -244,8 +250,9 @@ class KeyStore:
             _log.error("usage not written", extra={"fields": {"error": str(error)}})
 
     def recent(self, key: str) -> list[tuple[float, int, int]]:
-        """Age in seconds, requests and tokens of each hour of the last day. Hours of the next day were
-        written before the clock was set back, and are as of now. A clock that was wrong wrote later ones."""
+        """The age in seconds, the requests and the tokens of each hour of the last day. If the clock was set
+        back, the file may have hours that are still to come. Hours of the next day have the age 0. Later
+        hours were written while the clock was wrong, and are left out."""
         now = time.time()
         rows = self._db.execute(
             "select hour, sum(requests), sum(prompt_tokens + completion_tokens) from usage "
@@ -255,7 +262,7 @@ class KeyStore:
         return [(max(0.0, now - (hour + 1) * 3600), requests, tokens) for hour, requests, tokens in rows]
 
     def usage(self, key: str | None = None, days: int = 30) -> list[dict[str, Any]]:
-        """Requests and tokens by day, key and model; of one key, by its id, or of all."""
+        """Requests and tokens by day, key and model, of the key with the id ``key``, or of all keys."""
         rows = self._db.execute(
             "select date(hour * 3600, 'unixepoch'), coalesce(name, usage.key), model, sum(requests), "
             "sum(prompt_tokens), sum(completion_tokens) from usage left join keys on keys.id = usage.key "
@@ -270,7 +277,7 @@ _ID_END = len("gemlet-") + 12
 
 
 def _hash_bytes(token: bytes) -> bytes:
-    # The secret has 256 random bits, so that a fast hash is as good as a slow one.
+    # The secret has 256 random bits, so a fast hash is as safe as a slow one.
     return hashlib.sha256(token).digest()
 
 

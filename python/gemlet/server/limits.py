@@ -1,7 +1,8 @@
-"""Who may do how much: sliding windows of requests and tokens per key, and how many run at a time."""
+"""Limits: sliding windows of requests and tokens for each key, and how many requests may run at a time."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Limiter", "Window"]
 
 _HOUR = 3600.0  # seconds
-_PARTS = 60  # parts of a window; what is counted leaves it at most one part too late
+_PARTS = 60  # parts of a window; a count leaves the window at most one part too late
 
 
 class Window:
-    """What was counted in the last ``seconds``, of which there may be ``limit``.
+    """A sliding window: counts what happened in the last ``seconds``, of which ``limit`` is allowed.
 
     >>> window = Window(limit=2, seconds=60)
     >>> window.add(1, now=0.0), window.add(1, now=30.0), window.wait(now=31.0) > 29
@@ -50,7 +51,8 @@ class Window:
         return self._used
 
     def wait(self, now: float, running: int = 0) -> float:
-        """Seconds until there is room; 0 where there is. ``running`` is counted, but not yet added."""
+        """Seconds until there is room; 0 if there is room now. ``running`` counts as used, but is not yet
+        added."""
         used = self.used(now) + running
         if used < self.limit:
             return 0.0
@@ -64,7 +66,7 @@ class Window:
 
 @record
 class _State:
-    """What one key uses."""
+    """The use of one key."""
 
     requests: list[Window]
     tokens: list[Window]
@@ -75,8 +77,8 @@ class Limiter:
     """Admits requests, and counts what they used.
 
     Args:
-        most: requests that are read or answered at a time, of all keys together.
-        store: where the keys and their usage are; None: there are no keys.
+        most: the most requests, of all keys together, that are read or answered at a time.
+        store: has the keys and their usage; None if the server has no keys.
     """
 
     def __init__(self, most: int, store: KeyStore | None = None) -> None:
@@ -86,8 +88,8 @@ class Limiter:
         self._states: dict[str, tuple[Key, _State]] = {}
 
     def check(self, call: Call) -> None:
-        """Raises :class:`Problem` for a request that would have no place now. It is asked before the body is
-        read, which may take long and is no work."""
+        """Raises :class:`Problem` if there is no place for the request now. It is called before the body is
+        read. Reading may take long, and takes no place."""
         if self.running >= self.most:
             raise Problem(
                 503,
@@ -100,8 +102,8 @@ class Limiter:
             self._check(call, call.key)
 
     def enter(self, call: Call) -> None:
-        """Gives a place to a request that wants work; raises :class:`Problem`. It has it until the call
-        settles."""
+        """Gives a request its place, which it has until the call settles. Raises :class:`Problem` if there is
+        no place."""
         self.check(call)
         if call.key is not None:
             now = time.monotonic()
@@ -114,7 +116,7 @@ class Limiter:
         call.at_end.append(self._leave)
 
     def end_revoked(self) -> None:
-        """Ends what runs for keys that were revoked. (Batches see to themselves.)"""
+        """Ends the requests of keys that were revoked. (:class:`Batches` ends the requests of batches.)"""
         for identifier, (_, state) in self._states.items():
             if self.store is None or not state.running or self.store.in_use(identifier) is not None:
                 continue
@@ -128,7 +130,7 @@ class Limiter:
         call.headers |= _headers(state, now, in_flight)
         limit = key.limits.concurrent
         if limit is not None and call.priority < 0:
-            limit = max(1, limit - 1)  # a batch leaves one place to what somebody waits for
+            limit = max(1, limit - 1)  # a batch leaves one place for requests for which somebody waits
         if limit is not None and len(state.running) >= limit:
             raise _too_many("concurrent requests", limit, 1)
         for windows, running, what in ((state.requests, 0, "requests"), (state.tokens, in_flight, "tokens")):
@@ -151,7 +153,8 @@ class Limiter:
             self.store.add_usage(key.id, call.model, call.prompt_tokens, call.completion_tokens)
 
     def _state(self, key: Key, now: float) -> _State:
-        """The state of a key; a limit that was changed meanwhile begins anew from the durable usage."""
+        """The state of a key. If its limits were changed meanwhile, the state is made again from the usage in
+        the file."""
         found = self._states.get(key.id)
         if found is not None and found[0].limits == key.limits:
             return found[1]
@@ -173,7 +176,7 @@ class Limiter:
             for window, count in [(w, requests) for w in state.requests] + [
                 (w, tokens) for w in state.tokens
             ]:
-                # Usage is stored by hour: how much of it was in the last minute, nobody knows.
+                # Usage is stored by hour, so nothing is known about windows of a minute.
                 if age < window.seconds and window.seconds >= _HOUR:
                     window.add(count, now - age)
         self._states[key.id] = key, state
@@ -181,7 +184,7 @@ class Limiter:
 
 
 def _in_flight(state: _State) -> int:
-    """Tokens that are not yet in a window."""
+    """The tokens of running requests, which are not yet in a window."""
     return sum(call.prompt_tokens + call.completion_tokens for call in state.running)
 
 
@@ -190,17 +193,18 @@ def _span(seconds: float) -> str:
 
 
 def _too_many(what: str, limit: int, wait: float) -> Problem:
+    seconds = math.ceil(wait)
     return Problem(
         429,
-        f"this key may have {limit} {what}; try again in {wait:.0f} s",
+        f"this key may have {limit} {what}; try again in {seconds} s",
         kind="rate_limit_error",
         code="rate_limit_exceeded",
-        headers={"Retry-After": str(max(1, round(wait + 0.5)))},
+        headers={"Retry-After": str(seconds)},
     )
 
 
 def _headers(state: _State, now: float, in_flight: int) -> dict[str, str]:
-    """OpenAI's headers, of the window with the least left."""
+    """OpenAI's headers for the window with the least left."""
     headers: dict[str, str] = {}
     for name, windows, running in (("requests", state.requests, 0), ("tokens", state.tokens, in_flight)):
         if windows:

@@ -1,4 +1,4 @@
-"""How probable the model found its tokens, in OpenAI's two forms, and those of prompts in vLLM's."""
+"""Log probabilities of a reply's tokens in OpenAI's two forms, and of a prompt's tokens in vLLM's form."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from gemlet.server.problems import Problem
 
 __all__ = ["check_length", "of_chat", "of_completion", "of_prompt", "of_text", "top_of_prompt"]
 
-_MOST = 1 << 15  # log probabilities of prompts in an answer
+_MOST = 1 << 15  # the most log probabilities of prompts in an answer
 
 
 def _written(served: Served, token_id: int) -> tuple[str, list[int] | None]:
-    """A token's text, control tokens by name, and its bytes. Without a tokenizer it is "token_id:7"."""
+    """The text of a token and its bytes. The text of a control token is its name. If the model has no
+    tokenizer, the text is, for example, "token_id:7"."""
     tokenizer = served.model.tokenizer
     if tokenizer is None:
         return f"token_id:{token_id}", None
@@ -42,7 +43,7 @@ def of_chat(served: Served, found: Iterable[TokenLogprob]) -> dict[str, Any]:
 
 
 def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
-    """``logprobs`` of a choice of the older completions. ``offset``: characters of the tokens before."""
+    """``logprobs`` of a choice of the older completions. ``offset`` is the number of characters before it."""
     tokens = [_written(served, one.token_id)[0] for one in found]
     offsets = []
     for text in tokens:
@@ -57,7 +58,8 @@ def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0
 
 
 async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, Any]:
-    """``logprobs`` of a whole choice of the older completions, with those of a prompt that it echoes."""
+    """``logprobs`` of a whole choice of the older completions. If it echoes the prompt, the log probabilities
+    of the prompt come first."""
     served = choice.ask.served
     if not choice.ask.options.get("echo"):
         return of_completion(served, choice.logprobs)
@@ -67,10 +69,10 @@ async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, A
 
 
 def _of_echo(choice: Choice) -> tuple[dict[str, list[Any]], int]:
-    """Those of the prompt, and its characters. Nothing is said of the first token, and control tokens are
-    no text."""
+    """The log probabilities of the prompt, and its number of characters. The first token has none. Control
+    tokens have no characters."""
     served, tokenizer = choice.ask.served, choice.ask.served.model.tokenizer
-    assert tokenizer is not None  # else there was no text to echo
+    assert tokenizer is not None  # a model without one takes no text that it could echo
     decoder, length = tokenizer.stream_decoder(), 0
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token_id, one in zip(choice.prompt_ids, choice.result.prompt_logprobs or (), strict=False):
@@ -88,7 +90,7 @@ def top_of_prompt(fields: Mapping[str, Any]) -> dict[str, int]:
     if "prompt_logprobs" not in fields:
         return {}
     if fields.get("stream"):
-        raise Problem(400, "prompt_logprobs: a stream has none; send stream: false", param="prompt_logprobs")
+        raise Problem(400, "prompt_logprobs: not in a stream; send stream: false", param="prompt_logprobs")
     return {"prompt_logprobs": fields["prompt_logprobs"]}
 
 
@@ -106,8 +108,9 @@ def check_length(running: Running) -> None:
 
 
 async def of_prompt(choice: Choice, threads: anyio.CapacityLimiter) -> list[dict[str, Any] | None] | None:
-    """``prompt_logprobs`` of vLLM: a map for each token of the prompt, of the token and of likely ones in its
-    place. The rank of a token that is not among these is null. None where they are not wanted."""
+    """``prompt_logprobs`` of vLLM: a map for each token of the prompt. It has the token and the likely tokens
+    in its place. If the token is not one of the likely ones, its rank is null. None if the request does not
+    ask for them."""
     if "prompt_logprobs" not in choice.ask.options:
         return None
     return await anyio.to_thread.run_sync(_of_prompt, choice, limiter=threads)

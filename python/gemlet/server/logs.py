@@ -1,5 +1,5 @@
-"""The log: a JSON object a line, with lengths, ids and times. It has no text of a prompt or a reply, unless
-the administrator asked for it."""
+"""The log. Each line is a JSON object with lengths, ids and times. It has no text of a prompt or a reply,
+unless the administrator asked for it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _log = logging.getLogger("gemlet.server")
 
 
 class JSONLines(logging.Formatter):
-    """A record as a line: its time, level and message, and the ``fields`` of its ``extra``."""
+    """Formats a record as a line with its time, level and message, and the ``fields`` of its ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            # asyncio's messages quote errors, and these may quote prompts.
+            # Messages of asyncio quote errors, which may quote prompts.
             "event": "asyncio" if record.name == "asyncio" else record.getMessage(),
             **getattr(record, "fields", {}),
         }
@@ -35,14 +35,14 @@ class JSONLines(logging.Formatter):
 
 
 def to_stderr() -> logging.Handler:
-    """A handler for the loggers of gemlet's server and of what it runs on."""
+    """A handler for the loggers of gemlet's server and of the libraries that it uses."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
     return handler
 
 
 def log_call(call: Call) -> None:
-    """The line of a request that has ended."""
+    """Logs a request that has ended."""
     fields = {
         "id": call.id,
         "key": None if call.key is None else call.key.id,
@@ -65,5 +65,6 @@ def log_call(call: Call) -> None:
 
 
 def log_text(name: str, texts: Sequence[Mapping[str, Any]]) -> None:
-    """The line with the texts of the request ``name``; of administrators who asked for it alone."""
+    """Logs the texts of the request with the id ``name``. It is called only if the administrator asked for
+    it."""
     _log.info("text", extra={"fields": {"id": name, "prompts": list(texts)}})

@@ -1,4 +1,4 @@
-"""``/metrics``: counters and histograms of what requests did, gauges of what the engines do."""
+"""``/metrics``: counters and histograms of requests that have ended, and gauges of the engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CONTENT_TYPE", "Gauges", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model_name", "engine")
-# Steps of histograms: vLLM's, so that its boards fit.
+# Histograms have the same steps as in vLLM, so that dashboards for vLLM work.
 _FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160),
     *(640, 2560),
@@ -28,7 +28,7 @@ _PER_TOKEN = (
 _WHOLE = (*(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680),)
 _TOKENS = tuple(float(step * 10**power) for power in range(7) for step in (1, 2, 5))
 
-# Alias of a model -> name and value of each gauge, and of each counter (..._total).
+# Maps the alias of a model to the name and the value of each gauge and of each counter (..._total).
 Gauges = Callable[[], Mapping[str, Mapping[str, float]]]
 
 
@@ -90,7 +90,8 @@ class _Set:
 
 
 class _Gaps:
-    """A histogram of the times between tokens, of one model. There are too many to count one by one."""
+    """A histogram of the times between the tokens of one model. They are counted many at a time, because
+    there are too many to count one by one."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(len(_PER_TOKEN) + 1, np.int64)
@@ -98,7 +99,7 @@ class _Gaps:
 
     def add(self, given: array[float]) -> None:
         gaps = np.asarray(given, np.float32)
-        steps = np.searchsorted(_PER_TOKEN, gaps)  # a step holds what is not above it
+        steps = np.searchsorted(_PER_TOKEN, gaps)  # a step counts the times up to and including it
         self._counts += np.bincount(steps, minlength=len(self._counts))
         self._sum += float(np.sum(gaps, dtype=np.float64))
 
@@ -111,7 +112,7 @@ class _Gaps:
 
 
 def _cache_config(name: str, caches: Mapping[str, Mapping[str, str]]) -> Metric:
-    """What the caches are like, as labels; the value is 1, as vLLM has it."""
+    """The properties of the caches, as labels. The value is 1, as in vLLM."""
     labels = next(iter(caches.values()))
     family = GaugeMetricFamily(name, "the cache of keys and values", labels=(*_LABELS, *labels))
     for alias, values in caches.items():
@@ -123,11 +124,11 @@ class Metrics:
     """All metrics of a server.
 
     Args:
-        gauges: asks the engines.
-        adapters: asks for the names of the adapters that are loaded.
-        caches: asks what the cache of keys and values of each model is like, by alias: labels that do not
-            change while the server runs.
-        vllm: gives vLLM's names too.
+        gauges: returns the values of the engines.
+        adapters: returns the names of the adapters that are loaded.
+        caches: maps the alias of each model to labels of its cache of keys and values. They do not change
+            while the server runs.
+        vllm: whether each metric also appears under vLLM's name.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Metrics:
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """What the registry asks for the gauges."""
+        """Yields the gauges. The registry calls it."""
         found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for alias, values in self._gauges().items():
             for name, value in values.items():
@@ -183,8 +184,8 @@ class Metrics:
                 yield gaps.family(f"{prefix}:inter_token_latency_seconds", model)
 
     def _adapter_requests(self, name: str, names: Collection[str]) -> Metric:
-        """Which adapters have replies that run, and which have some that wait for their first token; with the
-        labels and the value of vLLM, which is the time."""
+        """Which adapters have replies that run, and which have replies that wait for their first token. As in
+        vLLM, the names are labels and the value is the time."""
         family = GaugeMetricFamily(
             name,
             "adapters of requests; the value is the time",
@@ -197,11 +198,11 @@ class Metrics:
         return family
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: the registry is not to ask the engines before they are there."""
+        """Yields nothing, so that the registry does not ask the engines before the models are loaded."""
         return iter(())
 
     def begin(self, call: Call) -> None:
-        """A request asks a model for something. It is counted when it ends."""
+        """Notes that a request asks a model for something. The request is counted when it ends."""
         self._running[call.id] = call
         call.at_end.append(self._count)
 
@@ -216,12 +217,12 @@ class Metrics:
         self._responses.labels(call.route or "other", str(call.status)).inc()
 
     def count_verdict(self, model: str, place: str, rule: str, action: str) -> None:
-        """Something that the content filter found, in a "prompt" or a "reply"."""
+        """Counts a verdict of the content filter about a "prompt" or a "reply"."""
         self._verdicts.labels(model, "0", place, rule, action).inc()
 
     def first_tokens(self, model: str) -> list[tuple[float | None, int]]:
-        """How many requests of the model had their first token within this many seconds: the steps of the
-        histogram, each with its count. The last one is None: all."""
+        """The steps of the histogram in seconds, each with the number of the model's requests that had their
+        first token by then. The last step is None, and its number counts all requests."""
         [family] = self._sets[0].first_token.collect()
         return [
             (None if sample.labels["le"] == "+Inf" else float(sample.labels["le"]), int(sample.value))

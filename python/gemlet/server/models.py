@@ -1,4 +1,4 @@
-"""The models that the server serves, by alias; adapters are models of their own name."""
+"""The models that the server serves, by alias. An adapter is a model with its own name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger("gemlet.server")
 
 @record(frozen=True)
 class Served:
-    """A model, or one of its adapters, under the name by which requests ask for it."""
+    """A model, or one of its adapters, with the name by which requests ask for it."""
 
     name: str
     model: Model
@@ -34,13 +34,14 @@ class Served:
 
 
 class Models:
-    """The models by alias; empty until :meth:`load` has ended.
+    """The models by alias. It is empty until :meth:`load` has ended.
 
     Args:
-        shield: the alias of one that judges texts or images for the content filter, and serves nobody.
+        shield: the alias of a model that judges texts or images for the content filter. Requests cannot use
+            it.
 
     Raises:
-        InvalidRequestError: there is no such alias, or no model beside it.
+        InvalidRequestError: no model has this alias, or it is the only model.
     """
 
     def __init__(self, specs: Sequence[ModelSpec], shield: str | None = None) -> None:
@@ -48,7 +49,9 @@ class Models:
         if shield is not None and shield not in [spec.name for spec in specs]:
             raise InvalidRequestError(f"filter_model: there is no model {show(shield)}; add it to the models")
         if len(self.specs) == (shield is not None):
-            raise InvalidRequestError("filter_model: there is no model to serve beside it")
+            raise InvalidRequestError(
+                f"filter_model: {show(shield)} is the only model, and serves no requests; add one that does"
+            )
         self._shield_alias = shield
         self._shield: Model | None = None
         self.is_ready = False
@@ -57,13 +60,15 @@ class Models:
         self._caches: dict[str, dict[str, str]] = {}
 
     def load(self) -> None:
-        """Loads all of them, in a thread of the caller's. Raises what :func:`gemlet.load` does."""
+        """Loads all models, in the thread that calls it. Raises what :func:`gemlet.load` raises."""
         for spec in self.specs:
             model = load(spec.source, progress=False, **spec.options)
             self._models.append(model)
             if spec.name == self._shield_alias:
                 if not isinstance(model.chat_format, ShieldGemmaFormat | ShieldGemma2Format):
-                    raise ConfigError(f"filter_model: {spec.name} is no ShieldGemma")
+                    raise ConfigError(
+                        f"filter_model: {spec.name} cannot judge texts or images; name a ShieldGemma model"
+                    )
                 self._shield = model
                 continue
             self._add(Served(spec.name, model))
@@ -73,7 +78,7 @@ class Models:
         self.is_ready = True
 
     def shield(self) -> Model:
-        """The model that judges texts."""
+        """The model that judges texts or images."""
         if self._shield is None:
             raise ModelClosedError("the model of the content filter is not loaded")
         return self._shield
@@ -91,16 +96,16 @@ class Models:
 
     @property
     def loaded(self) -> Sequence[tuple[str, Model]]:
-        """Alias and model, without the adapters."""
+        """The alias and the model of each model, without the adapters."""
         return [(served.name, served.model) for served in self if served.adapter is None]
 
     def adapters(self) -> list[str]:
-        """The names of the adapters; none before all is loaded."""
+        """The names of the adapters; empty until everything is loaded."""
         return [served.name for served in self if served.adapter is not None] if self.is_ready else []
 
     def caches(self) -> Mapping[str, Mapping[str, str]]:
-        """What the cache of keys and values of each model is like, by alias; none before all is loaded. It is
-        always what it was at first: as labels, what changes would be a new series."""
+        """Labels of the cache of keys and values of each model, by alias; empty until everything is loaded.
+        The labels stay what they were at first, because changed labels would begin a new series."""
         if self.is_ready and not self._caches:
             self._caches = {alias: _cache_of(model) for alias, model in self.loaded}
         return self._caches
@@ -117,8 +122,8 @@ class Models:
             )
 
     def find(self, name: str | None, shown: Collection[str] = ()) -> Served:
-        """The model ``name``; the first of all for None. Raises :class:`Problem`, which names the models that
-        there are; with ``shown``, only these of them."""
+        """The model ``name``, or the first model for None. If there is none, raises :class:`Problem`, which
+        names all models. If ``shown`` is given, it names only the models that are also in ``shown``."""
         self.check_ready()
         if name is None:
             return next(iter(self._served.values()))
@@ -136,8 +141,9 @@ class Models:
 
 
 def _cache_of(model: Model) -> dict[str, str]:
-    """The cache of keys and values as labels of vLLM's ``cache_config_info``: the blocks are those for which
-    there is room, of texts that no window has left behind."""
+    """The cache of keys and values as labels of vLLM's ``cache_config_info``. The number of blocks is how
+    many have room while every layer still keeps all tokens, that is, while texts are not longer than the
+    windows."""
     stats, memory = model.stats(), model.memory()
     block = _core.KV_BLOCK_TOKENS * max(1, memory["kv_cache_per_token"] + memory["kv_cache_per_window_token"])
     return {

@@ -1,4 +1,4 @@
-"""Ollama's ``/api/chat``, ``/generate`` and ``/embed``."""
+"""Ollama's dialect: ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/embeddings``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from gemlet.server.service import Service, fields_of, service_of
 
 __all__ = ["CHAT", "EMBED", "GENERATE", "OLDER_EMBED", "chat", "embedding", "embeddings", "find", "generate"]
 
-# What says how Ollama itself runs a model, and what does nothing without mirostat.
+# Options that say how Ollama itself runs a model, and options that change nothing without mirostat.
 _RUNNER = (
     *("num_keep", "num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread"),
     *("numa", "f16_kv", "logits_all", "vocab_only", "embedding_only", "mirostat_tau", "mirostat_eta"),
@@ -82,14 +82,14 @@ _REPLY: Mapping[str, Kind] = {
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,
 }
-_IMAGES = ListOf(Text(least=1), 64)  # files as base64: Ollama's clients send sounds so, too
+_IMAGES = ListOf(Text(least=1), 64)  # files as base64; Ollama's clients also send sounds here
 CHAT: Mapping[str, Kind] = {**_REPLY, "messages": ListOf(Anything(dict), MOST_MESSAGES), "tools": TOOLS}
 GENERATE: Mapping[str, Kind] = {
     **_REPLY,
     "prompt": Text(),
     "system": Text(),
     "raw": Flag(),
-    "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
+    "suffix": Refused("gemlet continues a text, and cannot fill a gap between two"),
     "images": _IMAGES,
     "template": Refused("a request cannot bring a template"),
     "context": Refused("send the conversation to /api/chat"),
@@ -105,7 +105,7 @@ OLDER_EMBED: Mapping[str, Kind] = {**_EVERYWHERE, "prompt": Text(least=1)}
 
 
 def find(service: Service, request: Request, name: str) -> Served:
-    """The model ``name``; Ollama's clients put the tag ``latest`` behind it."""
+    """The model ``name``. Ollama's clients may append the tag ``:latest``, which is removed."""
     return service.find(call_of(request), name.removesuffix(":latest"))
 
 
@@ -129,7 +129,7 @@ async def generate(request: Request) -> Response:
         return _loaded(request, fields, _as_response)
     if fields.get("raw"):
         if fields.get("images"):
-            raise Problem(400, "images: a raw prompt has none; leave raw out", param="images")
+            raise Problem(400, "images: a raw prompt cannot have images; leave raw out", param="images")
         ask = _ask(service, request, served, fields, prompt=prompt)
     else:
         system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
@@ -185,9 +185,9 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
     options = fields.get("options", {})
     room, most = served.model.context_length, options.get("num_predict", -1)
     if options.get("num_ctx", 0) > room:
-        raise Problem(400, f"num_ctx: the context of this model holds {room} tokens here", param="num_ctx")
+        raise Problem(400, f"num_ctx: the context of this model has {room} tokens here", param="num_ctx")
     if most == 0:
-        raise Problem(400, "num_predict: got 0, expected -1 or 1 and more", param="num_predict")
+        raise Problem(400, "num_predict: got 0, expected 1 or more, or -1 for no limit", param="num_predict")
     limits = {"num_predict": most} if most > 0 else {}
     named = library_options(options)
     if "repeat_penalty" in options:
@@ -198,7 +198,7 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
     if fields.get("logprobs"):
         named["logprobs"] = fields.get("top_logprobs", 0)
     elif fields.get("top_logprobs"):
-        raise Problem(400, "top_logprobs: it needs logprobs: true", param="top_logprobs")
+        raise Problem(400, "top_logprobs: send logprobs: true with it", param="top_logprobs")
     named["max_tokens"] = service.reply_tokens(call_of(request), served, limits, "num_predict")
     seconds = service.settings.request_seconds
     return Ask(
@@ -213,8 +213,8 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """In OpenAI's form: reasoning and the name of a tool are called otherwise, and images, videos and sounds
-    are parts."""
+    """The message in OpenAI's form. There the reasoning and the name of a tool have other names, and images,
+    videos and sounds are parts of the content."""
     found = {
         name: value for name, value in message.items() if name not in ("images", "thinking", "tool_name")
     }
@@ -249,7 +249,7 @@ def _as_response(reply: Reply) -> dict[str, Any]:
 
 
 def _loaded(request: Request, fields: Mapping[str, Any], form: Any) -> Response:
-    """What clients get that ask for nothing, to have the model loaded."""
+    """The answer to a request without a prompt, which clients send to have the model loaded."""
     call_of(request).settle()
     end = {"done": True, "done_reason": "load"}
     return JSONAnswer({"model": fields["model"], "created_at": _now(), **form(Reply()), **end})
@@ -270,7 +270,7 @@ def _now() -> str:
 
 
 def _end(running: Running) -> dict[str, Any]:
-    """The reason and the counts of the last line; durations are in nanoseconds."""
+    """The reason and the counts in the last line. Durations are in nanoseconds."""
     running.end()
     (choice,) = running.choices
     result = choice.result
@@ -287,7 +287,7 @@ def _end(running: Running) -> dict[str, Any]:
 
 
 def _logprobs(running: Running) -> dict[str, Any]:
-    """Those that came since the last call, in a line's form, which is that of chat completions."""
+    """The log probabilities that came since the last call, in the form of chat completions."""
     (choice,) = running.choices
     found = choice.take_logprobs()
     return {"logprobs": of_chat(choice.ask.served, found)["content"]} if found else {}

@@ -1,4 +1,4 @@
-"""Ollama's ``/api/tags``, ``/show``, ``/ps`` and ``/version``."""
+"""Models in Ollama's dialect: ``/api/tags``, ``/api/show``, ``/api/ps`` and ``/api/version``."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def show(request: Request) -> Response:
 
 
 def _capabilities(model: Model) -> list[str]:
-    """What the model can do, in Ollama's words; clients decide by them what they send."""
+    """What the model can do, in Ollama's words. Clients read them to decide what they send."""
     if model.prompts:
         return ["embedding"]
     senses = {"vision": model.config.vision, "audio": model.config.audio}

@@ -1,4 +1,4 @@
-"""``POST /v1/audio/transcriptions`` and ``/v1/audio/translations``: what is said in a recording, as text."""
+"""``POST /v1/audio/transcriptions`` and ``/v1/audio/translations`` write what is said in a recording."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from gemlet.server.uploads import read_form
 __all__ = ["transcribe", "translate"]
 
 _RATE = 16000
-_PIECE = 30 * _RATE  # what a model hears at a time
+_PIECE = 30 * _RATE  # samples that a model hears at a time
 _MOST_PIECES = 32  # pieces of a recording
-_MOST_TOKENS = 512  # tokens of the text of a piece; a model that writes more repeats itself
+_MOST_TOKENS = 512  # the most tokens for a piece; a model that writes more repeats itself
 _FIELDS: Mapping[str, Kind] = {
     "model": NAME,
     "language": Text(40, 2),
     "prompt": Text(4096),
     "response_format": Choice("json", "text"),
     "temperature": Number(0, 2),
-    "timestamp_granularities[]": Refused("gemlet does not know when what was said"),
+    "timestamp_granularities[]": Refused("gemlet does not know at what time a word was said"),
     "stream": Refused("gemlet answers with the whole text", "false"),
 }
 
@@ -123,10 +123,10 @@ def _number(text: str) -> float:
 
 
 def _pieces(served: Served, data: bytes) -> list[Any]:
-    """The samples of a file, in pieces that the model hears whole; in a thread."""
+    """The samples of a file, in pieces that the model can hear at once. This runs in a thread."""
     model = served.model
     if model.config.audio is None:
-        raise Problem(400, f"{served.name} hears no sound", param="model", code="unsupported")
+        raise Problem(400, f"{served.name} cannot hear sound", param="model", code="unsupported")
     if decoded_bytes(data) > MOST_DECODED:
         raise Problem(
             400, f"file: a recording has at most {MOST_DECODED} bytes when it is decoded", param="file"
@@ -140,11 +140,11 @@ def _pieces(served: Served, data: bytes) -> list[Any]:
     if count > _MOST_PIECES:
         raise Problem(
             400,
-            f"the recording has {sound.seconds:.0f} seconds; expected at most "
-            f"{_MOST_PIECES * _PIECE // _RATE}",
+            f"file: the recording has {sound.seconds:.0f} seconds, expected at most "
+            f"{_MOST_PIECES * _PIECE // _RATE}; send it in parts",
             param="file",
         )
-    # They have equal lengths, so that the last one is no scrap.
+    # The pieces have equal lengths, so the last one is not very short.
     size = -(-len(samples) // count)
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 

@@ -25,7 +25,7 @@ _MOST_PAGE = 100
 
 
 class _Window(Kind):
-    """``completion_window``: hours, as "24h"."""
+    """``completion_window``: a number of hours, such as "24h"."""
 
     def check(self, value: Any, where: str) -> int:
         hours = int(value[:-1]) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}h", value) else 0
@@ -38,7 +38,7 @@ class _Window(Kind):
 
 
 class _Metadata(Kind):
-    """Up to 16 texts with names."""
+    """``metadata``: an object of up to 16 texts."""
 
     def check(self, value: Any, where: str) -> dict[str, str]:
         expected = "up to 16 texts of up to 512 characters, with names of up to 64"
@@ -63,7 +63,7 @@ _LIST: Mapping[str, Kind] = {"after": Text(100, 1), "limit": Integer(1, _MOST_PA
 
 
 def _shown(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Files that are not written yet are not named."""
+    """The batch as clients see it. It does not name files that are not written yet."""
     shown = {name: value for name, value in document.items() if name != "output_expires_after"}
     if shown["status"] in ("finalizing", "cancelling", "in_progress"):
         shown["output_file_id"] = shown["error_file_id"] = None
@@ -76,14 +76,14 @@ async def create(request: Request) -> Response:
     if source is None or source.purpose != "batch":
         raise Problem(
             404,
-            "input_file_id: there is no such file for batches",
+            'input_file_id: there is no such file with the purpose "batch"',
             kind="not_found_error",
             param="input_file_id",
         )
     if running.store.running(owner) >= _MOST_RUNNING:
         raise Problem(
             429,
-            f"a key has at most {_MOST_RUNNING} batches that are not over",
+            f"a key has at most {_MOST_RUNNING} batches at a time; wait until one is over, or cancel one",
             kind="rate_limit_error",
             code="rate_limit_exceeded",
             headers={"Retry-After": "60"},

@@ -112,7 +112,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
     if fields.get("add_generation_prompt", not continues) is continues:
         raise Problem(
             400,
-            "add_generation_prompt has to be the opposite of continue_final_message",
+            "add_generation_prompt: expected the opposite of continue_final_message; leave one of them out",
             param="add_generation_prompt",
         )
     options = {**library_options(fields), **form_of(fields), **top_of_prompt(fields), "max_tokens": most}
@@ -121,7 +121,7 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
     if fields.get("logprobs", False):
         options["logprobs"] = fields.get("top_logprobs", 0)
     elif fields.get("top_logprobs", 0):
-        raise Problem(400, "top_logprobs: it needs logprobs: true", param="top_logprobs")
+        raise Problem(400, "top_logprobs: send logprobs: true with it", param="top_logprobs")
     return Ask(
         served,
         options,
@@ -141,8 +141,9 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
 
 
 def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages, which may have come back with what this or another server put into them. Reasoning has
-    two names, and only one of them counts. Raises :class:`Problem` for what a reader would not miss."""
+    """The messages as the library reads them. They may have replies of this server or of another one, in
+    which the reasoning has two names; only one of them is kept. Raises :class:`Problem` for mistakes that the
+    library would not notice."""
     found = []
     for i, message in enumerate(messages):
         for name in ("reasoning", "reasoning_content"):
@@ -150,7 +151,7 @@ def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
                 _REASONING.check(message[name], f"messages[{i}].{name}")
         if not says_nothing(message.get("function_call")):
             where = f"messages[{i}].function_call"
-            raise Problem(400, f"{where}: the older form of tools; send tool_calls", param=where)
+            raise Problem(400, f"{where}: this is the older form of tools; send tool_calls", param=where)
         if message.get("reasoning") is not None and "reasoning_content" in message:
             message = {name: value for name, value in message.items() if name != "reasoning_content"}
         found.append(message)
@@ -164,13 +165,15 @@ def _thinking(fields: Mapping[str, Any]) -> bool:
         asked.append(fields["reasoning_effort"] not in ("none", "minimal"))
     if len(set(asked)) > 1:
         raise Problem(
-            400, "reasoning_effort and chat_template_kwargs contradict each other", param="reasoning_effort"
+            400,
+            "reasoning_effort: it contradicts chat_template_kwargs; send one of them",
+            param="reasoning_effort",
         )
     return asked[0] if asked else False
 
 
 def usage_of(running: Running) -> dict[str, Any]:
-    """The tokens of a request; its replies have ended."""
+    """``usage`` of a request. Its replies must have ended."""
     call = running.call
     return {
         "prompt_tokens": call.prompt_tokens,
@@ -231,7 +234,7 @@ def tool_call(call: ToolCall) -> dict[str, Any]:
 async def _pieces(
     running: Running, head: Mapping[str, Any], wants_usage: bool, wants_ids: bool
 ) -> AsyncIterator[bytes]:
-    """The events of a stream. Every choice begins with its role and ends with its reason."""
+    """The events of a stream. Every choice begins with its role and ends with its finish reason."""
     more = {"usage": None} if wants_usage else {}
 
     def piece(
@@ -281,7 +284,7 @@ def _deltas(chunk: Chunk, calls: StreamedCalls) -> list[dict[str, Any]]:
             deltas.append({"content": happened.text})
         elif isinstance(happened, Reasoning):
             deltas.append({"reasoning": happened.text, "reasoning_content": happened.text})
-        elif isinstance(happened, ToolCallPiece) and not happened.arguments:  # the first of its call
+        elif isinstance(happened, ToolCallPiece) and not happened.arguments:  # the first piece of its call
             function = {"name": happened.name, "arguments": ""}
             deltas.append(_of_call(count, id=happened.id, type="function", function=function))
             count += 1

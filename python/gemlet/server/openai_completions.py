@@ -60,7 +60,7 @@ COMPLETIONS: Mapping[str, Kind] = {
     **OF_TOKENS,
     "logprobs": TOP_LOGPROBS,
     "echo": Flag(),
-    "suffix": Refused("gemlet writes what follows a text, not what stands between two"),
+    "suffix": Refused("gemlet continues a text, and cannot fill a gap between two"),
 }
 
 
@@ -98,21 +98,22 @@ async def completions(request: Request) -> Response:
 
 
 def _echo(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The library's options for the field ``echo``. With log probabilities, those of the prompt are wanted
+    """The library's options for the field ``echo``. If log probabilities are wanted, the prompt needs them,
     too."""
     if not fields.get("echo"):
         return {}
     if "logprobs" not in fields:
         return {"echo": True}
     if "prompt_logprobs" in fields:
-        raise Problem(400, "prompt_logprobs: echo gives them with logprobs", param="prompt_logprobs")
+        instead = "leave it out; echo gives them with logprobs"
+        raise Problem(400, f"prompt_logprobs: {instead}", param="prompt_logprobs")
     if fields.get("stream"):
-        raise Problem(400, "echo: a stream has none with logprobs; send stream: false", param="echo")
+        raise Problem(400, "echo: a stream cannot have it with logprobs; send stream: false", param="echo")
     return {"echo": True, "prompt_logprobs": fields["logprobs"]}
 
 
 def _prompts(given: Any) -> list[Any]:
-    """A text and a list of ids are one prompt, a list of either several."""
+    """A list of prompts. A text is one prompt, and so is a list of token ids."""
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 

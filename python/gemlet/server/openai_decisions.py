@@ -1,7 +1,7 @@
-"""``POST /v1/decisions``: questions about an input, each answered by probabilities, without writing a token.
+"""``POST /v1/decisions`` answers questions about an input with probabilities, and writes no token.
 
-What the questions have in common, the input above all, is read once. A question stands behind the input, with
-its answers; the model's probabilities of their labels are the decision.
+A prompt is the input, then a question with its possible answers. The decision is how probable the model finds
+the label of each answer. The beginning that all prompts share, which has the input, is read once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TYPES: Mapping[str, Mapping[str, Kind]] = {
 
 
 class _Question(Kind):
-    """One of the three kinds."""
+    """A question of one of the three types."""
 
     def check(self, value: Any, where: str) -> dict[str, Any]:
         kind = Choice(*_TYPES).check(value.get("type") if isinstance(value, dict) else value, f"{where}.type")
@@ -66,7 +66,7 @@ class _Question(Kind):
         found = read(value, table, list(_TYPES[kind].keys() - {"name"}), where=where)
         values = [(type(one["value"]), one["value"]) for one in found.get("choices", ())]
         if len(set(values)) < len(values):
-            raise Problem(400, f"{where}.choices: two have one value", param=f"{where}.choices")
+            raise Problem(400, f"{where}.choices: two have the same value", param=f"{where}.choices")
         return found
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ async def decide(request: Request) -> Response:
 
 
 async def _is_refused(service: Service, call: Call, served: Served, fields: Mapping[str, Any]) -> bool:
-    """Whether the content filter blocks the input, or what is asked of it."""
+    """Whether the content filter blocks the input or a question."""
     if not service.filter.is_on("prompt"):
         return False
     asked = [{"role": "user", "content": _words(question)} for question in fields["questions"]]
@@ -133,7 +133,7 @@ async def _answers(
     found: list[dict[str, Any]] = []
     prompts: list[list[int]] = []
     with anyio.move_on_after(service.settings.request_seconds):
-        # All are checked before any is computed.
+        # All questions are checked before the first is computed.
         for question in questions:
             encode = partial(_encode, served, conversation, question, most)
             prompts.append(await anyio.to_thread.run_sync(encode, limiter=service.threads))
@@ -183,7 +183,7 @@ def _encode(
 
 
 def _shared(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all have at their beginning."""
+    """The number of tokens that all prompts have in common at their beginning."""
     first, last = min(prompts), max(prompts)
     length = min(len(first), len(last))
     return next((i for i in range(length) if first[i] != last[i]), length)
@@ -219,7 +219,7 @@ def _text(part: Mapping[str, Any]) -> str:
 
 
 def _words(question: Mapping[str, Any]) -> str:
-    """The question as the model reads it."""
+    """The text of the question for the model."""
     asked = question["instructions"]
     asked = asked if isinstance(asked, str) else "\n".join(map(_text, asked))
     if question["type"] == "predicate":
@@ -237,7 +237,7 @@ def _words(question: Mapping[str, Any]) -> str:
 
 
 def _labels(question: Mapping[str, Any]) -> list[str]:
-    """Labels of the answers, none of which begins another one.
+    """The labels of the answers. None of them is the beginning of another one.
 
     >>> _labels({"type": "score", "levels": [{"label": "low"}, {"label": "high"}]})
     ['A', 'B']
@@ -249,7 +249,7 @@ def _labels(question: Mapping[str, Any]) -> list[str]:
 
 
 def _answer(question: Mapping[str, Any], chances: Sequence[float]) -> dict[str, Any]:
-    """The answer in OpenAI's form. Its confidence is that of the likeliest one."""
+    """The answer in OpenAI's form. Its confidence is the probability of the likeliest answer."""
     head = {"type": question["type"], "name": question.get("name")}
     if question["type"] == "predicate":
         return {**head, "probability": chances[0]}

@@ -25,7 +25,7 @@ from gemlet.server.service import Service, fields_of, service_of
 __all__ = ["EMBEDDINGS", "INPUT", "embed", "embeddings", "texts_of"]
 
 MOST_TEXTS = 2048
-_LONG = 20_000  # characters or tokens that are read beside the event loop
+_LONG = 20_000  # characters or tokens; longer texts are read in a thread
 INPUT = Either(
     f"a text, up to {MOST_TEXTS} texts, token ids, or up to {MOST_TEXTS} lists of them",
     Text(least=1),
@@ -33,7 +33,7 @@ INPUT = Either(
     ListOf(Text(least=1), MOST_TEXTS, 1),
     ListOf(TOKENS, MOST_TEXTS, 1),
 )
-_PARTS = ListOf(Anything(dict), 1024, 1)  # check_sent_inputs() and the library read them
+_PARTS = ListOf(Anything(dict), 1024, 1)  # check_sent_inputs() and the library check the parts
 _WITH_PARTS = Either(
     f"{INPUT.expected}; or a list of content parts (text, image_url, video_url, input_audio), or up to "
     f"{MOST_TEXTS} texts and such lists",
@@ -71,7 +71,7 @@ async def embeddings(request: Request) -> Response:
 
 
 def texts_of(given: Any) -> list[Any]:
-    """The texts that a field of the kind :data:`INPUT` has, where one text may stand alone.
+    """The texts in a field of the kind :data:`INPUT`, as a list. The field may have one text without a list.
 
     >>> texts_of("a"), texts_of([2, 5]), texts_of([[2, 5]]), texts_of([{"type": "text", "text": "a"}])
     (['a'], [[2, 5]], [[2, 5]], [[{'type': 'text', 'text': 'a'}]])
@@ -92,9 +92,13 @@ async def embed(
     truncate: bool = False,
     field: str = "input",
 ) -> NDArray[np.float32]:
-    """The vectors of ``texts``, which are token ids or lists of content parts as well. The ``field``
-    was a list of them if ``is_list``. Their tokens are counted in the call, which is settled. Raises
-    :class:`Problem`."""
+    """The vectors of ``texts``. A text may also be a list of token ids or of content parts. Counts the tokens
+    in the call, and settles it. Raises :class:`Problem`.
+
+    Args:
+        field: the field of the request that has the texts.
+        is_list: whether the field had a list of texts, and not one text.
+    """
     with_parts = any(isinstance(text, list) and isinstance(text[0], dict) for text in texts)
     if with_parts:
         await anyio.to_thread.run_sync(check_sent_inputs, texts, limiter=service.threads)
@@ -113,7 +117,7 @@ async def embed(
                     f"a text has {longest} tokens; this key may send {most}",
                     code="context_length_exceeded",
                 )
-            # Token ids say nothing of an image but how long it is.
+            # The token ids of an image say only how long it is, so the parts themselves are needed.
             whole: Any = texts if with_parts else ids
             name = prompt if with_parts else None
             vectors = await model.aembed(whole, name, dimensions, adapter=served.adapter, truncate=truncate)
@@ -122,7 +126,7 @@ async def embed(
             504, "the vectors took longer than the server allows", kind="timeout_error", code="timeout"
         ) from None
     except Exception as error:
-        # check_sent_inputs() names a lone text of parts as the first one of a list, too.
+        # check_sent_inputs() writes an index even if there is only one text of parts, and so do these errors.
         texts_field = "texts[]" if is_list or with_parts else "texts"
         names = {texts_field: field, "prompt": "prompt_name"}
         raise problem_of(error, hidden=model.source, shown=served.name, names=names) from error

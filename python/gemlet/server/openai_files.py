@@ -38,7 +38,7 @@ _LIST: Mapping[str, Kind] = {
 
 
 def batches_of(request: Request) -> Batches:
-    """The files and batches of the server; raises :class:`Problem` where it has none."""
+    """The files and batches of the server. Raises :class:`Problem` if the server keeps none."""
     service = service_of(request)
     service.models.check_ready()
     if service.batches is None:
@@ -52,7 +52,7 @@ def batches_of(request: Request) -> Batches:
 
 
 def owner_of(request: Request) -> str:
-    """Whose files a request may see: the id of its key."""
+    """The owner whose files a request may see: the id of its key, or "" if the server has no keys."""
     key = call_of(request).key
     return "" if key is None else key.id
 
@@ -101,7 +101,7 @@ async def upload(request: Request) -> Response:
         if "expires_after" in fields:
             new = replace(new, expires=now + fields["expires_after"]["seconds"])
         new = replace(new, filename=form.filename or "", bytes=form.size)
-        # What ran meanwhile took room, too.
+        # Batches that ran meanwhile may have taken room.
         if form.size + store.used(owner)[1] > settings.max_storage:
             raise Problem(413, "there is no more room for your files here; delete some", code="storage_full")
         store.add(new, place)
@@ -113,7 +113,8 @@ async def upload(request: Request) -> Response:
 
 
 def _length(request: Request) -> int:
-    """Bytes of the body, as far as it says so; the protocol lets no more through."""
+    """The length of the body in bytes, if the request has it, else a huge number. A body cannot be longer
+    than it says."""
     length = request.headers.get("content-length", "")
     return int(length) if re.fullmatch(r"[0-9]{1,15}", length) else 1 << 62
 
@@ -140,7 +141,7 @@ def _place_of(after: StoredFile | None, fields: Mapping[str, Any]) -> tuple[int,
 
 
 def page(shown: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """A list as OpenAI's clients read it."""
+    """A list in OpenAI's form."""
     ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {}
     return {"object": "list", "data": shown, "first_id": None, "last_id": None, **ends, "has_more": has_more}
 
@@ -172,7 +173,7 @@ async def content(request: Request) -> Response:
         _pieces(store.path(found.id)),
         call_of(request),
         media_type="application/octet-stream",
-        on_error=lambda _: b"",  # the client misses what the length says
+        on_error=lambda _: b"",  # the client sees that bytes are missing, because it knows the length
         ping=None,
         ping_seconds=service.settings.ping_seconds,
         stuck_seconds=service.settings.stuck_seconds,
@@ -182,6 +183,6 @@ async def content(request: Request) -> Response:
 
 
 async def _pieces(place: Path) -> AsyncIterator[bytes]:
-    with open(place, "rb") as file:  # closed at once, also where the client goes
+    with open(place, "rb") as file:  # closed at once, even if the client goes away
         while piece := await anyio.to_thread.run_sync(file.read, _PIECE):
             yield piece

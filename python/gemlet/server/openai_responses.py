@@ -46,7 +46,7 @@ from gemlet.server.streamed_calls import StreamedCalls
 
 __all__ = ["RESPONSES", "delete", "respond", "response"]
 
-_NO_LOGPROBS = "log probabilities are in chat completions"
+_NO_LOGPROBS = "responses have no log probabilities; ask for chat completions"
 _TOOL = Object(
     {
         "type": Choice("function"),
@@ -60,8 +60,8 @@ _TOOL = Object(
 
 
 class _Include(Kind):
-    """``include``: gemlet has nothing of what it may ask for. Clients ask for thoughts, too, which are there
-    in any case."""
+    """``include``: a list of further things that the answer should have. Log probabilities are refused. The
+    others are ignored: gemlet does not have them, or the answer has them anyway, such as thoughts."""
 
     def check(self, value: Any, where: str) -> None:
         for name in ListOf(Text(100), 100).check(value, where):
@@ -108,7 +108,7 @@ RESPONSES: Mapping[str, Kind] = {
     "background": Refused("gemlet answers while you wait", False),
     "background_options": Refused("gemlet answers while you wait"),
     "context_management": Refused("gemlet does not shorten conversations"),
-    "access_programs": Refused("these are OpenAI's"),
+    "access_programs": Refused("only OpenAI's own service has them"),
     "image": Refused("gemlet gives the model the images as they are"),
     "conversation": Refused("send previous_response_id"),
     "prompt": Refused("gemlet keeps no prompts"),
@@ -181,7 +181,7 @@ def _found(request: Request) -> Kept:
 
 
 def _before(service: Service, owner: str | None, name: str | None) -> Kept | None:
-    """The response that a request goes on with; another key's is as unknown as one that is not kept."""
+    """The response that a request continues. A response of another key counts as unknown."""
     if name is None:
         return None
     found = service.kept.find(owner, name)
@@ -191,7 +191,7 @@ def _before(service: Service, owner: str | None, name: str | None) -> Kept | Non
 
 
 def _not_kept(param: str, code: str | None = None) -> Problem:
-    said = "there is no such response; gemlet keeps the last ones, in memory"
+    said = "there is no such response; gemlet keeps only the last ones, until the server ends"
     return Problem(404, said, kind="not_found_error", param=param, code=code)
 
 

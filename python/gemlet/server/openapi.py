@@ -1,4 +1,4 @@
-"""The published OpenAPI document, made of the tables by which requests are read."""
+"""The OpenAPI document that the server publishes. It is made from the tables that check requests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["document"]
 _ANSWERS = {
     "200": "the answer",
     "400": "the request is wrong; the answer says where",
-    "401": "no valid key",
+    "401": "there is no valid key",
     "403": "the key may not do this",
     "404": "there is no such model",
     "408": "the body came too slowly",
     "409": "a batch still reads the file",
     "413": "the body is too large",
     "415": "the body is compressed",
-    "429": "a limit of the key",
+    "429": "a limit of the key is reached",
     "500": "the server failed",
     "503": "the server is busy, or not ready yet",
     "504": "the reply took too long",
@@ -30,7 +30,8 @@ _ANSWERS = {
 
 
 def document(routes: Sequence[tuple[str, str, Mapping[str, Kind] | None, Sequence[str]]]) -> dict[str, Any]:
-    """The document of routes: method, path, the table of the body (None: there is none) and required fields.
+    """Makes the document. A route has its method, its path, the table of its body (None: it has no body), and
+    the fields that it requires.
 
     >>> from gemlet.server.schema import Integer
     >>> made = document([("POST", "/x", {"n": Integer(1, 3)}, ["n"])])

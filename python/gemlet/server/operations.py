@@ -1,4 +1,4 @@
-"""What an operator asks (health, version, metrics, usage), and ``/tokenize`` and ``/detokenize``."""
+"""Routes for operators (health, version, metrics, usage), and ``/tokenize`` and ``/detokenize``."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ __all__ = [
     "version",
 ]
 
-_DEADLINE = 10.0  # seconds in which a healthy model writes a token
-_MOST_CHARACTERS = 1 << 20  # length of a text to tokenize, which may be longer than the context
-_MOST_TOKENS = 1 << 16  # tokens of messages, limited for the same reason
+_DEADLINE = 10.0  # seconds within which a healthy model writes a token
+_MOST_CHARACTERS = 1 << 20  # the longest text to tokenize; it may be longer than the context
+_MOST_TOKENS = 1 << 16  # the most tokens of messages; they may be longer than the context
 
 TOKENIZE: Mapping[str, Kind] = {
     "model": NAME,
@@ -54,11 +54,11 @@ DETOKENIZE: Mapping[str, Kind] = {"model": NAME, "tokens": TOKENS}
 
 
 async def health(request: Request) -> Response:
-    """200 and {"status": "ok"}; 503 until the models are loaded. With ``?deep=1`` each model has to write a
-    token in time; this needs a key where there are keys."""
+    """200 and {"status": "ok"}; 503 until the models are loaded. With ``?deep=1``, each model also has to
+    write a token in time. If the server has keys, this needs one."""
     service = service_of(request)
     service.models.check_ready()
-    if request.scope["query_string"] == b"deep=1":  # the guard lets no query in without a key
+    if request.scope["query_string"] == b"deep=1":  # the guard refuses a query without a key
         async with service.deep_check:
             for name, model in service.models.loaded:
                 if not model.prompts:
@@ -78,19 +78,19 @@ async def _write_a_token(name: str, model: Model) -> None:
 
 
 async def ready(request: Request) -> Response:
-    """200 while new requests are welcome; 503 before, and when the server is stopping."""
+    """200 while the server takes requests; 503 before, and while it stops."""
     service_of(request).models.check_ready()
     return JSONAnswer({"status": "ready"})
 
 
 async def ping(request: Request) -> Response:
-    """vLLM's other name for ``GET /health``, with an empty answer."""
+    """The name that vLLM also has for ``GET /health``. The answer is empty."""
     service_of(request).models.check_ready()
     return Response()
 
 
 async def load(request: Request) -> Response:
-    """vLLM's number of requests that run, this one not among them."""
+    """The number of requests that run, in vLLM's form. This request is not counted."""
     return JSONAnswer({"server_load": service_of(request).limiter.running})
 
 
@@ -103,10 +103,10 @@ async def metrics(request: Request) -> Response:
 
 
 async def usage(request: Request) -> Response:
-    """What the key of the request has used, by day and model."""
+    """The usage of the request's key, by day and model."""
     store, key = service_of(request).limiter.store, call_of(request).key
     if store is None or key is None:
-        raise Problem(404, "the server has no keys, so it counts nobody's usage", kind="not_found_error")
+        raise Problem(404, "the server has no keys, so it does not count usage", kind="not_found_error")
     rows = [{n: v for n, v in row.items() if n != "key"} for row in store.usage(key.id)]
     return JSONAnswer({"object": "list", "key": key.name, "data": rows})
 
@@ -115,7 +115,7 @@ async def tokenize(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     fields = fields_of(request)
     if ("prompt" in fields) is ("messages" in fields):
-        raise Problem(400, "send prompt or messages, one of them", param="prompt")
+        raise Problem(400, "send either prompt or messages", param="prompt")
     served = service.find(call, fields.get("model"))
     ids = await anyio.to_thread.run_sync(_encode, served, fields, limiter=service.threads)
     call.settle()
@@ -135,7 +135,7 @@ def _encode(served: Served, fields: Mapping[str, Any]) -> list[int]:
         messages = as_said(fields["messages"])
         if any(map(has_media, messages)):
             instead = "POST /v1/messages/count_tokens counts images, videos and sounds, too"
-            raise Problem(400, f"messages: /tokenize takes texts alone; {instead}", param="messages")
+            raise Problem(400, f"messages: /tokenize takes only texts; {instead}", param="messages")
         return model.chat_format.encode_chat(
             model.tokenizer,
             messages,

@@ -1,4 +1,4 @@
-"""What goes wrong with a request: :class:`Problem`, and how each dialect writes it."""
+"""The errors that clients get: :class:`Problem`, and its form in each dialect."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from gemlet.errors import (
 __all__ = ["ClientGone", "Problem", "as_json", "forget_frames", "key_revoked", "problem_of"]
 
 
-class ClientGone(Exception):  # noqa: N818  an event, no error
-    """The client has closed the connection; nobody is there to get an answer."""
+class ClientGone(Exception):  # noqa: N818  an event, not an error
+    """The client has closed the connection, so no answer can be sent."""
 
 
-class Problem(Exception):  # noqa: N818  what clients get to see
-    """An answer that is an error.
+class Problem(Exception):  # noqa: N818  the error that clients see
+    """An error as an answer.
 
     Attributes:
-        status: of HTTP.
-        kind, param, code: ``type``, ``param`` and ``code`` of OpenAI's form.
-        headers: further ones of the answer.
+        status: the status of HTTP.
+        kind, param, code: ``type``, ``param`` and ``code`` in OpenAI's form.
+        headers: further headers of the answer.
     """
 
     def __init__(
@@ -55,16 +55,20 @@ class Problem(Exception):  # noqa: N818  what clients get to see
 
 
 _OVERLOADED = {"Retry-After": "1"}
-_FUNCTIONS = ("chat", "embed", "generate")  # of a model, which may not be able to do this
+_FUNCTIONS = ("chat", "embed", "generate")  # functions that not every model has
 
 
 def problem_of(
     error: BaseException, *, hidden: str = "", shown: str = "", names: Mapping[str, str] = {}
 ) -> Problem:
-    """What a client is told of ``error``. What the library says of a request names its source, which may be
-    a path of this machine: ``shown`` stands for ``hidden`` in it. It speaks of the
-    library's arguments: ``names`` are the request's fields for them. Those for a name with ``[]`` have the
-    same items; others are named as a whole.
+    """Makes the problem that tells a client about ``error``.
+
+    Args:
+        hidden, shown: messages of the library may name the source of the model, which may be a path of this
+            machine. ``shown`` replaces ``hidden`` in them.
+        names: messages of the library name its arguments. This maps them to the fields of the request. If the
+            name of an argument ends with ``[]``, its field is a list with the same items, and the message
+            names the item. Otherwise the message names the whole field.
 
     >>> from gemlet.errors import InvalidRequestError
     >>> problem_of(InvalidRequestError("texts[1]: too odd"), names={"texts[]": "input"}).message
@@ -92,7 +96,7 @@ def problem_of(
         return Problem(400, message, param=_argument(message))
     if isinstance(error, UnsupportedError):
         function, _, cannot = message.partition(": ")
-        if function in _FUNCTIONS:  # clients have models and paths, no functions
+        if function in _FUNCTIONS:  # clients do not call functions of the library
             return Problem(400, cannot.partition("; use ")[0], param="model", code="unsupported")
         return Problem(400, message, param=_argument(message), code="unsupported")
     if isinstance(error, MemoryLimitError):
@@ -102,7 +106,7 @@ def problem_of(
     if isinstance(error, sqlite3.OperationalError) and "locked" in message:
         return Problem(
             503,
-            "another process keeps a file of the server locked; try again",
+            "another process has locked a file of the server; try again",
             kind="overloaded_error",
             code="overloaded",
             headers=_OVERLOADED,
@@ -113,7 +117,7 @@ def problem_of(
 
 
 def _is_full(error: BaseException) -> bool:
-    """Whether the disk, or what its user may have of it, is full."""
+    """Whether the disk is full, or its user may not use more of it."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, sqlite3.OperationalError) and "full" in str(error)  # Python 3.10 has no codes
@@ -124,9 +128,9 @@ def key_revoked() -> Problem:
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Takes the traceback from an error that is dealt with, and from those behind it. Its frames have the
-    whole request, and one of them often has the error. Together they would stay until Python looks for
-    cycles, which it does by the number of objects, however large they are."""
+    """Removes the traceback of an error that has been handled, and of the errors that caused it. The frames
+    of the traceback keep the whole request, and one of them often keeps the error, which is a cycle. Python
+    would free the cycle only when there are many new objects, however large these are."""
     while error is not None:
         behind = error.__cause__ or error.__context__
         error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -134,7 +138,7 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def _in_fields(message: str, names: Mapping[str, str]) -> str:
-    """The message, which begins with an argument of the library or a place in one, about the field."""
+    """Replaces the argument of the library with which a message begins by the field of the request."""
     found = _BEGINNING.match(message) if names else None
     if found is None:
         return message
@@ -151,7 +155,7 @@ _PLACE = late_pattern(r"([a-z_]{1,40})(?:((?:\[\d+\]|\.[a-z_]{1,40})+)(?=:| )|(?
 
 
 def _argument(message: str) -> str | None:
-    """The argument, or the place in one, that a message of the library begins with.
+    """The argument, or the place in one, with which a message of the library begins.
 
     >>> _argument("temperature: got -1"), _argument("messages[0].content is 5"), _argument("it is late")
     ('temperature', 'messages[0].content', None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemlet.chat.reply import Content, MalformedToolCall, Reasoning, ReplyEvent, ToolCall, ToolCallPiece
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Choice, Text
+from gemlet.server.schema import Choice, Text, wrong
 from gemlet.server.sent_media import check_part
 
 __all__ = ["OutputItems", "conversation_of"]
@@ -21,8 +21,8 @@ _MEDIA = ("input_image", "input_audio", "input_video")
 
 
 def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = True) -> list[dict[str, Any]]:
-    """The messages of an ``input``. A thought and the calls that follow it belong to one message. Images,
-    videos and sounds are taken if ``media``.
+    """The messages of an ``input``. A thought and the calls that follow it become one message. Images, videos
+    and sounds are allowed if ``media`` is true.
 
     >>> conversation_of([{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}])
     [{'role': 'user', 'content': 'Hi'}]
@@ -44,7 +44,7 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = T
             thought = _text(item.get("content") or [], f"{where}.content", ("reasoning_text",))
             found.append({"role": "assistant", "content": "", "reasoning": thought})
         elif kind == "function_call" and item.get("status") == "incomplete":
-            continue  # what there was of it is in a message, too
+            continue  # its text is also in a message
         elif kind == "function_call":
             function = {
                 "name": Text(64, 1).check(item.get("name"), f"{where}.name"),
@@ -71,12 +71,12 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = T
 
 
 def _is_open(message: Mapping[str, Any]) -> bool:
-    """Whether it is a thought whose answer is still to come."""
+    """Whether the message is a thought, whose answer is the next item."""
     return "reasoning" in message and "tool_calls" not in message
 
 
 def _content(content: Any, where: str, media: bool) -> str | list[dict[str, Any]]:
-    """A text, or where there are images, videos or sounds, the parts."""
+    """The content as a text; as a list of parts if there are images, videos or sounds."""
     if not media or not isinstance(content, list) or not any(map(_is_media, content)):
         return _text(content, where, _PARTS)
     found: list[dict[str, Any]] = []
@@ -98,7 +98,7 @@ def _text(content: Any, where: str, kinds: Sequence[str]) -> str:
     if isinstance(content, str):
         return _TEXT.check(content, where)
     if not isinstance(content, list):
-        raise Problem(400, f"{where}: expected a text or a list of parts", param=where)
+        raise wrong(where, content, "a text or a list of parts")
     texts = []
     for index, part in enumerate(content):
         place = f"{where}[{index}]"
@@ -109,7 +109,7 @@ def _text(content: Any, where: str, kinds: Sequence[str]) -> str:
 
 
 class OutputItems:
-    """Makes items of the events of a reply; :meth:`push` and :meth:`finish` give what a stream says of them.
+    """Makes items from the events of a reply. :meth:`push` and :meth:`finish` return the events of a stream.
 
     >>> items = OutputItems()
     >>> [found["type"] for found in items.push(Content("Hi"))]
@@ -128,7 +128,7 @@ class OutputItems:
             return self._piece(happened)
         if isinstance(happened, ToolCall):
             return self._call(happened)
-        if isinstance(happened, MalformedToolCall):  # its pieces are no call
+        if isinstance(happened, MalformedToolCall):  # its pieces do not become a call
             return self.finish()
         if not isinstance(happened, Content | Reasoning):
             return []
@@ -143,7 +143,7 @@ class OutputItems:
         return [*found, self._said(f"response.{name}.delta", delta=happened.text, **more)]
 
     def finish(self) -> list[dict[str, Any]]:
-        """Ends the item that is open, if there is one."""
+        """Ends the open item, if there is one."""
         if not self._is_open:
             return []
         self._is_open = False
@@ -194,7 +194,7 @@ class OutputItems:
         return [*found, self._of_call("delta", delta=piece.arguments)]
 
     def _call(self, call: ToolCall) -> list[dict[str, Any]]:
-        """Ends a call, which had no pieces before where the answer is no stream."""
+        """Ends a call. If the answer is not a stream, the call had no pieces before."""
         found = []
         if not self._is_open or self.items[-1].get("call_id") != call.id:
             arguments = json.dumps(call.arguments, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Running the application under uvicorn: the socket, signals, idle connections, the end."""
+"""Runs the application under uvicorn: the socket, signals, idle connections, and the end."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _BACKLOG = 1024
 
 
 class _Protocol(H11Protocol):
-    """A connection that remembers since when it has been waiting for a request, or for the client to take
-    what is sent."""
+    """A connection that knows since when it has been waiting for a request, and since when the client has
+    taken nothing of an answer."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.access_log = False  # it would write paths as clients send them
+        self.access_log = False  # uvicorn's log would have paths as clients send them
         self.idle_since = self._moved_at = time.monotonic()
         self._unsent = 0
 
@@ -43,15 +43,15 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._unset_keepalive_if_required()  # uvicorn leaves the timer if the client breaks the connection
+        self._unset_keepalive_if_required()  # uvicorn keeps the timer if the client breaks the connection
 
     @property
     def is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def stuck_since(self, now: float) -> float:
-        """When the client last took something of what is to be sent; ``now`` where nothing waits. It knows
-        only what it saw when it was asked before."""
+        """When the client last took something of an answer; ``now`` if nothing waits to be sent. It only
+        compares what waits now with what waited at the last call."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent:
             self._unsent, self._moved_at = unsent, now
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
     """uvicorn's server with the application of the settings.
 
     Attributes:
-        failure: why a model could not be loaded; then the server ends.
+        failure: the error of a model that could not be loaded. The server ends then.
     """
 
     def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:
@@ -92,20 +92,20 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ends connections that send no request or only the start of one, or take nothing of an answer."""
+        """Ends connections whose client sends no whole request, or takes nothing of an answer."""
         now = time.monotonic()
         for connection in list(self.server_state.connections) if counter % 5 == 0 else ():
             if not isinstance(connection, _Protocol):
                 continue
             if connection.stuck_since(now) < now - self._stuck_seconds:
-                connection.transport.abort()  # closing it would wait until all is sent
+                connection.transport.abort()  # close() would wait until everything is sent
             elif connection.is_idle and connection.idle_since < now - self._idle_seconds:
                 connection.transport.close()
         return await super().on_tick(counter)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises :class:`UnsupportedError`."""
+    """A socket that listens on the address. Raises :class:`UnsupportedError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -123,10 +123,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], None]) -> int:
-    """Serves until a signal says stop; the exit code. ``say`` is told the address.
+    """Serves until a signal ends the process. Returns the exit code. ``say`` is called with the address.
 
     Raises:
-        UnsupportedError: the address cannot be listened on.
+        UnsupportedError: the server cannot listen on the address.
         GemletError: a model cannot be loaded.
     """
     listener = bind(settings.host, settings.port)
@@ -138,7 +138,7 @@ def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], N
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-    # uvicorn raises the signal again when it is done; stopping was all that was asked for.
+    # When uvicorn has stopped, it raises the signal again. These handlers let the process end with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _done)
     server = Server(settings, specs)
@@ -146,7 +146,7 @@ def serve(settings: Settings, specs: Sequence[ModelSpec], say: Callable[[str], N
     with contextlib.closing(listener):
         try:
             asyncio.run(server.serve(sockets=[listener]))
-        except SystemExit:  # uvicorn's, where the application does not start
+        except SystemExit:  # uvicorn raises it if the application does not start
             if server.failure is None:
                 raise
     if server.failure is not None:

@@ -1,4 +1,4 @@
-"""What a client says in a conversation: every text of messages and tools that the model may get to see."""
+"""Finds what a client says in a conversation: every text of messages and tools that the model may see."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gemlet.server.sent_media import is_media
 
 __all__ = ["content_of", "strings_in", "texts_of"]
 
-# Names of fields, and of types, that the formats of messages, tools and schemas prescribe.
+# Names of fields and of types that belong to the formats of messages, tools and schemas.
 _PRESCRIBED = frozenset(
     (
         *("type", "text", "function", "id", "name", "arguments", "strict", "tool_use", "tool_result"),
@@ -23,7 +23,7 @@ _PRESCRIBED = frozenset(
 
 
 def texts_of(message: Mapping[str, Any], *, joined: bool = True) -> Iterator[str]:
-    """The texts of a message, and what its calls are of. ``joined``: also the texts of its parts as one, as
+    """The texts of a message, also in its calls. If ``joined``, the joined texts of its parts come too, as
     chat formats write them.
 
     >>> list(texts_of({"role": "user", "content": ["gob", "lin"]}))
@@ -51,8 +51,8 @@ def content_of(message: Mapping[str, Any]) -> list[str]:
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """All strings in a JSON value, and the names in it, but those that a format prescribes. JSON in the
-    arguments of a call is read, because the model gets what it says.
+    """All strings in a JSON value, and all names in it except those that belong to a format. If the arguments
+    of a call are JSON in a text, that JSON is searched too, because the model gets its values.
 
     >>> list(strings_in({"type": "string", "why": ["so", 1]}))
     ['why', 'so']
@@ -76,4 +76,4 @@ def _read(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return None  # the chat format says what is wrong
+        return None  # the chat format reports what is wrong

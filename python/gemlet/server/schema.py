@@ -1,9 +1,9 @@
-"""What a field of a request may hold: kinds with a range each, and the tables that are made of them.
+"""Checks the fields of requests: kinds of values, and tables of fields.
 
 A table maps the name of a field to its kind. A kind checks a value, and describes itself as a JSON schema for
-the published OpenAPI document. :class:`Ignored` and :class:`Refused` are kinds too: of fields that change no
-answer, and of those that gemlet does not do. The policy for all others is one: a field that no table names
-is refused, unless its value says nothing (null, false, "", [], {}) or the server was told to ignore them.
+the published OpenAPI document. :class:`Ignored` is the kind of fields that change no answer, and
+:class:`Refused` is the kind of fields that gemlet does not support. A field that is not in the table is
+refused, unless its value says nothing (null, false, "", [], {}) or the server was told to ignore such fields.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ def wrong(where: str, value: object, expected: str) -> Problem:
 
 
 def says_nothing(value: object) -> bool:
-    """Whether it is null, false, "", [] or {}: what a client sends for a field that it does not use."""
+    """Whether a value is null, false, "", [] or {}. Clients send these for fields that they do not use."""
     return value is None or value is False or value in ("", [], {})
 
 
 class _NoUnicode(Problem):
-    """A text of the right kind that has half of a surrogate pair."""
+    """A text has half of a surrogate pair, but is valid otherwise."""
 
 
 class Kind(ABC):
-    """What a value may be."""
+    """The values that a field may have."""
 
     @abstractmethod
     def check(self, value: Any, where: str) -> Any:
-        """``value`` as the server uses it; raises :class:`Problem`, naming the place ``where``."""
+        """Returns ``value`` as the server uses it. Raises :class:`Problem`, which names ``where``."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Kind(ABC):
 
 @record(frozen=True)
 class Text(Kind):
-    """A string of at most ``most`` characters, which is valid Unicode."""
+    """A string of valid Unicode, with ``least`` to ``most`` characters."""
 
     most: int = 1 << 25
     least: int = 0
@@ -81,7 +81,7 @@ class Text(Kind):
                 value.encode("utf-8")
             except UnicodeEncodeError:
                 raise _NoUnicode(
-                    400, f"{where}: half of a surrogate pair, expected valid Unicode", param=where
+                    400, f"{where}: got half of a surrogate pair, expected valid Unicode", param=where
                 ) from None
         return value
 
@@ -102,7 +102,7 @@ class Integer(Kind):
         return value
 
     def has_all(self, values: list[Any]) -> bool:
-        """Whether these are integers in the range, without a step for each of them.
+        """Whether all values are integers in the range. It is fast, because it checks them all at once.
 
         >>> Integer(0, 9).has_all([1, 9]), Integer(0, 9).has_all([1, True])
         (True, False)
@@ -178,7 +178,7 @@ class ListOf(Kind):
 
 @record(frozen=True)
 class Object(Kind):
-    """An object of the ``fields``; others are refused."""
+    """An object with the ``fields``. Other fields are refused."""
 
     fields: Mapping[str, Kind]
     required: Sequence[str] = ()
@@ -196,7 +196,8 @@ class Object(Kind):
 
 
 class Either(Kind):
-    """The first of the kinds that takes the value; ``expected`` says in words what they are."""
+    """A value of one of the ``kinds``; the first that takes it is used. ``expected`` describes them in
+    words."""
 
     def __init__(self, expected: str, *kinds: Kind) -> None:
         self.expected = expected
@@ -218,7 +219,7 @@ class Either(Kind):
 
 @record(frozen=True)
 class Anything(Kind):
-    """What a later reader checks; the limit on the body bounds its size."""
+    """A value that is checked later, by the code that reads it. Only the limit on bodies bounds its size."""
 
     what: type = object
 
@@ -232,7 +233,7 @@ class Anything(Kind):
 
 
 class Schema(Kind):
-    """A JSON schema, as an object, of a limited length; what it says is for others to check."""
+    """A JSON schema, as an object of a limited length. The library checks what the schema says."""
 
     def check(self, value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -259,8 +260,8 @@ class Ignored(Kind):
 
 
 class Refused(Kind):
-    """A field that gemlet does not do, unless it has one of the values that ask for nothing. ``code`` is what
-    programs know the refusal by."""
+    """A field that gemlet does not support. It may have one of the values ``unless``, which change nothing.
+    Programs recognize the refusal by its ``code``."""
 
     def __init__(self, why: str, *unless: Any, code: str = "unsupported") -> None:
         self.why = why
@@ -284,13 +285,13 @@ def read(
     where: str = "",
     ignore_unknown: bool = False,
 ) -> dict[str, Any]:
-    """The fields of ``body`` that the table has and whose value is not null, checked.
+    """Checks ``body``, and returns its fields that are in the table and are not null.
 
     >>> read({"seed": 7, "user": None}, {"seed": Integer(0, 9)})
     {'seed': 7}
     >>> read({"sed": 7}, {"seed": Integer(0, 9)})
     Traceback (most recent call last):
-    gemlet.server.problems.Problem: sed is no field of this request; did you mean seed? Known are seed
+    gemlet.server.problems.Problem: sed is not a field of this request; did you mean seed? Known are seed
     """
     if not isinstance(body, dict):
         raise wrong(where or "body", body, "a JSON object")
@@ -303,7 +304,7 @@ def read(
                 known = [n for n, k in table.items() if not isinstance(k, Ignored | Refused)]
                 raise Problem(
                     400,
-                    f"{place} is no field of {where or 'this request'}{not_known(name, known)}",
+                    f"{place} is not a field of {where or 'this request'}{not_known(name, known)}",
                     param=place,
                     code="unknown_field",
                 )

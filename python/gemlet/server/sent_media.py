@@ -1,5 +1,5 @@
-"""Images, videos and sounds that clients send: only what is in the request itself, never a file of this
-machine."""
+"""Images, videos and sounds that clients send. They must be in the request itself, and are never files of
+this machine."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = [
     "part_of_file",
 ]
 
-# Type of a part that clients may send -> where its data are. A type that is not here is refused: what the
-# library takes from a program may be a path.
+# Maps the types of parts that clients may send to the field that has the data. Other types are refused,
+# because the library takes paths in some of them.
 _SENT = {
     "image_url": "image_url",
     "input_image": "image_url",
@@ -41,26 +41,26 @@ _INSTEAD = {
     "audio": 'send {"type": "input_audio", "input_audio": {"data": base64, "format": ...}}',
     "video": 'send {"type": "video_url", "video_url": {"url": "data:..."}}',
 }
-_MOST_PARTS = 64  # images, videos and sounds of a request
-_MOST_VIDEOS = 4  # of these: a small file may take long to decode
-MOST_DECODED = 1 << 28  # bytes, of all in a request
+_MOST_PARTS = 64  # images, videos and sounds in a request
+_MOST_VIDEOS = 4  # videos among these, because a small file may take long to decode
+MOST_DECODED = 1 << 28  # bytes of all images, videos and sounds in a request, when they are decoded
 _BESIDE = {
     "type",
     "detail",
     "cache_control",
     "source_lang_code",
     "target_lang_code",
-}  # what a part may have beside its data
+}  # fields that a part may have besides its data
 
 
 def check_sent_media(messages: Sequence[Mapping[str, Any]], *, load_audio_from_video: bool = False) -> None:
-    """Raises :class:`Problem` for a part of a message that is no text and could name a file or an address,
-    and for too many parts. ``load_audio_from_video``: the sound of videos is decoded too."""
+    """Raises :class:`Problem` if a part of a message could name a file or an address, and if there are too
+    many parts. If ``load_audio_from_video``, the sound of videos counts too, because it will be decoded."""
     _check_all(_parts(messages), "messages", load_audio_from_video)
 
 
 def check_sent_inputs(inputs: Sequence[Any]) -> None:
-    """The same for texts to embed, of which some are lists of parts."""
+    """As :func:`check_sent_media`, for texts to embed. Some of them are lists of parts."""
     _check_all(_typed((f"input[{i}]", one) for i, one in enumerate(inputs)), "input")
 
 
@@ -78,14 +78,15 @@ def _check_all(
             raise Problem(400, f"{where}: a request has at most {_MOST_VIDEOS} videos", param=param)
         size += _decoded_bytes(part, hears_videos)
         if size > MOST_DECODED:
-            expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
-            raise Problem(400, f"{where}: images, videos and sounds of a request: {expected}", param=param)
+            limit = f"have at most {MOST_DECODED} bytes together when they are decoded"
+            raise Problem(400, f"{where}: the images, videos and sounds of a request {limit}", param=param)
         if count > _MOST_PARTS:
-            raise Problem(400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param=param)
+            limit = f"at most {_MOST_PARTS} images, videos and sounds"
+            raise Problem(400, f"{where}: a request has {limit}", param=param)
 
 
 def images_of(message: Mapping[str, Any]) -> list[Any]:
-    """The data URLs of the images in a message that :func:`check_sent_media` has passed.
+    """The data URLs of the images in a message, which :func:`check_sent_media` must have checked.
 
     >>> images_of({"role": "user", "content": [media_part("image", "AAEC")]})
     ['data:;base64,AAEC']
@@ -95,21 +96,21 @@ def images_of(message: Mapping[str, Any]) -> list[Any]:
 
 
 def _decoded_bytes(part: Mapping[str, Any], hears_videos: bool) -> int:
-    """What a part says of itself, before anything of it is decoded."""
+    """The size that a part will have when it is decoded, according to its headers."""
     key = _SENT[str(part["type"])]
     value = part[key]
     text = value if isinstance(value, str) else value["data" if key == "input_audio" else "url"]
     try:
         data = base64.b64decode(text[text.find(",") + 1 :])
     except ValueError:
-        return 0  # the library says what is wrong
+        return 0  # the library reports what is wrong
     sizes = {"image_url": image_bytes, "video_url": video_bytes}
     heard = sound_bytes(data) if key == "video_url" and hears_videos else 0
     return sizes.get(key, sound_bytes)(data) + heard
 
 
 def check_part(part: Mapping[str, Any], where: str, param: str) -> None:
-    """Raises :class:`Problem` for a part that is no image, video or sound of the request itself."""
+    """Raises :class:`Problem` if a part is not an image, a video or a sound in the request itself."""
     kind = str(part.get("type"))
     if kind not in _SENT:
         instead = _INSTEAD.get(kind, "gemlet takes text, image_url, video_url and input_audio")
@@ -117,11 +118,11 @@ def check_part(part: Mapping[str, Any], where: str, param: str) -> None:
     key = _SENT[kind]
     other = sorted(name for name in part if name not in _BESIDE and name != key)
     if other:
-        raise Problem(400, f"{where}: {show(other[0])} is no field of {kind}", param=param)
+        raise Problem(400, f"{where}: {show(other[0])} is not a field of {kind}", param=param)
     value = part.get(key)
     if key == "input_audio":
         if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
-            raise Problem(400, f"{where}: input_audio has to be an object with data", param=param)
+            raise Problem(400, f"{where}: input_audio: expected an object with data, a text", param=param)
         return
     url = value.get("url") if isinstance(value, Mapping) else value
     if not isinstance(url, str) or not url.startswith("data:"):
@@ -129,8 +130,8 @@ def check_part(part: Mapping[str, Any], where: str, param: str) -> None:
 
 
 def media_part(kind: str, data: str) -> dict[str, Any]:
-    """The part of a message with an "image", a "video" or an "audio" that a dialect sends as base64. (Which
-    format it has, its first bytes say.)
+    """A part of a message, made from data that a dialect sends as base64. ``kind`` is "image", "video" or
+    "audio". The first bytes of the data show their format.
 
     >>> media_part("image", "AAEC")
     {'type': 'image_url', 'image_url': {'url': 'data:;base64,AAEC'}}
@@ -139,7 +140,7 @@ def media_part(kind: str, data: str) -> dict[str, Any]:
 
 
 def part_of_file(data: str) -> dict[str, Any]:
-    """The same of base64 whose first bytes have to say what it is.
+    """As :func:`media_part`, but the first bytes of the data also decide the kind.
 
     >>> part_of_file(base64.b64encode(b"RIFF....WAVEfmt ").decode())["type"]
     'audio_url'
@@ -147,7 +148,7 @@ def part_of_file(data: str) -> dict[str, Any]:
     try:
         head = base64.b64decode(data[:64].encode("ascii").translate(None, b" \t\r\n")[:16])
     except ValueError:
-        head = b""  # the library says what is wrong
+        head = b""  # the library reports what is wrong
     return media_part(kind_of(head), data)
 
 
@@ -175,7 +176,8 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Ma
 
 
 def _typed(contents: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Place, type and part, for each part that has a type, of contents and their places."""
+    """The place, the type and the part, for each part that has a type. ``contents`` are pairs of a place and
+    a content."""
     for where, content in contents:
         for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
             kind = part.get("type") if isinstance(part, Mapping) else None

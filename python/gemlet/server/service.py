@@ -1,4 +1,4 @@
-"""What the endpoints share: :class:`Service`, and how an endpoint begins."""
+"""The code that all endpoints share: :class:`Service`, and functions that read requests and make events."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from gemlet.server.settings import Settings
 
 __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "salt_of", "service_of"]
 
-FIELDS = "gemlet.fields"  # the router puts the fields of a request here
+FIELDS = "gemlet.fields"  # the router puts the fields of a request under this key
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
-_LARGE = 1 << 16  # bytes of a body, whose fields are checked beside the event loop
+_LARGE = 1 << 16  # bytes; the fields of a larger body are checked in a thread
 
 
 @record
@@ -43,10 +43,10 @@ class Service:
     """The parts of a running server.
 
     Attributes:
-        threads: how many blocking calls (decisions, long texts to tokenize) run beside the event loop.
-        filter: what prompts and replies may say.
-        batches: None where the server keeps no files.
-        deep_check: one deep check at a time, however many ask for it.
+        threads: limits how many blocking calls (decisions, long texts to tokenize) run beside the event loop.
+        filter: judges prompts and replies.
+        batches: None if the server keeps no files.
+        deep_check: is held during a deep check, so that only one runs at a time.
     """
 
     settings: Settings
@@ -65,8 +65,8 @@ class Service:
     async def read(
         self, request: Request, table: Mapping[str, Kind], required: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The checked fields of the request's body. Once this has arrived, the request has a place among
-        those that run, until its call settles: slow clients take nobody's place."""
+        """The checked fields of the request's body. The request gets its place when the whole body has
+        arrived, so slow clients take no place. It has the place until its call settles."""
         self.models.check_ready()
         self.limiter.check(call_of(request))
         body = await self.bodies.read(request)
@@ -80,7 +80,7 @@ class Service:
         return await anyio.to_thread.run_sync(check, limiter=self.threads) if is_large else check()
 
     def find(self, call: Call, name: str | None) -> Served:
-        """The model of a request; raises :class:`Problem` for one that the key may not use."""
+        """The model of a request. Raises :class:`Problem` if there is none, or the key may not use it."""
         served = self.models.find(name, () if call.key is None else call.key.models)
         if call.key is not None:
             call.key.check_model(served.name)
@@ -90,24 +90,23 @@ class Service:
     def reply_tokens(
         self, call: Call, served: Served, fields: Mapping[str, Any], *names: str, default: int | None = None
     ) -> int:
-        """The most tokens of a reply, which one of the fields ``names`` says; without one it is ``default``,
-        else what the context has room for. Raises :class:`Problem` for more than the key allows."""
+        """The most tokens that a reply may have. One of the fields ``names`` says it. Without them it is
+        ``default``, or else what the context has room for. Raises :class:`Problem` if the key allows less."""
         given = {fields[name] for name in names if name in fields}
         if len(given) > 1:
             raise Problem(400, f"{' and '.join(names)} differ; send one of them", param=names[-1])
         limit = call.key.limits.max_reply if call.key is not None else None
         if given and limit is not None and max(given) > limit:
-            raise Problem(400, f"{names[0]}: this key may ask for replies of {limit} tokens", param=names[0])
+            allowed = f"this key may ask for at most {limit} tokens"
+            raise Problem(400, f"{names[0]}: got {max(given)}; {allowed}", param=names[0])
         most = given.pop() if given else default or served.model.context_length
         return most if limit is None else min(most, limit)
 
     async def start(self, asks: Sequence[Ask], call: Call) -> Running:
-        """Begins the replies. What is computed for a key is shared with no other key."""
+        """Begins the replies. What is computed for one key is never shared with another one."""
         count = sum(ask.count for ask in asks)
         if count > MOST_CHOICES:
-            raise Problem(
-                400, f"{count} replies are asked for at once; the most are {MOST_CHOICES}", param="n"
-            )
+            raise Problem(400, f"n: got {count} replies in all, expected at most {MOST_CHOICES}", param="n")
         if call.priority:
             asks = [replace(ask, priority=call.priority) for ask in asks]
         if call.key is not None:
@@ -123,8 +122,8 @@ class Service:
         return await running.start(self.threads)
 
     async def check_texts(self, call: Call, served: Served, texts: Sequence[Any]) -> None:
-        """Raises :class:`Problem` for texts or token ids that the content filter blocks, where there is no
-        reply that could say so."""
+        """Raises :class:`Problem` if the content filter blocks a text. This is for requests without a reply
+        that could say so."""
         if self.filter.is_on("prompt"):
             for text in texts:
                 ask = Ask(served, {}, text, salt=salt_of(call))
@@ -143,8 +142,8 @@ class Service:
         *,
         ping: bytes | None = b": ping\n\n",
     ) -> StreamAnswer:
-        """Server-sent events, or lines of JSON where there is no ping. Those of chunks of ``running`` that
-        are there at once, or within a moment, are sent together."""
+        """Answers with server-sent events, or with lines of JSON if ``ping`` is None. The events of chunks
+        that are there at the same time, or come within a short time, are sent together."""
         call, path = call_of(request), request.scope["path"]
 
         def on_error(problem: Problem) -> bytes:
@@ -164,7 +163,7 @@ class Service:
             stuck_seconds=self.settings.stuck_seconds,
         )
 
-        async def flush_and_rest(running: Running) -> None:  # the argument, as a cycle would keep all of it
+        async def flush_and_rest(running: Running) -> None:  # takes running as an argument, to make no cycle
             if await answer.flush():
                 await self.rest(running.longest_rest())
 
@@ -185,7 +184,7 @@ def fields_of(request: Request) -> dict[str, Any]:
 
 
 def salt_of(call: Call, given: str | None = None) -> str | None:
-    """The salt of what is computed for a request: it is shared with no other key."""
+    """The salt for what is computed for a request. It keeps the cached text of each key apart."""
     return given if call.key is None else f"{call.key.id} {given or ''}"
 
 
@@ -194,7 +193,7 @@ def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         if name in found:
-            raise Problem(400, f"{name[:100]} stands twice in the query", param=name[:100])
+            raise Problem(400, f"{name[:100]} is in the query twice; send it once", param=name[:100])
         is_number = isinstance(table.get(name), Integer) and re.fullmatch(r"[0-9]{1,9}", value)
         found[name] = int(value) if is_number else value
     ignore = service_of(request).settings.unknown_fields == "ignore"
@@ -202,14 +201,14 @@ def query_of(request: Request, table: Mapping[str, Kind]) -> dict[str, Any]:
 
 
 class TextEvent:
-    """Makes the events of a stream that differ in one text alone, as most do: ``value`` is one of them, with
-    :attr:`TEXT` in the place of the text.
+    """Makes events of a stream fast if they differ only in one text, as most do. ``value`` is such an event
+    that has :attr:`TEXT` in the place of the text.
 
     >>> TextEvent({"a": {"text": TextEvent.TEXT}, "b": None}).of("Hi")
     b'data: {"a":{"text":"Hi"},"b":null}\\n\\n'
     """
 
-    TEXT = "\ue000"  # no other text is this one alone
+    TEXT = "\ue000"  # no other text in an event is equal to it
 
     def __init__(self, value: object, name: str | None = None) -> None:
         self._before, self._after = event(value, name).split(as_line(self.TEXT))

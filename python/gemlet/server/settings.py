@@ -1,4 +1,4 @@
-"""What the server is told, by flags and by a file in TOML: :class:`Settings`."""
+"""The settings of the server, from flags and from a file in TOML: :class:`Settings`."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def _setting(default: Any, help: str, check: Callable[[Any], Any], metavar: str 
 
 @record(frozen=True)
 class Settings:
-    """How the server behaves. Each is a flag of ``gemlet serve`` and a key of ``[server]`` in the file.
+    """The settings of the server. Each is a flag of ``gemlet serve`` and a key of ``[server]`` in the file.
 
     Raises:
-        InvalidRequestError: a value is out of range, or two do not go together.
+        InvalidRequestError: a value is out of range, or two values do not go together.
 
     >>> Settings(port=8080).port
     8080
@@ -129,7 +129,7 @@ class Settings:
     port: int = _setting(8000, "port; 0: any free one (default 8000)", _integer(0, 65535), "PORT")
     keys: str | None = _setting(
         None,
-        "file of keys, as gemlet keys makes it; without it the server listens on loopback alone",
+        "file of keys, as gemlet keys makes it; without it the server listens only on loopback",
         _text,
         "FILE",
     )
@@ -144,14 +144,17 @@ class Settings:
         "ORIGIN",
     )
     data: str | None = _setting(
-        None, "folder for files and batches of clients; without it there are none", _text, "FOLDER"
+        None, "folder for files and batches of clients; without it the server keeps none", _text, "FOLDER"
     )
-    max_file: int = _setting(200_000_000, "longest file of a client (default 200MB)", _size, "SIZE")
+    max_file: int = _setting(200_000_000, "largest file of a client (default 200MB)", _size, "SIZE")
     max_storage: int = _setting(
-        2_000_000_000, "all files of a key, or without keys of all, together (default 2GB)", _size, "SIZE"
+        2_000_000_000,
+        "all files of a key together; without keys, all files together (default 2GB)",
+        _size,
+        "SIZE",
     )
     batch_concurrent: int = _setting(
-        16, "requests of batches that are computed together at most (default 16)", _integer(1, 1024), "N"
+        16, "most requests of batches that are computed together (default 16)", _integer(1, 1024), "N"
     )
     unknown_fields: str = _setting(
         "refuse",
@@ -162,12 +165,12 @@ class Settings:
     max_requests: int = _setting(
         256, "most requests at a time; others get 503 (default 256)", _integer(1, 100_000), "N"
     )
-    max_body: int = _setting(32_000_000, "longest body of a request (default 32MB)", _size, "SIZE")
+    max_body: int = _setting(32_000_000, "largest body of a request (default 32MB)", _size, "SIZE")
     max_bodies: int = _setting(
-        256_000_000, "all bodies together that are read or answered (default 256MB)", _size, "SIZE"
+        256_000_000, "all bodies together that are being read or answered (default 256MB)", _size, "SIZE"
     )
     max_kept: int = _setting(
-        64_000_000, "responses that later requests may go on with, in memory (default 64MB)", _size, "SIZE"
+        64_000_000, "memory for responses that later requests may continue (default 64MB)", _size, "SIZE"
     )
     body_seconds: float = _setting(
         30.0, "how long a body may take to arrive (default 30)", _seconds(0.1, 3600), "S"
@@ -176,10 +179,10 @@ class Settings:
         600.0, "how long a reply may take (default 600)", _seconds(0.1, 86400), "S"
     )
     ping_seconds: float = _setting(
-        15.0, "pause after which a stream sends a sign of life (default 15)", _seconds(0.1, 600), "S"
+        15.0, "pause after which a stream sends a ping (default 15)", _seconds(0.1, 600), "S"
     )
     stuck_seconds: float = _setting(
-        60.0, "a client that takes nothing for so long is gone (default 60)", _seconds(0.1, 3600), "S"
+        60.0, "a client that takes nothing for so long counts as gone (default 60)", _seconds(0.1, 3600), "S"
     )
     idle_seconds: float = _setting(
         30.0, "how long a connection may stay open without a request (default 30)", _seconds(0.1, 3600), "S"
@@ -198,37 +201,37 @@ class Settings:
         "block", "the same for replies (default block)", _one_of("off", "report", "block"), "ACTION"
     )
     filter_words: str | None = _setting(
-        None, "file of words that texts may not have, one on a line", _text, "FILE"
+        None, "file of words that texts may not have, one on each line", _text, "FILE"
     )
     filter_patterns: str | None = _setting(
-        None, "file of patterns in RE2's syntax that texts may not have, one on a line", _text, "FILE"
+        None, "file of patterns in RE2's syntax that texts may not have, one on each line", _text, "FILE"
     )
     filter_window: int = _setting(
         200,
-        "characters of a streamed reply that are held back, so that no shorter word or pattern is shown in "
-        "part (default 200)",
+        "characters of a streamed reply that are held back, so that a word or match up to this length is "
+        "never shown in part (default 200)",
         _integer(1, 100_000),
         "N",
     )
     filter_model: str | None = _setting(
         None,
-        "alias of a ShieldGemma among the models, which judges texts or images and serves nobody",
+        "alias of a ShieldGemma among the models; it judges texts or images, and requests cannot use it",
         _text,
         "ALIAS",
     )
     filter_policies: tuple[str, ...] = _setting(
         (),
-        "policy of ShieldGemma: dangerous, harassment, hate or sexual, of ShieldGemma 2 dangerous, sexual or "
-        "violence; may be given several times (default: all)",
+        "policy of ShieldGemma (dangerous, harassment, hate or sexual) or of ShieldGemma 2 (dangerous, "
+        "sexual or violence); may be given several times (default: all)",
         _texts,
         "POLICY",
     )
     filter_threshold: float = _setting(
-        0.5, "probability from which ShieldGemma's yes counts (default 0.5)", _probability, "P"
+        0.5, "lowest probability of ShieldGemma's yes that counts (default 0.5)", _probability, "P"
     )
     vllm_metrics: bool = _setting(False, "give the metrics under vLLM's names too", _flag)
     log_text: bool = _setting(
-        False, "write the texts of prompts and replies into the log too, for looking into a fault", _flag
+        False, "also write the texts of prompts and replies into the log, to find a fault", _flag
     )
     otel: bool = _setting(
         False,
@@ -248,7 +251,7 @@ class Settings:
             object.__setattr__(self, name, value)
         if self.keys is None and self.host not in LOOPBACK:
             raise InvalidRequestError(
-                f"host: got {show(self.host)}, but without keys the server listens on loopback alone; make a "
+                f"host: got {show(self.host)}, but without keys the server listens only on loopback; make a "
                 "file of keys with gemlet keys create, and give it with --keys"
             )
 
@@ -259,9 +262,9 @@ class ModelSpec:
 
     Attributes:
         name: the alias.
-        source: as of :func:`gemlet.load`; None: the demo model.
-        options: those of :func:`gemlet.load`.
-        adapters: alias -> path.
+        source: the source for :func:`gemlet.load`; None: the demo model.
+        options: options of :func:`gemlet.load`.
+        adapters: maps the alias of each adapter to its path.
     """
 
     name: str
@@ -276,7 +279,7 @@ def setting_fields() -> Mapping[str, Mapping[str, Any]]:
 
 
 def checked_alias(name: str) -> str:
-    """``name``, if a model can be called so; raises :class:`InvalidRequestError`."""
+    """Returns ``name`` if it can be the alias of a model, else raises :class:`InvalidRequestError`."""
     if not _ALIAS.fullmatch(name):
         raise InvalidRequestError(
             f"models: got the alias {show(name)}, expected up to 200 letters, digits and . _ : / @ + -"
@@ -285,7 +288,7 @@ def checked_alias(name: str) -> str:
 
 
 def default_alias(source: str | None) -> str:
-    """What a model is called that nobody gave a name.
+    """The alias of a model to which nobody gave one.
 
     >>> default_alias(None), default_alias("google/gemma-3-1b-it"), default_alias("/models/my model.gguf")
     ('demo', 'google/gemma-3-1b-it', 'my-model.gguf')
@@ -301,8 +304,8 @@ def read_file_of_settings(path: str) -> tuple[dict[str, Any], list[ModelSpec]]:
     """The settings and the models of a file in TOML.
 
     Raises:
-        ConfigError: it is no TOML, or has a key that gemlet does not know.
-        ModelFileError: it cannot be read.
+        ConfigError: the file is not TOML, or has a key that gemlet does not know.
+        ModelFileError: the file cannot be read.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -311,7 +314,7 @@ def read_file_of_settings(path: str) -> tuple[dict[str, Any], list[ModelSpec]]:
     try:
         document = tomllib.loads(read_file(path, _MOST_BYTES).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is no TOML: {error}") from None
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
     _check_names(path, document, ("server", "models"), "the file")
     server, models = document.get("server", {}), document.get("models", {})
     if not isinstance(server, dict) or not isinstance(models, dict):
@@ -338,7 +341,7 @@ def _spec(path: str, name: str, table: Any) -> ModelSpec:
         raise ConfigError(f"{path}: [models.{name}.adapters] has to be a table of names and paths")
     source = table.get("source")
     if source is not None and not isinstance(source, str):
-        raise ConfigError(f"{path}: source of [models.{name}] is {show(source)}; expected text")
+        raise ConfigError(f"{path}: source of [models.{name}]: got {show(source)}, expected a text")
     given = {key: value for key, value in table.items() if key not in ("source", "adapters")}
     LoadOptions(**{key: value for key, value in given.items() if key in options})
     return ModelSpec(
@@ -353,10 +356,10 @@ def _check_names(path: str, table: Mapping[str, Any], known: Sequence[str], wher
 
 
 def check_specs(specs: Sequence[ModelSpec]) -> None:
-    """Raises :class:`InvalidRequestError` for an alias that two models or adapters have."""
+    """Raises :class:`InvalidRequestError` if two models or adapters have the same alias."""
     seen: set[str] = set()
     for spec in specs:
         for name in (spec.name, *spec.adapters):
             if name in seen:
-                raise InvalidRequestError(f"models: two are called {show(name)}; give each its own alias")
+                raise InvalidRequestError(f"models: two have the alias {show(name)}; give each its own")
             seen.add(name)

@@ -1,4 +1,4 @@
-"""``GET /status``: what the server serves and does now, for the page and for ``gemlet top``."""
+"""``GET /status``: the present state of the server, for the page and for ``gemlet top``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["status"]
 
 
 async def status(request: Request) -> Response:
-    """Every key sees the models that it may use, their memory, and how many requests run. What all requests
-    together did, and who used how much, is for keys with the right "metrics", and for all where there are
-    no keys."""
+    """The state of the server. Every key sees the models that it may use, their memory, and how many requests
+    run. Only a key with the right "metrics" sees the totals of all requests and the usage of all keys. If the
+    server has no keys, everybody sees the totals."""
     service, key = service_of(request), call_of(request).key
     sees_all = key is None or "metrics" in key.rights
     is_ready = service.models.is_ready
@@ -58,7 +58,7 @@ def _model(service: Service, served: Served, *, sees_all: bool) -> dict[str, Any
     if sees_all:
         shown["first_token_seconds"] = service.metrics.first_tokens(served.name)
     if served.adapter is not None:
-        return shown  # the rest is its model's
+        return shown  # the rest is the same as for its model
     stats, memory = model.stats(), model.memory()
     shown["requests"] = {name: stats[name] for name in ("running", "waiting")}
     shown["memory"] = {

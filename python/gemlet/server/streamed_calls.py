@@ -1,4 +1,4 @@
-"""Calls of tools in streams: each comes in pieces, and then whole."""
+"""Calls of tools in streams. Each call comes in pieces first, and then as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["StreamedCalls"]
 
 
 class StreamedCalls:
-    """The events of one reply, in order. A call that had no pieces gets some: its name, then its arguments.
+    """Puts the events of one reply in order. A call without pieces gets two: its name, then its arguments.
 
     Attributes:
         count: how many calls have begun.
@@ -31,7 +31,8 @@ class StreamedCalls:
         self._open = ""  # the id of the call that has begun
 
     def events(self, chunk: Chunk) -> list[ReplyEvent]:
-        """Those of a chunk. Pieces of a call that ends in it stand before the call, others at the end."""
+        """The events of a chunk. Pieces of a call that ends in the chunk come before the call, other pieces
+        at the end."""
         if not chunk.call_pieces and not any(isinstance(event, ToolCall) for event in chunk.events):
             return chunk.events
         found: list[ReplyEvent] = []

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a span for each request, with lengths, ids and times, and no text."""
+"""OpenTelemetry traces. Each request has a span with lengths, ids and times, but no text."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _OPERATIONS = {
 
 
 class Tracing:
-    """Sends spans, in a thread of OpenTelemetry's, to where the variables ``OTEL_EXPORTER_OTLP_*`` say.
+    """Sends spans to the address in the variables ``OTEL_EXPORTER_OTLP_*``, in a thread of OpenTelemetry.
 
     Args:
-        exporter: sends them in its place, at once.
+        exporter: sends the spans instead, each at once.
 
     Raises:
         UnsupportedError: the extra is not installed.
@@ -61,7 +61,7 @@ class Tracing:
         self._trace = trace
 
     def record(self, call: Call) -> None:
-        """The span of a request that has ended. Its parent is the one that the client names."""
+        """Sends the span of a request that has ended. Its parent is the span that the client names."""
         trace, end = self._trace, time.time_ns()
         start = end - round(call.seconds() * 1e9)
         operation = _OPERATIONS.get(call.route)
@@ -86,12 +86,12 @@ class Tracing:
         span.end(end)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the spans that are left."""
         self._provider.shutdown()
 
 
 def _attributes(call: Call, operation: str | None) -> dict[str, Any]:
-    """The conventions' names, and ours for what they do not have."""
+    """The attributes of a span. They have the names of the conventions, or our own if there is none."""
     found: dict[str, Any] = {
         "http.request.method": call.method,
         "http.route": call.route or None,

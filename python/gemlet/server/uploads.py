@@ -1,4 +1,4 @@
-"""Reading a form with a file (multipart/form-data), which goes to the disk as it arrives."""
+"""Reads a form with a file (multipart/form-data). The file goes to the disk as it arrives."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gemlet.server.problems import ClientGone, Problem
 __all__ = ["Upload", "nested", "read_form"]
 
 _MOST_PARTS = 32
-_MOST_TEXT = 4096  # bytes of a field that is no file
-_MOST_AROUND = 1 << 20  # bytes of a body beside its file
+_MOST_TEXT = 4096  # bytes of a field that is not the file
+_MOST_AROUND = 1 << 20  # bytes of a body besides its file
 _BOUNDARY = late_pattern(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
-_SLOWEST = 20  # times the seconds of a body: how long all of an upload may take
+_SLOWEST = 20  # a whole upload may take so many times the seconds for which a client may send nothing
 
 
 @record
 class Upload:
-    """A form: its fields, and the name and the length of its file, which is at the place that was given."""
+    """A form: its fields, and the name and the length of its file. The file is at the given path."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
@@ -38,15 +38,15 @@ class Upload:
 async def read_form(
     request: Request, place: Path, *, name: str, most: int, room: int, seconds: float
 ) -> Upload:
-    """Reads the form of the request; the content of its file ``name`` is written to ``place``.
+    """Reads the form of the request. The content of its file ``name`` is written to ``place``.
 
     Args:
-        most: bytes of the file.
-        room: bytes that the client may still store.
+        most: the most bytes of the file.
+        room: how many bytes the client may still store.
         seconds: how long the client may send nothing.
 
     Raises:
-        Problem: it is no such form, or too large, or too slow.
+        Problem: the body is not such a form, is too large, or comes too slowly.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise Problem(415, "the body is compressed (Content-Encoding); send it as it is")
@@ -75,7 +75,7 @@ async def read_form(
         except TimeoutError:
             raise Problem(408, "the body came too slowly", kind="timeout_error") from None
         except FormParserError:
-            raise Problem(400, "the body is no well-formed form", code="invalid_form") from None
+            raise Problem(400, "the body is not a well-formed form", code="invalid_form") from None
         if not form.is_whole:
             raise Problem(400, "the form is cut off", code="invalid_form")
         if form.upload.filename is None:
@@ -88,7 +88,7 @@ def _too_large(most: int) -> Problem:
 
 
 class _Form:
-    """Takes what the parser finds."""
+    """Stores what the parser finds in the form."""
 
     def __init__(self, name: str, file: BinaryIO, most: int, room: int) -> None:
         self.upload = Upload()
@@ -97,7 +97,7 @@ class _Form:
         self._parts = self._read = 0
         self._header = [b"", b""]
         self._disposition: bytes = b""
-        self._part = ""  # its name
+        self._part = ""  # the name of the present part
         self._text: bytearray | None = None  # text of a field; None while the file is read
 
     def callbacks(self) -> Any:
@@ -137,7 +137,9 @@ class _Form:
         if self._part in self.upload.fields or (
             self._part == self._name and self.upload.filename is not None
         ):
-            raise Problem(400, f"{self._part[:100]} stands twice in the form", param=self._part[:100])
+            raise Problem(
+                400, f"{self._part[:100]} is in the form twice; send it once", param=self._part[:100]
+            )
         if self._part == self._name:
             filename = options.get(b"filename", b"upload").decode("utf-8", "replace")
             self.upload.filename = re.split(r"[/\\]", filename)[-1][:255] or "upload"
@@ -170,14 +172,14 @@ class _Form:
             try:
                 self.upload.fields[self._part] = self._text.decode("utf-8")
             except UnicodeDecodeError:
-                raise Problem(400, f"{self._part[:100]} is no UTF-8", param=self._part[:100]) from None
+                raise Problem(400, f"{self._part[:100]} is not UTF-8", param=self._part[:100]) from None
 
     def _end(self) -> None:
         self.is_whole = True
 
 
 def nested(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Fields such as ``expires_after[seconds]`` as objects in objects.
+    """Turns fields such as ``expires_after[seconds]`` into nested objects.
 
     >>> nested({"purpose": "batch", "expires_after[seconds]": "3600"})
     {'purpose': 'batch', 'expires_after': {'seconds': '3600'}}
@@ -190,6 +192,6 @@ def nested(fields: Mapping[str, str]) -> dict[str, Any]:
             continue
         inside = found.setdefault(outer, {})
         if not isinstance(inside, dict) or not inner.endswith("]"):
-            raise Problem(400, f"{name[:100]} is no field of this request", param=name[:100])
+            raise Problem(400, f"{name[:100]} is not a field of this request", param=name[:100])
         inside[inner[:-1]] = value
     return found

@@ -1,6 +1,7 @@
-"""Words and patterns that a text may not have: files with one on a line, searched in linear time.
+"""Lists of words and patterns that a text may not have. Their files have one on each line.
 
-The engine is RE2, whose time grows with the length of the text and with that of the patterns, never faster.
+RE2 does the search. Its time is at most proportional to the length of the text and to the length of the
+patterns.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ _MOST_BYTES = 4 << 20
 _MOST_WORDS = 20_000
 _MOST_PATTERNS = 500
 _LONGEST = 1000  # characters of a line
-_MOST_STATES = 5_000  # all patterns together, in RE2's count: time is at most this times the length
+_MOST_STATES = 5_000  # states of all patterns together; a search takes at most this times the text's length
 _MOST_WORD_STATES = 500_000
-_MEMORY = 64 << 20  # bytes that RE2 may take for what it finds out while it searches
-_EDGE = r"[^\pL\pN\pM_]"  # what may stand beside a word
+_MEMORY = 64 << 20  # bytes that RE2 may take for its cache of states during a search
+_EDGE = r"[^\pL\pN\pM_]"  # a character that may be next to a word
 
 
 class WordList:
-    """Words, which are found whole, in any case and in any of Unicode's forms, with invisible characters
-    between their letters; and patterns in RE2's syntax, which see the text as it is.
+    """Searches texts for words and patterns.
+
+    Only whole words are found, in upper or lower case, in any of Unicode's forms, and also with invisible
+    characters between their letters. Patterns have RE2's syntax, and see the text as it is.
 
     Raises:
-        ConfigError: a line is no pattern, or there are too many.
+        ConfigError: a line is not a valid pattern, or there are too many.
 
     >>> found = WordList(words=["bad  word"], patterns=["sk-[a-z]{4,}"])
     >>> found.search("A BAD word!"), found.search("a bad wordsmith"), found.search("my sk-abcd")
@@ -51,19 +54,21 @@ class WordList:
             self._searches.append(("patterns", _valid, _compiled(joined, "patterns", _MOST_STATES)))
 
     def search(self, text: str) -> str | None:
-        """Which list has something that is in the text, "words" or "patterns"."""
+        """The list with a match in the text: "words", "patterns", or None."""
         for name, form, regex in self._searches:
             if regex.search(form(text)) is not None:
                 return name
         return None
 
     def search_part(self, text: str, *, is_cut: bool, is_over: bool) -> tuple[str | None, bool]:
-        """Which list has something in a part of a text. As long as the text goes on, what ends where the part
-        ends may yet become something else: it does not count, and the second value is True.
+        """Searches a part of a text. Returns the list with a match, or None, and whether a match is open. A
+        match is open if it ends at the end of the part and the text goes on, because more text may change it.
+        An open match does not count yet.
 
         Args:
-            is_cut: the first character follows others, and is only seen by what looks back.
-            is_over: nothing follows.
+            is_cut: whether the part has text before it. Then its first character cannot be in a match, and is
+                only used to look back.
+            is_over: whether the text ends with the part.
         """
         is_open = False
         for name, form, regex in self._searches:
@@ -79,7 +84,7 @@ class WordList:
 
 
 def tail(text: str, count: int) -> int:
-    """Where the last ``count`` visible characters of the text begin.
+    """The index at which the last ``count`` visible characters of the text begin.
 
     >>> tail("abc", 2), tail("a\\u200bb\\u200bc", 2), tail("abc", 5)
     (1, 2, 0)
@@ -92,21 +97,21 @@ def tail(text: str, count: int) -> int:
 
 
 def read_lines(path: str, what: str, most: int | None = None) -> list[str]:
-    """The lines of a file of words or patterns; empty ones, and those that begin with #, are none.
+    """The lines of a file of words or patterns. Empty lines, and lines that begin with #, are left out.
 
     Raises:
-        ConfigError: it is no UTF-8, or has too many or too long lines.
-        ModelFileError: it cannot be read.
+        ConfigError: the file is not UTF-8, or has too many lines, or a line that is too long.
+        ModelFileError: the file cannot be read.
     """
     most = most or (_MOST_WORDS if what == "words" else _MOST_PATTERNS)
     try:
         text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is no UTF-8: {error}") from None
+        raise ConfigError(f"{path}: is not UTF-8: {error}") from None
     lines = [line.strip("\r") for line in text.split("\n")]
     found = [line for line in lines if line.strip() and not line.startswith("#")]
     if len(found) > most:
-        raise ConfigError(f"{path}: has {len(found)} {what}; expected at most {most}")
+        raise ConfigError(f"{path}: has {len(found)} {what}, expected at most {most}")
     for line in found:
         if len(line) > _LONGEST:
             raise ConfigError(f"{path}: {show(line)} is longer than {_LONGEST} characters")
@@ -129,7 +134,7 @@ def _compiled(pattern: str, what: str, most: int) -> Any:
         raise ConfigError(f"{what}: cannot be used by RE2: {reason}") from None
     if found.programsize > most:
         raise ConfigError(
-            f"{what}: takes {found.programsize} states; expected at most {most}; make it simpler"
+            f"{what}: needs {found.programsize} states, expected at most {most}; make it simpler"
         )
     return found
 
@@ -144,7 +149,7 @@ def _quoted(word: str) -> str:
 
 
 def _valid(text: str) -> str:
-    """Halves of surrogate pairs, which RE2 does not take, become question marks."""
+    """Replaces halves of surrogate pairs with question marks, because RE2 does not take them."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -155,7 +160,7 @@ _INVISIBLE = late_pattern(
 
 
 def _plain(text: str) -> str:
-    """The text in one case and one form, without what nobody sees.
+    """The text in lower case and in one form of Unicode, without invisible characters.
 
     >>> _plain("\\uff22a\\u200bd")
     'bad'

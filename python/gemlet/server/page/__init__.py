@@ -1,4 +1,4 @@
-"""The web page at ``/``: a few files that are served as they are, and hold no data."""
+"""The web page at ``/``. It is a few files that are served as they are, and have no data of clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 __all__ = ["FILES", "file"]
 
-# Path of a request -> file, and its type.
+# Maps the path of a request to the file and its type.
 FILES: Mapping[str, tuple[str, str]] = {
     "/": ("index.html", "text/html"),
     "/page/style.css": ("style.css", "text/css"),
@@ -21,7 +21,8 @@ FILES: Mapping[str, tuple[str, str]] = {
     "/page/server.js": ("server.js", "text/javascript"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-# A text of a model that became a script or a style could do nothing, and nothing is sent to another server.
+# With these headers, a model's text could do nothing even if it became a script or a style. The page can send
+# nothing to another server.
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -35,7 +36,7 @@ _HEADERS = {
 
 
 def file(path: str) -> Callable[[Request], Awaitable[Response]]:
-    """What answers requests for ``path``, one of FILES."""
+    """The endpoint for ``path``, which is one of FILES."""
     name, kind = FILES[path]
     body = (Path(__file__).parent / name).read_bytes()
 

@@ -1,11 +1,11 @@
 // Images, videos and sounds that go with a message: chosen, dropped, pasted or recorded.
 
-const SENT = ["image/png", "image/jpeg", "image/webp", "image/gif"]; // as they are; others are drawn anew
+const SENT = ["image/png", "image/jpeg", "image/webp", "image/gif"]; // these are sent as they are; others are drawn again
 const MOST_BYTES = 3_000_000;
-const MOST_VIDEO_BYTES = 20_000_000; // base64 makes a third more of them, and the server takes 32 MB
+const MOST_VIDEO_BYTES = 20_000_000; // base64 adds a third, and the server takes 32 MB
 const LONGEST_SIDE = 2048;
 const RATE = 16000;
-const LONGEST_SOUND = 30; // seconds; what a model hears at a time
+const LONGEST_SOUND = 30; // seconds that a model hears at a time
 const SHOWN = 96; // pixels of a preview
 
 const at = (id) => document.getElementById(id);
@@ -45,13 +45,13 @@ function drawn(bitmap, scale) {
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
   const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // behind what is transparent
+  context.fillStyle = "white"; // the background of transparent images
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return canvas;
 }
 
-/** A sound as WAV, mono, at the rate that models hear: the server need not know what the browser recorded. */
+/** Turns a sound into mono WAV at the rate that models hear, so the server need not know the browser's format. */
 async function sound(file) {
   let decoded;
   try {
@@ -60,7 +60,7 @@ async function sound(file) {
     throw new Error(`${file.name} cannot be read as a sound.`);
   }
   if (decoded.duration > LONGEST_SOUND + 1) {
-    throw new Error(`${file.name} has ${Math.round(decoded.duration)} seconds; a model hears ${LONGEST_SOUND}.`);
+    throw new Error(`${file.name} has ${Math.round(decoded.duration)} seconds; a model hears at most ${LONGEST_SOUND}.`);
   }
   const channels = Array.from({ length: decoded.numberOfChannels }, (_, i) => decoded.getChannelData(i));
   const view = new DataView(new ArrayBuffer(44 + 2 * decoded.length));
@@ -80,7 +80,7 @@ async function sound(file) {
   return { url: await asUrl(new Blob([view], { type: "audio/wav" })), seconds: decoded.duration };
 }
 
-/** A video as it is: the server reads it. */
+/** A video is sent as it is, and the server reads it. */
 async function video(file) {
   if (file.size > MOST_VIDEO_BYTES) {
     throw new Error(`${file.name} has ${Math.ceil(file.size / 1e6)} MB; a video may have ${MOST_VIDEO_BYTES / 1e6}.`);
@@ -110,7 +110,8 @@ async function add(given) {
 
 // --- What is shown ---------------------------------------------------------------------------------------
 
-/** A small picture of an image, drawn, so that the page need not be allowed to load any; what else it is. */
+/** A small drawing of an image, or the name of a video, or the length of a sound. The page draws images, so its
+ * security policy need not allow it to load any. */
 export function preview({ kind, name, url, seconds }) {
   const made = document.createElement("span");
   made.className = `preview ${kind}`;
@@ -154,7 +155,7 @@ function show() {
 
 export const isEmpty = () => media.length === 0;
 
-/** What is attached; then nothing is any more. */
+/** Returns the attachments, and removes them. */
 export function take() {
   const taken = media;
   put([]);
@@ -167,16 +168,16 @@ export function put(given) {
   show();
 }
 
-/** Says what the model can do, and is told of changes. */
+/** Sets what the model can see and hear. `onChange` is called when the attachments change. */
 export function allow(abilities, onChange) {
   can = abilities;
   changed = onChange;
   attach.hidden = !can.image && !can.sound;
   files.accept = [...(can.image ? ["image/*", "video/*"] : []), ...(can.sound ? ["audio/*"] : [])].join();
-  record.hidden = !can.sound || !navigator.mediaDevices; // browsers have a microphone for safe pages alone
+  record.hidden = !can.sound || !navigator.mediaDevices; // browsers give the microphone only to secure pages
 }
 
-/** The content of a message: a text, or its parts. */
+/** The content of a message: a text, or a list of parts. */
 export function contentOf(text, attached = []) {
   if (!attached.length) return text;
   const parts = attached.map(({ kind, url }) =>
@@ -199,7 +200,7 @@ at("question").addEventListener("paste", (event) => {
   event.preventDefault();
   add([...event.clipboardData.files]);
 });
-// A file that is dropped beside its place would take the place of the page.
+// Without this, the browser would show a dropped file instead of the page.
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   if (event.dataTransfer?.files.length && !document.querySelector("dialog[open]")) add([...event.dataTransfer.files]);
@@ -211,7 +212,7 @@ async function begin() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   } catch {
-    problem.textContent = "The browser gives no microphone.";
+    problem.textContent = "The browser does not allow the microphone.";
     return;
   }
   const pieces = [];

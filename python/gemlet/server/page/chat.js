@@ -47,7 +47,7 @@ export function add(turn, how) {
   return turn;
 }
 
-/** Takes back the turn at `index` and all behind it. */
+/** Removes the turn at `index` and all turns after it. */
 export function cut(index) {
   for (const turn of turns.splice(index)) turn.node.remove();
 }
@@ -107,11 +107,11 @@ export function keep() {
     }));
     sessionStorage.setItem(KEPT, JSON.stringify(plain));
   } catch {
-    sessionStorage.removeItem(KEPT); // it is too long to be kept
+    sessionStorage.removeItem(KEPT); // the conversation is too long to be kept
   }
 }
 
-/** Shows what was kept. */
+/** Shows the conversation that was kept. */
 export function restore() {
   try {
     for (const turn of JSON.parse(sessionStorage.getItem(KEPT) ?? "[]")) add(turn);

@@ -13,7 +13,7 @@ const LOOK = "gemlet.look";
 
 let writing = null; // the AbortController of the reply that is being written
 let models = [];
-let last = null; // the state of the server before this one, and when it was
+let last = null; // the previous state of the server, and its time
 let follows = true; // whether the end of the conversation stays in sight
 
 // --- Writing ---------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ function request() {
   for (const { role, text, media } of turns) {
     const before = messages.at(-1);
     if (role === before?.role) {
-      before.text += `\n\n${text}`; // what came before got no reply
+      before.text += `\n\n${text}`; // the message before got no reply
       before.media = [...(before.media ?? []), ...(media ?? [])];
     } else if (text || media?.length) messages.push({ role, text, media });
   }
@@ -97,7 +97,7 @@ async function answer() {
 
 function figures({ begin, first, last, pieces }, usage, reason) {
   if (!pieces) return "";
-  const count = usage?.completion_tokens ?? 0; // unknown of a reply that was stopped: a piece may have many
+  const count = usage?.completion_tokens ?? 0; // not known if the reply was stopped, as a piece may have many tokens
   const parts = usage ? [`${count} token${count === 1 ? "" : "s"}`] : [];
   if (last > first + 50 && count > 1) parts.push(`${(((count - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`);
   parts.push(`first after ${seconds((first - begin) / 1000)}`);
@@ -188,7 +188,7 @@ at("ask").addEventListener("submit", (event) => {
 });
 question.addEventListener("input", refresh);
 question.addEventListener("keydown", (event) => {
-  const writesLines = matchMedia("(pointer: coarse)").matches; // a keyboard on glass has no Shift + Enter
+  const writesLines = matchMedia("(pointer: coarse)").matches; // an on-screen keyboard has no Shift + Enter
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !writesLines) {
     event.preventDefault();
     submit();
@@ -257,7 +257,7 @@ at("open-settings").addEventListener("click", () => {
 });
 at("close-settings").addEventListener("click", () => at("settings").close());
 at("settings").addEventListener("click", (event) => {
-  if (event.target === event.currentTarget) event.currentTarget.close(); // beside the drawer
+  if (event.target === event.currentTarget) event.currentTarget.close(); // the click was outside the drawer
 });
 
 // --- Keys ------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ at("key-form").addEventListener("submit", async (event) => {
     at("key-error").textContent = error.status === 401 ? "The server does not take this key." : explain(error);
   }
 });
-at("keys").addEventListener("cancel", (event) => event.preventDefault()); // nothing works without one
+at("keys").addEventListener("cancel", (event) => event.preventDefault()); // nothing works without a key
 at("forget").addEventListener("click", () => {
   key.forget();
   look();
@@ -389,7 +389,7 @@ function modelBox(one, now) {
   return box;
 }
 
-// Seldom while nobody looks at the figures, and never in a tab that nobody sees.
+// It asks seldom while the figures are hidden, and never while the tab is hidden.
 let waited = 0;
 setInterval(() => {
   waited += 2;

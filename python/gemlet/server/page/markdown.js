@@ -1,7 +1,7 @@
-// Markdown as elements of the page. Text of a model only ever becomes text: no markup of it is parsed as HTML, no
-// picture is fetched, and a link leads to http or https. Every scan is linear in the length of the text.
+// Shows Markdown as elements of the page. The text of a model stays text: it is never parsed as HTML, its pictures are
+// not fetched, and its links lead only to http or https. Every scan is linear in the length of the text.
 
-const MOST_LEVELS = 8; // lists and quotations in one another, and marks in one another
+const MOST_LEVELS = 8; // the deepest nesting of lists and quotations, and of marks
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)/;
 const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
 const RULE = /^ {0,3}(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$/;
@@ -9,7 +9,7 @@ const ITEM = /^([ \t]*)([-*+•]|\d{1,9}[.)])[ \t]+(\S.*)$/;
 const QUOTE = /^ {0,3}> ?/;
 const DELIMITERS = /^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?$/;
 
-const shown = new WeakMap(); // element -> the source that it shows
+const shown = new WeakMap(); // maps an element to the source that it shows
 
 /** Shows `source` in the element `into`. Blocks that did not change stay, so that a stream can call it often. */
 export function render(into, source) {
@@ -38,7 +38,7 @@ function element(name, className, ...children) {
   return made;
 }
 
-/** Lines to blocks. */
+/** Splits lines into blocks. */
 function split(lines) {
   const blocks = [];
   let at = 0;
@@ -55,7 +55,7 @@ function split(lines) {
       block.language = language.slice(0, 40);
       for (at += 1; at < lines.length && !closes(lines[at], fence); at += 1);
       block.code = lines.slice(begin + 1, at);
-      at += 1; // the closing fence, which may not be there yet
+      at += 1; // skips the closing fence, which may not be there yet
     } else if (block.kind === "list") {
       at = endOfList(lines, at);
     } else if (block.kind === "table") {
@@ -212,7 +212,7 @@ const ADDRESS = /https?:\/\/[^\s<>"'`*|\\]+/y;
 
 /** Appends `text` to `into`, with bold, code, links and so on as elements; returns `into`. */
 function marked(into, text, level = 0) {
-  const unclosed = new Set(); // marks that nothing closes from here on
+  const unclosed = new Set(); // marks that have no end in the rest of the text
   let plain = "";
   const flush = () => {
     if (plain) into.append(plain);
@@ -240,7 +240,7 @@ function marked(into, text, level = 0) {
       into.append(found.made);
       at = found.end;
     } else {
-      // A whole run of marks that mean nothing is passed over at once.
+      // A run of marks without a meaning is skipped as a whole.
       const length = "`*_~".includes(character) ? runAt(text, at) : 1;
       plain += text.slice(at, at + length);
       at += length;

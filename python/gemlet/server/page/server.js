@@ -1,4 +1,4 @@
-// What the page asks the server: its state, and replies. The key stays in this tab.
+// Asks the server for its state and for replies. The key stays in this tab.
 
 const KEY = "gemlet.key";
 
@@ -8,7 +8,7 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** An answer of the server that is an error. */
+/** The server answered with an error. */
 export class Refused extends Error {
   constructor(status, message, after) {
     super(message);
@@ -26,7 +26,7 @@ async function ask(path, more = {}) {
   try {
     message = (await answer.json()).error.message;
   } catch {
-    // a proxy's page, which says nothing to a reader
+    // It may be a proxy's page, which does not help a reader.
   }
   throw new Refused(answer.status, message, answer.headers.get("Retry-After"));
 }
@@ -36,7 +36,7 @@ export async function status() {
   return (await ask("/status", { signal: AbortSignal.timeout(10_000) })).json();
 }
 
-/** The deltas of a reply, as `{text, thought, reason, usage}`; what is not in one is missing. */
+/** The deltas of a reply, as `{text, thought, reason, usage}`. A missing value is "" or null. */
 export async function* reply(body, signal) {
   const answer = await ask("/v1/chat/completions", {
     method: "POST",
