@@ -39,10 +39,11 @@ class Scheduler {
 
   // The next step. While texts are being written, it also reads tokens of prompts, as many as double its time. It reads
   // up to twice as many if that is the end of a prompt. If more texts wait for their first token than are being
-  // written, it reads two to four times as many: as many times as texts wait for each one that is written. The prompt that is done soonest comes first. The one that has waited longest comes first when three steps
-  // in a row have not read it, so that neither a long prompt nor a short one waits for the others. While more texts are
-  // written than wait, one of 16 steps with prompts, where it reads the end of one, reads no piece of another, and is
-  // shorter. That costs the other one half a step at most, a thirtieth of its time. No prompt is cut within a span.
+  // written, it reads two to four times as many: as many times as texts wait for each one that is written. The prompt
+  // that is done soonest comes first. The one that has waited longest comes first when three steps in a row have not
+  // read it, so that neither a long prompt nor a short one waits for the others. While more texts are written than
+  // wait, one of 16 steps with prompts, where it reads the end of one, reads no piece of another, and is shorter. That
+  // costs the other one half a step at most, a thirtieth of its time. No prompt is cut within a span.
   std::vector<Part> plan(const StepTimes& times);
 
   // The running job to give up when memory runs out: one whose reader is slow, else the last one that came of the
