@@ -42,7 +42,8 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
     is not finite."""
     if not np.isfinite(x).all():
         raise TensorError(
-            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for their format"
+            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for their "
+            "format"
         )
     if not divide:
         return x
@@ -129,8 +130,8 @@ class Embedding:
             empty: what an empty text does: "error" raises; "zero" gives a row of zeros.
 
         Returns:
-            float32 ``[n, dimensions]``, a row for each text. All texts are checked before any is computed, and
-            an error names the place of every text that is wrong.
+            float32 ``[n, dimensions]``, a row for each text. All texts are checked before any is computed. An
+            error names the place of every text that is wrong.
 
         Raises:
             UnsupportedError: the model writes text instead of embeddings, or it does not see or hear.

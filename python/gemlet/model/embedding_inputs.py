@@ -154,8 +154,8 @@ class EmbeddingInputs:
         tokenizer = self.reader.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
-                f"{name}: got parts of a message, but {self.reader.resident.name} has no tokenizer; pass token "
-                "ids, and the media as images=, videos= and audio="
+                f"{name}: got parts of a message, but {self.reader.resident.name} has no tokenizer; pass "
+                "token ids, and the media as images=, videos= and audio="
             )
         inputs, places = self.senses.of_parts(media, tokenizer, options)
         text = "".join(part["text"] for part in written).strip()

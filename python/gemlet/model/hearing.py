@@ -76,8 +76,8 @@ class Hearing:
             raise InvalidRequestError(f"{name}: got {show_argument(audio)}, expected a list of sounds")
         if len(audio) > _MOST_SOUNDS:
             raise InvalidRequestError(
-                f"{name}: got {len(audio)} sounds, expected at most {_MOST_SOUNDS} in one call; split them over "
-                "several calls"
+                f"{name}: got {len(audio)} sounds, expected at most {_MOST_SOUNDS} in one call; split them "
+                "over several calls"
             )
         return [self._heard(one, config, f"{name}[{i}]") for i, one in enumerate(audio)]
 
@@ -105,7 +105,8 @@ class Hearing:
         ids = (config.token_id, config.begin_id, config.end_id)
         if max(ids) >= tokenizer.vocab_size:
             raise UnsupportedError(
-                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sound needs"
+                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sound needs; "
+                "load the tokenizer that was published with the model"
             )
         token, begin, end = map(tokenizer.id_to_piece, ids)
         return token, begin, end
@@ -115,7 +116,7 @@ class Hearing:
         return self._pieces(tokenizer, name)[0]
 
     def segments(self, sound: Heard, tokenizer: Tokenizer, name: str) -> Place:
-        """What stands for ``sound`` in a prompt: texts and control tokens."""
+        """The texts and control tokens that stand for ``sound`` in a prompt."""
         token, begin, end = self._pieces(tokenizer, name)
         around: Place = [("\n\n", False)] if self._config.family == "gemma3n" else []
         return [*around, (begin, True), *[(token, True)] * sound.tokens, (end, True), *around]
@@ -160,7 +161,7 @@ class Hearing:
     def _audio(self, name: str) -> AudioConfig:
         if self._config.audio is None:
             raise UnsupportedError(
-                f"{name}: {self._resident.name} does not hear: it has no audio encoder, or was loaded with "
+                f"{name}: {self._resident.name} hears no sound: it has no audio encoder, or was loaded with "
                 "audio=False"
             )
         return self._config.audio

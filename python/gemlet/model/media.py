@@ -128,7 +128,7 @@ class Media:
         config = self._config.vision
         if config is None:
             raise UnsupportedError(
-                f"{name}: {self._resident.name} does not see: it has no vision tower, or was loaded with "
+                f"{name}: {self._resident.name} sees no images: it has no vision tower, or was loaded with "
                 "vision=False"
             )
         return config
@@ -161,9 +161,9 @@ class Media:
                 view = rest[ids[at]].pop(0)
                 if ids[at : at + view.tokens].count(view.token_id) != view.tokens:
                     raise InvalidRequestError(
-                        f"{name}: the placeholders of images from position {begin} to {end - 1} do not fit; "
-                        f"expected {view.tokens} with token id {view.token_id} from position {at} on, for one "
-                        "image or frame"
+                        f"{name}: the placeholders of images at positions {begin} to {end - 1} do not fit; "
+                        f"from position {at} on, expected {view.tokens} with token id {view.token_id} for an "
+                        "image or a frame"
                     )
                 own.append(view)
                 at += view.tokens

@@ -1,4 +1,4 @@
-"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and all that a program can do with it."""
+"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and everything it can do."""
 
 from __future__ import annotations
 
@@ -169,15 +169,15 @@ class Model:
     def stats(self) -> dict[str, int | float]:
         """What the engine does now, and what it has done since the model was loaded. The call is cheap.
 
-        Requests now: "running"; "waiting" for their first forward pass; "longest_wait", the most seconds that
-        one of these has waited.
+        Requests now: "running"; "waiting" until there is room for them; "longest_wait", the most seconds that
+        one has waited for its first forward pass.
 
         Requests so far: "begun", how many had their first forward pass; "waiting_seconds", the sum of their
         waits; "preemptions", how often a text gave its memory to others and was computed again.
 
         Tokens so far: "prompt_tokens" that were read; "cached_tokens" that the prefix cache had;
-        "generated_tokens"; "drafts", how often a drafter guessed about a text; "drafted_tokens" in all drafts;
-        "accepted_tokens", those of them that were right.
+        "generated_tokens"; "drafts", how often the next tokens of a text were guessed; "drafted_tokens" in
+        all drafts; "accepted_tokens", those of them that were right.
 
         Bytes of keys and values now: "kv_bytes" in use; "prefix_cache_bytes", the part of them that belongs
         to texts that have ended; "kv_room_bytes" for more. Bytes so far: "disk_read_bytes" and
@@ -346,8 +346,8 @@ class Model:
                 ``seed + 1`` and so on. The prompt is read once.
             best_of: write this many, and return the ``n`` that the model finds most probable per token.
             images, videos, pan_and_scan, image_tokens: as in :meth:`logits`. In a text, write
-                ``<start_of_image>`` for each image (Gemma 4: ``<|image|>``, and ``<|video|>`` for each video).
-                For several prompts, give a list for each.
+                ``<start_of_image>`` for each image. In Gemma 4, write ``<|image|>`` for an image and
+                ``<|video|>`` for a video. For several prompts, give a list for each.
             audio: sounds as in :meth:`logits`. In a text, write ``<|audio|>`` for each (Gemma 3n:
                 ``<audio_soft_token>``). For several prompts, give a list for each.
             priority: -100 to 100. If texts have to wait for a place, those with a higher priority begin

@@ -23,8 +23,8 @@ class PrefixCacheOptions:
             share, but at most 2 GB.
         folder: a folder to keep them on disk, too; None: they are kept only in memory.
         folder_bytes: the most bytes in the folder.
-        model_digest: a hash (32 bytes) of everything that keys and values depend on. Other processes recognize
-            the model by it. If it is empty, nothing is written to disk.
+        model_digest: a hash (32 bytes) of everything that keys and values depend on. Other processes
+            recognize the model by it. If it is empty, nothing is written to disk.
     """
 
     memory: int | None = None

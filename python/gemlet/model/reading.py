@@ -50,7 +50,7 @@ class Reader:
                 f"{name}: got text, but {self.resident.name} has no tokenizer; pass token ids instead"
             )
         if not text:
-            raise InvalidRequestError(f"{name}: got an empty text, expected at least one character")
+            raise InvalidRequestError(f"{name}: it is empty, expected at least one character")
         room = self.resident.context_length
         if not truncate:
             self.tokenizer.check_length(len(text), room, name, self._remedy)
@@ -74,9 +74,9 @@ class Reader:
         found = self.raw(ids, name)
         for position in self.places_of_other_tables(found)[:1]:
             raise UnsupportedError(
-                f"{name}: token id {found[position]} at position {position} stands for pictures or sound, like "
-                f"all ids from {self.config.text_ids} on in this model, but this call reads only text; leave "
-                "the id out, or encode the text with allow_control=False"
+                f"{name}: token id {found[position]} at position {position} stands for pictures or sound, "
+                f"like all ids from {self.config.text_ids} on in this model, but this call reads only text; "
+                "leave the id out, or encode the text with allow_control=False"
             )
         return found
 
