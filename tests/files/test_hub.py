@@ -194,7 +194,7 @@ def test_what_can_go_wrong(tmp_path: Path) -> None:
         assert re.search(message, said), said
         assert "\n" not in said
     assert errors[-1][0] == "ModelFileError"
-    assert "holds no weights that gemlet reads" in errors[-1][1]
+    assert "has no weights that gemlet reads" in errors[-1][1]
     assert set(server.served) == {"config.json"}
 
 

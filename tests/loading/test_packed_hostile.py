@@ -108,7 +108,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         (
             lambda header, data: data.pop(),
             ModelFileError,
-            "The file is cut short or its header is wrong",
+            "The file is cut short, or its header is wrong",
         ),
     ],
 )

@@ -220,7 +220,7 @@ def retype(name: str, dtype: str) -> Any:
         ("gemma", write(f"{UP}.output_activation_scale", "<f4", np.nan), "is nan; expected a finite number"),
         ("gemma", reshape(f"{UP}.weight_scale", [1, 32]), "expected F32 \\[32, 1\\]"),
         ("gemma", reshape(f"{UP}.weight", [64, 16]), "is F32 .32, 1.; expected F32 .64, 1."),
-        ("gemma", reshape(f"{UP}.weight", [1024]), "expected rows and columns"),
+        ("gemma", reshape(f"{UP}.weight", [1024]), "expected two sizes above 0"),
         ("gemma", reshape(f"{UP}.weight", [1, 1024]), "for 64 columns"),
         ("gemma", retype(f"{UP}.weight", "I8"), "is I8"),
         ("gemma", reshape(f"{UP}.input_activation_scale", [1]), None),

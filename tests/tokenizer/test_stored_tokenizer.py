@@ -153,8 +153,11 @@ def test_damage_is_an_error(stored: Path) -> None:
             "ends has 1696 bytes; expected 4 for each of 423",
         ),
         (lambda tensors, rest: tensors.update(types=np.zeros(0, np.uint8)), "each of 0 ids"),
-        (lambda tensors, rest: tensors["ends"].__setitem__(9, 1), "ends does not rise"),
-        (lambda tensors, rest: tensors.update(pieces=tensors["pieces"][1:]), "ends does not rise to the"),
+        (lambda tensors, rest: tensors["ends"].__setitem__(9, 1), "the values of ends do not rise"),
+        (
+            lambda tensors, rest: tensors.update(pieces=tensors["pieces"][1:]),
+            "the values of ends do not rise to",
+        ),
         (lambda tensors, rest: rest.pop("unk_id"), "unk_id is None; expected an id"),
         (lambda tensors, rest: rest.update(bos_id=424), "bos_id is 424; expected an id below 424"),
         (lambda tensors, rest: rest.update(eos_id=-1), "eos_id is -1"),
@@ -163,7 +166,7 @@ def test_damage_is_an_error(stored: Path) -> None:
         (lambda tensors, rest: rest.pop("add_dummy_prefix"), "add_dummy_prefix is None"),
         (lambda tensors, rest: rest.update(control=[]), r"control is \[\]; expected an object of ids"),
         (lambda tensors, rest: rest["control"].update(x=9999), "control is .*ids below 424"),
-        (lambda tensors, rest: rest["added"].update({"": 1}), "added is .*none under an empty name"),
+        (lambda tensors, rest: rest["added"].update({"": 1}), "added is .*without an empty name"),
         (lambda tensors, rest: tensors.update(merges=np.frombuffer(b"[", np.uint8)), "not valid JSON"),
         (lambda tensors, rest: tensors["types"].__setitem__(2, 6), "byte piece 2 is '<bos>'"),
     ],
@@ -210,7 +213,7 @@ def test_other_versions_and_other_files(stored: Path) -> None:
 def test_a_model_that_sentencepiece_refuses(stored: Path) -> None:
     """With a correct digest, the file is not damaged."""
     change(stored, lambda tensors, rest: tensors.update(model=np.frombuffer(b"\x0a\xff", np.uint8)))
-    with pytest.raises(TokenizerError, match=f"{STORED_FILE}: no SentencePiece model"):
+    with pytest.raises(TokenizerError, match=f"{STORED_FILE}: is not a SentencePiece model"):
         Tokenizer.from_file(stored.parent)
 
 
@@ -232,7 +235,7 @@ def test_a_piece_that_sentencepiece_would_not_survive(stored: Path) -> None:
     with pytest.raises(TokenizerError, match="no SentencePiece model: a piece of 12005 bytes"):
         Tokenizer.from_file(stored).encode("the door")
     change(stored, lambda tensors, rest: tensors.update(model=tensors["model"][:-9]))
-    with pytest.raises(TokenizerError, match="no SentencePiece model: "):
+    with pytest.raises(TokenizerError, match="is not a SentencePiece model: "):
         Tokenizer.from_file(stored).encode("the door")
 
 

@@ -288,7 +288,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("model.ignore_merges", True, "model.ignore_merges"),
         ("model.vocab", ..., "model.vocab"),
         ("model.vocab", {"a": 0, "b": 7}, "'b'"),
-        ("model.vocab", {"a": 0, "b": 0}, "share the id 0"),
+        ("model.vocab", {"a": 0, "b": 0}, "have the same id 0"),
         ("model.vocab", {"a": 0, "b": True}, "'b'"),
         ("model.vocab", {"a": 0, "b": 1}, "<unk>"),
         ("model.vocab", {}, "0 pieces"),

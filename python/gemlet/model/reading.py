@@ -93,7 +93,7 @@ class Reader:
         room = self.resident.context_length
         if _is_row(ids) and len(ids) > room:  # checked first, because checking millions of ids takes long
             raise ContextLengthError(
-                f"{name}: got {len(ids)} tokens, but the context holds {room}; {self._remedy}"
+                f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
             )
         return token_id_array(ids, vocab_size=self.resident.vocab_size, name=name)
 
