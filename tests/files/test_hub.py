@@ -287,7 +287,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
         "a/endless": (whole, "asked for 131072 bytes, the server sent more"),
         "a/short": (whole, "asked for 131072 bytes, the server sent 131071"),
         "a/moving": ({"a.gguf": gguf}, r"a/moving/a\.gguf: has \d+ bytes, and had \d+ before"),
-        "a/huge": (huge, r"a/huge/model\.safetensors: says its header has 1099511627776 bytes"),
+        "a/huge": (huge, r"a/huge/model\.safetensors: says that its header has 1099511627776 bytes"),
         "a/long": (
             {"config.json": config, "model.safetensors": long},
             r"a/long/model\.safetensors: says its",

@@ -85,7 +85,7 @@ def test_types_of_the_past_have_names(number: int, name: str, tmp_path: Path) ->
     at = data.index(b"blk.0.ffn_up.weight") + len("blk.0.ffn_up.weight") + 4 + 2 * 8
     data[at : at + 4] = number.to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(ModelFileError, match=f"blk.0.ffn_up.weight is {name}.*take another file"):
+    with pytest.raises(ModelFileError, match=f"blk.0.ffn_up.weight has the type {name}.*take another file"):
         gemlet.load(path)
 
 

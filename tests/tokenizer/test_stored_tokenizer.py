@@ -187,7 +187,7 @@ def test_merges_that_disagree(tmp_path: Path) -> None:
     for key, value, message in (
         ("unk_id", None, "unk_id is None; expected an id"),
         ("unk_id", 420, "unk_id is 420"),
-        ("merges", {"a b": "1"}, "merges is .*expected an object of ranks"),
+        ("merges", {"a b": "1"}, "merges is .*expected an object with ranks"),
         ("byte_ids", [1, 2], "byte_ids is .*expected 256 ids, or null"),
         ("byte_ids", [420] * 256, "byte_ids is"),
         ("pieces", {"a": 420}, "pieces is .*ids below 420"),

@@ -387,10 +387,11 @@ class _Reader:
         offset = self.number("Q", f"the offset of {name}")
         if kind not in TENSOR_TYPES:
             removed = REMOVED_TYPES.get(kind)
+            what = (
+                f"the unknown type {kind}" if removed is None else f"the type {removed}, which GGUF dropped"
+            )
             raise self.fail(
-                f"tensor {name} has {kind if removed is None else removed}, "
-                f"{'an unknown type' if removed is None else 'a type that GGUF no longer has'}; take another "
-                "file of the same model, such as Q4_0 or Q4_K_M"
+                f"tensor {name} has {what}; take another file of the same model, such as Q4_0 or Q4_K_M"
             )
         type_name, block, block_bytes = TENSOR_TYPES[kind]
         if min(sizes) < 1:
