@@ -73,7 +73,9 @@ def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
 def test_a_folder_with_parts_of_gguf_models_alone(tmp_path: Path) -> None:
     for name in ("mmproj-model.gguf", "model-00002-of-00002.gguf"):
         write_gguf(tmp_path / name, [gguf_entry("general.architecture", STRING, "clip")], {})
-    with pytest.raises(ModelFileError, match=r"only parts .*mmproj-model\.gguf, model-00002-of-00002\.gguf"):
+    with pytest.raises(
+        ModelFileError, match=r"no GGUF model .*mmproj-model\.gguf, model-00002-of-00002\.gguf"
+    ):
         gemlet.load(tmp_path)
 
 

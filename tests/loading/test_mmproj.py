@@ -200,9 +200,9 @@ def test_files_for_other_models_are_refused_where_they_are_named(tmp_path: Path)
         gemlet.load(path, mmproj=shutil.copy(path, tmp_path / "again.gguf"))
     narrow = {"mm.input_projection.weight": np.ones((36, 41), np.float32)}
     write_mmproj(FOLDERS["gemma3"], other, tensors=narrow)
-    with pytest.raises(ConfigError, match="41 numbers, and the model's tokens 40"):
+    with pytest.raises(ConfigError, match="41 numbers, but the model's tokens have 40"):
         gemlet.load(path, mmproj=other)
-    with pytest.raises(InvalidRequestError, match="no GGUF file"):
+    with pytest.raises(InvalidRequestError, match="is not a GGUF file"):
         gemlet.load(FOLDERS["gemma3"], mmproj=other)
     with pytest.raises(InvalidRequestError, match="mmproj"):
         gemlet.load(path, mmproj=5)  # type: ignore[arg-type]
