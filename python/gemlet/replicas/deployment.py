@@ -14,7 +14,6 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
 
-from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError
 from gemlet.replicas.request import Request
 from gemlet.replicas.router import PrefixRouter
@@ -266,5 +265,5 @@ def _number(
     except ValueError:
         found = kind(0)
     if not 0 < found < float("inf"):
-        raise InvalidRequestError(f"{name}: got {show(given)}, expected {expected}")
+        raise InvalidRequestError(f"{name}: got {given!r}, expected {expected}")
     return found
