@@ -298,7 +298,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
         "a/huge": (huge, r"a/huge/model\.safetensors: says that its header has 1099511627776 bytes"),
         "a/long": (
             {"config.json": config, "model.safetensors": long},
-            r"a/long/model\.safetensors: says its",
+            r"a/long/model\.safetensors: says that its",
         ),
         "a/gguf": ({"a.gguf": gguf}, r"a/gguf/a\.gguf: the metadata key  appears twice"),
         "a/unending": (

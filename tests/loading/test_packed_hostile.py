@@ -40,7 +40,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         (
             lambda header, data: header["__metadata__"].update(gemlet_format="3"),
             ModelFileError,
-            "packed model of format '3', written by gemlet '.*reads format 2. Convert the original again",
+            "packed model of format '3', written by gemlet '.*reads. Convert the original again",
         ),
         (
             lambda header, data: header["__metadata__"].update(gemlet_layout="99"),

@@ -298,7 +298,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("model.vocab", {"<unk>": 0, "\ud800": 1}, r"surrogate U+D800"),
         ("model.merges", None, "model.merges"),
         ("model.merges", ["ab"], "merge 0"),
-        ("model.merges", ["a b c"], "no piece"),
+        ("model.merges", ["a b c"], "expected a piece of the vocabulary"),
         ("model.merges", [["a", "b", "c"]], "merge 0"),
         ("model.merges", [["a", 1]], "merge 0"),
         ("model.merges", [["x", "yz"], "h e"], "'xyz'"),

@@ -80,7 +80,7 @@ def test_a_control_token_is_written_with_its_spaces(tmp_path: Path) -> None:
     [
         (added(430, "<far>"), "'<far>' has the id 430; expected 420, the id that"),
         (added(5, "<new>"), "'<new>' has the id 5; expected 420, the id that"),
-        (added(420, "e"), "'e' has the id 420; expected [34], the id that"),
+        (added(420, "e"), "'e' has the id 420; expected [34]"),
     ],
 )
 def test_ids_that_tokenizers_would_not_give_are_refused(

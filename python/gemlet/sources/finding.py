@@ -39,7 +39,7 @@ def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> 
     if is_repository(path):
         return None
     raise ModelFileError(
-        f"{path}: there is no such file or folder; {accepted}, or the name of a model on the hub, "
+        f"{path}: no such file or folder; {accepted}, or the name of a model on the hub, "
         'such as "google/gemma-3-1b-it"'
     )
 

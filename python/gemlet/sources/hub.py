@@ -197,7 +197,7 @@ def _look_up(
         )
     revision = revision or named
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise missing_extra(f"{name}: there is no such folder; downloading a model of this name", "hub")
+        raise missing_extra(f"{name}: no such folder; downloading a model of this name", "hub")
     match = REPOSITORY.fullmatch(name)
     repository, file, quantization = match.groups() if match else (name, None, None)
     names, is_here = _list_files(repository, revision, token)
