@@ -346,8 +346,9 @@ class Model:
                 ``seed + 1`` and so on. The prompt is read once.
             best_of: write this many, and return the ``n`` that the model finds most probable per token.
             images, videos, pan_and_scan, image_tokens: as in :meth:`logits`. In a text, write
-                ``<start_of_image>`` for each image. In Gemma 4, write ``<|image|>`` for an image and
-                ``<|video|>`` for a video. For several prompts, give a list for each.
+                ``<start_of_image>`` for each image (Gemma 3n: ``<image_soft_token>``). In Gemma 4, write
+                ``<|image|>`` for an image and ``<|video|>`` for a video. For several prompts, give a list for
+                each.
             audio: sounds as in :meth:`logits`. In a text, write ``<|audio|>`` for each (Gemma 3n:
                 ``<audio_soft_token>``). For several prompts, give a list for each.
             priority: -100 to 100. If texts have to wait for a place, those with a higher priority begin
