@@ -137,7 +137,7 @@ def test_gguf_models(tmp_path: Path) -> None:
         "hf://someone/one-gguf": ["gemma.gguf", "mmproj.gguf"],
     }
     wrong = {
-        "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
+        "someone/many-gguf": "name one, as in someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
         "someone/many-gguf:b-Q5_0.gguf": "has no file b-Q5_0.gguf; its GGUF models are b-Q4_0.gguf, ",
         "someone/many-gguf:Q5_K_M": "has no GGUF model called Q5_K_M; name one of b-Q4_0.gguf, b-Q8_0.gguf",
         "someone/many-gguf:b": "has 2 GGUF models called b; name one of b-Q4_0.gguf, b-Q8_0.gguf",
@@ -186,7 +186,7 @@ def test_what_can_go_wrong(tmp_path: Path) -> None:
                 "someone/gated",
                 None,
                 None,
-            ): f"licence has to be accepted first; accept it at {server.url}/someone/gated; .*pass token=",
+            ): f"licence has to be accepted first; accept it at {server.url}/someone/gated, .*pass token=",
             ("someone/gated", None, "hf_wrong"): "licence has to be accepted first",
             (NAME, "v9", None): "gemma-tiny: has no revision 'v9'; expected a branch",
             ("someone/down", None, None): r"someone/down: .*cannot be reached|answered with HTTP 500",
@@ -290,7 +290,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
     cases = {
         "a/rangeless": (
             whole,
-            r"a/rangeless/model\.safetensors: the server gives no parts of files .HTTP 200",
+            r"a/rangeless/model\.safetensors: the server does not send parts of files .HTTP 200",
         ),
         "a/endless": (whole, "asked for 131072 bytes, the server sent more"),
         "a/short": (whole, "asked for 131072 bytes, but the server sent 131071"),

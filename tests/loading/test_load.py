@@ -403,7 +403,9 @@ def test_another_file_does_not_stand_for_its_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
-        with pytest.raises(ModelFileError, match=rf"{name}: of its folder gemlet reads model\.safetensors;"):
+        with pytest.raises(
+            ModelFileError, match=rf"{name}: in this folder, gemlet reads model\.safetensors;"
+        ):
             gemlet.load(folder / name)
 
 

@@ -194,7 +194,7 @@ def test_several_files_that_could_be_meant(tmp_path: Path) -> None:
 def test_files_for_other_models_are_refused_where_they_are_named(tmp_path: Path) -> None:
     path = write_model(FOLDERS["gemma3"], tmp_path / "model.gguf")
     other = write_mmproj(FOLDERS["gemma4-small"], tmp_path / "other.gguf")
-    with pytest.raises(ConfigError, match="gemma4v, and the model is gemma3"):
+    with pytest.raises(ConfigError, match="gemma4v, but the model is gemma3"):
         gemlet.load(path, mmproj=other)
     with pytest.raises(ConfigError, match="does not belong to"):
         gemlet.load(path, mmproj=shutil.copy(path, tmp_path / "again.gguf"))
