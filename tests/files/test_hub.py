@@ -292,7 +292,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
             whole,
             r"a/rangeless/model\.safetensors: the server does not send parts of files .HTTP 200",
         ),
-        "a/endless": (whole, "asked for 131072 bytes, the server sent more"),
+        "a/endless": (whole, "asked for 131072 bytes, but the server sent more"),
         "a/short": (whole, "asked for 131072 bytes, but the server sent 131071"),
         "a/moving": ({"a.gguf": gguf}, r"a/moving/a\.gguf: has \d+ bytes, but had \d+ before"),
         "a/huge": (huge, r"a/huge/model\.safetensors: says that its header has 1099511627776 bytes"),
