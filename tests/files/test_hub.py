@@ -305,7 +305,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
             {"a.gguf": gguf[:24] + gguf_entry("x", STRING, "y" * (3 << 20))},
             "a/unending/a.gguf: its metadata does not end within 2097152 bytes",
         ),
-        "a/other": ({"a.gguf": bytes(1 << 23)}, "a/other/a.gguf: not a GGUF file"),
+        "a/other": ({"a.gguf": bytes(1 << 23)}, "a/other/a.gguf: is not a GGUF file"),
         "a/config": ({"config.json": b"{}"}, r"a/config/config\.json: "),
         "a/empty": (
             {"config.json": config, "model.safetensors": b""},

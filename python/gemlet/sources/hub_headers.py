@@ -177,8 +177,8 @@ def _read_metadata(part: _Part, where: str) -> None:
             before = str(problem)
         if have >= _MAX_METADATA_BYTES:
             raise HubError(
-                f"{where}: its metadata has more than {have} bytes, which is too much for a model; check the "
-                "name of the file"
+                f"{where}: its metadata does not end within {have} bytes, which is enough for every model; "
+                "take another file of the model"
             )
         end *= 2
     frequencies = gguf.tensors.get(ROPE_FREQS)  # a tensor, but part of the configuration
