@@ -1,5 +1,11 @@
 #include <pybind11/stl.h>
 
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "model/config.h"
@@ -9,6 +15,19 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
+// What a field of this type takes, for errors.
+template <typename Value>
+constexpr const char* expected_text() {
+  if constexpr (std::is_same_v<Value, bool>) return "True or False";
+  if constexpr (std::is_same_v<Value, int32_t>) return "an integer of at most 32 bits";
+  if constexpr (std::is_same_v<Value, int64_t>) return "an integer of at most 64 bits";
+  if constexpr (std::is_same_v<Value, double>) return "a number";
+  if constexpr (std::is_same_v<Value, std::optional<double>>) return "a number or None";
+  if constexpr (std::is_same_v<Value, std::vector<int32_t>>) return "a list of integers of at most 32 bits";
+  if constexpr (std::is_same_v<Value, std::vector<int64_t>>) return "a list of integers of at most 64 bits";
+  if constexpr (std::is_same_v<Value, std::vector<LayerConfig>>) return "a list of LayerConfig";
+}
+
 // For constructors with keywords: a name that is not a field is an error, and a field without a value keeps the default
 // of config.h.
 template <typename Config, typename Value>
@@ -17,7 +36,8 @@ bool set_field(Config& config, const std::string& name, const char* field, Value
   try {
     config.*member = py::cast<Value>(value);
   } catch (const py::cast_error&) {
-    fail(ErrorCode::kConfig, field, " is ", py::repr(value).cast<std::string>(), ", expected another type or size");
+    fail(ErrorCode::kConfig, field, " is ", py::repr(value).cast<std::string>(), " of type ",
+         py::type::handle_of(value).attr("__name__").cast<std::string>(), ", expected ", expected_text<Value>());
   }
   return true;
 }

@@ -13,6 +13,7 @@
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "bindings/tokens.h"
 #include "engine/step_times.h"
 #include "formats/formats.h"
 #include "formats/repack.h"
@@ -51,8 +52,16 @@ std::map<std::string, SourceFacts> source_types() {
 // Rows of blocks [rows, bytes] as float32 [rows, values].
 py::array_t<float> widened(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& dtype) {
   const auto type = source_type_from_name(dtype);
-  if (!type || has_own_scales(*type) || data.ndim() != 2 || data.shape(1) % source_block_bytes(*type) != 0) {
-    fail(ErrorCode::kInvalidRequest, "expected a type of files and an array of uint8 [rows, bytes of whole blocks]");
+  if (!type || has_own_scales(*type)) {
+    std::string names;
+    for (const auto& [name, facts] : source_types()) {
+      if (!has_own_scales(*source_type_from_name(name))) names += (names.empty() ? "" : ", ") + name;
+    }
+    fail(ErrorCode::kInvalidRequest, "dtype is '", dtype, "', expected a type without separate scales: ", names);
+  }
+  if (data.ndim() != 2 || data.shape(1) % source_block_bytes(*type) != 0) {
+    fail(ErrorCode::kInvalidRequest, "data is ", array_text(data), ", expected uint8 [rows, bytes] with a multiple of ",
+         source_block_bytes(*type), " bytes, which are a block of ", dtype);
   }
   const int64_t cols = data.shape(1) / source_block_bytes(*type) * source_block_values(*type);
   py::array_t<float> out({static_cast<int64_t>(data.shape(0)), cols});

@@ -70,7 +70,7 @@ def test_a_text_with_places(model: gemlet.Model) -> None:
     ids = ids_of(model, f"<bos>see {BLOCK} and {BLOCK}")
     assert (found.prompt_tokens, found.image_tokens) == (len(ids), 2 * TOKENS)
     assert found.token_ids == model.generate(ids, images=[IMAGE, OTHER], **OPTIONS).token_ids
-    with pytest.raises(gemlet.InvalidRequestError, match="1 times <image_soft_token>, but there are 2"):
+    with pytest.raises(gemlet.InvalidRequestError, match="<image_soft_token> 1 times, but there are 2"):
         model.generate("<image_soft_token>", images=[IMAGE, OTHER], max_tokens=1)
 
 

@@ -105,7 +105,7 @@ def test_a_text_with_places(model: gemlet.Model) -> None:
     expected = model.generate(ids, images=[IMAGE, OTHER], **OPTIONS)
     assert (found.prompt_tokens, found.image_tokens) == (len(ids), 2 * TOKENS)
     assert found.token_ids == expected.token_ids
-    with pytest.raises(gemlet.InvalidRequestError, match="1 times <start_of_image>, but there are 2 images"):
+    with pytest.raises(gemlet.InvalidRequestError, match="<start_of_image> 1 times, but there are 2 images"):
         model.generate("<start_of_image>", images=[IMAGE, OTHER], max_tokens=1)
 
 

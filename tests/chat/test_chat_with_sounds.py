@@ -40,7 +40,7 @@ def test_a_text_with_places(model: gemlet.Model) -> None:
 
 
 def test_as_many_places_as_sounds(model: gemlet.Model) -> None:
-    with pytest.raises(InvalidRequestError, match=r"1 times <\|audio\|>, but there are 2 sounds"):
+    with pytest.raises(InvalidRequestError, match=r"<\|audio\|> 1 times, but there are 2 sounds"):
         model.generate("<|audio|>", audio=[SOUND, SOUND], max_tokens=1)
     with pytest.raises(InvalidRequestError, match="for each of 2 prompts"):
         model.generate(["<|audio|>", "b"], audio=[SOUND], max_tokens=1)

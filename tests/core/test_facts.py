@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gemlet
@@ -131,5 +132,38 @@ def test_values_of_another_type(field: str, value: Any) -> None:
         return
     if value is None and field == "activation_sparsity":
         return  # none is a value of it
-    with pytest.raises(gemlet.ConfigError, match="expected another type or size"):
+    expected = "a number" if field in NUMBERS else "(an integer|a list of)"
+    got = rf"{field} is .*{value!r}.* of type (list|{type(value).__name__}), expected {expected}"
+    with pytest.raises(gemlet.ConfigError, match=got):
         config_with(field, value)
+
+
+def test_lists_of_another_type_are_named() -> None:
+    for value, message in (
+        ({"layers": [1]}, r"layers is \[1\] of type list, expected a list of LayerConfig"),
+        ({"dense_sizes": 8}, "dense_sizes is 8 of type int, expected a list of integers of at most 64 bits"),
+        (
+            {"placeholder_ids": [2**31]},
+            "placeholder_ids is .* expected a list of integers of at most 32 bits",
+        ),
+        (
+            {"placeholders_read_as": 2**31},
+            "placeholders_read_as is .* expected an integer of at most 32 bits",
+        ),
+        ({"bidirectional": "yes"}, "bidirectional is 'yes' of type str, expected True or False"),
+    ):
+        with pytest.raises(gemlet.ConfigError, match=message):
+            _core.ModelConfig(**value)
+
+
+def test_blocks_that_cannot_be_widened_are_named() -> None:
+    blocks = np.zeros((2, 18), np.uint8)
+    assert _core.widen(blocks, "q4_0").shape == (2, 32)
+    for data, dtype, message in (
+        (blocks, "q4", "dtype is 'q4', expected a type without separate scales: .*q4_0"),
+        (blocks, "i4x32", "dtype is 'i4x32', expected a type without"),
+        (blocks[:, :17], "q4_0", r"data is uint8 \(2, 17\), expected .* a multiple of 18 bytes"),
+        (blocks[0], "q4_0", r"data is uint8 \(18,\), expected uint8 \[rows, bytes\]"),
+    ):
+        with pytest.raises(gemlet.InvalidRequestError, match=message):
+            _core.widen(data, dtype)

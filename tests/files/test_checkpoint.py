@@ -97,7 +97,7 @@ def test_arrays_outlive_the_checkpoint(tmp_path: Path) -> None:
     with Checkpoint(write_safetensors(tmp_path, safetensors_bytes({"a": A}))) as opened:
         values, _ = opened.read("a")
     np.testing.assert_array_equal(values, A)
-    with pytest.raises(ModelClosedError, match=r"model\.safetensors: read after"):
+    with pytest.raises(ModelClosedError, match=r"model\.safetensors: was read after"):
         opened.read("a")
     opened.close()  # a second close does nothing
 

@@ -46,7 +46,7 @@ def test_gguf_of_empty_arrays_in_a_hole(tmp_path: Path) -> None:
     header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a"
     path.write_bytes(header + struct.pack("<I", 9) + struct.pack("<IQ", 9, 350_000))
     os.truncate(path, path.stat().st_size + 12 * 350_000)
-    refused(lambda: gemlet.load(path), 12 * 350_000, "more than 4096 arrays inside arrays")
+    refused(lambda: gemlet.load(path), 12 * 350_000, "more than 4096 arrays in arrays")
 
 
 @pytest.mark.parametrize(

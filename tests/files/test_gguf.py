@@ -143,8 +143,8 @@ def test_cut_anywhere(tmp_path: Path) -> None:
         (header(0, 0, version=1), ["version 1"]),
         (header(0, 0, version=4), ["version 4"]),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), ["big-endian"]),
-        (header(1 << 63, 0) + bytes(100), ["tensors announced"]),
-        (header(0, 1 << 63) + bytes(100), ["metadata entries announced"]),
+        (header(1 << 63, 0) + bytes(100), ["announces 9223372036854775808 tensors"]),
+        (header(0, 1 << 63) + bytes(100), ["announces 9223372036854775808 metadata entries"]),
         (header(0, 1) + gguf_string(b"\xff") + bytes(20), ["metadata key 0", "UTF-8"]),
         (header(0, 1) + gguf_string("k" * 70000) + bytes(20), ["metadata key 0", "65535"]),
         (header(0, 1) + struct.pack("<Q", (1 << 64) - 1) + bytes(20), ["metadata key 0"]),
@@ -190,7 +190,7 @@ def test_nested_arrays(tmp_path: Path, depth: int) -> None:
 def test_more_strings_than_any_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gemlet.checkpoint.gguf_format.MAX_OBJECTS", 5)
     entries = [gguf_entry(key, ARRAY, (STRING, ["a"] * 3)) for key in "ab"]
-    refused(tmp_path, gguf_file(entries), "b", "more than 5")
+    refused(tmp_path, gguf_file(entries), "b", "at most 5")
 
 
 @pytest.mark.parametrize("value", [(STRING,), (ARRAY, F32)])
@@ -214,7 +214,7 @@ def test_metadata_in_a_hole_of_the_file(tmp_path: Path, value: tuple[int, ...]) 
 def test_more_entries_than_any_model(tmp_path: Path, tensors: int, entries: int) -> None:
     path = write(tmp_path, header(tensors, entries))
     os.truncate(path, 1 << 30)
-    with pytest.raises(ModelFileError, match=f"announced; expected at most {MAX_ENTRIES}"):
+    with pytest.raises(ModelFileError, match=f"announces .*; expected at most {MAX_ENTRIES}"):
         read_gguf(path)
 
 
@@ -224,7 +224,7 @@ def test_more_entries_than_any_model(tmp_path: Path, tensors: int, entries: int)
         ([gguf_tensor("t", [], 0, 0)], ["t", "0 dimensions"]),
         ([gguf_tensor("t", [1] * 5, 0, 0)], ["t", "5 dimensions"]),
         ([gguf_string("t") + struct.pack("<I", 1 << 31) + bytes(64)], ["t", "dimensions"]),
-        ([gguf_tensor("t", [4, 0], 0, 0)], ["t", "zero"]),
+        ([gguf_tensor("t", [4, 0], 0, 0)], ["t", "[4, 0]; expected all above 0"]),
         ([gguf_tensor("t", [1 << 62, 1 << 62, 1 << 62, 1 << 62], 0, 0)], ["t", "ends at"]),
         ([gguf_tensor("t", [1 << 32, 1 << 32], 24, 0)], ["t", "ends at"]),
         ([gguf_tensor("t", [16], 0, (1 << 64) - 32)], ["t", "ends at"]),

@@ -286,8 +286,8 @@ def gguf_tensors(kind: str = "F32", blocks: np.ndarray | None = None) -> Typed:
 @pytest.mark.parametrize(
     ("sizes", "number", "offset", "message"),
     [
-        ([256, 0], "F32", 0, "zero"),
-        ([0, 256], "F32", 0, "zero"),
+        ([256, 0], "F32", 0, "expected all above 0"),
+        ([0, 256], "F32", 0, "expected all above 0"),
         ([1 << 63, 1 << 63], "F32", 0, "ends at byte"),
         ([256, 256], "F32", 1 << 40, "ends at byte"),
         ([256, 256], "F32", (1 << 64) - 32, "ends at byte"),

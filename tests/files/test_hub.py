@@ -137,7 +137,7 @@ def test_gguf_models(tmp_path: Path) -> None:
         "hf://someone/one-gguf": ["gemma.gguf", "mmproj.gguf"],
     }
     wrong = {
-        "someone/many-gguf": "name one, as someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
+        "someone/many-gguf": "name one, as in someone/many-gguf:b-Q4_0.gguf. They are b-Q4_0.gguf, b-Q8",
         "someone/many-gguf:b-Q5_0.gguf": "has no file b-Q5_0.gguf; its GGUF models are b-Q4_0.gguf, ",
         "someone/many-gguf:Q5_K_M": "has no GGUF model called Q5_K_M; name one of b-Q4_0.gguf, b-Q8_0.gguf",
         "someone/many-gguf:b": "has 2 GGUF models called b; name one of b-Q4_0.gguf, b-Q8_0.gguf",
@@ -172,13 +172,21 @@ def test_gguf_models(tmp_path: Path) -> None:
 def test_what_can_go_wrong(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         cases = {
-            ("no/such-model", None, None): "no/such-model: no such folder, and no such model on the hub",
-            ("someone/private", None, None): "no such model on the hub, or a private one; check the name, or",
+            (
+                "no/such-model",
+                None,
+                None,
+            ): "no/such-model: there is no such folder, and the hub has no such model",
+            (
+                "someone/private",
+                None,
+                None,
+            ): "the hub has no such model, or it is private; check the name, or",
             (
                 "someone/gated",
                 None,
                 None,
-            ): f"licence has to be accepted first, at {server.url}/someone/gated; .*pass token=",
+            ): f"licence has to be accepted first; accept it at {server.url}/someone/gated, .*pass token=",
             ("someone/gated", None, "hf_wrong"): "licence has to be accepted first",
             (NAME, "v9", None): "gemma-tiny: has no revision 'v9'; expected a branch",
             ("someone/down", None, None): r"someone/down: .*cannot be reached|answered with HTTP 500",
@@ -194,7 +202,7 @@ def test_what_can_go_wrong(tmp_path: Path) -> None:
         assert re.search(message, said), said
         assert "\n" not in said
     assert errors[-1][0] == "ModelFileError"
-    assert "holds no weights that gemlet reads" in errors[-1][1]
+    assert "has no weights that gemlet reads" in errors[-1][1]
     assert set(server.served) == {"config.json"}
 
 
@@ -282,24 +290,27 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
     cases = {
         "a/rangeless": (
             whole,
-            r"a/rangeless/model\.safetensors: the server gives no parts of files .HTTP 200",
+            r"a/rangeless/model\.safetensors: the server does not send parts of files .HTTP 200",
         ),
-        "a/endless": (whole, "asked for 131072 bytes, the server sent more"),
-        "a/short": (whole, "asked for 131072 bytes, the server sent 131071"),
-        "a/moving": ({"a.gguf": gguf}, r"a/moving/a\.gguf: has \d+ bytes, and had \d+ before"),
-        "a/huge": (huge, r"a/huge/model\.safetensors: says its header has 1099511627776 bytes"),
+        "a/endless": (whole, "asked for 131072 bytes, but the server sent more"),
+        "a/short": (whole, "asked for 131072 bytes, but the server sent 131071"),
+        "a/moving": ({"a.gguf": gguf}, r"a/moving/a\.gguf: has \d+ bytes, but had \d+ before"),
+        "a/huge": (huge, r"a/huge/model\.safetensors: says that its header has 1099511627776 bytes"),
         "a/long": (
             {"config.json": config, "model.safetensors": long},
-            r"a/long/model\.safetensors: says its",
+            r"a/long/model\.safetensors: says that its",
         ),
         "a/gguf": ({"a.gguf": gguf}, r"a/gguf/a\.gguf: the metadata key  appears twice"),
         "a/unending": (
             {"a.gguf": gguf[:24] + gguf_entry("x", STRING, "y" * (3 << 20))},
             "a/unending/a.gguf: its metadata does not end within 2097152 bytes",
         ),
-        "a/other": ({"a.gguf": bytes(1 << 23)}, "a/other/a.gguf: not a GGUF file"),
+        "a/other": ({"a.gguf": bytes(1 << 23)}, "a/other/a.gguf: is not a GGUF file"),
         "a/config": ({"config.json": b"{}"}, r"a/config/config\.json: "),
-        "a/empty": ({"config.json": config, "model.safetensors": b""}, "answered with HTTP 416|no parts"),
+        "a/empty": (
+            {"config.json": config, "model.safetensors": b""},
+            "answered with HTTP 416|not send parts",
+        ),
     }
     errors = dict.fromkeys(("a/huge", "a/long", "a/gguf", "a/other"), "ModelFileError")
     errors["a/config"] = "ConfigError"

@@ -46,9 +46,9 @@ def test_adapters_by_their_names(tmp_path: Path) -> None:
     ids, golden = read_golden(NAME)
     good = ["some/lora", "some/mlx", "some/gguf", "some/ggufs:F16", "hf.co/some/ggufs:lora-F32.gguf"]
     wrong = {
-        "some/ggufs": "InvalidRequestError: some/ggufs: is no adapter: it has no adapter_config.json; name",
+        "some/ggufs": "InvalidRequestError: some/ggufs: is not an adapter: it has no adapter_config.json;",
         "some/ggufs:lora-Q8_0.gguf": "no file lora-Q8_0.gguf",
-        "some/model": "InvalidRequestError: some/model: is no adapter: it has no adapter_config.json",
+        "some/model": "InvalidRequestError: some/model: is not an adapter: it has no adapter_config.json",
         "some/nothing": "HubError: some/nothing",
     }
     with hub(REPOSITORIES) as server:

@@ -285,9 +285,9 @@ def test_more_tokens_of_an_image(reader: gemlet.Model) -> None:
         (
             ["<|image|>"],
             {"images": [[IMAGE, IMAGE]]},
-            r"texts\[0\]: it has 1 times <\|image\|>, but there are 2",
+            r"texts\[0\]: it has the marker <\|image\|> 1 times, but there are 2",
         ),
-        (["a"], {"audio": [[WAVE]]}, r"texts\[0\]: it has 0 times <\|audio\|>"),
+        (["a"], {"audio": [[WAVE]]}, r"texts\[0\]: it has the marker <\|audio\|> 0 times"),
         (["a", "b"], {"images": [[IMAGE]]}, r"(?s)images: .*a list of images for each of 2"),
         (["a"], {"images": [IMAGE]}, r"(?s)images: .*a list of images for each"),
         ([[image("nowhere.png")]], {}, r"texts\[0\]\[0\]"),

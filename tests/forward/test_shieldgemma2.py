@@ -107,7 +107,7 @@ def test_wrong_use(model: gemlet.Model) -> None:
     for values in ({"guideline": "a", "policy": "sexual"}, {"policy": "hate"}, {"guideline": 3}):
         with pytest.raises(InvalidRequestError, match="expected"):
             SHIELD_GEMMA_2.with_values(**values)  # type: ignore[arg-type]
-    with gemlet.load() as demo, pytest.raises(UnsupportedError, match="no ShieldGemma 2"):
+    with gemlet.load() as demo, pytest.raises(UnsupportedError, match="is not a ShieldGemma 2"):
         demo.judge_image(IMAGE)
 
 

@@ -131,7 +131,9 @@ def test_images_and_placeholders_have_to_match() -> None:
         with pytest.raises(gemlet.InvalidRequestError, match="0 placeholders"):
             model.logits([2, 5], images=[image])
         split = [2, *[143] * 8, 5, *[143] * 8]
-        with pytest.raises(gemlet.InvalidRequestError, match=r"8 placeholders .* at position 1"):
+        with pytest.raises(
+            gemlet.InvalidRequestError, match=r"at positions 1 to 8 .* expected 16 with token id 143"
+        ):
             model.logits(split, images=[image])
         with pytest.raises(gemlet.InvalidRequestError, match="images: got"):
             model.logits(ids, images=image)

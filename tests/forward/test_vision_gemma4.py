@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gemlet
-from gemlet.config.gemma4_vision import budget_size
+from gemlet.config.gemma4_vision import Gemma4VisionConfig, budget_size
 from gemlet.media.images import read_image
 from gemlet.media.preparing import frame_view, views_of
 from support.vision import FOLDERS, VARIANTS, golden, images_of, prompts_of, tower_of
@@ -105,3 +105,21 @@ def test_wrong_budgets_are_refused() -> None:
             model.logits(ids, images=images, pan_and_scan=True)
     with gemlet.load(FOLDERS / "gemma3") as model, pytest.raises(gemlet.UnsupportedError, match="16 tokens"):
         model.logits(golden("gemma3")["ids.0"], images=images_of("gemma3", 0), image_tokens=70)
+
+
+def test_the_placeholders_of_an_image_and_of_a_frame_do_not_mix() -> None:
+    picture = np.zeros((96, 96, 3), np.uint8)
+    with gemlet.load(FOLDERS / "gemma4-small") as model:
+        vision = model.config.vision
+        assert isinstance(vision, Gemma4VisionConfig)
+        seen = read_image(picture)
+        image = [vision.token_id] * views_of(seen, vision, None, None)[0].tokens
+        frame = [vision.video_id] * frame_view(seen, vision).tokens
+        media = {"images": [picture], "videos": [([picture], 1)]}
+        assert len(model.logits([2, *image, *frame], **media)) == 1 + len(image) + len(frame)
+        mixed = [2, *image[1:], *frame, *image[:1]]
+        with pytest.raises(gemlet.InvalidRequestError, match=f"position 1 on, expected {len(image)} with"):
+            model.logits(mixed, **media)
+        mixed = [2, image[0], *frame, *image[1:]]
+        with pytest.raises(gemlet.InvalidRequestError, match=f"position 1 on, expected {len(image)} with"):
+            model.logits(mixed, **media)

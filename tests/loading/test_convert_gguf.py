@@ -287,12 +287,12 @@ def test_a_false_table_of_blocks(tmp_path: Path) -> None:
     described = json.loads(header["__metadata__"]["gemlet_tensors"])
     rows, cols = described[PER_LAYER_TABLE][1]
     for dtype, shape, error, message in (
-        ("q4_0", [rows, cols], TensorError, rf"is U8 .*gemlet_tensors says q4_0 \[{rows}, {cols}\]"),
-        ("q8_0", [rows, cols + 32], TensorError, "gemlet_tensors says q8_0"),
-        ("q8_0", [rows, cols - 1], TensorError, "gemlet_tensors says q8_0"),
-        ("q8_0", [rows], TensorError, "gemlet_tensors says q8_0"),
-        ("q8_0", [str(rows), cols], TensorError, "gemlet_tensors says q8_0"),
-        ("q8_0", [cols, rows], TensorError, "gemlet_tensors says q8_0"),
+        ("q4_0", [rows, cols], TensorError, rf"is U8 .*does not fit q4_0 \[{rows}, {cols}\]"),
+        ("q8_0", [rows, cols + 32], TensorError, "does not fit q8_0"),
+        ("q8_0", [rows, cols - 1], TensorError, "does not fit q8_0"),
+        ("q8_0", [rows], TensorError, "does not fit q8_0"),
+        ("q8_0", [str(rows), cols], TensorError, "does not fit q8_0"),
+        ("q8_0", [cols, rows], TensorError, "does not fit q8_0"),
         ("q8", [rows, cols], ModelFileError, "gives 'embed_tokens_per_layer' the format 'q8'"),
         (["q8_0"], [rows, cols], ModelFileError, r"the format \['q8_0'\]"),
         (None, None, TensorError, "is U8; expected F32, BF16 or F16"),

@@ -242,7 +242,7 @@ def test_sources(tmp_path: Path) -> None:
     for source, error, message in (
         (tmp_path / "nowhere", ModelFileError, "nowhere: no such file or folder; expected a GGUF file"),
         (file, ModelFileError, r"weights\.bin: is neither a folder nor a GGUF file"),
-        (tmp_path / "model.gguf", ModelFileError, r"model\.gguf: 4 bytes are too few for a GGUF header"),
+        (tmp_path / "model.gguf", ModelFileError, r"model\.gguf: has 4 bytes; expected at least 24"),
         (empty, ModelFileError, r"config\.json: missing"),
         ("", InvalidRequestError, "source is ''"),
         ("a\0b", InvalidRequestError, "source is"),
@@ -268,7 +268,7 @@ def test_bad_config_is_found_before_the_weights(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             gemlet.load(folder)
     (folder / "config.json").write_text(json.dumps(CONFIGS["gemma"]))
-    with pytest.raises(ModelFileError, match="holds no weights"):
+    with pytest.raises(ModelFileError, match="has no weights that"):
         gemlet.load(folder)
 
 
@@ -403,13 +403,15 @@ def test_another_file_does_not_stand_for_its_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
-        with pytest.raises(ModelFileError, match=rf"{name}: of its folder gemlet reads model\.safetensors;"):
+        with pytest.raises(
+            ModelFileError, match=rf"{name}: in this folder, gemlet reads model\.safetensors;"
+        ):
             gemlet.load(folder / name)
 
 
 def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelFileError, match="is a LoRA adapter; load the model it was made for"):
+    with pytest.raises(ModelFileError, match="is a LoRA adapter; load the model that it was made for"):
         gemlet.load(tmp_path)
 
 

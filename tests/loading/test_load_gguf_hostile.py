@@ -303,7 +303,7 @@ def test_parts_of_a_split_model_that_do_not_belong_together(tmp_path: Path) -> N
     paths = split(tmp_path)
     paths[1].unlink()
     for path in (paths[0], paths[2]):
-        refused(path, ModelFileError, f"{paths[1].name}: missing", "3 files")
+        refused(path, ModelFileError, f"{paths[1].name}: is missing", "3 files")
 
 
 def test_a_wrong_number_of_tensors_in_a_split_model(tmp_path: Path) -> None:

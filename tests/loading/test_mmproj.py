@@ -194,15 +194,15 @@ def test_several_files_that_could_be_meant(tmp_path: Path) -> None:
 def test_files_for_other_models_are_refused_where_they_are_named(tmp_path: Path) -> None:
     path = write_model(FOLDERS["gemma3"], tmp_path / "model.gguf")
     other = write_mmproj(FOLDERS["gemma4-small"], tmp_path / "other.gguf")
-    with pytest.raises(ConfigError, match="gemma4v, and the model is gemma3"):
+    with pytest.raises(ConfigError, match="gemma4v, but the model is gemma3"):
         gemlet.load(path, mmproj=other)
     with pytest.raises(ConfigError, match="does not belong to"):
         gemlet.load(path, mmproj=shutil.copy(path, tmp_path / "again.gguf"))
     narrow = {"mm.input_projection.weight": np.ones((36, 41), np.float32)}
     write_mmproj(FOLDERS["gemma3"], other, tensors=narrow)
-    with pytest.raises(ConfigError, match="41 numbers, and the model's tokens 40"):
+    with pytest.raises(ConfigError, match="41 numbers, but the model's tokens have 40"):
         gemlet.load(path, mmproj=other)
-    with pytest.raises(InvalidRequestError, match="no GGUF file"):
+    with pytest.raises(InvalidRequestError, match="is not a GGUF file"):
         gemlet.load(FOLDERS["gemma3"], mmproj=other)
     with pytest.raises(InvalidRequestError, match="mmproj"):
         gemlet.load(path, mmproj=5)  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         (
             lambda header, data: header["__metadata__"].update(gemlet_format="3"),
             ModelFileError,
-            "packed model of format '3', written by gemlet '.*reads format 2. Convert the original again",
+            "packed model of format '3', written by gemlet '.*reads. Convert the original again",
         ),
         (
             lambda header, data: header["__metadata__"].update(gemlet_layout="99"),
@@ -60,12 +60,12 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         (
             lambda header, data: header["__metadata__"].update(gemlet_tensors="[" * 100_000),
             ModelFileError,
-            "gemlet_tensors is not",
+            "gemlet_tensors is .*expected an object that maps",
         ),
         (
             lambda header, data: header["__metadata__"].update(gemlet_tensors='{"a": 1}'),
             ModelFileError,
-            "gemlet_tensors is not",
+            "gemlet_tensors is .*expected an object that maps",
         ),
         (
             lambda header, data: describe(header, final_norm=["q9", [64]]),
@@ -108,7 +108,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         (
             lambda header, data: data.pop(),
             ModelFileError,
-            "The file is cut short or its header is wrong",
+            "The file is cut short, or its header is wrong",
         ),
     ],
 )

@@ -110,7 +110,9 @@ def test_a_choice_of_tools_is_a_form() -> None:
         for script in ("No.", "<turn|>", THOUGHT + CALL, CALL.replace("[1,2]", "true"), other):
             assert refused(script, **asked), script
         assert refused(THOUGHT + "No.", thinking=True, **asked)
-        with pytest.raises(gemlet.InvalidRequestError, match="json_schema: a reply that has to call"):
+        with pytest.raises(
+            gemlet.InvalidRequestError, match="json_schema: cannot be combined with a tool_choice"
+        ):
             reply(CALL, **{**asked, "json_schema": SCHEMA})
     now = "<|tool_call>call:now{}<tool_call|>"
     assert reply(now, json_schema=None, tools=TOOLS, tool_choice="required").tool_calls[0].name == "now"

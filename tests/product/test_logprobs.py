@@ -220,7 +220,7 @@ def test_wrong_numbers_of_continuations(model: gemlet.Model) -> None:
                 gemlet.InvalidRequestError, match=f"^{name}: got .*expected an integer from 1"
             ):
                 model.generate(PROMPT, **{name: value})  # type: ignore[call-overload]
-    with pytest.raises(gemlet.InvalidRequestError, match="best_of: got 2, expected at least n, 3"):
+    with pytest.raises(gemlet.InvalidRequestError, match="best_of: got 2, expected at least 3"):
         model.generate(PROMPT, n=3, best_of=2)
     with pytest.raises(gemlet.InvalidRequestError, match="'best_of'; generate"):
         model.stream(PROMPT, best_of=2)  # type: ignore[call-arg]

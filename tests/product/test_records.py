@@ -8,10 +8,12 @@ import inspect
 import os
 import pickle
 import pprint
+import signal
 import subprocess
 import sys
 import threading
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
@@ -218,3 +220,28 @@ def test_a_process_forked_while_threads_use_records_has_whole_classes() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.parametrize("first", [hash, repr, lambda one: one == one.value, dataclasses.fields])
+def test_ctrl_c_while_the_class_is_made_is_ctrl_c(first: Callable[[Any], object]) -> None:
+    class Signals:
+        armed = False
+
+        def __set_name__(self, owner: type, name: str) -> None:
+            if self.armed:
+                signal.raise_signal(signal.SIGINT)
+
+    signals = Signals()
+
+    @record(frozen=True)
+    class Late:
+        value: object = signals
+
+    signals.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        first(Late())
+    signals.armed = False
+    first(Late())
+    assert Late() == Late(signals)
+    assert hash(Late()) == hash(Late(signals))
+    assert repr(Late()) == repr(Late(signals))

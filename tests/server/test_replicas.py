@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from gemlet.errors import InvalidRequestError
 from support.extras import why_absent
 from support.processes import run_program
 from support.programs.replicas import answer_with_ray_data, serve_and_kill
@@ -59,3 +60,17 @@ def test_what_begins_alike() -> None:
     assert set(names(long)) & set(names(long, b"b")) == set()
     assert set(names(long)) & set(names(b"x" + long)) == set()
     assert names(b"") == []
+
+
+def test_wrong_arguments_are_named() -> None:
+    from gemlet.replicas import build
+
+    for arguments, message in [
+        ({"replicas": "two"}, "replicas: got 'two', expected a whole number of at least 1"),
+        ({"replicas": "0"}, "replicas: got '0', expected"),
+        ({"cpus": "-1"}, "cpus: got '-1', expected a number above 0"),
+        ({"cpus": "nan"}, "cpus: got 'nan', expected"),
+        ({"copies": "2"}, "arguments: got copies; expected only config, cpus, replicas"),
+    ]:
+        with pytest.raises(InvalidRequestError, match=message):
+            build(arguments)

@@ -110,7 +110,7 @@ def test_a_text_that_cannot_be_cut_is_refused(trained: Tokenizer) -> None:
     text = "\n" * 5_000_000
 
     def refuse() -> None:
-        with pytest.raises(TokenizerError, match="no place to cut it is found in 5000000 characters"):
+        with pytest.raises(TokenizerError, match=r"it has 5000000 characters .* that cannot be cut"):
             trained.encode(text)
 
     assert_quick(refuse, 5)

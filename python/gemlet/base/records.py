@@ -12,11 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from gemlet.base.handlers import undisturbed
 from gemlet.base.late import dataclasses, inspect
 
 __all__ = ["field", "metadata_of", "record", "replace"]
 
-_ASKED = ("__eq__", "__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
+_ASKED = ("__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
 _LONG = 1000  # a process that has made this many objects is not a short one
 _MANY = 20  # this many objects of one class take longer than compiling its dataclass
 _TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
@@ -62,7 +63,10 @@ def _dataclass(cls: Any) -> Any:
     # The types are names of this module. Since Python 3.12, make_dataclass() takes the caller's module by
     # default.
     where = {"module": cls.__module__} if sys.version_info >= (3, 12) else {}
-    return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names, **where)
+    # Python 3.10 and 3.11 turn the exception of a signal handler that runs in __set_name__, such as
+    # KeyboardInterrupt, into RuntimeError.
+    with undisturbed():
+        return dataclasses.make_dataclass(cls.__name__, fields, frozen=frozen, namespace=names, **where)
 
 
 class _Asked:
@@ -81,6 +85,20 @@ class _Asked:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(vars(_dataclass(self.cls))[self.name])
+
+
+def _method(cls: type, name: str) -> Callable[..., Any]:
+    """A method that replaces itself by the dataclass's at its first use. It is a function and not an
+    :class:`_Asked`: Python drops exceptions, such as KeyboardInterrupt, when it looks ``__eq__``,
+    ``__hash__`` or ``__repr__`` up."""
+
+    def method(self: Any, *arguments: Any) -> Any:
+        found = vars(_dataclass(cls))[name]
+        setattr(cls, name, found)
+        return found(self, *arguments)
+
+    method.__name__, method.__qualname__ = name, f"{cls.__qualname__}.{name}"
+    return method
 
 
 _made = 0  # objects of all classes that are not compiled yet
@@ -138,11 +156,11 @@ def _record(cls: type | None = None, /, *, frozen: bool = False, repr: bool = Tr
             else:
                 delattr(cls, name)
         methods: dict[str, Any] = {name: _Asked(cls, name) for name in _ASKED}
-        methods |= {"__init__": _init(cls), "__hash__": None}
+        methods |= {"__init__": _init(cls), "__eq__": _method(cls, "__eq__"), "__hash__": None}
         if repr:
-            methods["__repr__"] = _Asked(cls, "__repr__")
+            methods["__repr__"] = _method(cls, "__repr__")
         if frozen:
-            methods["__hash__"] = _Asked(cls, "__hash__")
+            methods["__hash__"] = _method(cls, "__hash__")
             methods["__setattr__"] = _refuse(cls, "assign to", "__setattr__")
             methods["__delattr__"] = _refuse(cls, "delete", "__delattr__")
         for name in methods.keys() - vars(cls).keys():

@@ -1,1 +1,1 @@
-"""Files of tensors: safetensors and GGUF."""
+"""Reads files of tensors: safetensors and GGUF."""

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF model, in one file or in several, with the interface of a safetensors folder's."""
+"""Reads the tensors of a GGUF model from one file or several, with the interface of a safetensors folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _READABLE = {
     **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
 _SPLIT_NAME = late_pattern(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-# Types in names of mmproj files, the best first, and the words there that say nothing of the model.
+# Types in the names of mmproj files, the best first. Then the words in them that do not name the model.
 _MMPROJ_TYPES = ("bf16", "f16", "f32", "q8_0")
 _NOT_THE_MODEL = late_pattern(
     r"mmproj|model|(?:ud-)?i?q\d[a-z0-9_]*|b?f16|f32|fp16|mxfp4|gguf|\d{5}-of-\d{5}"
@@ -37,13 +37,13 @@ _NOT_THE_MODEL = late_pattern(
 
 
 class GGUFCheckpoint(TensorFiles):
-    """The tensors of the GGUF file ``path``, or of all files of the split that it belongs to.
+    """The tensors of the GGUF file ``path``. If it is a part of a split model, those of all parts.
 
-    Opening reads the directories and no weights. Raises :class:`ModelFileError` for a file that is missing,
-    cut short or lies about itself, and for files that are not parts of the same split.
+    Opening reads the tensor directories and no weights. Raises :class:`ModelFileError` if a file is missing,
+    cut short or contradicts itself, or if files are not parts of the same split.
 
     Attributes:
-        gguf: what the (first) file says about itself.
+        gguf: the metadata and the tensor directory of the (first) file.
     """
 
     _readable = _READABLE
@@ -58,7 +58,8 @@ class GGUFCheckpoint(TensorFiles):
             for number, file in enumerate(names):
                 if len(names) > 1 and not os.path.lexists(self.path(file)):
                     raise ModelFileError(
-                        f"{self.path(file)}: missing; the model is split into {len(names)} files"
+                        f"{self.path(file)}: is missing; expected all {len(names)} files of the split model "
+                        "in one folder"
                     )
                 self.files.open(file)
                 part = parse_gguf(self.path(file), self.files.descriptor(file))
@@ -77,8 +78,8 @@ class GGUFCheckpoint(TensorFiles):
             total = self.gguf.get("split.tensors.count", int, len(tensors))
             if total != len(tensors):
                 raise ModelFileError(
-                    f"{self.gguf.path}: split.tensors.count is {total}; the {len(names)} files hold "
-                    f"{len(tensors)} tensors"
+                    f"{self.gguf.path}: split.tensors.count is {total}, but the {len(names)} files have "
+                    f"{len(tensors)} tensors; fetch all files again"
                 )
         except BaseException:
             self.close()
@@ -86,9 +87,9 @@ class GGUFCheckpoint(TensorFiles):
         self.tensors = MappingProxyType(tensors)
 
     def add(self, path: str) -> GGUFFile:
-        """Opens another file whose tensors belong to the model, and returns what it says about itself.
+        """Opens another file whose tensors belong to the model, and returns its metadata and directory.
 
-        Raises as opening the model's own does, and for a tensor that is there already.
+        Raises the same errors as opening the model, also for a tensor that the model already has.
         """
         folder, name = os.path.split(os.path.abspath(path))
         file = name if folder == os.path.abspath(self.folder) else os.path.join(folder, name)
@@ -107,13 +108,13 @@ class GGUFCheckpoint(TensorFiles):
         return part
 
     def head(self) -> bytes:
-        """All that the (first) file says before its tensors' data."""
+        """All bytes of the (first) file before the data of its tensors."""
         file = os.path.basename(self.gguf.path)
         size = os.fstat(self.files.descriptor(file)).st_size
         return self.files.read(file, 0, min(self.gguf.data_offset, size))
 
     def read_vector(self, name: str) -> NDArray[Any] | None:
-        """The values of a tensor that has to be a vector of F32; None where there is none of this name."""
+        """The values of tensor ``name``, which has to be a vector of F32; None if there is no such tensor."""
         info = self.tensors.get(name)
         if info is None:
             return None
@@ -127,7 +128,7 @@ class GGUFCheckpoint(TensorFiles):
     def _check_part(self, part: GGUFFile, number: int, names: list[str]) -> None:
         expected: dict[str, Any] = {"split.count": len(names), "split.no": number}
         for key, value in expected.items():
-            # A file that was never split may say that it is the only part, or say nothing.
+            # A file that was never split may have these keys with the values of a single part, or not at all.
             got = part.get(key, int, value if len(names) == 1 else -1)
             if got != value and not (len(names) == 1 and key == "split.count" and got == 0):
                 says = "is missing" if got == -1 else f"is {got}"
@@ -138,9 +139,9 @@ class GGUFCheckpoint(TensorFiles):
 
 
 def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
-    """The files among ``names`` that are models; of a split model its first part: other GGUF files are for
-    images, draft tokens for another model, or say what mattered to a quantization, and hidden ones are notes
-    of a file system. ``as_drafter``: those that draft for another model, where there are any.
+    """The files among ``names`` that are models; for a split model only its first part. Other GGUF files are
+    towers (mmproj), drafters for another model (mtp) or statistics for quantization (imatrix). Hidden files
+    belong to the file system. With ``as_drafter``, the drafters, if there are any.
 
     >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "._b.gguf"])
     ['b-00001-of-00002.gguf']
@@ -162,7 +163,7 @@ def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
 
 
 def is_mtp(name: str) -> bool:
-    """Whether a file's name says that it drafts for the model beside it, as llama.cpp names such files.
+    """Whether a file is a drafter for the model beside it, by the name that llama.cpp gives such files.
 
     >>> is_mtp("mtp-gemma-4-E2B-it.gguf"), is_mtp("gemma-4-E2B-it-Q4_0.gguf")
     (True, False)
@@ -172,7 +173,7 @@ def is_mtp(name: str) -> bool:
 
 
 def is_mmproj(name: str) -> bool:
-    """Whether a file's name says that it is one of llama.cpp with a model's towers.
+    """Whether a file has a model's towers, by the name that llama.cpp gives such files.
 
     >>> is_mmproj("mmproj-F16.gguf"), is_mmproj("gemma-3-4b-it-Q4_0.gguf")
     (True, False)
@@ -182,10 +183,11 @@ def is_mmproj(name: str) -> bool:
 
 
 def mmproj_among(model: str, names: Iterable[str]) -> str | None:
-    """Which of the files ``names`` is the mmproj file of the GGUF file ``model``; of the same one in several
-    types, the one in bf16, else f16. Only files of the model's folder count.
+    """The mmproj file of the GGUF file ``model`` among the files ``names``; None if there is none. If it is
+    there in several types, the one in bf16 is chosen, or else the one in f16. Only files in the model's
+    folder count.
 
-    Raises :class:`InvalidRequestError` if there are several, and no name tells which.
+    Raises :class:`InvalidRequestError` if there are several, and their names do not show which one fits.
 
     >>> mmproj_among("gemma-3-4b-it-Q4_0.gguf", ["mmproj-gemma-3-4b-it-f16.gguf", "mmproj-medgemma-f16.gguf"])
     'mmproj-gemma-3-4b-it-f16.gguf'
@@ -206,14 +208,14 @@ def mmproj_among(model: str, names: Iterable[str]) -> str | None:
     if len(of_names) > 1:
         listed = ", ".join(one[0] for one in of_names.values())
         raise InvalidRequestError(
-            f"{show(model)}: several mmproj files lie beside it ({listed}); say which with mmproj=, or "
-            "mmproj=False for none"
+            f"{show(model)}: several mmproj files are beside it ({listed}); choose one with mmproj=, or "
+            "leave them out with mmproj=False"
         )
     return min((name for found in of_names.values() for name in found), key=_rank, default=None)
 
 
 def _model_in(file: str) -> str:
-    """What a file's name says of the model: its words, without those for types of values."""
+    """The words of a file's name that name the model, without those for types of values."""
     stem = os.path.basename(file).lower().removesuffix(".gguf")
     words = re.split(r"[-. ]+", re.sub(r"\d{5}-of-\d{5}", "", stem))
     return "-".join(word for word in words if word and not _NOT_THE_MODEL.fullmatch(word))
@@ -225,8 +227,8 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def split_names(folder: str, name: str) -> list[str]:
-    """All files of the split that the file belongs to, by its name; the file alone if it does to none. Raises
-    :class:`ModelFileError` for a number that no part has.
+    """The names of all parts of the split model that the file ``name`` is a part of; only ``name`` if it is
+    not a part. Raises :class:`ModelFileError` if the number of the part is impossible.
     """
     match = _SPLIT_NAME.fullmatch(name)
     if match is None:
@@ -234,7 +236,7 @@ def split_names(folder: str, name: str) -> list[str]:
     count = int(match[3])
     if not 1 <= int(match[2]) <= count <= MAX_SHARDS:
         raise ModelFileError(
-            f"{os.path.join(folder, name)}: is named as part {int(match[2])} of {count}; expected 1 to the "
-            f"number of parts, at most {MAX_SHARDS}"
+            f"{os.path.join(folder, name)}: is named as part {int(match[2])} of {count}; expected a part "
+            f"from 1 to the number of parts, and at most {MAX_SHARDS} parts"
         )
     return [f"{match[1]}-{number + 1:05}-of-{match[3]}.gguf" for number in range(count)]

@@ -1,4 +1,4 @@
-"""GGUF files: header, metadata and tensor directory, read as hostile input.
+"""Reads the header, the metadata and the tensor directory of GGUF files, without trusting them.
 
 Layout (little endian; GGUF specification, versions 2 and 3)::
 
@@ -8,9 +8,9 @@ Layout (little endian; GGUF specification, versions 2 and 3)::
     tensors:  name string, dimensions u32, sizes u64 (innermost first), type u32, offset u64
     padding to general.alignment (32), then the tensor data, each offset counted from here
 
-Nothing is believed before it is checked against the size of the file: every count has to be justified by the
-bytes that are left, every size is multiplied in unbounded integers, every tensor has to lie inside the file
-and apart from the others. Tensor data itself is not touched.
+Everything is checked against the size of the file first. A count must fit into the bytes that are left. Sizes
+are multiplied as unbounded integers. Every tensor must lie inside the file, and tensors must not overlap. The
+data of the tensors is not read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, TypeVar, overload
 
 from gemlet.base.arrays import NDArray, np
 from gemlet.base.records import record
+from gemlet.base.text import show
 from gemlet.errors import ModelFileError
 
 __all__ = ["GGUFFile", "GGUFTensor", "parse_gguf", "read_gguf"]
@@ -48,13 +49,11 @@ _NUMBERS = {
 _U64_AT = struct.Struct("<Q").unpack_from
 
 MAX_KEY_BYTES = 65535  # the specification's limit
-MAX_ARRAY_DEPTH = 4  # arrays of arrays; the metadata of real models has none
-MAX_NESTED = 4096  # arrays inside arrays, in all: one of 12 bytes takes 40 times that as an object
+MAX_ARRAY_DEPTH = 4  # of arrays in arrays; the metadata of real models has none
+MAX_NESTED = 4096  # arrays in arrays in all metadata: 12 bytes of file become an object 40 times as large
 MAX_DIMENSIONS = 4
-MAX_OBJECTS = (
-    1 << 24
-)  # strings and nested arrays in all metadata together; a real vocabulary has about 800,000
-MAX_HEAD_BYTES = 1 << 28  # of all before the tensors' data, where a vocabulary is the largest part
+MAX_OBJECTS = 1 << 24  # strings and nested arrays in all metadata; a real vocabulary has about 800,000
+MAX_HEAD_BYTES = 1 << 28  # bytes before the tensors' data; a vocabulary is the largest part
 MAX_ENTRIES = 1 << 17  # of the metadata, and of the tensor directory
 MAX_ALIGNMENT = 1 << 20
 _FIRST_BYTES = 1 << 16
@@ -95,7 +94,7 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
-# Of older files: q4 in other orders, for other ways to compute.
+# Types of older files: 4-bit blocks in orders for other kernels.
 REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
 REMOVED_TYPES |= {37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 
@@ -104,9 +103,13 @@ REMOVED_TYPES |= {37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 class GGUFTensor:
     """One entry of the tensor directory.
 
-    ``shape`` is in NumPy's order (outermost first: ``[out, in]`` for a matrix, the reverse of the file's
-    order), ``type`` a name such as ``"F32"``, ``"BF16"`` or ``"Q4_0"``, ``offset`` counts bytes from the
-    start of the file.
+    Attributes:
+        name: the name of the tensor.
+        shape: in NumPy's order, outermost first, which is the reverse of the file's order: ``[out, in]`` for
+            a matrix.
+        type: a name such as ``"F32"``, ``"BF16"`` or ``"Q4_0"``.
+        offset: in bytes, from the start of the file.
+        nbytes: the size of the data in bytes.
     """
 
     name: str
@@ -118,9 +121,10 @@ class GGUFTensor:
 
 @record(frozen=True)
 class GGUFFile:
-    """What a GGUF file says about itself: metadata by key, tensors by name.
+    """The head of a GGUF file: its metadata by key, and its tensors by name.
 
-    Numbers are ``int``, ``float`` or ``bool``, arrays of numbers NumPy arrays, arrays of strings lists.
+    In the metadata, numbers are ``int``, ``float`` or ``bool``. Arrays of numbers are NumPy arrays, and
+    arrays of strings are lists.
     """
 
     path: str
@@ -136,33 +140,36 @@ class GGUFFile:
     def get(self, key: str, kind: type[T], default: T | None) -> T | None: ...
     def get(self, key: str, kind: type[T], default: Any = ...) -> T | None:
         """The metadata value of ``key``, which has to be a ``kind`` (``int``, ``float``, ``bool``, ``str``,
-        ``list`` or ``numpy.ndarray``); ``default`` where there is none.
+        ``list`` or ``numpy.ndarray``); ``default`` if the file does not have the key.
 
         Raises:
             ModelFileError: the key is missing and there is no default, or its value is of another kind.
         """
         if key not in self.metadata:
             if default is ...:
-                raise ModelFileError(f"{self.path}: the metadata key {key} is missing")
+                raise ModelFileError(
+                    f"{self.path}: the metadata key {key} is missing; expected {kind.__name__}"
+                )
             return default  # type: ignore[no-any-return]
         value = self.metadata[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             got = type(value).__name__
-            raise ModelFileError(f"{self.path}: {key} has to be {kind.__name__}, got {got}")
+            raise ModelFileError(f"{self.path}: {key} has to be {kind.__name__}, got {got} {show(value)}")
         return value
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Reads header, metadata and tensor directory of a GGUF file (versions 2 and 3, little endian).
+    """Reads the header, the metadata and the tensor directory of a GGUF file (versions 2 and 3, little
+    endian).
 
     Raises:
-        ModelFileError: the file is missing, cut short, of another kind or version, or says something untrue:
-            counts or sizes beyond its end, keys or names twice, invalid UTF-8, unknown types, tensors that
-            overlap.
+        ModelFileError: the file is missing, cut short, or of another kind or version; or it is damaged:
+            counts or sizes go beyond its end, a key or a name is there twice, UTF-8 is invalid, a type is
+            unknown, or tensors overlap.
     """
     name = os.fspath(path)
     try:
-        # O_NONBLOCK: opening a FIFO must not hang; it has no effect on a regular file.
+        # O_NONBLOCK keeps open() from hanging on a FIFO, and has no effect on a regular file.
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
@@ -174,13 +181,13 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def parse_gguf(name: str, descriptor: int, *, size: int | None = None) -> GGUFFile:
-    """:func:`read_gguf` of an open file, which ``name`` names in errors; or of the beginning of one that has
-    ``size`` bytes, as much of it as all that comes before the tensors' data."""
+    """:func:`read_gguf` for an open file. Errors call it ``name``. With ``size``, the open file is only the
+    beginning of a file of this many bytes, up to the tensors' data or further."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise ModelFileError(f"{name}: not a regular file")
+        raise ModelFileError(f"{name}: is not a regular file")
     if status.st_size < 24:
-        raise ModelFileError(f"{name}: {status.st_size} bytes are too few for a GGUF header (24)")
+        raise ModelFileError(f"{name}: has {status.st_size} bytes; expected at least 24 in a GGUF file")
     try:
         return _Reader(name, descriptor, status.st_size, size or status.st_size).read()
     except OSError as error:
@@ -188,14 +195,14 @@ def parse_gguf(name: str, descriptor: int, *, size: int | None = None) -> GGUFFi
 
 
 class _Reader:
-    """A cursor over the beginning of the file. Every read is checked against its end first. It is read with
-    ``pread`` and not mapped, so that a file that is cut short meanwhile is an error, and not the end of the
-    process."""
+    """A cursor over the beginning of the file. Every read is checked against the end of the file first. The
+    file is read with ``pread`` and not mapped: if it is cut short while it is read, that is an error and does
+    not end the process."""
 
     def __init__(self, path: str, descriptor: int, size: int, file_size: int) -> None:
         self.path = path
         self.descriptor = descriptor
-        self.data = bytearray()  # what has been read of it
+        self.data = bytearray()  # the bytes that have been read
         self.size = size
         self.file_size = file_size
         self.at = 0
@@ -206,12 +213,12 @@ class _Reader:
         return ModelFileError(f"{self.path}: {message}")
 
     def need(self, size: int, what: str) -> int:
-        """Moves past the next ``size`` bytes and says where they start."""
+        """Moves past the next ``size`` bytes, and returns where they start."""
         start = self.at
         left = self.size - start
         if size > left:
-            raise self.fail(f"{what} at byte {start} needs {size} bytes, the file has {left} left")
-        if start + size > MAX_HEAD_BYTES:  # a hole in a file has any size, and memory for it has to be had
+            raise self.fail(f"{what} at byte {start} needs {size} bytes, but the file has only {left} left")
+        if start + size > MAX_HEAD_BYTES:  # a sparse file may have any size, but memory may not
             raise self.fail(
                 f"{what} at byte {start} needs {size} bytes; expected at most {MAX_HEAD_BYTES} before the "
                 "tensors' data"
@@ -222,12 +229,12 @@ class _Reader:
         return start
 
     def fetch(self, end: int) -> None:
-        """Reads on, to ``end`` and as far again as it has come."""
+        """Reads on to ``end``, and at least twice as far as it has read."""
         end = min(self.size, max(end, min(2 * len(self.data), MAX_HEAD_BYTES), _FIRST_BYTES))
         while len(self.data) < end:
             more = os.pread(self.descriptor, min(end - len(self.data), _READ_BYTES), len(self.data))
             if not more:
-                raise self.fail("was cut short while gemlet was reading it")
+                raise self.fail("was cut short while gemlet was reading it; load the whole file again")
             self.data += more
 
     def number(self, code: str, what: str) -> Any:
@@ -237,7 +244,7 @@ class _Reader:
     def string(self, what: str, limit: int | None = None) -> str:
         size = self.number("Q", f"the length of {what}")
         if limit is not None and size > limit:
-            raise self.fail(f"{what} is {size} bytes long, at most {limit} are allowed")
+            raise self.fail(f"{what} is {size} bytes long; expected at most {limit}")
         start = self.need(size, what)
         return self.text(start, start + size, what)
 
@@ -251,7 +258,7 @@ class _Reader:
         self.need(4, "GGUF")
         magic = bytes(self.data[:4])
         if magic != b"GGUF":
-            raise self.fail(f"not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
+            raise self.fail(f"is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
         version = self.number("I", "the version")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -259,12 +266,13 @@ class _Reader:
             raise self.fail(f"GGUF version {version}{kind} is not supported; expected 2 or 3, little endian")
         tensor_count = self.number("Q", "the number of tensors")
         metadata_count = self.number("Q", "the number of metadata entries")
-        # The shortest entries: an empty key, a type and one byte; a name, its sizes, a type and an offset.
+        # The shortest entry of the metadata has an empty key, a type and one byte. The shortest entry of the
+        # directory has an empty name, one size, a type and an offset.
         self.justify(metadata_count, 8 + 4 + 1, "metadata entries")
         self.justify(tensor_count, 8 + 4 + 8 + 4 + 8, "tensors")
         for count, what in ((metadata_count, "metadata entries"), (tensor_count, "tensors")):
             if count > MAX_ENTRIES:
-                raise self.fail(f"{count} {what} announced; expected at most {MAX_ENTRIES}")
+                raise self.fail(f"the header announces {count} {what}; expected at most {MAX_ENTRIES}")
         metadata: dict[str, MetadataValue] = {}
         for index in range(metadata_count):
             key = self.string(f"metadata key {index}", MAX_KEY_BYTES)
@@ -289,7 +297,10 @@ class _Reader:
     def justify(self, count: int, each: int, what: str) -> None:
         left = self.size - self.at
         if count > left // each:
-            raise self.fail(f"{count} {what} announced; the {left} bytes left hold at most {left // each}")
+            raise self.fail(
+                f"the file announces {count} {what}, but the {left} bytes left have room for at most "
+                f"{left // each}"
+            )
 
     def value(self, kind: int, key: str, depth: int) -> MetadataValue:
         if kind == _STRING:
@@ -297,7 +308,7 @@ class _Reader:
         if kind == _ARRAY:
             return self.array(key, depth + 1)
         if kind not in _NUMBERS:
-            raise self.fail(f"{key} has the unknown value type {kind}")
+            raise self.fail(f"{key} has the unknown value type {kind}; expected 0 to {_F64}")
         value: int | float = self.number(_NUMBERS[kind][0], key)
         if kind == _BOOL:
             if value not in (0, 1):
@@ -307,10 +318,12 @@ class _Reader:
 
     def array(self, key: str, depth: int) -> MetadataValue:
         if depth > MAX_ARRAY_DEPTH:
-            raise self.fail(f"{key} nests arrays more than {MAX_ARRAY_DEPTH} deep")
+            raise self.fail(f"{key} has arrays nested {depth} deep; expected at most {MAX_ARRAY_DEPTH}")
         self.nested += depth > 1
         if self.nested > MAX_NESTED:
-            raise self.fail(f"{key}: more than {MAX_NESTED} arrays inside arrays in the metadata")
+            raise self.fail(
+                f"{key}: the metadata has more than {MAX_NESTED} arrays in arrays, which is the most"
+            )
         kind = self.number("I", f"the element type of {key}")
         count = self.number("Q", f"the length of {key}")
         if kind in _NUMBERS:
@@ -324,11 +337,14 @@ class _Reader:
                 return values.astype(np.bool_)
             return values
         if kind not in (_STRING, _ARRAY):
-            raise self.fail(f"{key} has the unknown element type {kind}")
+            raise self.fail(f"{key} has the unknown element type {kind}; expected 0 to {_F64}")
         self.justify(count, 8 if kind == _STRING else 12, f"elements of {key}")
         self.objects += count
         if self.objects > MAX_OBJECTS:
-            raise self.fail(f"{key}: more than {MAX_OBJECTS} strings and arrays in the metadata")
+            raise self.fail(
+                f"{key}: the metadata has {self.objects} or more strings and arrays; expected at most "
+                f"{MAX_OBJECTS}"
+            )
         return (
             self.strings(count, key)
             if kind == _STRING
@@ -336,7 +352,8 @@ class _Reader:
         )
 
     def strings(self, count: int, key: str) -> list[str]:
-        """``count`` strings; :meth:`string` unrolled, since a vocabulary with merges has 780,000 of them."""
+        """``count`` strings. This is :meth:`string` in a loop without calls, because a vocabulary with merges
+        has 780,000 strings."""
         data, at, end = self.data, self.at, len(self.data)
         values: list[str] = []
         start = at
@@ -360,7 +377,7 @@ class _Reader:
         return values
 
     def tensor(self, index: int) -> GGUFTensor:
-        """One directory entry; its offset still counts from the start of the data."""
+        """One entry of the directory. Its offset is still counted from the start of the data."""
         name = self.string(f"the name of tensor {index}", MAX_KEY_BYTES)
         dimensions = self.number("I", f"the number of dimensions of {name}")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -370,34 +387,38 @@ class _Reader:
         offset = self.number("Q", f"the offset of {name}")
         if kind not in TENSOR_TYPES:
             removed = REMOVED_TYPES.get(kind)
+            what = (
+                f"the unknown type {kind}" if removed is None else f"the type {removed}, which GGUF dropped"
+            )
             raise self.fail(
-                f"tensor {name} has the unknown type {kind}"
-                if removed is None
-                else f"tensor {name} is {removed}, which GGUF no longer has; take another file of the same "
-                "model, such as Q4_0 or Q4_K_M"
+                f"tensor {name} has {what}; take another file of the same model, such as Q4_0 or Q4_K_M"
             )
         type_name, block, block_bytes = TENSOR_TYPES[kind]
         if min(sizes) < 1:
-            raise self.fail(f"tensor {name} has a size of zero: {sizes}")
+            raise self.fail(f"tensor {name} has the sizes {sizes}; expected all above 0")
         if sizes[0] % block:
             raise self.fail(
-                f"tensor {name} of type {type_name}: rows of {sizes[0]} are no multiple of {block}"
+                f"tensor {name} of type {type_name} has rows of {sizes[0]}; expected a multiple of {block}"
             )
         return GGUFTensor(name, tuple(reversed(sizes)), type_name, offset, prod(sizes) // block * block_bytes)
 
     def place(self, entries: list[GGUFTensor], data_offset: int, alignment: int) -> dict[str, GGUFTensor]:
-        """The entries with offsets from the start of the file, checked to lie inside it and apart."""
+        """The entries with offsets from the start of the file. They are checked to lie inside the file
+        without overlap."""
         tensors: dict[str, GGUFTensor] = {}
         for entry in entries:
             if entry.name in tensors:
                 raise self.fail(f"the tensor {entry.name} appears twice")
             if entry.offset % alignment:
-                raise self.fail(f"tensor {entry.name}: offset {entry.offset} is no multiple of {alignment}")
+                raise self.fail(
+                    f"tensor {entry.name} has the offset {entry.offset}; expected a multiple of {alignment}"
+                )
             start = data_offset + entry.offset
             if start + entry.nbytes > self.file_size:
                 what = f"tensor {entry.name} ({entry.type} {list(entry.shape)})"
                 raise self.fail(
-                    f"{what} ends at byte {start + entry.nbytes}, the file at byte {self.file_size}"
+                    f"{what} ends at byte {start + entry.nbytes}, but the file ends at byte "
+                    f"{self.file_size}; fetch the whole file again"
                 )
             tensors[entry.name] = GGUFTensor(entry.name, entry.shape, entry.type, start, entry.nbytes)
         by_offset = sorted(tensors.values(), key=lambda tensor: tensor.offset)

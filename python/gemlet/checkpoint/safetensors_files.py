@@ -1,16 +1,18 @@
-"""The safetensors files of a Hugging Face folder, single or sharded, read without trusting them.
+"""Reads the safetensors files of a Hugging Face folder, single or sharded, without trusting them.
 
-A safetensors file is: the header's length N (8 bytes, little-endian), N bytes of JSON ``{name: {"dtype",
-"shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}``, then the data, which the tensors must
-cover exactly: no overlap, no hole, nothing after the last one (the specification's rule; it leaves no room
-to hide a second file in). A sharded folder adds ``model.safetensors.index.json`` with ``{"weight_map":
-{name: file}}``. The index decides: a tensor counts in the file that the index names, and a tensor that the
-index does not list does not count. Where the named file does not hold it and one other does, that one counts.
-All of this happens in folders that were saved twice.
+A safetensors file has the length N of its header (8 bytes, little-endian), the header, and the data. The
+header is N bytes of JSON: ``{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str:
+str}}``. The tensors must cover the data exactly: they do not overlap, there is no hole between them, and
+nothing follows the last one. This rule of the specification leaves no room to hide a second file.
 
-Symbolic links are followed: the Hugging Face cache is made of them (``snapshots/REV/model.safetensors``
-leads to ``../../blobs/SHA``), and only someone who can write to the folder can plant one. What the
-*content* of an index may name is narrower: a plain file name in the same folder, no path.
+A sharded folder also has ``model.safetensors.index.json`` with ``{"weight_map": {name: file}}``. The index
+decides: a tensor is read from the file that the index names, and a tensor that the index does not list is
+ignored. If the named file does not have the tensor and exactly one other file does, that file is used.
+Folders that were saved twice need these rules.
+
+Symbolic links are followed: the Hugging Face cache consists of them (``snapshots/REV/model.safetensors``
+leads to ``../../blobs/SHA``), and only someone who can write to the folder can make one. The *content* of an
+index may name only a plain file name in the same folder, not a path.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MAX_TENSORS = 1 << 16
 
 MAX_RANK = 8
 
-# dtype -> bits per element. gemlet reads three of them; the others may stand in tensors it does not use.
+# dtype -> bits per element. gemlet reads three of them; tensors that it does not use may have the others.
 _DTYPE_BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -59,18 +61,20 @@ _DTYPE_BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
 }
-# dtype -> (name the core uses, NumPy type of the array; bf16 and f16 travel as their bits)
+# dtype -> (its name in the core, NumPy type of the array; bf16 and f16 are read as bits)
 _READABLE = {"F32": ("f32", "<f4"), "BF16": ("bf16", "<u2"), "F16": ("f16", "<u2")}
-# Integers with scales of their own, which no header names: gemlet.checkpoint.scaled_tensors makes them.
+# Integers with scales. No header has these types: gemlet.checkpoint.scaled_tensors makes them.
 _READABLE |= {name: (f"i{name[3:].lower()}", "u1") for name in ("INT8", "INT4", "INT2", "INT4X32")}
 
 
 class Checkpoint(TensorFiles):
-    """The tensors of a Hugging Face folder. A context manager; ``close()`` closes the files.
+    """The tensors of a Hugging Face folder. It is a context manager; ``close()`` closes the files.
 
-    Opening checks every header in full and reads no weights. ``file`` is looked for first, then the index of
-    a sharded model. Raises :class:`ModelFileError` for a missing, truncated or lying file,
-    :class:`TensorError` for a tensor whose description is impossible.
+    Opening checks every header in full and reads no weights. It looks for ``file`` first, then for the index
+    of a sharded model.
+
+    Raises :class:`ModelFileError` if a file is missing, truncated or contradicts itself, and
+    :class:`TensorError` if a tensor's description is impossible.
 
     >>> from pathlib import Path
     >>> import gemlet
@@ -83,12 +87,12 @@ class Checkpoint(TensorFiles):
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(OpenFiles(os.fspath(folder)))
-        self.metadata: dict[str, str] = {}  # of all files
-        self.absent: dict[str, str] = {}  # tensor that no file holds -> the one that the index names
+        self.metadata: dict[str, str] = {}  # the metadata of all files
+        self.absent: dict[str, str] = {}  # tensor that no file has -> the file that the index names
         tensors: dict[str, TensorInfo] = {}
         try:
             weight_map = self._weight_map(file)
-            elsewhere: dict[str, list[TensorInfo]] = {}  # where the index does not look for them
+            elsewhere: dict[str, list[TensorInfo]] = {}  # tensors in other files than the index names
             for part in sorted(set(weight_map.values())) if weight_map is not None else [file]:
                 for info in self._open(part):
                     if weight_map is None or weight_map.get(info.name) == part:
@@ -108,27 +112,29 @@ class Checkpoint(TensorFiles):
         self.tensors = MappingProxyType(tensors)
 
     def add_folder(self, name: str) -> None:
-        """Opens the ``model.safetensors`` in the folder ``name`` of this one as well, whose tensors are then
-        called "name/tensor". Raises as opening does."""
+        """Also opens the ``model.safetensors`` in the subfolder ``name``. Its tensors get the names
+        "name/tensor". Raises the same errors as opening the folder."""
         tensors = dict(self.tensors)
         for info in self._open(f"{name}/{SINGLE_FILE}"):
             self._place(replace(info, name=f"{name}/{info.name}"), tensors)
         self.tensors = MappingProxyType(tensors)
 
     def _weight_map(self, file: str) -> dict[str, str] | None:
-        """tensor -> shard of the index file; None where the folder holds the single ``file``."""
+        """tensor -> shard, from the index file; None if the folder has the single ``file``."""
         if os.path.lexists(self.path(file)):
             return None
         path = self.path(INDEX_FILE)
         if not os.path.lexists(path):
             raise ModelFileError(
-                f"{self.folder}: holds no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
-                "with its shards (PyTorch .bin files must be saved again as safetensors)"
+                f"{self.folder}: has no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
+                "with its shards. Save PyTorch .bin files again as safetensors"
             )
         raw = read_json_object(path, error=ModelFileError)
         weight_map = raw.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelFileError(f"{path}: weight_map is {show(weight_map)}; expected tensor -> file")
+            raise ModelFileError(
+                f"{path}: weight_map is {show(weight_map)}; expected an object that maps tensors to files"
+            )
         for name, part in weight_map.items():
             if not _is_plain_name(part):
                 raise ModelFileError(
@@ -136,14 +142,18 @@ class Checkpoint(TensorFiles):
                     "of a .safetensors file in the same folder"
                 )
         if len(set(weight_map.values())) > MAX_SHARDS:
-            raise ModelFileError(f"{path}: names more than {MAX_SHARDS} files; expected fewer shards")
+            raise ModelFileError(
+                f"{path}: names {len(set(weight_map.values()))} files; expected at most {MAX_SHARDS}"
+            )
         return weight_map
 
     def _open(self, file: str) -> list[TensorInfo]:
         path = self.path(file)
         size = self.files.open(file)
         if size < 8:
-            raise ModelFileError(f"{path}: has {size} bytes; a safetensors file has at least 8")
+            raise ModelFileError(
+                f"{path}: has {size} bytes; expected at least 8 in a safetensors file. Fetch it again"
+            )
         start = self.files.read(file, 0, 8)
         if start == b"version ":
             raise ModelFileError(
@@ -152,8 +162,8 @@ class Checkpoint(TensorFiles):
         length = int.from_bytes(start, "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ModelFileError(
-                f"{path}: says its header has {length} bytes; the file has {size} bytes in all "
-                f"and a header at most {MAX_HEADER_BYTES}. It is cut short or not a safetensors file"
+                f"{path}: says that its header has {length} bytes; expected at most {MAX_HEADER_BYTES}, and "
+                f"the whole file has {size} bytes. It is cut short or not a safetensors file"
             )
         text = self.files.read(file, 8, length)
         if text[:1] != b"{":
@@ -178,7 +188,7 @@ def _is_plain_name(file: object) -> bool:
         and file.endswith(".safetensors")
         and not file.startswith(".")
         and len(file) <= 255
-        and file.isprintable()  # no null byte and no lone surrogate, which open() rejects in its own way
+        and file.isprintable()  # without null bytes and lone surrogates, for which open() raises other errors
         and not any(separator in file for separator in "/\\:")
     )
 
@@ -186,7 +196,7 @@ def _is_plain_name(file: object) -> bool:
 def _parse_header(
     header: Mapping[str, Any], *, path: str, file: str, data_begin: int, data_end: int
 ) -> list[TensorInfo]:
-    """The tensors of a header, checked one by one and then together: they must cover the data exactly."""
+    """The tensors of a header. Each is checked, and then all together: they must cover the data exactly."""
     infos = []
     if len(header) > MAX_TENSORS:
         raise ModelFileError(f"{path}: lists {len(header)} tensors; expected at most {MAX_TENSORS}")
@@ -213,7 +223,8 @@ def _parse_header(
 
 
 class _Label(NamedTuple):
-    """How an error begins, made only for one: a large model has thousands of tensors."""
+    """The beginning of an error. The text is made only if there is an error, because a large model has
+    thousands of tensors."""
 
     path: str
     name: str
@@ -239,15 +250,15 @@ def _parse_entry(
     if not begin <= end <= data_end - data_begin:
         raise ModelFileError(
             f"{label} has data_offsets [{begin}, {end}]; expected begin <= end <= {data_end - data_begin}, "
-            "the bytes that follow the header. The file is cut short or its header is wrong"
+            "which is the number of bytes after the header. The file is cut short, or its header is wrong"
         )
     bits = _DTYPE_BITS[dtype]
-    for size in shape:  # Python integers: nothing overflows
+    for size in shape:  # Python integers do not overflow
         bits *= size
     if bits != 8 * (end - begin):
         raise TensorError(
-            f"{label} of dtype {dtype} and shape {shape} needs {(bits + 7) // 8} bytes; "
-            f"its data_offsets give it {end - begin}"
+            f"{label} of dtype {dtype} and shape {shape} needs {(bits + 7) // 8} bytes, but its data_offsets "
+            f"give it {end - begin}"
         )
     return TensorInfo(name, file, dtype, tuple(shape), data_begin + begin, end - begin)
 

@@ -1,11 +1,11 @@
-"""Tensors in files, read with ``pread``: what safetensors and GGUF have in common.
+"""Reads tensors from files: the common part of safetensors and GGUF.
 
-Tensors are read with ``pread`` into memory of their own, one at a time, and not through ``mmap``: a file
-that another process truncates, or a disk that fails, is then an error that names the tensor, where a
-mapping would end the process with SIGBUS. The price is a copy of one tensor while it is packed; nothing
-stays resident. A file that changes while it is open (its size, its time of modification, or its status for
-no other reason than its content) is refused too. Whether the values are finite is checked where they are
-packed.
+Tensors are copied into memory with ``pread``, one at a time, and not mapped with ``mmap``. If another process
+truncates the file, or the disk fails, ``pread`` gives an error that names the tensor; a mapping would end the
+process with SIGBUS. The price is a copy of one tensor while it is packed; nothing stays resident. A file that
+changes while it is open is also an error. It has changed if its size or its time of modification differs, or
+if the time of its status differs and only a change of content explains it. Packing checks that the values are
+finite.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["OpenFiles", "Scales", "TensorFiles", "TensorInfo", "numbers"]
 
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
-_SCAN_BYTES = 1 << 20  # stays in the cache of a core
-_GROUP = 32  # columns with a scale in "i4x32"
+_SCAN_BYTES = 1 << 20  # as much as stays in the cache of a CPU core
+_GROUP = 32  # columns that share a scale in "i4x32"
 _READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
 
 
 @record(frozen=True)
 class TensorInfo:
-    """Where a tensor is: ``begin`` and ``nbytes`` are in bytes, from the start of ``file``."""
+    """The place of a tensor: ``nbytes`` bytes of ``file``, ``begin`` bytes from its start."""
 
     name: str
     file: str
@@ -52,25 +52,27 @@ class TensorInfo:
 
 @record(frozen=True)
 class Scales:
-    """The scales of a tensor of integers: ``info`` [rows, scales of a row], each for as many columns."""
+    """The scales of a tensor of integers: ``info`` [rows, scales of a row]. Each is for ``columns``
+    columns."""
 
     info: TensorInfo
     columns: int
 
 
 class OpenFiles:
-    """Files of one folder that stay open and are read with ``pread``, by their names in the folder."""
+    """Files of one folder that stay open and are read with ``pread``. Methods take their names in the
+    folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._files: dict[str, tuple[FileIO, os.stat_result]] = {}  # and what they were when they were opened
+        self._files: dict[str, tuple[FileIO, os.stat_result]] = {}  # with their status when they were opened
 
     def path(self, file: str) -> str:
         """The path of ``file``."""
         return os.path.join(self.folder, file)
 
     def open(self, file: str) -> int:
-        """Opens ``file`` and returns its size. Raises :class:`ModelFileError` when that cannot be done."""
+        """Opens ``file`` and returns its size. Raises :class:`ModelFileError` if it cannot be opened."""
         path = self.path(file)
         try:
             handle = open(path, "rb", buffering=0, opener=no_waiting)  # noqa: SIM115  (closed by close())
@@ -80,11 +82,11 @@ class OpenFiles:
         status = os.fstat(handle.fileno())
         self._files[file] = (handle, status)
         if not stat.S_ISREG(status.st_mode):
-            raise ModelFileError(f"{path}: not a regular file")
+            raise ModelFileError(f"{path}: is not a regular file")
         return status.st_size
 
     def share(self, other: OpenFiles, file: str) -> str:
-        """The name that ``file`` of ``other`` has here from now on."""
+        """Adds ``file`` of ``other`` to these files, and returns its name among them."""
         path = os.path.abspath(other.path(file))
         _, status = other._files[file]
         self._files[path] = (open(os.dup(other.descriptor(file)), "rb", buffering=0), status)  # noqa: SIM115
@@ -93,16 +95,18 @@ class OpenFiles:
     def descriptor(self, file: str) -> int:
         """The descriptor of ``file``, as long as the files are open."""
         if file not in self._files:
-            raise ModelClosedError(f"{self.path(file)}: used after the checkpoint was closed")
+            raise ModelClosedError(
+                f"{self.path(file)}: was used after the checkpoint was closed; open the checkpoint again"
+            )
         return self._files[file][0].fileno()
 
     def read(self, file: str, begin: int, length: int) -> bytes:
-        """``length`` bytes of ``file`` from ``begin`` on. Raises as :meth:`fill` does."""
+        """``length`` bytes of ``file``, beginning at ``begin``. Raises as :meth:`fill` does."""
         try:
             data = os.pread(self.descriptor(file), length, begin) if length <= _READ_BYTES else b""
         except OSError:
             data = b""
-        if len(data) < length:  # in parts, or an error
+        if len(data) < length:  # read the file in parts, or find the error
             buffer = bytearray(length)
             self.fill(file, begin, memoryview(buffer), "it")
             return bytes(buffer)
@@ -110,13 +114,16 @@ class OpenFiles:
         return data
 
     def fill(self, file: str, begin: int, buffer: memoryview, what: str) -> None:
-        """Reads ``file`` from ``begin`` on until ``buffer`` is full; ``what`` names it in errors.
+        """Reads ``file``, beginning at ``begin``, until ``buffer`` is full. Errors call the bytes ``what``.
 
-        Raises :class:`ModelFileError` when the file cannot be read, ends too early or has changed.
+        Raises :class:`ModelFileError` if the file cannot be read, ends too early or has changed, and
+        :class:`ModelClosedError` if the files are closed.
         """
         path = self.path(file)
         if file not in self._files:
-            raise ModelClosedError(f"{path}: read after the checkpoint was closed")
+            raise ModelClosedError(
+                f"{path}: was read after the checkpoint was closed; open the checkpoint again"
+            )
         handle, _ = self._files[file]
         done = 0
         while done < len(buffer):
@@ -125,7 +132,9 @@ class OpenFiles:
             except OSError as problem:
                 raise ModelFileError(f"{path}: reading {what} failed: {problem.strerror}") from None
             if count == 0:
-                raise ModelFileError(f"{path}: was cut short while gemlet was reading {what}")
+                raise ModelFileError(
+                    f"{path}: was cut short while gemlet was reading {what}; load the whole file again"
+                )
             done += count
         self.check_unchanged(file, what)
 
@@ -146,8 +155,8 @@ class OpenFiles:
 
 
 def _explains_status(before: os.stat_result, now: os.stat_result, path: str) -> bool:
-    """Whether links, owner, mode or name have changed, which change the time of a file's status alone. The
-    core says the same in csrc/base/open_file.cpp."""
+    """Whether the links, the owner, the mode or the name of a file have changed. This explains a new time of
+    status without a new content. The core has the same rule in csrc/base/open_file.cpp."""
     for one in ("st_nlink", "st_mode", "st_uid", "st_gid"):
         if getattr(before, one) != getattr(now, one):
             return True
@@ -158,18 +167,18 @@ def _explains_status(before: os.stat_result, now: os.stat_result, path: str) -> 
 
 
 class TensorFiles:
-    """Tensors in one or several files of a folder, read with ``pread``. A context manager; ``close()`` closes
-    the files. What a file of some kind says about its tensors is the subclasses' part.
+    """Tensors in one or several files of a folder, read with ``pread``. It is a context manager; ``close()``
+    closes the files. Subclasses find the tensors in their kind of files.
     """
 
-    # type -> (the core's name of it, NumPy type of the array; what NumPy does not have travels as bits)
+    # type -> (its name in the core, NumPy type of the array; types that NumPy lacks are read as bits)
     _readable: Mapping[str, tuple[str, str]] = {}
     _expected = ""
 
     def __init__(self, files: OpenFiles) -> None:
         self.files = files
         self.tensors: Mapping[str, TensorInfo] = {}
-        self.scales: Mapping[str, Scales] = {}  # of tensors of integers (gemlet.checkpoint.scaled_tensors)
+        self.scales: Mapping[str, Scales] = {}  # for tensors of integers (gemlet.checkpoint.scaled_tensors)
 
     @property
     def folder(self) -> str:
@@ -177,17 +186,17 @@ class TensorFiles:
         return self.files.folder
 
     def path(self, file: str) -> str:
-        """Where ``file``, as a TensorInfo names it, lies."""
+        """The path of ``file``, which a TensorInfo names."""
         return self.files.path(file)
 
     def dtype(self, name: str) -> str:
-        """The type of tensor ``name`` as the core calls it: "f32", "bf16", "f16"; in GGUF also "q4_0", ...
+        """The core's name for the type of tensor ``name``: "f32", "bf16", "f16"; in GGUF also "q4_0", ...
 
-        Raises :class:`TensorError` for a tensor that is not there or has another type.
+        Raises :class:`TensorError` if the tensor is missing or has a type that gemlet does not read.
         """
         info = self.tensors.get(name)
         if info is None:
-            raise TensorError(f"{self.folder}: has no tensor {show(name)}")
+            raise TensorError(f"{self.folder}: has no tensor {show(name)}, which the model needs")
         if info.dtype not in self._readable:
             raise TensorError(
                 f"{self.path(info.file)}: tensor {show(name)} is {info.dtype}; expected {self._expected}"
@@ -196,11 +205,14 @@ class TensorFiles:
 
     def read(self, name: str) -> tuple[NDArray[Any], str]:
         """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16),
-        or a block type of GGUF (uint8: the last axis counts the bytes of a row).
+        or a block type of GGUF (uint8, and the last axis has the bytes of a row).
 
-        Integers with scales of their own come as the weights that they stand for, in float32.
-        The array, of the tensor's shape, is the caller's own. Raises :class:`TensorError` for a tensor that
-        is not there or has another type, :class:`ModelFileError` when the file cannot be read.
+        Integers with scales are returned as the weights that they stand for, in float32. The array has the
+        tensor's shape, and is a new one.
+
+        Raises :class:`TensorError` if the tensor is missing or has a type that gemlet does not read,
+        :class:`MemoryLimitError` if it does not fit into memory, and :class:`ModelFileError` if the file
+        cannot be read.
         """
 
         tag = self.dtype(name)
@@ -210,12 +222,14 @@ class TensorFiles:
                 self._array_shape(info, info.shape, info.nbytes), dtype=self._readable[info.dtype][1]
             )
         except MemoryError:
-            raise MemoryLimitError(f"no memory for the {info.nbytes} bytes of tensor {show(name)}") from None
+            raise MemoryLimitError(
+                f"{self.path(info.file)}: no memory for the {info.nbytes} bytes of tensor {show(name)}"
+            ) from None
         self.files.fill(info.file, info.begin, array.reshape(-1).view(np.uint8).data, show(name))
         return self._as_weights(name, array, tag, 0)
 
     def read_some(self, name: str, first: int, count: int) -> tuple[NDArray[Any], str]:
-        """The values of :meth:`read` in ``count`` rows of a matrix from row ``first`` on."""
+        """The values of :meth:`read` for ``count`` rows of a matrix, beginning with row ``first``."""
 
         tag = self.dtype(name)
         info = self.tensors[name]
@@ -227,8 +241,9 @@ class TensorFiles:
         return self._as_weights(name, array, tag, first)
 
     def read_scales(self, name: str, first: int, count: int) -> NDArray[np.float32]:
-        """The scales of ``count`` rows of a tensor of integers from ``first`` on, [rows, scales of a row]. Of
-        "i4x32" one for 32 columns, also where the file has one for more."""
+        """The scales of ``count`` rows of a tensor of integers, beginning with row ``first``: [rows, scales
+        of a row]. For "i4x32" there is one for every 32 columns, even if the file has one for more
+        columns."""
 
         info = self.scales[name].info
         tag, kind = self._readable[info.dtype]
@@ -241,7 +256,8 @@ class TensorFiles:
         return np.repeat(found, groups, axis=1) if groups > 1 else found
 
     def _as_weights(self, name: str, array: NDArray[Any], tag: str, first: int) -> tuple[NDArray[Any], str]:
-        """Rows as they are stored from row ``first`` on; of integers the weights that they stand for."""
+        """Turns stored rows, beginning with row ``first``, into values. Integers become the weights that they
+        stand for."""
 
         if name not in self.scales:
             return array, tag
@@ -256,7 +272,7 @@ class TensorFiles:
         return q * np.repeat(scales, q.shape[1] // scales.shape[1], axis=1), "f32"
 
     def replace_tensor(self, name: str, other: TensorFiles, tensor: str) -> None:
-        """From now on the tensor ``name`` is ``tensor`` of ``other``."""
+        """Replaces the tensor ``name`` by ``tensor`` of ``other``."""
         info, tag = other.tensors[tensor], other.dtype(tensor)
         dtype = next(own for own, (known, _) in self._readable.items() if known == tag)
         file = self.files.share(other.files, info.file)
@@ -266,15 +282,15 @@ class TensorFiles:
         self.scales = {own: scales for own, scales in self.scales.items() if own != name}
 
     def add_alias(self, name: str, of: str) -> None:
-        """Makes the tensor ``of`` there a second time, as ``name``."""
+        """Gives the tensor ``of`` a second name, ``name``."""
         self.tensors = MappingProxyType({**self.tensors, name: replace(self.tensors[of], name=name)})
 
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The values of :meth:`read` in blocks of rows of about ``block_bytes``, each a multiple of 16 rows
-        but the last and an array of its own. With ``entry``, those of the matrix at this place of a stack of
-        matrices.
+        """The values of :meth:`read` in blocks of rows. A block is a new array of about ``block_bytes``. All
+        blocks but the last have a multiple of 16 rows. If the tensor is a stack of matrices, ``entry``
+        chooses the matrix with this index.
         """
 
         tag = self.dtype(name)
@@ -290,7 +306,7 @@ class TensorFiles:
             yield self._as_weights(name, part, tag, self._row_at(info, begin))
 
     def stored_rows(self, name: str, block_bytes: int) -> Iterator[NDArray[np.uint8]]:
-        """The integers of a tensor that has scales of its own, as they are stored, in blocks of rows."""
+        """The stored integers of a tensor with scales, in blocks of rows."""
 
         info = self.tensors[name]
         for begin, _, nbytes in self._row_blocks(info, block_bytes, None):
@@ -305,15 +321,15 @@ class TensorFiles:
     def file_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[_core.FileRows, int, int]]:
-        """The blocks of :meth:`read_rows` as places in the file, for the core to read, with their rows and
-        bytes. :meth:`OpenFiles.check_unchanged` is for after reading."""
+        """The blocks of :meth:`read_rows` as places in the file, which the core reads, with their rows and
+        bytes. The caller calls :meth:`OpenFiles.check_unchanged` after the core has read them."""
         from gemlet import _core
 
         tag = self.dtype(name)
         info = self.tensors[name]
         descriptor = self.files.descriptor(info.file)
         for begin, shape, nbytes in self._row_blocks(info, block_bytes, entry):
-            # So that the disk is not idle while this block is packed.
+            # The disk reads the next blocks while this one is packed.
             os.posix_fadvise(descriptor, begin + nbytes, 2 * block_bytes, os.POSIX_FADV_WILLNEED)
             scales = None
             if name in self.scales:
@@ -324,7 +340,7 @@ class TensorFiles:
     def _row_blocks(
         self, info: TensorInfo, block_bytes: int, entry: int | None
     ) -> Iterator[tuple[int, tuple[int, ...], int]]:
-        """(first byte in the file, shape, bytes) of each block; a vector is one."""
+        """(first byte in the file, shape, bytes) of each block; a vector is one block."""
         begin, nbytes, shape = info.begin, info.nbytes, info.shape
         if entry is not None:
             nbytes, shape = nbytes // shape[0], shape[1:]
@@ -340,18 +356,20 @@ class TensorFiles:
             yield begin + first * row_bytes, (count, *shape[1:]), count * row_bytes
 
     def fits_bf16(self, name: str) -> bool:
-        """Whether bfloat16 has every value of a float16 tensor, as it does where they came from it. Reads the
-        tensor, up to the first value that says no.
+        """Whether bfloat16 can represent every value of a float16 tensor exactly, as is the case if the
+        values were bfloat16 before. Reads the tensor up to the first value that does not fit.
         """
         for part, _ in self.read_rows(name, _SCAN_BYTES):
-            bits = part[part & 7 != 0]  # the others have eight bits of precision or fewer
+            bits = part[part & 7 != 0]  # all others have at most eight bits of precision
             digits = bits & 0x3FF
-            if (bits & 0x7C00).any() or (digits // (digits & -digits) > 255).any():  # or they are denormal
+            # Of these, only denormal values with at most eight digits fit.
+            if (bits & 0x7C00).any() or (digits // (digits & -digits) > 255).any():
                 return False
         return True
 
     def fits_bf12(self, name: str) -> bool:
-        """Whether bf12 has room for every matrix of a bfloat16 tensor. Reads it, up to one that says no."""
+        """Whether bf12 can hold every matrix of a bfloat16 tensor. Reads the tensor up to the first matrix
+        that does not fit."""
         from gemlet import _core
 
         info = self.tensors[name]
@@ -363,9 +381,9 @@ class TensorFiles:
         )
 
     def has_half_scales(self, name: str, *, read: bool) -> bool:
-        """Whether the core's w4a16 can have the scales of a tensor in "i4x32": float16 has them, or is off by
-        2^-25 at most. float16 has those of bfloat16 and itself. Others have to be read for it; without
-        ``read`` it is no.
+        """Whether the core's w4a16 can hold the scales of a tensor in "i4x32": float16 represents them with
+        an error of at most 2^-25. It does for scales in bfloat16 or float16. Scales in float32 have to be
+        read to find out; without ``read`` the answer for them is no.
         """
 
         info = self.scales[name].info
@@ -381,8 +399,8 @@ class TensorFiles:
         return True
 
     def same_values(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same values, bit for bit or, in different types, as numbers. Reads
-        both, up to the first difference.
+        """Whether two tensors hold the same values: the same bits, or in different types the same numbers.
+        Reads both up to the first difference.
         """
 
         infos = self.tensors[one], self.tensors[other]
@@ -404,7 +422,7 @@ class TensorFiles:
         return (*shape[:-1], nbytes // prod(shape[:-1]))
 
     def close(self) -> None:
-        """Closes the files. Arrays already read stay valid."""
+        """Closes the files. Arrays that were read stay valid."""
         self.files.close()
 
     def __enter__(self) -> Self:
@@ -417,7 +435,7 @@ class TensorFiles:
 
 
 def numbers(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Values of f32, bf16 or f16 as float32."""
+    """Values of type "f32", "bf16" or "f16" as float32."""
 
     if dtype == "bf16":
         return (array.astype(np.uint32) << 16).view(np.float32)

@@ -26,9 +26,9 @@ __all__ = [
 
 Prompt = str | Sequence[int] | NDArray["np.integer[Any]"]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray["np.integer[Any]"]]
-_MOST = 16  # continuations of a prompt
-_MOST_TEXTS = 65_536  # texts of one call
-FIRST = 16  # elements of a list that show its type
+_MOST = 16  # the most continuations of a prompt
+_MOST_TEXTS = 65_536  # the most texts of one call
+FIRST = 16  # elements at the start of a list that are looked at to tell what it is a list of
 
 
 def prompts_of(prompt: object) -> list[object] | None:
@@ -37,8 +37,7 @@ def prompts_of(prompt: object) -> list[object] | None:
     >>> prompts_of(["The door", [2, 5]]), prompts_of([2, 5]), prompts_of("The door")
     (['The door', [2, 5]], None, None)
     """
-    # The first elements show the type: a list of token ids may have millions, and its length is checked
-    # first.
+    # Only the first elements are looked at: a list of token ids may have millions.
     if not isinstance(prompt, (list, tuple)) or not any(_is_prompt(one) for one in prompt[:FIRST]):
         return None
     check_count(len(prompt))
@@ -72,7 +71,7 @@ def seeds_of(seed: object, count: int) -> list[Any]:
         return [seed] * count
     if len(seed) != count:
         raise InvalidRequestError(
-            f"seed: got {len(seed)} of them, expected one, or {count} as for the prompts"
+            f"seed: got a list of {len(seed)}, expected one seed, or a list of {count}: one for each prompt"
         )
     return list(seed)
 
@@ -82,8 +81,7 @@ def _is_prompt(value: object) -> bool:
 
 
 def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
-    """How many continuations of each prompt are wanted (``n``), and of how many written ones
-    (``best_of``)."""
+    """How many continuations of each prompt a call returns (``n``), and how many it writes (``best_of``)."""
     n, best_of = (options.get(name) for name in ("n", "best_of"))
     for name, value in (("n", n), ("best_of", best_of)):
         is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -93,14 +91,15 @@ def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
             )
     count = 1 if n is None else int(n)
     if best_of is not None and best_of < count:
-        raise InvalidRequestError(f"best_of: got {best_of}, expected at least n, {count}")
+        raise InvalidRequestError(f"best_of: got {best_of}, expected at least {count}, which is n")
     return count, count if best_of is None else int(best_of)
 
 
 def arranged(
     prompt: object, options: Mapping[str, Any], results: list[Generation]
 ) -> Generation | list[Generation]:
-    """The results in the form asked for: the best of each prompt, or a single result by itself."""
+    """The results as the call returns them: with ``best_of`` only the best of each prompt; a single result
+    without a list if neither ``prompt`` nor ``n`` asks for several."""
     count, written = counts_of(options)
     if options.get("best_of") is not None:
         groups = [results[start : start + written] for start in range(0, len(results), written)]

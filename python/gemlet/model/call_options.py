@@ -1,4 +1,4 @@
-"""The keyword arguments of calls to a model: those of a request, and the generation options."""
+"""The keyword arguments of calls to a model: the options of a request, and the generation options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _RequestOptions(_OfImages, total=False):
 
 
 class _Forms(TypedDict, total=False):
-    """Options of which a text has at most one (:mod:`gemlet.generation.grammar_text`)."""
+    """Options that give a text its form (:mod:`gemlet.generation.grammar_text`). A call has at most one."""
 
     json_schema: Mapping[str, Any] | str | type | None
     regex: str | None
@@ -113,7 +113,7 @@ class ManyToolOptions(ToolOptions, total=False):
 
 _OF_FORMS = """\
 json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
-    next three need the extra "grammar"; at most one of them. A thought or a tool call may come first.
+    next three need the extra "grammar"; give at most one of them. A thought or a tool call may come first.
 regex: the whole text matches this regular expression.
 choice: the text is one of these.
 grammar: the text follows this grammar in llguidance's form of Lark.
@@ -136,8 +136,7 @@ _MARK = "(the options of GenerationConfig)"
 
 
 def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :class:`GenerationConfig` among the ``options`` of a call. None stands for one that is
-    not given.
+    """The options of :class:`GenerationConfig` among the ``options`` of a call, without those that are None.
 
     >>> generation_options({"seed": 1, "stop": None, "adapter": "mine"})
     {'seed': 1}
@@ -161,14 +160,14 @@ def takes_options(function: _Function) -> _Function:
     """Makes help(), completion and :func:`inspect.signature` show every option of a ``function`` that takes
     ``**options: Unpack[ChatOptions]`` (or one of the other types of this module).
 
-    In the docstring, what :class:`GenerationConfig` says of its arguments takes the place of the line "(the
-    options of GenerationConfig)".
+    In the docstring, the line "(the options of GenerationConfig)" is replaced by the description of the
+    arguments of :class:`GenerationConfig`.
     """
     types = next(_TYPES[hint] for hint in function.__annotations__.values() if hint in _TYPES)
     names = sorted(
         types.__annotations__, key=lambda name: OPTION_NAMES.index(name) if name in OPTION_NAMES else -1
     )
-    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops them
+    if function.__doc__ and GenerationConfig.__doc__:  # python -OO drops docstrings
         before, mark, after = function.__doc__.partition(_MARK)
         indent = before[before.rfind("\n") + 1 :]
         if mark:

@@ -1,4 +1,4 @@
-"""The part of the public :class:`gemlet.Model` that is about conversations: :class:`Chatting`."""
+"""The methods of the public :class:`gemlet.Model` about conversations: :class:`Chatting`."""
 
 from __future__ import annotations
 
@@ -60,36 +60,38 @@ class Chatting:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
         Args:
-            messages: roles system (or developer), user and assistant, and tool for the result of a call. If
-                the format has no system role, a system message joins the first user turn. A string is a
-                single message of the user. :attr:`Generation.message` is the reply in this form.
+            messages: the roles are system (or developer), user, assistant, and tool for the result of a call.
+                If the format has no system role, a system message joins the first user turn. A string is
+                one message of the user. :attr:`Generation.message` is the reply in this form.
             config: how to generate, as in :meth:`generate`. Stop strings count only in the answer.
             adapter, timeout, n, best_of: as in :meth:`generate`. With ``n`` the result is a list.
-            tools: functions the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
+            tools: functions that the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
                 "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
-                functions (:func:`gemlet.chat.describe_function`). Calls are in
-                :attr:`Generation.tool_calls`; nothing is called, except with ``run_tools``.
+                functions (:func:`gemlet.chat.describe_function`). :attr:`Generation.tool_calls` has the
+                calls. Only with ``run_tools`` are the functions run.
             tool_choice: "auto"; "none" to leave the tools out; "required" for a reply that calls at least
-                one, or a mapping ``{"type": "function", "function": {"name": ...}}`` for a call of that one.
-                The last two need the extra ``grammar``. With ``run_tools`` they apply to the first reply.
-            thinking: let the model think first; :attr:`Generation.reasoning` is what it thought.
-            thinking_budget: most tokens of its thoughts, 0 for none. When they are spent, the thought ends,
-                and the model answers. None: only ``max_tokens`` limits them.
-            continue_final_message: the last message is the beginning of the assistant's reply, which the
-                model continues. The text of the result is only the continuation.
+                one tool; or a mapping ``{"type": "function", "function": {"name": ...}}`` for a reply that
+                calls this function. The last two need the extra ``grammar``. With ``run_tools`` they apply to
+                the first reply.
+            thinking: let the model think first; :attr:`Generation.reasoning` has its thoughts.
+            thinking_budget: the most tokens of its thoughts; 0 for no thoughts. When they are used up, the
+                thought ends and the model answers. None: only ``max_tokens`` limits them.
+            continue_final_message: the last message is the beginning of the assistant's reply, and the model
+                continues it. The text of the result is only the continuation.
             load_audio_from_video: the model also hears the videos in the messages: the sound of each follows
-                its frames. A model that does not hear refuses it.
+                its frames. Raises :class:`UnsupportedError` for a model that does not hear.
             run_tools: run the Python functions in ``tools`` that the model calls, give it their results, and
-                so on. The model is told what goes wrong with a call. :attr:`Generation.messages` has all
-                messages.
+                let it reply again. If a call fails, the model is told why. :attr:`Generation.messages` has
+                all messages.
             max_tool_rounds: the most replies whose calls are run. The last reply may call tools again.
-            approve: asked with a :class:`gemlet.chat.ToolCall` before a function is run; only True allows it.
+            approve: a function that gets a :class:`gemlet.chat.ToolCall` before its function is run. The
+                function is run only if it returns True.
             (the options of GenerationConfig)
 
         Raises:
-            UnsupportedError: the model has no chat format, or the format lacks the tools or thinking asked
-                for.
-            InvalidRequestError: malformed messages or tools; and what :meth:`generate` raises.
+            UnsupportedError: the model has no chat format, or the call asks for tools or thinking and the
+                format has none.
+            InvalidRequestError: messages or tools are malformed. All errors of :meth:`generate` apply, too.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -122,10 +124,10 @@ class Chatting:
         pan_and_scan: bool | Mapping[str, Any] | None = None,
         image_tokens: int | None = None,
     ) -> int:
-        """The tokens that a conversation has as a prompt, those of its images and sounds included. Nothing is
-        computed.
+        """Counts the tokens of a conversation as a prompt, including its images and sounds. The model does
+        not run.
 
-        The arguments and the errors are those of :meth:`chat`.
+        The arguments and errors are as in :meth:`chat`.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -150,11 +152,11 @@ class Chatting:
         config: GenerationConfig | None = None,
         **options: Unpack[ManyChatOptions],
     ) -> TextStream:
-        """Replies to a conversation step by step; arguments and errors are those of :meth:`chat`. With ``n``,
-        :attr:`Chunk.index` names the reply of a chunk.
+        """Replies to a conversation step by step; arguments and errors are as in :meth:`chat`. With ``n``,
+        :attr:`Chunk.index` says to which reply a chunk belongs.
 
-        Reasoning and calls of tools come as :attr:`Chunk.events`, a call when it is complete, and as
-        :attr:`Chunk.call_pieces` while it is written, its name first. No function is called.
+        Reasoning and complete tool calls come as :attr:`Chunk.events`. While a call is written, its parts
+        come as :attr:`Chunk.call_pieces`, the name first. No function is run.
 
         Args:
             (the options of GenerationConfig)
@@ -191,9 +193,9 @@ class Chatting:
         config: GenerationConfig | None = None,
         **options: Unpack[ManyToolOptions],
     ) -> Generation | list[Generation]:
-        """:meth:`chat` for programs with an event loop. A task that is cancelled ends its text. Images,
-        sounds, grammars and long texts are read in a thread. With ``run_tools``, functions and ``approve``
-        run in a thread, one after the other; a task that is cancelled does not wait for the one that runs.
+        """:meth:`chat` for programs with an event loop. Cancelling the task ends its text. Images, sounds,
+        grammars and long texts are read in a thread. With ``run_tools``, functions and ``approve`` run in a
+        thread, one after the other; a cancelled task does not wait for the one that is running.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load() as model:
@@ -226,7 +228,7 @@ class Chatting:
         **options: Unpack[ManyChatOptions],
     ) -> AsyncTextStream:
         """:meth:`stream_chat` for programs with an event loop. Images, sounds, grammars and long texts are
-        read here, as by :meth:`astream`.
+        read in the event loop, as :meth:`astream` does.
 
         >>> import gemlet
         >>> with gemlet.load() as model:

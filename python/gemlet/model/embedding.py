@@ -38,11 +38,12 @@ def checked_dimensions(dimensions: object, size: int) -> int:
 
 
 def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True) -> NDArray[np.float32]:
-    """Rows of ``x`` [n, dim], divided by their length if ``divide``. Raises :class:`TensorError` for one that
+    """The rows of ``x`` [n, dim], divided by their length if ``divide``. Raises :class:`TensorError` if a row
     is not finite."""
     if not np.isfinite(x).all():
         raise TensorError(
-            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for it"
+            f"{model_name}: an embedding is not finite; the weights are damaged, or too large for their "
+            "format"
         )
     if not divide:
         return x
@@ -52,8 +53,15 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
 
 @record(frozen=True)
 class _Work:
-    """The work of a call: the texts that have tokens, each with its index among all and its media; an array
-    of zeros for all vectors; the adapter."""
+    """The work of a call.
+
+    Attributes:
+        places: the index of each text that has tokens, among all texts of the call.
+        texts: the token ids of these texts.
+        media: their media.
+        result: zeros, a row for each text of the call.
+        adapter: the adapter to compute with; None: none.
+    """
 
     places: list[int]
     texts: list[array[int]]
@@ -86,46 +94,50 @@ class Embedding:
         truncate: bool = False,
         empty: Literal["error", "zero"] = "error",
     ) -> NDArray[np.float32]:
-        """The meaning of each text as a vector of length 1: of an embedding model such as EmbeddingGemma.
+        """Turns each text into a vector of length 1 that stands for its meaning. The model has to be an
+        embedding model such as EmbeddingGemma.
 
-        The mean of the model's last hidden states over all tokens, then its dense layers, then the division
-        by the length; the dot product of two vectors is the cosine of their angle.
+        The vector is the mean of the model's last hidden states over all tokens. It passes through the
+        model's dense layers and is then divided by its length. The dot product of two vectors is the cosine
+        of their angle.
 
         Args:
-            texts: one text, or several; instead of a text also token ids, which are taken as they are, or
-                the parts of a message, which are read one after the other: ``[{"type": "text", "text":
-                "a dog"}, {"type": "image", "image": "dog.jpg"}]``. Around a text come BOS and EOS, and white
-                space at its ends does not count.
-            prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for what is
-                searched for, "document" for what is searched. None: the model's default.
-            dimensions: keep the first numbers of each vector, and divide by the length again. Models trained
-                as Matryoshka (Kusupati et al. 2022, arXiv 2205.13147) allow it. None: all.
-            images: of a model that sees: the images of one text, or for several texts a list of images for
-                each; a path, the bytes of a file, a Pillow image or an array. They replace the model's
-                markers of images in the text (EmbeddingGemma 2: ``<|image|>``), or their placeholders in
-                token ids. An empty text consists only of them.
-            videos: of a model that sees, likewise (``<|video|>``): files, or ``(frames, frames per
-                second)``. It sees a frame of every second, and 32 of a longer video, with at most 70 tokens
-                each.
-            audio: of a model that hears: sounds, likewise (``<|audio|>``); a path, the bytes of a file, an
-                array at 16 kHz, or ``(samples, rate)``. All images and sounds of a call are in memory at
-                once, as large as the model sees them; thousands take several calls.
+            texts: one text, or several. Each may also be token ids, which are used as they are, or the parts
+                of a message, which are read one after the other: ``[{"type": "text", "text": "a dog"},
+                {"type": "image", "image": "dog.jpg"}]``. White space at the ends of a text is removed, and
+                BOS and EOS are put around it.
+            prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for a text to
+                search with, "document" for a text to be found. None: the model's default.
+            dimensions: how many numbers of each vector to keep, from the first on. They are divided by their
+                length again. Models with Matryoshka training (Kusupati et al. 2022, arXiv 2205.13147) allow
+                it. None: all.
+            images: for a model that sees. The images of one text, or a list of images for each of several
+                texts. An image is a path, the bytes of a file, a Pillow image or an array. They replace the
+                model's markers of images in the text (EmbeddingGemma 2: ``<|image|>``), or their placeholders
+                in token ids. An empty text may consist of images only.
+            videos: for a model that sees; given like ``images`` (marker ``<|video|>``). A video is a file, or
+                ``(frames, frames per second)``. The model sees one frame of every second; of a longer video
+                it sees 32 frames. Each takes at most 70 tokens.
+            audio: for a model that hears; given like ``images`` (marker ``<|audio|>``). A sound is a path,
+                the bytes of a file, an array at 16 kHz, or ``(samples, rate)``. All images and sounds of a
+                call are in memory at once, in the size in which the model sees them. Split thousands of them
+                over several calls.
             image_tokens: the most soft tokens of an image: 70, 140, 280, 560 or 1120. None: as the model's
                 files say.
-            adapter: the name of a loaded adapter to compute with; None: the model alone.
+            adapter: the name of a loaded adapter to compute with; None: no adapter.
             truncate: cut a text that is longer than the context instead of raising. A text with images or
                 sounds is never cut.
-            empty: "error", or "zero" for a row of zeros where a text is empty.
+            empty: what an empty text does: "error" raises; "zero" gives a row of zeros.
 
         Returns:
-            float32 ``[n, dimensions]``, a row for each text. All are checked before any is computed, and an
-            error names the place of every one that is wrong.
+            float32 ``[n, dimensions]``, a row for each text. All texts are checked before any is computed. An
+            error names the place of every text that is wrong.
 
         Raises:
-            UnsupportedError: the model writes text and makes no embeddings, or it does not see, or hear.
+            UnsupportedError: the model writes text instead of embeddings, or it does not see or hear.
             InvalidRequestError: an empty text, an unknown prompt, something that is not an image or sound, a
-                wrong number of dimensions, text for a model without tokenizer, a token id out of range, an
-                adapter that is not loaded.
+                wrong number of dimensions, text for a model without a tokenizer, a token id out of range, or
+                an adapter that is not loaded.
             ContextLengthError: a text is longer than the context.
             ModelClosedError: the model is closed.
 
@@ -153,12 +165,12 @@ class Embedding:
         image_tokens: int | None = None,
         truncate: bool = False,
     ) -> list[list[int]]:
-        """The token ids that :meth:`embed` reads for each text: with the prompt, BOS and EOS, and with the
-        placeholders of images and sounds. Given to :meth:`embed` instead of the texts, with the same images
-        and sounds, they give the same vectors.
+        """The token ids that :meth:`embed` reads for each text, including the prompt, BOS, EOS, and the
+        placeholders of images and sounds. :meth:`embed` gives the same vectors for these ids as for the
+        texts, if it gets the same images and sounds.
 
         Raises:
-            UnsupportedError, InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`embed`.
+            UnsupportedError, InvalidRequestError, ContextLengthError, ModelClosedError: as in :meth:`embed`.
 
         >>> import gemlet
         >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
@@ -184,8 +196,8 @@ class Embedding:
         truncate: bool = False,
         empty: Literal["error", "zero"] = "error",
     ) -> NDArray[np.float32]:
-        """:meth:`embed` for programs with an event loop. No thread waits for the vectors; a task that is
-        cancelled ends the work. Long texts are encoded in a thread.
+        """:meth:`embed` for programs with an event loop. No thread waits for the vectors. Cancelling the task
+        ends the work. Long texts are encoded in a thread.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load("tests/golden/embeddinggemma") as model:  # in a checkout
@@ -237,6 +249,6 @@ class Embedding:
         return self.prompts
 
     def _put(self, place: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
-        """The embedding ``vector`` [1, n], cut to the size of its ``place`` in the result."""
+        """Writes the embedding ``vector`` [1, n] to its ``place`` in the result, cut to the size there."""
         cut = vector[:, : len(place)]
         place[:] = unit_vectors(cut, self.reader.resident.name, divide=self.reader.config.unit_vectors)[0]

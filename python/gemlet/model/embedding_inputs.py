@@ -15,7 +15,7 @@ from gemlet.model.senses import Inputs, Senses, of_prompts
 
 __all__ = ["Embedded", "EmbeddingInputs"]
 
-_SHOWN = 32  # places in a message
+_SHOWN = 32  # the most places that an error names
 _KINDS = ("image", "video", "audio")
 
 
@@ -24,9 +24,9 @@ class Embedded:
     """The input of one vector.
 
     Attributes:
-        ids: empty where the vector is zero. Placeholders stand for the ``inputs``, of which nothing is
-            computed yet.
-        name: of the argument, for errors.
+        ids: the token ids; empty if the vector is zero. Placeholders stand for the ``inputs``.
+        inputs: the media, prepared but not yet encoded.
+        name: the name of the argument, for errors.
     """
 
     ids: list[int]
@@ -50,12 +50,12 @@ class EmbeddingInputs:
         truncate: object = False,
         empty: object = "error",
     ) -> list[Embedded]:
-        """The input for each of ``texts``, with ``prompt`` before it; ids are taken as they are. If
+        """The input for each of ``texts``, with ``prompt`` before it; token ids are used as they are. With
         ``truncate``, a text that is too long and has no media is cut. An empty text has no ids if ``empty``
         is "zero". ``media`` are the arguments of the call for images, videos and audio.
 
         Raises the errors of :class:`Reader`, with the place of every wrong text, and
-        :class:`InvalidRequestError` if there is no list of texts.
+        :class:`InvalidRequestError` if ``texts`` is neither a string nor a list.
         """
         if truncate is not True and truncate is not False:
             raise InvalidRequestError(f"truncate: got {show_argument(truncate)}, expected True or False")
@@ -115,7 +115,8 @@ class EmbeddingInputs:
         if _is_parts(text):
             if inputs:
                 raise InvalidRequestError(
-                    f"{name}: got parts, and also images, videos or audio; give all of them as parts"
+                    f"{name}: got parts of a message, and also images, videos or audio; give all of them as "
+                    "parts"
                 )
             return self._read_parts(text, prompt, options, name, truncate)
         if isinstance(text, str):
@@ -153,8 +154,8 @@ class EmbeddingInputs:
         tokenizer = self.reader.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
-                f"{name}: got parts, but {self.reader.resident.name} has no tokenizer; pass token ids, and "
-                "the media in images and audio"
+                f"{name}: got parts of a message, but {self.reader.resident.name} has no tokenizer; pass "
+                "token ids, and the media as images=, videos= and audio="
             )
         inputs, places = self.senses.of_parts(media, tokenizer, options)
         text = "".join(part["text"] for part in written).strip()
@@ -163,7 +164,7 @@ class EmbeddingInputs:
         return Embedded(self._encode(text, prompt, name, truncate, inputs), name, inputs)
 
     def _encode(self, text: str, prompt: str, name: str, truncate: bool, inputs: Inputs) -> list[int]:
-        truncate = truncate and not inputs  # a part of an image is none
+        truncate = truncate and not inputs  # an image is read whole or not at all
         room = self.reader.resident.context_length
         own = self.reader.encode((prompt + text).strip() if text else "", name, truncate=truncate)
         end = self.reader.config.eos_token_ids[:1] if self.reader.tokenizer is not None else ()

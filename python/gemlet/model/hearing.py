@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Heard", "Hearing", "SoftRows"]
 
-_MOST_SOUNDS = 256  # sounds of a call
+_MOST_SOUNDS = 256  # the most sounds of a call
 
-SoftRows = tuple[int, NDArray["np.float32"]]  # the first token that they replace, and the rows
+SoftRows = tuple[int, NDArray["np.float32"]]  # the index of the first token that they replace, and the rows
 
 
 @record(frozen=True)
@@ -66,23 +66,27 @@ class Hearing:
         return None if self._config.audio is None else self._config.audio.token_id
 
     def sounds(self, audio: object, name: str = "audio") -> list[Heard]:
-        """The sounds of a call, of which nothing is computed yet.
+        """Reads the sounds of a call; :meth:`rows` encodes them later.
 
-        Raises :class:`UnsupportedError` for a model that does not hear, and :class:`InvalidRequestError`.
+        Raises :class:`UnsupportedError` for a model that does not hear, and :class:`InvalidRequestError` for
+        anything that is not a list of sounds.
         """
         config = self._audio(name)
         if isinstance(audio, str | bytes | tuple) or is_array(audio) or not isinstance(audio, Sequence):
             raise InvalidRequestError(f"{name}: got {show_argument(audio)}, expected a list of sounds")
         if len(audio) > _MOST_SOUNDS:
-            raise InvalidRequestError(f"{name}: {len(audio)} sounds, expected at most {_MOST_SOUNDS}")
+            raise InvalidRequestError(
+                f"{name}: got {len(audio)} sounds, expected at most {_MOST_SOUNDS} in one call; split them "
+                "over several calls"
+            )
         return [self._heard(one, config, f"{name}[{i}]") for i, one in enumerate(audio)]
 
     def sound(self, sound: object, name: str) -> Heard:
-        """One sound, as :meth:`sounds` has it."""
+        """Reads one sound, as :meth:`sounds` does."""
         return self._heard(sound, self._audio(name), name)
 
     def sound_of_video(self, video: object, name: str) -> Heard | None:
-        """The sound of a video; None where it has none."""
+        """The sound of a video; None if the video has no sound."""
         config = self._audio(name)
         with importing():
             from gemlet.media.sounds import read_sound_of_video
@@ -95,30 +99,32 @@ class Hearing:
         return () if self._config.audio is None else ("audio",)
 
     def _pieces(self, tokenizer: Tokenizer, name: str) -> tuple[str, str, str]:
-        """The tokens of a placeholder, and before and behind those of a sound."""
+        """The token that is the placeholder, the one before the placeholders of a sound, and the one after
+        them."""
         config = self._audio(name)
         ids = (config.token_id, config.begin_id, config.end_id)
         if max(ids) >= tokenizer.vocab_size:
             raise UnsupportedError(
-                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sound needs"
+                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sound needs; "
+                "load the tokenizer that was published with the model"
             )
         token, begin, end = map(tokenizer.id_to_piece, ids)
         return token, begin, end
 
     def marker(self, tokenizer: Tokenizer, name: str) -> str:
-        """What a text has where a sound belongs."""
+        """The marker in a text that stands for a sound."""
         return self._pieces(tokenizer, name)[0]
 
     def segments(self, sound: Heard, tokenizer: Tokenizer, name: str) -> Place:
-        """What stands for ``sound`` in a prompt: texts and control tokens."""
+        """The texts and control tokens that stand for ``sound`` in a prompt."""
         token, begin, end = self._pieces(tokenizer, name)
         around: Place = [("\n\n", False)] if self._config.family == "gemma3n" else []
         return [*around, (begin, True), *[(token, True)] * sound.tokens, (end, True), *around]
 
     def with_places(self, text: str, sounds: Sequence[Heard], tokenizer: Tokenizer | None, name: str) -> str:
-        """``text`` with the places of each sound where its placeholder stands.
+        """``text`` with each marker of a sound replaced by all placeholders of that sound.
 
-        Raises :class:`InvalidRequestError` where there are more placeholders than sounds, or fewer.
+        Raises :class:`InvalidRequestError` if there are more markers than sounds, or fewer.
         """
         if tokenizer is None:
             return text
@@ -126,8 +132,8 @@ class Hearing:
         before, *others = text.split(token)
         if len(others) != len(sounds):
             raise InvalidRequestError(
-                f"{name}: it has {len(others)} times {token}, but there are {len(sounds)} sounds; write it "
-                "where each of them belongs"
+                f"{name}: it has the marker {token} {len(others)} times, but there are {len(sounds)} sounds; "
+                "write the marker where each sound belongs"
             )
         written = [before]
         for sound, other in zip(sounds, others, strict=True):
@@ -143,8 +149,8 @@ class Hearing:
         chosen: ChosenAdapter,
         name: str,
     ) -> list[tuple[int, _core.Media]]:
-        """What takes the place of tokens in a prompt, in the engine's form, besides those of images, which
-        are in the spans ``seen``."""
+        """The rows that replace tokens of a prompt, in the engine's form. The tokens of images, which are in
+        the spans ``seen``, are left out."""
         heard = self.place(ids, sounds, chosen, name)
         spans = [(first, first + len(rows)) for first, rows in heard]
         return [
@@ -155,7 +161,7 @@ class Hearing:
     def _audio(self, name: str) -> AudioConfig:
         if self._config.audio is None:
             raise UnsupportedError(
-                f"{name}: {self._resident.name} hears no sound: it has no encoder for it, or was loaded with "
+                f"{name}: {self._resident.name} hears no sound: it has no audio encoder, or was loaded with "
                 "audio=False"
             )
         return self._config.audio
@@ -166,14 +172,14 @@ class Hearing:
         return self._of(read_sound(sound, name, most=self._most(config)), config, name)
 
     def _most(self, config: AudioConfig) -> int | None:
-        """The samples that the model hears of a sound; None: all."""
+        """The most samples of a sound that the model hears; None: all."""
         return None if config.encoder is None else HEARD_SAMPLES
 
     def _of(self, found: Sound, config: AudioConfig, name: str) -> Heard:
         most = self._most(config)
         if most is not None and found.seconds > most / _core.SOUND_RATE:
             log.warning(
-                "%s: has %.1f seconds, of which the model hears the first %d",
+                "%s: the sound has %.1f seconds; the model hears only the first %d",
                 name,
                 found.seconds,
                 most // _core.SOUND_RATE,
@@ -182,12 +188,13 @@ class Hearing:
         tokens = self._tokens(len(samples), config)
         if tokens < 1:
             raise InvalidRequestError(
-                f"{name}: {len(samples)} samples at 16 kHz are too short for a token; expected "
+                f"{name}: got {len(samples)} samples at 16 kHz, which are too few for one token; expected "
                 f"{self._shortest(config)} or more"
             )
         if config.places and tokens > config.places:
             raise InvalidRequestError(
-                f"{name}: it has {tokens} tokens, but the model has places for {config.places}; cut it"
+                f"{name}: the sound takes {tokens} tokens, but the model has only {config.places} positions "
+                "for one; shorten it"
             )
         digest = hashlib.sha256(repr((samples.shape, config)).encode())
         digest.update(samples.data)
@@ -212,7 +219,7 @@ class Hearing:
     ) -> list[SoftRows]:
         """The soft rows of ``sounds`` in a prompt, in the order of their placeholders.
 
-        Raises :class:`InvalidRequestError` where there are more placeholders than the sounds have tokens, or
+        Raises :class:`InvalidRequestError` if there are more placeholders than the sounds have tokens, or
         fewer.
         """
         if not sounds:
@@ -223,7 +230,7 @@ class Hearing:
         if found != expected:
             raise InvalidRequestError(
                 f"{name}: the prompt has {found} placeholders of sound (token {config.token_id}), but "
-                f"{len(sounds)} sounds take {expected}"
+                f"{len(sounds)} sounds take {expected}; write one for each token of a sound"
             )
         rows = np.concatenate([self.rows(sound, chosen) for sound in sounds])
         return _runs(is_soft, rows)
@@ -235,10 +242,10 @@ class Hearing:
         chosen: ChosenAdapter,
         name: str = "ids",
     ) -> list[SoftRows]:
-        """The rows of ids that Gemma 3n has in other tables than that of its text, beside the spans that are
-        ``taken`` already.
+        """The rows of the ids that Gemma 3n embeds with another table than that of its text. Ids in the spans
+        ``taken`` are left out.
 
-        Raises :class:`UnsupportedError` for an id of a table that is not loaded.
+        Raises :class:`UnsupportedError` for an id whose table is not loaded.
         """
         first = self._config.text_ids
         if first is None or max(ids, default=0) < first:
@@ -258,8 +265,8 @@ class Hearing:
         if rest.any():
             position = int(np.argmax(rest))
             raise UnsupportedError(
-                f"{name}: token id {ids[position]} at position {position} stands for pictures or sound, "
-                "which this model was loaded without; leave it out, or encode the text with "
+                f"{name}: token id {ids[position]} at position {position} stands for pictures or sound, but "
+                "this model was loaded without them; leave the id out, or encode the text with "
                 "allow_control=False"
             )
         return placed
@@ -279,7 +286,8 @@ class Hearing:
         return rows
 
     def prepared(self, sound: Heard) -> Callable[[_core.Adapter | None], NDArray[np.float32]]:
-        """What makes soft tokens of it with an adapter or without; what the encoder takes is ready."""
+        """Computes the encoder's input, and returns the function that makes soft tokens of it, with an
+        adapter or without."""
         config = self._audio("audio")
         if config.encoder is None or config.settings is None:
             padded = np.zeros((sound.tokens, config.frame_length), np.float32)
@@ -323,7 +331,7 @@ class Hearing:
             return self._modalities[name]
 
     def clear(self) -> None:
-        """Lets go of everything, once the model is closed."""
+        """Frees everything when the model is closed."""
         with self._lock:
             self._kept.clear()
             self._encoder = None
@@ -331,7 +339,7 @@ class Hearing:
 
 
 def _runs(inside: NDArray[np.bool_], rows: NDArray[np.float32]) -> list[SoftRows]:
-    """``rows`` in pieces, one for each run of tokens that are ``inside``."""
+    """``rows`` cut into pieces: one for each run of tokens that are ``inside``."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8))).tolist()
     placed: list[SoftRows] = []
     taken = 0

@@ -22,20 +22,21 @@ __all__ = ["ChosenAdapter", "LoadedAdapters"]
 
 @record(frozen=True)
 class ChosenAdapter:
-    """The adapter of a request, or none."""
+    """The adapter of a request, or no adapter."""
 
     adapter: Adapter | None = None
     core: _core.Adapter | None = None
 
     def for_tower(self, kind: str) -> _core.Adapter | None:
-        """What the tower ``kind``, "vision" or "audio", is computed with; None: as it is.
+        """The adapter of the tower ``kind``, "vision" or "audio"; None: the tower is not adapted.
 
-        Raises :class:`UnsupportedError` where the adapter changes what gemlet cannot change in that tower.
+        Raises :class:`UnsupportedError` if the adapter changes a part of the tower that gemlet cannot change.
         """
         return self.core if self.adapter is not None and changes_tower(self.adapter, kind) else None
 
     def key(self, kind: str) -> bytes:
-        """What the soft tokens of that tower depend on besides the model and the media."""
+        """The key of the adapter in a cache of that tower's soft tokens, which depend on the model, the media
+        and this."""
         core = self.for_tower(kind)
         return b"" if core is None else core.digest.encode()
 
@@ -44,7 +45,7 @@ class LoadedAdapters:
     """Adapters by name, for the requests of the model in ``resident``.
 
     Attributes:
-        spare_memory: the bytes that ``max_memory`` leaves for adapters; None: no bound.
+        spare_memory: the bytes that ``max_memory`` leaves for adapters; None: no limit.
     """
 
     def __init__(self, resident: Resident, config: TextConfig, spare_memory: int | None) -> None:
@@ -52,17 +53,17 @@ class LoadedAdapters:
         self._in_text = self._in_towers = 0
         self._resident = resident
         self._config = config
-        self._loaded: dict[str, tuple[Adapter, _core.Adapter]] = {}  # changed under the lock of the resident
+        self._loaded: dict[str, tuple[Adapter, _core.Adapter]] = {}  # change it only under resident.lock
         self._loading = _core.Turn()
 
     @property
     def scratch(self) -> int:
-        """The bytes that adapters have added to the core's buffers, which never shrink, and to a pass of a
-        tower."""
+        """The bytes that adapters have added to the core's buffers and to a pass of a tower. The buffers
+        never shrink."""
         return self._in_text + self._in_towers
 
     def by_name(self) -> dict[str, Adapter]:
-        """What is loaded now."""
+        """The adapters that are loaded now."""
         with self._resident.lock:
             return {name: adapter for name, (adapter, _) in self._loaded.items()}
 
@@ -77,19 +78,20 @@ class LoadedAdapters:
     ) -> Adapter:
         """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
 
-        Any number may be loaded, also while the model generates. Their matrices stay apart from the model's,
-        in float32 for a model with f32 weights, else in bfloat16, and count against ``max_memory``.
+        Any number may be loaded, also while the model generates. Their matrices are kept apart from the
+        model's: in float32 for a model with f32 weights, else in bfloat16. They count against ``max_memory``.
 
         Args:
             path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
-            name: what to call it; None: the name of the folder, the file or the repository.
-            revision, token: as in :func:`gemlet.load`, of an adapter on the hub.
+            name: the name for requests; None: the name of the folder, the file or the repository.
+            revision, token: as in :func:`gemlet.load`, for an adapter on the hub.
 
         Raises:
             InvalidRequestError: the name is empty or taken.
-            ModelFileError, ConfigError, TensorError: it is damaged, or not for gemlet or this model.
-            HubError: the hub cannot be reached, or does not give the adapter out.
-            MemoryLimitError: it does not fit into memory, or into what ``max_memory`` leaves.
+            ModelFileError, ConfigError, TensorError: the adapter is damaged, or gemlet or this model cannot
+                use it.
+            HubError: the hub cannot be reached, or refuses the adapter.
+            MemoryLimitError: the adapter does not fit into memory, or into what ``max_memory`` leaves.
 
         >>> import gemlet
         >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
@@ -106,7 +108,8 @@ class LoadedAdapters:
             from gemlet.adapters.opening import open_adapter
         found = find_adapter(path, revision=revision, token=token)
         resident = self._resident
-        # One load at a time, from the check to the end: what is left of max_memory is given out once.
+        # One load at a time, from the check to the end, so that two loads do not use the same rest of
+        # max_memory.
         with open_adapter(found, self._config) as files, self._loading:
             self._check_name(name)
             in_text = max(self._in_text, resident.core.adapter_scratch_bytes(files.max_rank))
@@ -124,7 +127,7 @@ class LoadedAdapters:
 
     @public
     def unload_adapter(self, name: str) -> None:
-        """Takes the adapter ``name`` out; its memory goes with the last stream that still uses it.
+        """Unloads the adapter ``name``. Its memory is freed when the last stream that uses it has ended.
 
         Raises:
             InvalidRequestError: no adapter of this name is loaded.
@@ -141,7 +144,8 @@ class LoadedAdapters:
             del self._loaded[name]
 
     def find(self, name: str | None) -> ChosenAdapter:
-        """The adapter ``name``; raises :class:`InvalidRequestError` if none has the name."""
+        """The adapter ``name``, or no adapter for None; raises :class:`InvalidRequestError` if no adapter of
+        this name is loaded."""
         if name is None:
             return ChosenAdapter()
         entry = self._loaded.get(name) if isinstance(name, str) else None
@@ -155,7 +159,7 @@ class LoadedAdapters:
         return ChosenAdapter(*entry)
 
     def clear(self) -> None:
-        """Takes all adapters out."""
+        """Unloads all adapters."""
         with self._resident.lock:
             self._loaded.clear()
 
@@ -166,5 +170,5 @@ class LoadedAdapters:
             )
         if name in self._loaded:
             raise InvalidRequestError(
-                f"name: an adapter {show_argument(name)} is loaded already; unload it, or choose another"
+                f"name: an adapter {show_argument(name)} is loaded already; unload it, or choose another name"
             )

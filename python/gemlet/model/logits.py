@@ -21,9 +21,9 @@ def all_logits(
     soft_rows: Sequence[tuple[int, NDArray[np.float32]]] = (),
     spans: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.float32]:
-    """float32 ``[n, vocab_size]`` for ``tokens``, where ``soft_rows`` take the place of tokens from the
-    first on, and the tokens of each of ``spans`` see each other; :meth:`gemlet.Model.logits` has the
-    errors."""
+    """The logits after each of ``tokens``, float32 ``[n, vocab_size]``. Each of ``soft_rows`` is the index of
+    a token and the rows that replace it and the tokens after it. The tokens of each of ``spans`` see each
+    other. :meth:`gemlet.Model.logits` lists the errors."""
     vocab_size = resident.vocab_size
     try:
         result = np.empty((len(tokens), vocab_size), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a model sees: from the images of a call to soft tokens in its prompt, :class:`Media`."""
+"""Turns the images and videos of a call into soft tokens in its prompt: :class:`Media`."""
 
 from __future__ import annotations
 
@@ -32,25 +32,31 @@ __all__ = ["Media", "Placed", "Seen"]
 if TYPE_CHECKING:
     _Tower = _core.SiglipTower | _core.Gemma4VisionTower | _core.UnifiedVisionEmbedder | _core.MobileNetTower
 
-_MOST_IMAGES = 1024  # images of a call
+_MOST_IMAGES = 1024  # the most images of a call
 
 
 @record(frozen=True)
 class Seen:
-    """An image, as a whole and in parts, or a video, in frames at so many seconds."""
+    """An image or a video, prepared for the tower.
+
+    Attributes:
+        views: of an image the whole and its parts; of a video its frames.
+        seconds: when each frame is shown; None for an image.
+    """
 
     views: tuple[ImageView, ...]
     seconds: tuple[float, ...] | None = None
 
     @property
     def tokens(self) -> int:
-        """Soft tokens of all of it."""
+        """The soft tokens of all views."""
         return sum(view.tokens for view in self.views)
 
 
 @record(frozen=True)
 class Placed:
-    """Images whose soft tokens stand in a prompt from the token ``first`` on, one after the other."""
+    """Views whose soft tokens stand one after the other in a prompt, from the token with index ``first``
+    on."""
 
     first: int
     views: tuple[ImageView, ...]
@@ -61,7 +67,7 @@ class Placed:
 
 
 class Media:
-    """The tower of a loaded model, and what it made of the images that were seen last."""
+    """The vision tower of a loaded model, and its soft tokens of the most recent images."""
 
     def __init__(self, resident: Resident, config: TextConfig) -> None:
         self._resident = resident
@@ -78,9 +84,10 @@ class Media:
     def images(
         self, images: object, pan_and_scan: object = None, image_tokens: object = None, name: str = "images"
     ) -> list[Seen]:
-        """The images of a call, of which nothing is computed yet.
+        """Reads the images of a call; :meth:`rows` encodes them later.
 
-        Raises :class:`UnsupportedError` for a model that does not see, and :class:`InvalidRequestError`.
+        Raises :class:`UnsupportedError` for a model that does not see, and :class:`InvalidRequestError` for
+        anything that is not a list of images.
         """
         self._vision(name)
         return [
@@ -91,21 +98,21 @@ class Media:
     def image(
         self, image: object, name: str, pan_and_scan: object = None, image_tokens: object = None
     ) -> Seen:
-        """One image, as :meth:`images` has it."""
+        """Reads one image, as :meth:`images` does."""
         config = self._vision(name)
         how = chosen_pan_and_scan(pan_and_scan, config.settings)
         if how is not None and not isinstance(config, SiglipConfig):
-            raise UnsupportedError("pan_and_scan: only Gemma 3 sees images in parts")
+            raise UnsupportedError("pan_and_scan: only Gemma 3 sees images in parts; leave it out")
         budget = chosen_budget(image_tokens, config)
         return Seen(tuple(views_of(read_image(image, name), config, how, budget)))
 
     def videos(self, videos: object, name: str = "videos") -> list[Seen]:
-        """The videos of a call, each a file or ``(frames, frames per second)``."""
+        """Reads the videos of a call, each a file or ``(frames, frames per second)``."""
         self._vision(name)
         return [self.video(one, f"{name}[{i}]") for i, one in enumerate(_listed(videos, name, "videos"))]
 
     def video(self, video: object, name: str) -> Seen:
-        """One video, as :meth:`videos` has it."""
+        """Reads one video, as :meth:`videos` does."""
         config = self._vision(name)
 
         def see(levels: Levels) -> ImageView:
@@ -121,15 +128,15 @@ class Media:
         config = self._config.vision
         if config is None:
             raise UnsupportedError(
-                f"{name}: {self._resident.name} sees no images: it has no tower for them, or was loaded with "
+                f"{name}: {self._resident.name} sees no images: it has no vision tower, or was loaded with "
                 "vision=False"
             )
         return config
 
     def place(self, ids: array[int], seen: Sequence[Seen], name: str = "ids") -> list[Placed]:
-        """Where the placeholders of each view are in ``ids``, in order.
+        """Finds the placeholders of each view in ``ids``, in order.
 
-        Raises :class:`InvalidRequestError` where there are more of them than the views have tokens, or fewer.
+        Raises :class:`InvalidRequestError` if there are more of them than the views have tokens, or fewer.
         """
         if not seen:
             return []
@@ -141,7 +148,8 @@ class Media:
             if found != expected:
                 raise InvalidRequestError(
                     f"{name}: the prompt has {found} placeholders of images (token {token_id}), but "
-                    f"{len(views)} images or parts of them take {expected}"
+                    f"{len(views)} images or parts of images take {expected}; write one for each of their "
+                    "tokens"
                 )
         is_soft = np.concatenate([[False], np.isin(ids, list(rest)), [False]])
         edges = np.flatnonzero(is_soft[1:] != is_soft[:-1]).tolist()
@@ -149,14 +157,16 @@ class Media:
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             own: list[ImageView] = []
             at = begin
-            while at < end and rest[ids[at]]:
-                own.append(rest[ids[at]].pop(0))
-                at += own[-1].tokens
-            if at != end:
-                raise InvalidRequestError(
-                    f"{name}: {end - begin} placeholders of images stand together at position {begin}; "
-                    f"expected {' or '.join(str(view.tokens) for view in own)} for an image"
-                )
+            while at < end:
+                view = rest[ids[at]].pop(0)
+                if ids[at : at + view.tokens].count(view.token_id) != view.tokens:
+                    raise InvalidRequestError(
+                        f"{name}: the placeholders of images at positions {begin} to {end - 1} do not fit; "
+                        f"from position {at} on, expected {view.tokens} with token id {view.token_id} for an "
+                        "image or a frame"
+                    )
+                own.append(view)
+                at += view.tokens
             placed.append(Placed(begin, tuple(own)))
         return placed
 
@@ -178,7 +188,7 @@ class Media:
         return rows
 
     def tower(self) -> _Tower:
-        """What makes soft tokens of pixels."""
+        """The tower, which makes soft tokens of pixels. The first call loads it."""
         with self._lock:
             if self._tower is None:
                 self._resident.check_open()
@@ -187,7 +197,7 @@ class Media:
             return self._tower
 
     def clear(self) -> None:
-        """Lets go of everything, once the model is closed."""
+        """Frees everything when the model is closed."""
         with self._lock:
             self._kept.clear()
             self._tower = None
@@ -197,5 +207,8 @@ def _listed(given: object, name: str, what: str) -> Sequence[object]:
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise InvalidRequestError(f"{name}: got {show_argument(given)}, expected a list of {what}")
     if len(given) > _MOST_IMAGES:
-        raise InvalidRequestError(f"{name}: {len(given)} {what}, expected at most {_MOST_IMAGES}")
+        raise InvalidRequestError(
+            f"{name}: got {len(given)} {what}, expected at most {_MOST_IMAGES} in one call; split them over "
+            "several calls"
+        )
     return given

@@ -1,4 +1,4 @@
-"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and everything one asks of it."""
+"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and everything it can do."""
 
 from __future__ import annotations
 
@@ -48,24 +48,26 @@ __all__ = ["Model"]
 class Model:
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
-    It may be shared by threads, and by tasks of an event loop: what is asked of it at a time advances
-    together, step by step. Use it as a context manager, or call :meth:`close`, to give its memory back; what
-    is called on it afterwards raises :class:`~gemlet.errors.ModelClosedError`.
+    Threads and tasks of an event loop may share it: requests that run at the same time advance together, step
+    by step. Use it as a context manager, or call :meth:`close`, to give its memory back. Calls after that
+    raise :class:`~gemlet.errors.ModelClosedError`.
 
     Attributes:
-        config: what ``config.json`` says.
-        tokenizer: None where the model came without one; prompts are then token ids and the text stays empty.
+        config: the model's configuration, read from ``config.json``.
+        tokenizer: None if the model has no tokenizer; prompts are then token ids, and the text of a result is
+            empty.
         end_ids: the tokens that end a generation.
-        generation_config: how to generate where a call does not say: the sampling values that the
+        generation_config: the options that apply unless a call gives others: the sampling values that the
             checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
         source: where the model came from, for people to read.
         weights: the format of the weights in memory: "f32", "bf16", "q8", "q4", ...
         kv_cache: the format of the KV cache in memory: "f32", "bf16", "int8" or "int4".
-        threads, decode_threads: how many threads a forward pass runs on, and one over at most 8 tokens.
+        threads: how many threads a forward pass uses.
+        decode_threads: how many threads a forward pass over at most 8 tokens uses.
         tier: the instruction-set tier of the kernels in use, for example "avx2".
-        context_length: the most tokens, prompt and continuation together, that a context holds.
-        vocab_size: the number of token ids, and so the width of the logits.
-        prompts: of an embedding model: what :meth:`embed` puts before a text, by name.
+        context_length: the most tokens that a context holds, prompt and continuation together.
+        vocab_size: the number of token ids, which is the width of the logits.
+        prompts: for an embedding model, the texts by name that :meth:`embed` can put before a text.
         load_seconds: how long loading took.
 
     >>> import gemlet
@@ -130,8 +132,8 @@ class Model:
 
     @property
     def chat_format(self) -> ChatFormat | None:
-        """How a conversation becomes a prompt; None where the model has no way. Another one may be assigned;
-        sessions that have begun keep theirs.
+        """How a conversation becomes a prompt; None if the model has no chat format. Another one may be
+        assigned; sessions that have begun keep the one they began with.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -147,10 +149,12 @@ class Model:
         self._chat_format = chat_format
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now: "weights", "embedding", "adapters", "kv_cache" of the texts that run, and
-        "prefix_cache" of what is only kept; "drafter", all of a drafter's together. And what one token takes
-        of the cache in layers without ("kv_cache_per_token") and with a window
-        ("kv_cache_per_window_token").
+        """Bytes in memory now.
+
+        "weights", "embedding" and "adapters" are the model's. "kv_cache" has the keys and values of the texts
+        that run, and "prefix_cache" those of texts that have ended. "drafter" is everything of a drafter.
+        "kv_cache_per_token" is what one token takes in all layers without a sliding window, and
+        "kv_cache_per_window_token" in all layers with one.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -163,16 +167,24 @@ class Model:
         return self._resident.memory()
 
     def stats(self) -> dict[str, int | float]:
-        """What the engine has done since the model was loaded, and does now. It is cheap to ask.
+        """What the engine does now, and what it has done since the model was loaded. The call is cheap.
 
-        "running" and "waiting" requests; "longest_wait", seconds that one has waited for its first pass so
-        far; "begun", those that had it, after "waiting_seconds" in all; "steps", forward passes;
-        "prompt_tokens" that were read and "cached_tokens" that need not be; "generated_tokens"; "drafts",
-        guesses about a text in one step, with "drafted_tokens" in all, of which "accepted_tokens" were
-        right; "preemptions", texts that gave up their memory for others and were computed again; "kv_bytes"
-        in use, of which "prefix_cache_bytes" are only kept, and "kv_room_bytes" for more; "disk_read_bytes"
-        and "disk_written_bytes" of a prefix cache on disk; "step_seconds" in forward passes; and "bytes_read"
-        by them, of weights, keys and values.
+        Requests now: "running"; "waiting" until there is room for them; "longest_wait", the most seconds that
+        one has waited for its first forward pass.
+
+        Requests so far: "begun", how many had their first forward pass; "waiting_seconds", the sum of their
+        waits; "preemptions", how often a text gave its memory to others and was computed again.
+
+        Tokens so far: "prompt_tokens" that were read; "cached_tokens" that the prefix cache had;
+        "generated_tokens"; "drafts", how often the next tokens of a text were guessed; "drafted_tokens" in
+        all drafts; "accepted_tokens", those of them that were right.
+
+        Bytes of keys and values now: "kv_bytes" in use; "prefix_cache_bytes", the part of them that belongs
+        to texts that have ended; "kv_room_bytes" for more. Bytes so far: "disk_read_bytes" and
+        "disk_written_bytes" of a prefix cache on disk.
+
+        Work so far: "steps", the forward passes; "step_seconds" in them; "bytes_read" by them, of weights,
+        keys and values.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -186,7 +198,7 @@ class Model:
 
     @property
     def adapters(self) -> dict[str, Adapter]:
-        """The LoRA adapters that are loaded, by name.
+        """The adapters that are loaded, by name.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -199,10 +211,11 @@ class Model:
     unload_adapter = method_of("_adapters", LoadedAdapters.unload_adapter)
 
     def close(self, timeout: float | None = None) -> None:
-        """Ends running streams ("cancelled"), then gives the memory back; closing twice is harmless.
+        """Ends running streams with the finish reason "cancelled", then gives the memory back. Closing twice
+        is harmless.
 
-        With a ``timeout``, running texts have this many seconds to finish before they are ended. Requests
-        made meanwhile raise :class:`~gemlet.errors.ModelClosedError`.
+        With a ``timeout``, running texts have this many seconds to finish before they are ended. New requests
+        raise :class:`~gemlet.errors.ModelClosedError` in that time.
 
         >>> import gemlet
         >>> model = gemlet.load()
@@ -234,27 +247,31 @@ class Model:
         """The logits after each of ``ids`` in a fresh context, after any soft-capping.
 
         Args:
-            ids: token ids ``[n]``, BOS included where the model expects one.
-            adapter: the name of a loaded adapter to compute with; None: the model alone.
-            images: what the placeholders in ``ids`` stand for, in order: paths, bytes of files, Pillow images
-                or uint8 arrays ``[height, width, 3]``.
-            pan_and_scan: whether a long image is also seen in parts, which have placeholders of their own
-                behind those of the whole; or a mapping with ``min_crop_size``, ``max_num_crops`` and
+            ids: token ids ``[n]``, with BOS if the model expects one.
+            adapter: the name of a loaded adapter to compute with; None: no adapter.
+            images: the images that the placeholders in ``ids`` stand for, in order: paths, bytes of files,
+                Pillow images or uint8 arrays ``[height, width, 3]``.
+            pan_and_scan: whether Gemma 3 also sees a long image in parts. Each part has its own placeholders,
+                after those of the whole image. Or a mapping with ``min_crop_size``, ``max_num_crops`` and
                 ``min_ratio_to_activate``. None: as the model's files say.
-            image_tokens: the most tokens of an image, 70, 140, 280, 560 or 1120, in Gemma 4. None: as the
+            image_tokens: the most tokens of an image in Gemma 4: 70, 140, 280, 560 or 1120. None: as the
                 model's files say.
-            videos: paths, bytes of files, or pairs of frames, each like an image, and frames per second. At
-                most 32 frames are seen.
-            audio: sounds, likewise: paths, bytes of files, arrays of samples at 16 kHz (float32 from -1 to 1,
-                or int16), or pairs of samples ``[n]`` or ``[n, channels]`` and their rate.
+            videos: the videos that placeholders stand for: paths, bytes of files, or pairs ``(frames, frames
+                per second)``, each frame like an image. The model sees at most 32 frames of each.
+            audio: the sounds that placeholders stand for: paths, bytes of files, arrays of samples at 16 kHz
+                (float32 from -1 to 1, or int16), or pairs ``(samples, rate)`` with samples ``[n]`` or
+                ``[n, channels]``.
 
         Returns:
             float32 ``[n, vocab_size]``; row i predicts token i + 1.
 
         Raises:
-            InvalidRequestError: no ids, an id out of range, or an adapter that is not loaded.
+            InvalidRequestError: no ids, an id out of range, placeholders that do not fit the media, or an
+                adapter that is not loaded.
+            UnsupportedError: images or sounds for a model that does not see or hear.
             ContextLengthError: more ids than the context holds.
-            MemoryLimitError: the result does not fit in memory; TensorError: it is not finite.
+            MemoryLimitError: the result does not fit in memory.
+            TensorError: the result is not finite.
             ModelClosedError: the model is closed.
 
         >>> import gemlet
@@ -309,37 +326,44 @@ class Model:
         config: GenerationConfig | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation | list[Generation]:
-        """Continues ``prompt`` and returns the whole continuation; of a list of prompts, a list of them.
+        """Continues ``prompt`` and returns the whole continuation; for a list of prompts, a list of
+        continuations.
 
-        The texts of a list advance together, which is faster than one after the other. ``seed`` is one for
-        all or a list of them; each text is what it would be alone. One call writes at most 65,536 texts.
+        The texts of a list advance together, which is faster than one after the other. Each text is the same
+        as in a call for it only. ``seed`` is one seed for all, or a list with one for each prompt. One call
+        writes at most 65,536 texts.
 
         Args:
-            prompt: text (encoded with one BOS) or token ids, which are taken as they are; or a list of these.
-            config: how to generate, :attr:`generation_config` for None; single options replace values of it.
-            adapter: the name of a loaded adapter to generate with; None: the model alone.
-            allow_control: a control token written in the text (``<end_of_turn>``) is that token. False, for
-                text from somebody else, takes it as plain characters.
-            echo: the text of each result begins with its prompt.
-            timeout: seconds after which a text ends with what there is and the reason "timeout".
-            n: give a list of this many continuations of each prompt, at most 16, with the seeds ``seed``,
+            prompt: text (encoded with one BOS) or token ids, which are used as they are; or a list of these.
+            config: the options of the call; None: :attr:`generation_config`. Options given by name replace
+                its values.
+            adapter: the name of a loaded adapter to generate with; None: no adapter.
+            allow_control: whether a control token written in the text (``<end_of_turn>``) becomes that token.
+                False, for text from somebody else, reads it as plain characters.
+            echo: whether the text of each result begins with its prompt.
+            timeout: seconds after which a text ends as it is, with the finish reason "timeout".
+            n: return a list of this many continuations of each prompt, at most 16, with the seeds ``seed``,
                 ``seed + 1`` and so on. The prompt is read once.
-            best_of: write this many, and give the ``n`` that the model finds most probable per token.
-            images, videos, pan_and_scan, image_tokens: as of :meth:`logits`; ``<start_of_image>`` in the text
-                (Gemma 4: ``<|image|>``, ``<|video|>``) stands for each. Of several prompts a list for each.
-            audio: sounds, in the order of their placeholders (``<|audio|>``, of Gemma 3n
-                ``<audio_soft_token>``) in a text, or of all of them in token ids; what :meth:`logits` takes.
-                Of several prompts a list of sounds for each.
-            priority: -100 to 100; where texts have to wait for a place, those with a higher one begin first.
-            cache_salt: a text shares what was computed only with texts of the same salt, or also without one.
+            best_of: write this many, and return the ``n`` that the model finds most probable per token.
+            images, videos, pan_and_scan, image_tokens: as in :meth:`logits`. In a text, write
+                ``<start_of_image>`` for each image (Gemma 3n: ``<image_soft_token>``). In Gemma 4, write
+                ``<|image|>`` for an image and ``<|video|>`` for a video. For several prompts, give a list for
+                each.
+            audio: sounds as in :meth:`logits`. In a text, write ``<|audio|>`` for each (Gemma 3n:
+                ``<audio_soft_token>``). For several prompts, give a list for each.
+            priority: -100 to 100. If texts have to wait for a place, those with a higher priority begin
+                first.
+            cache_salt: a text reuses only what was computed for texts with the same salt. Texts without a
+                salt share with each other.
             (the options of GenerationConfig)
 
         Raises:
             InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
-                is not loaded, text for a model without tokenizer, or too many prompts.
-            ContextLengthError: the prompt does not fit the context.
+                is not loaded, text for a model without a tokenizer, or too many prompts.
+            UnsupportedError: the model makes embeddings, or does not see or hear what the prompt has.
+            ContextLengthError: the prompt does not fit into the context.
             ModelClosedError: the model is closed.
-            KeyboardInterrupt: Ctrl-C; the model stays usable.
+            KeyboardInterrupt: Ctrl-C was pressed; the model stays usable.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -359,10 +383,10 @@ class Model:
         config: GenerationConfig | None = None,
         **options: Unpack[ManyTextOptions],
     ) -> TextStream:
-        """Continues ``prompt`` step by step; arguments and errors are those of :meth:`generate`.
+        """Continues ``prompt`` step by step; arguments and errors are as in :meth:`generate`.
 
-        The request is checked here; the work begins with the first chunk that is asked of the returned
-        :class:`TextStream`. Of several prompts the chunks come mixed, as they are written.
+        The call checks the request. The work begins when the first chunk is taken from the returned
+        :class:`TextStream`. The chunks of several prompts come mixed, in the order in which they are written.
 
         Args:
             (the options of GenerationConfig)
@@ -383,7 +407,7 @@ class Model:
         config: GenerationConfig | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation | list[Generation]:
-        """:meth:`generate` for programs with an event loop. A task that is cancelled ends its texts. Images,
+        """:meth:`generate` for programs with an event loop. Cancelling the task ends its texts. Images,
         sounds, grammars and long texts are read in a thread.
 
         >>> import asyncio, gemlet
@@ -405,9 +429,9 @@ class Model:
     ) -> AsyncTextStream:
         """:meth:`stream` for programs with an event loop: ``async for chunk in model.astream(prompt)``.
 
-        The request is checked here. No thread waits for the text. Images, sounds, grammars and long texts
-        are read here, too: ``await asyncio.to_thread(model.astream, prompt, images=[...])`` lets the event
-        loop go on meanwhile.
+        The call checks the request, and reads images, sounds, grammars and long texts. Use ``await
+        asyncio.to_thread(model.astream, prompt, images=[...])`` to let the event loop run in that time. No
+        thread waits for the text.
 
         >>> import gemlet
         >>> with gemlet.load() as model:

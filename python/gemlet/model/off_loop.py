@@ -1,4 +1,4 @@
-"""What takes more than a moment is done beside the event loop: :func:`off_loop`."""
+"""Keeps slow work out of the event loop: :func:`off_loop`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SLOW = ("images", "videos", "audio", "json_schema", "regex", "choice", "grammar
 
 
 def takes_long(asked: object, options: Mapping[str, Any]) -> bool:
-    """Whether a prompt, or a conversation, takes more than a moment to check and encode: one that is long, or
-    has images or sounds, or whose text has to follow a grammar.
+    """Whether a prompt or a conversation takes more than a moment to check and encode: it is long, it has
+    images or sounds, or its reply has to follow a grammar.
 
     >>> takes_long("Who is there?", {"max_tokens": 5}), takes_long("Who is there?", {"regex": "a+"})
     (False, True)
@@ -24,7 +24,7 @@ def takes_long(asked: object, options: Mapping[str, Any]) -> bool:
     if any(options.get(name) is not None for name in _SLOW):
         return True
     if options.get("tool_choice") not in (None, "auto", "none"):
-        return True  # the form of a call is a grammar
+        return True  # a grammar gives a required call its form
     left, found = _MOST, [asked, options.get("tools")]
     while found and left >= 0:
         one = found.pop()
@@ -44,8 +44,8 @@ def takes_long(asked: object, options: Mapping[str, Any]) -> bool:
 
 
 async def off_loop(work: Callable[[], _Result], asked: object, options: Mapping[str, Any]) -> _Result:
-    """What ``work`` returns. It runs in a thread if ``asked`` takes long. A task that is cancelled meanwhile
-    does not wait for it."""
+    """Returns what ``work`` returns. ``work`` runs in a thread if ``asked`` takes long to read. A task that
+    is cancelled in that time does not wait for the thread."""
     import asyncio
 
     return await asyncio.to_thread(work) if takes_long(asked, options) else work()

@@ -1,4 +1,4 @@
-"""What a model keeps of texts that have ended: :class:`PrefixCacheOptions`, :func:`folder_for_texts`."""
+"""The options of the prefix cache: :class:`PrefixCacheOptions`, :func:`folder_for_texts`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["PrefixCacheOptions", "folder_for_texts"]
 
-_MOST_MEMORY = 2 * 10**9  # bytes, if nobody says how many
+_MOST_MEMORY = 2 * 10**9  # the most bytes by default
 
 
 @record(frozen=True)
 class PrefixCacheOptions:
-    """Where keys and values are kept, and how much of them.
+    """Where the keys and values of texts that have ended are kept, and how many bytes of them.
 
     Attributes:
-        memory: bytes; 0: none; None: a quarter of what all texts share, but at most 2 GB.
-        folder: where they are kept on disk too; None: nowhere.
-        folder_bytes: the most that is kept there.
-        model_digest: 32 bytes of all that keys and values depend on, by which another process knows the model
-            again; empty: not known, and nothing leaves the process.
+        memory: the most bytes in memory; 0: nothing is kept; None: a quarter of the bytes that all texts
+            share, but at most 2 GB.
+        folder: a folder to keep them on disk, too; None: they are kept only in memory.
+        folder_bytes: the most bytes in the folder.
+        model_digest: a hash (32 bytes) of everything that keys and values depend on. Other processes
+            recognize the model by it. If it is empty, nothing is written to disk.
     """
 
     memory: int | None = None
@@ -32,31 +33,35 @@ class PrefixCacheOptions:
     model_digest: bytes = b""
 
     def for_engine(self, room: int) -> dict[str, Any]:
-        """The engine's arguments, where all texts share ``room`` bytes."""
+        """The engine's arguments; all texts share ``room`` bytes."""
         kept = min(room // 4, _MOST_MEMORY) if self.memory is None else self.memory
         folder = self.folder if self.model_digest and kept else None
         return {
             "kv_bytes": room + (self.memory or 0),
             "prefix_cache_bytes": kept,
-            "prefix_cache_folder": None if folder is None else os.fsencode(folder),  # perhaps no UTF-8
+            "prefix_cache_folder": None if folder is None else os.fsencode(folder),  # need not be UTF-8
             "prefix_cache_folder_bytes": self.folder_bytes,
             "model_digest": self.model_digest,
         }
 
 
 def folder_for_texts(path: str) -> str:
-    """``path`` as an absolute path of a folder, made if it is missing, for this user alone.
+    """The absolute path of the folder ``path``. A missing folder is made, for this user only.
 
-    Raises :class:`InvalidRequestError` for one that others may write to: they could change what a model says.
+    Raises :class:`InvalidRequestError` if other users may write to it: they could change what a model says.
     """
     path = os.path.abspath(path)
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         status = os.stat(path)
     except OSError as problem:
-        raise InvalidRequestError(f"prefix_cache: {path} cannot be used: {problem.strerror}") from None
+        raise InvalidRequestError(
+            f"prefix_cache: {path} cannot be used as a folder: {problem.strerror}; name another folder"
+        ) from None
     if status.st_uid != os.geteuid():
         raise InvalidRequestError(f"prefix_cache: {path} does not belong to this user; name another folder")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise InvalidRequestError(f"prefix_cache: others may write to {path}; chmod go-w {path}")
+        raise InvalidRequestError(
+            f"prefix_cache: other users may write to {path}; run `chmod go-w {path}`, or name another folder"
+        )
     return path

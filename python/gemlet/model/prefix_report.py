@@ -11,7 +11,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["PrefixReport", "prefix_report"]
 
-_AROUND = 16  # tokens that are shown
+_AROUND = 16  # tokens that are shown of each text
 
 
 @record(frozen=True)
@@ -19,17 +19,17 @@ class PrefixReport:
     """What :meth:`gemlet.Model.explain_prefix` found.
 
     Attributes:
-        prompt_tokens: of the prompt.
+        prompt_tokens: how many tokens the prompt has.
         cached_tokens: how many of them need not be computed.
-        common_tokens: those that the prompt has in common with the nearest kept text. They are more than
-            ``cached_tokens`` where sliding windows need what was given up.
-        byte: where the two part, in the UTF-8 text of the prompt: in the caller's own text, without the BOS
-            that was added to it; of messages or token ids in the text that they become, with BOS and the
-            other control tokens written by name. None where the kept text has the whole prompt, or where the
-            model has no tokenizer.
-        before: the last of the text that both have.
-        prompt: what the prompt goes on with.
-        kept: what the kept text goes on with; "" where it ends there.
+        common_tokens: how many tokens at the start the prompt has in common with the nearest kept text. They
+            are more than ``cached_tokens`` if a sliding window needs keys and values that are no longer kept.
+        byte: the byte in the prompt's text (UTF-8) at which the two begin to differ. If the prompt is a text,
+            it is counted in that text, without the BOS that gemlet adds. If the prompt is messages or token
+            ids, it is counted in the text that they become, with BOS and other control tokens written by
+            name. None if the kept text has the whole prompt, or if the model has no tokenizer.
+        before: the end of the common text.
+        prompt: how the prompt goes on after it.
+        kept: how the kept text goes on after it; "" if it ends there.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -53,7 +53,7 @@ class PrefixReport:
         ends = "ends" if not self.kept else f"has {show(self.kept)}"
         return (
             f"{text}; at token {self.common_tokens}, byte {self.byte}, after {show(self.before)}, the prompt "
-            f"has {show(self.prompt)} where the nearest kept text {ends}"
+            f"has {show(self.prompt)} and the nearest kept text {ends}"
         )
 
 
@@ -67,8 +67,8 @@ def prefix_report(
     added_bytes: int = 0,
     media: Sequence[tuple[int, _core.Media]] = (),
 ) -> PrefixReport:
-    """Compares the prompt ``ids`` with what ``cache`` has. ``added_bytes`` of the beginning of their text are
-    not in the text of the caller."""
+    """Compares the prompt ``ids`` with what ``cache`` has. Their text begins with ``added_bytes`` bytes that
+    are not in the caller's text."""
     common, usable, kept = cache.nearest(list(ids), media=media, adapter=adapter, cache_salt=cache_salt)
     found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
     if tokenizer is None or common == len(ids):

@@ -1,4 +1,4 @@
-"""What a caller gives a model to read, as checked token ids: :class:`Reader`."""
+"""Turns texts and token ids of a caller into checked token ids: :class:`Reader`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Reader"]
 class Reader:
     """Makes token ids of text, and checks them against the vocabulary and the context.
 
-    ``name`` in the methods is the argument that errors are about.
+    ``name`` in the methods is the name of the argument, for errors.
     """
 
     resident: Resident
@@ -38,11 +38,12 @@ class Reader:
         allow_control: bool = True,
         add_bos: bool = True,
     ) -> list[int]:
-        """The ids of ``text``; if ``truncate``, those that the context holds. Control tokens in it are plain
-        text unless ``allow_control``.
+        """The ids of ``text``; with ``truncate``, the first ones that fit into the context. Control tokens in
+        it are plain text unless ``allow_control``.
 
-        Raises :class:`InvalidRequestError` where there is no tokenizer, and for text that is empty or no
-        valid Unicode, and :class:`ContextLengthError` for one that is so long that it need not be encoded.
+        Raises :class:`InvalidRequestError` if the model has no tokenizer, or if the text is empty or not
+        valid Unicode. Raises :class:`ContextLengthError` for a text that is certainly too long, before it is
+        encoded.
         """
         if self.tokenizer is None:
             raise InvalidRequestError(
@@ -65,32 +66,32 @@ class Reader:
         return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
     def checked(self, ids: object, name: str = "prompt") -> array[int]:
-        """``ids`` as an array, which are ids of the vocabulary and fit into the context.
+        """``ids`` as an array, checked as by :meth:`raw`, and checked to be text.
 
-        Raises :class:`InvalidRequestError`, :class:`ContextLengthError`, or :class:`UnsupportedError` for an
-        id that is no text.
+        Raises the errors of :meth:`raw`, and :class:`UnsupportedError` for an id that is not embedded as
+        text.
         """
         found = self.raw(ids, name)
         for position in self.places_of_other_tables(found)[:1]:
             raise UnsupportedError(
-                f"{name}: token id {found[position]} at position {position} stands for pictures or sound, as "
-                f"all ids from {self.config.text_ids} on do in this model, and this call reads text alone; "
-                "leave it out, or encode the text with allow_control=False"
+                f"{name}: token id {found[position]} at position {position} stands for pictures or sound, "
+                f"like all ids from {self.config.text_ids} on in this model, but this call reads only text; "
+                "leave the id out, or encode the text with allow_control=False"
             )
         return found
 
     def places_of_other_tables(self, ids: array[int]) -> list[int]:
-        """Where ids are that are not embedded as text."""
+        """The positions of the ids that are not embedded as text."""
         first = self.config.text_ids
         return [] if first is None else [at for at, token in enumerate(ids) if token >= first]
 
     def raw(self, ids: object, name: str = "prompt") -> array[int]:
-        """``ids`` as an array, which are ids of the vocabulary and fit into the context, as they are.
+        """``ids`` as an array, checked to be in the vocabulary and to fit into the context.
 
         Raises :class:`InvalidRequestError` and :class:`ContextLengthError`.
         """
         room = self.resident.context_length
-        if _is_row(ids) and len(ids) > room:  # first: checking each of millions takes long
+        if _is_row(ids) and len(ids) > room:  # checked first, because checking millions of ids takes long
             raise ContextLengthError(
                 f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
             )

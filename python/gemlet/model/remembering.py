@@ -1,4 +1,4 @@
-"""The part of the public :class:`gemlet.Model` that is about what it remembers: :class:`Remembering`."""
+"""The methods of the public :class:`gemlet.Model` about what it remembers: :class:`Remembering`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Remembering"]
 
 @record(frozen=True)
 class Remembering:
-    """Sessions, and what the prefix cache has of a prompt."""
+    """Makes sessions, and reports what the prefix cache has of a prompt."""
 
     requests: Requests
 
@@ -33,11 +33,11 @@ class Remembering:
         *,
         adapter: str | None = None,
     ) -> Session:
-        """One conversation, or one text, that goes on: a :class:`Session`.
+        """Begins a :class:`Session`: one conversation, or one text, that goes on over several calls.
 
         Args:
-            messages: how the conversation begins, for example with a system message; None: with nothing.
-            adapter: the name of a loaded adapter to generate with; None: the model alone.
+            messages: the first messages of the conversation, for example a system message; None: no messages.
+            adapter: the name of a loaded adapter to generate with; None: no adapter.
 
         Raises:
             UnsupportedError: the model makes embeddings.
@@ -56,11 +56,11 @@ class Remembering:
 
     @public
     def load_session(self, path: str | os.PathLike[str]) -> Session:
-        """The session that :meth:`Session.save` wrote into the file ``path``. It need not be computed again
-        if this model wrote it, with the same formats on the same kind of CPU.
+        """Loads the session that :meth:`Session.save` wrote to the file ``path``. Its tokens are not computed
+        again if the same model wrote it, with the same formats and on the same kind of CPU.
 
         Raises:
-            ModelFileError: the file is missing, no session, of another version, or damaged.
+            ModelFileError: the file is missing, is not a session, has another version, or is damaged.
             InvalidRequestError: its adapter is not loaded.
             UnsupportedError: the model makes embeddings.
             ModelClosedError: the model is closed.
@@ -83,16 +83,16 @@ class Remembering:
         prompt: str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]],
         **options: Unpack[PromptOptions],
     ) -> PrefixReport:
-        """How much of a prompt need not be computed now, and where it parts from the nearest text that the
-        prefix cache has: the byte that broke the reuse. Nothing is computed.
+        """Reports how much of a prompt the prefix cache has, and at which byte the prompt begins to differ
+        from the nearest kept text. The model does not run.
 
         Args:
             prompt: as in :meth:`generate`; or messages, as in :meth:`chat`.
-            adapter: the name of a loaded adapter; None: the model alone.
+            adapter: the name of a loaded adapter; None: no adapter.
             tools, thinking: for messages, as in :meth:`chat`.
 
         Raises:
-            InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
+            InvalidRequestError, ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -116,8 +116,8 @@ class Remembering:
         )
 
     def _added_bytes(self, prompt: object, options: Mapping[str, Any]) -> int:
-        """How many bytes longer the text of the tokens is than ``prompt``, if that is a text: by one BOS, of
-        those that ``prompt`` begins with itself only one is left."""
+        """How many bytes the text of the tokens is longer than ``prompt``, if that is a text. The tokens
+        begin with exactly one BOS, however many are written at the start of ``prompt``."""
         tokenizer = self.requests.reader.tokenizer
         if not isinstance(prompt, str) or tokenizer is None or tokenizer.bos_id is None:
             return 0

@@ -1,4 +1,4 @@
-"""From what is asked of a model to what its engine computes: :class:`Requests`."""
+"""Turns a call into what the model's engine computes: :class:`Requests`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ __all__ = ["Requests"]
 
 @record(frozen=True)
 class Requests:
-    """Checks a request, and begins its stream. :class:`gemlet.Model` has the arguments and the errors.
+    """Checks a request, and begins its stream. :class:`gemlet.Model` describes the arguments and the errors.
 
     Attributes:
         end_ids: the tokens that end every generation.
-        defaults: how to generate where a call does not say.
-        not_followed: what the model's files ask for and gemlet does not do; emptied when it has been said.
+        defaults: the options that apply unless a call gives others.
+        not_followed: what the model's files ask for and gemlet does not do; emptied after the warning.
     """
 
     reader: Reader
@@ -63,8 +63,9 @@ class Requests:
     def texts(
         self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
     ) -> list[Prepared]:
-        """What continues ``prompt``, or each of several; of each as many as the options ``n`` or ``best_of``
-        say, with seeds that follow one another. All are checked before any is computed."""
+        """Prepares the continuations of ``prompt``, or of each of several prompts. Each prompt gets as many
+        as the options ``n`` or ``best_of`` say, with consecutive seeds. All are checked before any is
+        computed."""
         self.reader.resident.check_writes("generate")
         prompts = prompts_of(prompt)
         allow_control = check_flag("allow_control", options.get("allow_control"), True)
@@ -95,7 +96,7 @@ class Requests:
         return prepared
 
     def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
-        """What continues the one ``prompt``, or replies to it where it is a list of messages."""
+        """Prepares the continuation of one ``prompt``, or the reply to it if it is a list of messages."""
         if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt[:FIRST]):
             return self.reply(prompt, None, options)
         check_one(prompt, "prompt")
@@ -108,7 +109,7 @@ class Requests:
         config: GenerationConfig | None,
         options: Mapping[str, Any],
     ) -> Prepared:
-        """What replies to the conversation ``messages``; a string is a message of the user."""
+        """Prepares the reply to the conversation ``messages``; a string is a message of the user."""
         (prepared,) = self.replies(messages, config, options)
         return prepared
 
@@ -118,7 +119,7 @@ class Requests:
         config: GenerationConfig | None,
         options: Mapping[str, Any],
     ) -> list[Prepared]:
-        """One reply for each of ``n`` or ``best_of``, with consecutive seeds."""
+        """Prepares as many replies as ``n`` or ``best_of`` say, with consecutive seeds."""
         self.reader.resident.check_writes("chat")
         settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self._chats()
@@ -126,10 +127,13 @@ class Requests:
         tools, forced = chosen_tools(options.get("tools"), options.get("tool_choice"))
         form = grammar_text(options)
         if forced and form is not None:
-            raise InvalidRequestError(f"{form.name}: a reply that has to call tools has the form of a call")
+            raise InvalidRequestError(
+                f"{form.name}: cannot be combined with a tool_choice that requires a call, because a call "
+                "has its own form; leave one of the two out"
+            )
         form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
         ids, inputs = self.encode(messages, {**options, "tools": tools})
-        # A system message may ask for a thought too; the marker comes from the format alone.
+        # A system message may ask for a thought, too; only the chat format knows the marker.
         thinks = thinking or tokenizer.token_id(THINK) in ids
         if thinks and not settings.limits_tokens:  # the default would cut most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
@@ -160,11 +164,13 @@ class Requests:
     def encode(
         self, messages: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> tuple[list[int], Inputs]:
-        """The prompt of a conversation, and the images and sounds in it, of which nothing is computed yet."""
+        """The prompt of a conversation, and the images and sounds in it, which are not encoded yet."""
         tokenizer, chat_format = self._chats()
         if isinstance(messages, str):
             if not messages:
-                raise InvalidRequestError("messages: it is empty, expected at least one character or message")
+                raise InvalidRequestError(
+                    "messages: it is empty, expected a text of at least one character, or a list of messages"
+                )
             messages = [{"role": "user", "content": messages}]
         hears = check_flag("load_audio_from_video", options.get("load_audio_from_video"))
         said, parts = take_media(messages, self.senses.kinds, load_audio_from_video=hears)
@@ -183,8 +189,8 @@ class Requests:
         return ids, inputs
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
-        """The whole texts, with a bar on terminals where there are several."""
-        # Nobody reads slowly here.
+        """The complete texts. On a terminal, a progress bar shows how many of several are done."""
+        # Nobody reads these streams, so no text has to wait for a slow reader.
         stream = self.stream(prepared, ahead=max(one.answer.config.max_tokens for one in prepared))
         with reporting(None if len(prepared) > 1 else False, "generating", len(prepared), "texts") as ended:
             return run_to_end(stream, ended)
@@ -192,7 +198,7 @@ class Requests:
     def stream(
         self, prepared: Sequence[Prepared], *, ahead: int = AHEAD, readable: bool = False
     ) -> TextStream:
-        """A stream of what was prepared. ``readable``: for those who wait in an event loop."""
+        """A stream of the prepared texts. With ``readable`` an event loop can wait for it."""
         resident = self.reader.resident
         return resident.begin(
             lambda: TextStream(
@@ -211,7 +217,10 @@ class Requests:
             return prompt
         tokenizer = self.reader.tokenizer
         if tokenizer is None:
-            raise InvalidRequestError(f"echo: {self.reader.resident.name} has no tokenizer, so no text")
+            raise InvalidRequestError(
+                f"echo: {self.reader.resident.name} has no tokenizer to make a text of the prompt; leave "
+                "echo out"
+            )
         return tokenizer.decode(self.reader.raw(prompt, "prompt").tolist())
 
     def _prepare(
@@ -228,8 +237,9 @@ class Requests:
         media: Sequence[tuple[int, _core.Media]] = (),
         inputs: Inputs | None = None,
     ) -> Prepared:
-        """``media``: pairs (first token, rows that take its place and that of the next ones). The digest of
-        each is what the prefix cache knows it by. ``inputs`` become such pairs, too."""
+        """Prepares one text. ``media`` are pairs: the index of a token, and the rows that replace it and the
+        tokens after it. The prefix cache recognizes the rows by their digest. ``inputs`` become such pairs,
+        too."""
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.raw(ids, name)
         inputs = inputs or Inputs()
@@ -250,9 +260,10 @@ class Requests:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
             raise InvalidRequestError(
-                f"stop: {resident.name} has no tokenizer, so no text to find a string in"
+                f"stop: {resident.name} has no tokenizer, so it writes no text with a stop string; use "
+                "stop_token_ids"
             )
-        # Rows of the embedding beyond the vocabulary are padding: never sample what cannot be decoded.
+        # Rows of the embedding beyond the vocabulary are padding. They have no text, so never sample them.
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
@@ -302,20 +313,23 @@ class Requests:
         parser: TokenReplyParser | None,
         budget: int | None,
     ) -> MaskPlan | None:
-        """What a text of the form ``text`` has to follow. ``asides`` may come before its answer, and all its
-        thoughts may have ``budget`` tokens."""
+        """The plan of masks that gives the answer the form ``text``. ``asides`` may come before the answer.
+        All thoughts together may have ``budget`` tokens."""
         if text is None and budget is None:
             return None
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         found = [] if parser is None else parser.asides
         if budget is not None and not any(one.kind == "thought" for one in found):
-            raise UnsupportedError(f"thinking_budget: {resident.name} does not think before it answers")
+            raise UnsupportedError(
+                f"thinking_budget: {resident.name} does not think before it answers; leave it out"
+            )
         begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
         if text is None:
             return MaskPlan(None, resident.vocab_size, end_ids, stop_ids, found, begins_in, budget)
         if tokenizer is None:
             raise InvalidRequestError(
-                f"{text.name}: {resident.name} has no tokenizer, so no text to give a form"
+                f"{text.name}: {resident.name} has no tokenizer, so it writes no text that could have a "
+                "form; leave it out"
             )
         grammar = compile_grammar(text, tokenizer)
         possible = [one for one in found if one.kind in asides]
@@ -328,7 +342,7 @@ def _several(
     options: Mapping[str, Any],
     prepare: Callable[[GenerationConfig], Prepared],
 ) -> list[Prepared]:
-    """``count`` texts of one prompt, which is read for the first one."""
+    """Prepares ``count`` texts of one prompt. The first one reads it, and the others reuse that."""
     if options.get("best_of") is not None and config.logprobs is None:
         config = config.replace(logprobs=0)
     first = prepare(config)

@@ -1,4 +1,4 @@
-"""The core's model in memory, for as long as it is open: :class:`Resident`."""
+"""The core's model in memory, and its engine: :class:`Resident`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gemlet.model.prefix_cache import PrefixCacheOptions
 __all__ = ["Resident"]
 
 _BYTES = ("weights", "embedding", "adapters", "kv_cache", "prefix_cache")  # keys of Model.memory()
-_MOST_RUNNING = 32  # texts that advance together
+_MOST_RUNNING = 32  # the most texts that advance together
 
 
 class Resident:
     """The core's model and the streams that use it.
 
-    What it tells of the model, its formats and sizes, can be asked after :meth:`close` too.
+    The formats and sizes of the model can be read after :meth:`close`, too.
 
     Attributes:
         core: the core's model.
         name: where the model came from, for people to read.
         prefix_cache: what is kept of texts that have ended.
-        drafter: the core's model that guesses; None where there is none.
-        lock: guards what may not change while :meth:`close` ends everything: no stream begins, and no adapter
-            is added, after it. Whoever holds it asks :meth:`check_open` first.
+        drafter: the core's model that guesses tokens; None if there is no drafter.
+        lock: hold it to begin a stream or to add an adapter, and call :meth:`check_open` first.
+            :meth:`close` takes it, so nothing begins after it.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Resident:
         return f"{self.name!r} {state}"
 
     def check_open(self) -> None:
-        """Raises :class:`ModelClosedError` once the model is closed."""
+        """Raises :class:`ModelClosedError` if the model is closed or is being closed."""
         if self._closed:
             raise ModelClosedError(f"the model from {self.name} is closed; load it again")
         if self._draining:
             raise ModelClosedError(f"the model from {self.name} is being closed; load it again")
 
     def why_closed(self) -> str | None:
-        """What to say of a stream that :meth:`close` ended; None as long as the model is open."""
+        """The error message for a stream that :meth:`close` ended; None while the model is open."""
         if not self._closed:
             return None
         return (
@@ -92,7 +92,7 @@ class Resident:
             raise UnsupportedError(f"{what}: {self.name} makes embeddings and writes no text; use embed()")
 
     def begin(self, stream: Callable[[], TextStream]) -> TextStream:
-        """The stream that ``stream`` makes, which :meth:`close` will end."""
+        """Makes a stream with ``stream``, and registers it for :meth:`close` to end."""
         with self.lock:
             self.check_open()
             begun = stream()
@@ -100,7 +100,8 @@ class Resident:
         return begun
 
     def engine(self) -> _core.Engine:
-        """What computes for all requests, in half of the memory that is left."""
+        """The engine that computes for all requests. Its keys and values get half of the memory that is
+        left."""
         with self.lock:
             self.check_open()
             if self._engine is None:
@@ -111,12 +112,12 @@ class Resident:
                 room = max(0, room - most * logits)
                 guessed = self._of_drafter(room)
                 shared = self.prefix_cache.for_engine(room - guessed.get("drafter_kv_bytes", 0)) | guessed
-                # A guessed token has logits, too.
+                # A guessed token takes a row of logits, too.
                 self._engine = _core.Engine(self.core, most_running=most, most_drafted=most - 1, **shared)
         return self._engine
 
     def _of_drafter(self, room: int) -> dict[str, Any]:
-        """The engine's arguments for a drafter, whose keys and values take their share of ``room`` bytes."""
+        """The engine's arguments for a drafter. Its keys and values get their share of ``room`` bytes."""
         if self.drafter is None:
             return {}
         sizes = [core.memory() for core in (self.drafter, self.core)]
@@ -130,7 +131,7 @@ class Resident:
         }
 
     def memory(self) -> dict[str, int]:
-        """What :meth:`gemlet.Model.memory` tells."""
+        """The result of :meth:`gemlet.Model.memory`."""
         found = self.core.memory()
         if self.drafter is not None:
             own = self.drafter.memory()
@@ -138,7 +139,7 @@ class Resident:
         return found
 
     def drain(self, timeout: float) -> None:
-        """Begins nothing any more, and waits at most this many seconds until the running texts have ended."""
+        """Refuses new requests, and waits up to ``timeout`` seconds until the running texts have ended."""
         with self.lock:
             self._draining = True
             engine = self._engine
@@ -150,8 +151,7 @@ class Resident:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ends the streams, then gives the memory back. May be called by a signal handler, and in a forked
-        process."""
+        """Ends the streams, then gives the memory back. A signal handler and a forked process may call it."""
         with self.lock:
             self._closed = True
             streams = list(self._streams)

@@ -1,4 +1,4 @@
-"""What a request gets besides tokens, as it comes: rows of logits, or embeddings."""
+"""Reads rows of logits, or embeddings, from the engine as they become ready: :func:`rows_of`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gemlet.model.resident import Resident
 
 __all__ = ["arows_of", "rows_of"]
 
-_AHEAD = 2 * _core.PASS_TEXTS  # texts that the engine has at a time
+_AHEAD = 2 * _core.PASS_TEXTS  # texts that are given to the engine at a time
 Rows = tuple[int, NDArray["np.float32"]]
-# What takes the place of tokens in a text, each with the number of the first of these.
+# The media of a text, each with the index of the first token that it replaces.
 PlacedMedia = Sequence[tuple[int, _core.Media]]
 
 
@@ -29,11 +29,12 @@ def rows_of(
     cache_salt: int = 0,
     media: Sequence[PlacedMedia] = (),
 ) -> Iterator[Rows]:
-    """The index of a text and float32 ``[n, width]``, text by text: the next rows of its logits, from number
-    ``first_row`` on, or its embedding. With a first row, the first text is read before the others, which then
-    find what they have in common with it. ``media`` are those of each text; none for no text at all.
+    """Yields pairs, text by text: the index of a text, and float32 ``[n, width]``. These are the next rows of
+    its logits, beginning with number ``first_row``, or its embedding. With a ``first_row`` above 0, the first
+    text is read before the others, so that they can reuse what they have in common with it. ``media`` has the
+    media of each text; it is empty if no text has any.
 
-    Raises :class:`CancelledError` where another thread closed the model meanwhile.
+    Raises :class:`CancelledError` if another thread closes the model in that time.
     """
     reading = _Reading(resident, texts, adapter, wanted, first_row, cache_salt, media)
     try:
@@ -54,7 +55,7 @@ async def arows_of(
     adapter: _core.Adapter | None,
     media: Sequence[PlacedMedia] = (),
 ) -> AsyncIterator[Rows]:
-    """The embeddings that :func:`rows_of` gives, for programs with an event loop: no thread waits."""
+    """Yields embeddings as :func:`rows_of` does, for programs with an event loop: no thread waits."""
     reading = _Reading(resident, texts, adapter, "embedding", media=media, readable=True)
     try:
         while not reading.is_over:
@@ -69,7 +70,7 @@ async def arows_of(
 
 
 async def _change(news: _core.News, seen: int) -> None:
-    """Waits in the event loop until the news differ from ``seen``."""
+    """Waits in the event loop until the value of ``news`` differs from ``seen``."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -84,11 +85,11 @@ async def _change(news: _core.News, seen: int) -> None:
 
 
 class _Reading:
-    """Requests about texts, of which the engine has some at a time.
+    """Requests for the rows of texts. The engine gets a few of them at a time.
 
     Attributes:
-        news: change when there may be something to take.
-        is_over: all of them have ended.
+        news: its value changes when there may be rows to take.
+        is_over: whether all requests have ended.
     """
 
     def __init__(
@@ -108,21 +109,24 @@ class _Reading:
         self._wanted, self._first_row, self._cache_salt = wanted, first_row, cache_salt
         self._media = media
         self._submitted: deque[_core.Request] = deque()
-        self._index = 0  # index of the text whose rows come now
+        self._index = 0  # index of the text whose rows are taken next
 
     @property
     def is_over(self) -> bool:
         return self._index == len(self._texts)
 
     def take(self) -> Rows | None:
-        """The next rows if they are there. None: there is news before there are more, or all is over."""
+        """The next rows, if they are ready. None: either all requests have ended, or ``news`` will change
+        when there are more."""
         while not self.is_over:
             self._submit()
             index = self._index
             _, reason, rows = self._submitted[0].take()
             if reason == "cancelled":
-                raise CancelledError(f"the model from {self._name} was closed meanwhile; load it again")
-            if reason is not None:  # the next one may be there already
+                raise CancelledError(
+                    f"the model from {self._name} was closed before the end of this call; load it again"
+                )
+            if reason is not None:  # the next text may have rows already
                 self._submitted.popleft()
                 self._index += 1
             if rows is not None:

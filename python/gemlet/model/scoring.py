@@ -1,4 +1,4 @@
-"""How probable a model finds a text, and which of several continuations: :class:`Scoring`."""
+"""How probable a model finds a text, or each of several continuations: :class:`Scoring`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Score:
 
     Attributes:
         log_likelihood: the natural logarithm of the probability of all tokens after the first one.
-        token_ids: the tokens of the text, BOS included.
-        token_logprobs: of each token after the first, given those before it; one fewer than ``token_ids``.
+        token_ids: the tokens of the text, including BOS.
+        token_logprobs: the natural logarithm of the probability of each token after the first one, given the
+            tokens before it; one fewer than ``token_ids``.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -45,7 +46,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """``exp(-log_likelihood / n)`` for n tokens after the first one."""
+        """``exp(-log_likelihood / n)``, with n tokens after the first one."""
         try:
             return math.exp(-self.log_likelihood / len(self.token_logprobs))
         except OverflowError:
@@ -54,20 +55,20 @@ class Score:
 
 @record(frozen=True)
 class Scoring:
-    """Choices and probabilities without writing a token."""
+    """Computes probabilities of texts, without writing a token."""
 
     requests: Requests
 
     @public
     def score(self, text: Prompt, *, adapter: str | None = None, allow_control: bool = True) -> Score:
-        """How probable the model finds ``text``, token by token, in its own distribution (temperature 1).
+        """How probable the model finds ``text``, token by token, at temperature 1.
 
         Args:
-            text: text (encoded with one BOS) or token ids, which are taken as they are; at least two tokens.
+            text: text (encoded with one BOS) or token ids, which are used as they are; at least two tokens.
             adapter, allow_control: as in :meth:`generate`.
 
         Raises:
-            InvalidRequestError, ContextLengthError, ModelClosedError: as :meth:`generate` does.
+            InvalidRequestError, ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -79,7 +80,7 @@ class Scoring:
         (prepared,) = self.requests.texts(text, None, {"adapter": adapter, "allow_control": allow_control})
         ids = prepared.ids
         if len(ids) < 2:
-            raise InvalidRequestError(f"text: it has {len(ids)} token, expected at least 2")
+            raise InvalidRequestError(f"text: got {len(ids)} token, expected at least 2")
         found = self._logprobs([ids], 1, prepared)[0]
         return Score(math.fsum(found), ids.tolist(), found)
 
@@ -95,21 +96,23 @@ class Scoring:
         thinking: bool = False,
         cache_salt: str | None = None,
     ) -> dict[str, float]:
-        """The probability of each of ``choices`` after ``prompt``, among them: they sum to 1.
+        """The probability of each of ``choices`` after ``prompt``, if it has to be one of them. The
+        probabilities sum to 1.
 
-        Each choice has the probability of all its tokens after the prompt, whatever would come after it. What
-        the choices have in common with each other, the prompt above all, is read once.
+        A choice is as probable as all its tokens after the prompt; what would come after it does not matter.
+        The prompt, and all that the choices have in common, is read once.
 
         Args:
             prompt: as in :meth:`generate`; or messages, as in :meth:`chat`, whose reply would be a choice.
-            choices: 1 to 1000 different texts, none empty.
+            choices: 1 to 1000 different texts that are not empty.
             adapter, allow_control: as in :meth:`generate`.
             tools, thinking: for messages, as in :meth:`chat`.
             cache_salt: as in :meth:`generate`.
 
         Raises:
-            InvalidRequestError: no choices, an empty one, one twice; and as :meth:`generate` does.
-            ContextLengthError, ModelClosedError: as :meth:`generate` does.
+            InvalidRequestError: there are no choices, one is empty, or one is there twice; also as in
+                :meth:`generate`.
+            ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -142,8 +145,9 @@ class Scoring:
         thinking: bool = False,
         cache_salt: str | None = None,
     ) -> list[float]:
-        """The natural logarithm of the probability of each of ``choices`` after ``prompt``; arguments and
-        errors are those of :meth:`choose`, whose result it becomes when the choices are all there is.
+        """The natural logarithm of the probability of each of ``choices`` after ``prompt``, among all
+        possible continuations. Arguments and errors are as in :meth:`choose`, which divides the
+        probabilities by their sum.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -164,7 +168,7 @@ class Scoring:
         texts = []
         for index, choice in enumerate(wanted):
             name = f"choices[{index}]"
-            if isinstance(prompt, str):  # its last token may be another one before the choice
+            if isinstance(prompt, str):  # its last token may change when the choice follows it
                 ids: Any = reader.encode(prompt + choice, name, allow_control=allow_control is not False)
             else:
                 ids = [
@@ -173,7 +177,7 @@ class Scoring:
                 ]
             found = reader.raw(ids, name)
             if reader.places_of_other_tables(found) != reader.places_of_other_tables(prepared.ids):
-                reader.checked(ids, name)  # the choice has some, whose rows nobody computed
+                reader.checked(ids, name)  # the choice has ids of other tables; their rows were not computed
             texts.append(found)
         shared = _shared(texts, len(prepared.ids))
         return [math.fsum(one) for one in self._logprobs(texts, shared, prepared)]
@@ -187,19 +191,19 @@ class Scoring:
         adapter: str | None = None,
         cache_salt: str | None = None,
     ) -> dict[str, float]:
-        """For each policy, the probability that ``image`` breaks it: of ShieldGemma 2, that it says "Yes" and
-        not "No". The image is read once.
+        """For each policy, the probability that ``image`` breaks it. It is the probability that ShieldGemma 2
+        answers "Yes", if the answer is "Yes" or "No". The image is read once.
 
         Args:
             image: as in :meth:`logits`.
-            policies: names among "dangerous", "sexual" and "violence"; or the texts of policies by names of
-                your own; None: these three.
+            policies: a list of names from "dangerous", "sexual" and "violence"; or a mapping from names of
+                your choice to the texts of policies; None: the three.
             adapter, cache_salt: as in :meth:`generate`.
 
         Raises:
-            UnsupportedError: the model is no ShieldGemma 2.
-            InvalidRequestError: an unknown policy, or what is no image.
-            ContextLengthError, ModelClosedError: as :meth:`generate` does.
+            UnsupportedError: the model is not a ShieldGemma 2.
+            InvalidRequestError: an unknown policy, or something that is not an image.
+            ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
         >>> import gemlet
         >>> with gemlet.load("shieldgemma-2-4b-it") as model:  # doctest: +SKIP
@@ -209,8 +213,8 @@ class Scoring:
         verdicts = self.requests.reader.config.verdict_ids
         if verdicts is None or not isinstance(self.requests.chat_format, ShieldGemma2Format):
             raise UnsupportedError(
-                f"judge_image: {self.requests.reader.resident.name} is no ShieldGemma 2, or has another chat "
-                "template than the published one"
+                f"judge_image: {self.requests.reader.resident.name} is not a ShieldGemma 2 with the "
+                "published chat template; load one, such as google/shieldgemma-2-4b-it"
             )
         options = {"adapter": adapter, "cache_salt": cache_salt}
         found: dict[str, float] = {}
@@ -223,8 +227,8 @@ class Scoring:
         return found
 
     def _logprobs(self, texts: Sequence[array[int]], first: int, prepared: Prepared) -> list[list[float]]:
-        """The log probabilities of the tokens from number ``first`` on of each text, given those before,
-        which all texts share: those of ``prepared``."""
+        """The log probabilities of the tokens of each text, beginning with number ``first``. The tokens
+        before it are the same in all texts: those of ``prepared``."""
         found: list[list[float]] = [[] for _ in texts]
         fed = [ids[:-1] for ids in texts]
         resident = self.requests.reader.resident
@@ -241,23 +245,32 @@ def _policies(policies: object) -> Mapping[str, str]:
         return IMAGE_POLICIES
     if isinstance(policies, Mapping):
         if not all(isinstance(part, str) and part for one in policies.items() for part in one):
-            raise InvalidRequestError(f"policies: got {show_argument(policies)}, expected texts by names")
+            raise InvalidRequestError(
+                f"policies: got {show_argument(policies)}, expected a mapping from names to the texts of "
+                "policies"
+            )
         return policies
     listed = ", ".join(IMAGE_POLICIES)
     if isinstance(policies, str) or not isinstance(policies, Sequence):
-        raise InvalidRequestError(f"policies: got {show_argument(policies)}, expected some of {listed}")
+        raise InvalidRequestError(
+            f"policies: got {show_argument(policies)}, expected a list of names from {listed}, or a mapping "
+            "from names to the texts of policies"
+        )
     for policy in policies:
         if not isinstance(policy, str) or policy not in IMAGE_POLICIES:
-            raise InvalidRequestError(f"policies: got {show_argument(policy)}, expected some of {listed}")
+            raise InvalidRequestError(
+                f"policies: got {show_argument(policy)}, expected names from {listed}; give the text of "
+                "another policy in a mapping"
+            )
     return {policy: IMAGE_POLICIES[policy] for policy in policies}
 
 
 def _checked(choices: object) -> list[str]:
-    expected = f"a list of 1 to {_MOST_CHOICES} different texts, none empty"
+    expected = f"a list of 1 to {_MOST_CHOICES} different texts that are not empty"
     if isinstance(choices, str) or not isinstance(choices, Sequence):
         raise InvalidRequestError(f"choices: got {show_argument(choices)}, expected {expected}")
     if not 1 <= len(choices) <= _MOST_CHOICES:
-        raise InvalidRequestError(f"choices: got {len(choices)}, expected {expected}")
+        raise InvalidRequestError(f"choices: got a list of {len(choices)}, expected {expected}")
     for index, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice or choice in choices[:index]:
             raise InvalidRequestError(f"choices[{index}]: got {show_argument(choice)}, expected {expected}")
@@ -265,8 +278,8 @@ def _checked(choices: object) -> list[str]:
 
 
 def _shared(texts: Sequence[array[int]], prompt_tokens: int) -> int:
-    """How many tokens all have at their beginning: those of the prompt, or fewer where the last one of these
-    is another one before a choice. A text has at least one more."""
+    """How many tokens at their start all texts have in common. They are the tokens of the prompt, or fewer if
+    its last token changes when a choice follows it. Every text has at least one token more."""
     shared = min(prompt_tokens, *(len(ids) - 1 for ids in texts)) if texts else prompt_tokens
     for ids in texts[1:]:
         if ids[:shared] != texts[0][:shared]:

@@ -1,4 +1,4 @@
-"""Images, videos and sounds of a call, from what a caller gives to tokens of a prompt: :class:`Senses`."""
+"""Turns the images, videos and sounds of a call into tokens of a prompt: :class:`Senses`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Inputs:
     """The media that come with a prompt, in order.
 
     Attributes:
-        placed: what it becomes in the prompt, in the engine's form; None: it was not computed yet.
+        placed: the rows that they become, each with the index of the first token that it replaces; None: they
+            are not computed yet.
     """
 
     images: list[Seen] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Inputs:
         return bool(self.images or self.videos or self.sounds)
 
     def keep_small(self) -> None:
-        """Keeps images and frames in the size in which they are seen."""
+        """Keeps images and frames only in the size in which the model sees them."""
         for seen in (self.images, self.videos):
             seen[:] = [replace(one, views=tuple(view.kept_small() for view in one.views)) for one in seen]
 
@@ -59,7 +60,7 @@ class Inputs:
 
 @record(frozen=True)
 class Senses:
-    """What a model sees and hears."""
+    """The media of a model: what it sees and hears."""
 
     config: TextConfig
     sight: Media
@@ -77,7 +78,7 @@ class Senses:
         audio: Sequence[object],
         options: Mapping[str, Any],
     ) -> Inputs:
-        """The inputs of a call; nothing is computed yet."""
+        """Reads the inputs of a call; :meth:`placed` encodes them later."""
         found = Inputs()
         if len(images):
             found.images = self.sight.images(images, options.get("pan_and_scan"), options.get("image_tokens"))
@@ -90,7 +91,8 @@ class Senses:
     def of_parts(
         self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> tuple[Inputs, dict[str, Place]]:
-        """The inputs in the parts of messages, and for each sentinel what the prompt has in its place."""
+        """Reads the inputs in the parts of messages. Also returns what replaces each sentinel in the
+        prompt."""
         found = Inputs()
         places: dict[str, Place] = {}
         for part in parts:
@@ -115,9 +117,9 @@ class Senses:
         return found, places
 
     def with_places(self, text: str, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
-        """``text`` with the places of each input where its marker stands.
+        """``text`` with each marker replaced by the placeholders of its input.
 
-        Raises :class:`InvalidRequestError` where there are more markers than inputs, or fewer.
+        Raises :class:`InvalidRequestError` if there are more markers than inputs, or fewer.
         """
         if tokenizer is None:
             return text
@@ -128,8 +130,8 @@ class Senses:
             before, *others = text.split(marker)
             if len(others) != len(seen):
                 raise InvalidRequestError(
-                    f"{name}: it has {len(others)} times {marker}, but there are {len(seen)} {what}; write "
-                    "it where each of them belongs"
+                    f"{name}: it has the marker {marker} {len(others)} times, but there are {len(seen)} "
+                    f"{what}; write the marker where each of them belongs"
                 )
             written = [before]
             for one, other in zip(seen, others, strict=True):
@@ -139,7 +141,7 @@ class Senses:
         return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
 
     def markers(self, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
-        """A text of nothing but ``inputs``: the marker of each, with spaces between them as the reference's
+        """A text that consists only of ``inputs``: their markers, with spaces between them, as the reference
         processor writes them."""
         if tokenizer is None:
             return ""
@@ -150,8 +152,8 @@ class Senses:
     def placed(
         self, ids: array[int], inputs: Inputs, chosen: ChosenAdapter, name: str
     ) -> list[tuple[int, _core.Media]]:
-        """What takes the place of tokens in a prompt, in the engine's form. Computed once, however many texts
-        go on from the prompt."""
+        """The rows that replace tokens of a prompt, in the engine's form. They are computed once, also for
+        several continuations of the prompt."""
         if inputs.placed is not None:
             return inputs.placed
         seen = self.sight.place(ids, inputs.seen, name)
@@ -169,18 +171,22 @@ class Senses:
         return begin if self.config.family == "gemma3" else token
 
     def _pieces(self, tokenizer: Tokenizer, name: str, *, video: bool) -> tuple[str, str, str]:
-        """The tokens of a placeholder, and before and behind those of an image."""
+        """The token that is the placeholder, the one before the placeholders of an image, and the one after
+        them."""
         config = self.config.vision
         assert config is not None
         token_id = getattr(config, "video_id", config.token_id) if video else config.token_id
         ids = (token_id, config.begin_id, config.end_id)
         if max(ids) >= tokenizer.vocab_size:
-            raise UnsupportedError(f"{name}: the tokenizer has no token {max(ids)}, which images need")
+            raise UnsupportedError(
+                f"{name}: the tokenizer has no token {max(ids)}, which images need; load the tokenizer that "
+                "was published with the model"
+            )
         token, begin, end = map(tokenizer.id_to_piece, ids)
         return token, begin, end
 
     def _segments(self, seen: Seen, tokenizer: Tokenizer, name: str) -> Place:
-        """What stands for an image or a video in a prompt: texts and control tokens."""
+        """The texts and control tokens that stand for an image or a video in a prompt."""
         video = seen.seconds is not None
         token, begin, end = self._pieces(tokenizer, name, video=video)
         like_gemma4 = self.config.family in WITH_GEMMA4_TOWERS
@@ -208,8 +214,8 @@ class Senses:
 
 
 def of_prompts(given: object, prompts: int | None, name: str, what: str) -> list[Sequence[object]]:
-    """The media of each prompt, from the argument ``name`` of a call: a list, or a list of lists where there
-    are several ``prompts``.
+    """The media of each prompt, from the argument ``name`` of a call: a list, or for several ``prompts`` a
+    list of lists.
 
     >>> of_prompts(None, 2, "images", "images"), of_prompts(["a.png"], None, "images", "images")
     ([(), ()], [['a.png']])

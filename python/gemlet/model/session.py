@@ -1,4 +1,4 @@
-"""One conversation, or one text, that goes on: :class:`Session`."""
+"""One conversation, or one text, that goes on over several calls: :class:`Session`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ _Message = dict[str, Any]
 
 
 class Session:
-    """One conversation with a model, or one text that it goes on with; made by :meth:`gemlet.Model.session`.
+    """One conversation with a model, or one text that goes on over several calls; made by
+    :meth:`gemlet.Model.session`.
 
     It adds each message and its reply to :attr:`messages`, and can be saved. A turn computes only what is
-    new, as long as the model's prefix cache has what came before. :meth:`chat` and :meth:`generate` do not
-    go together: the first call decides which it is. A session is for one thread at a time.
+    new, as long as the model's prefix cache has the turns before it. A session is either a conversation
+    (:meth:`chat`) or a text (:meth:`generate`); the first call decides. Only one thread at a time may use
+    it.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -50,13 +52,13 @@ class Session:
     """
 
     def __init__(self, requests: Requests, messages: object, adapter: str | None) -> None:
-        requests.adapters.find(adapter)  # or says that there is none
+        requests.adapters.find(adapter)  # raises if it is not loaded
         self._requests = requests
         self._adapter = adapter
         self._messages: list[_Message] = _taken(messages) if messages else []
-        self._ids = array("i")  # ids of what was computed last: a prompt and its reply
+        self._ids = array("i")  # token ids of the last prompt and its reply
         self._is_text = False
-        # The last one, if not added yet. Who reads the stream may drop it, and so ends it.
+        # The last turn, until it is added. The reference is weak, because dropping a stream ends it.
         self._turn: tuple[list[_Message], Prepared, weakref.ref[TextStream]] | None = None
 
     def __repr__(self) -> str:
@@ -76,8 +78,7 @@ class Session:
 
     @property
     def token_ids(self) -> list[int]:
-        """All tokens of the last prompt and of what was written after it. Of a text those of a stop string
-        are not among them.
+        """All tokens of the last prompt and its continuation. In a text, a stop string is left out.
 
         Raises:
             InvalidRequestError: the last reply is still being written.
@@ -93,11 +94,12 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[ToolOptions],
     ) -> Generation:
-        """Replies to ``message``: a text of the user, a message, or several, such as results of tools. Both
-        are then part of the conversation, and with ``run_tools`` what was said in between.
+        """Replies to ``message``: a text of the user, a message, or several messages, such as results of
+        tools. The message and the reply become part of the conversation, and with ``run_tools`` also the
+        messages between them.
 
-        ``config`` and ``options`` are those of :meth:`gemlet.Model.chat`, without ``adapter``, and so are
-        the errors. A call that raises leaves the conversation as it was.
+        ``config``, ``options`` and the errors are as in :meth:`gemlet.Model.chat`, but there is no option
+        ``adapter``. A call that raises leaves the conversation as it was.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -124,8 +126,9 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[ChatOptions],
     ) -> TextStream:
-        """Replies step by step. What there is when the stream ends is part of the conversation, unless it
-        ended without a token. A stream that nobody holds any more has ended, as after a ``break``.
+        """Replies step by step. When the stream ends, what it has written becomes part of the conversation,
+        unless it was cancelled before the first token. A stream ends when the program drops it, for example
+        after a ``break``.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -139,7 +142,7 @@ class Session:
             raise InvalidRequestError("chat: this session is a text; go on with generate(), or begin another")
         if options.get("continue_final_message"):
             raise InvalidRequestError(
-                "continue_final_message: a session adds whole replies; use Model.chat()"
+                "continue_final_message: a session adds only whole replies; use Model.chat()"
             )
         added = _taken([{"role": "user", "content": message}] if isinstance(message, str) else message)
         prepared = self._requests.reply([*self._messages, *added], config, self._with_adapter(options))
@@ -153,11 +156,12 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[TextOptions],
     ) -> Generation:
-        """Goes on with the text so far and ``prompt``: a text, or token ids, which are taken as they are. The
-        text so far is what was shown: a stop string, and what its last token has after it, is no part of it.
+        """Adds ``prompt`` to the text so far, and continues it. ``prompt`` is a text, or token ids, which are
+        used as they are. The text so far has only what results have shown: it has neither a stop string nor
+        the characters that the last token had after one.
 
-        ``config`` and ``options`` are those of :meth:`gemlet.Model.generate`, without ``adapter``, and so are
-        the errors.
+        ``config``, ``options`` and the errors are as in :meth:`gemlet.Model.generate`, but there is no option
+        ``adapter``.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -179,7 +183,7 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[TextOptions],
     ) -> TextStream:
-        """Goes on step by step, as :meth:`generate` does.
+        """Continues the text as :meth:`generate` does, step by step.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -203,15 +207,16 @@ class Session:
 
     @public
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the session into the file ``path``, with what is kept of its keys and values, up to the
-        first image, video or sound. Only the user may read it. A file that is there is replaced when the new
-        one is whole.
+        """Writes the session to the file ``path``, with those of its keys and values that are still kept, up
+        to the first image, video or sound. Only this user may read the file. An existing file is replaced
+        when the new one is complete.
 
-        The file is for :meth:`gemlet.Model.load_session`. Another model, or another version of gemlet, takes
-        the messages alone.
+        :meth:`gemlet.Model.load_session` reads the file. Another model, or another version of gemlet, uses
+        only the messages.
 
         Raises:
-            InvalidRequestError: the last reply is still being written, or ``path`` is no path.
+            InvalidRequestError: the last reply is still being written, ``path`` is not a path, or a message
+                has an image or a sound as an object.
             ModelFileError: the file cannot be written.
 
         >>> import gemlet, os, tempfile
@@ -228,7 +233,7 @@ class Session:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], requests: Requests) -> Session:
-        """The session that is in ``path``; raises as :meth:`gemlet.Model.load_session` does."""
+        """Reads the session in ``path``; errors are as in :meth:`gemlet.Model.load_session`."""
         state = read_session(path, requests)
         session = cls(requests, None, state.adapter)
         session._messages, session._ids, session._is_text = state.messages, state.ids, state.is_text
@@ -240,7 +245,9 @@ class Session:
 
     def _with_adapter(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get("adapter") is not None:
-            raise InvalidRequestError("adapter: a session has one for all of its turns; name it in session()")
+            raise InvalidRequestError(
+                "adapter: a session has one adapter for all of its turns; name it in session()"
+            )
         return {**options, "adapter": self._adapter}
 
     def _begin(self, added: list[_Message], prepared: Prepared) -> TextStream:
@@ -249,7 +256,7 @@ class Session:
         return stream
 
     def _add_turn(self) -> None:
-        """The last turn becomes part of the session."""
+        """Adds the last turn to the session."""
         if self._turn is None:
             return
         added, prepared, stream = self._turn
@@ -257,10 +264,10 @@ class Session:
         if result is None:
             if stream() is not None:
                 raise InvalidRequestError(
-                    "the session's last reply is still being written: read its stream to the end, or close() "
-                    "it, first"
+                    "the session's last reply is still being written; first read its stream to the end, or "
+                    "close() it"
                 )
-            _, result = prepared.answer.end("cancelled", Timing())  # nobody has the stream any more
+            _, result = prepared.answer.end("cancelled", Timing())  # the program has dropped the stream
         self._turn = None
         if not result.token_ids and result.finish_reason in ("cancelled", "timeout"):
             return
@@ -273,8 +280,9 @@ class Session:
 
 
 def _ids_of_shown(tokenizer: Tokenizer, ids: list[int], shown: str) -> list[int]:
-    """The members of ``ids`` that are in ``shown``, the beginning of their text, and the ids of the rest of
-    ``shown``: the part that a token shares with a stop string."""
+    """Token ids of ``shown``, which is the beginning of the text of ``ids``. They are the ``ids`` that lie
+    wholly in ``shown``, and then new ids for the rest of ``shown``: the characters of a token that also has
+    the beginning of a stop string."""
     decoder, rest, count = tokenizer.stream_decoder(), shown.encode("utf-8", "surrogatepass"), 0
     for token in ids:
         data = decoder.bytes_of(token)
@@ -283,13 +291,13 @@ def _ids_of_shown(tokenizer: Tokenizer, ids: list[int], shown: str) -> list[int]
         rest, count = rest[len(data) :], count + 1
     try:
         left = rest.decode()
-    except UnicodeDecodeError:  # a token ended within a character: it is left to the text
+    except UnicodeDecodeError:  # a token ends within a character: encode the whole text again
         return tokenizer.encode(shown, add_bos=False, allow_control=False)
     return ids[:count] + tokenizer.encode(left, add_bos=False, allow_control=False)
 
 
 def _taken(messages: object) -> list[_Message]:
-    """Copies of messages in OpenAI's form."""
+    """Checks messages in OpenAI's form, and copies them."""
     given = [messages] if isinstance(messages, Mapping) else messages
     if isinstance(given, str):
         raise InvalidRequestError(f"messages: got {show_argument(given)}, expected a list of messages")

@@ -1,11 +1,11 @@
-"""A session in a file: :func:`write_session`, :func:`read_session`.
+"""Writes a session to a file, and reads it: :func:`write_session`, :func:`read_session`. The file has:
 
-    gemlet session 1 NNNN\\n      the version, and the bytes of what follows
-    a JSON object                what was said, and all tokens; zeros up to a multiple of 64 bytes
+    gemlet session 1 NNNN\\n      the version of the file, and the size of the JSON object in bytes
+    a JSON object                the messages and all tokens; then zeros up to a multiple of 64 bytes
     records                      the keys and values of the tokens, as the core writes them
 
-The first two parts are all that a session is. The records save computing: they are used by the model, the
-adapter and the kernels that wrote them, and passed over by all others.
+The first two parts are the whole session. The records save computing: the same model, adapter and kernels
+that wrote them use them. All others ignore them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = ["SessionState", "read_session", "write_session"]
 _VERSION = 1
 _FIRST = late_pattern(rb"gemlet session (\d{1,6}) (\d{1,9})\n")
 _FIRST_BYTES = 64
-_MOST_BYTES = 64 << 20  # size of the JSON object
+_MOST_BYTES = 64 << 20  # the most bytes of the JSON object
 
 
 @record(frozen=True)
 class SessionState:
-    """What a session is: its messages, the ids int32 ``[n]`` that were computed last, whether it is a text
-    without messages, and its adapter's name."""
+    """The state of a session: its messages, the token ids int32 ``[n]`` that were computed last, whether it
+    is a text without messages, and the name of its adapter."""
 
     messages: list[dict[str, Any]]
     ids: array[int]
@@ -47,7 +47,8 @@ class SessionState:
 
 
 def write_session(path: str | os.PathLike[str], requests: Requests, state: SessionState) -> None:
-    """Writes the file ``path``, whole or not at all. Raises :class:`ModelFileError`."""
+    """Writes the file ``path``, whole or not at all. Raises :class:`ModelFileError` if it cannot be written,
+    and :class:`InvalidRequestError` if a message has an object that a file cannot hold."""
     path = checked_path("path", path, "the path of a file")
     adapter = requests.adapters.find(state.adapter).core
     described = {
@@ -61,10 +62,10 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
     }
     try:
         data = json.dumps(described, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    except TypeError:  # what else messages hold was checked
+    except TypeError:  # only media can be of other types: everything else was checked
         raise InvalidRequestError(
-            "save: a message has an image or a sound as an object, which no file can hold; give such parts "
-            "as paths or data URLs"
+            "save: a message has an image or a sound as an object, which cannot be saved; give such parts as "
+            "paths or data URLs"
         ) from None
     first = b"gemlet session %d %d\n" % (_VERSION, len(data))
     data = first + data
@@ -91,9 +92,9 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
 
 
 def read_session(path: str | os.PathLike[str], requests: Requests) -> SessionState:
-    """What is in the file ``path``; its keys and values go to the prefix cache, if they are this model's.
+    """Reads the file ``path``. Its keys and values go to the prefix cache if this model wrote them.
 
-    Raises :class:`ModelFileError` for a file that is no session or damaged, and
+    Raises :class:`ModelFileError` for a file that is damaged or not a session, and
     :class:`InvalidRequestError` if its adapter is not loaded.
     """
     path = checked_path("path", path, "the path of a file")
@@ -110,9 +111,17 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
         raise ModelFileError(f"{path}: is not a session; expected a file that Session.save() wrote")
     version, length = int(first[1]), int(first[2])
     if version != _VERSION:
-        raise ModelFileError(f"{path}: is of version {version}, expected {_VERSION}")
+        raise ModelFileError(
+            f"{path}: is a session file of version {version}, expected {_VERSION}; save the session again "
+            "with this version of gemlet"
+        )
     end = first.end() + length
-    if length > _MOST_BYTES or end > size:
+    if length > _MOST_BYTES:
+        raise ModelFileError(
+            f"{path}: is damaged: its first line announces {length} bytes of JSON, expected at most "
+            f"{_MOST_BYTES}"
+        )
+    if end > size:
         raise ModelFileError(
             f"{path}: was cut short: it says that {length} bytes follow its first line, but has "
             f"{size - first.end()}"
@@ -122,7 +131,7 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
     state = _checked(path, described, requests)
     adapter = requests.adapters.find(state.adapter).core
     is_own = described.get("computed_by") == _computed_by(requests, adapter) != ""
-    if not is_own and not state.is_text:  # then the tokens, too, may be another model's
+    if not is_own and not state.is_text:  # another model may have another vocabulary
         return replace(state, ids=array("i"))
     if len(state.ids) and is_own:
         at = end + -end % 64
@@ -130,7 +139,7 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
             cache = requests.reader.resident.engine().prefix_cache
             cache.load(state.ids, descriptor, min(at, size), adapter=adapter)
         except MemoryLimitError:
-            pass  # there is no room: it is computed again
+            pass  # there is no room for them: they are computed again
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from None
     return state
@@ -146,16 +155,18 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
     try:
         found = [dict(message) for message in checked_messages(messages)] if messages else []
         if not isinstance(messages, list) or not isinstance(ids, list):
-            raise InvalidRequestError("messages and token_ids have to be lists")
+            raise InvalidRequestError(
+                f"messages is {show(messages)} and token_ids is {show(ids)}; expected two lists"
+            )
         if (kind == "text") and found:
-            raise InvalidRequestError("a text has no messages")
+            raise InvalidRequestError(f"it is a text with {len(found)} messages; expected none in a text")
         tokens = token_id_array(ids, vocab_size=1 << 31, name="token_ids") if ids else array("i")
         if kind == "text":
             size = requests.reader.resident.vocab_size
             if described.get("vocab_size") != size:
                 raise InvalidRequestError(
                     f"it is a text for a vocabulary of {show(described.get('vocab_size'))} tokens, but the "
-                    f"model has {size}"
+                    f"model has {size}; load it with the model that wrote it"
                 )
             if ids:
                 requests.reader.raw(tokens, "token_ids")
@@ -165,7 +176,7 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
 
 
 def _computed_by(requests: Requests, adapter: _core.Adapter | None) -> str:
-    """What keys and values depend on besides the tokens; "" if it is not known."""
+    """A name for everything that keys and values depend on besides the tokens; "" if it is not known."""
     model = requests.reader.resident.prefix_cache.model_digest.hex()
     if adapter is None or not model:
         return model

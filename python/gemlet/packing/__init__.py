@@ -1,1 +1,1 @@
-"""From the tensors of a source to packed weights, in memory, in a file or in the cache."""
+"""Packs the tensors of a source, in memory, in a file or in the cache."""

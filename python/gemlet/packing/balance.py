@@ -1,15 +1,16 @@
-"""The vectors that balance the channels of matrices in few bits, which csrc/model/balance.h explains.
+"""Computes the vectors that balance the channels of matrices with few bits. csrc/model/balance.h explains
+why.
 
-The mean square of what reaches a matrix, channel by channel, is estimated from the weights of norms alone,
-which a model has few of: no text is needed, and no large tensor is read for it. The residual is a sum. Every
-branch of a layer adds to it what its post norm lets out, and the mean square of that is about the square of
-the norm's weight. The norm before the matrix multiplies the residual by the square of its own weight. The
-residual begins with the embeddings, whose mean square is taken for 1 in every channel; measuring it on the
-table changes nothing that can be told from chance.
+A vector depends on the mean square of each channel of the matrix's inputs. It is estimated only from the
+weights of norms, which are small, so no text is needed and no large tensor is read. The residual is a sum.
+Every branch of a layer adds the output of its post norm, whose mean square is about the square of the norm's
+weight. The norm before the matrix multiplies the mean square of the residual by the square of its own weight.
+The residual begins with the embeddings. Their mean square is assumed to be 1 in every channel: measuring it
+on the table makes no difference that can be told from chance.
 
-Families without post norms (Gemma 1 and VaultGemma) have nothing to estimate that from, and Gemma 3n has
-four residual streams: their vectors are ones. So are those of weights that the file has in a form which the
-packed format holds exactly.
+Families without post norms (Gemma 1 and VaultGemma) give nothing to estimate from, and Gemma 3n has four
+residual streams. The vectors of these families are ones. The vector is also ones if the packed format holds
+the file's weights exactly.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["balance_blocks"]
 
-# Norm -> the matrix that the inputs behind it are named after.
+# Norm -> the matrix after which the outputs of the norm are named in Grams.
 _MEASURED = {"pre_attention_norm": "q_proj", "pre_mlp_norm": "gate_proj"}
-_MOST = 16  # a channel is multiplied by no more than this, and by no less than its inverse
+_MOST = 16  # a channel is multiplied by at most this, and by at least its inverse
 
 
 def balance_blocks(
     files: ModelFiles, builder: _core.ModelBuilder, grams: Mapping[str, NDArray[np.float32]] | None = None
 ) -> Iterator[Block]:
-    """The vector of each slot "..._balance" of the builder, for it to take before all other weights. With
-    ``grams`` (:mod:`gemlet.packing.calibrated`), the mean squares are measured ones where these have them."""
+    """The vector of each slot "..._balance" of the builder, which takes them before all other weights. Mean
+    squares that are in ``grams`` (:mod:`gemlet.packing.calibrated`) are used instead of estimated ones."""
 
     formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
     tensors = {slot: name for name, slot in files.slots.items()}
@@ -60,8 +61,8 @@ def balance_blocks(
 def _can_balance(
     files: ModelFiles, tensors: dict[str, str], formats: dict[str, str], layer: str, matrices: tuple[str, ...]
 ) -> bool:
-    """Whether the matrices of a layer can be estimated, and every one of them is rounded on its way to its
-    format, and none to floats."""
+    """Whether the inputs of a layer's matrices can be estimated, and packing rounds every one of these
+    matrices, and none to floats."""
     from gemlet import _core
 
     config = files.config
@@ -82,7 +83,7 @@ def _can_balance(
 
 
 def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray[np.float64]]:
-    """Slot of a norm before matrices -> the mean square that each channel has after it, up to a factor."""
+    """Slot of a norm before matrices -> the mean square of each channel of its output, up to a factor."""
 
     def square(slot: str, offset: float = files.config.norm_offset) -> NDArray[np.float64]:
         ((values, dtype),) = files.read_rows(tensors[slot], 1 << 20)
@@ -106,8 +107,8 @@ def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray
 
 
 def _scale(importance: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Its fourth root, with the geometric mean 1. Where nothing reasonable can be made of it, ones: what is
-    wrong with the norm is then found where it is packed."""
+    """The fourth root of ``importance``, divided by its geometric mean. If that is not finite, the vector is
+    ones, and packing the norm itself raises the error."""
 
     with np.errstate(all="ignore"):
         logs = np.log(np.maximum(importance, np.finfo(np.float64).tiny)) / 4

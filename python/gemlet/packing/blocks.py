@@ -1,4 +1,4 @@
-"""The tensors of a model in blocks of rows, as the core packs them."""
+"""Reads the tensors of a model in blocks of rows, for the core to pack."""
 
 from __future__ import annotations
 
@@ -15,33 +15,42 @@ from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
 
 __all__ = ["Block", "blocks", "naming", "rounding_blocks", "stored_bytes", "table_blocks"]
 
-_BLOCK_BYTES = 32 << 20  # part of a tensor; between two parts Ctrl-C is seen and progress told
-_CHANGED_BYTES = 4 << 20  # smaller if NumPy copies them, as the memory plan has no room for copies
+_BLOCK_BYTES = 32 << 20  # a part of a tensor; after each, Ctrl-C is handled and progress is reported
+_CHANGED_BYTES = 4 << 20  # less if NumPy copies the block, because the memory plan has no room for copies
 
 
 class Block(NamedTuple):
-    """Rows of a weight: its name in the core, the tensor they are from, the rows (an array and its type, or
-    where they are in the file: what the core takes), and their place."""
+    """Rows of a weight.
+
+    Attributes:
+        part: the name of the weight in the core.
+        tensor: the tensor that the rows are from.
+        rows: the arguments for the core: an array and its type, or the place of the rows in the file.
+        first_row: the index of the first row in the weight.
+        nbytes: how many bytes of the file the rows are, for progress.
+        balanced: whether the columns are already multiplied by their balance.
+    """
 
     part: str
     tensor: str
     rows: Any
     first_row: int
     nbytes: int
-    balanced: bool = False  # the columns are multiplied by their balance already
+    balanced: bool = False
 
 
 def stored_bytes(files: ModelFiles, *, table: bool = False) -> int:
-    """What packing reads: the bytes of every tensor, the table of per-layer embeddings only if ``table``."""
+    """The bytes that packing reads: those of all tensors, but of the table of per-layer embeddings only if
+    ``table``."""
     tensors = files.checkpoint.tensors
     names = (name for name, slot in files.slots.items() if table or slot != PER_LAYER_TABLE)
     return sum(tensors[name].nbytes for name in names)
 
 
 def blocks(files: ModelFiles) -> Iterator[Block]:
-    """All weights in the order of ``files.slots``, block by block; not the per-layer table."""
+    """All weights except the per-layer table, in the order of ``files.slots``, block by block."""
     checkpoint = files.checkpoint
-    # The tensors of each part: an expert's gate and up projection, stored apart, are the rows of one matrix.
+    # The tensors of each part. The rows of one matrix may come from two tensors: an expert's gate and up.
     places: dict[str, list[tuple[str, int | None]]] = {}
     for name, slot in files.slots.items():
         if slot != PER_LAYER_TABLE:
@@ -75,7 +84,7 @@ def rounding_blocks(files: ModelFiles) -> Iterator[Block]:
 
 
 def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator[Block]:
-    """The rows of a drafter's head in the order of its centroids."""
+    """The rows of a drafter's head, in the order of its centroids."""
 
     read = list(files.read_rows(name, _BLOCK_BYTES))
     whole, dtype = np.concatenate([rows for rows, _ in read]), read[0][1]
@@ -86,8 +95,9 @@ def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator
 
 
 def table_blocks(files: ModelFiles, name: str, *, exact: bool = False) -> Iterator[NDArray[Any]]:
-    """The rows of the per-layer table, which is the tensor ``name``, block by block, as they are stored.
-    Those that an adapter is merged into are rounded to the same type, or, ``exact``, in float32."""
+    """The rows of the per-layer table, which is the tensor ``name``, block by block, as they are stored. If
+    an adapter is merged into them, they are rounded to the stored type again, or kept in float32 if
+    ``exact``."""
     if name in files.checkpoint.scales:
         return files.checkpoint.stored_rows(name, _BLOCK_BYTES)
     if name in files.merged:
@@ -107,13 +117,16 @@ def _merged_table(files: ModelFiles, name: str, dtype: str) -> Iterator[NDArray[
         largest = rows >> 7 & 0xFF == 0xFF if dtype == "bf16" else ~np.isfinite(rows)
         with naming(files, name):
             if largest.any():
-                raise TensorError(f"becomes NaN, infinity or too large for {dtype} with the adapter")
+                raise TensorError(
+                    f"a value becomes NaN, infinite or too large for {dtype} when the adapter is merged; "
+                    "check the adapter, or load it beside the model with load_adapter()"
+                )
         yield rows
 
 
 @contextmanager
 def naming(files: ModelFiles, tensor: str) -> Iterator[None]:
-    """The core's errors name the weight only: this adds the file and the tensor."""
+    """Adds the file and the tensor to errors of the core, which name only the weight."""
     try:
         yield
     except (TensorError, ModelFileError) as problem:

@@ -1,18 +1,18 @@
-"""Packed weights kept between starts: ``load(..., cache=True)``.
+"""Keeps packed weights between starts: ``load(..., cache=True)``.
 
-An entry of the cache (:mod:`gemlet.base.cache_entries`) is named by its key: a hash of what the packed form
-depends on. That is the configuration, the formats, the version of gemlet, and of each file of the model
-its tensors' places, its size, the times of its last changes and samples of its content. The path is no part
-of it. A model whose files changed has another key. What ``weights="auto"`` makes of float16 and
-bfloat16 has an entry of its own, as it depends on every value.
+An entry of the cache (:mod:`gemlet.base.cache_entries`) is named by its key: a hash of everything that the
+packed form depends on. It covers the configuration, the formats and the version of gemlet. Of each file of
+the model it covers the places of the tensors, the size, the times of the last changes, and samples of the
+content. It does not cover the path. If a file of the model changes, the key changes. The formats that
+``weights="auto"`` chooses for float16 and bfloat16 depend on every value, so they have a separate entry.
 
-Whatever is wrong with the cache, its disk or its rights costs the cache, never the model: a warning, and
-loading goes on without.
+If anything is wrong with the cache, its disk or its permissions, the model still loads: there is a warning,
+and loading continues without the cache.
 
-With the weights lies a stamp: the file's size, its time of modification and the CRC-32 of its bytes. Where
-the first two are as they were, the file is used as it is, which takes milliseconds; where they are not
-(somebody edited the file, or copied the cache), it is read, and used if the CRC is right, else made again.
-What goes wrong below the file system, a bit that rots on the disk, changes no time and is not looked for.
+Each entry has a stamp beside the weights: the size of the file, its time of modification and the CRC-32 of
+its bytes. If size and time are unchanged, the file is used without reading it, which takes milliseconds. If
+not (somebody edited the file, or copied the cache), the file is read. It is used if the CRC is right, and
+made again if it is wrong. A bit that changes on the disk itself changes no time, so it is not noticed.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ _CHUNK = 1 << 24
 def packed_copy(
     files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, progress: Progress
 ) -> PackedCheckpoint | None:
-    """The packed form of ``files`` from the cache, made now if it is not there; None where there is no cache
-    to be had, after a warning. ``builder`` has no memory of its own.
+    """The packed form of ``files`` from the cache. A missing entry is made now. None if the cache cannot be
+    used (after a warning), or if the weights are larger than its limit. ``builder`` has no memory for
+    weights.
 
-    What is wrong with the files or the request raises as loading without the cache would.
+    Errors in the files or the request raise as they do without the cache.
     """
     limit = cache_limit()
     if sum(nbytes for _, nbytes in builder.packed_sizes().values()) > limit:
@@ -76,7 +77,7 @@ def packed_copy(
         if (found := _open(entry, files)) is not None:
             return found
         with locked(f"{entry}.lock"):
-            found = _open(entry, files)  # another process may have made it meanwhile
+            found = _open(entry, files)  # another process may have made it in the meantime
             if found is None:
                 _make(entry, files, builder, weights, progress)
                 found = _open(entry, files)
@@ -91,8 +92,8 @@ def packed_copy(
 
 
 def know_formats(files: ModelFiles) -> None:
-    """Enters the formats of the matrices whose values decide about them in ``files.known_formats``. The cache
-    tells them; if it does not, they are read, and kept for the next time.
+    """Fills ``files.known_formats`` with the formats of the matrices whose values decide their format. They
+    come from the cache. If it does not have them, the matrices are read, and their formats go to the cache.
     """
     names = files.valued_matrices()
     if not names or not cache_limit():
@@ -119,7 +120,7 @@ def know_formats(files: ModelFiles) -> None:
 
 
 def _open(entry: str, files: ModelFiles) -> PackedCheckpoint | None:
-    """The entry, now the last one used; None if it is not there or not whole."""
+    """Opens the entry, and marks it as used now; None if it is missing or incomplete."""
     try:
         if not _is_as_made(own_entry(os.path.basename(entry))):
             return None
@@ -148,15 +149,15 @@ def _make(
 
 
 def _stamp(entry: str, crc: int) -> None:
-    """Writes down that the weights file as it is now has this CRC."""
+    """Notes that the weights file has this CRC as it is now."""
     status = os.stat(os.path.join(entry, SINGLE_FILE))
     with open(os.path.join(entry, _STAMP), "w", encoding="ascii") as file:
         file.write(f"{status.st_size} {status.st_mtime_ns} {crc}")
 
 
 def _is_as_made(entry: str) -> bool:
-    """Whether the weights file holds what was written: by its stamp, or else by reading it. Raises OSError or
-    ValueError where there is no file or no stamp.
+    """Whether the weights file has the bytes that were written. Its size and time tell it, or else its CRC.
+    Raises OSError or ValueError if there is no file or no stamp.
     """
     with open(os.path.join(entry, _STAMP), "rb") as file:
         size, modified, crc = map(int, read_from_start(file.fileno(), 99).split())

@@ -1,4 +1,4 @@
-"""A model's matrices rounded with what a text shows of their inputs (:mod:`gemlet.packing.feedback`)."""
+"""Rounds a model's matrices with statistics of their inputs on a text (:mod:`gemlet.packing.feedback`)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Grams", "add_inputs", "calibrated_blocks", "input_of"]
 
-# "layers.0.q_proj" (also for k and v), "o_proj", "gate_proj" (also for up), "down_proj" -> X^T X of inputs X.
+# Name of a matrix's inputs X -> X^T X. "layers.0.q_proj" is also for k and v, "gate_proj" also for up.
 Grams = Mapping[str, "NDArray[np.float32]"]
 
 _SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-_MOST_BYTES = 1 << 62  # a matrix as a whole
+_MOST_BYTES = 1 << 62  # read a matrix as a whole
 
 
 def input_of(slot: str) -> str:
-    """The name that the inputs of a matrix have in Grams.
+    """The name of a matrix's inputs in Grams.
 
     >>> input_of("layers.3.up_proj")
     'layers.3.gate_proj'
@@ -36,7 +36,8 @@ def input_of(slot: str) -> str:
 
 
 def add_inputs(grams: dict[str, NDArray[np.float32]], core: _core.Model, ids: list[int]) -> None:
-    """Adds what a text of its own shows to ``grams``."""
+    """Adds the Gram matrices of the inputs on the text ``ids``, which is read from its start, to
+    ``grams``."""
     for name, inputs in core.projection_inputs(ids).items():
         product = inputs.T @ inputs
         if name in grams:
@@ -48,8 +49,8 @@ def add_inputs(grams: dict[str, NDArray[np.float32]], core: _core.Model, ids: li
 def calibrated_blocks(
     files: ModelFiles, builder: _core.ModelBuilder, grams: Grams, balances: list[Block]
 ) -> Iterator[Block]:
-    """:func:`gemlet.packing.blocks.blocks`, but the matrices whose inputs ``grams`` has are rounded already,
-    where they lose something. ``balances`` are the vectors that the builder took before."""
+    """:func:`gemlet.packing.blocks.blocks`, but with matrices already rounded if ``grams`` has their inputs
+    and their format is not exact. ``balances`` are the vectors that the builder has taken before."""
     formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
     scales = {block.part: block.rows[0] for block in balances}
     feedbacks: dict[str, Any] = {}
@@ -60,7 +61,7 @@ def calibrated_blocks(
         elif block.first_row == 0:
             if block.part.rpartition(".")[0] != layer:
                 layer = block.part.rpartition(".")[0]
-                feedbacks.clear()  # those of one layer are in memory at a time
+                feedbacks.clear()  # only those of one layer are in memory
             yield _rounded(files, block, formats[block.part], grams, scales, feedbacks)
 
 

@@ -1,4 +1,4 @@
-"""What tells the weights of a model from all others, without reading them whole."""
+"""Computes hashes that identify the weights of a model, without reading the whole files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["add_files", "digest_of_source", "model_digest"]
 
-_SAMPLES = 64  # samples spread over a file; they show that it was rewritten within one tick of the clock
+_SAMPLES = 64  # spread over a file; they show a rewrite within the same tick of the clock
 _SAMPLE_BYTES = 4096
 
 
 def model_digest(
     files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, kernels: tuple[str, ...]
 ) -> bytes:
-    """32 bytes that tell the model in ``files`` from all others, as it is computed by ``kernels``.
+    """A hash (32 bytes) that identifies the model in ``files`` and the ``kernels`` that compute it.
 
-    Of each file they cover its size, the times of its last changes and samples of its content.
+    It covers the size of each file, the times of its last changes, and samples of its content.
     """
     digest = digest_of_source(files, builder, weights)
     digest.update(repr(kernels).encode())
@@ -39,7 +39,7 @@ def model_digest(
 
 
 def digest_of_source(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> hashlib._Hash:
-    """A hash of what the packed form depends on."""
+    """A hash of everything that the packed form depends on."""
     from gemlet import _core
 
     checkpoint = files.checkpoint
@@ -62,14 +62,15 @@ def digest_of_source(files: ModelFiles, builder: _core.ModelBuilder, weights: st
 
 
 def _values(value: object) -> object:
-    """For a record: what it holds. (It can show itself, but something would be compiled for that.)"""
+    """For a record: its type and the values of its fields. (Its ``repr`` would do, but needs code to be
+    compiled first.)"""
     if not hasattr(value, "__record__"):
         return value
     return type(value).__name__, {name: _values(own) for name, own in vars(value).items()}
 
 
 def add_files(digest: hashlib._Hash, sampled: Iterable[tuple[TensorFiles, str]]) -> None:
-    """Adds size, times and samples of each file."""
+    """Adds the size, the times and samples of each file to ``digest``."""
     for checkpoint, file in sampled:
         descriptor = checkpoint.files.descriptor(file)
         status = os.fstat(descriptor)

@@ -1,9 +1,9 @@
-"""Rounding of matrices to q4, q5 or q8 with what a text shows of their inputs.
+"""Rounds matrices to q4, q5 or q8 with statistics of their inputs on a text.
 
-A column's rounding error is fed forward: the columns that are not rounded yet take over what they can of it,
-as far as their inputs go together (GPTQ, Frantar and others, 2022). How they do is in the Gram matrix of the
-inputs, X^T X. Columns are rounded from the first to the last, in the order of the file; the scale of 32 of
-them is chosen when it is their turn, for what they are by then.
+This is GPTQ (Frantar and others, 2022). Columns are rounded from the first to the last, in the order of the
+file. The rounding error of a column is fed forward: columns that are not rounded yet change to make up for
+it, as far as their inputs are correlated. The Gram matrix of the inputs, X^T X, tells how far. The scale of
+32 columns is chosen just before they are rounded, for their values at that time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Rounded", "feedback_of", "round_with_feedback"]
 
 _BLOCK = 32
-_DAMPING = 0.02  # share of the diagonal's mean that is added to it, for channels that the text hardly shows
+_DAMPING = 0.02  # of the diagonal's mean; it is added to the diagonal, for channels that are rarely active
 _LOWEST = {"q4": -8, "q5": -16, "q8": -127}
 FORMATS = tuple(_LOWEST)
 _TYPES = {"q4": "q4_0", "q5": "q5_0", "q8": "q8_0"}
 
 
 class Rounded(NamedTuple):
-    """A rounded matrix: blocks of GGUF (uint8, rows of blocks), their type, and the mean square of the error
-    that the outputs get, relative to the outputs themselves."""
+    """A rounded matrix.
+
+    Attributes:
+        blocks: uint8, rows of GGUF blocks.
+        dtype: the GGUF type of the blocks.
+        error: the mean square of the error of the outputs, divided by the mean square of the outputs.
+    """
 
     blocks: NDArray[np.uint8]
     dtype: str
@@ -35,8 +40,8 @@ class Rounded(NamedTuple):
 
 
 def feedback_of(gram: Floats) -> Floats:
-    """The upper triangular R with R^T R = H^-1, where H is the damped ``gram`` [columns, columns]: an error e
-    in column c is -e R[c] / R[c, c] in the columns after it."""
+    """The upper triangular R with R^T R = H^-1. H is the damped ``gram`` [columns, columns]. An error e in
+    column c adds -e R[c] / R[c, c] to the columns after it."""
 
     damping = _DAMPING * max(float(np.mean(np.diag(gram))), 1e-30)
     for _ in range(8):
@@ -44,16 +49,20 @@ def feedback_of(gram: Floats) -> Floats:
         damped[np.diag_indices(len(gram))] += damping
         try:
             lower = np.linalg.cholesky(damped[::-1, ::-1])
-        except np.linalg.LinAlgError:  # rounding made it indefinite
+        except np.linalg.LinAlgError:  # rounding errors made it indefinite
             damping *= 10
             continue
         inverse: Floats = np.linalg.inv(lower[::-1, ::-1]).astype(np.float32)
         return inverse
-    raise InvalidRequestError("the calibration text makes inputs that are not finite")
+    raise InvalidRequestError(
+        "calibrate: the text makes inputs of a matrix that are not finite; give another text, or leave "
+        "calibrate out"
+    )
 
 
 def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) -> Rounded:
-    """``w`` [outputs, columns] in ``format`` ("q4", "q5" or "q8"); columns are a multiple of 32."""
+    """Rounds ``w`` [outputs, columns] to ``format`` ("q4", "q5" or "q8"). The number of columns is a multiple
+    of 32. ``feedback`` is that of ``gram``, from :func:`feedback_of`."""
 
     low = _LOWEST[format]
     left = np.array(w, np.float32, order="C")
@@ -63,7 +72,7 @@ def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) 
     steps = np.empty((rows, columns), np.int8)
     for first in range(0, columns, _BLOCK):
         end = first + _BLOCK
-        block = np.ascontiguousarray(left[:, first:end].T)  # a column is contiguous
+        block = np.ascontiguousarray(left[:, first:end].T)  # each column is contiguous
         half = _best_scales(block, np.float32(1) / diagonal[first:end] ** 2, low).astype(np.float16)
         scales[:, first // _BLOCK] = half
         scale = half.astype(np.float32)
@@ -85,8 +94,8 @@ def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) 
 
 
 def _best_scales(block: Floats, importance: Floats, low: int) -> Floats:
-    """For each column of ``block`` [32, rows], which is a row of the matrix, the best of some scales that are
-    fitted by least squares, as csrc/formats/quantize.cpp does it."""
+    """A scale for each column of ``block`` [32, rows], which belongs to one row of the matrix. It is the best
+    of several scales that are fitted by least squares, as in csrc/formats/quantize.cpp."""
 
     places = np.abs(block).argmax(axis=0)
     peak = np.take_along_axis(block, places[None], axis=0)[0]
@@ -108,7 +117,7 @@ def _best_scales(block: Floats, importance: Floats, low: int) -> Floats:
 
 
 def _blocks(scales: NDArray[np.float16], steps: NDArray[np.int8], format: str) -> NDArray[np.uint8]:
-    """GGUF's blocks of what was rounded."""
+    """The scales and steps as GGUF blocks."""
 
     rows, count = scales.shape
     parts: list[NDArray[Any]] = [scales.view(np.uint8).reshape(rows, count, 2)]

@@ -1,4 +1,4 @@
-"""Packing a model's tensors into the memory of a model."""
+"""Packs a model's tensors into memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int]
 
 def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
     """Gives the builder what is not packed: the table of per-layer embeddings, which stays in its file, and
-    which tokens the rows of a drafter's head are, where there are any."""
+    the order of the tokens in a drafter's head, if the files have them."""
     if files.token_order is not None:
         builder.set_token_order(files.token_order.tolist())
     checkpoint = files.checkpoint
@@ -38,7 +38,7 @@ def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
             info = checkpoint.tensors[name]
             rows, cols = info.shape
             if (cut := files.cuts.get(name)) is not None and cut.rows:
-                rows = cut.end_row  # runs of rows begin with the first
+                rows = cut.end_row  # the rows that are kept begin with the first row
             builder.set_per_layer_table(
                 descriptor=checkpoint.files.descriptor(info.file),
                 path=readable(checkpoint.path(info.file)),
@@ -49,4 +49,4 @@ def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
                 kept=() if cut is None else cut.columns,
                 scales=checkpoint.read_scales(name, 0, rows) if name in checkpoint.scales else None,
             )
-            checkpoint.files.check_unchanged(info.file, "it")  # from here on the core checks that
+            checkpoint.files.check_unchanged(info.file, "it")  # after this, the core checks the file

@@ -1,4 +1,4 @@
-"""What is in the cache of packed weights, for people: :func:`kept_entries` and :func:`remove_entries`."""
+"""Lists and removes entries of the cache, for people: :func:`kept_entries` and :func:`remove_entries`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Kept:
     """An entry of the cache.
 
     Attributes:
-        name: that of its folder, a hash.
+        name: the name of its folder, a hash.
         what: what it holds: "weights q4", "vocabulary" or "formats".
-        source: the model that it was made of, as it was called then; None if nobody noted it.
-        nbytes: its size.
-        used: when it was used for the last time, in seconds since 1970.
+        source: the name of the model that it was made from; None if the entry does not have it.
+        nbytes: its size in bytes.
+        used: when it was last used, in seconds since 1970.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Kept:
 
 
 def note_source(folder: str, source: str) -> None:
-    """Notes in the entry being made in ``folder`` what it is made of. Raises OSError."""
+    """Writes the name of the model into ``folder``, in which an entry is being made. Raises OSError."""
     with open(os.path.join(folder, _SOURCE), "w", encoding="utf-8", errors="replace") as file:
         file.write(source[:_MOST_CHARACTERS])
 
 
 def kept_entries() -> list[Kept]:
-    """All entries, the last used one first. Raises OSError if the folder cannot be read."""
+    """All entries; the one used last comes first. Raises OSError if the folder cannot be read."""
     found = []
     folder = cache_folder()
     with contextlib.suppress(FileNotFoundError):
@@ -51,15 +51,15 @@ def kept_entries() -> list[Kept]:
             path = os.path.join(folder, name)
             if name.endswith((".lock", ".tmp")) or os.path.islink(path):
                 continue
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone meanwhile, or no entry
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # just removed, or not an entry
                 sizes = [file.stat(follow_symlinks=False).st_size for file in os.scandir(path)]
                 found.append(Kept(name, _what(path, name), _source(path), sum(sizes), os.stat(path).st_mtime))
     return sorted(found, key=lambda entry: -entry.used)
 
 
 def remove_entries(names: Collection[str]) -> list[str]:
-    """Removes these entries, and returns the names of those that another process is making just now, which
-    stay. What uses an entry goes on. Raises OSError if the folder cannot be written."""
+    """Removes entries by name. Entries that another process is making at this time stay, and their names are
+    returned. Models that use an entry keep working. Raises OSError if the folder cannot be written."""
     return [name for name in names if not remove_entry(os.path.join(cache_folder(), name))]
 
 

@@ -1,4 +1,4 @@
-"""Writing a model's tensors as a packed file, which :mod:`gemlet.weights.packed_file` describes."""
+"""Writes a model's tensors as a packed file. :mod:`gemlet.weights.packed_file` describes the file."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["write_packed"]
 
-# The file is written in such pieces. File systems with large folios (ext4 since Linux 6.16, XFS) then keep it
-# in huge pages: who maps 714 MB waits for 350 page faults instead of 11,000, and ends the map at once.
+# The file is written in pieces of this size. File systems with large folios (ext4 since Linux 6.16, XFS) then
+# keep it in huge pages: mapping 714 MB takes 350 page faults instead of 11,000, and unmapping it is
+# immediate.
 _HUGE_PAGE = 2 << 20
 
 
@@ -43,12 +44,15 @@ def write_packed(
     process: int,
     calibration: Grams | None = None,
 ) -> int:
-    """Writes the new file ``path``: every tensor of ``files`` packed as ``builder`` (made without memory of
-    its own) has it, and the table of per-layer embeddings if ``table``. It is on the disk when this returns.
-    Returns the CRC-32 of the file. With a ``calibration``, matrices are rounded by it.
+    """Writes the new file ``path``. It has every tensor of ``files``, packed in the formats of ``builder``
+    (which has no memory for weights), and the table of per-layer embeddings if ``table``. With a
+    ``calibration``, matrices are rounded by it. The file is on the disk when this returns.
 
-    Raises :class:`ModelFileError` when it cannot be written, :class:`CancelledError` in another process than
-    ``process``, and what reading and packing raise; the file is then incomplete and the caller's to remove.
+    Returns the CRC-32 of the file.
+
+    Raises :class:`ModelFileError` if the file cannot be written, :class:`CancelledError` in a process other
+    than ``process``, and the errors of reading and packing. The file is then incomplete, and the caller
+    removes it.
     """
     sizes, shapes = builder.packed_sizes(), builder.tensors()
     tensors = files.checkpoint.tensors
@@ -72,7 +76,7 @@ def write_packed(
             nbytes = nbytes // (info.shape[0] * info.shape[1]) * shape[0] * shape[1]
         entries[PER_LAYER_TABLE] = (info.dtype, list(shape), nbytes)
         integers = table_name in files.checkpoint.scales
-        if info.dtype in BLOCK_TYPES or integers:  # safetensors does not have these types
+        if info.dtype in BLOCK_TYPES or integers:  # safetensors has no such types
             entries[PER_LAYER_TABLE] = ("U8", [info.shape[0], info.nbytes // info.shape[0]], info.nbytes)
             described[PER_LAYER_TABLE] = [files.checkpoint.dtype(table_name), list(info.shape)]
         if integers:
@@ -86,7 +90,7 @@ def write_packed(
         entries[TOKEN_ORDER] = ("I32", list(order.shape), order.nbytes)
     head = _header(entries, _metadata(weights, described))
     crc, has_helper = 0, True
-    pending = bytearray()  # what does not fill a huge page yet
+    pending = bytearray()  # bytes that do not fill a huge page yet
     try:
         with contextlib.ExitStack() as opened:
             with only_in(process, path):
@@ -100,7 +104,7 @@ def write_packed(
                     if has_helper:
                         try:
                             helper.start()  # computes while the system copies the data
-                        except RuntimeError:  # no thread to be had, or Python is exiting
+                        except RuntimeError:  # no thread can be started, or Python is exiting
                             has_helper = False
                     try:
                         _write(file.fileno(), data)
@@ -148,7 +152,7 @@ def write_packed(
             put_whole(bytes(pending))
             os.fsync(file.fileno())
     except OSError as problem:
-        raise ModelFileError(f"{path}: cannot be written: {problem.strerror}") from problem
+        raise ModelFileError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
     return crc
 
 
@@ -165,7 +169,7 @@ def _metadata(weights: str, described: dict[str, list[Any]]) -> dict[str, str]:
 
 
 def _header(entries: dict[str, tuple[str, list[int], int]], metadata: dict[str, str]) -> bytes:
-    """A safetensors header, padded so that the data begins at a multiple of 64 bytes of the file."""
+    """A safetensors header with padding: the data begins at a multiple of 64 bytes of the file."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, (dtype, shape, nbytes) in entries.items():

@@ -1,4 +1,5 @@
-"""Several processes that serve the same models, on Ray: the extra ``ray``. See the README of this folder."""
+"""Runs several processes that serve the same models, on Ray. It needs the extra ``ray``. See the README of
+this folder."""
 
 from gemlet.replicas.deployment import application, build
 

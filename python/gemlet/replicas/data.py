@@ -19,14 +19,14 @@ __all__ = ["Answers"]
 
 
 class Answers:
-    """An actor with models of its own, which answers lines of a file of requests, those of ``gemlet batch``.
+    """An actor that loads models and answers requests. A request is a line of a file for ``gemlet batch``.
 
-    The column "text" has the requests, as ``ray.data.read_text`` gives them; the answers are in "answer". A
-    line that is no request has an ``error`` in the place of a ``response``.
+    The column "text" has the requests, as ``ray.data.read_text`` gives them. The answers are in the column
+    "answer". If a line is not a request, its answer has an ``error`` instead of a ``response``.
 
     Args:
         specs: the models; None: the demo model.
-        concurrent: requests that are computed together at most.
+        concurrent: the most requests that are computed together.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Answers:
         self._concurrent = concurrent
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._life = AsyncExitStack()  # it keeps the application from ending
+        self._life = AsyncExitStack()  # keeps the application running
         entering = self._life.enter_async_context(
             started(settings or Settings(), specs or [ModelSpec(default_alias(None))])
         )

@@ -1,5 +1,5 @@
-"""The deployments of Ray Serve: replicas, each with the application of ``gemlet serve`` and models of its
-own, and the front, which has no model and brings every request to one of them."""
+"""The deployments of Ray Serve: replicas and a front. Each replica runs the application of ``gemlet serve``
+and loads the models. The front has no model and sends every request to a replica."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import dataclasses
 import logging
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -30,18 +30,18 @@ _TRIES = 2
 
 
 class Replica:
-    """The application of ``gemlet serve`` in a process of its own."""
+    """A process with the application of ``gemlet serve``."""
 
-    # Ray Serve waits for it.
+    # Ray Serve awaits it.
     async def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:  # type: ignore[misc]
-        self._life = AsyncExitStack()  # it keeps the application from ending
+        self._life = AsyncExitStack()  # keeps the application running
         self._app: Any = await self._life.enter_async_context(started(settings, specs))
 
     async def check_health(self) -> None:
         self._app.service.models.check_ready()
 
     async def answer(self, request: Request) -> AsyncIterator[Message]:
-        """The messages of the application's answer. Whoever stops listening ends the work."""
+        """Yields the messages of the application's answer. The work ends if the caller stops reading them."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue(64)
         unread: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
         gone = asyncio.Event()
@@ -69,8 +69,8 @@ class Replica:
 
 
 class Front:
-    """What clients speak with. A request whose replica dies is given to another one, once, unless the client
-    has got a part of the answer: then the stream ends with an error."""
+    """The part that talks to clients. If a replica dies, its requests are sent to another replica, once. If
+    the client already has a part of an answer, the stream ends with an error instead."""
 
     def __init__(self, replicas: Any, most_body: int, most_bodies: int) -> None:
         self._replicas = replicas.options(stream=True)
@@ -82,7 +82,7 @@ class Front:
         async def asgi(scope: Any, receive: Any, send: Any) -> None:
             await self._asgi(scope, receive, send)
 
-        return asgi  # uvicorn takes a bound method for an application of ASGI 2
+        return asgi  # uvicorn would treat a bound method as an application of ASGI 2
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -108,7 +108,9 @@ class Front:
                 self._held += len(pieces[-1])
                 more = message.get("more_body", False)
                 if held > self._most_body:
-                    raise Problem(413, f"the body is larger than {self._most_body} bytes")
+                    raise Problem(
+                        413, f"the body is larger than {self._most_body} bytes; send a smaller request"
+                    )
                 if self._held > self._most_bodies:
                     raise _busy("the server is reading too many large requests; try again")
             await self._pass_on(Request.of(scope, b"".join(pieces)), send)
@@ -119,7 +121,8 @@ class Front:
 
     async def _pass_on(self, request: Request, send: Any) -> None:
         for tries_left in reversed(range(_TRIES)):
-            # The beginning waits for what follows: until then, another replica may begin anew.
+            # The start message is held back until the next message. Before that, another replica can try
+            # again.
             start: Message | None = None
             began = False
             answer = self._replicas.answer.remote(request)
@@ -139,9 +142,11 @@ class Front:
                     await _end_stream(start, request.path, send)
                     return
                 if not tries_left:
-                    raise _busy("the replica that computed the answer is gone, and so was the next") from None
+                    raise _busy(
+                        "the replica that computed the answer is gone, and so is the next one; try again"
+                    ) from None
             finally:
-                answer.cancel()  # harmless where it has ended
+                answer.cancel()  # harmless if it has ended
 
 
 def _busy(message: str) -> Problem:
@@ -162,7 +167,7 @@ async def _send_problem(problem: Problem, path: str, send: Any) -> None:
 
 
 async def _end_stream(start: Message | None, path: str, send: Any) -> None:
-    """The last event of a stream that another replica cannot go on with."""
+    """Sends the last event of a stream whose replica is gone."""
     kinds = [value for name, value in (start or {}).get("headers", ()) if name.lower() == b"content-type"]
     kind = kinds[0] if kinds else b""
     problem = Problem(
@@ -174,7 +179,7 @@ async def _end_stream(start: Message | None, path: str, send: Any) -> None:
         body = named + b"data: " + body + b"\n\n"
     elif kind.startswith(b"application/x-ndjson"):
         body += b"\n"
-    else:  # a whole answer of a length that was said: only closing the connection tells
+    else:  # an answer whose length the client knows: only closing the connection shows the error
         raise ConnectionError("the replica is gone in the middle of an answer")
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -190,18 +195,23 @@ def application(
     """The application for ``ray.serve.run``.
 
     Args:
-        specs: the models that every replica loads; None: the demo model. Packed models share their memory
-            between the replicas of a machine.
-        cpus: processors of a replica. Its models compute on this many threads, unless their options say.
+        settings: the settings of every replica, as for ``gemlet serve``; None: the defaults.
+        specs: the models that every replica loads; None: the demo model. The replicas of a machine share the
+            memory of packed models.
+        replicas: the number of replicas.
+        cpus: processors of a replica. Its models compute on this many threads, unless their options give
+            another number.
         most_ahead: see :class:`~gemlet.replicas.router.PrefixRouter`.
 
     Raises:
-        InvalidRequestError: a setting cannot hold for several processes.
+        InvalidRequestError: several processes cannot share a setting.
     """
     settings = settings or Settings()
     for name in _OF_ONE_PROCESS:
         if getattr(settings, name, None):
-            raise InvalidRequestError(f"{name}: it is kept by one process; several replicas cannot share it")
+            raise InvalidRequestError(
+                f"{name}: only one process can use this folder, and replicas are several; leave it out"
+            )
     threads = max(1, int(cpus))
     given = specs or [ModelSpec(default_alias(None))]
     loaded = [dataclasses.replace(s, options={"threads": threads, **s.options}) for s in given]
@@ -227,15 +237,33 @@ _OF_ONE_PROCESS = ("data",)
 
 
 def build(arguments: Mapping[str, str]) -> Any:
-    """For the command ``serve run gemlet.replicas:build config=serve.toml replicas=2 cpus=2``. The file is
-    that of ``gemlet serve``."""
+    """The application for the command ``serve run gemlet.replicas:build config=serve.toml replicas=2
+    cpus=2``. ``config`` is a file of settings for ``gemlet serve``."""
     known = {"config", "replicas", "cpus"}
     if not arguments.keys() <= known:
-        raise InvalidRequestError(f"expected {', '.join(sorted(known))}; got {', '.join(arguments)}")
+        raise InvalidRequestError(
+            f"arguments: got {', '.join(arguments)}; expected only {', '.join(sorted(known))}"
+        )
     values, specs = read_file_of_settings(arguments["config"]) if "config" in arguments else ({}, [])
     return application(
         Settings(**values),
         specs,
-        replicas=int(arguments.get("replicas", 2)),
-        cpus=float(arguments.get("cpus", 1)),
+        replicas=_number(int, arguments, "replicas", 2, "a whole number of at least 1"),
+        cpus=_number(float, arguments, "cpus", 1.0, "a number above 0"),
     )
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _number(
+    kind: type[_Number], arguments: Mapping[str, str], name: str, default: _Number, expected: str
+) -> _Number:
+    given = arguments.get(name, default)
+    try:
+        found = kind(given)
+    except ValueError:
+        found = kind(0)
+    if not 0 < found < float("inf"):
+        raise InvalidRequestError(f"{name}: got {given!r}, expected {expected}")
+    return found

@@ -1,4 +1,4 @@
-"""A whole HTTP request, as it goes from one process to another."""
+"""A whole HTTP request that one process sends to another: :class:`Request`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ __all__ = ["Request"]
 
 @dataclass(frozen=True)
 class Request:
+    """The method, path, query, headers and body of an HTTP request."""
+
     method: str
     path: str
     query: bytes = b""
@@ -19,6 +21,7 @@ class Request:
 
     @classmethod
     def of(cls, scope: Mapping[str, Any], body: bytes) -> Request:
+        """The request of an ASGI ``scope`` with its ``body``."""
         return cls(
             scope["method"],
             scope["path"],
@@ -28,7 +31,7 @@ class Request:
         )
 
     def scope(self) -> dict[str, Any]:
-        """The scope for an ASGI application. Nothing of a connection but what is said here gets into it."""
+        """The scope for an ASGI application. It has nothing else of the client's connection."""
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

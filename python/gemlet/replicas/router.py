@@ -1,4 +1,4 @@
-"""Which replica gets a request: one that has read its beginning, unless others have much less to do."""
+"""Chooses the replica of a request: one that has read its beginning, unless others have much less to do."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gemlet.replicas.request import Request
 
 __all__ = ["PrefixRouter", "beginnings"]
 
-_BLOCK = 512  # bytes of a body
+_BLOCK = 512  # bytes of a body; beginnings end at multiples of it
 _MOST_BLOCKS = 256
-_MOST_KNOWN = 200_000  # beginnings that are remembered
+_MOST_KNOWN = 200_000  # the most beginnings that are remembered
 
 
 def beginnings(request: Request) -> list[bytes]:
     """A name for each beginning of the request, the longest first.
 
-    The body is taken as bytes, so that this holds for every dialect: the next turn of a conversation begins
-    with the bytes of the one before. Nothing that one key sends begins like what another sends: they share
-    no caches.
+    The names are hashes of the body's bytes, so this works for the requests of every API: the next turn of a
+    conversation begins with the bytes of the turn before it. Requests of different keys have no names in
+    common, because keys share no caches.
 
     >>> one = Request("POST", "/v1/chat/completions", body=b"a" * 1100)
     >>> two = Request("POST", "/v1/chat/completions", body=b"a" * 1024 + b"b" * 600)
@@ -44,8 +44,8 @@ def beginnings(request: Request) -> list[bytes]:
 class PrefixRouter(RequestRouter):
     """A router of Ray Serve.
 
-    ``most_ahead`` (4) is how many requests more than the least busy replica one may have, and still get
-    those whose beginning it knows.
+    A request goes to the replica that knows its beginning, if this replica has at most ``most_ahead``
+    requests more than the least busy one. The default is 4.
     """
 
     def initialize_state(self, most_ahead: int = 4) -> None:

@@ -1,1 +1,1 @@
-"""A model's files, wherever they are: found, fetched, opened and checked."""
+"""Finds, downloads, opens and checks the files of a model."""

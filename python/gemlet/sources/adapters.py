@@ -1,4 +1,4 @@
-"""Which folder or file somebody means who names an adapter: :func:`find_adapter`."""
+"""Finds the folder or the file of an adapter: :func:`find_adapter`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def find_adapter(
     token: str | bool | None = None,
     progress: bool = True,
 ) -> str | os.PathLike[str]:
-    """``source`` itself, or where the adapter of this name on the hub was downloaded to.
+    """The path of the adapter: ``source`` itself, or the place of the downloaded files if ``source`` is a
+    name on the hub.
 
-    Raises what :func:`gemlet.sources.hub.download_adapter` raises. What is no name of the hub either,
-    :func:`gemlet.adapters.opening.open_adapter` refuses.
+    Raises the errors of :func:`gemlet.sources.hub.download_adapter`. If ``source`` is neither a path nor a
+    name on the hub, :func:`gemlet.adapters.opening.open_adapter` raises the error.
     """
     check_access(revision, token)
     if not isinstance(source, str) or "\0" in source or os.path.lexists(source) or not is_repository(source):

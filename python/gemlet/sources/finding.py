@@ -1,4 +1,4 @@
-"""Which files somebody means who names a model."""
+"""Finds the folder or the file of a model: :func:`find`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SHARD = late_pattern(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> str | None:
-    """The folder or the GGUF file that is meant; None for a model on the hub. ``as_drafter``: of a folder the
-    file that drafts for the model there."""
+    """The folder or the GGUF file of the model ``source``; None for a model on the hub. With ``as_drafter``
+    and a folder that has a drafter for its model, the file of the drafter."""
     if source is None:
         return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
@@ -40,12 +40,12 @@ def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> 
         return None
     raise ModelFileError(
         f"{path}: no such file or folder; {accepted}, or the name of a model on the hub, "
-        'like "google/gemma-3-1b-it"'
+        'such as "google/gemma-3-1b-it"'
     )
 
 
 def _folder_of_weights(path: str) -> str:
-    """The folder that the weights of a model stand for: the rest of it lies beside them."""
+    """The folder of the model that the weights file ``path`` belongs to."""
     folder, name = os.path.split(path)
     read = SINGLE_FILE
     if not os.path.lexists(os.path.join(folder, SINGLE_FILE)):
@@ -54,14 +54,15 @@ def _folder_of_weights(path: str) -> str:
             return folder or "."
     if name != read:
         raise ModelFileError(
-            f"{path}: of its folder gemlet reads {read}; load that, or give this file a folder of its own"
+            f"{path}: in this folder, gemlet reads {read}; load that file, or move this file into another "
+            "folder with its config.json"
         )
     return folder or "."
 
 
 def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
-    """The folder itself, or the GGUF model in it where it is no Hugging Face folder; a file is what it is.
-    ``as_drafter``: the file that drafts for the model, where there is one."""
+    """The folder itself, or the GGUF model in it if it is not a Hugging Face folder. A file is returned
+    unchanged. With ``as_drafter``, the drafter in the folder, if there is one."""
     if not os.path.isdir(folder):
         return folder
     has = {
@@ -71,8 +72,8 @@ def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
     }
     if has == {"adapter_config.json"}:
         raise ModelFileError(
-            f"{folder}: is a LoRA adapter; load the model it was made for, and then this with load_adapter() "
-            "or --adapter"
+            f"{folder}: is a LoRA adapter; load the model that it was made for, and then the adapter with "
+            "load_adapter() or --adapter"
         )
     if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return folder
@@ -83,18 +84,18 @@ def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
         raise ModelFileError(f"{folder}: cannot be read: {problem.strerror}") from None
     if len(models) > 1:
         listed = ", ".join(models[:8])
-        raise ModelFileError(f"{folder}: holds several GGUF models ({listed}); give the path of one")
+        raise ModelFileError(f"{folder}: has several GGUF models ({listed}); give the path of one")
     parts = sorted(name for name in names if name.lower().endswith(".gguf"))
     if parts and not models and not has:
         raise ModelFileError(
-            f"{folder}: holds only parts of GGUF models ({', '.join(parts[:8])}): for images, for draft "
-            "tokens or for a quantization, or without the first part; add the model's own file"
+            f"{folder}: has no GGUF model that is complete, only files with towers, drafters, statistics or "
+            f"later parts ({', '.join(parts[:8])}); add the file of the model"
         )
     return os.path.join(folder, models[0]) if models else folder
 
 
 def _begins_as_gguf(path: str) -> bool:
-    """Ollama keeps its files under names without an ending."""
+    """Whether a file begins like GGUF. Ollama's files have names without an ending."""
     try:
         with open(path, "rb", opener=no_waiting) as file:
             return os.pread(file.fileno(), 4, 0) == b"GGUF"

@@ -1,8 +1,9 @@
-"""The metadata of a GGUF file as the keys of a ``config.json``, which :func:`parse_config` checks and reads.
+"""Turns the metadata of a GGUF file into the keys of a ``config.json``, which :func:`parse_config` checks and
+reads.
 
-GGUF leaves out what llama.cpp, for which the files are made, knows by heart; where a key is missing, the
-value here is the one it takes. What a shape alone says (the rows of a table, the rank of a branch, whether an
-output matrix or a value projection is there) is read from the directory of tensors.
+GGUF files leave out values that are built into llama.cpp. If a key is missing, this module uses llama.cpp's
+value. Values that only shapes tell are read from the tensor directory: the rows of a table, the rank of a
+branch, and whether there is an output matrix or a value projection.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ _MODEL_TYPES = {
 }
 _DRAFTER = "gemma4-assistant"
 _OTHERS = {
-    "gemma4_assistant": f"a drafter as llama.cpp wrote it at first; take a file that says {_DRAFTER!r}",
-    "clip": "the part of a model for images and sound; give the file of its text part",
+    "gemma4_assistant": f"a drafter of an early version of llama.cpp; take a newer file, for {_DRAFTER!r}",
+    "clip": "the towers of a model for images and sound; give the file of the model itself",
 }
 _SAMPLING = "general.sampling."
-# What switches a way of sampling on -> the numbers that belong to it, and its value when it is off, if not 0.
+# The key that switches a sampling method on -> the numbers of the method. _SAMPLING_OFF has the value of the
+# key when the method is off, if it is not 0.
 _SAMPLING_METHODS = {
     "xtc_probability": ("xtc_threshold",),
     "mirostat": ("mirostat_tau", "mirostat_eta"),
@@ -51,27 +53,29 @@ _SAMPLING_METHODS = {
 }
 _SAMPLING_OFF = {"penalty_repeat": 1}
 _MEAN = 1  # a value of GGUF's pooling_type
-# Layers of Gemma 3n with keys and values of their own, where the file does not say how many share.
+# Layers of Gemma 3n that compute keys and values, if the file does not tell how many layers share them.
 _OWN_KEYS_3N = 20
-# Ollama's own files of Gemma 3 say nothing of rotations; models with a context of this length or more (4B and
-# larger) divide the positions of global layers by 8.
+# Ollama's own files of Gemma 3 have no keys for rotations. Models with at least this context (4B and larger)
+# divide the positions of global layers by 8.
 _LONG_CONTEXT = 131072
-_NO_ROTATION = 1e9  # divisors of an angle beyond this stand for none: converters write 1e30
+_NO_ROTATION = 1e9  # a divisor of an angle from here on means no rotation; converters write 1e30
 
 
 def read_gguf_keys(
     gguf: GGUFFile, shapes: Mapping[str, tuple[int, ...]], rope_freqs: np.ndarray[Any, Any] | None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The text model of a GGUF file with these metadata and tensors as ``config.json`` would say it, in
-    JSON's types; what only GGUF can say is in the object "gguf" (:func:`gemlet.config.parse_config`). With
-    it the metadata keys that gemlet does not know and that change nothing.
-    ``rope_freqs`` are the values of the tensor of that name. Raises :class:`ConfigError` or
-    :class:`ModelFileError` naming the key.
+    """The keys of a ``config.json`` for the text model of a GGUF file, in JSON's types. Values that only GGUF
+    has are in the object "gguf" (:func:`gemlet.config.parse_config`). Also returns the metadata keys that
+    gemlet does not know and that change nothing.
+
+    ``shapes`` are the shapes of the file's tensors, and ``rope_freqs`` the values of the tensor of that name.
+    Raises :class:`ConfigError` or :class:`ModelFileError` about a key, and :class:`TensorError` if there is
+    no embedding table.
     """
     if gguf.metadata.get("general.type") == "adapter":
         raise ModelFileError(
-            f"{gguf.path}: is an adapter; load the model it was made for, and then this with load_adapter() "
-            "or --adapter"
+            f"{gguf.path}: is an adapter; load the model that it was made for, and then the adapter with "
+            "load_adapter() or --adapter"
         )
     architecture = gguf.get("general.architecture", str)
     if architecture not in _MODEL_TYPES:
@@ -82,7 +86,7 @@ def read_gguf_keys(
         )
     table = gguf_name("embed_tokens")
     if table not in shapes:
-        raise TensorError(f"{gguf.path}: tensor {table!r} is missing: the file holds no model")
+        raise TensorError(f"{gguf.path}: tensor {table!r} is missing; expected it in the file of a model")
     data = Metadata(gguf, architecture)
     count = data.integer("block_count", "num_hidden_layers")
     widths = data.integers("feed_forward_length", "intermediate_size", count)
@@ -113,9 +117,9 @@ def read_gguf_keys(
 
 
 def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
-    """The sampling values that the file recommends (``general.sampling.*``, and the tokens that are never to
-    be generated), by their names in GenerationConfig. Raises :class:`ConfigError` for one that no sampling
-    could use.
+    """The sampling values that the file recommends, by their names in GenerationConfig:
+    ``general.sampling.*``, and the tokens that must not be generated. Raises :class:`ConfigError` for an
+    impossible value.
     """
     keys = Keys(_sampling(gguf), gguf.path, _SAMPLING)
     sampling: dict[str, Any] = {
@@ -130,8 +134,8 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
 
 
 def not_followed(gguf: GGUFFile) -> dict[str, Any]:
-    """What the file asks of sampling and gemlet does not do: ``general.sampling.*`` -> the value. A number of
-    a method that is off asks for nothing."""
+    """Sampling options in the file that gemlet does not have: ``general.sampling.*`` -> the value. Numbers of
+    a method that is off are left out."""
     given = _sampling(gguf)
     known = {option.gguf for option in OPTIONS.values()}
     for method, numbers in _SAMPLING_METHODS.items():
@@ -147,7 +151,7 @@ def _sampling(gguf: GGUFFile) -> dict[str, Any]:
 
 
 def _read_common(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:
-    """What every family has."""
+    """The keys that every family has."""
     ends = (data.gguf.get(f"tokenizer.ggml.{name}_token_id", int, None) for name in ("eos", "eot", "eom"))
     keys: dict[str, Any] = {
         "num_hidden_layers": count,
@@ -169,12 +173,13 @@ def _read_common(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: i
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str, family: str = "") -> int:
-    """The rows of the tensor; 1 where it is missing, which the check of all tensors will report."""
+    """The rows of the tensor. If it is missing, the result is 1, and the check of all tensors raises
+    later."""
     return shapes.get(gguf_name(slot, family), (1,))[0]
 
 
 def _read_heads_and_rope(data: Metadata, architecture: str, count: int) -> dict[str, Any]:
-    """Heads, windows and rotations of the families before Gemma 4."""
+    """The heads, windows and rotations of the families before Gemma 4."""
     hidden = data.integer("embedding_length", "hidden_size")
     heads = data.integer("attention.head_count", "num_attention_heads")
     head_dim = data.integer("attention.key_length", "head_dim", data.get("head_dim", hidden // heads))
@@ -204,7 +209,7 @@ def _read_heads_and_rope(data: Metadata, architecture: str, count: int) -> dict[
         keys["rope_local_base_freq"] = local_theta
     elif local_theta not in (None, theta):
         raise data.wrong(
-            "rope.freq_base_swa", f"the value of rope.freq_base: {architecture} has one rotation"
+            "rope.freq_base_swa", f"the value of rope.freq_base, because {architecture} has only one rotation"
         )
     if factor is not None:
         keys["rope_scaling"] = {"rope_type": "linear", "factor": factor}
@@ -214,13 +219,13 @@ def _read_heads_and_rope(data: Metadata, architecture: str, count: int) -> dict[
 
 
 def _read_rope_factor(data: Metadata) -> float | None:
-    """What positions are divided by. As in llama.cpp a missing type means "linear"."""
+    """The number by which positions are divided. As in llama.cpp, a missing type means "linear"."""
     kind = data.get("rope.scaling.type", "linear")
     factor = data.number("rope.scaling.factor")
     if kind not in ("none", "linear"):
         raise data.wrong("rope.scaling.type", "'linear' or 'none' (no other RoPE type is supported)")
     data.only("rope.scaling.attn_factor", 1.0)
-    for name in ("yarn_beta_fast", "yarn_beta_slow"):  # only the type "yarn" reads them
+    for name in ("yarn_beta_fast", "yarn_beta_slow"):  # only the type "yarn" uses them
         data.pass_over(f"rope.scaling.{name}")
     if kind == "none" and factor is not None:
         data.pass_over("rope.scaling.factor")
@@ -228,14 +233,14 @@ def _read_rope_factor(data: Metadata) -> float | None:
 
 
 def _read_windows(data: Metadata, architecture: str, count: int) -> dict[str, Any]:
-    """The window, and which layers have one."""
+    """The size of the sliding window, and which layers have one."""
     keys: dict[str, Any] = {}
     window = data.get("attention.sliding_window")
     pattern = data.get("attention.sliding_window_pattern")
-    if architecture == "gemma3" and not window:  # llama.cpp reads no pattern then
+    if architecture == "gemma3" and not window:  # without a window, llama.cpp ignores the pattern
         return {"layer_types": [LAYER_TYPES[1]] * count}
     if type(window) is int and window > LIMITS["sliding_window"]:
-        keys["sliding_window"] = window  # none, in effect
+        keys["sliding_window"] = window  # so large that it has no effect
     elif window is not None:
         keys["sliding_window"] = data.integer("attention.sliding_window", "sliding_window")
     if type(pattern) is int and 1 <= pattern <= LIMITS["num_hidden_layers"]:
@@ -248,7 +253,7 @@ def _read_windows(data: Metadata, architecture: str, count: int) -> dict[str, An
 
 
 def _read_dense_layers(data: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The outputs of an embedding model's dense layers, which converters may leave out."""
+    """The output sizes of an embedding model's dense layers. Converters may leave the layers out."""
     data.only("pooling_type", _MEAN)
     names = [gguf_name(f"dense.{i}") for i in range(2)]
     sizes = [shapes[name] for name in names if len(shapes.get(name, ())) == 2]
@@ -272,7 +277,8 @@ def _read_gemma3n(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: 
 
 
 def _read_sparsity(data: Metadata, count: int) -> list[float | None] | None:
-    """In deviations from the mean, minus infinity for none."""
+    """The sparsity of each layer, in standard deviations from the mean. None for a layer without sparsity,
+    for which the file has minus infinity."""
     values = data.get("activation_sparsity_scale")
     if values is None:
         return None
@@ -310,7 +316,7 @@ def _read_gemma4(
         ),
         **_read_per_layer_inputs(data, shapes),
     }
-    # The file does not say it. Of the published models, those without per-layer inputs do.
+    # The file does not have this key. Among the published models, those without per-layer inputs have it.
     keys["use_bidirectional_attention"] = None if keys["hidden_size_per_layer_input"] else "vision"
     if data.get("expert_count", 0):
         keys |= {
@@ -341,14 +347,14 @@ def _read_embedding_gemma2(
     keys = _read_two_heads(data, count)
     if _read_rope_factor(data) is not None:
         raise data.wrong("rope.scaling.factor", "no factor, as in every EmbeddingGemma 2")
-    # The file counts both sides of a token, config.json one.
+    # The file counts the tokens on both sides of a token, and config.json those on one side.
     both = keys.get("sliding_window", 0)
     if both % 2:
-        raise data.wrong("attention.sliding_window", "an even number: the tokens on both sides")
+        raise data.wrong("attention.sliding_window", "an even number, which counts the tokens on both sides")
     return {
         **keys,
         "sliding_window": both // 2,
-        "tie_word_embeddings": True,  # the output matrix makes the vector
+        "tie_word_embeddings": True,  # the file's output matrix is not a head: it makes the embedding
         "embedding_dim": size,
         "hidden_size_per_layer_input": data.get("embedding_length_per_layer_input", 0),
         "rope_parameters": _read_two_rotations(data),
@@ -356,7 +362,7 @@ def _read_embedding_gemma2(
 
 
 def _read_two_heads(data: Metadata, count: int) -> dict[str, Any]:
-    """Windows, and heads that are different in layers without one."""
+    """The windows, and the heads, which differ between layers with and without a window."""
     global_dim = data.integer("attention.key_length", "global_head_dim")
     local_dim = data.integer("attention.key_length_swa", "head_dim", global_dim)
     for suffix, dim in (("", global_dim), ("_swa", local_dim)):
@@ -395,7 +401,7 @@ def _read_two_rotations(data: Metadata) -> dict[str, dict[str, Any]]:
 def _drafter(
     data: Metadata, shapes: Mapping[str, tuple[int, ...]], keys: dict[str, Any], widths: list[int]
 ) -> dict[str, Any]:
-    """The keys of a drafter, whose layers are those that ``keys`` describe."""
+    """The keys of a drafter. Its layers are described by ``keys``."""
     data.only("nextn_predict_layers", len(widths))
     if len({*widths}) > 1:
         raise data.wrong("feed_forward_length", "one number for all layers of a drafter")
@@ -410,20 +416,22 @@ def _drafter(
         "use_ordered_embeddings": bool(centroids),
         "text_config": text,
     }
-    # llama.cpp uses no centroids, and so the file says nothing of how many count.
+    # llama.cpp does not use centroids, so the file does not tell how many of them are chosen.
     if centroids:
         drafter |= {"num_centroids": centroids[0], "centroid_intermediate_top_k": min(32, centroids[0])}
     return drafter
 
 
 def _read_share(data: Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_dim: int) -> float:
-    """What share of the pairs rotates: their angles are divided by 1, the others' by a huge number."""
+    """The share of the pairs that rotate. Their angles are divided by 1, and those of all others by a huge
+    number."""
     if rope_freqs is None:
         return 1.0
     turning = int(np.argmax(rope_freqs != 1.0)) if (rope_freqs != 1.0).any() else len(rope_freqs)
     if len(rope_freqs) != head_dim // 2 or not (rope_freqs[turning:] >= _NO_ROTATION).all():
         raise ConfigError(
-            f"{data.gguf.path}: tensor {ROPE_FREQS!r} is not {head_dim // 2} numbers, first ones and then "
-            "numbers of 1e9 or more (gemlet supports nothing else)"
+            f"{data.gguf.path}: tensor {ROPE_FREQS!r} has {len(rope_freqs)} numbers, of which the first "
+            f"{turning} are 1; expected {head_dim // 2} numbers, first ones and then only numbers of at "
+            "least 1e9 (gemlet supports nothing else)"
         )
     return turning / len(rope_freqs)

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file, by the names of its architecture: :class:`Metadata`."""
+"""Reads the metadata keys that belong to a GGUF file's architecture: :class:`Metadata`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _IGNORED = {
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
     "tensor_data_layout",
-    "attention.layer_norm_epsilon",  # every norm of a Gemma is an RMS norm, and has the other one
+    "attention.layer_norm_epsilon",  # every norm of a Gemma is an RMS norm, which has another epsilon
 }
-_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}  # 1: nothing
+_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}  # 1: no effect
 _TOWERS = ("vision.", "audio.", "mm.")
 
 
 class Metadata:
-    """The keys of one architecture, typed; remembers which were read, and which were passed over."""
+    """Reads keys of one architecture and checks their types. Remembers which keys were read, and which were
+    passed over."""
 
     def __init__(self, gguf: GGUFFile, architecture: str) -> None:
         self.gguf = gguf
@@ -42,12 +43,13 @@ class Metadata:
         return ConfigError(f"{self.gguf.path}: {full} {got}; expected {expected}")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, arrays as lists."""
+        """The value of ``key``. Arrays become lists."""
         self.read.add(self.prefix + key)
         return plain(self.gguf.metadata.get(self.prefix + key, default))
 
     def integer(self, key: str, name: str, default: int | None = None) -> int:
-        """An integer, or an array of one number, in the range of the key ``name`` of config.json."""
+        """The value of ``key``: an integer, or an array of equal integers, in the range of the key ``name``
+        of config.json."""
         value = self.get(key, default)
         if isinstance(value, list) and value and value == value[:1] * len(value):
             value = value[0]
@@ -56,18 +58,18 @@ class Metadata:
         return value
 
     def integers(self, key: str, name: str, count: int) -> list[int]:
-        """One integer for all, or an array of ``count``."""
+        """The value of ``key`` as ``count`` integers. The file may have one integer for all, or an array."""
         value = self.get(key)
         if not isinstance(value, list):
             return [self.integer(key, name)] * count
         if len(value) != count or any(
             type(item) is not int or not 1 <= item <= LIMITS[name] for item in value
         ):
-            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}, or {count} of them")
+            raise self.wrong(key, f"an integer from 1 to {LIMITS[name]}, or an array of {count}")
         return value
 
     def number(self, *keys: str) -> float | None:
-        """The number under the first of ``keys`` that is there, None where none is."""
+        """The number of the first of ``keys`` that the file has; None if it has none of them."""
         found = None
         for key in keys:
             value = self.get(key)
@@ -77,35 +79,36 @@ class Metadata:
         return found
 
     def only(self, key: str, *supported: Any) -> None:
-        """``key`` is absent or one of ``supported``."""
+        """Checks that ``key`` is absent or has one of the values ``supported``."""
         if self.get(key, supported[0]) not in supported:
-            raise self.wrong(key, f"{show(supported[0])} (gemlet supports nothing else)")
+            choices = " or ".join(map(show, supported))
+            raise self.wrong(key, f"{choices} (gemlet supports nothing else)")
 
     def pass_over(self, key: str) -> None:
-        """Notes that ``key``, if it is there, changes nothing."""
+        """Notes that ``key`` has no effect, if the file has it."""
         if self.prefix + key in self.gguf.metadata:
             self.read.add(self.prefix + key)
             self.passed_over.append(self.prefix + key)
 
     def refuse_unread(self) -> None:
-        """An error for a key that was not read and may change something."""
+        """Raises :class:`ConfigError` for a key that was not read and may have an effect."""
         for key, value in self.gguf.metadata.items():
             rest = key.removeprefix(self.prefix)
             if rest == key or key in self.read or rest in _IGNORED or rest.startswith(_TOWERS):
                 continue
             found = plain(value)
-            # For llama.cpp a number that is missing is 0.
+            # In llama.cpp, 0 means the same as a missing number.
             if says_nothing(found) or (
                 type(found) in (int, float) and (found == 0 or (found == 1 and rest in _SCALES))
             ):
                 self.passed_over.append(key)
                 continue
             raise ConfigError(
-                f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(found)}); "
-                "expected only keys gemlet knows, because any other may change what the model computes"
+                f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(found)}); expected only "
+                "keys that gemlet knows, because any other may change what the model computes"
             )
 
 
 def plain(value: Any) -> Any:
-    """A value of metadata, arrays as lists."""
+    """A value of the metadata. Arrays become lists."""
     return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,4 +1,4 @@
-"""A model in a GGUF file."""
+"""Opens a model in a GGUF file: :func:`open_gguf`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gemlet.weights.slots import PER_LAYER_TABLE
 def open_gguf(
     path: str, *, cache: bool, chat_template: str | None = None, mmproj: str | bool | None = None
 ) -> ModelFiles:
-    """The model in the file ``path``, with the towers in the file ``mmproj``: None looks for it beside the
-    model, False leaves it out."""
+    """Opens the model in the file ``path``, with the towers in the file ``mmproj``. None looks for that file
+    beside the model, and False leaves it out."""
     checkpoint = GGUFCheckpoint(path)
     try:
         gguf = checkpoint.gguf
@@ -94,8 +94,8 @@ def open_gguf(
 def _shorter_table(
     shapes: Mapping[str, tuple[int, ...]], config: TextConfig, cuts: dict[str, Cut]
 ) -> dict[str, tuple[int, ...]]:
-    """The per-layer table as the model has it, if the file's has further rows, which are of no text; enters
-    its cut in ``cuts``."""
+    """The shape of the per-layer table in the model, if the file's table also has rows for ids that are not
+    text. Adds its cut to ``cuts``."""
     name, rows = gguf_name(PER_LAYER_TABLE), config.per_layer_vocab_size
     shape = shapes.get(name, ())
     if len(shape) != 2 or not 0 < rows < shape[0]:
@@ -105,14 +105,15 @@ def _shorter_table(
 
 
 def _chat_template(gguf: GGUFFile) -> str | None:
-    """The model's chat template. In GGUF, one that writes no BOS counts on the tokenizer to put it there."""
+    """The model's chat template, which has to write BOS. A template in GGUF may leave BOS to the tokenizer;
+    then it is added here."""
     template = gguf.get("tokenizer.chat_template", str, None)
     if template is None or "bos_token" in template or "<bos>" in template:
         return template
     return "{{ bos_token }}" + template if gguf.get("tokenizer.ggml.add_bos_token", bool, True) else template
 
 
-# Ends of a text that a model's generation_config.json has and GGUF's keys leave out.
+# Tokens that end a text in a model's generation_config.json, but that GGUF's keys leave out.
 _ENDS = {"gemma4": ("<eos>", "<|tool_response>")}
 
 

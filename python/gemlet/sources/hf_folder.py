@@ -1,4 +1,4 @@
-"""A model in a Hugging Face folder, or in a folder that gemlet packed."""
+"""Opens a model in a Hugging Face folder, or in a folder that gemlet packed: :func:`open_folder`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gemlet.weights.slots import TABLE_SCALES, is_balance, is_rounding, rounded_
 from gemlet.weights.slots import TOKEN_ORDER as PACKED_TOKEN_ORDER
 from gemlet.weights.tower_slots import is_transposed
 
-# What a folder says of its model besides the weights, the vocabulary and the chat template.
+# Files that describe the model, besides the weights, the vocabulary and the chat template.
 _DESCRIPTION_FILES = (
     "config.json",
     "generation_config.json",
@@ -114,10 +114,10 @@ def open_folder(
             try:
                 slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
             except TensorError as problem:
-                for tensor, file in opened.absent.items():  # the first explains it
+                for tensor, file in opened.absent.items():  # the first one explains the problem
                     raise TensorError(
-                        f"{problem}. The index says that tensor {show(tensor)} is in {show(file)}, which "
-                        "does not hold it"
+                        f"{problem}. The index says that tensor {show(tensor)} is in {show(file)}, but that "
+                        "file does not have it"
                     ) from None
                 raise
             passed_over += (*extra, *opened.passed_over)
@@ -158,7 +158,8 @@ def open_folder(
 
 
 def _read_integers(opened: Checkpoint, config: TextConfig) -> dict[str, Rounding]:
-    """Makes the weights of a quantized checkpoint tensors of their own; returns how products are rounded."""
+    """Combines the integers and scales of a quantized checkpoint into tensors of weights. Returns the scales
+    by which inputs and outputs of matrices are rounded."""
     columns = matrix_columns(config)
 
     def inner(module: str) -> str:

@@ -1,7 +1,6 @@
-"""Models by their names on the Hugging Face hub: :func:`download`.
+"""Downloads models from the Hugging Face hub by their names: :func:`download`.
 
-Only huggingface_hub, of the extra ``hub``, reaches for the network. Its cache, its settings and its login
-apply.
+Only huggingface_hub (the extra ``hub``) uses the network. Its cache, its settings and its login apply.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from gemlet.tokenizer.stored import STORED_FILE, TOKENIZER_FILES
 
 __all__ = ["download", "download_adapter"]
 
-# What gemlet reads of a repository, besides the vocabulary. A folder inside it holds something else (weights
-# of another kind, ...), but for the numbered ones of sentence-transformers: an embedding model's last layers.
+# The files of a repository that gemlet reads, besides the vocabulary. Folders in a repository have other
+# things, such as weights of another kind. The numbered folders of sentence-transformers are an exception:
+# they have the last layers of an embedding model.
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -47,7 +47,7 @@ _FILES = (
     "[0-9]*/model.safetensors",
 )
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
-_UP = {"", ".", ".."}  # parts of a path that leads out of a repository, or is written in an odd way
+_UP = {"", ".", ".."}  # parts of a path that could leave the repository, or that is written in an odd way
 _SHOWN = 16
 
 
@@ -59,25 +59,25 @@ def download(
     token: str | bool | None = None,
     progress: bool | None = None,
 ) -> str:
-    """Fetches the files of model ``name`` that gemlet reads and are not there yet, and returns their folder;
-    of a GGUF model, the path of its (first) file.
+    """Downloads the files of a model that gemlet reads, unless they are in the hub's cache. Returns their
+    folder, or for a GGUF model the path of its (first) file.
 
     Args:
-        name: as on the hub, "google/gemma-3-1b-it"; or a GGUF file there, with all parts where it is split:
-            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf", or ":Q4_0" where one file has that in its
-            name; with the file of its towers (mmproj), where there is one. A repository without safetensors
-            may be named alone where it holds only one GGUF model. "hf.co/" or the hub's address may stand in
-            front.
-        revision: a branch, tag or commit; None: the main branch.
-        token: an access token; None: the one `hf auth login` stored; False: none.
-        progress: False shows no bars of the hub.
+        name: the name on the hub, such as "google/gemma-3-1b-it". For a GGUF model also name the file:
+            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf", or only ":Q4_0" if one file has this in its
+            name. If a repository has no safetensors and only one GGUF model, its name is enough. All parts of
+            a split model and the file of its towers (mmproj) are downloaded, too. The name may begin with
+            "hf.co/" or the hub's address.
+        revision: a branch, a tag or a commit; None: the main branch.
+        token: an access token; None: the one that `hf auth login` stored; False: no token.
+        progress: False hides the progress bars of the hub.
 
     Raises:
-        HubError: there is no such model or revision, the licence was not accepted, the network is down and
-            the files are not all there, or the disk is full.
+        HubError: there is no such model or revision, its licence is not accepted, the network is down and the
+            cache does not have all files, or the disk is full.
         UnsupportedError: huggingface_hub is not installed.
-        InvalidRequestError: an argument is wrong, the repository has no such GGUF file, or has several and
-            none is named; the message lists them.
+        InvalidRequestError: an argument is wrong; the repository has no such GGUF file; or it has several,
+            and none is named. The message lists them.
 
     >>> try:
     ...     download("gemma-3-1b-it")  # the owner is missing
@@ -91,8 +91,17 @@ def download(
 
 
 class Choice(NamedTuple):
-    """A model on the hub: its files by patterns, of all ``names`` in the repository; ``file`` is its (first)
-    GGUF file, None for a folder. ``is_here``: the hub cannot be asked, and what is in the cache has to do."""
+    """A model on the hub.
+
+    Attributes:
+        repository: the name of the repository.
+        file: the (first) GGUF file; None for a model in safetensors.
+        names: all files in the repository.
+        patterns: patterns of the model's files.
+        ignored: patterns of files that are left out although they match ``patterns``.
+        is_here: whether the hub cannot be reached, so that only files in the cache are used.
+        revision: the branch, tag or commit.
+    """
 
     repository: str
     file: str | None
@@ -103,7 +112,7 @@ class Choice(NamedTuple):
     revision: str | None
 
     def files(self) -> list[str]:
-        """The files, chosen as :func:`fetch` does."""
+        """The files of the model, chosen as :func:`fetch` does."""
 
         def fits(name: str, patterns: list[str]) -> bool:
             return any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -119,8 +128,9 @@ def choose(
     mmproj: bool = True,
     as_drafter: bool = False,
 ) -> Choice:
-    """What :func:`download` of these arguments fetches; raises as it does. Unless ``mmproj``, of a GGUF model
-    only its own file; ``as_drafter``: of a repository the file that drafts for the model there."""
+    """The model that :func:`download` fetches for these arguments; errors are the same. Without ``mmproj``,
+    the file of a GGUF model's towers is left out. With ``as_drafter``, the drafter in the repository is
+    chosen, if there is one."""
     expected = (
         'expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file there, like '
         '"someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
@@ -135,12 +145,12 @@ def choose(
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
     if file is None:
         tokenizers = [name for name in TOKENIZER_FILES if name in names]
-        if tokenizers[:1] == [STORED_FILE]:  # it has all that the others say
+        if tokenizers[:1] == [STORED_FILE]:  # it has everything that the others have
             tokenizers = tokenizers[:1]
         return found._replace(patterns=[*_FILES, *tokenizers], ignored=["[!0-9]*/*"])
     folder, name = os.path.split(file)
     fetched = [os.path.join(folder, part) for part in split_names(folder, name)]
-    with contextlib.suppress(InvalidRequestError):  # several: none is chosen
+    with contextlib.suppress(InvalidRequestError):  # there are several, so none is chosen
         if mmproj and (towers := mmproj_among(file, names)) is not None:
             fetched.append(towers)
     patterns = [glob.escape(one) for one in fetched]
@@ -150,9 +160,9 @@ def choose(
 def download_adapter(
     name: str, *, revision: str | None, token: str | bool | None, progress: bool = True
 ) -> str:
-    """Fetches the adapter ``name`` and returns its folder; of one in GGUF, the path of the file.
+    """Downloads the adapter ``name``. Returns its folder, or for an adapter in GGUF the path of the file.
 
-    Raises as :func:`download` does, for a repository without an adapter too.
+    Raises the errors of :func:`download`, also for a repository without an adapter.
     """
     expected = 'expected an adapter on the hub, like "someone/gemma-3-1b-it-lora", or a GGUF file there'
     found, quantization = _look_up(name, revision, token, expected)
@@ -166,7 +176,7 @@ def download_adapter(
         file = models[0]
     if file is None or file not in names:
         raise InvalidRequestError(
-            f"{repository}: is no adapter: it has no {CONFIG_FILE}"
+            f"{repository}: is not an adapter: it has no {CONFIG_FILE}"
             + (f" and no file {file}" if file else "")
             + (f"; name one of its GGUF files, {_models(names)}" if models else "")
         )
@@ -176,14 +186,14 @@ def download_adapter(
 def _look_up(
     name: str, revision: str | None, token: str | bool | None, expected: str
 ) -> tuple[Choice, str | None]:
-    """The repository that is named, the file in it where one is, and the quantization where one is."""
+    """The repository in ``name``, and the file or the quantization if ``name`` has one."""
     if not isinstance(name, str) or not is_repository(name):
         raise InvalidRequestError(f"name is {show(name)}; {expected}")
     check_access(revision, token)
     name, named = plain_name(name)
     if named is not None and revision not in (None, named):
         raise InvalidRequestError(
-            f"revision is {show(revision)}, and the address names {show(named)}; give one"
+            f"revision is {show(revision)}, but the address names {show(named)}; give only one of them"
         )
     revision = revision or named
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -202,8 +212,8 @@ def fetch(
     whole: bool = False,
     progress: bool = True,
 ) -> str:
-    """The folder or the GGUF file, with all of its files but those of the patterns ``without``; the folder
-    even of a GGUF file if ``whole``. Without ``progress`` the hub shows no bars."""
+    """Downloads a model, without the files that match the patterns ``without``. Returns its folder or its
+    GGUF file; with ``whole`` the folder in any case. Without ``progress`` the hub shows no bars."""
     with importing():
         import huggingface_hub
         from huggingface_hub.utils.tqdm import tqdm
@@ -219,7 +229,7 @@ def fetch(
             local_files_only=choice.is_here,
             tqdm_class=tqdm if progress else type("NoBar", (tqdm,), {"__init__": _without_bar}),
         )
-    except Exception as problem:  # what a broken server or disk makes of it has no common class
+    except Exception as problem:  # the errors of a broken server or disk have no common class
         raise HubError(f"{repository}: {explain(problem, repository, revision)}") from problem
     return snapshot if choice.file is None or whole else os.path.join(snapshot, choice.file)
 
@@ -229,7 +239,8 @@ def _without_bar(bar: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
-    """The files of a repository; where the hub does not say, those in the cache, and True."""
+    """The files of a repository, and False. If the hub cannot be reached, the files in the cache, and
+    True."""
     with importing():
         import huggingface_hub
         from huggingface_hub import errors
@@ -245,7 +256,8 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
             )
             found = glob.glob("**", root_dir=snapshot, recursive=True)
             names = {name for name in found if os.path.isfile(os.path.join(snapshot, name))}
-            if not any(name.endswith((".safetensors", ".gguf")) for name in names):  # inspect() leaves it so
+            # inspect() leaves a cache without weights.
+            if not any(name.endswith((".safetensors", ".gguf")) for name in names):
                 raise errors.LocalEntryNotFoundError("no weights")
             return names, True
         except Exception as missing:
@@ -255,20 +267,21 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
 
 def _only_gguf(repository: str, names: Collection[str], as_drafter: bool) -> str | None:
-    """The GGUF model of a repository with these files; None where it is for its safetensors, or has none."""
+    """The GGUF model of a repository with these files; None if the repository has safetensors, or no GGUF
+    model."""
     models = gguf_models(names, as_drafter=as_drafter)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
     if len(models) > 1:
         raise InvalidRequestError(
-            f"{repository}: holds several GGUF models; name one, as {repository}:{models[0]}. They are "
+            f"{repository}: has several GGUF models; name one, as in {repository}:{models[0]}. They are "
             f"{_some(models)}"
         )
     return models[0]
 
 
 def _quantized(repository: str, names: Collection[str], quantization: str, as_drafter: bool = False) -> str:
-    """The GGUF model with ``quantization``, such as "Q4_K_M", as a word in its name."""
+    """The GGUF model that has ``quantization``, such as "Q4_K_M", as a word in its name."""
     word = re.compile(rf"(?:^|[-_./]){re.escape(quantization)}(?=$|[-_./])", re.IGNORECASE)
     models = gguf_models(names, as_drafter=as_drafter)
     found = [name for name in models if word.search(name.removesuffix(".gguf"))]
@@ -292,28 +305,28 @@ def _some(models: Sequence[str]) -> str:
 
 
 def explain(problem: Exception, name: str, revision: str | None) -> str:
-    """What went wrong and what to do, in a line."""
+    """One line that says what went wrong and what to do."""
     from huggingface_hub import constants, errors
 
     status: Any = getattr(getattr(problem, "response", None), "status_code", None)
     if isinstance(problem, errors.GatedRepoError):
         return (
-            f"its licence has to be accepted first, at {constants.ENDPOINT}/{name}; then pass token=, or log "
-            "in with `hf auth login`"
+            f"its licence has to be accepted first; accept it at {constants.ENDPOINT}/{name}, and then pass "
+            "token=, or log in with `hf auth login`"
         )
     if isinstance(problem, errors.RevisionNotFoundError):
         return f"has no revision {show(revision)}; expected a branch, a tag or a commit"
     if isinstance(problem, errors.RepositoryNotFoundError):
         return (
-            "no such folder, and no such model on the hub, or a private one; check the name, or pass a token "
-            "that may read it"
+            "there is no such folder, and the hub has no such model, or it is private; check the name, or "
+            "pass a token that may read it"
         )
     if isinstance(problem, errors.HFValidationError):
-        return "is no name of a model"
+        return "is not a name of a model; expected OWNER/NAME"
     if isinstance(problem, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         if constants.HF_HUB_OFFLINE:
             return "is not in the cache, and HF_HUB_OFFLINE forbids downloading"
-        return f"is not in the cache, and the hub ({constants.ENDPOINT}) cannot be reached"
+        return f"is not in the cache, and the hub ({constants.ENDPOINT}) cannot be reached; check the network"
     if status in (401, 403):
         return f"the hub refused the token (HTTP {status}); pass one that may read this model"
     if isinstance(problem, errors.HfHubHTTPError):

@@ -1,8 +1,8 @@
-"""A model on the hub without its weights, for :func:`gemlet.inspect`: :func:`outline`.
+"""Fetches a model from the hub without its weights, for :func:`gemlet.inspect`: :func:`outline`.
 
-It is a folder in which each file of weights is as long as the real one and holds its beginning, the header of
-safetensors or the metadata of GGUF; the rest is a hole, which takes no disk. The beginnings are parts of the
-files that the server is asked for (HTTP range requests), and no more than those is read, whatever it sends.
+The result is a folder. Each file of weights in it is as long as the real one, but only has its beginning: the
+header of safetensors, or the metadata of GGUF. The rest is a hole, which takes no disk space. HTTP range
+requests fetch the beginnings, and no more than the requested bytes are read, even if the server sends more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gemlet.weights.gguf_names import ROPE_FREQS
 
 __all__ = ["outline"]
 
-_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # the next piece of GGUF is as long as all before
+_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # for GGUF, each further piece doubles what is there
 _MAX_METADATA_BYTES = 1 << 27
 _MAX_VECTOR_BYTES = 1 << 20
 _RANGE = late_pattern(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
@@ -38,11 +38,12 @@ def outline(
     mmproj: bool = True,
     as_drafter: bool = False,
 ) -> Iterator[str]:
-    """The folder (or the GGUF file) of the model ``name``, for as long as this is entered. Files that are in
-    the hub's cache are what they are. With ``mmproj``, the file of a GGUF model's towers is there too.
+    """A context manager for the folder (or the GGUF file) of the model ``name``. It exists until the context
+    ends. Files in the hub's cache are complete. With ``mmproj``, it also has the file of a GGUF model's
+    towers.
 
-    Raises what :func:`gemlet.download` does, and :class:`HubError` for a server that gives no parts of
-    files, or others than it was asked for.
+    Raises the errors of :func:`gemlet.download`, and :class:`HubError` if the server does not send parts of
+    files, or sends other parts than requested.
     """
     choice = choose(name, revision, token, mmproj=mmproj, as_drafter=as_drafter)
     if choice.is_here:
@@ -64,7 +65,7 @@ def outline(
             yield folder if choice.file is None else os.path.join(folder, choice.file)
         except OSError as problem:
             raise HubError(f"{choice.repository}: {problem.strerror or problem}") from problem
-        except GemletError as problem:  # it names a folder that nobody knows
+        except GemletError as problem:  # its message has the temporary folder, which the caller does not know
             message = str(problem).replace(folder, choice.repository)
             raise type(problem)(message) from problem
 
@@ -74,7 +75,7 @@ def _is_weights(file: str) -> bool:
 
 
 def _fetch_head(path: str, choice: Choice, file: str, commit: str, token: str | bool | None) -> None:
-    """Makes ``path``: the beginning of ``file``, and a hole."""
+    """Makes ``path`` from the beginning of ``file`` and a hole."""
     import huggingface_hub
 
     helpers: Any = huggingface_hub.utils
@@ -94,12 +95,12 @@ def _fetch_head(path: str, choice: Choice, file: str, commit: str, token: str | 
             opened.truncate(part.size)
         except (GemletError, OSError):
             raise
-        except Exception as problem:  # the same as in fetch()
+        except Exception as problem:  # errors have no common class, as in fetch()
             raise HubError(f"{where}: {explain(problem, choice.repository, commit)}") from problem
 
 
 class _Part:
-    """The beginning of a file on the server, in ``opened``; ``size`` is the whole file's."""
+    """The beginning of a file on the server, stored in ``opened``. ``size`` is the size of the whole file."""
 
     def __init__(self, opened: BinaryIO, where: str, url: str, headers: dict[str, str]) -> None:
         self.opened = opened
@@ -109,13 +110,13 @@ class _Part:
         self._headers = headers
 
     def grow(self, end: int) -> int:
-        """Fetches what is missing of the first ``end`` bytes; how many there are now."""
+        """Fetches the missing part of the first ``end`` bytes. Returns how many bytes are stored now."""
         begin = self.opened.seek(0, os.SEEK_END)
         end = min(end, self.size or end)
         return begin if begin >= end else begin + self._append(begin, end)
 
     def append_at(self, begin: int, nbytes: int) -> None:
-        """Fetches bytes behind the beginning."""
+        """Fetches ``nbytes`` bytes at ``begin``, after a hole."""
         self.opened.seek(begin)
         self._append(begin, begin + nbytes)
 
@@ -127,17 +128,17 @@ class _Part:
             "GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
             if response.status_code >= 400:
-                response.close()  # its text may be of any length
+                response.close()  # do not read its text, which may have any length
                 hf_raise_for_status(response)
             match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if response.status_code != 206 or match is None or int(match[1]) != begin:
                 raise HubError(
-                    f"{self._where}: the server gives no parts of files (HTTP {response.status_code}); "
-                    "fetch the model first, with `gemlet download`"
+                    f"{self._where}: the server does not send parts of files (HTTP {response.status_code}); "
+                    "first download the model with `gemlet download`"
                 )
             size = int(match[2])
             if self.size not in (0, size):
-                raise HubError(f"{self._where}: has {size} bytes, and had {self.size} before; try again")
+                raise HubError(f"{self._where}: has {size} bytes, but had {self.size} before; try again")
             self.size = size
             wanted, got = min(end, size) - begin, 0
             for chunk in response.iter_raw():
@@ -147,7 +148,9 @@ class _Part:
                 self.opened.write(chunk)
             if got != wanted:
                 more = "more" if got > wanted else f"{got}"
-                raise HubError(f"{self._where}: asked for {wanted} bytes, the server sent {more}; try again")
+                raise HubError(
+                    f"{self._where}: asked for {wanted} bytes, but the server sent {more}; try again"
+                )
             self.opened.flush()
             return got
 
@@ -156,7 +159,7 @@ def _read_header(part: _Part) -> None:
     part.grow(_FIRST_BYTES["safetensors"])
     part.opened.seek(0)
     length = int.from_bytes(part.opened.read(8), "little")
-    if length <= min(MAX_HEADER_BYTES, part.size - 8):  # else, what is wrong with it is said by who opens it
+    if length <= min(MAX_HEADER_BYTES, part.size - 8):  # if not, opening the file raises the error
         part.grow(8 + length)
 
 
@@ -168,12 +171,15 @@ def _read_metadata(part: _Part, where: str) -> None:
             gguf = parse_gguf(where, part.opened.fileno(), size=part.size)
             break
         except ModelFileError as problem:
-            # What is wrong with a part that ends too soon changes with the next one.
+            # If the error stays the same with more bytes, it is not because the part ends too soon.
             if have == part.size or str(problem) == before:
                 raise
             before = str(problem)
         if have >= _MAX_METADATA_BYTES:
-            raise HubError(f"{where}: its metadata does not end within {have} bytes")
+            raise HubError(
+                f"{where}: its metadata does not end within {have} bytes, which is enough for every model; "
+                "take another file of the model"
+            )
         end *= 2
     frequencies = gguf.tensors.get(ROPE_FREQS)  # a tensor, but part of the configuration
     if frequencies is not None and frequencies.nbytes <= _MAX_VECTOR_BYTES:

@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face hub. Reading a name needs none of what downloads."""
+"""Reads names of models on the Hugging Face hub, without huggingface_hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["REPOSITORY", "check_access", "is_repository", "plain_name"]
 
-# A repository, and perhaps a GGUF file in it, or how that is quantized ("Q4_K_M").
+# A repository, and perhaps a GGUF file in it or the quantization of one ("Q4_K_M").
 REPOSITORY = late_pattern(
     r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})"
     r"(?::(?:([\w.+-][\w.+ /-]{0,250}\.gguf)|([A-Za-z0-9][\w.-]{0,31})))?"
 )
-# Other ways to write the same: an address of the hub, and what Ollama takes.
+# Other ways to write the same: an address of the hub, and the names that Ollama accepts.
 _ADDRESS = late_pattern(
     r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://(?:models/)?", re.IGNORECASE
 )
@@ -38,7 +38,7 @@ def is_repository(name: str) -> bool:
 
 
 def plain_name(name: str) -> tuple[str, str | None]:
-    """A model's name without the hub's address, and the revision that the address names.
+    """A model's name without the hub's address, and the revision in the address.
 
     >>> plain_name("https://huggingface.co/google/gemma-3-1b-it/tree/main")
     ('google/gemma-3-1b-it', 'main')
@@ -58,7 +58,7 @@ def plain_name(name: str) -> tuple[str, str | None]:
 
 
 def check_access(revision: str | None, token: str | bool | None) -> None:
-    """Raises :class:`InvalidRequestError` for arguments that are none."""
+    """Raises :class:`InvalidRequestError` for arguments that cannot be a revision or a token."""
     if revision is not None and (not isinstance(revision, str) or not revision):
         raise InvalidRequestError(
             f"revision is {show(revision)}; expected a branch, a tag or a commit, or None"

@@ -1,4 +1,4 @@
-"""The models on this machine: in the hub's cache and in the folders of ``GEMLET_MODELS``."""
+"""Lists the models on this machine, in the hub's cache and in the folders of ``GEMLET_MODELS``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PREFIX = "models--"
 
 
 class LocalModel(NamedTuple):
-    """A model that is here.
+    """A model on this machine.
 
     Attributes:
-        name: what :func:`gemlet.load` takes for it.
+        name: its name for :func:`gemlet.load`.
         path: its folder or (first) GGUF file.
         place: "hub", or the folder of ``GEMLET_MODELS``.
-        nbytes: what it takes on the disk.
+        nbytes: its size on the disk in bytes.
     """
 
     name: str
@@ -31,13 +31,13 @@ class LocalModel(NamedTuple):
 
 
 def model_folders() -> list[str]:
-    """The folders that the variable ``GEMLET_MODELS`` names, separated as in PATH; "~" is expanded."""
+    """The folders in the environment variable ``GEMLET_MODELS``, separated as in PATH. "~" is expanded."""
     value = os.environ.get("GEMLET_MODELS", "")
     return [os.path.expanduser(folder) for folder in value.split(os.pathsep) if folder]
 
 
 def in_model_folders(name: str) -> str | None:
-    """The path of what is called ``name`` in a folder of ``GEMLET_MODELS``; None if there is none."""
+    """The path of the model ``name`` in a folder of ``GEMLET_MODELS``; None if there is none."""
     parts = name.split("/")
     if os.path.isabs(name) or not all(parts) or not {".", ".."}.isdisjoint(parts):
         return None
@@ -49,7 +49,7 @@ def in_model_folders(name: str) -> str | None:
 
 
 def hub_cache() -> str:
-    """The folder of the hub's cache, as huggingface_hub finds it."""
+    """The folder of the hub's cache, found as huggingface_hub does."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     home = os.environ.get("HF_HOME") or os.path.join(base, "huggingface")
     folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -57,7 +57,7 @@ def hub_cache() -> str:
 
 
 def local_models() -> list[LocalModel]:
-    """All of them, by place and name. What cannot be read is left out."""
+    """All models on this machine, sorted by place and name. Folders that cannot be read are left out."""
     found = list(_of_the_hub(hub_cache()))
     for folder in model_folders():
         for relative in ("", *_folders(folder)):
@@ -81,7 +81,7 @@ def _of_the_hub(cache: str) -> Iterator[LocalModel]:
 
 
 def _snapshot(repository: str) -> str | None:
-    """The files of the main branch, or of what was fetched last."""
+    """The folder with the files of the main branch, or of the revision that was downloaded last."""
     snapshots = os.path.join(repository, "snapshots")
     try:
         with open(os.path.join(repository, "refs", "main"), encoding="ascii") as file:
@@ -95,7 +95,7 @@ def _snapshot(repository: str) -> str | None:
 
 
 def _folders(folder: str) -> list[str]:
-    """The folders in ``folder``, and those in them (OWNER/NAME) unless they belong to a model."""
+    """The folders in ``folder``, and their subfolders (OWNER/NAME) unless these belong to a model."""
 
     def inside(path: str) -> list[str]:
         names = [name for name in _listed(path) if os.path.isdir(os.path.join(path, name))]
@@ -109,7 +109,7 @@ def _folders(folder: str) -> list[str]:
 
 
 def _models_in(folder: str) -> list[str]:
-    """The GGUF models in a folder; "" for the folder itself."""
+    """The GGUF models in a folder; "" means that the folder itself is a model."""
     names = _listed(folder)
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return [""]

@@ -1,4 +1,4 @@
-"""The ``mmproj`` file of llama.cpp that belongs to a GGUF model, and what it adds: :func:`add_towers`."""
+"""Adds the towers in an ``mmproj`` file of llama.cpp to a GGUF model: :func:`add_towers`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from gemlet.base.keys import Keys
 from gemlet.base.late import log
 from gemlet.base.records import record, replace
+from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import GGUFCheckpoint, is_mmproj, mmproj_among
 from gemlet.checkpoint.gguf_format import GGUFFile, read_gguf
 from gemlet.config.hf_config import parse_config
@@ -26,13 +27,13 @@ __all__ = ["Towers", "add_towers"]
 
 @record(frozen=True)
 class Towers:
-    """What an mmproj file adds to a text model.
+    """The towers that an mmproj file adds to a text model.
 
     Attributes:
-        config: the model, which sees and hears.
-        slots, cuts: as in ModelFiles, of the towers' tensors.
-        texts: the files of a folder of its own that say this.
-        left_out: why a tower is not there.
+        config: the configuration of the model with its towers.
+        slots, cuts: as in ModelFiles, for the tensors of the towers.
+        texts: name -> content of the files that describe the towers in a Hugging Face folder.
+        left_out: the reasons why towers are left out.
     """
 
     config: TextConfig
@@ -45,14 +46,14 @@ class Towers:
 def add_towers(
     checkpoint: GGUFCheckpoint, text: Mapping[str, Any], mmproj: str | bool | None
 ) -> Towers | None:
-    """Opens the mmproj file of the model in ``checkpoint`` with it; ``text`` has the keys of the text model.
-    None where there is none.
+    """Opens the mmproj file of the model in ``checkpoint``, and adds its tensors to the checkpoint. ``text``
+    has the keys of the text model. Returns None if there is no mmproj file.
 
-    A file that was found beside the model may lack a part of a tower, which is then left out; one that
-    ``mmproj`` names may not.
+    If a file that was found beside the model lacks tensors of a tower, the tower is left out. A file that
+    ``mmproj`` names has to be complete.
 
-    Raises ``ModelFileError``, ``ConfigError`` or ``TensorError`` for a file that is damaged, or is named and
-    is for another model.
+    Raises ``ModelFileError``, ``ConfigError`` or ``TensorError`` if the file is damaged, or if ``mmproj``
+    names a file for another model.
     """
     own = checkpoint.gguf
     path = _find(own, text["hidden_size"]) if mmproj is None else mmproj
@@ -61,7 +62,9 @@ def add_towers(
     named = mmproj is not None
     try:
         if named and (problem := mmproj_problem(read_gguf(path), own, text["hidden_size"])):
-            raise ConfigError(f"mmproj: {path} does not belong to {own.path}: {problem}")
+            raise ConfigError(
+                f"mmproj: {path} does not belong to {own.path}: {problem}; give the file of this model"
+            )
         gguf = checkpoint.add(path)
         shapes = {name: info.shape for name, info in gguf.tensors.items()}
         keys = read_mmproj_keys(gguf, shapes, text, own)
@@ -69,7 +72,13 @@ def add_towers(
         config = parse_config(keys, where=f"{path} (metadata)")
         config = without_towers(config, vision="vision" in types, audio="audio" in types)
         if "audio" in types and config.audio is None:
-            raise ConfigError(f"{path}: clip.audio.embedding_length is no multiple of its number of heads")
+            heads, width = (
+                gguf.metadata.get(f"clip.audio.{key}") for key in ("attention.head_count", "embedding_length")
+            )
+            raise ConfigError(
+                f"{path}: clip.audio.embedding_length is {show(width)}; expected a multiple of the "
+                f"{show(heads)} heads"
+            )
         prepared = preprocessor_keys(gguf)
         config = _with_settings(config, Keys(prepared, f"{path} (metadata)", ""))
         slots, cuts, config, left_out = map_mmproj_tensors(shapes, config, where=path, whole=named)
@@ -79,7 +88,7 @@ def add_towers(
         if named:
             raise
         raise type(problem)(
-            f"{problem} (the file lies beside the model; mmproj=False loads the model without it)"
+            f"{problem} (the file is beside the model; mmproj=False loads the model without it)"
         ) from None
     if left_out:
         log.warning("%s: %s is left out", path, " and ".join(left_out))
@@ -88,7 +97,7 @@ def add_towers(
 
 
 def _with_settings(config: TextConfig, prepared: Keys) -> TextConfig:
-    """``config`` with how the file prepares images and sounds."""
+    """``config`` with the file's settings for the preparation of images and sounds."""
     if config.vision is not None:
         images = parse_image_settings(prepared, config.vision.settings)
         config = replace(config, vision=replace(config.vision, settings=images))
@@ -99,9 +108,9 @@ def _with_settings(config: TextConfig, prepared: Keys) -> TextConfig:
 
 
 def _find(own: GGUFFile, hidden_size: int) -> str | None:
-    """The path of the file beside the model ``own`` that is for it."""
+    """The path of the mmproj file beside the model ``own``; None if there is none for it."""
     if any(name.startswith(("v.", "a.", "mm.")) for name in own.tensors):
-        return None  # some tools write it so: it has its own towers
+        return None  # some tools write the towers into the same file
     folder, name = os.path.split(own.path)
     try:
         names = os.listdir(folder or ".")
@@ -124,5 +133,5 @@ def _read_beside(path: str) -> GGUFFile:
         return read_gguf(path)
     except ModelFileError as problem:
         raise ModelFileError(
-            f"{problem} (the file lies beside the model; mmproj=False loads the model without it)"
+            f"{problem} (the file is beside the model; mmproj=False loads the model without it)"
         ) from None

@@ -1,8 +1,9 @@
-"""What an ``mmproj`` file of llama.cpp says, and its text model's file with it, as the keys of a multimodal
-``config.json``.
+"""Turns the metadata of an ``mmproj`` file of llama.cpp and of its text model's file into the keys of a
+multimodal ``config.json``.
 
-As in :mod:`gemlet.sources.gguf_keys`, what llama.cpp knows by heart is not in the file, and what shapes say
-is read from them. The ids that stand for images and sound are the text model's, by the names of the tokens.
+As in :mod:`gemlet.sources.gguf_keys`, the file leaves out values that are built into llama.cpp, and some
+values are read from shapes. The ids that stand for images and sound come from the text model's file, by the
+names of the tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["mmproj_problem", "preprocessor_keys", "projector_types", "read_mmpro
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Type of a projector -> (model_type of config.json, architecture of the text model's GGUF file).
+# Projector type -> (model_type of config.json, architecture of the text model's GGUF file).
 _TYPES = {
     "gemma3": ("gemma3", "gemma3"),
     "gemma3nv": ("gemma3n", "gemma3n"),
@@ -31,7 +32,7 @@ _TYPES = {
     "gemma4uv": ("gemma4_unified", "gemma4"),
     "gemma4ua": ("gemma4_unified", "gemma4"),
 }
-# model_type -> key of config.json, the token's name, and the id of published models.
+# model_type -> key of config.json, name of the token, and its id in published models.
 _GEMMA4_TOKENS = {
     "image_token_id": ("<|image|>", 258880),
     "boi_token_id": ("<|image>", 255999),
@@ -59,13 +60,14 @@ _TOKENS = {
     "gemma4_unified": _GEMMA4_TOKENS,
     "embedding_gemma2": _GEMMA4_TOKENS,
 }
-# Architecture of a text model with the projectors of another one -> its model_type.
+# Architecture of a text model that uses the projectors of another one -> its model_type.
 _BORROWS = {"gemma-embedding2": ("gemma4", "embedding_gemma2")}
-_UNUSED = 5  # a type of token
+_UNUSED = 5  # the type of an unused token
 
 
 def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | None:
-    """Why the file ``gguf`` is not for the text model of this size in the file ``own``; None if it is."""
+    """The reason why the file ``gguf`` is not for the text model of this size in the file ``own``; None if it
+    is for it."""
     shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
     architecture = str(own.metadata.get("general.architecture"))
     wanted = _BORROWS.get(architecture, (architecture, ""))[0]
@@ -80,9 +82,9 @@ def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | Non
         _TYPES[one][1] != wanted or (wanted != architecture and _TYPES[one][0] != wanted)
         for one in types.values()
     ):
-        return f"it is for {' and '.join(sorted(set(types.values())))}, and the model is {architecture}"
+        return f"it is for {' and '.join(sorted(set(types.values())))}, but the model is {architecture}"
     if width != hidden_size:
-        return f"its soft tokens have {width} numbers, and the model's tokens {hidden_size}"
+        return f"its soft tokens have {width} numbers, but the model's tokens have {hidden_size}"
     return None
 
 
@@ -104,12 +106,15 @@ def projector_types(gguf: GGUFFile) -> dict[str, str]:
     if not found:
         raise ConfigError(f"{gguf.path}: clip.projector_type is missing; expected one of {', '.join(_TYPES)}")
     if len({_TYPES[name][0] for name in found.values()}) > 1:
-        raise ConfigError(f"{gguf.path}: has the projectors {' and '.join(found.values())} of two models")
+        raise ConfigError(
+            f"{gguf.path}: has the projectors {' and '.join(found.values())}, which are for different "
+            "models; expected projectors for one model"
+        )
     return found
 
 
 def _width(gguf: GGUFFile, shapes: Shapes) -> int:
-    """Numbers of a soft token."""
+    """The number of values in a soft token."""
     types = projector_types(gguf)
     name = "mm.input_projection.weight" if "vision" in types else "mm.a.input_projection.weight"
     shape = _shape(gguf, shapes, name, 2)
@@ -119,10 +124,10 @@ def _width(gguf: GGUFFile, shapes: Shapes) -> int:
 def read_mmproj_keys(
     gguf: GGUFFile, shapes: Shapes, text: Mapping[str, Any], own: GGUFFile
 ) -> dict[str, Any]:
-    """The ``config.json`` of the model whose text part has the keys ``text`` and is in the file ``own``, with
-    the towers in ``gguf``.
+    """The keys of the ``config.json`` of the whole model: the text model in the file ``own``, whose keys are
+    ``text``, with the towers in ``gguf``.
 
-    Raises ``ConfigError``, ``ModelFileError`` or ``TensorError`` naming the key or tensor.
+    Raises ``ConfigError``, ``ModelFileError`` or ``TensorError`` about a key or a tensor.
     """
     types = projector_types(gguf)
     model_type = _TYPES[next(iter(types.values()))][0]
@@ -157,7 +162,7 @@ def read_mmproj_keys(
 
 
 def preprocessor_keys(gguf: GGUFFile) -> dict[str, Any]:
-    """How images and sounds are prepared, as ``preprocessor_config.json`` would say it."""
+    """The keys of a ``preprocessor_config.json``: how images and sounds are prepared."""
     keys: dict[str, Any] = {}
     kind = projector_types(gguf).get("vision")
     if kind == "gemma3nv":
@@ -174,10 +179,10 @@ def preprocessor_keys(gguf: GGUFFile) -> dict[str, Any]:
 
 
 def _token_ids(own: GGUFFile, model_type: str, vocab_size: int) -> dict[str, int]:
-    """The ids that stand for images and sound, by the tokens of the text model's file.
+    """The ids that stand for images and sound, found by the names of tokens in the text model's file.
 
-    Gemma 3's files have no row for the token that stands for an image. One that nothing uses takes its place:
-    what it is does not matter, as soft tokens replace its rows.
+    Files of Gemma 3 have no row for the token that stands for an image. An unused token is taken instead. It
+    does not matter which one, because soft tokens replace its rows.
     """
     pieces = own.metadata.get("tokenizer.ggml.tokens")
     wanted = {name for name, _ in _TOKENS[model_type].values()}
@@ -250,8 +255,8 @@ def _read_audio(gguf: GGUFFile, shapes: Shapes) -> dict[str, Any]:
 def _read_gemma3n(
     gguf: GGUFFile, shapes: Shapes, types: Mapping[str, str], text: dict[str, Any]
 ) -> dict[str, Any]:
-    """The encoders, and the tables of the ids that are no text: those for images and then those for sound are
-    the last rows of the vocabulary."""
+    """The encoders, and the tables for ids that are not text. The last rows of the vocabulary are for images,
+    and then for sound."""
     offset = text["vocab_size"]
     configs: dict[str, Any] = {}
     for tower, name in (("audio", "mm.a.embedding.weight"), ("vision", "mm.embedding.weight")):
@@ -260,8 +265,11 @@ def _read_gemma3n(
             offset -= rows
             configs[f"{tower}_config"] = {"vocab_size": rows, "vocab_offset": offset, "hidden_size": width}
     if offset <= 0:
-        raise TensorError(f"{gguf.path}: its tables have more rows than the model's {text['vocab_size']}")
-    # The file has a row of zeros for ids that are no text, where the model takes row 0.
+        raise TensorError(
+            f"{gguf.path}: its tables leave {offset} rows of the {text['vocab_size']} in the model for text; "
+            "expected at least 1"
+        )
+    # The file has a row of zeros for ids that are not text; the model uses row 0 for them.
     text["vocab_size_per_layer_input"] = min(offset, text["vocab_size_per_layer_input"])
     if "vision" in types:
         side = _integer(gguf, "clip.vision.image_size", 768) // _integer(gguf, "clip.vision.patch_size", 48)

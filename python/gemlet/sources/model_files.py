@@ -1,4 +1,4 @@
-"""A model as its files describe it, before any weight is read: :class:`ModelFiles`."""
+"""The description of a model in its files, before any weight is read: :class:`ModelFiles`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CACHED_BYTES = 64 << 20
 
 
 def _of_both(one: str, other: str) -> str:
-    """The format of a matrix of two parts that would have these."""
+    """The format of a matrix with two parts that would have these formats separately."""
     if one == other:
         return one
     return "bf16" if {one, other} == {"bf12", "bf16"} else "q8"
@@ -38,28 +38,29 @@ def _of_both(one: str, other: str) -> str:
 
 @record(frozen=True)
 class ModelFiles:
-    """What the files of a model say. A context manager; ``close()`` closes the files.
+    """The opened files of a model. It is a context manager; ``close()`` closes the files.
 
     Attributes:
-        name: where it came from, for people to read.
+        name: where the model came from, for people to read.
         config: the architecture.
         end_ids: the tokens that end a text.
-        sampling: the sampling values it recommends, by their names in GenerationConfig.
-        tokenizer: None where there is none; ``vocabulary`` is what it was made of.
-        chat_format: how a conversation becomes a prompt; None where there is none.
-        checkpoint: its tensors, every one checked for being there, its shape and its type, and none read.
+        sampling: the sampling values that the files recommend, by their names in GenerationConfig.
+        tokenizer: made from ``vocabulary``; None if the files have no tokenizer.
+        chat_format: how a conversation becomes a prompt; None if the model has no chat format.
+        checkpoint: the tensors. Their names, shapes and types are checked; their values are not read.
         slots: tensor -> the core's name of the weight.
-        cuts: tensor -> what is kept of it, where that is not all.
-        merged: tensor -> the weight of ``adapter`` that is added to it, before it is cut.
-        config_files, config_texts: what a folder of its own would say this with, apart from the weights
-            and the vocabulary: the paths of files to copy, and the names and contents of others.
-        prompts: what comes before a text; None for a model that makes no embeddings.
-        not_followed: what its files ask for and gemlet does not do, by key.
-        roundings: slot of a matrix -> where the scales are by which its inputs and outputs are rounded.
-        token_order: of a drafter with centroids, the token of each row of its head, int32 ``[vocab_size]``.
-        passed_over: keys and tensors of the files that change nothing, beside those every model has.
-        known_formats: tensor -> the format that ``weights="auto"`` keeps it in, as far as that is known.
-        unread: no value is read to know a format; it is then the largest one that could be needed.
+        cuts: tensor -> the part that is kept of it, for tensors that are not kept whole.
+        adapter: an adapter to merge into the weights; None: none.
+        merged: tensor -> the weight of ``adapter`` that is added to it before it is cut.
+        config_files: the paths of files that a packed folder copies, besides weights and vocabulary.
+        config_texts: name -> content of other files that a packed folder gets.
+        prompts: texts that are put before a text; None for a model that makes no embeddings.
+        not_followed: options in the files that gemlet does not follow, by key.
+        roundings: slot of a matrix -> the tensors with the scales that round its inputs and outputs.
+        token_order: for a drafter with centroids, the token of each row of its head, int32 ``[vocab_size]``.
+        passed_over: keys and tensors of the files that have no effect and that not every model has.
+        known_formats: tensor -> the format that ``weights="auto"`` gives it, for tensors that were looked at.
+        unread: whether values must not be read to find a format. The largest possible format is then used.
     """
 
     name: str
@@ -87,7 +88,9 @@ class ModelFiles:
     def cut(self, matformer: object) -> ModelFiles:
         """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""
         if self.packed is not None:
-            raise InvalidRequestError(f"matformer: {self.name} is packed; load the original")
+            raise InvalidRequestError(
+                f"matformer: {self.name} is packed and cannot be cut; load the original with matformer="
+            )
         config, kept = cut_slots(self.config, matformer)
         slots = {tensor: kept[slot][0] for tensor, slot in self.slots.items() if slot in kept}
         cuts = {tensor: kept[self.slots[tensor]][1] for tensor in slots}
@@ -96,7 +99,7 @@ class ModelFiles:
         return replace(self, config=config, slots=slots, cuts=parts)
 
     def with_towers(self, *, vision: bool, audio: bool) -> ModelFiles:
-        """The model without the towers that are not wanted."""
+        """The model without the towers for which ``vision`` or ``audio`` is False."""
         left_out = tuple(f"{name}." for name, kept in (("vision", vision), ("audio", audio)) if not kept)
         if not left_out:
             return self
@@ -108,7 +111,8 @@ class ModelFiles:
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """:meth:`Checkpoint.read_rows` of what is kept of tensor ``name``, with the adapter's part added."""
+        """:meth:`Checkpoint.read_rows` for the part of tensor ``name`` that is kept, with the adapter
+        added."""
         cut = self.cuts.get(name)
         info = self.checkpoint.tensors[name]
         if cut is not None and cut.rows:
@@ -124,7 +128,7 @@ class ModelFiles:
         return rows if cut is None else cut.apply(rows, info.shape)
 
     def is_changed(self, name: str) -> bool:
-        """Whether :meth:`read_rows` gives anything else than the rows of the file."""
+        """Whether :meth:`read_rows` gives other rows than the file has."""
         return name in self.cuts or name in self.merged
 
     @property
@@ -133,23 +137,24 @@ class ModelFiles:
         return self.checkpoint if isinstance(self.checkpoint, PackedCheckpoint) else None
 
     def stored_formats(self) -> dict[str, str]:
-        """What ``weights="auto"`` means: the format of each of the core's matrices.
+        """The format of each of the core's matrices with ``weights="auto"``.
 
-        It is the smallest one that has all values as they are stored, bf12 only in models of some size.
-        Where none has (blocks of GGUF with minima, or with more than one scale for 32 values), it is the
-        smallest whose rounding is small beside the error that the blocks have already: q4 for two and three
-        bits, q8 for more.
+        It is the smallest format that holds all stored values exactly; bf12 only in models of some size. No
+        format does so for blocks of GGUF with minima, or with more than one scale for 32 values. Such blocks
+        get the smallest format whose rounding is small compared with the error that they already have: q4 for
+        blocks of two and three bits, and q8 for more.
         """
         formats: dict[str, str] = {}
         for name, slot in self._matrices():
             kept = self.auto_format(name)
             for part, _ in core_slots(slot, self.checkpoint.tensors[name].shape):
-                # An expert's gate and up projection are one matrix, and may be two tensors.
+                # An expert's gate and up projection are one matrix, but may be two tensors.
                 formats[part] = _of_both(formats.get(part, kept), kept)
         return formats
 
     def stored_weights(self) -> str:
-        """The name for it: the format of most values, the embedding table and the output matrix aside."""
+        """The name for :meth:`stored_formats`: the format of most values, not counting the embedding table
+        and the output matrix."""
         if self.packed is not None:
             return self.packed.weights
         values: dict[str, int] = {}
@@ -160,7 +165,7 @@ class ModelFiles:
         return max(values, key=values.__getitem__)
 
     def formats_by_type(self) -> dict[str, str]:
-        """Type that matrices are stored in -> their format in memory with ``weights="auto"``."""
+        """Stored type of matrices -> their format in memory with ``weights="auto"``."""
         found = {self.checkpoint.dtype(name): self.auto_format(name) for name, _ in self._matrices()}
         either = {"f16": "bf16 or f32"} | ({"bf16": "bf12 or bf16"} if self._takes_bf12 else {})
         return found | {dtype: text for dtype, text in either.items() if self.unread and dtype in found}
@@ -172,20 +177,20 @@ class ModelFiles:
 
     @cached_property
     def _takes_bf12(self) -> bool:
-        """Whether the matrices in bf16 are more than a processor keeps in its cache. Where they are not, no
-        token waits for memory, and bf12 only costs time."""
+        """Whether the matrices in bf16 are larger than the cache of a processor. If they fit into it, no
+        token waits for memory, and bf12 would only cost time."""
         tensors = self.checkpoint.tensors
         kept = [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "bf16"]
         return sum(tensors[name].nbytes for name in kept) > _CACHED_BYTES
 
     def _matrices(self) -> Iterator[tuple[str, str]]:
-        """Tensor and slot of what the core packs in a format of choice."""
+        """Tensor and slot of each matrix whose format can be chosen."""
         for name, slot in self.slots.items():
             if takes_format(slot, self.checkpoint.tensors[name].shape):
                 yield name, slot
 
     def auto_format(self, name: str) -> str:
-        """The format that ``weights="auto"`` keeps a matrix in; may read it."""
+        """The format that ``weights="auto"`` gives a matrix. It may read the matrix to find out."""
         if name not in self.known_formats:
             kept = auto_format(self.checkpoint.dtype(name))
             if kept is None:
@@ -198,7 +203,7 @@ class ModelFiles:
         return self.known_formats[name]
 
     def _is_as_stored(self, name: str) -> bool:
-        """Whether the rows of the file are the rows of the matrix, in the same order."""
+        """Whether the matrix has the rows of the file, in the same order."""
         ordered = self.token_order is not None and self.slots[name] == "embed_tokens"
         return not self.is_changed(name) and not ordered
 

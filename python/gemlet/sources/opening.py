@@ -1,4 +1,4 @@
-"""Opening a model's files, wherever they are: :func:`open_model_files`."""
+"""Opens a model's files, on this machine or on the hub: :func:`open_model_files`."""
 
 from __future__ import annotations
 
@@ -35,14 +35,18 @@ def open_model_files(
     progress: Progress = None,
     as_drafter: bool | None = False,
 ) -> ModelFiles:
-    """Opens what :func:`gemlet.load` accepts and checks all of it but the weights' values. With ``cache`` the
-    vocabulary is kept as parsed. With ``headers_only`` the weights' values of a model on the hub are not
-    fetched, and nothing can be read of them. ``mmproj`` is the file with the towers of a GGUF model: None
-    looks for it, False leaves it out. ``as_drafter`` also takes what only drafts for another model, and
-    prefers it in a folder that has both; None takes it too, and prefers the model. Where ``progress`` is
-    False or a function, the hub shows no bars.
+    """Opens a model that :func:`gemlet.load` accepts, and checks everything but the values of the weights.
 
-    Raises what :func:`gemlet.load` raises for a file that is missing or wrong.
+    Args:
+        source, revision, token, merge_adapter, chat_template: as in :func:`gemlet.load`.
+        cache: whether to keep the parsed vocabulary in the cache.
+        headers_only: do not download the values of the weights of a model on the hub; they cannot be read.
+        mmproj: the file with the towers of a GGUF model; None looks for it, and False leaves it out.
+        as_drafter: True also accepts a drafter for another model, and prefers it in a folder that has both;
+            None accepts one, too, but prefers the model; False refuses drafters.
+        progress: if it is False or a function, the hub shows no bars.
+
+    Raises the errors of :func:`gemlet.load` for files that are missing or wrong.
 
     >>> with open_model_files(None) as demo:
     ...     demo.config.family, demo.stored_weights()
@@ -87,10 +91,10 @@ def _check_use(files: ModelFiles, as_drafter: bool | None) -> None:
 
 
 def writes_nothing(files: ModelFiles) -> str:
-    """What to say of a drafter that somebody wants to write."""
+    """The error message for a drafter that is used as a model."""
     return (
-        f"{files.name} is a drafter ({files.config.model_type}), which writes nothing alone; load the model "
-        "that it is for with drafter= this one"
+        f"{files.name} is a drafter ({files.config.model_type}), which cannot write text by itself; load the "
+        "model that it is for, and give this one as drafter="
     )
 
 
@@ -106,7 +110,8 @@ def _open(
     if os.path.isdir(path):
         if isinstance(mmproj, str):
             raise InvalidRequestError(
-                f"mmproj is {show(mmproj)}, but {name} is no GGUF file; a folder has its own towers"
+                f"mmproj is {show(mmproj)}, but {name} is not a GGUF file; leave mmproj out, because a "
+                "folder has its own towers"
             )
         opened = open_folder(
             path, name=name, cache=cache, headers_only=headers_only, chat_template=chat_template
@@ -117,27 +122,33 @@ def _open(
         opened = open_gguf(path, cache=cache, chat_template=chat_template, mmproj=mmproj)
     if chat_template is not None and opened.chat_format is None:
         opened.close()
-        raise UnsupportedError(f"chat_template: {opened.name} has no tokenizer to chat with")
+        raise UnsupportedError(
+            f"chat_template: {opened.name} has no tokenizer, or makes embeddings, so it cannot chat; leave "
+            "chat_template out"
+        )
     return opened
 
 
 def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     if files.packed is not None:
-        raise InvalidRequestError(f"merge_adapter: {files.name} is packed; give the original")
+        raise InvalidRequestError(
+            f"merge_adapter: {files.name} is packed and cannot be changed; give the original model, or load "
+            "the adapter beside this one with load_adapter()"
+        )
     with importing():
         from gemlet.adapters.opening import open_adapter
     adapter = open_adapter(path, files.config)
     if any(term.bias for term in adapter.terms.low_rank.values()):
         adapter.close()
         raise UnsupportedError(
-            f"merge_adapter: {adapter.source} has biases (lora_bias), and the model has none to add them to; "
-            "load it beside the model with load_adapter()"
+            f"merge_adapter: {adapter.source} has biases (lora_bias), but the model has no biases to add "
+            "them to; load the adapter beside the model with load_adapter()"
         )
     changed = tower_kinds(adapter.terms.never_changed)
     if kinds := changed & files.config.towers:
         log.warning(
-            "merge_adapter: %s changes the tower for %s, too, which gemlet does not merge; the model is "
-            "loaded without it",
+            "merge_adapter: %s also changes the %s tower, which gemlet cannot merge; the model is loaded "
+            "without it",
             adapter.source,
             " and ".join(sorted(kinds)),
         )
@@ -148,7 +159,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
     for tensor in [tensor for tensor, slot in merged.items() if slot == PER_LAYER_TABLE]:
         own, _ = adapter.changes(PER_LAYER_TABLE)
-        if own is not None:  # it stays in its file
+        if own is not None:  # the adapter has the whole table, which stays in its file
             files.checkpoint.replace_tensor(tensor, adapter.checkpoint, own.tensor)
             del merged[tensor]
     for tensor in merged:
@@ -157,13 +168,14 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
             adapter.close()
             raise UnsupportedError(
                 f"merge_adapter: {files.name}: tensor {show(tensor)} is quantized ({dtype}); load the "
-                "adapter beside it with load_adapter(), or merge it into the checkpoint that has floats"
+                "adapter beside the model with load_adapter(), or merge it into the checkpoint with float "
+                "weights"
             )
     return replace(files, adapter=adapter, merged=merged)
 
 
 def _untied(files: ModelFiles) -> ModelFiles:
-    """The model with an output head of its own, which has the values of the embedding table."""
+    """The model with a separate output head, which has the values of the embedding table."""
     table = next(tensor for tensor, slot in files.slots.items() if slot == "embed_tokens")
     head = f"{table} as lm_head"
     files.checkpoint.add_alias(head, table)

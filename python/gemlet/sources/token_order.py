@@ -1,4 +1,4 @@
-"""Which token each row of a drafter's head is, once the rows are in the order of its centroids."""
+"""Reads the token of each row of a drafter's head, whose rows are in the order of its centroids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_token_order(checkpoint: TensorFiles, config: TextConfig, name: str) -> 
     """The values of the tensor ``name``; None for a model without centroids.
 
     Raises:
-        TensorError: there is no such tensor, or it does not have each token once.
+        TensorError: there is no such tensor, or it does not have each token exactly once.
     """
     if not config.centroids:
         return None
@@ -33,6 +33,7 @@ def read_token_order(checkpoint: TensorFiles, config: TextConfig, name: str) -> 
     ids = np.frombuffer(checkpoint.files.read(info.file, info.begin, info.nbytes), _TYPES[info.dtype])
     if not np.array_equal(np.sort(ids), np.arange(size)):
         raise TensorError(
-            f"{checkpoint.path(info.file)}: tensor {show(name)} does not have each of the {size} tokens once"
+            f"{checkpoint.path(info.file)}: tensor {show(name)} lacks or repeats tokens; expected each of "
+            f"the {size} tokens once"
         )
     return ids.astype(np.int32)

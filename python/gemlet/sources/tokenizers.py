@@ -1,4 +1,4 @@
-"""The tokenizer and the chat format of a model that is being opened."""
+"""Opens the tokenizer and the chat format of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 def open_tokenizer(
     read: Callable[[], Vocabulary], contents: Callable[[], Mapping[str, bytes]], *, cache: bool
 ) -> tuple[Vocabulary, Tokenizer]:
-    """What ``read`` makes of the files with these ``contents``, the vocabulary's first."""
+    """The vocabulary that ``read`` returns, and its tokenizer. ``contents`` returns path -> content of the
+    files that ``read`` reads; the file with the vocabulary comes first. With ``cache``, the vocabulary comes
+    from the cache if it has it."""
     from gemlet import _core
 
     files = contents() if cache else {}
@@ -29,16 +31,16 @@ def open_tokenizer(
     vocabulary = read() if found is None else found
     tokenizer = Tokenizer(vocabulary)
     if not vocabulary.checked:
-        _core.return_free_memory()  # reading such a vocabulary takes twice what it leaves
-    # What replaced the files meanwhile has another key.
+        _core.return_free_memory()  # reading such a vocabulary takes twice the memory of the result
+    # Keep it only if the files have not been replaced in the meantime.
     if files and found is None and vocabulary_key(contents()) == key:
         keep_vocabulary(key, vocabulary)
     return vocabulary, tokenizer
 
 
 def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
-    """What a model's files ask for and gemlet does not do: every text begins with BOS, and none that is to be
-    continued ends with EOS.
+    """Options in a model's files that gemlet does not follow: it begins every text with BOS, and never puts
+    EOS at the end of a prompt.
 
     >>> asked_of_texts(False, None), asked_of_texts(True, False)
     ({'add_bos_token': False}, {})
@@ -48,7 +50,7 @@ def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
 
 
 def asked_by_folder(folder: str) -> dict[str, bool]:
-    """The same of the ``tokenizer_config.json`` in ``folder``."""
+    """:func:`asked_of_texts` for the ``tokenizer_config.json`` in ``folder``."""
     path = os.path.join(folder, "tokenizer_config.json")
     if not is_there(path):
         return {}
@@ -59,8 +61,8 @@ def asked_by_folder(folder: str) -> dict[str, bool]:
 def chat_format_of(
     config: TextConfig, tokenizer: Tokenizer, template: str | None, *, override: bool = False
 ) -> ChatFormat | None:
-    """The chat format that ``template`` is. With ``override`` the caller has asked for it, and hears at once
-    why it cannot be run."""
+    """The chat format of ``template``. With ``override`` the caller has chosen the template; then a template
+    that cannot be run raises :class:`UnsupportedError` at once."""
     per_layer_inputs = config.per_layer_input_size > 0
     found = chat_format_for(
         config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs
@@ -74,11 +76,12 @@ def chat_format_of(
 
 
 def read_override(chat_template: str | os.PathLike[str] | None) -> str | None:
-    """The text of a template that a caller gave: text with a tag of Jinja in it, or the path of a file.
+    """The text of a template that a caller gives. ``chat_template`` is a text with a Jinja tag, or the path
+    of a file.
 
     Raises:
-        ModelFileError: no such file, or one that cannot be read.
-        InvalidRequestError: it is neither.
+        ModelFileError: there is no such file, or it cannot be read.
+        InvalidRequestError: it is neither a text with a tag nor a path.
 
     >>> read_override("{{ messages }}")
     '{{ messages }}'

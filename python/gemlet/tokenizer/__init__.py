@@ -1,4 +1,5 @@
-"""From text to token ids and back: :class:`Tokenizer`; :class:`StreamDecoder` where ids arrive one by one."""
+"""Turns text into token ids and back: :class:`Tokenizer`, and :class:`StreamDecoder` for ids that arrive one
+by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Parsed vocabularies, kept between starts. The key of one is a hash of all that it was read from."""
+"""Keeps parsed vocabularies between starts. The key of a vocabulary is a hash of all files that it was read
+from."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 
 __all__ = ["keep_vocabulary", "kept_vocabulary", "vocabulary_key"]
 
-# Raise it when the same files are read as another vocabulary.
+# Raise it when gemlet begins to read the same files as another vocabulary.
 _READER = 3
 
 
 def vocabulary_key(contents: Mapping[str, bytes]) -> str:
-    """The key of what is read from these files: path and content, the path's last part counting."""
+    """The key of the vocabulary that is read from these files: path -> content. Of a path only the last part
+    counts."""
     from gemlet import _core
 
     digest = hashlib.sha256(f"{_READER} {_core.__version__}".encode())
@@ -30,7 +32,8 @@ def vocabulary_key(contents: Mapping[str, bytes]) -> str:
 
 
 def kept_vocabulary(key: str, path: str) -> Vocabulary | None:
-    """The vocabulary under ``key``, read from the file ``path``; None if it is not there or not whole."""
+    """The vocabulary under ``key``, which was read from the file ``path``; None if the cache does not have it
+    whole."""
     try:
         entry = own_entry(f"tokenizer-{key}")
         found = replace(read_stored(os.path.join(entry, STORED_FILE)), source=path)
@@ -41,6 +44,7 @@ def kept_vocabulary(key: str, path: str) -> Vocabulary | None:
 
 
 def keep_vocabulary(key: str, vocabulary: Vocabulary) -> None:
-    """Keeps what SentencePiece has taken under ``key``, if the cache has room for it and can be written."""
+    """Keeps a vocabulary that SentencePiece has accepted under ``key``, if the cache has room for it and can
+    be written."""
     if cache_limit() >= 2 * len(vocabulary.proto):
         keep_entry(f"tokenizer-{key}", lambda made: write_stored(os.path.join(made, STORED_FILE), vocabulary))

@@ -1,4 +1,4 @@
-"""Cutting text where it makes no difference to its token ids: :class:`Cutter`."""
+"""Cuts text at places that do not change its token ids: :class:`Cutter`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from gemlet.tokenizer.vocabulary import SPACE, Vocabulary
 
 __all__ = ["PART", "Cutter"]
 
-PART = 8192  # characters that are encoded at once, where the text may be cut
+PART = 8192  # characters that are encoded at once if the text can be cut
 _NEWLINE = late_pattern(r"\n(?=[^\n])")
-_LOOKS = 64  # places that are tried in a row
-_MAX_CHECKS = 4096  # substrings that are looked up for one place: pieces of up to 90 characters
-# The most characters that are encoded at once. SentencePiece takes 60 bytes and up to 2 us for each.
+_LOOKS = 64  # neighbouring places that are tried
+_MAX_CHECKS = 4096  # the most substrings that are looked up for one place; enough for pieces of 90 characters
+# The most characters that are encoded at once. Each takes SentencePiece 60 bytes and up to 2 us.
 _MOST_AT_ONCE = 4 * 1024 * 1024
 _MOST_AT_ONCE_BY_MERGES = 256 * 1024  # limit for the encoder in Python
 
 
 class Cutter:
-    """Cuts text for a vocabulary; ``part`` is the length, in characters, from which on it is cut.
+    """Cuts text for a vocabulary. Texts of more than ``part`` characters are cut.
 
-    A place may be cut if no piece reaches across it: encoding joins neighbours only to what is a piece.
+    A text may be cut at a place if no piece reaches across it, because encoding joins neighbours only into
+    pieces.
     """
 
     def __init__(self, vocabulary: Vocabulary, part: int = PART) -> None:
@@ -36,9 +37,9 @@ class Cutter:
         self._has_bytes = False
 
     def parts(self, text: str) -> Iterator[str]:
-        """``text`` in parts whose ids, one after the other, are the ids of the whole.
+        """Yields ``text`` in parts. The ids of the parts, one after the other, are the ids of the text.
 
-        Raises :class:`TokenizerError` where a part would be too long for a call that cannot be interrupted.
+        Raises :class:`TokenizerError` if a part would be too long for a call that cannot be interrupted.
         """
         start = 0
         while len(text) - start > self._part:
@@ -50,8 +51,8 @@ class Cutter:
             yield text[start:] if start else text
 
     def place(self, text: str, at: int) -> int:
-        """The first place from ``at`` on where ``text`` is seen to be cut without a difference, or its end.
-        Of a long text without newlines, only some places are tried."""
+        """The first place from ``at`` on at which ``text`` can certainly be cut, or its end. In a long text
+        without newlines, only some places are tried."""
         while self._vocabulary.may_cut and at < len(text):
             newline = _NEWLINE.search(text, at, at + self._part)
             if newline is not None:
@@ -64,11 +65,11 @@ class Cutter:
 
     @property
     def longest(self) -> int | None:
-        """The most characters that a token stands for; None if one may stand for any number of them."""
+        """The most characters that a token stands for; None if a token may stand for any number of them."""
         self._read_pieces()
         vocabulary = self._vocabulary
         if not vocabulary.may_cut or vocabulary.loses_text or not self._has_bytes:
-            return None  # white space may vanish, or many unknown characters be one token
+            return None  # white space may vanish, or many unknown characters may be one token
         return self._longest
 
     def _nothing_reaches_across(self, text: str, at: int) -> bool:
@@ -94,13 +95,13 @@ class Cutter:
             lengths = {len(piece) for piece in pieces}
             self._longest = max(lengths)
             self._lengths = sorted(lengths - {0, 1})
-            self._pieces = pieces  # last: another thread may look
+            self._pieces = pieces  # set it last, because other threads check it first
         return self._pieces
 
     def _check_length(self, length: int, start: int) -> None:
         most = _MOST_AT_ONCE_BY_MERGES if self._by_merges else _MOST_AT_ONCE
         if length > most:
             raise TokenizerError(
-                f"text: no place to cut it is found in {length} characters from character {start} on, and at "
-                f"most {most} can be encoded at once; pass them in shorter texts"
+                f"text: it has {length} characters from character {start} on that cannot be cut into parts, "
+                f"but at most {most} can be encoded at once; pass them in shorter texts"
             )

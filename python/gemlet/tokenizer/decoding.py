@@ -1,4 +1,4 @@
-"""Token ids to text: the bytes of each id, put together so that no character is ever shown in halves."""
+"""Turns token ids into text. The bytes of the ids are joined, and only whole characters are shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _BYTE_PIECE = late_pattern(r"<0x([0-9A-F]{2})>")
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD for each byte that is no UTF-8, as SentencePiece has it (Python gives one for several)."""
+    """An error handler that gives U+FFFD for each byte that is not valid UTF-8, as SentencePiece does.
+    Python's gives one for several bytes."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return "\ufffd" * (error.end - error.start), error.end
@@ -32,10 +33,10 @@ _incremental_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class StreamDecoder:
-    """Turns ids that arrive one at a time into text as soon as it is certain.
+    """Turns ids that arrive one at a time into text, as soon as the text is certain.
 
-    Whatever ``push`` and the closing ``finish`` return is, put together, what :meth:`Tokenizer.decode` gives
-    for the same ids. The bytes of an incomplete character wait for the next id.
+    The results of ``push`` and of the ``finish`` at the end, joined, are the result of
+    :meth:`Tokenizer.decode` for the same ids. The bytes of an incomplete character wait for the next id.
 
     >>> import gemlet
     >>> tokenizer = gemlet.load().tokenizer
@@ -55,7 +56,7 @@ class StreamDecoder:
 
     @public
     def push(self, token_id: int) -> str:
-        """The text that is certain now; may be empty.
+        """The text that becomes certain with this id. It may be empty.
 
         Raises:
             InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
@@ -69,7 +70,8 @@ class StreamDecoder:
         return self.next_text(token_id)
 
     def next_text(self, token_id: int) -> str:
-        """Like :meth:`push`, without the front door: for every token of every stream.
+        """Like :meth:`push`, but faster: it runs for every token of every stream, so it does not have the
+        wrapper of public methods.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -79,7 +81,8 @@ class StreamDecoder:
         return self._decoder.decode(self.next_bytes(token_id))
 
     def finish(self) -> str:
-        """What is still held back, an incomplete character as U+FFFD; the decoder is then as new.
+        """The rest of the text, with an incomplete character as U+FFFD. After this, the decoder can be used
+        for other ids.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -94,7 +97,7 @@ class StreamDecoder:
 
     @public
     def bytes_of(self, token_id: int) -> bytes:
-        """The UTF-8 bytes ``token_id`` adds to the text; errors as of :meth:`push`.
+        """The UTF-8 bytes that ``token_id`` adds to the text; errors are as in :meth:`push`.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -104,7 +107,8 @@ class StreamDecoder:
         return self.next_bytes(token_id)
 
     def next_bytes(self, token_id: int) -> bytes:
-        """Like :meth:`bytes_of`, for many ids: without the front door, which costs more than the look-up.
+        """Like :meth:`bytes_of`, but faster for many ids: it does not have the wrapper of public methods,
+        which takes longer than the look-up.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -124,7 +128,7 @@ class StreamDecoder:
 
 
 class TokenBytes:
-    """The bytes each id adds to the text: one for a byte piece, none for a control token."""
+    """The bytes that each id adds to the text: one byte for a byte piece, no bytes for a control token."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._pieces = vocabulary.pieces
@@ -158,14 +162,15 @@ def checked_id(token_id: int, vocab_size: int) -> int:
     """``token_id`` as a plain int; raises :class:`InvalidRequestError` if the vocabulary has no such id."""
     try:
         value = operator.index(token_id)
-        if token_id is True or token_id is False:  # they are numbers to Python, and not to who passes them
+        if token_id is True or token_id is False:  # Python counts them as numbers, but the caller does not
             raise TypeError
     except TypeError:
         kind = type(token_id).__name__
         raise InvalidRequestError(f"token id {show(token_id)} is a {kind}; expected an integer") from None
     if not 0 <= value < vocab_size:
         message = (
-            f"token id {show(value)} is out of range; the vocabulary has {vocab_size} (0 to {vocab_size - 1})"
+            f"token id {show(value)} is out of range; the vocabulary has {vocab_size} ids (0 to "
+            f"{vocab_size - 1})"
         )
         raise InvalidRequestError(message)
     return value

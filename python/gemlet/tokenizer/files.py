@@ -1,7 +1,7 @@
-"""The tokenizer files gemlet reads: ``tokenizer.model``, ``tokenizer.json``, GGUF, and its own stored form.
+"""Reads tokenizer files: ``tokenizer.model``, ``tokenizer.json``, GGUF, and gemlet's own stored form.
 
-Each reader checks that the file is of the kind Gemma's are (anything else would silently give other ids)
-and ends in a :class:`~gemlet.tokenizer.vocabulary.Vocabulary`.
+Each reader returns a :class:`~gemlet.tokenizer.vocabulary.Vocabulary`. It first checks that the file is like
+Gemma's files, because anything else would silently give other ids.
 """
 
 from __future__ import annotations
@@ -33,18 +33,17 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     """Reads the tokenizer file at ``path``, or the one in the folder ``path``.
 
     Raises:
-        ModelFileError: there is no such file, it cannot be read, or it is no valid GGUF file.
-        TokenizerError: the file is not a tokenizer gemlet can reproduce exactly.
+        ModelFileError: there is no such file, it cannot be read, or it is not a valid GGUF file.
+        TokenizerError: gemlet cannot reproduce the tokenizer in the file exactly.
     """
-    if not isinstance(path, (str, Path)) or not str(
-        path
-    ):  # text that names no file is a ModelFileError below
+    # A text that does not name a file is a ModelFileError below.
+    if not isinstance(path, (str, Path)) or not str(path):
         path = checked_path("path", path, "the path of a tokenizer")
     try:
         file = _find(Path(path).expanduser())
         with open(file, "rb") as opened:
             magic = os.pread(opened.fileno(), 4, 0)
-    except (OSError, ValueError, RuntimeError) as error:  # a null byte in the path, or ~ of an unknown user
+    except (OSError, ValueError, RuntimeError) as error:  # such as a null byte, or ~ of an unknown user
         if isinstance(error, ModelFileError | TokenizerError):
             raise
         reason = error.strerror if isinstance(error, OSError) else error
@@ -59,8 +58,8 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
 
 
 def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """Path and content of the files that :func:`read_vocabulary` reads of a Hugging Face folder, the
-    vocabulary first. Raises :class:`ModelFileError` for one that cannot be read.
+    """Path -> content of the files that :func:`read_vocabulary` reads in a Hugging Face folder. The file with
+    the vocabulary comes first. Raises :class:`ModelFileError` if a file cannot be read.
     """
     path = Path(folder)
     found = _find(path)
@@ -74,7 +73,7 @@ def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
 def _find(path: Path) -> Path:
     if not path.is_dir():
         if path.exists() and not path.is_file():
-            raise ModelFileError(f"{path}: not a regular file")
+            raise ModelFileError(f"{path}: is not a regular file")
         return path
     for name in TOKENIZER_FILES:
         if is_there(path / name):
@@ -82,10 +81,10 @@ def _find(path: Path) -> Path:
     found = [path / name for name in gguf_models(file.name for file in path.iterdir())]
     if len(found) > 1:
         names = ", ".join(file.name for file in found[:4])
-        raise TokenizerError(f"{path}: holds several GGUF files ({names}); name one of them")
+        raise TokenizerError(f"{path}: has several GGUF files ({names}); name one of them")
     if not found:
         raise ModelFileError(
-            f"{path}: holds no tokenizer.model, tokenizer.json or *.gguf; expected one of them"
+            f"{path}: has no tokenizer.model, tokenizer.json or *.gguf; expected one of them"
         )
     return found[0]
 
@@ -95,20 +94,23 @@ def _find(path: Path) -> Path:
 
 def _from_model(file: Path) -> Vocabulary:
     if file.stat().st_size > MAX_MODEL_BYTES:
-        raise TokenizerError(f"{file}: larger than {MAX_MODEL_BYTES} bytes; expected a SentencePiece model")
+        raise TokenizerError(
+            f"{file}: has {file.stat().st_size} bytes; expected a SentencePiece model of at most "
+            f"{MAX_MODEL_BYTES}"
+        )
     data = file.read_bytes()
     try:
         model = parse_model(data)
         pieces = [piece.decode() for piece in model.pieces]
     except TokenizerError as error:
-        raise TokenizerError(f"{file}: not a SentencePiece model: {error}") from error
+        raise TokenizerError(f"{file}: is not a SentencePiece model: {error}") from error
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{file}: not a SentencePiece model: a piece is not valid UTF-8") from error
+        raise TokenizerError(f"{file}: is not a SentencePiece model: a piece is not valid UTF-8") from error
     draft = Draft(str(file), pieces, list(model.types))
     added = AddedTokens()
     json_file = file.parent / "tokenizer.json"
     base = None
-    if is_there(json_file):  # transformers 5 writes added tokens nowhere else
+    if is_there(json_file):  # transformers 5 writes added tokens only there
         beside = read_json_object(json_file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
         _read_added(json_file, beside, added)
         base = beside.get("model")
@@ -116,8 +118,8 @@ def _from_model(file: Path) -> Vocabulary:
     if isinstance(base, dict) and isinstance(base.get("vocab"), dict):
         _check_same_pieces(json_file, base["vocab"], file, pieces, added)
         if isinstance(base.get("merges"), list):
-            # transformers cuts text as this file says: 32 spaces by merges, which SentencePiece takes as the
-            # longest piece and the rest, and a normalizer of its own.
+            # transformers cuts text by this file. It joins 32 spaces by merges, where SentencePiece would
+            # take the longest piece first, and it uses the normalizer of this file.
             return _from_json(json_file, beside)
     draft.add(added)
     changed = {
@@ -135,7 +137,7 @@ def _from_model(file: Path) -> Vocabulary:
 
 _SPACE_PATTERNS = ({"String": " "}, {"Regex": " "})
 _NORMALIZERS = [[{"type": "Replace", "pattern": pattern, "content": SPACE}] for pattern in _SPACE_PATTERNS]
-# The same as a pre-tokenizer, and its decoder.
+# The same replacement as a pre-tokenizer, and its decoder.
 _METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
 _DECODERS = (
     _METASPACE,
@@ -143,12 +145,12 @@ _DECODERS = (
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 )
-# What else a BPE model may say; null, false, 0 and "" switch these off.
+# Other options of a BPE model. They must be off: null, false, 0 or "".
 _MODEL_OFF = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
 
 
 def _steps(value: Any, key: str) -> list[Any]:
-    """The steps of a normaliser or decoder: a Sequence's own, one alone, or none."""
+    """The steps of a normalizer or decoder, which is a Sequence, a single step, or null."""
     if value is None:
         return []
     if isinstance(value, dict) and value.get("type") == "Sequence" and isinstance(value.get(key), list):
@@ -157,15 +159,16 @@ def _steps(value: Any, key: str) -> list[Any]:
 
 
 def _check_pipeline(file: Path, data: Mapping[str, Any]) -> None:
-    """Everything around the model has to be as in Gemma's tokenizers, or the ids would silently differ."""
+    """Checks that everything around the model is as in Gemma's tokenizers. Otherwise the ids would silently
+    differ."""
     steps = _steps(data.get("pre_tokenizer"), "pretokenizers")
     if steps == [_METASPACE] and not _steps(data.get("normalizer"), "normalizers"):
         steps = []
     elif _steps(data.get("normalizer"), "normalizers") not in _NORMALIZERS:
         got = show(data.get("normalizer"))
-        raise TokenizerError(f"{file}: normalizer is {got}; expected only Replace of a space by U+2581")
+        raise TokenizerError(f"{file}: normalizer is {got}; expected one Replace of a space by U+2581")
     for step in steps:
-        # Splitting at spaces is harmless: the normaliser has left none.
+        # Splitting at spaces changes nothing: the normalizer has replaced all spaces.
         if (
             not isinstance(step, dict)
             or step.get("type") != "Split"
@@ -188,7 +191,9 @@ def _check_pipeline(file: Path, data: Mapping[str, Any]) -> None:
         )
     for key in _MODEL_OFF:
         if model.get(key):
-            raise TokenizerError(f"{file}: model.{key} is {show(model[key])}; expected it to be off")
+            raise TokenizerError(
+                f'{file}: model.{key} is {show(model[key])}; expected it to be off: null, false, 0 or ""'
+            )
 
 
 def _from_json(file: Path, data: dict[str, Any] | None = None) -> Vocabulary:
@@ -198,7 +203,10 @@ def _from_json(file: Path, data: dict[str, Any] | None = None) -> Vocabulary:
     model = data["model"]
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise TokenizerError(f"{file}: model.vocab has to be an object and model.merges a list")
+        raise TokenizerError(
+            f"{file}: model.vocab is a {type(vocab).__name__} and model.merges a {type(merges).__name__}; "
+            "expected an object and a list"
+        )
     added = AddedTokens()
     _read_added(file, data, added)
     unknown = model.get("unk_token")
@@ -215,8 +223,8 @@ def _from_json(file: Path, data: dict[str, Any] | None = None) -> Vocabulary:
 
 
 def _read_added(file: Path, data: Mapping[str, Any], added: AddedTokens) -> None:
-    """Reads ``added_tokens``. Their ids are checked against those that the library tokenizers gives them,
-    which does not look at the file's: that of the piece, and for other texts the next one that is free."""
+    """Reads ``added_tokens``, and checks their ids. The library tokenizers ignores the ids in the file: it
+    gives a token the id of the piece with its text, or else the next free id."""
     model = data.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     pieces = vocab if isinstance(vocab, dict) else {}
@@ -224,16 +232,16 @@ def _read_added(file: Path, data: Mapping[str, Any], added: AddedTokens) -> None
     free = len(pieces)
     for entry in _list_of_objects(file, data, "added_tokens"):
         text, identifier = str(entry.get("content")), entry.get("id")
-        if text in seen:  # the first counts
+        if text in seen:  # only the first one counts
             continue
-        added.add(f"{file}: added_tokens", identifier, entry)  # checks both
+        added.add(f"{file}: added_tokens", identifier, entry)  # this checks both
         seen.add(text)
         given: int = pieces.get(text, free)
         if pieces and given != identifier:
             raise TokenizerError(
-                f"{file}: added_tokens: {show(text)} has the id {show(identifier)}, but the library "
-                f"tokenizers gives it {show(given)}, whatever the file says; save the tokenizer again with "
-                "transformers, which writes the ids that it uses"
+                f"{file}: added_tokens: {show(text)} has the id {show(identifier)}; expected {show(given)}, "
+                "the id that the library tokenizers gives it. Save the tokenizer again with transformers, "
+                "which writes the ids that it uses"
             )
         free = max(free, given + 1)
 
@@ -241,7 +249,7 @@ def _read_added(file: Path, data: Mapping[str, Any], added: AddedTokens) -> None
 def _check_same_pieces(
     json_file: Path, vocab: Mapping[str, Any], file: Path, pieces: list[str], added: AddedTokens
 ) -> None:
-    """Both files of a folder have to give a piece the same id, unless an added token renames it."""
+    """Checks that both files of a folder give every piece the same id, unless an added token renames it."""
     for piece, identifier in vocab.items():
         if type(identifier) is not int or identifier in added.tokens:
             continue
@@ -256,12 +264,13 @@ def _check_same_pieces(
 def _list_of_objects(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     entries = data.get(key) or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise TokenizerError(f"{file}: {key} has to be a list of objects")
+        raise TokenizerError(f"{file}: {key} is {show(entries)}; expected a list of objects")
     return entries
 
 
 def _by_id(file: Path, vocab: Mapping[str, Any], added: AddedTokens) -> list[str]:
-    """The pieces in the order of their ids; ids ``vocab`` leaves out have to be added tokens."""
+    """The pieces in the order of their ids. If ``vocab`` has no piece for an id, an added token has to have
+    it."""
     size = len(vocab) + sum(
         1 for i, (text, _) in added.tokens.items() if i < len(vocab) and vocab.get(text) != i
     )
@@ -274,7 +283,9 @@ def _by_id(file: Path, vocab: Mapping[str, Any], added: AddedTokens) -> list[str
             )
         if pieces[identifier]:
             both = f"{show(pieces[identifier])} and {show(piece)}"
-            raise TokenizerError(f"{file}: model.vocab: {both} share the id {identifier}")
+            raise TokenizerError(
+                f"{file}: model.vocab: {both} have the same id {identifier}; expected different ids"
+            )
         pieces[identifier] = piece
     for identifier, piece in enumerate(pieces):
         if not piece and identifier in added.tokens:

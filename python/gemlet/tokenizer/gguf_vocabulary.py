@@ -1,4 +1,4 @@
-"""The vocabulary in the metadata of a GGUF file."""
+"""Reads the vocabulary in the metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GGUF_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
-    """The vocabulary in the metadata of a GGUF file; raises as
-    :func:`gemlet.tokenizer.files.read_vocabulary` does."""
+    """The vocabulary in the metadata of a GGUF file; errors are as in
+    :func:`gemlet.tokenizer.files.read_vocabulary`."""
     file = gguf.path
     kind = gguf.get("tokenizer.ggml.model", str)
     merges = gguf.get("tokenizer.ggml.merges", list, [])
@@ -31,10 +31,14 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
         )
     tokens = gguf.get("tokenizer.ggml.tokens", list)
     if not all(isinstance(token, str) for token in tokens):
-        raise TokenizerError(f"{file}: tokenizer.ggml.tokens has to be a list of strings")
+        wrong = next(token for token in tokens if not isinstance(token, str))
+        raise TokenizerError(f"{file}: tokenizer.ggml.tokens has {show(wrong)}; expected only strings")
     types = gguf.get("tokenizer.ggml.token_type", np.ndarray).tolist()
     if len(types) != len(tokens) or not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
-        raise TokenizerError(f"{file}: tokenizer.ggml.token_type has to hold {len(tokens)} types from 1 to 6")
+        raise TokenizerError(
+            f"{file}: tokenizer.ggml.token_type has {len(types)} types from {min(types, default=None)} to "
+            f"{max(types, default=None)}; expected {len(tokens)} types from 1 to 6"
+        )
     _name_bytes(file, tokens, types)
     ids: dict[str, int | None] = {}
     for name, key in _GGUF_IDS.items():
@@ -45,7 +49,7 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
                 raise TokenizerError(
                     f"{file}: tokenizer.ggml.{key}_token_id is {identifier}; expected 0 to {last}"
                 )
-            identifier = None  # no text ends with it
+            identifier = None  # the model cannot write it
         ids[name] = identifier
     if ids["unk"] is None:
         ids["unk"] = types.index(UNKNOWN) if UNKNOWN in types else None
@@ -56,7 +60,7 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
     draft = Draft(file, [token.replace(" ", SPACE) for token in tokens], types)
     by_name = draft.special_ids()
     ids = {name: by_name[name] if identifier is None else identifier for name, identifier in ids.items()}
-    # Ollama calls Gemma 4's vocabulary "llama" and writes its merges: they say how text is cut.
+    # Ollama calls Gemma 4's vocabulary "llama" and writes its merges; the merges decide how text is cut.
     if merges or kind == "gemma4":
         return draft.build_from_merges(merge_strings(file, gguf.get("tokenizer.ggml.merges", list)), ids)
     return draft.finish(ids, draft.build(_scores(gguf, draft), ids))
@@ -66,13 +70,13 @@ _BYTE = late_pattern("<0x[0-9A-Fa-f]{2}>")
 
 
 def _name_bytes(file: str, tokens: list[str], types: list[int]) -> None:
-    """``<0x00>`` to ``<0xFF>`` are bytes, whatever type the file gives them."""
+    """Makes ``<0x00>`` to ``<0xFF>`` byte pieces, whatever type the file gives them."""
     places = [i for i, token in enumerate(tokens) if len(token) == 6 and _BYTE.fullmatch(token)]
     named = {int(tokens[i][3:5], 16) for i in places}
     if places and (len(named) < 256 or len(places) > 256):
         raise TokenizerError(
-            f"{file}: tokenizer.ggml.tokens has {len(places)} pieces for bytes, which name {len(named)} of "
-            "the 256; expected <0x00> to <0xFF>, each once, or none"
+            f"{file}: tokenizer.ggml.tokens has {len(places)} byte pieces for {len(named)} different bytes; "
+            "expected <0x00> to <0xFF>, each once, or no byte pieces"
         )
     for i in places:
         tokens[i] = f"<0x{tokens[i][3:5].upper()}>"
@@ -80,22 +84,25 @@ def _name_bytes(file: str, tokens: list[str], types: list[int]) -> None:
 
 
 def _scores(gguf: GGUFFile, draft: Draft) -> list[float]:
-    """The scores of a SentencePiece model: of two merges, the one that makes the piece of the higher score
-    comes first.
+    """The scores of a SentencePiece model. Of two possible merges, the one that makes the piece with the
+    higher score is done first.
 
-    A trainer gives its pieces falling scores. Tools that have none to write put the id of each piece there,
-    or one number for all.
+    A trainer gives its pieces falling scores. Tools that have no scores write the id of each piece instead,
+    or the same number for all.
     """
     scores = gguf.get("tokenizer.ggml.scores", np.ndarray)
     count = len(draft.pieces)
     if scores.shape != (count,) or not np.isfinite(scores).all():
-        raise TokenizerError(f"{draft.source}: tokenizer.ggml.scores has to hold {count} finite numbers")
+        raise TokenizerError(
+            f"{draft.source}: tokenizer.ggml.scores has {np.isfinite(scores).sum()} finite numbers of "
+            f"{scores.size}; expected {count}, all finite"
+        )
     merged = [i for i, piece in enumerate(draft.pieces) if draft.types[i] == NORMAL and len(piece) > 1]
     ranks = scores[merged]
-    if len(ranks) > 1 and (np.diff(ranks) >= 0).mean() > 0.5:  # some pieces may have a number of their own
+    if len(ranks) > 1 and (np.diff(ranks) >= 0).mean() > 0.5:  # a few pieces may be out of order
         raise TokenizerError(
-            f"{draft.source}: tokenizer.ggml.scores do not fall with the id, so they are no scores of a "
-            "SentencePiece model, and there are no tokenizer.ggml.merges; convert the model again with "
+            f"{draft.source}: tokenizer.ggml.scores do not fall with the id, so they are not the scores of a "
+            "SentencePiece model, and the file has no tokenizer.ggml.merges; convert the model again with "
             "llama.cpp's converter, or load the Hugging Face folder"
         )
     return list(scores.tolist())

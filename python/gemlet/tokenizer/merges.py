@@ -1,9 +1,8 @@
-"""Byte-pair encoding by a list of merges: what a ``tokenizer.json`` says, taken literally.
+"""Byte-pair encoding with a list of merges, exactly as a ``tokenizer.json`` lists them.
 
-A SentencePiece model joins any two neighbours whose text together is a piece. That is the same as a list of
-merges as long as the list has *every* way to split each piece into two pieces, which holds for Gemma's own
-vocabularies. A list as a BPE trainer writes it has one way for each piece; only there is this (slower)
-encoder used.
+A SentencePiece model joins any two neighbours whose joined text is a piece. A list of merges gives the same
+result if it has *every* way to split each piece into two pieces, as Gemma's own vocabularies do. The list of
+a BPE trainer has only one way for each piece. Only for such lists is this (slower) encoder used.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _SAMPLES = 4096
 
 
 def merges_are_complete(pieces: Mapping[str, int], ranks: Mapping[str, int], merges: Set[str]) -> bool:
-    """Whether every split of a joined piece into two pieces is among the ``merges`` (``"left right"``).
+    """Whether ``merges`` (``"left right"``) has every split of a joined piece into two pieces.
 
-    ``ranks`` holds the joined pieces. A large vocabulary is sampled evenly: a trainer's list, with one merge
-    for each piece, misses many splits everywhere.
+    ``ranks`` has the joined pieces. Of a large vocabulary an even sample is checked. This is enough, because
+    a trainer's list has one merge for each piece and lacks many splits everywhere.
     """
     joined = list(ranks)
     for piece in joined[:: max(1, len(joined) // _SAMPLES)]:
@@ -39,13 +38,14 @@ def merges_are_complete(pieces: Mapping[str, int], ranks: Mapping[str, int], mer
 
 
 class MergeEncoder:
-    """Encodes text with a table of merges: always the lowest rank first, of equal ranks the leftmost.
+    """Encodes text with a table of merges. The merge with the lowest rank is done first, and of equal ranks
+    the leftmost.
 
     Args:
-        pieces: id of each piece.
-        merges: rank of each merge, as ``"left right"`` (neither half contains a space: it is U+2581 there).
-        unk_id: id of a character that is neither a piece nor (with ``byte_ids``) spelled in bytes.
-        byte_ids: ids of the 256 byte pieces, or None without byte fallback.
+        pieces: the id of each piece.
+        merges: the rank of each merge ``"left right"``. Neither half has a space; U+2581 stands for it.
+        unk_id: the id for a character that is not a piece, if there are no ``byte_ids`` to spell it.
+        byte_ids: the ids of the 256 byte pieces; None: no byte fallback.
 
     >>> MergeEncoder({"a": 0, "b": 1, "ab": 2}, {"a b": 0}, unk_id=3, byte_ids=None).encode("abba")
     [2, 1, 0]
@@ -79,7 +79,7 @@ class MergeEncoder:
             _, left, pair = heapq.heappop(heap)
             right = after[left]
             if symbols[left] is None or right >= count or f"{symbols[left]} {symbols[right]}" != pair:
-                continue  # one of the two has been merged into something else since
+                continue  # one of the two has been merged with another neighbour since then
             symbols[left] = pair.replace(" ", "", 1)
             symbols[right] = None
             after[left] = after[right]
@@ -103,7 +103,7 @@ class MergeEncoder:
 
 
 def merge_strings(file: str | Path, merges: list[Any]) -> list[str]:
-    """Both forms of a merge, ``"a b"`` and ``["a", "b"]``, as ``"a b"``."""
+    """The merges as ``"a b"``; the file may write them as ``"a b"`` or ``["a", "b"]``."""
     kinds = set(map(type, merges))
     if kinds <= {str}:
         return merges
@@ -111,11 +111,11 @@ def merge_strings(file: str | Path, merges: list[Any]) -> list[str]:
         try:
             return list(map(" ".join, merges))
         except TypeError:
-            pass  # not all are strings: the loop below says which
+            pass  # not all are strings; the loop below finds which one
     strings = []
     for rank, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        # A piece holds no space: U+2581 stands for it.
+        # A piece has no space; U+2581 stands for it.
         if (
             not isinstance(pair, list)
             or len(pair) != 2

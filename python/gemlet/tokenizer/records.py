@@ -1,8 +1,8 @@
-"""Long rows of records of one regular layout, found at once instead of one after the other.
+"""Finds long runs of records with a regular layout at once, instead of one record after the other.
 
-Where a record ends is known only after its beginning has been read, so a file of them has to be walked. But
-where one *could* begin is seen without walking: NumPy lists those places and the ends they would have, and
-the walk is then a comparison of each end with the next beginning.
+The end of a record is known only after its beginning has been read, so normally a file is read record by
+record. But the places at which a record *could* begin can be found at once: NumPy lists these places, and the
+ends that such records would have. Then only each end has to be compared with the next beginning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Runs"]
 
 
 class Runs:
-    """Places where a record could be: ``begins``, rising, and ``ends``, one behind the last byte.
+    """Places at which a record could be: rising ``begins``, and ``ends``, which are one after the last byte.
 
     >>> runs = Runs(np.array([0, 4, 5, 9]), np.array([4, 9, 7, 12]))
     >>> runs.at(4), runs.at(9), runs.at(1)
@@ -28,8 +28,8 @@ class Runs:
         self._last: list[int] = [*np.flatnonzero(ends[:-1] != begins[1:]).tolist(), len(begins) - 1]
 
     def at(self, begin: int) -> slice:
-        """Which of the records follow one another from ``begin`` on without a gap; none if none begins there.
-        A later call says how it goes on."""
+        """The records that follow one another without a gap, the first of which begins at ``begin``; an empty
+        slice if no record begins there. The run may go on after them: call again with its end."""
         first = bisect_left(self.begins, begin)
         if first == len(self.begins) or self.begins[first] != begin:
             return slice(0, 0)

@@ -1,8 +1,9 @@
-"""SentencePiece model files: as much of the protocol-buffer message ``ModelProto`` as gemlet needs.
+"""Reads and writes SentencePiece model files: the parts of the protocol-buffer message ``ModelProto`` that
+gemlet needs.
 
 Writing turns a vocabulary with scores (from GGUF) or merges (from ``tokenizer.json`` and GGUF) into the bytes
 that ``sentencepiece.SentencePieceProcessor(model_proto=...)`` loads. Reading finds each piece of a
-``tokenizer.model`` and where it stands, so that a piece's type can be changed without touching anything else.
+``tokenizer.model`` and its place, so a piece's type can be changed without touching anything else.
 
 Wire format (protocol buffers encoding, and ``sentencepiece_model.proto``)::
 
@@ -51,8 +52,8 @@ _FIXED64 = 1
 _BYTES = 2
 _FIXED32 = 5
 
-# Records that are not in the usual layout are read one by one, which takes microseconds for two bytes. Real
-# files have a few hundred.
+# The most records in an unusual layout. They are read one by one, which takes microseconds for two bytes.
+# Real files have a few hundred.
 _MAX_UNUSUAL = 1 << 16
 
 _SPECIAL_PIECE = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
@@ -70,7 +71,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The varint at ``at`` and the offset after it; it must end before ``end`` and fit 64 bits."""
+    """The varint at ``at``, and the offset after it. It must end before ``end`` and fit into 64 bits."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:
@@ -80,11 +81,12 @@ def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise TokenizerError(f"broken protocol buffer: a number at byte {at} does not end")
+    raise TokenizerError(f"broken protocol buffer: the number before byte {at} does not end")
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """``(field number, wire type, start, end)`` of each field of the message ``data[at:end]``, checked."""
+    """Checks each field of the message ``data[at:end]``, and yields ``(field number, wire type, start,
+    end)``."""
     count = 0
     while at < end:
         count += 1
@@ -102,10 +104,13 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         elif wire == _FIXED64:
             at += 8
         else:
-            raise TokenizerError(f"broken protocol buffer: unknown wire type {wire} at byte {start}")
+            raise TokenizerError(
+                f"broken protocol buffer: wire type {wire} at byte {start}; expected 0, 1, 2 or 5"
+            )
         if at > end:
             raise TokenizerError(
-                f"broken protocol buffer: a field at byte {start} runs past its message (byte {end})"
+                f"broken protocol buffer: the field at byte {start} ends at byte {at}, but its message ends "
+                f"at byte {end}"
             )
         yield key >> 3, wire, start, at
 
@@ -114,10 +119,15 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
 class ParsedModel:
     """The vocabulary of a ``tokenizer.model``.
 
-    ``pieces[i]`` is the UTF-8 text of piece ``i``, ``types[i]`` its type, ``tags[i]`` the offset of the tag
-    of its ``SentencePiece`` message, ``ends[i]`` the offset behind the message. ``plain`` says that text is
-    taken as it is, except that U+0020 becomes U+2581, as in every Gemma vocabulary. ``special_names`` maps
-    ``"unk"``, ``"bos"``, ``"eos"`` and ``"pad"`` to their pieces.
+    Attributes:
+        pieces: the UTF-8 text of each piece.
+        types: the type of each piece.
+        tags: the offset of the tag of each piece's ``SentencePiece`` message.
+        ends: the offset after each of these messages.
+        special_names: ``"unk"``, ``"bos"``, ``"eos"`` and ``"pad"`` -> the text of their pieces.
+        plain: whether text is encoded unchanged, except that U+0020 becomes U+2581, as in every Gemma
+            vocabulary.
+        add_dummy_prefix: whether the model puts a space before each text.
     """
 
     pieces: list[bytes]
@@ -130,10 +140,10 @@ class ParsedModel:
 
 
 def parse_model(data: bytes) -> ParsedModel:
-    """Reads the vocabulary out of the bytes of a ``tokenizer.model``.
+    """Reads the vocabulary from the bytes of a ``tokenizer.model``.
 
     Raises:
-        TokenizerError: the bytes are not a ``ModelProto``, are cut short, or hold no piece.
+        TokenizerError: the bytes are not a ``ModelProto``, are cut short, or have no piece.
     """
     pieces: list[bytes] = []
     types: list[int] = []
@@ -181,24 +191,24 @@ def parse_model(data: bytes) -> ParsedModel:
                     remove_extra_whitespaces = _read_varint(data, inner_at, stop)[0] != 0
         at = end
     if not pieces:
-        raise TokenizerError("not a SentencePiece model: it holds no piece")
-    if settings != {2, 3}:  # they follow the pieces; without them SentencePiece would take its defaults
-        raise TokenizerError(f"cut short after {len(pieces)} pieces: no settings follow")
+        raise TokenizerError("it has no pieces")
+    if settings != {2, 3}:  # they follow the pieces; without them SentencePiece would use its defaults
+        raise TokenizerError(f"it was cut short after {len(pieces)} pieces: no settings follow")
     plain = not (add_dummy_prefix or remove_extra_whitespaces or charsmap)
     return ParsedModel(pieces, types, tags, piece_ends, add_dummy_prefix, plain, names)
 
 
 def check_model(data: bytes, longest: int) -> None:
-    """Raises :class:`TokenizerError` for bytes that are no ``ModelProto``, and for a piece whose message has
-    more than ``longest`` bytes, which SentencePiece might not survive. It is far quicker than reading them.
+    """Raises :class:`TokenizerError` if the bytes are not a ``ModelProto``, or if the message of a piece has
+    more than ``longest`` bytes, which could crash SentencePiece. It is much faster than reading the pieces.
     """
     for number, wire, start, end in _other_fields(data):
         if number == 1 and wire == _BYTES and end - start > longest:
-            raise TokenizerError(f"a piece of {end - start} bytes; expected at most {longest}")
+            raise TokenizerError(f"it has a piece of {end - start} bytes; expected at most {longest}")
 
 
 def model_type(data: bytes) -> str:
-    """How the model ``data``, which was checked before, cuts text into pieces: "BPE" in every Gemma."""
+    """How the model ``data`` cuts text into pieces: "BPE" in every Gemma. ``data`` must be checked before."""
     found = 1
     for number, wire, start, end in _other_fields(data):
         if number == 2 and wire == _BYTES:
@@ -209,7 +219,7 @@ def model_type(data: bytes) -> str:
 
 
 def _other_fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """The fields of ``data`` but the runs of regular pieces."""
+    """The fields of ``data`` that are not in the runs of regular pieces."""
     unusual = 0
     at = _core.after_pieces(data, 0)
     while at < len(data):
@@ -223,13 +233,14 @@ def _other_fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 def _check_unusual(count: int) -> None:
     if count > _MAX_UNUSUAL:
         raise TokenizerError(
-            f"more than {_MAX_UNUSUAL} records in an unusual layout; expected pieces with scores"
+            f"it has more than {_MAX_UNUSUAL} records in an unusual layout; expected pieces with scores"
         )
 
 
 def _regular_pieces(data: bytes) -> tuple[Runs, list[int], list[int]]:
-    """Where ``data`` has pieces in the layout that every writer uses, the ends of their texts, and their
-    types: tag and length (below 128), tag and length of the text, text, tag and score, perhaps tag and type.
+    """The places of pieces in the layout that every writer uses, the ends of their texts, and their types.
+    The layout has tag and length (below 128), tag and length of the text, text, tag and score, and perhaps
+    tag and type.
     """
     a: NDArray[np.uint8] = np.frombuffer(data, np.uint8)
     begins = np.flatnonzero((a[:-3] == 0x0A) & (a[1:-2] < 0x80) & (a[2:-1] == 0x0A) & (a[3:] < 0x80))
@@ -262,7 +273,7 @@ def with_piece_types(data: bytes, model: ParsedModel, types: dict[int, int]) -> 
     for index in sorted(types):
         end = model.ends[index]
         _, _, start, _ = next(_fields(data, model.tags[index], end))
-        # The last value of a field counts, so appending the type is enough, whatever the message says before.
+        # The last value of a field counts, so it is enough to append the new type.
         message = data[start:end] + b"\x18" + _varint(types[index])
         out += [data[copied : model.tags[index]], b"\x0a", _varint(len(message)), message]
         copied = end
@@ -278,14 +289,15 @@ def build_model(
     byte_fallback: bool,
     special: dict[str, tuple[int, bytes]],
 ) -> bytes:
-    """The bytes of a SentencePiece BPE model that takes text as it is (identity normaliser, no added space).
+    """The bytes of a SentencePiece BPE model that does not change text first (identity normalizer, no added
+    space).
 
     Args:
-        pieces: UTF-8 text of each piece, a space written as U+2581.
-        scores: score of each piece; of two possible merges the one with the higher score happens first.
-        types: type of each piece.
-        byte_fallback: characters without a piece become ``<0xNN>`` pieces (all 256 must exist).
-        special: ``{"unk" | "bos" | "eos" | "pad": (id, text)}``; one that is missing is switched off.
+        pieces: the UTF-8 text of each piece, with U+2581 for a space.
+        scores: the score of each piece. Of two possible merges, the one with the higher score is done first.
+        types: the type of each piece.
+        byte_fallback: whether characters without a piece become ``<0xNN>`` pieces (all 256 must exist).
+        special: ``{"unk" | "bos" | "eos" | "pad": (id, text)}``. One that is missing is switched off.
 
     >>> data = build_model([b"<unk>", b"a"], [0.0, 0.0], [UNKNOWN, NORMAL], byte_fallback=False,
     ...                    special={"unk": (0, b"<unk>")})
@@ -297,7 +309,7 @@ def build_model(
     for index, (piece, kind) in enumerate(zip(pieces, types, strict=True)):
         size = len(piece)
         score = packed[4 * index : 4 * index + 4]
-        if size < 119:  # both lengths fit one byte: nearly always
+        if size < 119:  # nearly always: both lengths fit into one byte
             out.append(b"\x0a%c\x0a%c%b\x15%b\x18%c" % (size + 9, size, piece, score, kind))
         else:
             message = b"\x0a" + _varint(size) + piece + b"\x15" + score + b"\x18" + _varint(kind)
@@ -308,7 +320,7 @@ def build_model(
             identifier, text = special[name]
             trainer += _varint_field(40 + offset, identifier) + _bytes_field(45 + offset, text)
         else:
-            trainer += _varint_field(40 + offset, (1 << 64) - 1)  # -1: there is none
+            trainer += _varint_field(40 + offset, (1 << 64) - 1)  # -1: there is no such token
     normalizer = _bytes_field(1, b"identity")
     normalizer += _varint_field(3, 0) + _varint_field(4, 0) + _varint_field(5, 1)
     return b"".join(out) + _bytes_field(2, trainer) + _bytes_field(3, normalizer)

@@ -10,22 +10,22 @@ from gemlet.tokenizer.vocabulary import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD,
 
 __all__ = ["Splitter"]
 
-# Unicode's White_Space, which the reference strips; str.isspace() also has U+001C to U+001F.
+# Unicode's White_Space, which the reference strips. str.isspace() is also true for U+001C to U+001F.
 _WHITE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-_WORD_CATEGORIES = ("Nd", "Nl", "Pc")  # beside letters and marks
+_WORD_CATEGORIES = ("Nd", "Nl", "Pc")  # besides letters and marks
 _JOINERS = "\u200c\u200d"
-# Symbols that are letters in circles and squares, which Unicode calls alphabetic.
+# Letters in circles and squares. They are symbols, but Unicode counts them as alphabetic.
 _ENCLOSED = ((0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189))
 
 
 class Splitter:
-    """Cuts text at literal tokens: the leftmost first, of several at one place the longest.
+    """Cuts text at literal tokens. The leftmost token counts, and at one place the longest.
 
-    ``flags`` says how some of them are found (``Vocabulary.flags``). As in the library ``tokenizers``, those
-    that are normalized are looked for in what the others leave.
+    ``flags`` says how some tokens are found (``Vocabulary.flags``). As in the library ``tokenizers``,
+    normalized tokens are looked for last, in the text between the other tokens.
 
     >>> list(Splitter({"<a>": 7}, {"<a>": LSTRIP}).split("one  <a> two"))
     ['one', 7, ' two']
@@ -36,7 +36,7 @@ class Splitter:
         self._early = _Finder({text: tokens[text] for text in tokens.keys() - late}, flags, _WHITE)
         self._late = None
         if late:
-            # Normalized text has U+2581, which is no white space, in place of U+0020.
+            # Normalized text has U+2581 instead of U+0020; U+2581 does not count as white space.
             names = {text.replace(" ", SPACE): text for text in late}
             self._late = _Finder(
                 {name: tokens[text] for name, text in names.items()},
@@ -45,7 +45,7 @@ class Splitter:
             )
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The parts of ``text`` between tokens, and the ids of the tokens, in order; no part is empty."""
+        """The parts of ``text`` between tokens, and the ids of the tokens, in order. No part is empty."""
         if self._late is None:
             yield from self._early.split(text)
             return
@@ -57,7 +57,7 @@ class Splitter:
 
 
 class _Finder:
-    """One search over the text, for some of the tokens; ``white`` is what tokens may take beside them."""
+    """One search for some of the tokens. ``white`` has the white space that tokens may take beside them."""
 
     def __init__(self, tokens: Mapping[str, int], flags: Mapping[str, int], white: str) -> None:
         self._tokens = tokens
@@ -67,7 +67,7 @@ class _Finder:
         self._first = _begins(tokens)
 
     def split(self, text: str) -> Iterator[str | int]:
-        done = 0  # where the last token ends, with the white space that it takes
+        done = 0  # the end of the last token and of the white space that it takes
         for at, token in self._find(text):
             flags = self._flags.get(token, 0)
             end = at + len(token)
@@ -80,14 +80,14 @@ class _Finder:
                 at = max(done, len(text[:at].rstrip(self._white)))
             if done < at:
                 yield text[done:at]
-            if at < end:  # otherwise the token before it has taken all of it
+            if at < end:  # otherwise the token before this one has taken all characters of it
                 yield self._tokens[token]
             done = end
         if done < len(text):
             yield text[done:] if done else text
 
     def _find(self, text: str) -> Iterator[tuple[int, str]]:
-        """Where tokens are, and which, whatever their flags are; they do not overlap."""
+        """The places of tokens, and the tokens, without a look at their flags. They do not overlap."""
         start = 0
         for match in self._first.finditer(text) if self._first else ():
             at = match.start()
@@ -102,7 +102,8 @@ class _Finder:
 
 
 def _begins(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds where one of ``tokens`` may begin: by its first two characters, as a text may be full of "<"."""
+    """A pattern for the places at which one of ``tokens`` may begin. It looks at two characters, because a
+    text may have many "<"."""
     seconds: dict[str, set[str]] = {}
     for text in tokens:
         seconds.setdefault(text[0], set()).add(text[1:2])
@@ -114,7 +115,7 @@ def _begins(tokens: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _is_word(character: str) -> bool:
-    """Whether it is part of a word as Unicode's regular expressions define it (UTS 18, annex C)."""
+    """Whether it belongs to a word, as Unicode defines it for regular expressions (UTS 18, annex C)."""
     if not character:
         return False
     category = unicodedata.category(character)

@@ -1,10 +1,15 @@
-"""The tokenizer of a packed model: a :class:`Vocabulary` as it is, so that a start has nothing to work out.
+"""Stores the tokenizer of a packed model: a complete :class:`Vocabulary`, which is read without any work.
 
-``tokenizer.safetensors`` has the tensors ``pieces`` (U8), the text of all ids, ``ends`` (U32), where each of
-them ends, ``types`` (U8), ``model`` (U8), the SentencePiece model, and, where a list of merges is taken
-literally, ``merges`` (U8), what a :class:`MergeEncoder` is made of in JSON. ``__metadata__`` has the version
-of this layout, the rest of the vocabulary in JSON, and the SHA-256 of it all: damage is an error and never
-other ids.
+``tokenizer.safetensors`` has these tensors:
+
+    pieces (U8)   the texts of all ids, one after the other
+    ends (U32)    the end of each text in ``pieces``
+    types (U8)    the type of each piece
+    model (U8)    the SentencePiece model
+    merges (U8)   the arguments of a :class:`MergeEncoder` in JSON, if the vocabulary has one
+
+``__metadata__`` has the version of this layout, the rest of the vocabulary in JSON, and the SHA-256 of
+everything. So damage gives an error and never other ids.
 """
 
 from __future__ import annotations
@@ -28,8 +33,8 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 __all__ = ["STORED_FILE", "TOKENIZER_FILES", "read_stored", "write_stored"]
 
 STORED_FILE = "tokenizer.safetensors"
-TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # the first one in a folder counts
-_VERSIONS = ("1", "3")  # the second one has "flags", which a reader of the first would not look at
+TOKENIZER_FILES = (STORED_FILE, "tokenizer.model", "tokenizer.json")  # the first that a folder has is read
+_VERSIONS = ("1", "3")  # version 3 has "flags", which readers of version 1 would ignore
 _MAX_BYTES = 256 << 20  # Gemma 4's has 8 MB
 _IDS = ("bos_id", "eos_id", "pad_id", "unk_id")
 _NAMES = ("control", "added")
@@ -37,7 +42,7 @@ _FLAGS = ("add_dummy_prefix", "may_cut")
 
 
 def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
-    """Writes the file ``path``. Raises ``OSError`` when that fails."""
+    """Writes the file ``path``. Raises ``OSError`` if it cannot be written."""
     with importing():
         from safetensors.numpy import save
 
@@ -67,7 +72,7 @@ def write_stored(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
 def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
     """The vocabulary in a file that :func:`write_stored` made.
 
-    Raises :class:`TokenizerError` for one of another version, and one that is damaged or inconsistent,
+    Raises :class:`TokenizerError` if the file has another version, is damaged or is inconsistent, and
     :class:`ModelFileError` or :class:`TensorError` if it is not a safetensors file.
     """
     where = os.fspath(path)
@@ -76,21 +81,24 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
         metadata = checkpoint.metadata
         if metadata.get("gemlet_tokenizer") not in _VERSIONS:
             raise TokenizerError(
-                f"{where}: is of version {show(metadata.get('gemlet_tokenizer'))}; this gemlet reads "
-                f"versions {' and '.join(_VERSIONS)}. Convert the original again with `gemlet convert`"
+                f"{where}: has version {show(metadata.get('gemlet_tokenizer'))}; expected version "
+                f"{' or '.join(_VERSIONS)}. Convert the original again with `gemlet convert`"
             )
         if sum(info.nbytes for info in checkpoint.tensors.values()) > _MAX_BYTES:
-            raise TokenizerError(f"{where}: larger than {_MAX_BYTES} bytes; expected a tokenizer")
+            raise TokenizerError(f"{where}: is larger than a tokenizer; expected at most {_MAX_BYTES} bytes")
         tensors = {
             name: checkpoint.files.read(info.file, info.begin, info.nbytes)
             for name, info in checkpoint.tensors.items()
         }
     described = metadata.get("vocabulary", "")
     if metadata.get("sha256") != _digest(described, tensors):
-        raise TokenizerError(f"{where}: is damaged: its SHA-256 is another. Convert the original again")
+        raise TokenizerError(
+            f"{where}: is damaged: its SHA-256 is not the one that it was written with. Convert the original "
+            "again with `gemlet convert`"
+        )
     if tensors.keys() - {"merges"} != {"pieces", "ends", "types", "model"}:
         raise TokenizerError(
-            f"{where}: holds {show(sorted(tensors))}; expected pieces, ends, types and model"
+            f"{where}: has the tensors {show(sorted(tensors))}; expected pieces, ends, types and model"
         )
     size = len(tensors["types"])
     if len(tensors["ends"]) != 4 * size or not size:
@@ -98,7 +106,9 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
             f"{where}: ends has {len(tensors['ends'])} bytes; expected 4 for each of {size} ids"
         )
     if not _core.rises_to(tensors["ends"], len(tensors["pieces"])):
-        raise TokenizerError(f"{where}: ends does not rise to the {len(tensors['pieces'])} bytes of pieces")
+        raise TokenizerError(
+            f"{where}: the values of ends do not rise to {len(tensors['pieces'])}, the bytes of pieces"
+        )
     rest = _Rest(parse_json_object(described.encode(), where=where, error=TokenizerError), where, size)
     bos_id, eos_id, pad_id, unk_id = (rest.identifier(key) for key in _IDS)
     if unk_id is None:
@@ -127,7 +137,7 @@ def read_stored(path: str | os.PathLike[str]) -> Vocabulary:
 
 
 class _Pieces(Sequence[str]):
-    """The pieces, each made when it is asked for: 262,144 strings take 40 ms, and a reply needs few."""
+    """The pieces. Each is made when it is used: 262,144 strings take 40 ms, and a reply needs few of them."""
 
     def __init__(self, text: bytes, ends: bytes) -> None:
         self._text = text
@@ -144,7 +154,7 @@ class _Pieces(Sequence[str]):
 
 
 class _Rest:
-    """Checked reads of the JSON part; ``size`` is the number of ids."""
+    """Reads and checks values of the JSON part. ``size`` is the number of ids."""
 
     def __init__(self, values: Mapping[str, Any], where: str, size: int) -> None:
         self.values = values
@@ -172,7 +182,7 @@ class _Rest:
     def ids_of(self, key: str) -> dict[str, int]:
         value = self.values.get(key)
         if not isinstance(value, dict) or "" in value or not all(map(self.is_id, value.values())):
-            raise self.wrong(key, f"an object of ids below {self.size}, none under an empty name")
+            raise self.wrong(key, f"an object with ids below {self.size} and without an empty name")
         return value
 
     def flags(self) -> dict[str, int]:
@@ -180,7 +190,7 @@ class _Rest:
         if not isinstance(value, dict) or not all(
             type(flags) is int and 0 < flags < 16 for flags in value.values()
         ):
-            raise self.wrong("flags", "an object of numbers from 1 to 15")
+            raise self.wrong("flags", "an object with numbers from 1 to 15")
         return value
 
 
@@ -190,7 +200,7 @@ def _merge_encoder(values: Mapping[str, Any], rest: _Rest) -> MergeEncoder:
     if unk_id is None:
         raise own.wrong("unk_id", "an id")
     if not isinstance(merges, dict) or not all(type(rank) is int for rank in merges.values()):
-        raise own.wrong("merges", "an object of ranks")
+        raise own.wrong("merges", "an object with ranks")
     if byte_ids is not None and not (
         isinstance(byte_ids, list) and len(byte_ids) == 256 and all(map(own.is_id, byte_ids))
     ):

@@ -1,9 +1,9 @@
-"""Text to token ids and back, exactly as the reference tokenizers of Gemma do it.
+"""Turns text into token ids and back, exactly as the reference tokenizers of Gemma do.
 
-Ordinary text goes through SentencePiece: spaces become U+2581, nothing is added or stripped, user-defined
-pieces match first, then byte-pair encoding, then bytes for characters without a piece. Around it lie the
-rules the vocabulary file does not carry: BOS exactly once, control tokens found in text only where the caller
-trusts it, and a decoder that never emits half a UTF-8 character.
+Ordinary text is encoded as SentencePiece does it. Spaces become U+2581, and nothing is added or stripped.
+User-defined pieces match first. Then come byte-pair encoding, and bytes for characters without a piece. This
+module adds the rules that the vocabulary file does not have: there is exactly one BOS, control tokens are
+found in text only if the caller trusts it, and the decoder never gives half a UTF-8 character.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from gemlet.tokenizer.vocabulary import MAX_PIECE, SPACE, Vocabulary
 
 __all__ = ["Tokenizer"]
 
-# Characters that are encoded without a look at Ctrl-C; at most 0.1 s. Longer ones are rare: text is cut.
+# Characters that are encoded without a check for Ctrl-C; this takes at most 0.1 s. Longer parts are rare,
+# because text is cut.
 _SOON_DONE = 131072
 _TURN_ENDS = ("<end_of_turn>", "<turn|>")
 
 
 class Tokenizer:
-    """A vocabulary with its rules; made by :meth:`from_file`. Safe to use from several threads.
+    """A vocabulary with its rules; made by :meth:`from_file`. Several threads may use it at the same time.
 
     Attributes:
-        vocab_size: number of ids; those the model's table has beyond it mean nothing.
-        bos_id, eos_id, pad_id: ids of these tokens, None where the vocabulary has none.
-        unk_id: id of the token for what cannot be encoded (with byte fallback, nothing).
-        control_ids: the ids that carry structure instead of text: bos, turn markers, image placeholders, ...
-        source: the file read.
+        vocab_size: the number of ids. The model's table may have more rows, which mean nothing.
+        bos_id, eos_id, pad_id: the ids of these tokens; None if the vocabulary does not have the token.
+        unk_id: the id of the token for characters that cannot be encoded. With byte fallback there are no
+            such characters.
+        control_ids: the ids that stand for structure instead of text: bos, turn markers, image placeholders
+            and the like.
+        source: the path of the file that was read.
 
     >>> import gemlet
     >>> tokenizer = gemlet.load().tokenizer
@@ -72,14 +75,14 @@ class Tokenizer:
     @classmethod
     @public
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer in ``path``: a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file, or a folder
-        with one of them (looked for in this order). ``tokenizer_config.json`` and ``added_tokens.json``
-        beside the first two contribute their added tokens. Where both of these are there, the second one says
-        how text is cut, as in transformers.
+        """Reads the tokenizer in ``path``: a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file, or a
+        folder with one of them, which is looked for in this order. Tokens in ``tokenizer_config.json`` and
+        ``added_tokens.json`` beside the first two are added. If a folder has both ``tokenizer.model`` and
+        ``tokenizer.json``, text is cut by ``tokenizer.json``, as in transformers.
 
         Raises:
-            ModelFileError: no such file, or it cannot be read, or it is not a valid GGUF file.
-            TokenizerError: the file holds no tokenizer gemlet can reproduce exactly; the message says why.
+            ModelFileError: there is no such file, it cannot be read, or it is not a valid GGUF file.
+            TokenizerError: gemlet cannot reproduce the tokenizer exactly; the message says why.
 
         >>> import os, gemlet
         >>> folder = os.path.join(os.path.dirname(gemlet.__file__), "demo")
@@ -101,16 +104,16 @@ class Tokenizer:
 
         Args:
             text: any Unicode text.
-            add_bos: begin with BOS, exactly once: a text that itself begins with ``<bos>``, as a rendered
-                chat template does, gets no second one. False leaves the text as it is.
-            allow_control: a control token written in the text (``<start_of_turn>``) becomes that token, as in
-                the reference tokenizers. False takes the text as plain characters: no control token can come
-                out of it, which is what text from a user needs.
+            add_bos: begin with exactly one BOS. A text that begins with ``<bos>``, such as a rendered chat
+                template, gets no second one. False adds no BOS.
+            allow_control: whether a control token written in the text (``<start_of_turn>``) becomes that
+                token, as in the reference tokenizers. With False, it is read as plain characters, so the
+                result has no control tokens. Use False for text from users.
 
         Raises:
             TypeError: ``text`` is not a ``str``.
-            TokenizerError: the text holds a lone surrogate, which UTF-8 cannot say; or BOS is asked for and
-                the vocabulary has none.
+            TokenizerError: the text has a lone surrogate, which UTF-8 cannot represent; or ``add_bos`` is
+                True and the vocabulary has no BOS.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -132,8 +135,8 @@ class Tokenizer:
 
     @public
     def first_ids(self, text: str, count: int) -> list[int]:
-        """The first ``count`` of the ids of :meth:`encode`, for which little more of ``text`` is read than it
-        takes. The errors are the same.
+        """The first ``count`` ids of :meth:`encode`. Only a little more of ``text`` is read than these ids
+        need. The errors are the same.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -141,7 +144,7 @@ class Tokenizer:
         'The door opened'
         """
         if type(count) is not int or count < 0:
-            raise InvalidRequestError(f"count: got {show(count)}, expected an integer from 0 on")
+            raise InvalidRequestError(f"count: got {show(count)}, expected an integer of at least 0")
         most = self.most_characters(count + 1)
         if most is not None and len(text) > most:
             text = text[: self._cutter.place(text, most)]
@@ -154,8 +157,8 @@ class Tokenizer:
 
     @public
     def most_characters(self, tokens: int) -> int | None:
-        """The most characters that a text of this many tokens has; None where there is no limit, because the
-        vocabulary lets white space vanish or makes one token of unknown characters.
+        """The most characters that a text of this many tokens can have. None if there is no limit, because
+        the vocabulary drops white space, or makes one token of many unknown characters.
 
         >>> import gemlet
         >>> gemlet.load().tokenizer.most_characters(1024)
@@ -166,8 +169,9 @@ class Tokenizer:
 
     @public
     def check_length(self, characters: int, tokens: int, name: str, remedy: str = "shorten it") -> None:
-        """Raises :class:`ContextLengthError`, naming ``name``, if a text of this many ``characters`` cannot
-        fit into a context of this many ``tokens``. This takes no time, unlike encoding the text.
+        """Raises :class:`ContextLengthError` about the argument ``name`` if a text of this many
+        ``characters`` cannot fit into a context of this many ``tokens``. This takes no time, unlike encoding
+        the text.
 
         >>> import gemlet
         >>> try:
@@ -176,7 +180,7 @@ class Tokenizer:
         ...     print(str(error).split(";")[0])
         prompt: 10000000 characters, but the context holds 1024 tokens, which are at most 16384 characters
         """
-        if characters <= _SOON_DONE:  # and what the longest piece is need not be found out
+        if characters <= _SOON_DONE:  # encoding is fast; do not look for the longest piece
             return
         most = self.most_characters(tokens)
         if most is not None and characters > most:
@@ -184,7 +188,7 @@ class Tokenizer:
             raise ContextLengthError(f"{name}: {show(characters)} characters, but {held}; {remedy}")
 
     def _parts(self, text: str, allow_control: bool) -> Iterator[list[int]]:
-        """The ids of ``text`` without a BOS of their own, part by part."""
+        """The ids of ``text``, part by part. No BOS is added."""
         if not isinstance(text, str):
             raise TypeError(f"text has to be a str, got {type(text).__name__}")
         try:
@@ -200,7 +204,7 @@ class Tokenizer:
                 yield from map(self._encode_text, self._cutter.parts(piece))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        """``ids`` with one BOS at the beginning, however many were there."""
+        """``ids`` with exactly one BOS at the beginning."""
         if self.bos_id is None:
             raise TokenizerError(f"{self.source}: the vocabulary has no BOS; encode with add_bos=False")
         start = 0
@@ -210,8 +214,8 @@ class Tokenizer:
 
     @public
     def split(self, text: str) -> list[str | int]:
-        """``text`` cut at the control and added tokens that are written in it: the texts between them, and
-        their ids.
+        """Cuts ``text`` at the control and added tokens that are written in it. Returns the texts between
+        them, and their ids, in order.
 
         >>> import gemlet
         >>> gemlet.load().tokenizer.split("<bos>Yes")
@@ -229,7 +233,7 @@ class Tokenizer:
             ids: token ids.
             skip_control: leave control tokens (BOS, turn markers, ...) out; False writes them by name.
 
-        Bytes that are not valid UTF-8 become U+FFFD each.
+        Each byte that is not valid UTF-8 becomes U+FFFD.
 
         Raises:
             InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
@@ -243,9 +247,9 @@ class Tokenizer:
         try:
             ids = iter(ids)
         except TypeError:
-            raise InvalidRequestError(f"ids: got {show(ids)}, expected token ids") from None
+            raise InvalidRequestError(f"ids: got {show(ids)}, expected a list of token ids") from None
         decoder = self.stream_decoder(skip_control=skip_control)
-        data = bytearray()  # not a list of pieces: millions of them take long to give back after Ctrl-C
+        data = bytearray()  # not a list of pieces: freeing millions of them after Ctrl-C takes long
         for identifier in ids:
             data += decoder.next_bytes(identifier)
         return data.decode("utf-8", REPLACE)
@@ -254,7 +258,7 @@ class Tokenizer:
     def stream_decoder(self, *, skip_control: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one at a time; see :class:`StreamDecoder`.
 
-        ``skip_control`` is that of :meth:`decode`.
+        ``skip_control`` is as in :meth:`decode`.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -274,7 +278,7 @@ class Tokenizer:
 
     @public
     def id_to_piece(self, token_id: int) -> str:
-        """The piece of an id as the vocabulary writes it (a space as U+2581).
+        """The piece of an id as the vocabulary writes it, with U+2581 for a space.
 
         Raises:
             InvalidRequestError: the id is not an integer from 0 to ``vocab_size - 1``.
@@ -288,7 +292,8 @@ class Tokenizer:
 
     @public
     def piece_to_id(self, piece: str) -> int | None:
-        """The id of a piece as the vocabulary writes it (a space as U+2581), None where it has no such piece.
+        """The id of a piece as the vocabulary writes it, with U+2581 for a space; None if there is no such
+        piece.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -301,7 +306,7 @@ class Tokenizer:
         return self._control.get(piece, self._ids.get(piece))
 
     def token_bytes(self) -> list[bytes]:
-        """What each id adds to a text, in UTF-8; a control token adds nothing.
+        """The UTF-8 bytes that each id adds to a text; no bytes for a control token.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -312,7 +317,7 @@ class Tokenizer:
 
     @property
     def end_of_turn_id(self) -> int | None:
-        """The id of the token that ends a chat turn, None where the vocabulary has none."""
+        """The id of the token that ends a chat turn; None if the vocabulary has no such token."""
         return next((self._control[name] for name in _TURN_ENDS if name in self._control), None)
 
     @property
@@ -327,7 +332,7 @@ class Tokenizer:
 
     @public
     def token_id(self, name: str) -> int | None:
-        """The id of the control or added token ``name``, None where there is none.
+        """The id of the control or added token ``name``; None if there is no such token.
 
         >>> import gemlet
         >>> tokenizer = gemlet.load().tokenizer
@@ -344,8 +349,9 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Ordinary text to ids. The core encodes with vocabularies like Gemma's as SentencePiece does, whose own
-    form of 262,144 pieces would take a third of a start. All others are left to SentencePiece."""
+    """A function that encodes ordinary text. For vocabularies like Gemma's, the core encodes as SentencePiece
+    does, because loading 262,144 pieces into SentencePiece would take a third of a start. For all others,
+    SentencePiece encodes."""
     core = _core.piece_encoder(vocabulary.proto)
     if core is None:
         encode: Callable[[str], list[int]] = _SentencePiece(vocabulary)
@@ -361,13 +367,13 @@ def _encode_by_core(core: _core.PieceEncoder, text: str) -> list[int]:
 
 def _check_size(vocabulary: Vocabulary, size: int) -> None:
     if size > len(vocabulary.pieces):
-        problem = "SentencePiece sees more pieces than the file declares"
+        problem = f"SentencePiece finds {size} pieces; expected at most {len(vocabulary.pieces)}"
         raise TokenizerError(f"{vocabulary.source}: {problem}")
 
 
 class _SentencePiece:
-    """Ordinary text to ids, by SentencePiece itself. What made the vocabulary has checked its model, or it is
-    checked here."""
+    """Encodes ordinary text with SentencePiece itself. The model is checked here, unless it was checked when
+    the vocabulary was made."""
 
     _processor: Any = None
 
@@ -376,13 +382,13 @@ class _SentencePiece:
             import sentencepiece
 
         try:
-            if vocabulary.checked:  # whoever wrote the file may have checked it
+            if vocabulary.checked:  # it was checked before the file was written
                 check_model(vocabulary.proto, 4 * MAX_PIECE + 64)
             make = sentencepiece.SentencePieceProcessor
             self._processor = exit_waits_for(lambda: make(model_proto=vocabulary.proto))
             size = exit_waits_for(self._processor.get_piece_size)
         except TokenizerError as error:
-            raise TokenizerError(f"{vocabulary.source}: no SentencePiece model: {error}") from None
+            raise TokenizerError(f"{vocabulary.source}: is not a SentencePiece model: {error}") from None
         except (RuntimeError, ValueError) as error:
             raise TokenizerError(
                 f"{vocabulary.source}: SentencePiece refuses the vocabulary: {error}"
@@ -400,7 +406,7 @@ class _SentencePiece:
         is_finalizing: Callable[[], bool] = sys.is_finalizing,
         waits_for: Callable[..., object] = exit_waits_for,
     ) -> None:
-        if not is_finalizing():  # this module may be half gone already
-            last = [self._processor]  # its end is a call of SentencePiece, too
+        if not is_finalizing():  # otherwise this module may be partly gone
+            last = [self._processor]  # freeing it is a call of SentencePiece, too
             self._processor = None
             waits_for(last.clear)

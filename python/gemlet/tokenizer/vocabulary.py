@@ -1,8 +1,8 @@
-"""A vocabulary: pieces, which of them are control tokens, and a SentencePiece model for ordinary text.
+"""A vocabulary: its pieces, its control tokens, and a SentencePiece model for ordinary text.
 
-:class:`Draft` puts one together from what a file says (``_tokenizer_files``). In that model every control
-token has the type CONTROL, which text never matches; finding control tokens in text is left to
-:class:`gemlet.Tokenizer`, which does it only where the caller trusts the text.
+:class:`Draft` makes one from the content of a file (:mod:`gemlet.tokenizer.files`). In the SentencePiece
+model, every control token has the type CONTROL, which text never matches. :class:`gemlet.Tokenizer` finds
+control tokens in text, and only if the caller trusts the text.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocabulary"]
 
-SPACE = "\u2581"  # how a piece writes U+0020
+SPACE = "\u2581"  # stands for U+0020 in a piece
 
-# How an added token is found: it takes the white space on its left, on its right, it is found between words
-# only, or it is looked for after the others, in text whose spaces are U+2581 already.
+# How an added token is found: it takes the white space on its left, or on its right; it is found only between
+# words; it is looked for after the others, in text that has U+2581 instead of spaces.
 LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED = 1, 2, 4, 8
 
 _FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 
-# Keys with special tokens, in the order in which transformers adds those that the vocabulary does not have.
+# Keys with special tokens. If the vocabulary does not have the tokens, transformers adds them in this order.
 _SPECIAL_KEYS = (
     *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
     "additional_special_tokens",
     "extra_special_tokens",
 )
-# Classes of transformers that cut text in their own way, and are not for Gemma.
+# Classes of transformers for other models, which cut text in other ways.
 _FOREIGN_CLASS = late_pattern(
     "(?:Albert|Bert|CLIP|CodeLlama|Cohere|DebertaV2|GPT2|GPTNeoX|Llama|MBart|Nllb|Pegasus|Qwen2|Roberta|Siglip|T5"
     "|XLMRoberta)Tokenizer(?:Fast)?"
 )
 MAX_PIECES = 4 * 1024 * 1024
-MAX_PIECE = (
-    1024  # characters; Gemma's longest have 31. SentencePiece recurses once for each when it loads them
-)
-MAX_GAP = 65536  # how far beyond the vocabulary an added token's id may lie
+# The most characters of a piece; Gemma's longest have 31. SentencePiece recurses once for each when it loads.
+MAX_PIECE = 1024
+MAX_GAP = 65536  # the id of an added token may be this far beyond the vocabulary
 
-# Control tokens by name. The reference tokenizers list them as special; some vocabularies give them the type
-# USER_DEFINED, or in GGUF make them printable. <unusedN>, HTML tags and white space are not among them.
+# Control tokens by name. The reference tokenizers list them as special. Some vocabularies give them the type
+# USER_DEFINED, and some GGUF files make them printable. <unusedN>, HTML tags and white space do not belong
+# here.
 _CONTROL_NAMES = """
     <pad> <eos> <bos> <unk> <mask>
     <start_of_turn> <end_of_turn>
@@ -75,23 +75,25 @@ CONTROL_NAMES = frozenset(_CONTROL_NAMES.split())
 
 @record(frozen=True)
 class Vocabulary:
-    """What a tokenizer file holds.
+    """The content of a tokenizer file.
 
     Attributes:
         source: the file, for messages.
-        pieces: text of each id, a space written as U+2581; an id nothing is assigned to has ``""``.
-        types: piece type of each id (``_sentencepiece_proto``).
+        pieces: the text of each id, with U+2581 for a space; ``""`` for an id without a token.
+        types: the piece type of each id (:mod:`gemlet.tokenizer.sentencepiece_model`).
         control: text -> id of the control tokens.
-        added: text -> id of further tokens that match text literally and are ordinary text when decoded.
+        added: text -> id of other tokens that match text literally. They are ordinary text when decoded.
         flags: text of a control or added token -> how it is found: the sum of ``LSTRIP``, ``RSTRIP``,
-            ``SINGLE_WORD`` and ``NORMALIZED``. Most have none.
-        bos_id, eos_id, pad_id, unk_id: None where there is none.
+            ``SINGLE_WORD`` and ``NORMALIZED``. Most tokens have no flags.
+        bos_id, eos_id, pad_id: the ids of these tokens; None if there is no such token.
+        unk_id: the id of the token for unknown characters.
         proto: the SentencePiece model for ordinary text.
-        merge_encoder: replaces ``proto`` where a list of merges cannot be said as scores.
-        add_dummy_prefix: the model puts a space before each text (never so in Gemma's own files).
-        may_cut: text may be cut before the character that follows a newline, and gives the same ids: it
-            reaches the pieces unchanged except for spaces, and no piece has a newline and anything else.
-        checked: SentencePiece has taken ``proto`` before.
+        merge_encoder: used instead of ``proto`` if scores cannot express the list of merges.
+        add_dummy_prefix: whether the model puts a space before each text. Gemma's own files never do.
+        may_cut: whether text may be cut after a newline without a change of its ids. This needs two things:
+            text reaches the pieces unchanged except for spaces, and no piece has a newline and other
+            characters.
+        checked: whether SentencePiece has accepted ``proto`` before.
     """
 
     source: str
@@ -112,15 +114,21 @@ class Vocabulary:
 
     @property
     def loses_text(self) -> bool:
-        """Whether some token takes white space that no id stands for."""
+        """Whether a token takes white space beside it, which no id stands for."""
         return any(flags & (LSTRIP | RSTRIP) for flags in self.flags.values())
 
 
 @record
 class AddedTokens:
-    """Tokens named beside the vocabulary: ``{id: (text, special)}``, the names of bos, eos, pad, unk, how
-    they are found (``Vocabulary.flags``), and special tokens without an id, which get the next ones that are
-    free if the vocabulary has no such token."""
+    """Tokens that files name in addition to the vocabulary.
+
+    Attributes:
+        tokens: id -> (text, whether it is special).
+        names: "bos", "eos", "pad" and "unk" -> the text of the token.
+        special: the texts of special tokens without an id. If the vocabulary does not have one, it gets the
+            next free id.
+        flags: how tokens are found (``Vocabulary.flags``).
+    """
 
     tokens: dict[int, tuple[str, bool]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -134,10 +142,13 @@ class AddedTokens:
             text, special = entry, False
         if type(identifier) is not int or not 0 <= identifier < MAX_PIECES:
             raise TokenizerError(
-                f"{where}: {show(text)} has the id {show(identifier)}; expected 0, 1, 2, ..."
+                f"{where}: {show(text)} has the id {show(identifier)}; expected 0 to {MAX_PIECES - 1}"
             )
         if not isinstance(text, str) or not text or not isinstance(special, bool):
-            raise TokenizerError(f"{where}: id {identifier} needs a non-empty content and a boolean special")
+            raise TokenizerError(
+                f"{where}: id {identifier} has the content {show(text)} and special {show(special)}; "
+                "expected a text that is not empty, and true or false"
+            )
         _check_unicode(where, text)
         self.tokens[identifier] = (text, special)
         self._read_flags(where, text, entry if isinstance(entry, dict) else {}, special)
@@ -158,8 +169,8 @@ class AddedTokens:
             self.flags[text] = flags
 
     def read_siblings(self, folder: Path) -> None:
-        """``tokenizer_config.json``, ``added_tokens.json`` and ``special_tokens_map.json`` of a Hugging Face
-        folder, where they exist."""
+        """Reads ``tokenizer_config.json``, ``added_tokens.json`` and ``special_tokens_map.json`` of a Hugging
+        Face folder, if they exist."""
         path = folder / "added_tokens.json"
         if is_there(path):
             for text, identifier in read_json_object(path, error=TokenizerError).items():
@@ -175,9 +186,9 @@ class AddedTokens:
             _check_class(path, config.get("tokenizer_class"))
             if config.get("split_special_tokens") not in (None, False):
                 raise TokenizerError(
-                    f"{path}: split_special_tokens is {show(config['split_special_tokens'])}: then special "
-                    "tokens in a text are plain text, also those of a chat; expected false. Write that, and "
-                    "give allow_control=False with texts whose special tokens are to be plain text"
+                    f"{path}: split_special_tokens is {show(config['split_special_tokens'])}, which makes "
+                    "special tokens plain text, also those of a chat; expected false. Change it, and use "
+                    "allow_control=False for texts in which special tokens should be plain text"
                 )
             self._read_special(config)
         path = folder / "special_tokens_map.json"
@@ -193,9 +204,9 @@ class AddedTokens:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of one or more special tokens, in any of the forms that transformers writes."""
+    """The texts of special tokens, in any of the forms that transformers writes."""
     if isinstance(value, dict) and "content" not in value:
-        value = list(value.values())  # by their names
+        value = list(value.values())  # name -> token
     entries = value if isinstance(value, list) else [value]
     found = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
     return [text for text in found if isinstance(text, str) and text]
@@ -204,8 +215,8 @@ def _texts(value: Any) -> list[str]:
 def _check_class(path: Path, name: Any) -> None:
     if isinstance(name, str) and _FOREIGN_CLASS.fullmatch(name):
         raise TokenizerError(
-            f"{path}: tokenizer_class is {show(name)}, with which transformers 5 cuts text in another way "
-            "than the files of the tokenizer say; expected 'GemmaTokenizer'. Write that if the files are "
+            f"{path}: tokenizer_class is {show(name)}; with this class, transformers 5 cuts text in another "
+            "way than the files of the tokenizer say. Expected 'GemmaTokenizer'; write that if the files are "
             "Gemma's"
         )
 
@@ -213,23 +224,27 @@ def _check_class(path: Path, name: Any) -> None:
 def _check_unicode(where: str, text: str) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell what UTF-8 cannot
+    except UnicodeEncodeError as error:  # JSON can write surrogates, which UTF-8 cannot represent
         code = ord(text[error.start])
-        raise TokenizerError(f"{where}: a piece holds the lone surrogate U+{code:04X}") from None
+        raise TokenizerError(
+            f"{where}: a piece has the lone surrogate U+{code:04X}; expected valid Unicode"
+        ) from None
 
 
 class Draft:
-    """A vocabulary being put together: pieces and types as the file has them, added tokens on top."""
+    """A vocabulary that is being made: the pieces and types of the file, and then the added tokens."""
 
     def __init__(self, source: str, pieces: list[str], types: list[int]) -> None:
         if not 1 <= len(pieces) <= MAX_PIECES:
-            raise TokenizerError(f"{source}: {len(pieces)} pieces; expected 1 to {MAX_PIECES}")
+            raise TokenizerError(f"{source}: has {len(pieces)} pieces; expected 1 to {MAX_PIECES}")
         if "" in pieces:
-            raise TokenizerError(f"{source}: piece {pieces.index('')} is empty")
+            raise TokenizerError(
+                f"{source}: piece {pieces.index('')} is empty; expected at least one character"
+            )
         longest = max(pieces, key=len)
         if len(longest) > MAX_PIECE:
             raise TokenizerError(
-                f"{source}: a piece of {len(longest)} characters; at most {MAX_PIECE} are allowed"
+                f"{source}: has a piece of {len(longest)} characters; expected at most {MAX_PIECE}"
             )
         _check_unicode(source, "".join(pieces))
         self.source = source
@@ -239,7 +254,7 @@ class Draft:
         self.control: dict[str, int] = {}
         self.literal: dict[str, int] = {}
         self.flags: dict[str, int] = {}
-        # Added tokens that the reference finds in the text as it was given, where no space is U+2581.
+        # Added tokens with U+2581. The reference looks for them in the text before its spaces become U+2581.
         self.raw: list[int] = []
         for identifier, (piece, kind) in enumerate(zip(pieces, types, strict=True)):
             if kind in (UNKNOWN, CONTROL) or (piece in CONTROL_NAMES and kind != BYTE):
@@ -252,8 +267,8 @@ class Draft:
 
     def add(self, added: AddedTokens) -> None:
         self.flags |= added.flags
-        # If white space decides what a token takes, the reference's order counts: first all tokens that are
-        # not normalized, also those of the vocabulary, such as newlines in a row.
+        # If tokens take white space or consist of it, the order of the reference matters: it first finds all
+        # tokens that are not normalized, also those of the vocabulary, such as several newlines.
         ordered = any(
             flags != NORMALIZED or any(map(str.isspace, text)) for text, flags in added.flags.items()
         )
@@ -261,26 +276,27 @@ class Draft:
             if identifier >= self.base + MAX_GAP:
                 last = self.base - 1
                 raise TokenizerError(
-                    f"{self.source}: {show(text)} has the id {identifier}, far beyond {last}"
+                    f"{self.source}: {show(text)} has the id {identifier}; expected at most "
+                    f"{last + MAX_GAP}, because the vocabulary ends at {last}"
                 )
             missing = identifier + 1 - len(self.pieces)
             self.pieces += [""] * missing
             self.types += [UNUSED] * missing
             known = self.pieces[identifier] == text.replace(" ", SPACE)
-            if not known:  # beyond the vocabulary, or a fine-tuned model's new name for a piece
+            if not known:  # it is beyond the vocabulary, or a fine-tuned model renames a piece
                 self.control.pop(self.pieces[identifier], None)
                 self.pieces[identifier] = text
             if known and self.types[identifier] == BYTE:
-                continue  # a byte stays a byte, whatever the list calls it
+                continue  # a byte piece stays a byte piece
             if special or text in CONTROL_NAMES:
                 if known and self.types[identifier] == NORMAL and self.flags.get(text, 0) & SINGLE_WORD:
                     raise TokenizerError(
-                        f"{self.source}: {show(text)} is special between words (single_word), and a piece of "
-                        f"other words; save it with special or single_word set to false"
+                        f"{self.source}: {show(text)} is special only between words (single_word), but it is "
+                        "also a piece of words; save it with special or single_word set to false"
                     )
                 self.make_control(text, identifier)
             elif known and self.flags.get(text, 0) & SINGLE_WORD:
-                self.literal[text] = identifier  # within a word it is an ordinary piece
+                self.literal[text] = identifier  # in a word it is an ordinary piece
             elif not known or text in self.flags or (ordered and SPACE not in text):
                 self.literal[text] = identifier
                 self.types[identifier] = CONTROL  # SentencePiece must not find it under its old name
@@ -290,7 +306,7 @@ class Draft:
         self._add_special(added.special)
 
     def _add_special(self, texts: list[str]) -> None:
-        """Gives those of the special tokens an id that have none."""
+        """Gives an id to special tokens that have none."""
         missing = [text for text in dict.fromkeys(texts) if text not in self.control | self.literal]
         known = set(self.pieces) if missing else set()
         for text in missing:
@@ -311,13 +327,15 @@ class Draft:
     def unknown(self, ids: Mapping[str, int | None]) -> int:
         unknown = ids["unk"]
         if unknown is None:
-            raise TokenizerError(f"{self.source}: no piece stands for unknown characters; expected <unk>")
+            raise TokenizerError(
+                f"{self.source}: has no piece for unknown characters; expected a piece <unk>"
+            )
         return unknown
 
     def finish(
         self, ids: Mapping[str, int | None], proto: bytes, *, plain: bool = True, **rest: Any
     ) -> Vocabulary:
-        """``plain``: text reaches the pieces unchanged except for spaces."""
+        """The finished vocabulary. ``plain``: whether text reaches the pieces unchanged except for spaces."""
         spans = any("\n" in piece and piece.strip("\n") for piece in self.pieces)
         return Vocabulary(
             source=self.source,
@@ -340,7 +358,7 @@ class Draft:
         self.types[self.unknown(ids)] = UNKNOWN
         byte_pieces = self.types.count(BYTE)
         if byte_pieces not in (0, 256):
-            raise TokenizerError(f"{self.source}: {byte_pieces} byte pieces; expected all 256, or none")
+            raise TokenizerError(f"{self.source}: has {byte_pieces} byte pieces; expected all 256, or none")
         special = {
             kind: (i, self.pieces[i].encode()) for kind, i in ids.items() if i is not None and i < self.base
         }
@@ -353,35 +371,37 @@ class Draft:
         )
 
     def build_from_merges(self, merges: list[str], ids: Mapping[str, int | None]) -> Vocabulary:
-        """Merges in order of rank, each ``"left right"``, said as scores where that is exact."""
+        """The vocabulary with these merges ``"left right"``, in the order of their rank. They become scores
+        if scores can express them exactly."""
         joined = [merge.replace(" ", "", 1) for merge in merges]
         if sum(map(len, joined)) != sum(map(len, merges)) - len(merges):
             rank = next(rank for rank, merge in enumerate(merges) if " " not in merge)
             raise TokenizerError(f"{self.source}: merge {rank} is {show(merges[rank])}; expected two pieces")
-        # Written backwards, so that of several merges making one piece the first counts.
+        # In reverse order: if several merges make the same piece, the first one counts.
         ranks = dict(zip(reversed(joined), range(len(joined) - 1, -1, -1), strict=True))
         piece_ids = {piece: i for i, piece in enumerate(self.pieces[: self.base])}
         strays = ranks.keys() - piece_ids.keys()
         if strays:
             stray = min(strays, key=ranks.__getitem__)
             raise TokenizerError(
-                f"{self.source}: merge {ranks[stray]} makes {show(stray)}, which is no piece"
+                f"{self.source}: merge {ranks[stray]} makes {show(stray)}; expected a piece of the vocabulary"
             )
         for i in self.raw:
-            if self.pieces[i] in ranks:  # then spaces in a row are put together by the merges
+            if self.pieces[i] in ranks:  # then the merges join several spaces
                 self.types[i] = NORMAL
                 self.literal[self.pieces[i]] = i
         joinable = [i for i in range(self.base) if self.types[i] == NORMAL and len(self.pieces[i]) > 1]
         unmade = [i for i in joinable if self.pieces[i] not in ranks]
         if joinable and len(unmade) == len(joinable):
             raise TokenizerError(
-                f"{self.source}: its {len(merges)} merges make none of the {len(joinable)} pieces of several "
-                "characters, so the list of merges is empty or another vocabulary's; convert the model again"
+                f"{self.source}: its {len(merges)} merges make none of the {len(joinable)} pieces with "
+                "several characters. The list of merges is empty, or belongs to another vocabulary; convert "
+                "the model again"
             )
         for i in unmade:
-            self.types[i] = UNUSED  # no merge makes it, so text must never produce it
-        # SentencePiece puts such a piece together as well, and takes it apart in the end. With the lowest
-        # score, it does so after all merges, which come out the same if none of them has it for a half.
+            self.types[i] = UNUSED  # no merge makes it, so text must never become it
+        # SentencePiece also joins such a piece, and takes it apart at the end. With the lowest score, it is
+        # joined after all merges. The merges are the same if none of them has it as a half.
         proto = self.build([-float(ranks.get(piece, len(merges))) for piece in piece_ids], ids)
         encoder = None
         loose = {self.pieces[i] for i in unmade}
@@ -391,7 +411,7 @@ class Draft:
         return self.finish(ids, proto, merge_encoder=encoder)
 
     def merge_encoder(self, piece_ids: Mapping[str, int], merges: list[str], unk_id: int) -> MergeEncoder:
-        """The merges taken literally; user-defined pieces become literal tokens."""
+        """An encoder that uses exactly these merges. User-defined pieces become literal tokens."""
         for text, i in piece_ids.items():
             if self.types[i] == USER_DEFINED:
                 self.literal[text.replace(SPACE, " ")] = i

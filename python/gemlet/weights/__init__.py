@@ -1,1 +1,1 @@
-"""The weights of a model: their slots, shapes and formats, and the packed file."""
+"""The weights of a model: slots, shapes, formats, and packed files."""

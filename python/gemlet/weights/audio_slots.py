@@ -1,4 +1,4 @@
-"""The weights of encoders for sound, and of Gemma 3n's further tables, by their slots, and their names in
+"""The slots of the weights of audio encoders and of Gemma 3n's additional tables, and their names in
 checkpoints."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from gemlet.config.text_config import TextConfig
 
 __all__ = ["audio_name", "audio_slots", "table_slots"]
 
-# The last parts of slots: names in Gemma 3n, and in Gemma 4, inside of a layer.
+# The last part of a slot in a layer -> its name in Gemma 3n, and its name in Gemma 4.
 _LAYER = {
     "attention_norm": ("attention.pre_attn_norm.weight", "norm_pre_attn.weight"),
     "q_proj": ("attention.attn.q_proj.weight", "self_attn.q_proj.linear.weight"),
@@ -43,7 +43,7 @@ _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "conv_start", "conv_end")
 
 
 def table_slots(name: str) -> tuple[str, str, str]:
-    """The slots of the table of Gemma 3n of this name, "vision" or "audio".
+    """The slots of Gemma 3n's table ``name``, "vision" or "audio".
 
     >>> table_slots("audio")
     ('audio.hard_embedding', 'audio.hard_norm', 'audio.projection')
@@ -52,8 +52,8 @@ def table_slots(name: str) -> tuple[str, str, str]:
 
 
 def audio_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """slot -> shape, for every weight with which the model that ``config`` describes hears, and for the
-    tables of Gemma 3n."""
+    """slot -> shape, for every weight of the audio encoder that ``config`` describes, and for the tables of
+    Gemma 3n."""
     slots: dict[str, tuple[int, ...]] = {}
     for table in config.tables:
         shapes = ((table.size, table.width), (table.width,), (config.hidden_size, table.width))
@@ -106,7 +106,7 @@ def _conformer_slots(config: ConformerConfig, bins: int) -> dict[str, tuple[int,
 
 
 def audio_name(slot: str, family: str) -> str:
-    """The plain name of the tensor that fills a slot.
+    """The plain name of the tensor that belongs to a slot.
 
     >>> audio_name("audio.layers.3.q_proj_input_max", "gemma4")
     'audio_tower.layers.3.self_attn.q_proj.input_max'

@@ -1,5 +1,5 @@
-"""What of a tensor in a file becomes a weight, where that is not all of it as it is there: a part, as when a
-smaller Gemma 3n is cut out of a larger one, or the values in another order."""
+"""Weights that are not the whole tensor of a file as it is stored. They are a part of it (when a smaller
+Gemma 3n is cut out of a larger one), or have the values in another order."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Run = tuple[int, int]  # first, count
 
 @record(frozen=True)
 class Cut:
-    """What is kept of a matrix: runs of rows and runs of columns; all where there are none."""
+    """The part of a matrix that is kept: runs of rows and runs of columns. Without runs, all are kept."""
 
     rows: tuple[Run, ...] = ()
     columns: tuple[Run, ...] = ()
 
     @property
     def end_row(self) -> int:
-        """Rows to read; those after it are not needed."""
+        """The number of rows to read; rows after them are not needed."""
         return self.rows[-1][0] + self.rows[-1][1]
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what is kept of a matrix of ``shape``."""
+        """The shape of the part that is kept of a matrix of ``shape``."""
         kept = (sum(count for _, count in runs) for runs in (self.rows, self.columns))
         return tuple(own or whole for own, whole in zip(kept, shape, strict=True))
 
     def apply(
         self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The kept part of a tensor of this ``shape`` that comes in blocks of rows; blocks again, one if
-        several runs of rows are kept."""
+        """Yields the kept part of a tensor of this ``shape``, which is given in blocks of rows. The result is
+        in blocks, too, or in one block if several runs of rows are kept."""
 
         parts: list[NDArray[Any]] = []
         dtype, begin = "", 0
@@ -55,7 +55,7 @@ class Cut:
                 if self.columns:
                     part = np.concatenate([part[:, at : at + n] for at, n in self.columns], axis=1)
                 if len(self.rows) > 1:
-                    parts.append(part.copy())  # the next block takes its place
+                    parts.append(part.copy())  # the next block overwrites this one
                 elif len(part):
                     yield np.ascontiguousarray(part), dtype
             begin = end
@@ -67,8 +67,9 @@ class Cut:
 
 @record(frozen=True)
 class Rearranged(Cut):
-    """A tensor of the shape ``stored`` whose values, seen in the shape ``seen`` and with its axes in the
-    order ``axes``, are those of the weight, which has the shape ``made``. Blocks of GGUF become float32."""
+    """A tensor with other axes than the weight. The file has it in the shape ``stored``. To get the weight,
+    reshape it to ``seen``, put the axes in the order ``axes``, and reshape it to ``made``. Blocks of GGUF
+    become float32."""
 
     stored: tuple[int, ...] = ()
     seen: tuple[int, ...] = ()
@@ -77,7 +78,7 @@ class Rearranged(Cut):
 
     @classmethod
     def transposed(cls, shape: tuple[int, ...]) -> Rearranged:
-        """A matrix whose rows are the columns of the one in the file, which has this ``shape``."""
+        """The transposed matrix. In the file it has this ``shape``."""
         return cls(stored=shape, seen=shape, axes=(1, 0), made=shape[::-1])
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -93,7 +94,7 @@ class Rearranged(Cut):
 
 @record(frozen=True)
 class Unsoftplussed(Cut):
-    """A vector of which the file has the softplus."""
+    """A vector v. The file has softplus(v)."""
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
@@ -104,16 +105,15 @@ class Unsoftplussed(Cut):
 
         values, dtype = _whole(blocks)
         wide = numbers(values, dtype).astype(np.float64)
-        with np.errstate(all="ignore"):  # what is not finite then is found where it is packed
+        with np.errstate(all="ignore"):  # packing finds values that are not finite
             yield (wide + np.log(-np.expm1(-wide))).astype(np.float32), "f32"
 
 
 def _whole(blocks: Iterator[tuple[NDArray[Any], str]]) -> tuple[NDArray[Any], str]:
-    """All rows of a tensor and their type; blocks of GGUF as float32."""
-
+    """All rows of a tensor, and their type. Blocks of GGUF become float32."""
     from gemlet import _core
 
-    parts = [(block.copy(), dtype) for block, dtype in blocks]  # the next block takes its place
+    parts = [(block.copy(), dtype) for block, dtype in blocks]  # the next block overwrites this one
     values, dtype = np.concatenate([np.atleast_1d(block) for block, _ in parts]), parts[0][1]
     if values.dtype != np.uint8:
         return values, dtype
@@ -121,8 +121,8 @@ def _whole(blocks: Iterator[tuple[NDArray[Any], str]]) -> tuple[NDArray[Any], st
 
 
 def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
-    """The smaller model's configuration, and slot of the larger model -> (its slot, what is kept of it);
-    slots of layers that are left out are missing."""
+    """The configuration of the smaller model, and a map: slot of the larger model -> (slot of the smaller
+    model, part that is kept). The map does not have the slots of layers that are left out."""
     small, kept = cut_config(config, matformer)
     size = config.per_layer_input_size
     runs = tuple((i * size, size) for i in kept)

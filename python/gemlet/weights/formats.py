@@ -1,4 +1,4 @@
-"""The formats of weights in memory, and the presets that name them."""
+"""The formats of weights in memory, and the presets with their names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["EVERY", "PRESETS"]
 
 
 class Formats(NamedTuple):
-    """Formats in memory."""
+    """The formats of a model in memory."""
 
     matrices: str
     embedding: str
     kv_cache: str
 
 
-# The embedding is also the output matrix and loses more to few bits than the others do, so formats of fewer
-# bits keep it at eight.
+# The embedding is also the output matrix, and loses more with few bits than other matrices. So presets with
+# fewer bits keep it at eight bits.
 PRESETS = {
     "f32": Formats("f32", "f32", "f32"),
     "bf16": Formats("bf16", "bf16", "bf16"),
@@ -33,19 +33,19 @@ PRESETS = {
     "q4k": Formats("q4k", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }
-# What only files have, so that nobody chooses it: one scale for a row, as Google's QAT for mobile trains it,
-# and four bits for activations that are not rounded. Rounded activations multiply small errors, so the cache
-# is exact; and nothing else rounds what w4a16 does not.
+# Formats that only files have, so a caller cannot choose them: integers with one scale for a row, as Google's
+# QAT for mobile trains them, and four bits for activations that are not rounded (w4a16). Rounded activations
+# amplify small errors, so the KV cache of the first is exact. With w4a16 nothing else is rounded, either.
 STORED = {"w4a16": Formats("w4a16", "bf16", "f32")} | {
     name: Formats(name, name, "f32") for name in ("r8", "r4", "r2")
 }
 EVERY = PRESETS | STORED
 # Formats whose matrices have balanced channels (csrc/model/balance.h).
 ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
-# Format -> the exact formats of types in files that it keeps every bit of.
+# Format -> the exact formats of types in files whose values it holds without loss.
 KEEPS = {**{name: (name,) for name in ROUNDED}, "q4": ("q4", "w4a16"), "q8": ("q4", "q5", "q8")}
 KV_CACHES = ("f32", "bf16", "int8", "int4")
-# What other tools call the formats, in lower case -> their names here.
+# The names of formats in other tools, in lower case -> their names in gemlet.
 _ELSEWHERE = {
     "float32": "f32",
     "fp32": "f32",
@@ -57,30 +57,30 @@ _ELSEWHERE = {
     "q5_0": "q5",
     **{f"q{bits}_k": f"q{bits}k" for bits in (4, 5, 6)},
 }
-# What no format is exactly -> the one that is probably wanted.
+# Names of formats that gemlet does not have -> the format that is probably wanted.
 _NEAREST = {
-    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # they have the same size
+    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # it has the same size
     **dict.fromkeys(("4bit", "nf4", "fp4", "q4_1", "iq4_xs", "q3_k_m", "q2_k"), "q4"),
     **dict.fromkeys(("8bit", "fp8", "q8_k"), "q8"),
     **dict.fromkeys(("5bit", "q5_1"), "q5"),
     **{f"q{bits}_k_{size}": f"q{bits}k" for bits in (4, 5) for size in "sm"},
     "6bit": "q6k",
 }
-# Types of GGUF that no format holds exactly -> the format whose rounding is small beside their own error. All
-# others that no format holds exactly become q8.
+# GGUF types that no format holds exactly, but whose own error is large compared with the rounding to q4. All
+# other types that no format holds exactly become q8.
 _ROUNDED_TO_Q4 = ("q2_k", "q3_k")
 
 
 def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None = None) -> Formats:
-    """The formats in memory that ``weights`` (not "auto"), ``embedding`` and ``kv_cache`` stand for."""
+    """The formats in memory for the arguments ``weights`` (not "auto"), ``embedding`` and ``kv_cache``."""
     preset = EVERY[weights]
     return Formats(preset.matrices, embedding or preset.embedding, kv_cache or preset.kv_cache)
 
 
 def format_named(what: str, name: object, choices: Sequence[str]) -> str:
-    """The one of ``choices`` that the argument ``what`` names, also as other tools write it.
+    """The one of ``choices`` that the argument ``what`` names, in gemlet's or another tool's spelling.
 
-    Raises :class:`InvalidRequestError`.
+    Raises :class:`InvalidRequestError` for any other name.
 
     >>> format_named("weights", "bfloat16", ["bf16", "q8"]), format_named("weights", "Q8_0", ["bf16", "q8"])
     ('bf16', 'q8')
@@ -96,8 +96,8 @@ def format_named(what: str, name: object, choices: Sequence[str]) -> str:
 
 
 def auto_format(stored: str) -> str | None:
-    """The format in memory that ``weights="auto"`` means for a type in files ("q4_0"): the smallest that has
-    all its values, as the core says, else q4 or q8. None for float16, where the values decide.
+    """The format in memory that ``weights="auto"`` chooses for a type in files ("q4_0"). It is the smallest
+    one that holds all values of the type, or else q4 or q8. None for float16: the values decide.
 
     >>> [auto_format(stored) for stored in ("bf16", "q5_0", "q3_k", "q6_k", "q5_1", "f16")]
     ['bf16', 'q5', 'q4', 'q6k', 'q8', None]

@@ -1,4 +1,4 @@
-"""The weights with which Gemma 4 sees, by their slots, and their names in checkpoints."""
+"""The slots of the weights of Gemma 4's vision tower, and their names in checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gemlet.config.gemma4_vision import Gemma4VisionConfig, UnifiedVisionConfig
 __all__ = ["gemma4_vision_name", "gemma4_vision_slots"]
 
 _BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-# The last parts of slots of a layer: names there.
+# The last part of a slot in a layer -> its name in the layer of a checkpoint.
 _NORMS = {
     "input_norm": "input_layernorm.weight",
     "post_attention_norm": "post_attention_layernorm.weight",
@@ -40,7 +40,7 @@ _POSITIONS = ("vision_tower.patch_embedder.position_embedding_table", "vision_em
 def gemma4_vision_slots(
     config: Gemma4VisionConfig | UnifiedVisionConfig, text_hidden: int
 ) -> dict[str, tuple[int, ...]]:
-    """slot -> shape, for every weight of the tower, or of what the unified model has instead."""
+    """slot -> shape, for every weight of the tower, or of the embedder that the unified model has instead."""
     hidden = config.hidden_size
     slots: dict[str, tuple[int, ...]] = {"vision.projection": (text_hidden, hidden)}
     if isinstance(config, UnifiedVisionConfig):
@@ -78,7 +78,7 @@ def gemma4_vision_slots(
 
 
 def gemma4_vision_name(slot: str, *, unified: bool) -> str:
-    """The plain name of the tensor that fills a slot.
+    """The plain name of the tensor that belongs to a slot.
 
     >>> gemma4_vision_name("vision.layers.3.q_proj_input_max", unified=False)
     'vision_tower.encoder.layers.3.self_attn.q_proj.input_max'

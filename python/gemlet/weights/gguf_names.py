@@ -1,8 +1,9 @@
-"""Which tensor of a GGUF file is which weight of the core. The names are those of GGUF's own tables.
+"""Maps the tensors of a GGUF file to the weights of the core. The names are from GGUF's own tables.
 
-Matrices are stored as Hugging Face has them. Norm weights of Gemma 1 to 3 come with their 1 added, so that
-nothing is added to them here. Of Gemma 3n, the projections into and out of the further residual streams are
-one stack each; of Gemma 4, the gate and the up projection of the experts may be one tensor or two.
+Matrices are stored as in Hugging Face checkpoints. Norm weights of Gemma 1 to 3 are stored with 1 added, so
+nothing is added to them here. In Gemma 3n, the projections into the additional residual streams are one
+stack, and those out of them another. In Gemma 4, the gate and the up projection of the experts are one tensor
+or two.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ __all__ = ["ROPE_FREQS", "TOKEN_ORDER", "gguf_name", "map_gguf_tensors"]
 
 ROPE_FREQS = "rope_freqs.weight"  # divides the angles of Gemma 4's global layers: part of the configuration
 
-TOKEN_ORDER = "masked_embd_ordering"  # of a drafter: of which token each row of its head is; integers
+TOKEN_ORDER = "masked_embd_ordering"  # integers: the token of each row of a drafter's head
 
-# slot -> name; ".weight" follows unless the name has a dot
+# slot -> name; ".weight" is added unless the name has a dot
 _MODEL = {
     "embed_tokens": "token_embd",
     "lm_head": "output",
@@ -35,7 +36,7 @@ _MODEL = {
     "post_projection": "nextn.post_projection",
     "centroids": "masked_embd_centroids",
 }
-# slot of a layer -> name inside "blk.N."
+# slot of a layer -> name after "blk.N."
 _LAYER = {
     "pre_attention_norm": "attn_norm",
     "q_proj": "attn_q",
@@ -73,16 +74,16 @@ _LAYER = {
     "post_dense_norm": "post_ffw_norm_1",
     "post_moe_norm": "post_ffw_norm_2",
 }
-# Parts for images and sound, which some converters write into the same file.
+# Towers for images and sound, which some converters write into the same file.
 _TOWERS = ("v.", "a.", "mm.")
 
 
-# In other places: family -> slot -> name
+# Names outside of layers that other families have: family -> slot -> name
 _OWN = {"embeddinggemma2": {"dense.0": "output"}}
 
 
 def gguf_name(slot: str, family: str = "") -> str:
-    """The tensor that fills ``slot``.
+    """The name of the tensor that belongs to ``slot``.
 
     >>> gguf_name("final_norm"), gguf_name("layers.3.router_scale")
     ('output_norm.weight', 'blk.3.ffn_gate_inp.scale')
@@ -99,9 +100,9 @@ def map_gguf_tensors(
 ) -> dict[str, str]:
     """tensor name -> slot, for a GGUF model whose tensors have these ``shapes``.
 
-    What text does not need is left out: towers for images and sound, projections of layers that read another
-    one's keys and values. Raises :class:`TensorError` for a missing, unexpected or mis-shaped tensor;
-    ``where`` names the file.
+    Tensors that text does not need are left out: towers for images and sound, and projections of layers that
+    read the keys and values of another layer. Raises :class:`TensorError` if a tensor is missing, unexpected
+    or has the wrong shape. ``where`` is the name of the file for errors.
     """
     slots: dict[str, tuple[int, ...]] = {}
     for slot, shape in expected_slots(config).items():

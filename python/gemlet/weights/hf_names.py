@@ -1,7 +1,7 @@
-"""Which tensor of a Hugging Face checkpoint fills which slot, and the check that all of them are there.
+"""Maps the tensors of a Hugging Face checkpoint to slots, and checks that none is missing.
 
-One trap is in the names: ``post_attention_layernorm`` is the norm *before* the MLP in Gemma 1, and the norm
-on the attention's *output* in all others.
+One name is a trap: ``post_attention_layernorm`` is the norm *before* the MLP in Gemma 1, and the norm of the
+attention's *output* in all other families.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "without_wrappers",
 ]
 
-# slot of a layer -> its name in the checkpoint, inside "layers.N."; ".weight" follows unless it ends in a dot
+# slot of a layer -> its name in the checkpoint after "layers.N."; ".weight" is added unless it ends in a dot
 _COMMON = {
     "pre_attention_norm": "input_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -76,13 +76,13 @@ _EXPERTS = {
     "post_dense_norm": "post_feedforward_layernorm_1",
     "post_moe_norm": "post_feedforward_layernorm_2",
 }
-# Of a drafter, whatever its trunk's names begin with.
+# Names of a drafter, without a prefix.
 _ASSISTANT = {
     "pre_projection": "pre_projection.weight",
     "post_projection": "post_projection.weight",
     "centroids": "masked_embedding.centroids.weight",
 }
-TOKEN_ORDER = "masked_embedding.token_ordering"  # says which token each row of its head belongs to; integers
+TOKEN_ORDER = "masked_embedding.token_ordering"  # integers: the token of each row of a drafter's head
 _GEMMA3 = _COMMON | _SANDWICH | _HEAD_NORMS
 LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma": _COMMON | {"pre_mlp_norm": "post_attention_layernorm"},
@@ -95,7 +95,7 @@ LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     | {slot: f"ple_block.{name}" for slot, name in _PER_LAYER_INPUT.items()}
     | {"layer_scalar": "layer_scalar."},
 }
-# Outside of layers, where a name is not the slot's: family -> slot -> the name behind the model's prefix.
+# Names outside of layers that differ from the slot: family -> slot -> the name after the model's prefix.
 _END_NAMES: Mapping[str, Mapping[str, str]] = {
     "embeddinggemma2": {
         "per_layer_model_projection": "ple.per_layer_model_projection",
@@ -104,21 +104,21 @@ _END_NAMES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-# (prefix of the text model, prefix of lm_head) of published files.
+# (prefix of the text model, prefix of lm_head) in published files.
 PREFIXES = (
     ("model.", ""),
     ("language_model.model.", "language_model."),  # Gemma 3 with images, as published
     ("model.language_model.", ""),  # Gemma 3n and 4 as published, Gemma 3 saved by transformers 4.52 or later
-    ("", ""),  # the bare trunk
+    ("", ""),  # the trunk only
 )
-# Other tools put these two together in other ways.
+# Other tools combine these two prefixes in other ways.
 _PREFIX_PARTS = ("model", "language_model")
-# What training and compiling put around modules; it says nothing about the weights.
+# Wrappers that training and compiling put around modules. They have no meaning for the weights.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
-_PEFT = "base_model.model."  # around a model that had an adapter
+_PEFT = "base_model.model."  # the wrapper of a model that had an adapter
 _UNMERGED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector", ".base_layer.", ".modules_to_save.")
 
-# Parts of a multimodal model that text does not need, with or without a prefix.
+# Modules of a multimodal model that text does not need. A prefix may come before them.
 _TOWERS_3N = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
 TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma": (),
@@ -129,9 +129,9 @@ TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma4": (*_TOWERS_3N, "vision_embedder."),
     "embeddinggemma2": _TOWERS_3N,
 }
-# Constants that some exports wrote out, by the last part of their name, and the scales of an 8-bit KV cache.
+# The last parts of names: constants that some exports store, and the scales of an 8-bit KV cache.
 _CONSTANTS = ("embed_scale", "cos_cached", "sin_cached", "position_ids", "masked_bias")
-# What quantized files have beside their weights, by the end of its name -> who writes it.
+# The ends of names of tensors that quantized files have beside the weights -> the tools that write them.
 _QUANTIZED = {
     (".qweight", ".qzeros", ".g_idx"): "GPTQ or AWQ",
     (".weight_packed", ".weight_zero_point", ".weight_shape"): "compressed-tensors",
@@ -146,13 +146,13 @@ _CACHE_SCALES = (
 
 
 class MappedTensors(NamedTuple):
-    """What :func:`map_tensors` found.
+    """The result of :func:`map_tensors`.
 
     Attributes:
         slots: tensor -> slot.
-        config: what the tensors are of: whether the output head is the embedding table, and which towers
-            there are.
-        passed_over: tensors that change nothing and that published files do not have.
+        config: the model's configuration, corrected by the tensors: whether the output head is the embedding
+            table, and which towers the model has.
+        passed_over: tensors that have no effect and that published files do not have.
     """
 
     slots: dict[str, str]
@@ -167,15 +167,16 @@ def map_tensors(
     where: str,
     same: Callable[[str, str], bool] | None = None,
 ) -> MappedTensors:
-    """Which tensor of a checkpoint with these ``shapes`` fills which slot.
+    """Maps the tensors of a checkpoint with these ``shapes`` to slots.
 
-    The tensors say whether the output head is the embedding table, whatever the configuration says: it is
-    where only one of the two is stored, and where ``same``, called with both names, finds the same values.
-    Without ``same`` the configuration decides where both are stored.
+    The tensors decide whether the output head is the embedding table; the configuration may be wrong about
+    it. It is the table if only one of the two is stored, or if ``same``, called with both names, finds the
+    same values. If both are stored and there is no ``same``, the configuration decides.
 
     Tensors that text does not need are left out: towers for images and sound, a copy of the tied output
-    matrix, projections of layers that read another one's keys and values. Raises :class:`TensorError` for a
-    missing, unexpected or mis-shaped tensor; ``where`` names the checkpoint.
+    matrix, and projections of layers that read the keys and values of another layer. Raises
+    :class:`TensorError` if a tensor is missing, unexpected or has the wrong shape. ``where`` is the name of
+    the checkpoint for errors.
     """
     plain = _plain_names(shapes, where)  # name without wrappers -> tensor
     prefix, head_prefix = _find_prefix(plain, where)
@@ -219,8 +220,9 @@ def map_tensors(
 def _whole_towers(
     config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with the towers and tables of which all tensors are there, of these ``shapes``, and why
-    others are left out. A file may have a part of one, or be saved as a model of text."""
+    """``config`` with those towers and tables whose tensors are all there and have these ``shapes``, and the
+    reasons why others are left out. A file may have only a part of a tower, or may be saved as a text
+    model."""
     if isinstance(config.vision, MobileNetConfig):
         config = replace(config, vision=with_found_blocks(config.vision, slot_shapes(shapes)))
     slots = tower_slots(config)
@@ -242,23 +244,26 @@ def _whole_towers(
 
 
 def _plain_names(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, str]:
-    """Name without what tools put around modules -> tensor."""
+    """Name without wrappers -> tensor."""
     plain: dict[str, str] = {}
     for tensor in shapes:
         if any(part in tensor for part in _UNMERGED):
             raise TensorError(
                 f"{where}: tensor {show(tensor)} belongs to an unmerged PEFT state dict; merge it with "
-                "merge_and_unload() and load the result, or load the original and the adapter's own folder"
+                "merge_and_unload() and load the result, or load the original and the folder of the adapter"
             )
         name = without_wrappers(tensor).removeprefix(_PEFT)
         if name in plain:
-            raise TensorError(f"{where}: tensors {show(plain[name])} and {show(tensor)} are the same weight")
+            raise TensorError(
+                f"{where}: tensors {show(plain[name])} and {show(tensor)} are the same weight; expected each "
+                "weight once"
+            )
         plain[name] = tensor
     return plain
 
 
 def without_wrappers(tensor: str) -> str:
-    """A tensor's name without what training and compiling put around modules.
+    """A tensor's name without the wrappers that training and compiling put around modules.
 
     >>> without_wrappers("_orig_mod.model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
@@ -269,7 +274,7 @@ def without_wrappers(tensor: str) -> str:
 
 
 def split_prefix(name: str) -> tuple[str, str]:
-    """What a name of a text model's module or tensor begins with, and the rest.
+    """The prefix of the name of a text model's module or tensor, and the rest of the name.
 
     >>> split_prefix("model.language_model.layers.0"), split_prefix("lm_head")
     (('model.language_model.', 'layers.0'), ('', 'lm_head'))
@@ -281,7 +286,7 @@ def split_prefix(name: str) -> tuple[str, str]:
 
 
 def _find_prefix(plain: Collection[str], where: str) -> tuple[str, str]:
-    """What the names of the text model and of its head begin with."""
+    """The prefix of the names of the text model, and that of its head."""
     prefixes: list[str] = []
     heads: list[str] = []
     for name in plain:
@@ -298,7 +303,7 @@ def _find_prefix(plain: Collection[str], where: str) -> tuple[str, str]:
         raise TensorError(f"{where}: the embedding table is missing; expected one of {tried}")
     if len(prefixes) > 1 or len(heads) > 1:
         listed = ", ".join(map(show, prefixes if len(prefixes) > 1 else heads))
-        raise TensorError(f"{where}: tensors of several text models, named {listed}; expected one model")
+        raise TensorError(f"{where}: has tensors of several text models, named {listed}; expected one model")
     return prefixes[0], heads[0] if heads else ""
 
 
@@ -325,9 +330,10 @@ def match_tensors(
     *,
     where: str,
 ) -> dict[str, str]:
-    """tensor name -> slot, where the tensor ``names[slot]`` has to have the shape ``slots[slot]``.
+    """tensor name -> slot. The tensor ``names[slot]`` has to have the shape ``slots[slot]``.
 
-    Raises :class:`TensorError` for a tensor that is missing, mis-shaped, or neither named nor ``ignored``.
+    Raises :class:`TensorError` if a tensor is missing, has the wrong shape, or is neither in ``names`` nor in
+    ``ignored``.
     """
     wrong = any(shapes.get(name) != slots[slot] for slot, name in names.items())
     if (wrong or len(shapes) > len(names)) and (how := _quantized(shapes, {*names.values(), *ignored})):
@@ -353,7 +359,7 @@ def match_tensors(
 
 
 def _quantized(shapes: Collection[str], known: Collection[str]) -> str | None:
-    """What to say of tensors that only quantized files have; None if there is none."""
+    """The error message about tensors that only quantized files have; None if there are no such tensors."""
     for ends, tool in _QUANTIZED.items():
         for name in shapes:
             if name not in known and name.endswith(ends):
@@ -365,7 +371,8 @@ def _quantized(shapes: Collection[str], known: Collection[str]) -> str | None:
 
 
 def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
-    """The tensor that fills ``slot``, where the text model's names begin with ``prefix``."""
+    """The tensor that belongs to ``slot``. The names of the text model begin with ``prefix``, and the name of
+    the head with ``head_prefix``."""
     if slot == "lm_head":
         return f"{head_prefix}lm_head.weight"
     if slot in _ASSISTANT:
@@ -382,7 +389,7 @@ def tensor_name(slot: str, family: str, prefix: str, head_prefix: str) -> str:
 
 
 def matrix_columns(config: TextConfig) -> dict[str, int]:
-    """Module of a text model, without what its name begins with -> the columns of its matrix.
+    """Module of a text model, without the prefix -> the columns of its matrix.
 
     >>> from gemlet.config import shape_config
     >>> matrix_columns(shape_config("gemma3-1b"))["layers.0.mlp.down_proj"]
@@ -397,7 +404,7 @@ def matrix_columns(config: TextConfig) -> dict[str, int]:
 
 
 def dense_tensor(index: int) -> str:
-    """The file and the tensor of an embedding model's dense layer, in the folder sentence-transformers makes.
+    """The file and the tensor of an embedding model's dense layer, in a folder of sentence-transformers.
 
     >>> dense_tensor(0)
     '2_Dense/linear.weight'
@@ -406,10 +413,10 @@ def dense_tensor(index: int) -> str:
 
 
 def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
-    """Copies and leftovers that published files hold and no computation reads."""
+    """Tensors of published files that the model does not need: copies, and parts that no layer reads."""
     unused = {f"{head_prefix}lm_head.weight"} if config.tie_word_embeddings else set()
     if config.centroids:
-        unused.add(TOKEN_ORDER)  # it is read apart
+        unused.add(TOKEN_ORDER)  # it is read separately
     for i, layer in enumerate(config.layers):
         if layer.kv_source >= 0:
             for slot in ("k_proj", "v_proj", "k_norm"):
@@ -427,7 +434,7 @@ def is_tower(name: str, family: str) -> bool:
 
 
 def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
-    """The kinds of the towers that the modules belong to: those that see ("vision") or hear ("audio").
+    """The kinds of the towers that the modules belong to: "vision" or "audio".
 
     >>> sorted(tower_kinds(["model.audio_tower.conformer.0.norm", "vision_tower.encoder", "layers.0.mlp"]))
     ['audio', 'vision']
@@ -446,6 +453,6 @@ def tower_kinds(modules: Iterable[str]) -> frozenset[str]:
 
 def _is_constant(name: str) -> bool:
     last = name.rpartition(".")[2]
-    # transformers calls them inv_freq, original_inv_freq, and full_attention_inv_freq and the like.
+    # transformers calls them inv_freq, original_inv_freq, full_attention_inv_freq and the like.
     frequencies = (last.endswith("inv_freq") and "rotary" in name) or last == "inv_freq"
     return frequencies or last in _CONSTANTS or (last in _CACHE_SCALES and ".self_attn." in name)

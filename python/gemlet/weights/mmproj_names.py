@@ -1,11 +1,15 @@
-"""Which tensor of an ``mmproj`` file of llama.cpp is which weight of a tower. The names are those of GGUF's
+"""Maps the tensors of an ``mmproj`` file of llama.cpp to the weights of a tower. The names are from GGUF's
 own tables.
 
-The layout differs from a Hugging Face folder's in a few tensors, which :func:`map_mmproj_tensors` undoes:
-patches come as a convolution has them, channels first; tables of positions come with a table for each axis;
-the numbers that clip come in vectors of one, and a depthwise kernel without its middle axis; a few vectors
-of Gemma 3n's tower come as images of one place; Gemma 4's scales
-of queries come after the softplus; the norm of Gemma 3's projector comes with its 1.
+A few tensors have another layout than in a Hugging Face folder. :func:`map_mmproj_tensors` undoes this:
+
+- the patch embedding is stored as a convolution, channels first;
+- a table of positions is stored with one table for each axis;
+- each number that clips is stored as a vector of one element;
+- a depthwise kernel is stored without its middle axis;
+- a few vectors of Gemma 3n's tower are stored as images of one pixel;
+- Gemma 4's scales of queries are stored after the softplus;
+- the norm of Gemma 3's projector is stored with 1 added.
 """
 
 from __future__ import annotations
@@ -58,7 +62,7 @@ _GEMMA4_LAYER = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
-# Of both encoders for sound; the two norms of the convolution have each other's names.
+# Names of both audio encoders. The two norms of the convolution have swapped names.
 _AUDIO_LAYER = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
@@ -127,20 +131,20 @@ _NAMES = {
     "audio.hard_embedding": "mm.a.embedding.weight",
     "audio.hard_norm": "mm.a.hard_emb_norm.weight",
 }
-# Another name for Gemma 3n's.
+# A name that only Gemma 3n has.
 _GEMMA3N = {"audio.input_proj": "a.pre_encode.out.weight"}
-# Early converters named the two matrices of an MLP the other way round.
+# Early converters swapped the names of the two matrices of an MLP.
 _EARLY = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
 
 
 class MappedTowers(NamedTuple):
-    """What :func:`map_mmproj_tensors` found.
+    """The result of :func:`map_mmproj_tensors`.
 
     Attributes:
         slots: tensor -> slot.
-        cuts: tensor -> how its values become those of the slot, where they are others.
-        config: the model with the towers that are there.
-        left_out: why others are not.
+        cuts: tensor -> how its values become those of the slot, for tensors that are stored otherwise.
+        config: the model's configuration with the towers that the file has.
+        left_out: the reasons why other towers are left out.
     """
 
     slots: dict[str, str]
@@ -150,7 +154,7 @@ class MappedTowers(NamedTuple):
 
 
 def mmproj_name(slot: str, family: str, *, early: bool = False) -> str:
-    """The tensor that fills ``slot``; of a file by an ``early`` converter, where MLPs are named otherwise.
+    """The tensor that belongs to ``slot``. Files of an ``early`` converter have other names for MLPs.
 
     >>> mmproj_name("vision.layers.3.fc1", "gemma3"), mmproj_name("audio.layers.0.q_proj_input_max", "gemma4")
     ('v.blk.3.ffn_up.weight', 'a.blk.0.attn_q.input_max')
@@ -178,10 +182,10 @@ def mmproj_name(slot: str, family: str, *, early: bool = False) -> str:
 def map_mmproj_tensors(
     shapes: Mapping[str, tuple[int, ...]], config: TextConfig, *, where: str, whole: bool
 ) -> MappedTowers:
-    """Which tensor of a file with these ``shapes`` fills which slot of the towers that ``config`` describes.
+    """Maps the tensors of a file with these ``shapes`` to the slots of the towers that ``config`` describes.
 
-    Raises :class:`TensorError` for a missing, unexpected or mis-shaped tensor; ``where`` names the file.
-    Unless it has to be ``whole``, a tower without all of its tensors is left out instead.
+    Raises :class:`TensorError` if a tensor is missing, unexpected or has the wrong shape. ``where`` is the
+    name of the file for errors. Unless ``whole``, a tower with missing or wrong tensors is left out instead.
     """
     left_out: list[str] = []
     if isinstance(config.vision, MobileNetConfig):
@@ -206,7 +210,7 @@ def map_mmproj_tensors(
         begins = ("v.", "mm.") if tower == "vision" else ("a.", "mm.a.")
         own = {name: shape for name, shape in shapes.items() if name.startswith(begins)}
         own = {name: s for name, s in own.items() if tower == "audio" or not name.startswith("mm.a.")}
-        # Gemma 3n has tables without the tower.
+        # Gemma 3n may have the tables without the tower.
         ignored = own if tower == "vision" and config.vision is None else ()
         if names:
             slots |= match_tensors(own, config, names, stored, ignored, where=where)
@@ -217,7 +221,8 @@ def map_mmproj_tensors(
 def _expected(
     config: TextConfig, shapes: Mapping[str, tuple[int, ...]], tower: str
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]], dict[str, Cut]]:
-    """For each slot of a tower: the tensors' names, their shapes in the file, and what undoes the layout."""
+    """For each slot of a tower: the name of its tensor, the shape in the file, and the cut that undoes the
+    layout."""
     family = "gemma4" if config.family in WITH_GEMMA4_TOWERS else config.family
     slots = {slot: shape for slot, shape in tower_slots(config).items() if slot.startswith(f"{tower}.")}
     early = False

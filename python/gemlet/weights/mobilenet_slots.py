@@ -1,6 +1,7 @@
-"""The weights of Gemma 3n's tower for images, by their slots, and their names in checkpoints.
+"""The slots of the weights of Gemma 3n's vision tower, and their names in checkpoints.
 
-``config.json`` has no list of the tower's blocks. :func:`with_found_blocks` reads them from the tensors.
+``config.json`` does not list the blocks of the tower. :func:`with_found_blocks` derives them from the
+tensors.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _EMBEDDER = {
     "vision.hard_embedding": "embed_vision.embedding.weight",
     "vision.hard_norm": "embed_vision.hard_embedding_norm.weight",
 }
-# The last part of a slot in a block -> its name in the block.
+# The last part of a slot in a block -> its name in the block of a checkpoint.
 _EDGE = {
     "expansion": "conv_exp.weight",
     "expansion_norm": "bn1.weight",
@@ -71,7 +72,7 @@ Shape = tuple[int, ...]
 
 
 def mobilenet_slots(config: MobileNetConfig, text_hidden: int) -> dict[str, Shape]:
-    """slot -> shape, for the weights of the tower and what follows it."""
+    """slot -> shape, for the weights of the tower and of its projection into the text model."""
     hidden, inner = config.hidden_size, config.fused_inner
     slots: dict[str, Shape] = {
         "vision.stem": (config.stem_channels, 3, 3, 3),
@@ -128,7 +129,7 @@ def _attention_slots(block: MobileNetBlock) -> dict[str, Shape]:
 
 
 def mobilenet_name(slot: str, slots: Collection[str]) -> str:
-    """The plain name of the tensor that fills a slot; ``slots`` are all of the tower.
+    """The plain name of the tensor that belongs to a slot. ``slots`` are all slots of the tower.
 
     >>> mobilenet_name("vision.blocks.1.0.projection", {"vision.blocks.1.0.scale"})
     'vision_tower.timm_model.blocks.1.0.pw_proj.conv.weight'
@@ -145,7 +146,7 @@ def mobilenet_name(slot: str, slots: Collection[str]) -> str:
 
 
 def slot_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """slot -> shape, of tensors with plain names.
+    """slot -> shape, for tensors with plain names.
 
     >>> slot_shapes({"vision_tower.timm_model.blocks.0.1.bn2.weight": (8,), "embed_audio.x": (1,)})
     {'vision.blocks.0.1.projection_norm': (8,)}
@@ -163,7 +164,7 @@ def slot_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def mmproj_names(names: Iterable[str]) -> dict[str, str]:
-    """Plain names -> those in the mmproj files of llama.cpp.
+    """Plain names -> names in the mmproj files of llama.cpp.
 
     >>> mmproj_names(["vision_tower.timm_model.blocks.0.1.bn2.weight", "embed_vision.embedding.weight"])
     {'vision_tower.timm_model.blocks.0.1.bn2.weight': 'v.blk.0.1.bn2.weight'}
@@ -173,7 +174,7 @@ def mmproj_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def mmproj_slot_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """:func:`slot_shapes` of tensors in such a file.
+    """:func:`slot_shapes` for tensors in an mmproj file.
 
     >>> mmproj_slot_shapes({"v.blk.0.1.bn2.weight": (8,), "a.blk.0.ln1.weight": (1,)})
     {'vision.blocks.0.1.projection_norm': (8,)}
@@ -183,10 +184,11 @@ def mmproj_slot_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def with_found_blocks(config: MobileNetConfig, shapes: Mapping[str, Shape]) -> MobileNetConfig:
-    """``config`` with the blocks that the ``shapes`` of slots are of; as it is where they are of no tower.
+    """``config`` with the blocks that follow from the ``shapes`` of slots; unchanged if there are no blocks
+    among them.
 
-    The stride is in no shape: it is 2 in the first block of a stage, and of keys and values that a
-    convolution precedes.
+    No shape shows the stride. It is 2 in the first block of a stage, and for keys and values that have a
+    convolution before them.
     """
     blocks: dict[int, dict[int, dict[str, Shape]]] = {}
     for slot, shape in shapes.items():

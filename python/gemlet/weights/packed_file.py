@@ -1,15 +1,16 @@
-"""Packed files: their format, and reading them. Their weights are mapped and used in place.
+"""The format of packed files, and their reader.
 
-A packed file is a safetensors file that the core maps and uses in place. Of each weight of the core it has
-one U8 tensor, named as the core names it, whose data is the panels of csrc/formats/formats.h (a vector: its
-float32 values), padded to a multiple of 64 bytes and so beginning at one. The vectors that balance channels
-come first (csrc/model/balance.h); an adapter has to follow them. The table of per-layer embeddings
-stands last, as rows in the type it had (blocks of GGUF as U8). ``__metadata__`` says which version of
-gemlet wrote it, in which format and layout, and format and shape of every weight.
+A packed file is a safetensors file that the core maps and uses in place. It has one U8 tensor for each weight
+of the core, with the core's name. The data of a matrix are the panels of csrc/formats/formats.h, and those of
+a vector its float32 values. They are padded to a multiple of 64 bytes, so each tensor begins at such a
+multiple. The vectors that balance channels come first (csrc/model/balance.h), because an adapter needs them.
+The table of per-layer embeddings comes last, as rows in its original type (blocks of GGUF as U8).
+``__metadata__`` has the version of gemlet that wrote the file, the versions of the format and the layout, and
+the format and shape of every weight.
 
-All that the header says is checked before anything is mapped: versions, names, shapes, sizes, alignment.
-The values are not looked at, which would mean reading all of the file; no bit pattern makes the core access
-what it must not, and a NaN in a damaged file ends in an error when it reaches the logits.
+Everything in the header is checked before the file is mapped: versions, names, shapes, sizes and alignment.
+The values are not checked, because that would mean reading the whole file. No bit pattern makes the core
+access memory that it must not access. A NaN in a damaged file becomes an error when it reaches the logits.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ __all__ = ["FORMAT_VERSION", "PackedCheckpoint", "is_packed", "packed_towers"]
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:
-    """Whether the files hold packed weights, of whatever version."""
+    """Whether the files have packed weights, of any version."""
     return "gemlet_format" in checkpoint.metadata
 
 
 def packed_towers(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
-    """``config`` with the towers and tables of which the file has weights; it was perhaps made of a text
-    model, or without them."""
+    """``config`` with only those towers and tables for which the file has weights. The file may be made from
+    a text model, or without its towers."""
     if isinstance(config.vision, MobileNetConfig):
         try:
             described = json.loads(checkpoint.metadata["gemlet_tensors"])
@@ -66,7 +67,7 @@ def packed_towers(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
             }
             config = replace(config, vision=with_found_blocks(config.vision, shapes))
         except (ValueError, TypeError, AttributeError, RecursionError, KeyError):
-            pass  # PackedCheckpoint says what is wrong
+            pass  # PackedCheckpoint raises the error
     tables = [name for name in ("vision", "audio") if table_slots(name)[0] in checkpoint.tensors]
     own = {slot for slot in tower_slots(config) if slot in checkpoint.tensors}
     own -= {slot for name in tables for slot in table_slots(name)}
@@ -75,19 +76,19 @@ def packed_towers(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
 
 
 class PackedCheckpoint(TensorFiles):
-    """A folder with a packed ``model.safetensors``. A context manager; ``close()`` closes the file.
+    """A folder with a packed ``model.safetensors``. It is a context manager; ``close()`` closes the file.
 
-    ``tensors`` says of each weight its shape and format, as if it were stored as such. Raises
-    :class:`ModelFileError` for a file this gemlet cannot use, :class:`TensorError` naming a tensor that is
-    missing, unexpected or of the wrong shape for ``config``.
+    ``tensors`` has the shape and the format of each weight, not those of the U8 tensor that stores it. Raises
+    :class:`ModelFileError` if this version of gemlet cannot use the file, and :class:`TensorError` if a
+    tensor is missing, unexpected or has the wrong shape for ``config``.
 
     Args:
-        checkpoint: the folder as it was opened; its files are this one's from now on.
-        config: what the model is.
-        table_elsewhere: the table of per-layer embeddings is in another file.
+        checkpoint: the opened folder. The new object takes over its files.
+        config: the configuration of the model.
+        table_elsewhere: whether the table of per-layer embeddings is in another file.
 
     Attributes:
-        weights: "q4", ...: what it was converted to.
+        weights: the preset that the model was converted to, such as "q4".
     """
 
     _readable = Checkpoint._readable
@@ -96,7 +97,7 @@ class PackedCheckpoint(TensorFiles):
     def __init__(self, checkpoint: Checkpoint, config: TextConfig, *, table_elsewhere: bool = False) -> None:
         super().__init__(checkpoint.files)
         self._metadata = checkpoint.metadata
-        self.tensors = checkpoint.tensors  # what the header has; _describe() says what they are
+        self.tensors = checkpoint.tensors  # as in the header; _describe() replaces them
         try:
             self._check_versions()
             self.weights = self._weights()
@@ -115,12 +116,12 @@ class PackedCheckpoint(TensorFiles):
         return {name: info.dtype for name, info in self.tensors.items() if takes_format(name, info.shape)}
 
     def dtype(self, name: str) -> str:
-        """The format of weight ``name``: "q4", ...; of the per-layer table its type."""
+        """The format of weight ``name``, such as "q4"; for the per-layer table its type."""
         dtype = self.tensors[name].dtype
         return super().dtype(name) if dtype in self._readable else dtype
 
     def use(self, builder: _core.ModelBuilder) -> None:
-        """Maps the file and gives the builder every weight in it; the model keeps it mapped."""
+        """Maps the file, and gives the builder every weight in it. The model keeps the file mapped."""
         path = self.path(SINGLE_FILE)
         sizes = builder.packed_sizes()
         builder.map_file(self.files.descriptor(SINGLE_FILE), readable(path))
@@ -133,7 +134,7 @@ class PackedCheckpoint(TensorFiles):
                     builder.use_packed(name, info.begin, info.nbytes)
                 except TensorError as problem:
                     raise TensorError(f"{path}: {problem}") from None
-        self.files.check_unchanged(SINGLE_FILE, "it")  # from here on the core checks that
+        self.files.check_unchanged(SINGLE_FILE, "it")  # after this, the core checks the file
 
     def _check_versions(self) -> None:
         from gemlet import _core
@@ -147,8 +148,8 @@ class PackedCheckpoint(TensorFiles):
                 writer = self._metadata.get("gemlet_version", "unknown")
                 raise ModelFileError(
                     f"{path}: is a packed model of {what} {show(found)}, written by gemlet {show(writer)}; "
-                    f"this gemlet ({_core.__version__}) reads {what} {known}. Convert the original again "
-                    "with `gemlet convert`, or install the gemlet that wrote it"
+                    f"expected {what} {known}, which gemlet {_core.__version__} reads. Convert the original "
+                    "again with `gemlet convert`, or install the version of gemlet that wrote it"
                 )
 
     def _weights(self) -> str:
@@ -205,19 +206,20 @@ class PackedCheckpoint(TensorFiles):
         self.tensors = MappingProxyType(tensors)
 
     def _table_of_blocks(self, info: TensorInfo, dtype: str, shape: tuple[Any, ...]) -> TensorInfo:
-        """The per-layer table in a block type of GGUF, which the file has as U8, a row of bytes for each."""
+        """The per-layer table as a tensor of the block type ``dtype`` of GGUF. The file has it as U8 rows."""
         sizes = {name.lower(): (v, n) for name, v, n in TENSOR_TYPES.values()}
         values, nbytes = _INTEGERS[dtype][1:] if dtype in _INTEGERS else sizes[dtype]
         rows, cols = shape if len(shape) == 2 and all(type(size) is int for size in shape) else (0, 0)
         if info.dtype != "U8" or cols % values or info.shape != (rows, cols // values * nbytes):
             raise TensorError(
-                f"{self.path(SINGLE_FILE)}: tensor {info.name!r} is {info.dtype} {list(info.shape)}; "
-                f"gemlet_tensors says {dtype} {show(list(shape))}"
+                f"{self.path(SINGLE_FILE)}: tensor {info.name!r} is {info.dtype} {list(info.shape)}, which "
+                f"does not fit {dtype} {show(list(shape))} in gemlet_tensors; convert the original again "
+                "with `gemlet convert`"
             )
         return replace(info, dtype=_INTEGERS[dtype][0] if dtype in _INTEGERS else dtype, shape=shape)
 
     def _take_table_scales(self, table: TensorInfo) -> None:
-        """Those of a table of integers, which stand behind it."""
+        """Takes the scales, which come after a table of integers."""
         if table.dtype not in {name for name, _, _ in _INTEGERS.values()}:
             return
         rows, columns = table.shape
@@ -229,25 +231,31 @@ class PackedCheckpoint(TensorFiles):
         if not fits or columns % info.shape[1]:
             raise TensorError(
                 f"{path}: tensor {TABLE_SCALES!r} is {info.dtype} {list(info.shape)}; expected F32 "
-                f"[{rows}, 1]"
+                f"[{rows}, n], where n divides {columns}, such as 1"
             )
         self.scales = {PER_LAYER_TABLE: Scales(info, columns // info.shape[1])}
 
     def _described(self, path: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
-        """weight -> (format, shape), as the metadata says."""
+        """weight -> (format, shape), from the metadata."""
         try:
             raw = json.loads(self._metadata.get("gemlet_tensors", ""))
             described = {name: (dtype, tuple(shape)) for name, (dtype, shape) in raw.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ModelFileError(f"{path}: gemlet_tensors is not a list of formats and shapes") from None
-        choices = [*EVERY]
+            raise ModelFileError(
+                f"{path}: gemlet_tensors is {show(self._metadata.get('gemlet_tensors'))}; expected an object "
+                "that maps weights to formats and shapes"
+            ) from None
         for name, (dtype, _) in described.items():
-            if dtype not in (_block_types() if name == PER_LAYER_TABLE else choices):
-                raise ModelFileError(f"{path}: gemlet_tensors gives {show(name)} the format {show(dtype)}")
+            choices = _block_types() if name == PER_LAYER_TABLE else [*EVERY]
+            if dtype not in choices:
+                raise ModelFileError(
+                    f"{path}: gemlet_tensors gives {show(name)} the format {show(dtype)}; expected one of "
+                    f"{', '.join(choices)}"
+                )
         return described
 
 
-# Tables of integers: type -> the name that TensorInfo has, values and bytes of a block.
+# Tables of integers: type -> the name in TensorInfo, the values and the bytes of a block.
 _INTEGERS = {"i8": ("INT8", 1, 1), "i4": ("INT4", 2, 1), "i2": ("INT2", 4, 1)}
 
 
@@ -255,5 +263,5 @@ def _block_types() -> list[str]:
     return [*(name.lower() for name in BLOCK_TYPES), *_INTEGERS]
 
 
-FORMAT_VERSION = 2  # version of the file; the core counts the versions of the layout inside the tensors
+FORMAT_VERSION = 2  # the version of the file; the core has the version of the layout inside the tensors
 ALIGNMENT = 64

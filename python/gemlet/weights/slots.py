@@ -1,7 +1,8 @@
-"""The weights of the core, by their slots, and the shape of each.
+"""The slots of the core's weights, and their shapes.
 
-A slot is the core's name of a weight ("layers.3.q_proj"); csrc/MODEL.md lists them. The matrices of routed
-experts are two slots per layer here, stacked as the file has them: :func:`core_slots` takes them apart.
+A slot is the core's name of a weight ("layers.3.q_proj"); csrc/MODEL.md lists them. Here, the matrices of
+routed experts are two slots per layer, stacked as in the file. :func:`core_slots` gives the slot of each
+expert.
 """
 
 from __future__ import annotations
@@ -30,26 +31,26 @@ __all__ = [
     "takes_format",
 ]
 
-# The table of every layer's own token embeddings: the one slot that is not copied into memory.
+# The table with the token embeddings of every layer: the only slot that is not copied into memory.
 PER_LAYER_TABLE = "embed_tokens_per_layer"
 # The scales of a table that is stored as integers, in a packed file.
 TABLE_SCALES = "embed_tokens_per_layer_scales"
-# Of which token each row of a drafter's head is, in a packed file: integers.
+# The token of each row of a drafter's head, in a packed file: integers.
 TOKEN_ORDER = "token_order"
 _ROUNDING = "_rounding"
 
-# Stacked slot -> the core's slot of one expert, inside "layers.N.experts.E."; gate and up, where a GGUF file
-# has them apart, fill the same one in this order.
+# Stacked slot -> the core's slot of one expert, after "layers.N.experts.E.". If a GGUF file has gate and up
+# as two tensors, both belong to the same slot, in this order.
 _STACKED = {
     "experts_gate_up": "gate_up",
     "experts_gate": "gate_up",
     "experts_up": "gate_up",
     "experts_down": "down",
 }
-# Stacked in GGUF: one matrix for each further residual stream of Gemma 3n.
+# Slots that are stacks in GGUF: one matrix for each additional residual stream of Gemma 3n.
 STREAMS = ("altup_projections", "altup_unembed_projections")
-# The core's vector that balances channels -> the norm that is divided by it, and the matrices whose columns
-# are multiplied by it. It has one where any of them is in few bits.
+# A vector of the core that balances channels -> the norm that is divided by it, and the matrices whose
+# columns are multiplied by it. The vector exists if any of these matrices has few bits.
 BALANCES = {
     "attention_balance": ("pre_attention_norm", ("q_proj", "k_proj", "v_proj")),
     "mlp_balance": ("pre_mlp_norm", ("gate_proj", "up_proj")),
@@ -92,7 +93,7 @@ def expected_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def all_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """slot -> shape, for every weight of the model, those of its towers included."""
+    """slot -> shape, for every weight of the model, including its towers."""
     return expected_slots(config) | tower_slots(config)
 
 
@@ -149,7 +150,8 @@ def _layer_slots(layer: LayerSpec, config: TextConfig) -> dict[str, tuple[int, .
 
 
 def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
-    """The core's slots that a tensor of this ``shape`` fills, each with its place if the tensor is a stack.
+    """The core's slots for a tensor of this ``shape``. If the tensor is a stack, each slot has its index in
+    the stack.
 
     >>> core_slots("layers.2.down_proj", (8, 16))
     [('layers.2.down_proj', None)]
@@ -165,7 +167,7 @@ def core_slots(slot: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]
 
 
 def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """slot -> shape, for the vectors that balance channels, by the ``formats`` of all matrices.
+    """slot -> shape, for the vectors that balance channels. They follow from the ``formats`` of all matrices.
 
     >>> from gemlet.config import shape_config
     >>> balance_slots(shape_config("gemma3-1b"), {"layers.25.v_proj": "q4", "layers.25.up_proj": "q8"})
@@ -179,8 +181,8 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
         layer = layer.partition(".experts.")[0]
         for balance, (norm, matrices) in BALANCES.items():
             fits = part in matrices or (part == "gate_up" and balance == "moe_balance")
-            # LAuReL adds the output of this norm to the residual, so that it cannot be changed; and fixed
-            # scales are those of the output as it is.
+            # LAuReL adds the output of this norm to the residual, so it must not change. Scales that the file
+            # fixes belong to the unchanged output.
             changes = config.altup_streams == 1 or norm != "pre_attention_norm"
             changes = changes and not any(f"{layer}.{one}" in config.rounded for one in matrices)
             if name in ROUNDED and fits and changes:
@@ -189,7 +191,7 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
 
 
 def is_balance(slot: str) -> bool:
-    """Whether it is a vector that balances channels.
+    """Whether the slot is a vector that balances channels.
 
     >>> is_balance("layers.0.mlp_balance"), is_balance("layers.0.pre_mlp_norm")
     (True, False)
@@ -203,7 +205,7 @@ def rounding_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def is_rounding(slot: str) -> bool:
-    """Whether it is the scales of :func:`rounding_slots`.
+    """Whether the slot has the scales of :func:`rounding_slots`.
 
     >>> is_rounding("layers.0.q_proj_rounding"), is_rounding("layers.0.q_proj")
     (True, False)
@@ -212,12 +214,12 @@ def is_rounding(slot: str) -> bool:
 
 
 def rounded_slots(names: Iterable[str]) -> tuple[str, ...]:
-    """The matrices that scales of these names belong to, in order."""
+    """The matrices that the scales among ``names`` belong to, in order."""
     return tuple(sorted(name.removesuffix(_ROUNDING) for name in names if is_rounding(name)))
 
 
 def takes_format(slot: str, shape: tuple[int, ...]) -> bool:
-    """Whether the core packs this slot's matrices in a format of choice; the others it keeps as f32.
+    """Whether the core packs this slot's matrices in a format that can be chosen. It keeps all others as f32.
 
     >>> takes_format("layers.0.q_proj", (8, 16)), takes_format("layers.0.q_norm", (8,))
     (True, False)

@@ -1,6 +1,6 @@
-"""The weights of towers for images and sound, by their slots, and their names in checkpoints.
+"""The slots of the weights of vision and audio towers, and their names in checkpoints.
 
-They are slots like those of the text model (:mod:`gemlet.weights.slots`), whose names begin with "vision." or
+The slots are like those of the text model (:mod:`gemlet.weights.slots`). Their names begin with "vision." or
 "audio.".
 """
 
@@ -31,18 +31,18 @@ __all__ = [
 
 Kind = Literal["matrix", "exact", "floats", "norm"]
 
-# Slots with more than one dimension that the core keeps as floats, by the last part of their name.
+# The last parts of slots that have more than one dimension and that the core keeps as floats.
 _FLOATS = (
     "position_embedding",
     "hard_embedding",
-    # convolutions of each channel alone
+    # depthwise convolutions
     "conv_depthwise",
     "start",
     "middle",
     "key_down",
     "value_down",
 )
-# Small matrices that stay in float32, as few columns of them share a scale.
+# Small matrices that stay in float32, because they have too few columns for shared scales.
 _EXACT = ("audio.conv.0", "audio.conv.1", "vision.stem")
 
 _SIGLIP_LAYER = {
@@ -58,7 +58,7 @@ _SIGLIP_LAYER = {
 
 
 def is_transposed(slot: str, family: str) -> bool:
-    """Whether the slot's tensor has rows and columns the other way round.
+    """Whether the checkpoint has the slot's tensor with rows and columns swapped.
 
     >>> is_transposed("vision.projection", "gemma3"), is_transposed("vision.projection", "gemma3n")
     (True, False)
@@ -67,7 +67,7 @@ def is_transposed(slot: str, family: str) -> bool:
 
 
 def in_tower(slot: str) -> bool:
-    """Whether it is a weight of a tower.
+    """Whether the slot is a weight of a tower.
 
     >>> in_tower("vision.layers.0.fc1"), in_tower("layers.0.up_proj")
     (True, False)
@@ -123,7 +123,7 @@ def _siglip_slots(config: SiglipConfig, text_hidden: int) -> dict[str, tuple[int
 
 
 def plain_tower_name(name: str) -> str:
-    """A tensor's name without what only some tools write in it; ``name`` begins with the tower's.
+    """A tensor's name without parts that only some tools write. ``name`` begins with the name of the tower.
 
     >>> plain_tower_name("vision_tower.vision_model.post_layernorm.weight")
     'vision_tower.post_layernorm.weight'
@@ -132,7 +132,7 @@ def plain_tower_name(name: str) -> str:
 
 
 def tower_module(module: str, config: TextConfig) -> str:
-    """The plain name of a module that transformers has in memory, which an adapter's file has.
+    """The plain name of a module. Files of adapters have the name that the module has in transformers.
 
     >>> from gemlet.config import read_config
     >>> config = read_config("tests/golden/vision/gemma4-unified")  # in a checkout
@@ -151,7 +151,7 @@ def tower_module(module: str, config: TextConfig) -> str:
 
 
 def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
-    """slot -> the plain name of its tensor, without the prefix that the whole model may have."""
+    """slot -> the plain name of its tensor, without a prefix of the whole model."""
     towers = [slot for slot in slots if in_tower(slot)]
     if family == "gemma3":
         return {slot: _siglip_name(slot) for slot in towers}
