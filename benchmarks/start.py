@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).with_name("start_once.py").read_text()
 
 
 def start(folder: str, context: int) -> tuple[dict[str, tuple[float, float]], int, bool]:
-    """Processor and elapsed seconds of each part, the number of imported modules, and whether NumPy is one."""
+    """Processor and elapsed seconds of each part, the number of modules, and whether NumPy is one."""
     before, began = os.times(), time.monotonic()
     command = [sys.executable, "-c", PROGRAM, folder, str(context)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
