@@ -1,8 +1,8 @@
 """The C++ forward pass in float32, compared with the golden taps of the official implementation.
 
 gemlet.load() opens every published structure of every family, as a user would. The model must give the
-official taps, logits and greedy text however its tokens are fed: all at once, in chunks, one by one, beside
-another context, and on one thread or two."""
+official taps, logits and greedy text however its tokens are fed: all at once, in chunks, one by one, together
+with another context, and on one thread or two."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_layers_after_the_last_cache_compute_only_the_wanted_rows(
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
-    """The contexts are fed in turns. Each gives the bits that it gives alone."""
+    """The contexts are fed alternately. Each gives the same bits as by itself."""
     ids = golden["ids"][:41]
     texts = [ids, np.concatenate([ids[:1], ids[:0:-1]])]
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
