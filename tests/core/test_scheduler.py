@@ -72,7 +72,7 @@ def test_a_short_prompt_beside_a_long_one(core: _core.Model, short: int, median:
     assert max(times) < most
     alone = Steps(core, beside_a_long_one(short, ()))
     steps_more = len(steps.of(LONG)) - len(alone.of(LONG))
-    assert steps_more <= 4  # most of the short ones were read together with pieces of it, or in steps that are not longer
+    assert steps_more <= 4  # most short ones shared a step with its pieces, or had steps that are not longer
 
 
 def test_no_piece_beside_an_end(core: _core.Model) -> None:

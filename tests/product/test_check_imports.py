@@ -1,4 +1,4 @@
-"""The check of import directions refuses what it is there for."""
+"""The check of imports refuses each of the faults that it is for."""
 
 from __future__ import annotations
 
