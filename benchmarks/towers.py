@@ -86,7 +86,7 @@ def torch_pass(name: str, dtype: str, threads: int) -> Callable[[], Any]:
     frames = 100 * SECONDS
 
     def made(config: Any) -> Any:
-        return transformers.AutoModel.from_config(config).eval().to(kind)  # sdpa where it can
+        return transformers.AutoModel.from_config(config).eval().to(kind)  # sdpa if it can
 
     with torch.no_grad():
         if name == "siglip":

@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.core = small_core()
-        # The same weights, with memory of their own: so the engine's texts do not compete with these for
+        # The same weights with separate memory, so that the engine's texts do not compete with these for
         # memory.
         self.reference = small_core()
         self.reference_adapters = adapters_of(self.reference)

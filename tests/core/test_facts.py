@@ -130,6 +130,6 @@ def test_values_of_another_type(field: str, value: Any) -> None:
     if field in NUMBERS and isinstance(value, int):
         return
     if value is None and field == "activation_sparsity":
-        return  # none is a value of it
+        return  # None is a value of this field
     with pytest.raises(gemlet.ConfigError, match="expected another type or size"):
         config_with(field, value)

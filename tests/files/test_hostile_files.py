@@ -226,7 +226,7 @@ def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_json_larger_than_any_real_file_real_file(tmp_path: Path) -> None:
-    """The size alone refuses them, before they are read."""
+    """They are refused because of their size, before they are read."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").touch()

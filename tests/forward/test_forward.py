@@ -232,8 +232,8 @@ def test_skipped_lanes_change_no_bit(weights: str) -> None:
 
 
 def test_lanes_that_the_gate_closes_are_not_computed() -> None:
-    """A row of weights overflows where the gate is closed. If it were computed, 0 times infinity would
-    show."""
+    """A row of weights overflows at a place where the gate is closed. If it were computed, 0 times infinity
+    would show."""
     core = sparse_model("f32", spoil=3e38)
     finite = []
     for token in range(VOCAB):

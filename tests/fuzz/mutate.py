@@ -1,4 +1,4 @@
-"""Mutations of good files: of their bytes, and of JSON values, alone or in a safetensors header."""
+"""Mutations of good files: of their bytes, and of JSON values, by themselves or in a safetensors header."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def end_while_busy(name: str, end: str) -> None:
         for _ in range(200):
             libc.on_exit(libc.usleep, 0)
         sys.exit(255)
-    if end == "interrupt":  # while Python waits for the threads, which are no daemons here
+    if end == "interrupt":  # while Python waits for the threads, which are not daemons here
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 

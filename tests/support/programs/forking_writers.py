@@ -12,7 +12,7 @@ from typing import Any
 
 import gemlet
 
-# The steps of these modules are where a forked process could do harm.
+# A forked process could do harm at the steps of these modules.
 WRITERS = ("convert.py", "write.py", "cache.py", "cache_entries.py", "stored.py", "shutil.py", "tempfile.py")
 
 
