@@ -1,10 +1,10 @@
 """Measures the engine with many requests, with random weights at a real shape.
 
-    python benchmarks/serving.py busy gemma3-1b q4 # short requests while 8 write and a long one is read
-    python benchmarks/serving.py mixed gemma3-1b q4 # 64 requests of mixed length, together and one by one
-    python benchmarks/serving.py mixed gemma3-1b q4 --prompts 8 120 --written 8 120 python
-    benchmarks/serving.py alone gemma3-1b q4 # one request, compared with passes in the caller's thread python
-    benchmarks/serving.py bytes gemma3-1b q4 # the bytes of a step of 16 texts and of one text
+    python benchmarks/serving.py busy gemma3-1b q4   # short requests while 8 write and a long one is read
+    python benchmarks/serving.py mixed gemma3-1b q4  # 64 requests of mixed length, together and one by one
+    python benchmarks/serving.py mixed gemma3-1b q4 --prompts 8 120 --written 8 120
+    python benchmarks/serving.py alone gemma3-1b q4  # one request, and passes in the caller's thread
+    python benchmarks/serving.py bytes gemma3-1b q4  # the bytes of a step of 16 texts and of one text
 
 There are no guesses and no prefix cache, so that every token is computed. The variants alternate.
 """

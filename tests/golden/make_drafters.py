@@ -9,7 +9,7 @@ golden.safetensors:
     prompt [T] int64        the prompt
     greedy [N] int64        what the target writes with the drafter, which is what it writes without
     known.I [n] int64       the tokens of a text, the last of which the target has not run
-    drafts.I [K] int64 what the drafter proposes after them
+    drafts.I [K] int64      what the drafter proposes after them
     logits.I [K, V]         its logits
 
 The drafts are computed only from the keys and values of the known tokens. In the middle of its own assisted

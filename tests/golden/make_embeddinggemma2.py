@@ -11,8 +11,8 @@ is a prompt of variants_embedding.py and I one of its images or sounds:
     frame.N.I [H, W, 3] uint8   a frame of its video
     seen.K [F] int64            which frames of the K-th of EMBEDDINGGEMMA2_VIDEOS are seen
     wave.N.I [samples]          a sound, mono at 16 kHz
-    mean.N [D] the mean of the model's output over all tokens
-    embedding.N [D] the same at length 1
+    mean.N [D]                  the mean of the model's output over all tokens
+    embedding.N [D]             the same at length 1
 
 Everything is computed in float32 with eager attention."""
 

@@ -5,7 +5,7 @@
 
 golden.safetensors has:
 
-    levels [H, W, 3] uint8 the image, in the size that the tower takes
+    levels [H, W, 3] uint8        the image, in the size that the tower takes
     ids.N [T] int64               a prompt, placeholders included
     probabilities.N [2]           of "Yes" and of "No"
 
