@@ -1,10 +1,11 @@
-"""Puts an extension into the wheel of the Python code alone, with its tags and a list of what it contains.
+"""Adds an extension to the wheel that has only the Python code, with its tags and a list of its parts.
 
     assemble_wheel.py PLAIN_WHEEL EXTENSION --tag cp312-cp312-manylinux_2_28_x86_64 --out FOLDER \
         --kept FOLDER --part NAME=VERSION=LICENCE=ADDRESS ...
 
 The same input gives the same bytes: files are sorted, and their time is SOURCE_DATE_EPOCH. The list is an
-SBOM in CycloneDX, in the folder that PEP 770 names. Parts are what was compiled into the extension.
+SBOM in CycloneDX, in the folder that PEP 770 names. Parts are the libraries that were compiled into the
+extension.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-_TOO_LONG = 4 << 20  # the demo model's weights would take a minute, and hardly get shorter
+_TOO_LONG = 4 << 20  # the demo model's weights would take a minute and hardly shrink
 
 
 def wheel_tags(tag: str) -> list[str]:
-    """The single tags of a compressed one, which has dots between its platforms."""
+    """The single tags of a compressed tag, which has dots between its platforms."""
     python, abi, platforms = tag.split("-")
     return [f"{python}-{abi}-{platform}" for platform in platforms.split(".")]
 
 
 def deflated(content: bytes) -> bytes:
     """``content`` in the form DEFLATE."""
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)  # without the head and the sum of zlib
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)  # without zlib's header and checksum
     return compressor.compress(content) + compressor.flush()
 
 
 def shortest(content: bytes, kept: Path) -> bytes:
-    """As :func:`deflated`, but zopfli looks for the shortest form, which is kept for the next wheel."""
+    """Like :func:`deflated`, but zopfli searches for the shortest form, which is kept for the next wheel."""
     import zopfli.zlib
 
     if len(content) > _TOO_LONG:
@@ -50,7 +51,7 @@ def shortest(content: bytes, kept: Path) -> bytes:
     if not path.exists():
         kept.mkdir(parents=True, exist_ok=True)
         begun = path.with_suffix(".begun")
-        # In as many blocks as it likes, and without the head and the sum of zlib.
+        # With no limit on the number of blocks, and without zlib's header and checksum.
         begun.write_bytes(zopfli.zlib.compress(content, blocksplittingmax=0)[2:-4])
         begun.rename(path)
     return path.read_bytes()
@@ -93,7 +94,7 @@ def write_wheel(
 def bill_of_materials(
     name: str, version: str, extension: str, content: bytes, parts: list[str], epoch: int
 ) -> bytes:
-    """What is in the wheel beside its own code, as CycloneDX 1.6."""
+    """The parts of the wheel that are not gemlet's code, as CycloneDX 1.6."""
     components: list[dict[str, Any]] = []
     for part in parts:
         part_name, part_version, licence, address = part.split("=", 3)
@@ -165,7 +166,7 @@ def assemble(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Puts an extension into the wheel of the Python code alone.")
+    parser = argparse.ArgumentParser(description="Adds an extension to the wheel of the Python code.")
     parser.add_argument("plain", type=Path)
     parser.add_argument("extension", type=Path)
     parser.add_argument("--tag", required=True)

@@ -1,10 +1,10 @@
-"""The import direction of python/gemlet, and what else keeps files readable. Refused are:
+"""Checks the imports of python/gemlet, and the length of files. It refuses:
 
-- an import that is not in the table ``MAY_IMPORT`` below, which python/README.md shows too;
+- an import that the table ``MAY_IMPORT`` below does not allow; python/README.md has the same table;
 - a circle between modules. Imports under ``TYPE_CHECKING`` and inside functions count, and so do the lazy
   names of ``gemlet/__init__.py`` and the modules that import_module() gets as a constant;
-- an import inside a function, unless the module is slow, optional or rarely needed; cli/ may import anything;
-- dataclass() and field() of Python, because base/records.py replaces them;
+- an import inside a function, unless the table ``IN_FUNCTIONS`` has the module or the function is in cli/;
+- Python's dataclass() and field(), because base/records.py replaces them;
 - a file of more than 500 lines, in any language; only the stubs, which are generated, may be longer;
 - a test that imports another test.
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# Package, or module beside the packages -> what it may import besides itself, ``errors`` and ``_core``.
+# Package, or module outside of the packages -> what it may import besides itself, ``errors`` and ``_core``.
 MAY_IMPORT = {
     "errors": "",
     "base": "",
@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "cli": "anything",
 }
 FREE = {"errors", "_core"}
-# Who may import the package ``gemlet`` itself, whose public names lead everywhere.
+# These may import the package ``gemlet`` itself, whose public names lead everywhere.
 ABOVE_ALL = {"__init__", "__main__", "cli"}
 
 IN_FUNCTIONS = {
@@ -69,20 +69,20 @@ IN_FUNCTIONS = {
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",
     "tomli": "an extra",
-    # Modules of gemlet that most models and texts do not need, and that would slow a start.
-    "gemlet.adapters.opening": "few",
-    "gemlet.chat.template_format": "few",
-    "gemlet.chat.template_probes": "few",
-    "gemlet.chat.template_process": "few",
-    "gemlet.media.sounds": "few",
-    "gemlet.media.videos": "few",
-    "gemlet.packing.cache": "few",
-    "gemlet.sources.gguf_model": "few",
-    "gemlet.sources.hub": "few",
-    "gemlet.sources.hub_headers": "few",
-    "gemlet.tokenizer.files": "few",
+    # A text from a packed folder needs none of these; at the top of a file, each would make a start slower.
+    "gemlet.adapters.opening": "rarely needed",
+    "gemlet.chat.template_format": "rarely needed",
+    "gemlet.chat.template_probes": "rarely needed",
+    "gemlet.chat.template_process": "rarely needed",
+    "gemlet.media.sounds": "rarely needed",
+    "gemlet.media.videos": "rarely needed",
+    "gemlet.packing.cache": "rarely needed",
+    "gemlet.sources.gguf_model": "rarely needed",
+    "gemlet.sources.hub": "rarely needed",
+    "gemlet.sources.hub_headers": "rarely needed",
+    "gemlet.tokenizer.files": "rarely needed",
 }
-# base/records.py replaces these. In a record, the field() of dataclasses would be an ordinary default value.
+# base/records.py replaces these. In a record, the field() of dataclasses would be taken for a default value.
 SLOW_RECORDS = ("dataclasses.dataclass", "dataclasses.field")
 IMPORTERS = ("import_module", "__import__")
 MOST_LINES = 500
@@ -100,7 +100,7 @@ class Arrow(NamedTuple):
 
 
 def modules(package: Path) -> dict[str, Path]:
-    """The modules of the package by their names in it: "config.layers"; "config" is config/__init__.py."""
+    """The modules of the package by name: "config.layers", for example; "config" is config/__init__.py."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -123,7 +123,7 @@ def lazy_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def arrows(tree: ast.Module, module: str, is_package: bool) -> Iterator[Arrow]:
-    """What the module imports. Of ``from package import name`` the target is "package.name"."""
+    """The imports of the module. The target of ``from package import name`` is "package.name"."""
     inside = {
         node
         for function in ast.walk(tree)
@@ -151,7 +151,7 @@ def arrows(tree: ast.Module, module: str, is_package: bool) -> Iterator[Arrow]:
 
 
 def own_module(target: str, known: dict[str, Path]) -> str | None:
-    """The module of gemlet that an import of ``target`` leads to; None for another library's."""
+    """The module of gemlet that an import of ``target`` loads; None if it belongs to another library."""
     first, _, rest = target.partition(".")
     if first != "gemlet":
         return None
@@ -161,7 +161,7 @@ def own_module(target: str, known: dict[str, Path]) -> str | None:
 
 
 def check_imports(package: Path) -> list[str]:
-    """Upward imports, imports inside functions, and circles."""
+    """Errors for upward imports, imports inside functions, and circles."""
     errors = []
     known = modules(package)
     leads_to: dict[str, set[str]] = {}
@@ -193,7 +193,7 @@ def check_imports(package: Path) -> list[str]:
 
 
 def circles(leads_to: dict[str, set[str]]) -> list[list[str]]:
-    """One circle of each group of modules that reach one another: the path from a module back to itself."""
+    """One circle for each group of modules that reach one another: the path from a module back to itself."""
     found: list[list[str]] = []
     for start in sorted(leads_to):
         if any(start in circle for circle in found):
@@ -229,7 +229,7 @@ def check_lengths(root: Path) -> list[str]:
 
 
 def check_tests(root: Path) -> list[str]:
-    """Tests that import another test."""
+    """Errors for tests that import another test."""
     errors = []
     for path in sorted((root / "tests").rglob("*.py")):
         for line, target, _ in arrows(ast.parse(path.read_text()), "", False):
@@ -242,7 +242,7 @@ def check_tests(root: Path) -> list[str]:
 
 
 def check_table(root: Path) -> list[str]:
-    """The table in python/README.md: | `package` | `may` `import` | ... |"""
+    """An error if the table in python/README.md differs: | `package` | `may` `import` | ... |"""
     path = root / "python/README.md"
     rows = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -254,10 +254,10 @@ def check_table(root: Path) -> list[str]:
 
 
 def check_order(may_import: dict[str, str]) -> list[str]:
-    """Rows of the table that name a package which does not stand above them."""
+    """Errors for rows of the table that name a package which is not in a row above."""
     rows = list(may_import)
     return [
-        f"MAY_IMPORT: {name} imports {other}, which does not stand above it"
+        f"MAY_IMPORT: {name} imports {other}, which is not in a row above"
         for row, name in enumerate(rows)
         for other in may_import[name].split()
         if other not in [*rows[:row], "anything"]

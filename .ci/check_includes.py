@@ -1,4 +1,4 @@
-"""Who may include whom in csrc/, from the left to the right (ROOMS below):
+"""Checks which folders of csrc/ include which. A folder may include those to its left (ROOMS below):
 
     base <- formats <- kernels <- backend <- model <- {vision | audio} <- engine <- {check, bindings}
 
@@ -7,9 +7,9 @@ A header and its source file are one unit, and no units include each other in a 
 CUDA's headers and .cu files belong in kernels/cuda/ and backend/cuda/. Another file may include a header of
 these two only if that header needs no header of CUDA.
 
-Instruction-set files (compiled with the flags of kernels/isa.cmake) and all they include may use nothing but
-the headers of their own operation, kernels/simd/, formats/layout.h and the compiler's intrinsics: an inline
-function of a shared header, compiled with AVX-512, may become the copy that every file links.
+Instruction-set files (compiled with the flags of kernels/isa.cmake), and all files that they include, may use
+only the headers of their own operation, kernels/simd/, formats/layout.h and the compiler's intrinsics: an
+inline function of a shared header, compiled with AVX-512, may become the copy that every file links.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-# The rooms that the files of a room may include, beside their own.
+# The folders that the files of a folder may include, besides their own.
 _BELOW_MODEL = ("base", "formats", "backend")
 _BELOW_ENGINE = (*_BELOW_MODEL, "model", "vision", "audio")
 _ALL = ("base", "formats", "kernels", "backend", "model", "vision", "audio", "engine")
@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 CUDA_ROOMS = ("kernels/cuda/", "backend/cuda/")
 # Headers in <> of CUDA, which come with its compiler.
 CUDA_HEADER = re.compile(r"cu|nv|thrust/|cooperative_groups|mma\.h$|device_|driver_|vector_|builtin_types")
-# Where the headers of other libraries may be included. A library that is not here may not be used.
+# The folders that may include headers of other libraries. Libraries that are not listed may not be used.
 LIBRARIES = {"pybind11": ("bindings/",), "linux": ("base/",), "sanitizer": ("kernels/cuda/emulated/",)}
 SOURCES = (".h", ".cpp", ".list", ".cu", ".cuh")
 ISA_HEADERS = {"formats/layout.h"}
@@ -47,7 +47,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 
 def isa_tiers() -> list[str]:
-    """The tiers that have compiler flags of their own."""
+    """The tiers that have their own compiler flags."""
     text = (CSRC / "kernels/isa.cmake").read_text()
     tiers = re.findall(r"^set\(GEMLET_ISA_FLAGS_(\w+)", text, re.MULTILINE)
     if not tiers:
@@ -56,7 +56,7 @@ def isa_tiers() -> list[str]:
 
 
 class Sources:
-    """The files of a csrc/ and what they include."""
+    """The files of a csrc/ and their includes."""
 
     def __init__(self, root: Path) -> None:
         self.includes: dict[str, list[tuple[str, str]]] = {
@@ -66,11 +66,11 @@ class Sources:
         }
 
     def headers(self, name: str) -> list[str]:
-        """The headers of csrc/ that a file includes itself."""
+        """The headers of csrc/ that a file includes directly."""
         return [header for kind, header in self.includes[name] if kind == '"' and header in self.includes]
 
     def needs_cuda(self, name: str) -> bool:
-        """Whether a file includes a header of CUDA, itself or through others."""
+        """Whether a file includes a header of CUDA, directly or through other headers."""
         seen, todo = {name}, [name]
         while todo:
             current = todo.pop()
@@ -120,7 +120,7 @@ def unit(name: str) -> str:
 
 
 def check_circles(sources: Sources) -> list[str]:
-    """Every circle once, beginning at its first unit by name."""
+    """Every circle once, beginning at the unit whose name sorts first."""
     arrows: dict[str, set[str]] = {}
     for name in sources.includes:
         arrows.setdefault(unit(name), set()).update(unit(header) for header in sources.headers(name))
@@ -143,7 +143,7 @@ def check_circles(sources: Sources) -> list[str]:
 
 
 def check_isa(sources: Sources, name: str) -> list[str]:
-    """The file and, transitively, all it includes."""
+    """The file and all files that it includes, directly or not."""
     allowed = (f"{name.rsplit('/', 1)[0]}/", "kernels/simd/")
     errors, seen, todo = [], {name}, [name]
     while todo:

@@ -1,12 +1,12 @@
-"""Reads the object files of a build: nothing of an instruction set may reach code that runs on every machine.
+"""Reads the object files of a build: code that runs on every machine must not use special instructions.
 
     check_objects.py BUILD_DIR
 
 Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol (the linker could
-keep that copy for everybody) and call nothing but the C library's memory functions and what ends a process
-whose stack was overwritten. All other objects must contain no instruction beyond plain x86-64, or armv8-a;
-there an instruction-set object has those of its tier and of no higher one. Tile registers are for the files
-of amx alone, which configure and release them.
+keep that copy for everybody) and call only the C library's memory functions and the function that ends a
+process whose stack was overwritten. All other objects must contain no instruction beyond plain x86-64 or
+armv8-a. On Arm, an instruction-set object has the instructions of its tier and of no higher tier. Only the
+files of amx may use tile registers, because they configure and release them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def machine_of(path: Path) -> str:
 
 
 def tool(name: str, path: Path, *options: str) -> str:
-    """What a tool of binutils says about an object, whichever machine it is for."""
+    """The output of a tool of binutils for an object of any machine."""
     machine = machine_of(path)
     prefix = "" if machine == platform.machine() else f"{machine}-linux-gnu-"
     command = [prefix + name, *options, path.as_posix()]
@@ -79,7 +79,7 @@ def check_tiles(path: Path) -> list[str]:
 
 
 def check_instructions(path: Path, products: set[str]) -> list[str]:
-    """Nothing beyond the machine's baseline, but these products."""
+    """Errors for instructions beyond the machine's baseline, except these products."""
     if ".gnu.lto_" in tool("objdump", path, "-h"):
         return [
             f"{path}: not machine code yet: CMakeLists.txt sets CMAKE_INTERPROCEDURAL_OPTIMIZATION to OFF"

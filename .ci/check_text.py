@@ -1,6 +1,6 @@
-"""The project speaks only of itself: no file names a path of the machine it was written on.
+"""Checks that no file names a path of the machine on which it was written.
 
-Looks at every file under version control (in an export without .git: at every file).
+It reads every file under version control (in an export without .git, every file).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TEXT = {".py", ".pyi", ".md", ".toml", ".txt", ".cmake", ".h", ".cpp", ".list", 
 def files() -> list[Path]:
     if not (ROOT / ".git").exists():
         return [path for path in ROOT.rglob("*") if path.is_file()]
-    # New files too. The checkout may belong to another user than the one who runs this.
+    # New files too. The checkout may belong to another user.
     git = ["git", "-c", "safe.directory=*"]
     command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout

@@ -1,15 +1,15 @@
-"""Whether a wheel is what its name says: what its extension needs at run time, and how it is hardened.
+"""Checks that a wheel matches its name, what its extension needs at run time, and that it is hardened.
 
     check_wheel.py WHEEL
 
-- The name, the metadata, the tags and the name of the extension say the same: the Python that the extension
-  was compiled for, the machine and the C library. RECORD fits the files.
-- Under 2 MB without the demo model, or 5 MB if the tag is that of one machine, linux_*. At most 10 MB for the
-  demo model.
+- The name, the metadata, the tags and the name of the extension agree about the Python that the extension was
+  compiled for, the machine and the C library. RECORD matches the files.
+- The wheel has less than 2 MB without the demo model, or 5 MB with a tag linux_*, which is for one machine.
+  The demo model has at most 10 MB.
 - manylinux and musllinux: the C++ runtime is inside, no library but the C library is needed, no symbol is
   newer than the oldest tag, and an SBOM says what the extension contains. linux: also the libraries of C++.
 - All addresses are bound at the start and cannot be written to afterwards, the stack is not executable,
-  functions guard their frames, containers check their indexes, and others see no symbol but PyInit__core.
+  functions guard their frames, containers check their indexes, and the only exported symbol is PyInit__core.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ PLATFORM = re.compile(
 EXTENSION = re.compile(
     r"gemlet/_core\.cpython-(?P<abi>3\d+t?)-(?P<machine>\w+)-linux-(?P<library>gnu\w*|musl)\.so"
 )
-# What readelf calls the machine of a tag.
+# readelf's name for the machine of a tag.
 MACHINES = {"x86_64": "X86-64", "aarch64": "AArch64", "armv7l": "ARM", "riscv64": "RISC-V"}
-# Python's own names of a machine, where they are not those of the tag.
+# Python's name of a machine, if the tag has another name.
 TRIPLETS = {"armv7l": "arm"}
 GLIBC_LIBRARIES = re.compile(r"(libc|libm|libpthread|libdl|librt|ld-linux[-\w]*)\.so\.\d+")
 MUSL_LIBRARIES = re.compile(r"libc\.so|libc\.musl-\w+\.so\.1")
 CXX_LIBRARIES = re.compile(r"(libstdc\+\+|libgcc_s)\.so\.\d+")
 
 MACHINE_PATH = re.compile(rb"/(?:home|root|tmp|work|opt|Users)/[\w./+-]+")
-# Functions of the C library that _FORTIFY_SOURCE always replaces by a checking one (__printf_chk).
+# Functions of the C library that _FORTIFY_SOURCE always replaces by one that checks (__printf_chk).
 UNCHECKED = re.compile(r"(v?f?printf|v?d?printf|v?sn?printf|v?asprintf|longjmp|syslog)")
 
 
 @dataclass
 class Tags:
-    """What the name of a wheel promises."""
+    """The facts in the name of a wheel."""
 
     version: str
     python: str  # 312
@@ -63,7 +63,7 @@ class Tags:
 
 
 def parse_name(name: str) -> Tags | str:
-    """The tags, or what is wrong with the name."""
+    """The tags, or the fault of the name."""
     match = NAME.fullmatch(name)
     if not match:
         return f"the name is {name}, expected gemlet-VERSION-cp3NN-cp3NN-PLATFORM.whl"
@@ -86,7 +86,7 @@ def readelf(path: str, *options: str) -> str:
 
 
 def check_hardening(path: str, content: bytes) -> list[str]:
-    """What the ELF file lacks."""
+    """Errors for hardening that the ELF file lacks."""
     errors = []
     dynamic, segments = readelf(path, "-d"), readelf(path, "-lW")
     if not re.search(r"\(FLAGS\).*BIND_NOW|\(BIND_NOW\)|\(FLAGS_1\).*NOW", dynamic):
@@ -111,8 +111,8 @@ def check_hardening(path: str, content: bytes) -> list[str]:
 
 
 def check_fortified(imported: dict[str, str], tags: Tags) -> list[str]:
-    """Functions of the C library that check their buffers are called. musl has none, and a C++ runtime inside
-    the extension, which manylinux has, calls the others."""
+    """Errors if no function of the C library that checks its buffers is called. musl has none, and the C++
+    runtime inside a manylinux extension calls functions that do not check."""
     unchecked = [name for name in imported if UNCHECKED.fullmatch(name)]
     if tags.kind == "linux" and unchecked:
         return [f"calls {', '.join(unchecked)}, which _FORTIFY_SOURCE would have replaced"]
@@ -136,7 +136,7 @@ def symbols(path: str) -> tuple[list[str], dict[str, str]]:
 
 
 def check_extension(name: str, path: str, tags: Tags) -> list[str]:
-    """What the extension is, against what its name and the tags say."""
+    """Errors if the extension does not match its name and the tags."""
     match = EXTENSION.fullmatch(name)
     if not match:
         return ["expected the name gemlet/_core.cpython-3NN-MACHINE-linux-LIBRARY.so"]
@@ -214,7 +214,7 @@ def check_metadata(files: dict[str, bytes], tags: Tags, name: str) -> list[str]:
 
 
 def check_bill(files: dict[str, bytes], info: str) -> list[str]:
-    """The SBOM is of this very extension."""
+    """Errors if the SBOM describes another extension."""
     content = files.get(f"{info}/sboms/gemlet.cdx.json")
     if content is None:
         return ["there is no SBOM"]
@@ -230,7 +230,7 @@ def check_bill(files: dict[str, bytes], info: str) -> list[str]:
 
 
 def check(wheel: Path) -> list[str]:
-    """All that is wrong with the wheel."""
+    """All errors of the wheel."""
     tags = parse_name(wheel.name)
     if isinstance(tags, str):
         return [tags]

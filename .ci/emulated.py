@@ -1,4 +1,5 @@
-"""The extension on a machine that has `tier` and nothing above it: chooses it, and computes the golden taps.
+"""Checks that on a machine whose highest tier is `tier`, the extension chooses it and computes the golden
+taps.
 
 qemu-x86_64 -cpu Nehalem python .ci/emulated.py scalar
 """
@@ -13,7 +14,8 @@ VARIANTS = ["gemma2-2b", "gemma3-270m"]
 
 
 def check_golden(name: str, tier: str, path: Path | None = None) -> str:
-    """Compares one golden folder, or the file `path` with the same model; returns what to say of it."""
+    """Compares one golden folder, or the file `path` with the same model, and returns a line of the
+    report."""
     import numpy as np
 
     import gemlet
@@ -39,7 +41,7 @@ def check_golden(name: str, tier: str, path: Path | None = None) -> str:
 
 
 def check_formats(name: str) -> None:
-    """The quantized kernels have their own tests; here they only have to run on such a machine."""
+    """Checks only that the quantized kernels run on such a machine; other tests check their results."""
     import numpy as np
 
     import gemlet

@@ -1,10 +1,10 @@
-"""An installed wheel does its work: it writes text, also from a packed folder, has every family's golden
-values, and reads a GGUF file.
+"""Checks that an installed wheel works: it writes text, also from a packed folder, computes every family's
+golden values, and reads a GGUF file.
 
     python proof.py [TIER]
 
-TIER is what the machine must choose; without it, any will do. This needs the folders .ci and tests, and no
-packages but the wheel's.
+TIER is the tier that the machine must choose; without it, any tier is accepted. This needs the folders .ci
+and tests, and only the packages that the wheel needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ FAMILIES = [
 
 def main() -> None:
     warnings.simplefilter("error")
-    # A Python without the lock says that it turns it on, as gemlet does not declare that it needs none.
+    # A Python without the lock warns that it turns the lock on, because gemlet does not declare that it works
+    # without.
     warnings.filterwarnings("ignore", "The global interpreter lock", RuntimeWarning)
     import gemlet
     from gemlet import _core

@@ -1,9 +1,10 @@
-"""Models of real shapes write text in little memory, and what does not fit is refused, not killed.
+"""Checks that models of real shapes write text in little memory, and that a model that does not fit is
+refused before the system kills the process.
 
     small_memory.py FOLDER [SHAPE...]
 
 Weights are random, the tokenizer has 262,144 pieces, and `convert` chooses the format. A control group limits
-each process that loads a model; so this needs root. FOLDER gets up to 20 GB for the time of the run.
+each process that loads a model, so this needs root. FOLDER gets up to 20 GB during the run.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ def make_group(limit: int) -> Path:
         limits = {"memory.max": str(limit), "memory.swap.max": "0"}
     group.mkdir()
     for name, value in limits.items():
-        if (group / name).exists():  # a kernel without swap has no limit of it
+        if (group / name).exists():  # a kernel without swap has no such limit
             (group / name).write_text(value)
     return group
 
 
 def limited(limit: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a control group of its own."""
+    """Runs the command in a separate control group."""
     group = make_group(limit)
 
     def enter() -> None:
@@ -58,7 +59,7 @@ def limited(limit: int, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_text(folder: str) -> None:
-    """What runs inside the group."""
+    """The program that runs inside the group."""
     import gemlet
 
     try:
@@ -72,7 +73,7 @@ def write_text(folder: str) -> None:
 
 
 def pack(folder: Path, shape: str, limit: int, write: Callable[[Path, str], None]) -> Path:
-    """The shape as a packed folder in the format for this memory; nothing else stays."""
+    """Writes the shape as a packed folder in the format for this memory, and deletes everything else."""
     import gemlet
     from support.tokenizer_files import gemma4_json
 

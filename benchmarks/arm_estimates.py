@@ -1,10 +1,10 @@
-"""What the inner loops of the Arm kernels will take, as llvm-mca estimates it. Nothing runs.
+"""Estimates the time of the inner loops of the Arm kernels with llvm-mca. Nothing runs.
 
     python benchmarks/arm_estimates.py BUILD [--mca llvm-mca-19] [--objdump aarch64-linux-gnu-objdump]
 
-BUILD is a build for aarch64 without link-time optimization, such as the one that `.ci/run aarch64` makes.
-Of the innermost loops of a kernel that work on many rows, this takes the one that loses most. It prints the
-cycles of the loop, and what share of them its loads and products alone would take, and all of its
+BUILD is a build for aarch64 without link-time optimization, such as the one that `.ci/run aarch64` makes. If
+a kernel has several innermost loops for many rows, this takes the one that loses most. It prints the cycles
+of the loop, and the share of them that would be needed if there were only loads and products, or only
 arithmetic. llvm-mca knows no cache and no branch: the figures are for data in the first level cache. A
 Cortex-A76 is modelled as the Neoverse N1, which is the same core for servers.
 """
@@ -17,14 +17,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# llvm-mca's name, and how many instructions on vectors and how many loads begin in a cycle.
+# llvm-mca's name, and the numbers of vector instructions and of loads that begin in a cycle.
 CPUS = {"Cortex-A76": ("neoverse-n1", (2, 2)), "Neoverse V1": ("neoverse-v1", (4, 3))}
 TIERS = ("neon", "dotprod", "i8mm")
 PRODUCT = re.compile(
     r"^(sdot|udot|usdot|sudot|smmla|ummla|usmmla|smull2?|smlal2?|smlal2?|fmla|fmul|sadalp)\b"
 )
 LOAD = re.compile(r"^(ldr|ldp|ldur|ld1|ld1r|ld2|ld3|ld4)\b.*\b[qvd]\d")
-# What a loop would do without if there were more registers: copies, and what it keeps on the stack.
+# Instructions that a loop would not need with more registers: copies, and uses of the stack.
 OVERHEAD = re.compile(r"^(mov|movi|str|stp)\b|\[sp\b")
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 LINE = re.compile(r"^\s+([0-9a-f]+):\s+(.+)$")
@@ -89,7 +89,7 @@ def _innermost(function: str, code: dict[int, str]) -> list[Loop]:
 
 
 def analyse(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> str:
-    """What llvm-mca says of a loop of these."""
+    """llvm-mca's report for a loop of these instructions."""
     code = "\n".join(re.sub(r"\b[0-9a-f]+ <.*", "0", one) for one in instructions)
     features = f"+dotprod{',+i8mm' if tier == 'i8mm' else ''}"
     command = [mca, "-mtriple=aarch64", f"-mcpu={cpu}", f"-mattr={features}", "-iterations=200"]
@@ -107,13 +107,14 @@ def cycles(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> floa
 
 
 def busy(instructions: tuple[str, ...], units: tuple[int, int]) -> float:
-    """Cycles of one iteration if nothing waited for a result: what the units for vectors and loads allow."""
+    """Cycles of one iteration if nothing waited for a result: the limit of the units for vectors and
+    loads."""
     loads = sum(bool(LOAD.match(one)) for one in instructions)
     return max((len(instructions) - loads) / units[0], loads / units[1])
 
 
 def estimates(loop: Loop, mca: str, tier: str) -> list[tuple[float, float, float]]:
-    """Of every processor: cycles, and the shares of loads and products and of all arithmetic."""
+    """For every processor: cycles, and the shares of loads and products and of all arithmetic."""
     found = []
     for cpu, units in CPUS.values():
         if tier == "i8mm" and cpu == "neoverse-n1":  # has none

@@ -1,10 +1,10 @@
-"""How many instructions a token takes on Arm, counted under qemu-user. It needs no Arm machine.
+"""Counts the instructions of a token on Arm under qemu-user. It needs no Arm machine.
 
     python benchmarks/arm_instructions.py BUILD [--shapes 270m 1b] [--tiers neon dotprod i8mm]
 
-BUILD is a build for aarch64, such as the one that `.ci/run aarch64` makes. Models of random weights in q4,
+BUILD is a build for aarch64, such as the one that `.ci/run aarch64` makes. Models with random weights in q4,
 with the head in q8, read a prompt of 8 tokens and then one token at a time, on one thread. A plugin of QEMU
-counts.
+counts the instructions.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
     python benchmarks/compare.py --a "gemlet bench --json -r 1" --b "other/gemlet bench --json -r 1" -r 7
     python benchmarks/compare.py before.json after.json
 
-With two commands, the runs alternate, A B A B ..., and each pair of runs gives one ratio B/A. A machine that
-slows down in the middle therefore slows both. Two files were measured at different times, and the report says
-so. Commands print, and files hold, the JSON of ``gemlet bench --json`` or of pytest-benchmark
+With two commands, the runs alternate, A B A B ..., and each pair of runs gives one ratio B/A. So if the
+machine slows down in the middle, both sides become slower. Two files were measured at different times, and
+the report says so. Commands print, and files hold, the JSON of ``gemlet bench --json`` or of pytest-benchmark
 (``--benchmark-save-data``).
 
-The report calls one side faster when all of at least five pairs agree, which happens by chance once in
-sixteen times. Between files it does so when the two ranges do not overlap.
+The report calls one side faster if there are at least five pairs and all of them agree, which happens by
+chance once in sixteen times. For files, it does so if the two ranges do not overlap.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def print_machines(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Prints what both machines have in common, then each difference on a line of its own."""
+    """Prints the facts that both machines share, then each difference on a separate line."""
     differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     print("machine:", ", ".join(f"{key} {a[key]}" for key in a if key not in differing))
     for key in differing:

@@ -1,11 +1,11 @@
-"""Measures what a drafter costs and gains, on random weights.
+"""Measures the cost and the gain of a drafter, on random weights.
 
     python benchmarks/drafter.py --target gemma3-4b --drafter gemma3-270m --weights q4
     python benchmarks/drafter.py --target gemma4-e2b --weights q4        # an MTP drafter of Gemma 4
 
-First the time of passes that check several tokens, beside that of a pass of one. Then a text is written
-without and with the drafter. One with random weights guesses nothing right, so its guesses are made right
-with the chance that --accepted says, once it has made them: they cost what real ones cost.
+It first measures passes that check several tokens, compared with a pass of one token. Then it writes a text
+without and with the drafter. Random weights guess nothing right. So after the drafter has made its guesses,
+which cost as much as real ones, each is made right with the probability that --accepted gives.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
         for seed in range(given.turns):
             text, without = write(plain, ids, given.tokens, seed)
             engine = _core.Engine(core, drafter=drafter, rehearsed=([*ids.tolist(), *text], accepted))
-            write(engine, ids, given.tokens, seed)  # it learns what its steps take
+            write(engine, ids, given.tokens, seed)  # it measures the time of its steps
             same, taken = write(engine, ids, given.tokens, seed)
             assert same == text, seed
             ratios.append(without / taken)

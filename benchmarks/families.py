@@ -1,4 +1,5 @@
-"""Measures which share of the memory bandwidth each family uses, and what sharing a KV cache saves.
+"""Measures the share of the memory bandwidth that each family uses, and the time that a shared KV cache
+saves.
 
     python benchmarks/families.py            # 2 threads, random weights in q4; 6 GB of memory, two minutes
 
@@ -6,8 +7,8 @@ Decode: models of several shapes run alternately, and the memory bandwidth is me
 The share is the bytes that a token reads per second, divided by the larger of the two bandwidths. Only the
 first six layers of Gemma 4 26B-A4B are built.
 
-Prefill: in Gemma 4 E2B, the last layers read the keys and values of an earlier layer, so they run for the
-last token only. The script compares it with a model of the same shape where every layer has its own cache.
+Prefill: in Gemma 4 E2B, the last layers read the keys and values of an earlier layer, so they run only for
+the last token. The script compares it with a model of the same shape in which every layer has its own cache.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Quality for the bytes that a token reads: gemlet's formats beside files of llama.cpp's quantizer.
+"""Compares quality and the bytes of a token: gemlet's formats and files of llama.cpp's quantizer.
 
-    pip install llama-cpp-python      # best in an environment of its own; see --llama-python
+    pip install llama-cpp-python      # best in a separate environment; see --llama-python
     python benchmarks/frontier.py --model gemma-3-270m.gguf --calibrate NOVEL --off-grid
 
 All rows come from the same weights: those of the GGUF file, as float32. llama.cpp quantizes them to its usual
 types, with and without an importance matrix. gemlet rounds them while loading, or in a conversion with
-``calibrate``. The importance matrix and ``calibrate`` look at the same tokens. gemlet computes all rows, the
-files with ``weights="auto"``: it holds their values exactly, but for those of Q4_1 and Q5_1, which become q8.
+``calibrate``. The importance matrix and ``calibrate`` use the same tokens. gemlet computes all rows. It loads
+the files with ``weights="auto"``, which keeps their values exactly, except that Q4_1 and Q5_1 become q8.
 
 Published files of small models are quantized already. Making the same type again then loses nothing, and
 types with a similar grid look better than they are. ``--off-grid`` adds uniform noise to the weights, as wide
-as the steps of their type in the file. So no type has them on its grid, as is usual for trained weights.
+as the steps of their type in the file. So they lie on the grid of no type, as trained weights usually do.
 
-The bytes are those of all weights that a decoded token reads, with the output head. quality.py explains the
+The bytes are all weights that a decoded token reads, including the output head. quality.py explains the
 other columns. "Worst / mean" says whether single tokens lose far more than others.
 """
 
@@ -43,9 +43,9 @@ LOADED = (
     *((weights, head) for weights in ("q6k", "q5k", "q5", "q4k", "q4") for head in ("q8", "q6k")),
 )
 CALIBRATED = tuple((weights, head) for weights in ("q5", "q4") for head in ("q8", "q6k"))
-# Type -> how many values share a step, and how many steps their largest value has.
+# Type -> the number of values that share a step, and of steps in their largest value.
 STEPS = {"Q4_0": (32, 8), "Q4_K": (32, 7.5), "Q5_0": (32, 16), "Q6_K": (16, 32), "Q8_0": (32, 127)}
-_TOGETHER = 4  # models in memory at a time, beside the reference
+_TOGETHER = 4  # models in memory at a time, besides the reference
 
 
 def measure_importance(model: Path, text: Path | bool, target: Path, threads: int) -> None:
@@ -84,7 +84,8 @@ def stored_bytes(path: Path) -> int:
 
 
 class Source(NamedTuple):
-    """What a row of the table loads, and how; ``stored`` if the file says what a token reads."""
+    """The file of a row of the table, and how it is loaded; ``stored`` if the file decides what a token
+    reads."""
 
     path: Path
     options: dict[str, Any]
@@ -123,7 +124,7 @@ def make_sources(arguments: argparse.Namespace, folder: Path) -> dict[str, Sourc
 
 
 def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, tuple[int, quality.Quality]]:
-    """Name of a row -> its bytes per token, and what it costs."""
+    """Name of a row -> its bytes per token, and its quality."""
     sources = make_sources(arguments, folder)
     chunks = quality.read_chunks(arguments.model, arguments.text, arguments.chunk, arguments.limit)
     rows = {}

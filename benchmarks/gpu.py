@@ -4,11 +4,11 @@
 
 It needs a build with GEMLET_CUDA=on (csrc/kernels/cuda/cuda.cmake). In this order, each within a limit of
 time, it runs the comparison of every operation with float64, the official results of every family, and
-``gemlet bench`` with random weights at the shapes of Gemma 3 1B, 3 4B, Gemma 4 E2B and 26B-A4B. What a step
-that fails or takes too long has printed is kept, and the next one begins.
+``gemlet bench`` with random weights at the shapes of Gemma 3 1B, 3 4B, Gemma 4 E2B and 26B-A4B. If a step
+fails or takes too long, its output is kept, and the next step begins.
 
-Decode is compared with the time that reading the bytes of a token takes, prefill with the time that its
-multiplications take, at the GPU's published bandwidth and bf16 speed (--bandwidth, --flops)."""
+Decode is compared with the time to read the bytes of a token, prefill with the time of its multiplications,
+at the GPU's published bandwidth and bf16 speed (--bandwidth, --flops)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def shares(found: dict[str, Any], bandwidth: float, flops: float) -> None:
 
 
 def flops_per_token(config: Any) -> float:
-    """Of the products with the matrices of layers: two for each weight that a token uses."""
+    """Operations in products with the matrices of layers: two for each weight that a token uses."""
     hidden, total = config.hidden_size, 0
     for layer in config.layers:
         heads = layer.num_heads + (2 * layer.num_kv_heads if layer.kv_source < 0 else 0)

@@ -1,10 +1,10 @@
-"""Measures what it costs a text to follow a grammar, with random weights at a real shape.
+"""Measures how much time it takes to follow a grammar, with random weights at a real shape.
 
     python benchmarks/grammar.py --tokenizer gemma-3-270m.gguf gemma3-1b q4
 
 The vocabulary has to be a real one (262,144 tokens), because a mask has a bit for each of its tokens. The
-model writes free text, JSON of a schema, and text of an expression that allows everything, in turn, one text
-and eight together.
+model alternately writes free text, JSON of a schema, and text of an expression that allows everything, first
+one text and then eight together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ITEM = {
     "required": ["name", "n", "kind"],
     "additionalProperties": False,
 }
-# As long as a text of it is written, it is not complete.
+# It has so many keys that the text is not complete before the measurement ends.
 SCHEMA = {
     "type": "object",
     "properties": {"items": {"type": "array", "minItems": 400, "items": ITEM}},
@@ -57,7 +57,7 @@ def main() -> None:
     )
     parser.add_argument("shape", nargs="?", default="gemma3-1b")
     parser.add_argument("weights", nargs="?", default="q4")
-    parser.add_argument("--tokenizer", required=True, help="a model, or a file, whose tokenizer counts")
+    parser.add_argument("--tokenizer", required=True, help="a model or file with the tokenizer to use")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--turns", type=int, default=7)

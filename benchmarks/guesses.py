@@ -1,13 +1,13 @@
-"""Measures what guessed tokens gain, and that no text loses by them.
+"""Measures the time that guessed tokens save, and that they make no text slower.
 
     python benchmarks/guesses.py                          # the demo model
     python benchmarks/guesses.py --model model.gguf --weights q4 --tokens 200
     python benchmarks/guesses.py --random gemma3-1b --weights q4 --tokens 100
 
-Each text is written with and without guesses, in turn, by two engines over one model; both must write the
-same tokens. The time is that of decoding. The ratio of the medians counts: a single run says what else the
-machine did. How many tokens were guessed, and how many of them rightly, does not depend on that: a wrong one
-costs about a tenth of a step.
+Two engines over one model write each text alternately, with and without guesses; both must write the same
+tokens. The time is that of decoding. Look at the ratio of the medians, because a single run depends on what
+else the machine does. The numbers of guesses and of right guesses do not depend on that: a wrong guess costs
+about a tenth of a step.
 """
 
 from __future__ import annotations

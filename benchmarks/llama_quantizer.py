@@ -22,7 +22,7 @@ def quantize(source: str, target: str, kind: str, importance: str | None = None)
     if importance is not None:
         with np.load(importance) as file:
             means = {name.encode(): np.ascontiguousarray(file[name], np.float32) for name in file.files}
-        entries = (llama_cpp.llama_model_imatrix_data * (len(means) + 1))()  # the last one has no name
+        entries = (llama_cpp.llama_model_imatrix_data * (len(means) + 1))()  # the last entry has no name
         for entry, (name, values) in zip(entries, means.items(), strict=False):
             entry.name, entry.size = name, values.size
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

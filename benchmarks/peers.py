@@ -1,15 +1,15 @@
 """Compares gemlet with llama.cpp: the same shapes, bits and threads, in alternating runs.
 
-    pip install llama-cpp-python gguf      # best in an environment of its own; see --llama-python
+    pip install llama-cpp-python gguf      # best in a separate environment; see --llama-python
     python benchmarks/peers.py --shape gemma3-1b --weights q4 --threads 2
 
 Both programs get random weights of a published shape: q4 with Q4_0, q8 with Q8_0, bf16 and bf12 with BF16.
 The embedding of "q4" has 8 bits in both. Each program loads its model once. Then they run alternately, so
-that a machine whose speed drifts is unfair to neither. The ratio of the medians is what counts. The measured
-read bandwidth says how fast decoding could be at most.
+that changes of the machine's speed affect both in the same way. Compare the ratio of the medians. The
+measured read bandwidth limits the speed of decoding.
 
-"batch N" is the work of llama-batched-bench: N sequences, each with a prompt of its own of 32 tokens, get
-tokens together. Those of gemlet go through its engine, which also chooses the tokens, and guesses none.
+"batch N" is the work of llama-batched-bench: N sequences, each with its own prompt of 32 tokens, get tokens
+together. gemlet's sequences go through its engine, which also chooses the tokens and does not guess.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TYPES = {  # matrices, embedding
 }
 
 
-# Of a batch: tokens of each prompt, those of a sequence at most, and sequences at most.
+# Limits of a batch: tokens of each prompt, most tokens of a sequence, most sequences.
 PROMPT, ROOM, MOST_SEQUENCES = 32, 256, 16
 
 
@@ -223,8 +223,8 @@ class Gemlet:
 
 
 def serve(engine: LlamaCpp | Gemlet) -> None:
-    """Runs each line of standard input, "prefill N", "decode N DEPTH" or "batch N STEPS", and prints the
-    seconds it took; of a batch those for a token."""
+    """Runs each line of standard input, "prefill N", "decode N DEPTH" or "batch N STEPS", and prints its
+    seconds; for a batch, the seconds for a token."""
     print("ready", flush=True)
     for line in sys.stdin:
         test, *numbers = line.split()

@@ -1,10 +1,10 @@
-"""Measures the first token of a text whose beginning was computed before, in this process or an earlier one.
+"""Measures the first token of a text whose beginning was computed before, in this or an earlier process.
 
     python benchmarks/prefixes.py gemma3-1b q4                    # random weights at a real shape
     python benchmarks/prefixes.py --model model.gguf --tokens 4000 --new 20
 
-"second turn" is a text of this many tokens with a few new ones behind it. "after a restart" is the same with
-a new engine, which finds the first text on the disk (or in the system's page cache).
+"second turn" is a text of this many tokens, followed by a few new ones. "after a restart" is the same with a
+new engine, which finds the first text on the disk (or in the system's page cache).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def engine_of(core: _core.Model, folder: str) -> _core.Engine:
 
 
 def first_token(engine: _core.Engine, ids: NDArray[np.int32]) -> tuple[float, int]:
-    """Seconds, and the tokens that were there."""
+    """Seconds, and the tokens that the cache had."""
     news = _core.News()
     started = time.perf_counter()
     request = engine.submit(ids, sampler=_core.Sampler(**GREEDY), news=news, max_tokens=1)

@@ -1,10 +1,10 @@
-"""Measures what a weight format costs in quality: its distance from f32 on a text.
+"""Measures the loss of quality of a weight format: its distance from f32 on a text.
 
     python benchmarks/quality.py                                  # the demo model on its held-out text
     python benchmarks/quality.py --model MODEL --text FILE --threads 8 --json
     python benchmarks/quality.py --parts                          # also where the distance comes from
 
-The text is split into chunks of ``--chunk`` tokens. Each is a context of its own that begins with BOS. The
+The text is split into chunks of ``--chunk`` tokens. Each is a separate context that begins with BOS. The
 columns for each format:
 
 - KL: the Kullback-Leibler divergence sum p log(p / q) in nats, where q is the distribution of the next token
@@ -13,11 +13,11 @@ columns for each format:
 - perplexity: exp of the mean of -log q(the token that follows);
 - bytes: of the packed weights with the embedding table.
 
-``--every 4`` judges every fourth token only, which saves time where the vocabulary is large.
+``--every 4`` judges only every fourth token, which saves time if the vocabulary is large.
 
 With ``--parts``, the row "q4 in f32" is a model whose weights have the values of q4, computed as f32. It
-shows the effect of rounding the weights alone. The other causes are the int8 activations and the bf16 cache;
-the cache has rows of its own.
+shows only the effect of rounding the weights. The other causes are the int8 activations and the bf16 cache;
+separate rows show the cache.
 """
 
 from __future__ import annotations

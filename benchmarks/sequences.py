@@ -3,8 +3,8 @@
     python benchmarks/sequences.py gemma3-1b q4                        # 1, 4, 8 and 16 sequences
     python benchmarks/sequences.py gemma3-1b q4 --depth 512 --turns 20
 
-The numbers of sequences take turns, so that a machine whose speed drifts is unfair to none. A step gives
-every sequence one token. The bytes are those of matrices, keys and values that the kernels were given, per
+The numbers of sequences alternate, so that changes of the machine's speed affect all in the same way. A step
+gives every sequence one token. The bytes are the matrices, keys and values that the kernels were given in a
 step.
 """
 

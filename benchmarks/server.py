@@ -1,10 +1,10 @@
-"""What `gemlet serve` costs over the library: streams, the first token, memory, the start.
+"""Compares `gemlet serve` with the library: streams, the first token, memory, the start.
 
     python benchmarks/server.py                      # the demo model
     python benchmarks/server.py FOLDER --tokens 64   # a packed model
 
-The server runs in a process of its own, and the library in this one, which also is the client; so what
-reading the answers takes counts against the server. Turns of both alternate.
+The server runs in a separate process. The library runs in this process, which is also the client; so the time
+to read the answers counts against the server. Rounds of both alternate.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ async def in_process(model: gemlet.Model, prompts: Sequence[str], tokens: int) -
 
 
 def prompts(turn: int, count: int) -> list[str]:
-    """Prompts of which no two begin alike, so that the prefix cache helps none."""
+    """Prompts with different beginnings, so that the prefix cache does not help."""
     return [
         f"{turn * 100 + i} doors opened, and behind them stood a dark house by the sea." for i in range(count)
     ]
@@ -159,7 +159,7 @@ def main() -> None:
             texts = prompts(turn, arguments.streams)
             _, http_whole = over_http(port, texts, arguments.tokens)
             _, own_whole = asyncio.run(in_process(model, texts, arguments.tokens))
-            if turn:  # the first warms up
+            if turn:  # the first round only warms up
                 rates["server"].append(total / http_whole)
                 rates["library"].append(total / own_whole)
         for turn in range(1000, 1040):

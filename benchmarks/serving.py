@@ -3,10 +3,10 @@
     python benchmarks/serving.py busy gemma3-1b q4   # short requests while 8 write and a long one is read
     python benchmarks/serving.py mixed gemma3-1b q4  # 64 requests of mixed length, together and one by one
     python benchmarks/serving.py mixed gemma3-1b q4 --prompts 8 120 --written 8 120
-    python benchmarks/serving.py alone gemma3-1b q4  # one request, beside passes in the caller's thread
-    python benchmarks/serving.py bytes gemma3-1b q4  # what a step of 16 texts reads, beside one of 1
+    python benchmarks/serving.py alone gemma3-1b q4  # one request, and passes in the caller's thread
+    python benchmarks/serving.py bytes gemma3-1b q4  # the bytes of a step of 16 texts and of one text
 
-Nothing is guessed and nothing is kept, so that every token is computed. What is compared takes turns.
+There are no guesses and no prefix cache, so that every token is computed. The variants alternate.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Requests:
         return self.live[-1]
 
     def look(self, patience: float | None = None) -> None:
-        """Waits for news, at most so many seconds, and takes what came."""
+        """Waits for new tokens, at most this many seconds, and takes them."""
         seen = self.news.value
         for one in self.live:
             ids, reason, _ = one.request.take()
@@ -82,7 +82,7 @@ def prompt(model: gemlet.Model, tokens: int, seed: int) -> NDArray[np.int32]:
 
 
 def gaps(times: Sequence[float], first: float, last: float) -> list[float]:
-    """Between tokens that came from ``first`` to ``last``."""
+    """The gaps between tokens that came from ``first`` to ``last``."""
     inside = [one for one in times if first <= one <= last]
     return [b - a for a, b in itertools.pairwise(inside)]
 
@@ -165,8 +165,8 @@ def mixed(
 
 
 def alone(model: gemlet.Model, turns: int, tokens: int = 64) -> None:
-    """One request through the engine and through :meth:`Model.generate`, and what they took the place of: a
-    sequence that the caller's thread extends by each token that it chose."""
+    """One request through the engine and through :meth:`Model.generate`, compared with the code before the
+    engine: the caller's thread extends a sequence by each token that it chose."""
     core, ids = model._resident.core, prompt(model, SHORT, 1)
     options = {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "seed": 1}
 
@@ -219,7 +219,7 @@ def alone(model: gemlet.Model, turns: int, tokens: int = 64) -> None:
 
 
 def read_bytes(model: gemlet.Model) -> None:
-    """The bytes that steps which only write read, as ``model.stats()`` counts them."""
+    """The bytes that steps without prompts read, as ``model.stats()`` counts them."""
     found = {}
     for count in (1, 16):
         requests = Requests(model)
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompts", type=int, nargs=2, default=[8, 200], help="their shortest and longest")
     parser.add_argument("--written", type=int, nargs=2, default=[8, 64], help="likewise, tokens to write")
-    parser.add_argument("--model", help="a model to load, in place of random weights")
+    parser.add_argument("--model", help="a model to load, instead of random weights")
     given = parser.parse_args()
     options = LoadOptions(weights=given.weights, threads=given.threads, max_context=LONG + 512)
     if given.model:

@@ -4,7 +4,8 @@
     python benchmarks/start.py PACKED --processes 20
 
 It prints the processor time of all threads and the elapsed time of each part: median and range over new
-processes. "exit" is the rest of the process. The files are in the system's page cache.
+processes. "exit" is the time from the first token to the end of the process. The context has room for
+4096 tokens, or for as many as the model takes. The files are in the system's page cache.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import sys
 import time
 from pathlib import Path
 
+from gemlet.config import read_config
+
+CONTEXT = 4096
 PROGRAM = Path(__file__).with_name("start_once.py").read_text()
 
 
-def start(folder: str) -> tuple[dict[str, tuple[float, float]], int, bool]:
-    """Processor and elapsed seconds of each part, how many modules are imported, and whether NumPy is."""
+def start(folder: str, context: int) -> tuple[dict[str, tuple[float, float]], int, bool]:
+    """Processor and elapsed seconds of each part, the number of modules, and whether NumPy is one."""
     before, began = os.times(), time.monotonic()
-    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM, folder, str(context)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     ended, after = time.monotonic(), os.times()
     marks, modules, numpy = json.loads(done.stdout)
     parts, processor, elapsed = {}, 0.0, began
@@ -44,7 +49,8 @@ def main() -> None:
     parser.add_argument("model", help="a packed folder")
     parser.add_argument("--processes", type=int, default=11)
     options = parser.parse_args()
-    found = [start(options.model) for _ in range(options.processes + 1)][1:]
+    context = min(CONTEXT, read_config(options.model).max_position_embeddings)
+    found = [start(options.model, context) for _ in range(options.processes + 1)][1:]
     print(
         f"{found[0][1]} modules, {'with' if found[0][2] else 'without'} NumPy; milliseconds, median (range)"
     )

@@ -1,4 +1,7 @@
-"""One start of a model, which start.py measures in a new process. Prints the times of its parts as JSON."""
+"""One start of a model, which start.py measures in a new process. Prints the times of its parts as JSON.
+
+The arguments are a packed folder and the number of tokens that the context has room for.
+"""
 
 import json
 import sys
@@ -16,7 +19,7 @@ import gemlet  # noqa: E402
 mark("import gemlet")
 gemlet.load  # noqa: B018
 mark("gemlet.load")
-model = gemlet.load(sys.argv[1], max_context=4096)
+model = gemlet.load(sys.argv[1], max_context=int(sys.argv[2]))
 mark("load()")
 stream = model.stream("The", max_tokens=1, temperature=0)
 mark("stream()")

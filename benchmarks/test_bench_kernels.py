@@ -1,4 +1,4 @@
-"""Measures every matmul kernel of every tier, alone on one thread, against the limits of the machine.
+"""Measures every matmul kernel of every tier on one thread, compared with the limits of the machine.
 
     pytest benchmarks/test_bench_kernels.py --benchmark-enable
     pytest benchmarks/test_bench_kernels.py --benchmark-enable -k "decode and q4" -s

@@ -1,14 +1,14 @@
-"""Compares passes of gemlet's towers with those of transformers, which alternate.
+"""Compares gemlet's towers with those of transformers, in alternating passes.
 
     python benchmarks/towers.py --threads 2
     python benchmarks/towers.py --towers siglip --weights q8 --torch other/bin/python
 
 Both have random weights at real shapes. The other Python has the packages of tests/golden/make_vision.py. A
-pass is from pixels or log-mel spectra to soft tokens. Every program is a process of its own, which makes its
-tower once. "ratio" is the time of the fastest type of torch over that of gemlet, of the medians, and its
-range over single turns. "memory" is what the first pass takes beyond the weights. "limit" is the time that
-the arithmetic of the pass takes at the measured peak of the machine, of int8 for q8 and of float32 for f32
-and bf16, and the share of this peak that gemlet reached.
+pass is from pixels or log-mel spectra to soft tokens. Every program is a separate process, which makes its
+tower once. "ratio" is the median time of the fastest type of torch divided by gemlet's, with its range over
+single rounds. "memory" is the memory of the first pass without the weights. "limit" is the time that the
+arithmetic of the pass takes at the measured peak of the machine (of int8 for q8, of float32 for f32 and
+bf16), and the share of this peak that gemlet reached.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SECONDS = 30
 
 
 def gemlet_pass(name: str, weights: str, threads: int) -> Callable[[], Any]:
-    """A pass of gemlet. The text model behind the tower has one layer."""
+    """A pass of gemlet. The text model after the tower has one layer."""
     import numpy as np
 
     from gemlet.config import shape_config
@@ -72,7 +72,7 @@ def gemlet_pass(name: str, weights: str, threads: int) -> Callable[[], Any]:
 
 
 def torch_pass(name: str, dtype: str, threads: int) -> Callable[[], Any]:
-    """The same of transformers."""
+    """A pass of transformers."""
     import torch
     import transformers
     from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
@@ -86,7 +86,7 @@ def torch_pass(name: str, dtype: str, threads: int) -> Callable[[], Any]:
     frames = 100 * SECONDS
 
     def made(config: Any) -> Any:
-        return transformers.AutoModel.from_config(config).eval().to(kind)  # sdpa where it can
+        return transformers.AutoModel.from_config(config).eval().to(kind)  # sdpa if it can
 
     with torch.no_grad():
         if name == "siglip":
@@ -130,7 +130,7 @@ def torch_pass(name: str, dtype: str, threads: int) -> Callable[[], Any]:
 
 
 def memory(field: str) -> int:
-    """Kilobytes of this process: VmRSS, or since the last call of forget_peak() VmHWM."""
+    """Kilobytes of this process: VmRSS now, or VmHWM, the peak since the last call of forget_peak()."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1])
 
@@ -221,7 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--towers", nargs="*", default=list(TOWERS), choices=TOWERS)
     parser.add_argument("--weights", nargs="*", default=["f32", "bf16", "q8"])
-    parser.add_argument("--torch", metavar="PYTHON", help="runs transformers beside gemlet with this Python")
+    parser.add_argument("--torch", metavar="PYTHON", help="also runs transformers, with this Python")
     parser.add_argument("--torch-types", nargs="*", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)

@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--need-browser",
         action="store_true",
-        help="fail a test of the web page where there is no browser",
+        help="fail a test of the web page if there is no browser",
     )
 
 
@@ -48,9 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test of an extra (the marker ``extra``) is skipped where packages of it are not installed, one of the
-    trained model (``real``) where GEMLET_REAL_MODEL does not name its file, and one of the web page
-    (``browser``) where there is no browser."""
+    """Skips tests that cannot run here: a test of an extra (the marker ``extra``) if packages of it are not
+    installed, a test of the trained model (``real``) if GEMLET_REAL_MODEL does not name its file, and a test
+    of the web page (``browser``) if there is no browser."""
     if item.get_closest_marker("real") and not os.environ.get("GEMLET_REAL_MODEL"):
         pytest.skip(
             "GEMLET_REAL_MODEL does not name the GGUF file of a real model that the README tells how to get"
@@ -90,7 +90,7 @@ def trained_gguf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenize
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed Gemma 3, which no test changes."""
+    """A packed Gemma 3. Tests must not change it."""
     folder = tmp_path_factory.mktemp("packed")
     source = write_folder(folder / "source", CONFIGS["gemma3_text"])
     gemlet.convert(source, folder / "q4", weights="q4", threads=1)

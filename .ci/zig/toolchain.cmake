@@ -2,5 +2,5 @@
 set(CMAKE_SYSTEM_NAME Linux)
 string(REGEX REPLACE "-.*" "" CMAKE_SYSTEM_PROCESSOR "$ENV{ZIG_TARGET}")
 set(CMAKE_CXX_COMPILER ${CMAKE_CURRENT_LIST_DIR}/c++)
-# Few tests of the compiler link. For each new set of flags, zig compiles its C++ library first, which takes minutes.
+# Most tests of the compiler do not link. For each new set of flags, zig first compiles its C++ library, which takes minutes.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)

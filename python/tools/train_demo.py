@@ -380,14 +380,15 @@ They are under gemlet's licence, Apache-2.0.
 ## Held-out text
 
 Chapters 10 and 18 of Frankenstein, chapter IX of Botchan and three passages of the plays (18 kB each) were
-not used for training. The first 40 % of each picked the checkpoint. The table is about the rest, measured
-with the stored bfloat16 weights and float32 arithmetic, in chunks of {context} tokens, the first `<bos>`:
+not used for training. The first 40 % of each picked the checkpoint. The table is about the rest. It was
+measured with the stored bfloat16 weights and float32 arithmetic, in chunks of {context} tokens that begin
+with `<bos>`:
 
 | book | bytes | perplexity per token | bits per byte |
 |---|---|---|---|
 {rows}
 
-`training.json` has these numbers in full, and those for chunks of {full:,} tokens.
+`training.json` has these numbers in full, and the numbers for chunks of {full:,} tokens.
 `tests/data/heldout.txt` is a part of the text of this table.
 
 ## Train it again

@@ -1,4 +1,4 @@
-"""The grammar of calls: what llguidance makes of it takes the calls that fit the schemas, and no others."""
+"""The grammar of calls: llguidance's matcher for it accepts the calls that fit the schemas, and no others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NATIVE = {
     f"call:weather{{city:{Q}x{Q},either:7,flags:null,unit:null}}": None,
 }
 WRONG_NATIVE = (
-    "call:weather{}",  # without what is required
+    "call:weather{}",  # without a required key
     f"call:weather{{city:{Q}x{Q},days:1.5}}",
     f"call:weather{{city:{Q}x{Q},unit:{Q}k{Q}}}",
     f"call:weather{{city:{Q}x{Q},other:1}}",
@@ -91,7 +91,7 @@ class Vocabulary:
         return list(data)
 
     def ids(self, text: str) -> list[int]:
-        """``text`` with the control tokens that are written in it."""
+        """The bytes of ``text``, with the control tokens that are written in it."""
         ids: list[int] = []
         while text:
             name = next((name for name in self.names if text.startswith(name)), None)

@@ -1,4 +1,4 @@
-"""A call while the model is writing it: the name at once, the arguments as JSON in pieces."""
+"""A call while the model writes it: first the name, then the arguments as JSON in pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gemlet.chat.functiongemma import REPLY_MARKERS
 from gemlet.chat.gemma4_tools import WrittenCall, write_call
 
 TEXTS = st.text(alphabet="ab\"'\\{}[],:=()\n <|é😀\x01", max_size=12)
-# A key in single quotes is what a model writes for the key alone.
+# A model may write a key in single quotes; it means the key without them.
 KEYS = TEXTS.filter(lambda key: key.strip() and not re.fullmatch(r"\s*'[^']+'\s*", key))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
@@ -112,7 +112,7 @@ def test_pieces_come_as_early_as_they_are_certain() -> None:
     assert (last.arguments, type(call)) == ("}", ToolCall)
 
 
-# What has a slip in it, and the call that is meant. Other quotes may end a string that the token began.
+# Text with a slip, and the call that it means. Other quotes may end a string that the token began.
 REPAIRED = {
     "call:f(a:1)": {"a": 1},
     'call:f{a:~b"}': {"a": "b"},
@@ -137,7 +137,7 @@ def test_pieces_of_calls_that_are_repaired(text: str) -> None:
 
 
 def test_a_call_that_cannot_be_read() -> None:
-    """Its pieces never look like a whole call."""
+    """The pieces of an unreadable call never look like a whole call."""
     for text in ("call:f{a:~x~ b:2,}", "call:f{a:1} or call:f{a:2}", "call:f{a:[1]}{}", "call:f{}]"):
         events = read(segments(text), random.Random(0))
         pieces = [event for event in events if isinstance(event, ToolCallPiece)]
@@ -153,7 +153,7 @@ def test_a_key_that_is_there_twice() -> None:
     assert isinstance(call, ToolCall)
     assert (
         call.arguments == json.loads(arguments(events)) == {"a": 2, "b": 3}
-    )  # in JSON, too, the last counts
+    )  # as in JSON, the last one counts
 
 
 def test_calls_without_pieces_are_as_before() -> None:

@@ -1,4 +1,4 @@
-"""What model.chat takes besides the messages: the beginning of the reply, the wish to think; and how a reply
+"""Arguments of model.chat besides the messages: the beginning of the reply, and thinking. Also how a reply
 may end."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ LONG = f"<|channel>thought\n{THOUGHT}\n<channel|>Cold.<turn|>"
     "messages", [[QUESTION], [{"role": "system", "content": "<|think|>Be brief."}, QUESTION]]
 )
 def test_a_thought_has_room(messages: Any) -> None:
-    thinking = len(messages) == 1  # else the system message asks for it
+    thinking = len(messages) == 1  # without it, the system message asks for it
     for config in (None, GenerationConfig(temperature=0), GenerationConfig().replace(seed=3)):
         reply = ScriptedModel(LONG).chat(messages, config, thinking=thinking)
         assert (reply.text, reply.finish_reason) == ("Cold.", "stop")

@@ -1,4 +1,4 @@
-"""The sound of videos in conversations: behind the frames, where transformers has it, if it is asked for."""
+"""The sound of videos in conversations: if it is asked for, it follows the frames, as in transformers."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_a_message_between_a_call_and_its_result(chat_format: ChatFormat, betwee
 
 
 def test_equal_ids_in_every_reply() -> None:
-    """As replies had them before ids were random: each result goes to the latest open call."""
+    """Before ids were random, replies had such ids: each result goes to the latest open call."""
     loop = [
         caller(call("f", "call_0")),
         result("1", "call_0"),
@@ -170,7 +170,8 @@ def test_results_without_ids_are_in_the_order_of_the_calls() -> None:
     text = GEMMA4.render([USER, calls, result("1"), result("2")])
     assert 'response:f{value:<|"|>1<|"|>}' in text
     assert 'response:g{value:<|"|>2<|"|>}' in text
-    # A call alone needs no id in its result; of several with ids it stays open which one is meant.
+    # If there is one call, its result needs no id. If there are several with ids, nothing says which one is
+    # meant.
     assert "response:f{" in GEMMA4.render([USER, caller(call("f", "1")), result("1")])
     with pytest.raises(InvalidRequestError, match=r"messages\[2\]: tool_call_id is None.*'1', '2'"):
         GEMMA4.render([USER, caller(call("f", "1"), call("g", "2")), result("1")])
@@ -182,7 +183,8 @@ def test_errors_name_the_place_in_the_list_that_was_sent() -> None:
         GEMMA4.render(messages)
 
 
-# --- the wish to think --------------------------------------------------------------------------------------
+# --- asking for thoughts
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda r: str(r.name))
@@ -224,7 +226,7 @@ def test_only_a_system_message_wants_thinking() -> None:
 
 
 def reference(text: str, messages: list[dict[str, Any]]) -> str:
-    """What transformers makes of the template's text: it ends with the last message."""
+    """The prompt that transformers makes from the template's text: it ends with the last message."""
     rendered = official(
         text, {"messages": messages, "tools": None, "thinking": False, "add_generation_prompt": False}
     )

@@ -1,4 +1,4 @@
-"""A model's own chat template, where it is none of Gemma's: its text to the last byte."""
+"""Chat templates of models that are not Gemma's: the same text to the last byte."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_roles_and_reasoning(tokenizer: Tokenizer) -> None:
 )
 def test_messages_that_are_refused(tokenizer: Tokenizer, messages: Any, words: str) -> None:
     found = foreign(CHATML, tokenizer)
-    if words == "messages[1]":  # arguments that are no JSON object stay the text that they are
+    if words == "messages[1]":  # arguments that are not a JSON object stay text
         assert found.render(messages).startswith("<|im_start|>user")
         return
     for call in (lambda: found.render(messages), lambda: found.encode_chat(tokenizer, messages)):

@@ -1,4 +1,5 @@
-"""Calls with the slips that Gemma 4 makes: repaired where they can mean one thing, else left to be seen."""
+"""Calls with the slips that Gemma 4 makes: repaired if they can mean only one call, and otherwise left in the
+text."""
 
 from __future__ import annotations
 
@@ -178,7 +179,7 @@ def test_a_call_that_was_cut_off_is_not_completed(raw: str) -> None:
     assert isinstance(event, MalformedToolCall)
     assert "ended within the call" in event.problem
     assert shown == Content(f"<|tool_call>{raw}")
-    assert read_call("call:f(a='x')", "") == [ToolCall("f", {"a": "x"})]  # this one has its end
+    assert read_call("call:f(a='x')", "") == [ToolCall("f", {"a": "x"})]  # this one is closed
 
 
 def test_no_turn_is_empty() -> None:

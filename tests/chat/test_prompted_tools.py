@@ -1,4 +1,4 @@
-"""Function calling by what the prompt says, for the families without tokens for it (Gemma 1 to 3n)."""
+"""Function calling by instructions in the prompt, for the families without special tokens (Gemma 1 to 3n)."""
 
 from __future__ import annotations
 

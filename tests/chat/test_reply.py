@@ -72,7 +72,7 @@ from support.tokenizer_files import trained_model
         (CALL.removesuffix("<tool_call|>"), [OSLO]),
         (CALL.removesuffix("<tool_call|>") + "<|tool_response>", [OSLO]),
         (CALL.removesuffix("<tool_call|>") + CALL, [OSLO, OSLO]),
-        # If the model invents a turn of somebody else, or a result, it is not part of the reply.
+        # If the model invents another speaker's turn, or a result, this text is not part of the reply.
         ("Yes.<turn|>\n<|turn>user\nAnd?<turn|>\n<|turn>model\nNo.", [Content("Yes.")]),
         ("Yes.<|turn>user\nAnd?<turn|>\n", [Content("Yes.")]),
         ("<|turn>model\nYes.", [Content("Yes.")]),
@@ -202,7 +202,7 @@ def test_any_end_of_a_prompt(prompt: str, reply: str, events: list[ReplyEvent]) 
 
 @pytest.mark.parametrize("revision", [INTERLEAVED, TOOL_MESSAGES, CANONICAL], ids=lambda r: str(r.name))
 def test_a_reply_in_the_history_is_written_as_the_model_wrote_it(revision: Any) -> None:
-    """Otherwise the model would see another history than its own, and no cache of it could be reused."""
+    """Otherwise the model would see a changed history, and its cache could not be reused."""
     chat_format = Gemma4Format(revision, True)
     tokenizer = gemma4_tokenizer()
     prompt = chat_format.encode_chat(tokenizer, [user()], thinking=True)
@@ -301,6 +301,6 @@ def test_nothing_crashes_and_no_text_appears_from_nowhere(parts: list[str]) -> N
     for event in events + parser.finish():
         if isinstance(event, Reasoning):
             assert event.text.removeprefix("\n\n") in ordinary
-        elif isinstance(event, Content):  # a call that cannot be read stays as it came
+        elif isinstance(event, Content):  # a call that cannot be read stays text
             assert event.text in ("".join(parts) if after_call else ordinary)
         after_call = isinstance(event, MalformedToolCall)

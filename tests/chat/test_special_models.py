@@ -21,7 +21,7 @@ from support.tokenizer_files import trained_model
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "special_prompts.json").read_text(encoding="utf-8"))
 TRANSLATE = TranslateGemmaFormat(GOLDEN["languages"])
 PART = {"type": "text", "source_lang_code": "de", "target_lang_code": "pt_BR", "text": "Guten Tag"}
-REST = "{{ bos_token }} the rest"  # of a template in the manner of TranslateGemma's
+REST = "{{ bos_token }} the rest"  # of a template like TranslateGemma's
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +105,12 @@ def test_languages_for_plain_texts() -> None:
     for content in ("Guten Tag", [{"type": "text", "text": " Guten Tag "}], [PART]):
         assert chosen.render([user(content)]) == expected
     english = TRANSLATE.with_values(source_lang_code="en", target_lang_code="en")
-    assert english.render([user([PART])]) == expected  # what a message says counts
+    assert english.render([user([PART])]) == expected  # the value in the message is used
 
 
 @pytest.mark.parametrize("key", ["image", "image_url"])
 def test_an_image_to_translate(key: str) -> None:
-    """The words are those that public copies of the template have, which agree in them."""
+    """All public copies of the template have these words."""
     expected = (
         "<bos><start_of_turn>user\nYou are a professional German (de) to Portuguese (pt-BR) translator. Your "
         "goal is to accurately convey the meaning and nuances of the original German text while adhering to "
@@ -160,7 +160,7 @@ def test_wrong_use_of_translategemma() -> None:
             TRANSLATE.render([user([PART])], **options)  # type: ignore[arg-type]
 
 
-# --- which template is which --------------------------------------------------------------------------------
+# --- recognizing templates --------------------------------------------------------------------------------
 
 
 def test_templates_are_recognised(

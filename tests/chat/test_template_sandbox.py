@@ -1,4 +1,4 @@
-"""A chat template of a model file cannot harm who runs it: time, memory, names of Python, files."""
+"""A chat template of a model file can do no harm: time, memory, names of Python, files."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_a_template_may_do() -> None:
 
 
 def test_every_filter_and_test_of_jinja_works() -> None:
-    """Also where it imports something when it is first used: the process can open no file any more."""
+    """Also if it imports something at its first use: the process can no longer open files."""
     environment = compiled("").environment
     for name in sorted(environment.filters.keys() - {"random"}):
         for value in ("'<b>a</b> &amp; b'", "[2, 1]", "{'a': 1}", "1.5"):
@@ -150,7 +150,7 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert outcome("{{ 2 }}") == "2"
-    os.kill(template_process().pid, signal.SIGKILL)  # and one that is found dead only when it is asked
+    os.kill(template_process().pid, signal.SIGKILL)  # and one that is found dead at the next request
     assert isinstance(outcome("{{ 3 }}"), (str, UnsupportedError))
     assert outcome("{{ 4 }}") == "4"
 

@@ -31,7 +31,7 @@ from support.replies import CALL, OSLO, QUOTE, gemma4_tokenizer, read, read_ids
 
 # Half a surrogate pair is not text. U+2581 stands for a space in the vocabulary.
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
-# A key in single or typographic quotes, or behind one, is what a model writes for the key alone.
+# A model may write a key in or after single or typographic quotes; it means the key without them.
 keys = (
     (
         st.text(characters, max_size=6)
@@ -55,7 +55,7 @@ names = st.from_regex(r"[A-Za-z_]([A-Za-z0-9_.:/-]{0,20}[A-Za-z0-9_./-])?", full
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Whether two values are equal, where 1 differs from 1.0 and True."""
+    """Whether two values are equal; 1 differs from 1.0 and True."""
     return json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Replies that have to call a function: whatever the model would say, they do."""
+"""Replies that have to call a function do so, whatever the model prefers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Balanced channels: a vector divides a norm and multiplies the columns of the matrices behind it."""
+"""Balanced channels: a vector divides a norm and multiplies the columns of the matrices after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NORMS = {
 EXPERTS = {"num_experts": 2, "experts_per_token": 1, "expert_intermediate_size": 32}
 IDS = int32(2, 7, 11, 5, 40)
 RANDOM = np.random.default_rng(5)
-# Powers of two, with which no product is rounded.
+# Powers of two: products with them are not rounded.
 SCALES = {slot: np.exp2(RANDOM.integers(-4, 5, HIDDEN)).astype(np.float32) for slot in NORMS}
 
 
@@ -81,7 +81,7 @@ def test_the_vector_is_folded_into_norm_and_columns() -> None:
     tensors = on_the_grid()
     plain = logits(build(tensors))
     np.testing.assert_array_equal(logits(build(balanced(tensors), SCALES)), plain)
-    assert not np.array_equal(logits(build(balanced(tensors))), plain)  # these are not on the grid
+    assert not np.array_equal(logits(build(balanced(tensors))), plain)  # these weights are not on the grid
 
 
 @pytest.mark.parametrize("matrix", ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])

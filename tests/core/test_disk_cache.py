@@ -1,6 +1,6 @@
-"""The prefix cache on disk: another engine goes on with what one has computed.
+"""The prefix cache on disk: an engine continues from the results of another.
 
-Whatever is wrong with a file, it is not there.
+A file with any fault is treated as missing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Engines:
     def cached(
         self, ids: NDArray[np.int32], size: int = 1 << 30, model: bytes = MODEL, **options: int
     ) -> int:
-        """How many tokens a new engine had, which ends with the text. The reply has to be the right one."""
+        """The number of tokens that a new engine found in the cache. The engine ends with the text. The reply
+        has to be right."""
         engine = _core.Engine(
             self.core,
             prefix_cache_bytes=1 << 24,
@@ -120,7 +121,7 @@ def test_only_the_same_model_and_salt(folder: Path) -> None:
     assert engines.cached(IDS[:300], model=MODEL[::-1]) == 0
     assert engines.cached(IDS[:300], cache_salt=3) == 0
     assert engines.cached(IDS[:300]) == 299
-    # A model that nobody knows writes nothing.
+    # A model without an identity writes nothing to the disk.
     before = engines.files()
     assert engines.cached(IDS[1000:1300], model=b"") == 0
     assert engines.files() == before
@@ -192,7 +193,7 @@ def test_any_changed_byte_is_found(folder: Path) -> None:
 
 
 def test_the_folder_keeps_its_size(folder: Path) -> None:
-    """What was not used for the longest time goes first, and the beginnings of a text last."""
+    """Entries that have not been used for the longest time go first, and the beginnings of a text go last."""
     engines = Engines(folder)
     engines.cached(IDS[:300])
     size = sum(path.stat().st_size for path in engines.files())
@@ -251,7 +252,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing(folder: Path) -> None:
 
 
 def test_processes_that_are_killed(folder: Path) -> None:
-    """Several at a time write the same texts and are killed at any moment. What is there is whole."""
+    """Several processes write the same texts at a time and are killed at any moment. All files are whole."""
     program = [sys.executable, "-m", "support.programs.disk_texts", str(folder)]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     processes = [subprocess.Popen(program, env=environment, stdout=subprocess.PIPE) for _ in range(3)]
@@ -277,7 +278,7 @@ def test_a_forked_child_has_a_cache_of_its_own(folder: Path) -> None:
     engine = _core.Engine(engines.core, prefix_cache_bytes=1 << 24, **options)  # type: ignore[arg-type]
     reader = Reader(engine)
     reader.read(reader.submit(IDS[:300]))
-    while len(engines.files()) < 4:  # which are written behind
+    while len(engines.files()) < 4:  # which are written in the background
         time.sleep(0.01)
     if (child := os.fork()) == 0:
         try:
@@ -293,7 +294,7 @@ def test_a_forked_child_has_a_cache_of_its_own(folder: Path) -> None:
 
 
 def test_folders_inside_that_are_not_the_users_alone(folder: Path) -> None:
-    """A link, or one that others may write to, is not there."""
+    """A link, or a file that others may write to, is treated as missing."""
     engines = Engines(folder)
     engines.cached(IDS[:40])
     (path,) = engines.files()

@@ -26,7 +26,7 @@ AVX512VNNI_FEATURES = [*AVX512_FEATURES, "avx512vnni"]
 AMX_FEATURES = [*AVX512VNNI_FEATURES, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16", "amx_granted"]
 ALL_FEATURES = [*AMX_FEATURES, "avxvnni"]
 ANYTHING = 0xFFFF_FFFF_FFFF_FFFF
-# The other tiers that a machine with a tier has too. They do not form a single chain.
+# Tier -> the lower tiers that a machine with it has, too. They do not form a single chain.
 CONTAINED = {
     "scalar": [],
     "amx_emulated": ["scalar"],  # of builds with GEMLET_EMULATE_AMX
@@ -48,7 +48,7 @@ def choose(features: list[str], xcr0: int, forced: str | None = None) -> tuple[s
 
 # --- The tier -----------------------------------------------------------------------------------------------
 def test_the_highest_tier_that_the_features_allow() -> None:
-    """The features of machines that were sold."""
+    """The features of real machines."""
     assert choose([], 0) == ("scalar", ["scalar"])
     for tier, features, xcr0 in (
         ("avx2", AVX2_FEATURES, AVX),  # Haswell
@@ -219,8 +219,8 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 @pytest.mark.tier
 @pytest.mark.slow
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    """For long and short prompts, and in decoding, which reads the cache in several pieces. Each format has
-    tasks of another size."""
+    """For long and short prompts, and in decoding, which reads the cache in several pieces. Each format has a
+    different size of tasks."""
     ids = np.random.default_rng(0).integers(4, 4000, 560, dtype=np.int32)
     for weights, counts in (("bf16", (1, 2, 8)), ("q8", (1, 3)), ("q4", (1, 8))):
         results = []
@@ -257,7 +257,7 @@ V1_PERIOD = f"{GROUPS}/cpu/cpu.cfs_period_us"
 
 
 def system(folder: Path, cgroup: str, files: dict[str, str]) -> str:
-    """A folder with /proc and /sys of a machine. Each of its CPUs is a core; the process is in ``cgroup``."""
+    """Makes a folder with /proc and /sys of a machine. Each CPU is a core; the process is in ``cgroup``."""
     cores = {f"{CPUS}/cpu{cpu}/topology/core_id": str(cpu) for cpu in os.sched_getaffinity(0)}
     for name, text in {"proc/self/cgroup": cgroup, **cores, **files}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

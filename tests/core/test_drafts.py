@@ -1,4 +1,5 @@
-"""Guessed tokens: texts and blocks are as without them, and guesses that do not pay are few."""
+"""Guessed tokens: texts and blocks are the same as without them, and there are few guesses that do not
+pay."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def small_core(**changes: Any) -> _core.Model:
 def texts_of(
     core: _core.Model, drafts: str, settings: dict[str, Any], **options: Any
 ) -> tuple[list[tuple[list[int], str | None]], dict[str, Any]]:
-    """What the prompts go on with, twice, and what the engine counted. All blocks come back."""
+    """The continuations of the prompts, written twice, and the engine's counts. All blocks are freed."""
     engine = _core.Engine(core, drafts=drafts, **options)
     reader = Reader(engine)
     texts = []
@@ -65,14 +66,14 @@ def texts_of(
 def test_the_texts_are_the_same(
     model: dict[str, Any], settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """With and without guesses, beside each other, from the prefix cache and after memory ran out."""
+    """With and without guesses, at the same time, from the prefix cache and after memory ran out."""
     core = small_core(**model)
     expected, plain = texts_of(core, "never", settings, **options)
     assert plain["drafted_tokens"] == 0
     assert (plain["preemptions"] > 0) == ("kv_bytes" in options)
     for drafts in ("always", "paying"):
         found, stats = texts_of(core, drafts, settings, **options)
-        tiles = "amx" in core.tier  # prompts that are read beside others round differently there
+        tiles = "amx" in core.tier  # prompts that are read together with others round differently there
         if not tiles:
             assert found == expected
         if drafts == "always":
@@ -81,7 +82,7 @@ def test_the_texts_are_the_same(
 
 
 def loop(core: _core.Model, **options: Any) -> tuple[Reader, list[int], Ids]:
-    """A reader whose engine always guesses, and a prompt whose greedy continuation comes into a loop."""
+    """A reader whose engine always guesses, and a prompt whose greedy continuation becomes a loop."""
     prompt = PROMPTS[0]
     plain = Reader(_core.Engine(core, drafts="never"))
     expected, _ = plain.read(plain.submit(prompt, sampler=sampler(temperature=0.0), max_tokens=300))[0]
@@ -89,7 +90,7 @@ def loop(core: _core.Model, **options: Any) -> tuple[Reader, list[int], Ids]:
 
 
 def test_a_text_ends_in_the_middle_of_a_guess() -> None:
-    """At an end token, at max_tokens, and where the context is full."""
+    """At an end token, at max_tokens, and when the context is full."""
     core = small_core()
     reader, expected, prompt = loop(core)
     greedy = {"sampler": sampler(temperature=0.0), "most_unread": 1000}
@@ -125,7 +126,7 @@ def test_a_reader_never_has_more_than_it_wants() -> None:
 
 
 def test_the_prefix_cache_keeps_what_was_chosen() -> None:
-    """A text goes on from blocks that had wrong guesses in them."""
+    """A text continues from blocks that contained wrong guesses."""
     core = small_core()
     engine = _core.Engine(core, drafts="always", prefix_cache_bytes=1 << 24)
     reader, plain = Reader(engine), Reader(_core.Engine(core, drafts="never"))
@@ -159,7 +160,7 @@ def test_a_forked_child_guesses_too() -> None:
 
 
 def test_what_is_guessed() -> None:
-    """What came after the longest match with the end; of two as long, after the last one."""
+    """The tokens after the longest match with the end; if two are equally long, after the last one."""
     ids = [1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3]
     assert testing.guess(ids, [len(ids)], 4) == [[4, 5, 9, 2]]
     assert testing.guess([6, 1, 2, 8, 1, 2, 7, 1, 2], [9], 3) == [[7, 1, 2]]

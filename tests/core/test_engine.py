@@ -1,4 +1,5 @@
-"""The engine: many texts at once are what each would be alone, whatever ends, waits or runs out of memory."""
+"""The engine: each of many texts is the same as if it ran by itself, whatever ends, waits or runs out of
+memory."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def small_core(**changes: Any) -> _core.Model:
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("kv_cache", ["f32", "int8"])
 def test_each_text_is_what_it_would_be_alone(weights: str, kv_cache: str) -> None:
-    """Prompts of 1 to 600 tokens are read in pieces beside texts that are being written."""
+    """Prompts of 1 to 600 tokens are read in pieces while other texts are being written."""
     core = small_core(weights=weights, kv_cache=kv_cache)
     reader = Reader(_core.Engine(core, most_running=4, prefix_cache_bytes=1 << 24))
     prompts = [IDS[i : i + length] for i, length in enumerate((600, 1, 64, 65, 300, 7, 600, 128))]
@@ -77,7 +78,7 @@ def test_reasons_to_end() -> None:
 
 
 def test_a_slow_reader_holds_up_nobody() -> None:
-    """It has at most this many tokens waiting, and goes on when they are taken."""
+    """At most this many tokens wait for a reader; the text goes on when they are taken."""
     core = small_core()
     engine = _core.Engine(core)
     slow, quick = Reader(engine), Reader(engine)
@@ -131,7 +132,7 @@ def test_requests_that_are_refused() -> None:
 
 
 def test_an_error_ends_the_requests_and_not_the_engine() -> None:
-    """The model is closed under the engine: every request raises, and so does a later one."""
+    """The model is closed while the engine works: every request raises, and so does a later one."""
     core = small_core()
     reader = Reader(_core.Engine(core))
     requests = [reader.submit(IDS[:300], max_tokens=300) for _ in range(3)]

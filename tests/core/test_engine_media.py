@@ -1,5 +1,5 @@
-"""Requests with ready-made embeddings, as images and sound give them: their results are those of a sequence
-of its own, no pass cuts a span, and the prefix cache knows media by their digests."""
+"""Requests with ready-made embeddings, as images and sound give them: their results are the same as in a
+separate sequence, no pass cuts a span, and the prefix cache recognizes media by their digests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def media(count: int, seed: int = 1, *, sees_itself: bool = True) -> _core.Media
 def alone(
     core: _core.Model, ids: NDArray[np.int32], seed: int, count: int, *parts: tuple[int, int, int, bool]
 ) -> list[int]:
-    """What a sequence of its own goes on with. ``parts``: first token, rows, seed of the rows, is a span."""
+    """The continuation in a separate sequence. ``parts``: first token, rows, seed of the rows, is a span."""
     sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
     soft = [(first, rows_of(rows, of)) for first, rows, of, _ in parts]
     spans = [(first, first + rows) for first, rows, _, is_span in parts if is_span]
@@ -67,8 +67,8 @@ def cached(reader: Reader, ids: NDArray[np.int32], found: Placed, **options: int
 
 @pytest.mark.parametrize("looks_ahead", [True, False])
 def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
-    """Random texts over the same few media, with a prefix cache and little memory, so that they are cut, put
-    back and shared in every way."""
+    """Random texts over the same few media, with a prefix cache and little memory, so that texts are cut,
+    preempted and shared in every way."""
     core, random = core_of(looks_ahead=looks_ahead), np.random.default_rng(8)
     engine = _core.Engine(core, most_running=4, kv_bytes=1 << 19, prefix_cache_bytes=1 << 18)
     reader = Reader(engine)
@@ -91,7 +91,7 @@ def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
 
 
 def test_a_long_span_while_others_write() -> None:
-    """It is longer than a step, so it goes through alone; the others go on before and after it."""
+    """It is longer than a step, so it gets a separate pass; the others go on before and after it."""
     core = core_of()
     reader = Reader(_core.Engine(core))
     writers = [reader.submit(IDS[:30], seed=seed, max_tokens=60) for seed in range(3)]
@@ -128,7 +128,7 @@ def test_one_image_of_several_is_another_one() -> None:
 
 
 def test_no_text_begins_within_a_span() -> None:
-    """Where two texts part within an image, the second one computes the image again."""
+    """If two texts differ within an image, the second one computes the image again."""
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=1 << 24))
     rows = rows_of(100, 1)
     image = _core.Media(rows, digest=MODEL, sees_itself=True)
@@ -181,13 +181,13 @@ def test_in_a_file_of_a_session(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("first_row", [0, 20, 120, 170])
 def test_logits_of_a_text_with_a_span(first_row: int) -> None:
-    """Also of those tokens of a span that stand behind others of it."""
+    """Also for tokens that come after others in a span."""
     core = core_of()
     news, part = _core.News(), (50, 100, 1, True)
     sequence = _core.TokenSequence(core)
     sequence.extend(IDS[:200], soft_rows=[(50, rows_of(100, 1))], spans=[(50, 150)], logits="all")
     engine = _core.Engine(core, prefix_cache_bytes=1 << 24)
-    for _ in range(2):  # the second time with what the first one has kept
+    for _ in range(2):  # the second time from the prefix cache
         request = engine.submit(
             IDS[:200], wanted="logits", news=news, first_row=first_row, media=placed(part)
         )

@@ -1,4 +1,4 @@
-"""Thousands of random requests: each text is what it would be alone, and every block comes back."""
+"""Thousands of random requests: each text is the same as if it ran by itself, and every block is freed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small_core(**changes: Any) -> _core.Model:
 
 @dataclass
 class Wish:
-    """What is asked for, and what becomes of it."""
+    """The options of a request, and what happens to it."""
 
     ids: Any
     seed: int
@@ -82,14 +82,14 @@ class Wish:
 
 @dataclass
 class Asked:
-    """A request and what has come of it."""
+    """A request and its result so far."""
 
     wish: Wish
     request: _core.Request
     text: list[int] = field(default_factory=list)
 
     def take(self) -> str | None:
-        """What there is. Why it has ended; "failed" for an error of the engine."""
+        """Takes the new tokens. Returns why the text has ended; "failed" for an error of the engine."""
         try:
             ids, reason, _ = self.request.take()
         except GemletError:
@@ -100,7 +100,7 @@ class Asked:
         return reason
 
     def next_mask(self) -> None:
-        """As a grammar would give it."""
+        """The mask, as a grammar would give it."""
         if self.wish.masked:
             self.request.set_mask(len(self.text), bits_of(allowed(self.text)))
 
@@ -119,7 +119,7 @@ def bits_of(ids: list[int]) -> NDArray[np.uint32]:
 
 
 def adapters_of(core: _core.Model) -> Adapters:
-    """None, and two that change every text."""
+    """No adapter, and two that change every text."""
     found: Adapters = [None]
     for seed in (1, 2):
         random, builder = np.random.default_rng(seed), _core.AdapterBuilder(core)
@@ -175,7 +175,7 @@ def check(core: _core.Model, wish: Wish, found: tuple[list[int], str], adapters:
 def run(requests: int, threads: int, *, refuses: bool) -> None:
     core = small_core(kv_cache="f32")
     adapters = adapters_of(core)
-    # Room for some texts only, so that texts are given up and computed again.
+    # There is room only for some texts, so that texts are preempted and computed again.
     engine = _core.Engine(core, most_running=6, kv_bytes=1 << 20, prefix_cache_bytes=1 << 19)
     found: list[tuple[Wish, tuple[list[int], str]]] = []
     errors: list[BaseException] = []
@@ -191,7 +191,7 @@ def run(requests: int, threads: int, *, refuses: bool) -> None:
             errors.append(error)
 
     def refuse() -> None:
-        """An allocator that has memory and has none, in turn."""
+        """An allocator that alternately has memory and has none."""
         random = np.random.default_rng(99)
         while not stop.is_set():
             testing.limit_kv_cache(core, int(random.integers(1 << 16, 1 << 20)))
@@ -242,7 +242,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.core = small_core()
-        # The same weights, with memory of their own: what the engine's texts take is not there for others.
+        # The same weights with separate memory, so that the engine's texts do not compete with these for
+        # memory.
         self.reference = small_core()
         self.reference_adapters = adapters_of(self.reference)
         self.engine = _core.Engine(self.core, most_running=3, kv_bytes=1 << 19, prefix_cache_bytes=1 << 18)
@@ -274,7 +275,7 @@ class Machine(RuleBasedStateMachine):
             del self.live[place]
 
     def advance(self, asked: Asked, looks: int) -> bool:
-        """Looks at a text this many times; whether it has ended."""
+        """Takes tokens of a text this many times; returns whether it has ended."""
         for _ in range(looks):
             seen = self.news.value
             reason = asked.take()

@@ -1,4 +1,4 @@
-"""What Python's tables say about formats, types and limits is what the core says."""
+"""Python's tables of formats, types and limits agree with the core's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.inside import testing
 
 INTEGERS = _core.size_limits()
 NUMBERS = _core.number_limits()
-# What a value above 0 of a field needs beside it.
+# Field -> the other values that it needs if it is above 0.
 NEEDS = {
     "num_heads": {"num_kv_heads": 1},
     "num_experts": {"experts_per_token": 1, "expert_intermediate_size": 1},
@@ -36,7 +36,7 @@ LAYER_FIELDS = set(LayerSpec.__dataclass_fields__)
 
 
 def config_with(field: str, value: Any) -> _core.ModelConfig:
-    """A configuration with this value, and with what the value needs."""
+    """A configuration with this value, and with the values that it needs."""
     if field == "layers":
         return model_config(layers=[layer_config()] * int(value))
     if field == "dense_sizes":
@@ -49,7 +49,7 @@ def config_with(field: str, value: Any) -> _core.ModelConfig:
     return model_config(**changes)
 
 
-# Integers with scales of their own: values and bytes of a block.
+# Integers with scales: values and bytes of a block.
 OWN_SCALES = {"i8": (1, 1), "i4": (2, 1), "i2": (4, 1), "i4x32": (32, 16)}
 
 
@@ -77,7 +77,7 @@ def test_auto_keeps_every_value_where_a_format_can() -> None:
     for name, (_, _, exact) in _core.source_types().items():
         if exact is not None:
             assert auto_format(name) == exact
-        elif name != "f16":  # where the values decide
+        elif name != "f16":  # here the values decide
             assert auto_format(name) in ("q4", "q8")
     assert auto_format("f16") is None
 
@@ -131,7 +131,7 @@ def test_values_of_another_type(field: str, value: Any) -> None:
     if field in NUMBERS and isinstance(value, int):
         return
     if value is None and field == "activation_sparsity":
-        return  # none is a value of it
+        return  # None is a value of this field
     expected = "a number" if field in NUMBERS else "(an integer|a list of)"
     got = rf"{field} is .*{value!r}.* of type (list|{type(value).__name__}), expected {expected}"
     with pytest.raises(gemlet.ConfigError, match=got):

@@ -83,8 +83,8 @@ def test_bf16_ties_and_denormals() -> None:
 @quick
 @given(shapes, kinds, seeds, st.integers(0, 15))
 def test_bf12_has_every_bit_of_bf16(shape: tuple[int, int], kind: str, seed: int, others: int) -> None:
-    """For every kind of number. The exponents are few; in each panel a few weights have any other
-    exponent."""
+    """For every kind of number. Most weights have one of a few exponents; in each panel a few weights have
+    any other exponent."""
     random = np.random.default_rng(seed)
     w = few_exponents(numbers(random, kind, shape, LARGEST["bf12"] / 2))
     w.flat[random.integers(0, 16 * shape[1], others) % w.size] = numbers(random, "bits", (others,), 1e38)
@@ -106,8 +106,8 @@ def test_a_panel_of_bf12_has_room_for_a_limited_number_of_exceptions(cols: int) 
 
 
 def test_bf12_keeps_zeros_denormals_and_the_largest_numbers() -> None:
-    """There are more of them than a panel has room for exceptions. Only the largest beside small ones are
-    exceptions."""
+    """There are more of them than a panel has room for exceptions. If large and small weights are mixed, only
+    the largest are exceptions."""
     w = np.zeros((3, 400), np.float32)
     w[0, ::3] = 2.0**-130
     w[0, ::5] = -0.0

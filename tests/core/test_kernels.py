@@ -113,7 +113,8 @@ def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
     steps, unsure = int8_activations(x, MATMULS[operation])
     terms = v
     if MATMULS[operation] in MINIMA:
-        # q and the minimum are multiplied apart. Each is at most twice the largest weight of the block here.
+        # q and the minimum are multiplied separately. Each is at most twice the largest weight of the block
+        # here.
         largest = np.abs(blocks_of(v)).max(axis=-1, keepdims=True)
         terms = np.broadcast_to(4 * largest, blocks_of(v).shape).reshape(len(v), -1)[:, :cols]
     blocks = -(-cols // BLOCK)
@@ -156,8 +157,8 @@ def test_matmul_at_every_number_of_columns(operation: str, tier: str) -> None:
 
 @kernels(*MATMULS)
 def test_matmul_at_every_number_of_rows(operation: str, tier: str) -> None:
-    """The numbers of rows cross all tiles. A row has the same bits in a large call and in a call of its
-    own."""
+    """The numbers of rows cross all tiles. A row has the same bits in a large call and in a call with only
+    this row."""
     x, w = case(operation, 1, 40, 33, 96, PLAIN)
     alone = np.concatenate([matmul(tier, operation, x[r : r + 1], w) for r in range(40)])
     for rows in range(1, 41):
@@ -233,7 +234,7 @@ def test_int8_dot_products_do_not_saturate(operation: str, tier: str) -> None:
 
 @kernels("matmul_i8_q4k", "matmul_i8_q5k", "matmul_i8_q6k")
 def test_products_of_groups_do_not_saturate(operation: str, tier: str) -> None:
-    """The same where a group has a scale in 8 bits, which does not hold 1 exactly."""
+    """The same for groups with a scale in 8 bits, which cannot represent 1 exactly."""
     x = np.full((9, 512), 127, np.float32)
     x[1::2] *= -1
     x[4, ::2] *= -1

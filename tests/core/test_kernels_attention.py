@@ -196,7 +196,7 @@ def test_attention_at_every_number_of_tokens(operation: str, tier: str) -> None:
 
 @kernels(*ATTENTIONS)
 def test_rows_do_not_depend_on_each_other(operation: str, tier: str) -> None:
-    """In a call of any number of rows, each row has the bits that it has alone."""
+    """In a call of any number of rows, each row has the same bits as in a call with only this row."""
     kv = ATTENTIONS[operation]
     q, positions, keys, values = case(3, 16, 48, 200)
     alone = [
@@ -242,8 +242,8 @@ def test_attention_within_a_window(operation: str, tier: str, window: int) -> No
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("ahead", [1, 15, 64, 10_000])
 def test_attention_that_looks_ahead(operation: str, tier: str, ahead: int) -> None:
-    """It looks as far ahead as back, or to the end. A token further ahead has no influence, even if not
-    finite."""
+    """A query sees as many tokens ahead as back, or all until the end. A token further ahead has no
+    influence, even if not finite."""
     kv = ATTENTIONS[operation]
     q, _, keys, values = case(ahead, 16, 32, 200)
     for first in (0, 1, 62, 63, 64, 127, 196):
@@ -267,7 +267,7 @@ def test_tokens_out_of_sight_have_no_influence(operation: str, tier: str) -> Non
         keys[hidden] = 1e3
         values[hidden] = -1e6
     np.testing.assert_array_equal(attention(tier, kv, q, positions, keys, values, window=40), before)
-    # Numbers that are not finite have none either: 0 * inf would be NaN.
+    # Numbers that are not finite have no influence either: 0 * inf would be NaN.
     for value in (np.nan, np.inf):
         for hidden in (slice(0, 61), slice(132, 200)):
             keys[hidden] = values[hidden] = value

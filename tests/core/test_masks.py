@@ -1,4 +1,5 @@
-"""Texts whose reader says which tokens may come next: the engine waits for it, and for nobody else."""
+"""Texts whose reader says which tokens may come next: such a text waits for its reader, and the others do
+not."""
 
 from __future__ import annotations
 
@@ -94,7 +95,7 @@ def test_a_text_without_its_mask_holds_up_nobody() -> None:
     waiting = reader.submit(IDS[:9], max_tokens=8, masked=True)
     assert [reason for _, reason in reader.read(reader.submit(IDS[:50], max_tokens=100))] == ["length"]
     assert waiting.take()[:2] == ([], None)
-    waiting.set_mask(0, None)  # all may come
+    waiting.set_mask(0, None)  # all tokens may come
     while not (found := waiting.take()[0]):
         time.sleep(0.001)
     assert len(found) == 1
@@ -105,7 +106,8 @@ def test_a_text_without_its_mask_holds_up_nobody() -> None:
 
 
 def test_many_texts_without_their_masks_hold_up_nobody() -> None:
-    """They give their only place up one after the other, and none takes it back before its mask is there."""
+    """They give up the only place one after the other, and a text gets it back only when its mask has
+    come."""
     reader = Reader(_core.Engine(small_core(), most_running=1))
     waiting = [reader.submit(IDS[:9], max_tokens=2, masked=True, priority=i % 2) for i in range(4)]
     assert [reason for _, reason in reader.read(reader.submit(IDS[:50], max_tokens=20))] == ["length"]
@@ -117,7 +119,7 @@ def test_many_texts_without_their_masks_hold_up_nobody() -> None:
 
 
 def test_texts_that_memory_has_no_room_for_are_the_same() -> None:
-    """Those that wait for a mask are put back, too, and computed again."""
+    """Texts that wait for a mask are preempted, too, and computed again."""
     core = small_core()
     reader = Reader(_core.Engine(core, kv_bytes=0))
     prompts = [IDS[20 * i : 20 * i + 150] for i in range(12)]

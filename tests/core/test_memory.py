@@ -1,6 +1,6 @@
-"""Closing gives memory back. If memory is missing, the caller gets an error and the process lives on.
+"""Closing frees memory. If memory is missing, the caller gets an error and the process goes on.
 
-Every test here runs in a process of its own. The tests limit the address space, because every system enforces
+Every test here runs in a separate process. The tests limit the address space, because every system enforces
 that limit at once. The stacks of threads count.
 """
 

@@ -1,4 +1,5 @@
-"""Guesses of a smaller model: texts and blocks are as without it, and it is asked where that pays."""
+"""Guesses of a smaller model: texts and blocks are the same as without it, and it guesses only if that
+pays."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ LAYERS = (layer_config(sliding_window=70), layer_config(sliding_window=0))
 
 
 def beside(core: _core.Model, *, seed: int = 1, layers: int = 2, **changes: Any) -> _core.Model:
-    """A drafter. With the seed 1 and the layers of the model it guesses what that is going to write."""
+    """A drafter. With the seed 1 and the layers of the model, it guesses the model's own text."""
     config = model_config(*LAYERS[:layers], **{"max_context": 700, **changes})
     builder = builder_of(config, weights=core.weights, kv_cache=core.kv_cache, beside=core)
     builder.add_random(seed=seed)
@@ -35,7 +36,7 @@ def core_of(**changes: Any) -> _core.Model:
 def texts_of(
     core: _core.Model, settings: dict[str, Any], **options: Any
 ) -> tuple[list[tuple[list[int], str | None]], dict[str, Any]]:
-    """What the prompts go on with, twice, and what the engine counted. All blocks come back."""
+    """The continuations of the prompts, written twice, and the engine's counts. All blocks are freed."""
     reader = Reader(engine := _core.Engine(core, **options))
     texts = []
     for _ in range(2):
@@ -72,14 +73,14 @@ def test_the_texts_are_the_same(
     for drafter in (beside(core), beside(core, seed=2, layers=1)):
         for drafts in ("always", "paying"):
             found, stats = texts_of(core, settings, drafts=drafts, drafter=drafter, **options)
-            if "amx" not in core.tier:  # where prompts that are read beside others round differently
+            if "amx" not in core.tier:  # there, prompts that are read together with others round differently
                 assert found == expected
             assert stats["accepted_tokens"] <= stats["drafted_tokens"]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> None:
-    """Also about what is drawn: it guesses with the random numbers that are next."""
+    """Also at a temperature above 0: it guesses with the next random numbers."""
     core = core_of()
     reader = Reader(_core.Engine(core, drafts="always", drafter=beside(core), draft_tokens=4))
     request = reader.submit(
@@ -110,7 +111,7 @@ def test_it_goes_on_from_where_an_earlier_text_ended() -> None:
 
 
 def test_a_masked_text_is_guessed_too() -> None:
-    """Only ids below 40 may come. What was guessed comes out mask by mask, without passes."""
+    """Only ids below 40 may come. Guessed tokens are chosen mask by mask, without further passes."""
     core = core_of()
     mask = np.zeros(3, np.uint32)
     mask[0], mask[1] = 0xFFFFFFFF, 0xFF
@@ -146,7 +147,7 @@ def test_a_masked_text_is_guessed_too() -> None:
 
 
 def few_ids(text: list[int]) -> NDArray[np.uint32]:
-    """The mask behind ``text``, of which each token decides what may follow it."""
+    """The mask after ``text``. Each token decides which tokens may follow it."""
     last = text[-1] if text else 0
     mask = np.zeros(3, np.uint32)
     for step in (7, 30, 31, 32, 64):
@@ -156,8 +157,8 @@ def few_ids(text: list[int]) -> NDArray[np.uint32]:
 
 
 def write_masked(core: _core.Model, *, ahead: bool, **options: Any) -> tuple[list[list[int]], list[int]]:
-    """Two masked texts and a free one, and how many guesses about each were right. ``ahead``: the masks
-    behind guesses are set before these are known to be right."""
+    """Two masked texts and a free one, and how many guesses about each were right. ``ahead``: the masks after
+    guesses are set before it is known whether these are right."""
     reader = Reader(engine := _core.Engine(core, **options))
     requests = [
         reader.submit(PROMPTS[i], seed=i, max_tokens=60, most_unread=100, masked=i < 2) for i in range(3)
@@ -208,7 +209,7 @@ def test_masks_behind_other_tokens_than_were_chosen_change_nothing() -> None:
     only = np.array([0, 0, 1 << 31], np.uint32)
     request.set_mask(0, only)  # too late
     request.set_mask(1, only, [first[0] ^ 1])
-    request.set_mask(2, only, [first[0], 5])  # of which nothing was guessed
+    request.set_mask(2, only, [first[0], 5])  # for this text, nothing was guessed
     for position, behind in ((3, [1]), (0, [1]), (2, [])):
         with pytest.raises(InvalidRequestError, match="the mask is for position"):
             request.set_mask(position, only, behind)
@@ -251,7 +252,8 @@ def test_a_forked_child_asks_it_too() -> None:
 
 @pytest.mark.parametrize("vocab", [90, 128])
 def test_a_vocabulary_of_another_length(vocab: int) -> None:
-    """Texts with ids that the drafter lacks are not guessed, and it guesses none that are not there."""
+    """The drafter does not guess about texts with ids that it lacks, and does not guess ids that the model
+    lacks."""
     core = core_of()
     drafter = beside(core, vocab_size=vocab)
     greedy = {"sampler": sampler(temperature=0.0), "max_tokens": 40, "most_unread": 100}

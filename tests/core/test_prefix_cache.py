@@ -1,5 +1,5 @@
-"""The engine's prefix cache: what a text has in common with earlier ones is not computed again, to the token.
-It changes nothing in the result."""
+"""The engine's prefix cache: tokens that a text shares with earlier ones are not computed again. The result
+stays the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def core_of(window: int = 100, **changes: object) -> _core.Model:
 
 
 def cached(reader: Reader, ids: NDArray[np.int32], **options: int) -> int:
-    """How many tokens of a text, which is read and goes on, came from the cache."""
+    """Reads a text, continues it, and returns how many of its tokens came from the cache."""
     request = reader.submit(ids, **options)
     reader.read(request)
     return request.cached_tokens
@@ -34,7 +34,7 @@ def joined(*parts: NDArray[np.int32]) -> NDArray[np.int32]:
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 129, 600])
 def test_the_same_text_again_computes_one_token(length: int) -> None:
-    """It has to, for the logits. With a window of 100, old blocks are dropped on the way."""
+    """The last token is needed for the logits. With a window of 100, old blocks are dropped on the way."""
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=1 << 24))
     assert cached(reader, IDS[:length]) == 0
     assert cached(reader, IDS[:length]) == length - 1
@@ -43,8 +43,8 @@ def test_the_same_text_again_computes_one_token(length: int) -> None:
 
 @pytest.mark.parametrize("common", [1, 30, 63, 64, 65, 100, 500, 511, 512, 513, 699])
 def test_texts_with_a_common_beginning(common: int) -> None:
-    """A block is taken in part, wherever the texts part: also in the middle of the first text, whose pass had
-    512 tokens and whose window is 100."""
+    """If two texts differ within a block, a part of it is used. This may be in the middle of the first text,
+    whose pass had 512 tokens and whose window is 100."""
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=1 << 24))
     other = (IDS[common : common + 50] + 1) % 96
     assert cached(reader, IDS[:700]) == 0
@@ -63,7 +63,7 @@ def test_a_text_that_ended_is_kept_to_its_end() -> None:
     assert cached(reader, joined(text, IDS[1000:1020])) == len(text) - 1
     edited = joined(
         text[:55], IDS[2000:2030]
-    )  # the reply's text has other tokens than those that were written
+    )  # the text of the reply is encoded as other tokens than the written ones
     assert cached(reader, edited) == 55
 
 
@@ -71,7 +71,8 @@ def test_a_text_that_ended_is_kept_to_its_end() -> None:
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("window", [20, 300])
 def test_the_tokens_are_those_without_a_cache(weights: str, kv_cache: str, window: int) -> None:
-    """Random texts over few beginnings, several at a time, so that blocks are shared in every way."""
+    """Random texts with few different beginnings, several at a time, so that blocks are shared in every
+    way."""
     core = core_of(window, weights=weights, kv_cache=kv_cache)
     reader = Reader(_core.Engine(core, most_running=3, prefix_cache_bytes=1 << 19))
     random = np.random.default_rng(window)
@@ -88,13 +89,13 @@ def test_the_tokens_are_those_without_a_cache(weights: str, kv_cache: str, windo
 
 
 def test_what_windows_need_goes_first() -> None:
-    """Of a long text, the blocks of windows that are far from its end are given up before anything else, and
-    the text still goes on from its end. Where they are missing, a text begins before."""
+    """The blocks of windows that are far from the end of a long text are dropped first, and the text still
+    continues from its end. If a text needs dropped blocks, it begins earlier."""
     core = core_of(100)
     per_block = 64 * (core.memory()["kv_cache_per_token"] + core.memory()["kv_cache_per_window_token"])
     engine = _core.Engine(core, prefix_cache_bytes=13 * per_block)
     reader = Reader(engine)
-    # Of 20 blocks, 13 have room with windows, and all without most of them.
+    # There is room for 13 of 20 blocks with windows, and for all without most of the windows.
     assert cached(reader, IDS[:1280]) == 0
     assert cached(reader, IDS[:1290]) == 1280
     assert cached(reader, joined(IDS[:640], IDS[2000:2010])) < 640
@@ -109,7 +110,7 @@ def test_memory_tells_running_texts_and_kept_ones_apart() -> None:
     running = reader.submit(IDS[:300], max_tokens=1000, most_unread=4)
     while not running.take()[0]:
         reader.engine.wait(reader.news, reader.news.value, 0.01)
-    # Of a running text, only blocks are kept that its windows have passed.
+    # While a text runs, only blocks that its windows have passed are kept.
     assert core.memory()["kv_cache"] > core.memory()["prefix_cache"]
     running.cancel()
     reader.read(running)

@@ -1,4 +1,4 @@
-"""Resizing of images, compared with torchvision's levels: every one is the same."""
+"""Resizing of images gives exactly the levels of torchvision."""
 
 from __future__ import annotations
 

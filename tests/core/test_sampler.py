@@ -1,4 +1,4 @@
-"""The sampler against its definition in NumPy: which tokens may come, and how likely each is."""
+"""The sampler compared with its definition in NumPy: which tokens may come, and how likely each is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def made(seed: int, vocab: int = VOCAB) -> NDArray[np.float32]:
 
 
 def history(seed: int, length: int = 60) -> NDArray[np.int32]:
-    """Ids of few kinds, so that much of it repeats."""
+    """A text of few different ids, so that much of it repeats."""
     return np.random.default_rng(seed).integers(0, 4, length).astype(np.int32)
 
 
@@ -104,7 +104,7 @@ def test_filters_keep_the_same_tokens(filters: dict[str, Any], vocab: int) -> No
     for seed in range(4 if vocab < 20_000 else 1):
         logits = made(seed, vocab)
         found, wanted = chances(logits, int32(), **filters), expected(logits, int32(), **filters)
-        # What is beyond the precision of the sum is not kept: 60 temperatures below the most likely one.
+        # Tokens below the precision of the sum are not kept: 60 temperatures below the most likely one.
         assert found.keys() <= wanted.keys()
         assert sum(wanted[i] for i in wanted.keys() - found.keys()) < 1e-12
         for i, chance in found.items():
@@ -136,7 +136,7 @@ def test_penalties_then_filters() -> None:
     ],
 )
 def test_breakers_of_several_tokens(text: list[int], breakers: Any, after: int) -> None:
-    """A repetition of the whole text, put behind itself, counts as far as the last breaker."""
+    """If the whole text is repeated, the repetition counts from the last breaker on."""
     logits = np.zeros(20, np.float32)
     ids = int32(*text, 17, *text)
     choose = sampler(
@@ -204,7 +204,7 @@ def test_wrong_ids() -> None:
     for options in ({"suppressed": [-1]}, {"end_ids": [-5]}, {"logit_bias": [(-1, 0.0)]}):
         with pytest.raises(gemlet.InvalidRequestError, match="id"):
             _core.Sampler(temperature=1.0, seed=1, **options)
-    # Ids that the logits do not have are passed over.
+    # Ids that the logits do not have are ignored.
     beyond = {"suppressed": [2000], "logit_bias": [(2**31 - 1, 1.0)], "min_tokens": 1, "end_ids": [5000]}
     logits = made(0)
     wild = int32(-5, 2**31 - 1, 3, -5, 2**31 - 1)
@@ -214,7 +214,7 @@ def test_wrong_ids() -> None:
 
 @pytest.mark.tier
 def test_a_text_that_begins_again_goes_on_as_before() -> None:
-    """An engine without memory for all texts puts some back, and computes them again from their ids."""
+    """An engine without memory for all texts preempts some, and computes them again from their ids."""
     core, ids = (
         random_core(
             model_config(layer_config(sliding_window=100), layer_config(sliding_window=0), max_context=700)

@@ -1,4 +1,5 @@
-"""The steps of the scheduler in simulated time: short prompts do not wait for a long one, nor it for them."""
+"""The steps of the scheduler in simulated time: short prompts and a long one do not have to wait for each
+other."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from gemlet import _core
 from support.core_models import layer_config, model_config, random_core
 from support.inside import testing
 
-Asked = tuple[float, int, int]  # when it comes, tokens of its prompt, tokens that it writes
+Asked = tuple[float, int, int]  # time of arrival, tokens of the prompt, tokens to write
 WRITERS: list[Asked] = [(0.0, 32, 10**4)] * 8
 LONG, LONG_PROMPT = 8, 4096  # the number of the long request
 
@@ -24,7 +25,7 @@ def seconds_of(rows: int) -> float:
 
 
 def seconds_of_a_fast_chip(rows: int) -> float:
-    """Where memory takes more of the time, a step beside 8 texts reads 65 tokens of a prompt."""
+    """If memory takes more of the time, a step with 8 texts reads 65 tokens of a prompt."""
     return 0.040 + 0.0007 * rows
 
 
@@ -70,21 +71,22 @@ def beside_a_long_one(short: int, arrivals: Iterable[float]) -> list[Asked]:
 
 @pytest.mark.parametrize(("short", "median", "most"), [(8, 2.4, 3.4), (32, 1.7, 2.1), (64, 2.0, 3.2)])
 def test_a_short_prompt_beside_a_long_one(core: _core.Model, short: int, median: float, most: float) -> None:
-    """At any moment of a step: its first token, in multiples of its time on an idle engine."""
+    """The time to the first token of a request that comes at any moment of a step, divided by its time on an
+    idle engine."""
     pick, times = random.Random(short), []
     alone = len(Steps(core, beside_a_long_one(short, ())).of(LONG))
     for _ in range(6):
         requests = beside_a_long_one(short, [3.5 + i + pick.random() for i in range(8)])
         steps = Steps(core, requests)
         times += [steps.first(number) / seconds_of(short) for number in range(LONG + 1, len(requests))]
-        # Most of the short ones went beside pieces of it, or in steps that are no longer.
+        # Most short ones shared a step with its pieces, or had steps that are not longer.
         assert len(steps.of(LONG)) - alone <= 4
     assert statistics.median(times) < median
     assert max(times) < most
 
 
 def test_no_piece_beside_an_end(core: _core.Model) -> None:
-    """A short prompt that comes alone has a step without a piece of the long one, however large."""
+    """If a single short prompt comes, it gets a step without a piece of the long one, however large it is."""
     requests = beside_a_long_one(8, [3.5, 6.0])
     steps = Steps(core, requests, seconds_of_a_fast_chip)
     reading = [dict(steps.steps[i][1]).get(LONG, 0) for i in steps.of(LONG)]
@@ -96,14 +98,14 @@ def test_no_piece_beside_an_end(core: _core.Model) -> None:
 
 @pytest.mark.parametrize("seconds_of", [seconds_of, seconds_of_a_fast_chip])
 def test_the_long_one_goes_on(core: _core.Model, seconds_of: object) -> None:
-    """A stream of short prompts leaves it out of three steps in a row at most."""
+    """A stream of short prompts keeps it out of at most three steps in a row."""
     requests = beside_a_long_one(20, [3.0 + 0.02 * i for i in range(1500)])
     reading = Steps(core, requests, seconds_of).of(LONG)
     assert max(b - a for a, b in itertools.pairwise(reading)) <= 4
 
 
 def test_quick_steps_are_few(core: _core.Model) -> None:
-    """Steps that could read a piece of the long prompt, and end a short one without it, are one in 16."""
+    """One in 16 steps ends a short prompt without the piece of the long one that it could read."""
     requests = beside_a_long_one(20, [3.0 + 0.1 * i for i in range(300)])
     steps = Steps(core, requests, seconds_of_a_fast_chip)
     reading = steps.of(LONG)

@@ -1,5 +1,5 @@
-"""Sound on its way to the models: one channel, 16 kHz, log-mel spectra. The goldens are the official
-extractors' and soxr's."""
+"""Preparing sound for the models: one channel, 16 kHz, log-mel spectra. The goldens come from the official
+extractors and soxr."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ COUNT = 300
 
 
 def conversation(source: Conversations) -> dict[str, Any]:
-    """Results have a name and a form that the template takes: a text, a mapping or a list of mappings."""
+    """A result has a name and a form that the template accepts: a text, a mapping or a list of mappings."""
     found = source.conversation() | {"thinking": False}
     names: dict[str, str] = {}
     for message in found["messages"]:

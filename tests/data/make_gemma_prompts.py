@@ -46,9 +46,9 @@ def template(path: Path) -> str:
 
 
 def conversation(source: Conversations, *, parts: bool) -> dict[str, Any]:
-    """User and assistant in turn, some with a system text before them. Or a conversation that the templates
-    refuse: any roles in any order. A system message is never in an assistant's place, which they would
-    accept."""
+    """Alternating messages of user and assistant, some with a system text before them. Or a conversation that
+    the templates refuse: any roles in any order. A system message is never at the place of an assistant's
+    message, because the templates would accept that."""
     content = source.content if parts else source.text
     messages = [{"role": role, "content": content()} for role in ("user", "assistant") * 3]
     messages = messages[: source.random.randint(1, 6)]

@@ -67,7 +67,7 @@ WRITTEN = [
 
 
 def random_texts(count: int) -> list[str]:
-    """Made of pieces that meet in unusual ways."""
+    """Texts of pieces that meet in unusual ways."""
     chance = random.Random(1)
     parts = [
         " ",

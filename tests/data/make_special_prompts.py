@@ -1,5 +1,5 @@
-"""Writes special_prompts.json: conversations, and what the templates of ShieldGemma and TranslateGemma make
-of them.
+"""Writes special_prompts.json: conversations, and the texts of ShieldGemma's and TranslateGemma's templates
+for them.
 
     pip install jinja2
     python tests/data/make_special_prompts.py shieldgemma-9b.jinja translategemma-4b-it.jinja

@@ -1,4 +1,4 @@
-"""Writes tool_schemas.json: what transformers makes of the functions in tests/support/tool_functions.py.
+"""Writes tool_schemas.json: the schemas that transformers makes from tests/support/tool_functions.py.
 
 pip install transformers==5.24.0
 PYTHONPATH=tests python tests/data/make_tool_schemas.py

@@ -1,4 +1,4 @@
-"""Adapters of PEFT that have modules whole, and those whose training began in another way than usual."""
+"""Adapters of PEFT that replace whole modules, and adapters with unusual initializations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
 
 
 def test_a_module_saved_whole_is_there_whole(tmp_path: Path, model: gemlet.Model) -> None:
-    """PEFT takes every module whose name, or that of one around it, ends with a name in the list."""
+    """PEFT takes every module whose name ends with a name in the list, and the modules inside of it."""
     config = {**CONFIG, "modules_to_save": ["norm", "score"]}
     at = "base_model.model.model."
     norms = {
@@ -80,7 +80,7 @@ def test_how_training_began(
 
 
 def test_what_loading_takes_out_of_a_tied_head_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
-    """The embedding table would lose it, too."""
+    """Otherwise the part would be subtracted from the embedding table, too."""
     at = "base_model.model.lm_head."
     tensors = {f"{at}lora_A.weight": np.ones((2, 64), np.float32)}
     tensors |= {f"{at}lora_B.weight": np.ones((96, 2), np.float32)}
@@ -158,7 +158,8 @@ def test_the_core_takes_no_table_that_the_model_does_not_have(tmp_path: Path, mo
 def test_the_end_of_a_name_means_one_end_of_the_model(
     saved: str, tmp_path: Path, model: gemlet.Model
 ) -> None:
-    """A head that is saved so is the adapter's own; the embedding table, which it was, stays."""
+    """A head that is saved in this way belongs to the adapter. The embedding table, which was the head
+    before, stays."""
     tensors = {**adapter_tensors(), "base_model.model.lm_head.weight": np.ones((96, 64), np.float32)}
     path = write(tmp_path / "a", {**CONFIG, "modules_to_save": [saved]}, tensors)
     with open_adapter(path, model.config) as files:

@@ -1,4 +1,4 @@
-"""What an adapter has beside its low-rank terms: DoRA's magnitudes, and rows of the embedding table."""
+"""Parts of an adapter besides its low-rank terms: DoRA's magnitudes, and rows of the embedding table."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def test_rows_of_tokens_stand_in_the_order_of_the_file(tmp_path: Path, model: ge
     np.testing.assert_array_equal(found[0], found[1])
 
 
-# --- Biases, and adapters of tokens alone -------------------------------------------------------------------
+# --- Biases, and adapters with only tokens
+# -------------------------------------------------------------------
 def test_a_bias_of_b_must_be_there_and_fit(tmp_path: Path, model: gemlet.Model) -> None:
     config = {**CONFIG, "lora_bias": True, "target_modules": "model.layers.0.self_attn.q_proj"}
     pair = {Q.format(factor): adapter_tensors()[Q.format(factor)] for factor in "AB"}
@@ -118,7 +119,7 @@ def test_an_adapter_of_tokens_alone(target: object, tmp_path: Path, model: gemle
     path = write(tmp_path / "a", {**TOKENS, "target_modules": target}, {name: ROWS})
     adapter = model.load_adapter(path, "tokens")
     try:
-        assert adapter.targets == ("embed_tokens", "lm_head")  # which are one in this model
+        assert adapter.targets == ("embed_tokens", "lm_head")  # which are the same matrix in this model
         assert adapter.ranks == ()
     finally:
         model.unload_adapter("tokens")

@@ -114,7 +114,7 @@ def test_a_written_folder_maps(tmp_path: Path) -> None:
         assert {opened.read(name)[1] for name in slots} == {"bf16"}
 
 
-# What other tools make of "model.layers.0...": (before, after, whether the head has the prefix too).
+# Other tools rename "model.layers.0...": (before, after, whether the head has the prefix too).
 SPELLINGS = [
     "language_model.",
     "model.model.",

@@ -1,4 +1,4 @@
-"""Keys of config.json that change nothing: they are passed over and listed, whatever they are called."""
+"""Keys of config.json that change nothing are ignored and listed, whatever their names are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse(raw: dict[str, Any], **changes: Any) -> Any:
     return parse_config(raw | changes, where="config.json")
 
 
-# Keys that change nothing: what is passed over, by its name.
+# Keys that change nothing, and the names under which they are listed.
 PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "gemma",
@@ -64,7 +64,7 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("family", "changes", "keys"), PASSED_OVER)
 def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> None:
-    """A key that changes nothing changes nothing, and is listed where gemlet does not know it."""
+    """A key without an effect is accepted, and listed if gemlet does not know it."""
     config = parse(CONFIGS[family], **changes)
     assert list(config.passed_over) == keys
     without = dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"))
@@ -98,7 +98,7 @@ def test_a_number_of_what_other_families_have_is_refused_unless_it_means_none() 
 
 
 def test_what_a_multimodal_gemma3_says_of_its_text() -> None:
-    """The reference takes any text part for one of Gemma 3, and has no cap on the logits."""
+    """The reference treats every text part as a Gemma 3, and does not cap the logits."""
     whole = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"]}
     unnamed = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"] | {"model_type": None}}
     assert parse(unnamed) == parse(whole)

@@ -1,4 +1,4 @@
-"""What quantization_config may say: nothing, Google's QAT for mobile, or compressed-tensors of 4 bits."""
+"""quantization_config may be absent, Google's QAT for mobile, or compressed-tensors of 4 bits."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def boundaries(name: str, data: bytes) -> set[int]:
     return {8 + length + at for entry in entries for at in (0, *entry["data_offsets"])}
 
 
-# What fuzzing writes for "media" and "senses" is no file. A video may lack its index and its last frames;
+# For "media" and "senses", fuzzing does not write files. A video may lack its index and its last frames;
 # test_videos.py cuts videos.
 @pytest.mark.parametrize(
     "name",
@@ -195,7 +195,7 @@ def linked(folder: Path, elsewhere: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
 def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """They are refused, except in the hub's cache and if the user allows them."""
+    """Links are refused, except in the hub's cache or if the user allows them."""
     if kind == "model":
         blobs = write_folder(tmp_path / "repository" / "blobs", CONFIGS["gemma"])
     else:
@@ -226,7 +226,7 @@ def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_json_larger_than_any_real_file_real_file(tmp_path: Path) -> None:
-    """The size alone refuses them, before they are read."""
+    """They are refused because of their size, before they are read."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").touch()

@@ -100,7 +100,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.extra("hub")
 @pytest.mark.slow
 def test_the_bars_of_the_hub(tmp_path: Path) -> None:
-    """None here stands for a function."""
+    """None stands for a function here."""
     with hub(REPOSITORIES) as server:
         for progress in (True, False, None):
             environment = settings(server.url, tmp_path / str(progress))
@@ -152,7 +152,7 @@ def test_gguf_models(tmp_path: Path) -> None:
         files = [(repository_of(name), file) for name, files in cases.items() for file in files]
         assert sorted(server.served) == sorted(
             file for _, file in set(files)
-        )  # each once, then from the cache
+        )  # each once, and later from the cache
         requests = [(name, None, None) for name in ("someone/many-gguf:b-Q8_0.gguf", *wrong)]
         (broken, *errors) = run_program(programs.load_errors, requests, environment=environment)
     assert broken[0] == "ModelFileError"
@@ -222,7 +222,7 @@ def inspect_here(path: Path) -> dict[str, Any]:
 
 @pytest.mark.extra("hub")
 def test_inspecting_fetches_no_weights(tmp_path: Path) -> None:
-    """Inspecting reads a small part of the files, keeps none of it, and says the same as for the whole
+    """Inspecting reads a small part of the files, keeps nothing, and gives the same result as for the whole
     model."""
     config = large("gemma")
     single = write_folder(tmp_path / "single", config)
@@ -279,7 +279,7 @@ def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
-    """There is an error that says so. Nothing more than the request is read, and little memory is taken."""
+    """An error says so. Only the request is read, and little memory is used."""
     files = contents(write_folder(tmp_path / "source", large("gemma")))
     weights, config = files["model.safetensors"], files["config.json"]
     whole = {"config.json": config, "model.safetensors": weights}
@@ -351,7 +351,7 @@ def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_without_a_network(tmp_path: Path) -> None:
-    """A model in the cache is used. A missing one is an error at once, which says why."""
+    """A model in the cache is used. If it is missing, an error says why at once."""
     started = time.monotonic()
     with hub(REPOSITORIES) as server:
         online = settings(server.url, tmp_path)
@@ -375,7 +375,7 @@ def test_command_line(tmp_path: Path) -> None:
         printed = run_program(programs.run_commands, NAME, tmp_path / "x", environment=environment)
     folder, tokenizers, *described = printed.splitlines()
     assert files_in(Path(folder)) == NEEDED
-    both = ["tokenizer.json", "tokenizer.model"]  # added tokens may stand in the first alone
+    both = ["tokenizer.json", "tokenizer.model"]  # only the first may have added tokens
     assert files_in(Path(tokenizers)) == ["config.json", *both, "tokenizer_config.json"]
     assert described[0] == "model      someone/private"
     assert server.served.count("model.safetensors") == 2

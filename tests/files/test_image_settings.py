@@ -1,4 +1,4 @@
-"""What preprocessor_config.json and vision_config say, and what they may not."""
+"""The settings in preprocessor_config.json and vision_config, and refused values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Reading images: files, arrays and Pillow's objects, orientation, transparency, and what is no image."""
+"""Reading images: files, arrays and Pillow's objects, orientation, transparency, and values that are not
+images."""
 
 from __future__ import annotations
 
@@ -97,7 +98,7 @@ REFERENCE = read_tensors(HERE / "image_files.safetensors")
 
 @pytest.mark.parametrize("name", [key[5:] for key in REFERENCE if key.startswith("file.")])
 def test_unusual_files_are_seen_as_in_transformers(name: str) -> None:
-    """Of 16 bits, with a palette, in CMYK, turned, of one pixel, extremely long."""
+    """Images of 16 bits, with a palette, in CMYK, rotated, of one pixel, extremely long."""
     levels = read_image(REFERENCE[f"file.{name}"].tobytes())
     seen = _core.resize_image(levels, height=16, width=16, filter="bilinear")
     np.testing.assert_array_equal(seen, REFERENCE[f"levels.{name}"])
@@ -121,7 +122,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height:
 
 
 def in_pieces(kind: str, count: int) -> bytes:
-    """A file in so many pieces more, each of which says nothing."""
+    """The file with this many more pieces, which are all empty."""
     data = encoded(Image.fromarray(LEVELS), kind)
     at = {"PNG": 33, "JPEG": 2, "GIF": 13 + (3 << (data[10] & 7) + 1)}[kind]
     chunk = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")
@@ -131,7 +132,7 @@ def in_pieces(kind: str, count: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
 def test_a_file_in_many_pieces(kind: str) -> None:
-    """Pillow reads each by itself, which takes minutes for a file of some megabytes."""
+    """Pillow reads each piece separately, which takes minutes for a file of some megabytes."""
     assert read_image(in_pieces(kind, 1000)).shape == LEVELS.shape
     with (
         mock.patch.object(Image, "open", side_effect=AssertionError("opens")),

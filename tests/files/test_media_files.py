@@ -1,4 +1,4 @@
-"""From what a caller has to the bytes of a file: the same for images, sounds and videos."""
+"""From the caller's value to the bytes of a file: the same for images, sounds and videos."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_form_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class Stream(io.RawIOBase):
-    """What has no place to go back to, such as the answer of a server."""
+    """A file that cannot seek, such as the answer of a server."""
 
     def __init__(self, data: bytes) -> None:
         self._data = io.BytesIO(data)

@@ -1,4 +1,4 @@
-"""Paths of media at which there is no file: they are refused at once, and nothing waits."""
+"""Paths of media that are not files are refused at once, without waiting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_frames(path: Path) -> object:
 
 
 def make_socket(path: Path) -> None:
-    """A socket at ``path``, by a short name: the whole one may be too long for it."""
+    """A socket at ``path``, bound by a short name, because the whole name may be too long for it."""
     here = os.open(path.parent, os.O_RDONLY)
     try:
         with socket.socket(socket.AF_UNIX) as bound:

@@ -1,5 +1,5 @@
-"""PEFT's patterns of module names, compared with Python's regular expressions, and patterns that hang
-those."""
+"""PEFT's patterns of module names, compared with Python's regular expressions, and patterns on which these
+hang."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_work_of_all_patterns_together_is_bounded() -> None:
 
 
 def test_the_patterns_of_the_largest_model_are_quick() -> None:
-    """62 layers, each with more kinds of matrices than any has."""
+    """62 layers, each with more kinds of matrices than any real layer."""
     patterns = ModulePatterns()
     kinds = ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj", "router.proj", "per_layer_input_gate")
     names = [f"model.language_model.layers.{layer}.{kind}" for layer in range(62) for kind in kinds * 3]

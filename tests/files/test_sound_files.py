@@ -1,4 +1,5 @@
-"""Sounds as callers and clients give them: arrays, files of several formats, damaged and lying ones."""
+"""Sounds as callers and clients give them: arrays, files of several formats, damaged files, and files with
+false headers."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def encoded(samples: NDArray[np.float32], rate: int = RATE, **options: Any) -> b
 
 
 def header(**changes: int) -> bytes:
-    """The head of a WAV file of 16 bits; the sizes of its parts are what it says of itself."""
+    """The header of a WAV file of 16 bits, with the given sizes of its parts."""
     said = {"size": 4096, "channels": 1, "rate": 16000, "bits": 16, "data": 4000} | changes
     block = said["channels"] * said["bits"] // 8
     body = struct.pack(
@@ -171,7 +172,7 @@ def test_what_a_file_says_of_itself_is_checked(data: bytes, message: str) -> Non
 
 @needs_soundfile
 def test_a_file_that_says_that_it_is_longer() -> None:
-    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # as streams have it
+    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # as in streams
     assert len(found.samples) == 1600
 
 

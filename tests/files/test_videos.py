@@ -1,4 +1,5 @@
-"""Reading videos: which frames are seen, in which order and upright, and files that are broken or lie."""
+"""Reading videos: which frames are seen, their order and orientation, and files that are broken or have false
+headers."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ def test_packets_without_a_frame_do_not_count() -> None:
 
 
 def test_one_frame_is_in_memory_at_a_time(short: bytes) -> None:
-    """What is kept is what the model sees of a frame, not the frame."""
+    """Only the resized frame that the model sees is kept, not the whole frame."""
     kept, _ = read_video(short, "video", lambda levels: levels, lambda levels: levels[0, 0].copy())
     assert [one.nbytes for one in kept] == [3] * 32
 
@@ -159,7 +160,7 @@ def test_limits_hold_before_anything_is_decoded(short: bytes, limit: str, value:
 
 
 def test_sizes_that_lie_do_not_count(short: bytes) -> None:
-    """The size in the header of the track is small, and that of the frames is not."""
+    """The header of the track has a small size, but the frames are large."""
     at = short.index(b"mp4v") + 28
     lying = short[:at] + (8).to_bytes(2, "big") * 2 + short[at + 4 :]
     with mock.patch.object(videos, "MOST_PIXELS", 48 * 64 - 1), pytest.raises(InvalidRequestError):

@@ -69,7 +69,7 @@ def test_logits_agree_with_transformers_and_peft(name: str, tmp_path: Path) -> N
 
 
 def merged_model(name: str, folder: Path) -> gemlet.Model:
-    """A model in f32 with the adapter in it. A table that stays in its file changes in a new file only."""
+    """A model in f32 with the adapter merged. A table that stays in its file changes only in a new file."""
     base, path = base_of(name), ADAPTERS / name
     options: dict[str, Any] = {"weights": "f32", "threads": 1, "merge_adapter": path}
     if "-table-" not in name or name.startswith("gemma3-"):
@@ -96,8 +96,8 @@ def test_an_adapter_that_can_only_be_merged(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b", "gemma4-26b-a4b"])
 @pytest.mark.parametrize("kv_cache", ["int8", "int4"])
 def test_norms_are_balanced_as_those_of_the_model(base: str, kv_cache: str, tmp_path: Path) -> None:
-    """Beside q4 some norms are divided by what columns are multiplied by, and those of keys by factors. An
-    adapter with the model's own norms changes no bit."""
+    """With q4, some norms are divided by the vectors that multiply columns, and the norms of keys by factors.
+    An adapter with the model's own norms changes no bit."""
     with open_model_files(HERE / base) as files:
         norms = {name: slot for name, slot in files.slots.items() if is_norm(slot) and not in_tower(slot)}
         tensors = {
@@ -116,8 +116,8 @@ def test_norms_are_balanced_as_those_of_the_model(base: str, kv_cache: str, tmp_
 
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.2)])
 def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
-    """The error is about that of the rounded weights alone. The adapter itself changes the logits by 139
-    %."""
+    """The error is about as large as without the adapter, from rounded weights. The adapter changes the
+    logits by 139 %."""
     ids, expected = read_golden("gemma3-plain")
     with gemlet.load(HERE / "gemma3-270m", weights="f32", threads=1) as exact:
         plain = exact.logits(ids)
@@ -133,7 +133,7 @@ def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
 
 # --- Several adapters, each request with its own ------------------------------------------------------------
 def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> None:
-    """The sequences are fed in turns. Each gives the bits that it gives alone."""
+    """The sequences are fed alternately. Each gives the same bits as by itself."""
     ids, _ = read_golden("gemma3-plain")
     names = [*ON_270M, None]
     sequences = [context_of(adapted, name) for name in names]
@@ -184,7 +184,7 @@ def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, c
     with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=2, exact_batches=True) as model:
         for name in filter(None, names):
             model.load_adapter(ADAPTERS / name)
-        ids = [2, 5, 6, 20, *range(30, 43)][:count]  # with those that gemma3-tokens changes
+        ids = [2, 5, 6, 20, *range(30, 43)][:count]  # including the ids that gemma3-tokens changes
         together = testing.batch_logits(
             core_of(model), [ids] * len(names), [core_adapter(model, name) for name in names]
         )
@@ -228,7 +228,7 @@ def test_ends_of_their_own_beside_an_embedding_on_disk(tmp_path: Path) -> None:
 
 
 def test_an_embedding_model_with_an_adapter_of_its_table(tmp_path: Path) -> None:
-    """There is no official result; merged and beside have to agree."""
+    """There is no official result; the merged adapter and the one beside the weights have to agree."""
     random = np.random.default_rng(0)
     folder = HERE / "embeddinggemma"
     with gemlet.load(folder, weights="f32", threads=1) as model:

@@ -76,7 +76,7 @@ def test_converted_and_cached_models_have_the_adapter_in_them(
     gemlet.convert(base, tmp_path / "q8", weights="q8", threads=1, merge_adapter=path)
     with gemlet.load(tmp_path / "q8", threads=1) as packed:
         np.testing.assert_array_equal(packed.logits(ids), expected)
-        packed.load_adapter(ADAPTERS / "gemma3-rslora")  # another adapter, beside the merged one
+        packed.load_adapter(ADAPTERS / "gemma3-rslora")  # another adapter, in addition to the merged one
         assert difference(packed.logits(ids, adapter="gemma3-rslora"), expected) > 0.1
     with pytest.raises(gemlet.InvalidRequestError, match="is packed"):
         gemlet.load(tmp_path / "q8", threads=1, merge_adapter=path)

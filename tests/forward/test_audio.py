@@ -67,7 +67,7 @@ def test_a_text_goes_on_from_the_cache_where_the_sound_is_the_same(name: str) ->
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.03), ("q8", 0.1), ("q4", 0.6)])
 @pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].has_encoder])
 def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> None:
-    """Rounding alone: of a random encoder of 24 columns it is much more than of a real one."""
+    """The effect of rounding, which is much larger for a random encoder of 24 columns than for a real one."""
     expected = golden(name)
     with gemlet.load(FOLDERS / name, weights=weights, threads=2) as model:
         soft = encoder_of(model).encode(expected["features.0.0"], int(expected["valid.0.0"][0]))

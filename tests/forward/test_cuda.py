@@ -25,7 +25,7 @@ from support.devices import needs_cuda
 from support.inside import taps_of
 
 pytestmark = needs_cuda
-# One layer of this has 8192 tokens: minutes under the emulator.
+# One layer of this takes 8192 tokens, which is minutes under the emulator.
 NAMES = [name for name in ALL_NAMES if not name.endswith("-far")]
 
 
@@ -46,7 +46,7 @@ def test_taps_and_text_agree_with_the_official_implementation(name: str) -> None
 @pytest.mark.parametrize("weights", ["bf16", "bf12", "q8", "q6k", "q5k", "q5", "q4k", "q4"])
 @pytest.mark.parametrize("kv_cache", ["bf16", "int8"])
 def test_formats_of_the_demo_model(weights: str, kv_cache: str) -> None:
-    """Activations are rounded in other places than on the CPU: the distribution hardly changes."""
+    """Activations are rounded at other places than on the CPU, which hardly changes the distribution."""
     prompt = "The door opened, and"
     chances = []
     for device in ("cpu", "cuda"):

@@ -1,7 +1,7 @@
 """The driver of CUDA and its errors: none, too old, no GPU, no memory, a lost GPU, a fork.
 
-A build with GEMLET_CUDA=emulated opens a library of its own as the driver, which fails as
-GEMLET_EMULATED_GPU says (csrc/kernels/cuda/emulated/driver.cpp)."""
+A build with GEMLET_CUDA=emulated opens an emulated driver, which fails as GEMLET_EMULATED_GPU says
+(csrc/kernels/cuda/emulated/driver.cpp)."""
 
 from __future__ import annotations
 

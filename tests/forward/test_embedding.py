@@ -465,7 +465,7 @@ def test_wrong_requests(
 
 
 def test_an_event_loop_goes_on_meanwhile(model: gemlet.Model) -> None:
-    """Many tasks embed at once, without threads, and one that is cancelled holds up nobody."""
+    """Many tasks embed at the same time, without threads, and a cancelled task does not delay the others."""
     texts = [[[2, 5 + i, *range(10, 10 + 20 * j), 1] for j in range(4)] for i in range(8)]
 
     async def main() -> list[Any]:

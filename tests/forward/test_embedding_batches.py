@@ -1,4 +1,4 @@
-"""Batches of texts to embed, and what the files of sentence-transformers say about them."""
+"""Batches of texts to embed, and the files of sentence-transformers."""
 
 from __future__ import annotations
 

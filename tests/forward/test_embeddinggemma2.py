@@ -153,7 +153,7 @@ def test_towers_can_be_left_out(tmp_path: Path) -> None:
             with pytest.raises(gemlet.UnsupportedError, match=message):
                 embed(model, index)
     text_alone = {key: None for key in ("vision_config", "audio_config")}
-    folder = shutil.copytree(FOLDER, tmp_path / "model")  # tensors of towers are in the file all the same
+    folder = shutil.copytree(FOLDER, tmp_path / "model")  # the file still has the tensors of towers
     (folder / "config.json").write_text(json.dumps(EMBEDDINGGEMMA2 | text_alone))
     with gemlet.load(folder, weights="f32", threads=1) as model:
         assert model.config.towers == frozenset()
@@ -338,7 +338,7 @@ def test_a_saved_configuration_means_the_same() -> None:
 def test_published_sizes() -> None:
     config = parse_config({"model_type": "embedding_gemma2", "text_config": {}}, where="")
     assert (config.num_layers, config.hidden_size, config.embedding_size) == (24, 512, 768)
-    assert config.max_position_embeddings == 8192  # the file says 262144, and the publisher this
+    assert config.max_position_embeddings == 8192  # the file says 262144; the publisher's limit is this
     assert [i for i, layer in enumerate(config.layers) if not layer.sliding_window] == [5, 11, 17, 23]
     full, local = config.layers[5], config.layers[0]
     assert (full.num_kv_heads, full.head_dim, local.num_kv_heads, local.head_dim) == (1, 512, 2, 256)
@@ -392,7 +392,7 @@ def test_adapters_of_text_and_towers_agree_with_peft(name: str) -> None:
         adapter = model.load_adapter(ADAPTERS / name)
         assert not adapter.passed_over
         assert {target.partition(".")[0] for target in adapter.targets} >= {"vision", "audio", "v_proj"}
-        # Neither gets what was kept of the other.
+        # Neither uses the other's kept results.
         assert difference(embed(model, index), plain) < TOLERANCE
         assert difference(embed(model, index, adapter=name), expected) < TOLERANCE
         assert difference(embed(model, index), plain) < TOLERANCE

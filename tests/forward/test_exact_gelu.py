@@ -1,4 +1,4 @@
-"""Checkpoints that ask for the GELU with erf: every part of a text model with an activation follows."""
+"""Checkpoints that ask for the GELU with erf: every activation of a text model uses it."""
 
 from __future__ import annotations
 

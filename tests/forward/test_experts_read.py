@@ -1,6 +1,6 @@
 """A mixture of experts reads the experts to which its tokens are routed, and no others.
 
-The test runs in a process of its own. During a forward pass, the pages of all other experts in the mapped
+The test runs in a separate process. During a forward pass, the pages of all other experts in the mapped
 file cannot be read: a read ends the process. The NumPy reference says to which experts a token is routed."""
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The C++ forward pass in float32, compared with the golden taps of the official implementation.
 
 gemlet.load() opens every published structure of every family, as a user would. The model must give the
-official taps, logits and greedy text however its tokens are fed: all at once, in chunks, one by one, beside
-another context, and on one thread or two."""
+official taps, logits and greedy text however its tokens are fed: all at once, in chunks, one by one, together
+with another context, and on one thread or two."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_layers_after_the_last_cache_compute_only_the_wanted_rows(
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
-    """The contexts are fed in turns. Each gives the bits that it gives alone."""
+    """The contexts are fed alternately. Each gives the same bits as by itself."""
     ids = golden["ids"][:41]
     texts = [ids, np.concatenate([ids[:1], ids[:0:-1]])]
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]
@@ -232,8 +232,8 @@ def test_skipped_lanes_change_no_bit(weights: str) -> None:
 
 
 def test_lanes_that_the_gate_closes_are_not_computed() -> None:
-    """A row of weights overflows where the gate is closed. If it were computed, 0 times infinity would
-    show."""
+    """A row of weights overflows at a place where the gate is closed. If it were computed, 0 times infinity
+    would show."""
     core = sparse_model("f32", spoil=3e38)
     finite = []
     for token in range(VOCAB):

@@ -1,7 +1,7 @@
 """The forward pass with weights in every format: prefill and decode agree, whichever kernels they use.
 
 From 24 rows on, a tier with a matrix unit uses other kernels for weights in blocks. They take activations in
-bf16 where decode may take int8, and they round weights to bf16. Each of these roundings is different, so
+bf16, while decode may take int8, and they round weights to bf16. Each of these roundings is different, so
 prefill and decode agree within BOUNDS, relative to the largest logit. On all other tiers they agree more
 closely. The bundled model, which was trained, shows this for a whole text. The golden models have random
 weights, and their logits react strongly to every rounding; with them only the last token is decoded.

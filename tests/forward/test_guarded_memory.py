@@ -1,8 +1,7 @@
-"""Nothing but the operations of a backend uses its memory: neither the model nor the engine reads or writes
-there.
+"""Only the operations of a backend use its memory: neither the model nor the engine reads or writes there.
 
-In the processes of these tests, the addresses that a backend gives out are those of pages that cannot be
-read or written. A backend with memory of its own, like that of a GPU, gives out such addresses too."""
+In the processes of these tests, a backend gives out addresses of pages that cannot be read or written, as a
+backend for a GPU does."""
 
 from __future__ import annotations
 

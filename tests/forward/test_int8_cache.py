@@ -1,5 +1,5 @@
-"""An int8 or int4 cache has one scale for a key. Channels of the keys are made alike first, and queries carry
-the difference, so that small channels keep their bits beside large ones."""
+"""An int8 or int4 cache has one scale for a key. The channels of the keys are first made about equally large,
+and the queries are multiplied by the inverse, so that small channels keep their bits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOUNDS = {"int8": 0.12, "int4": 0.7}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_computes_the_same(name: str) -> None:
-    """Also where layers share keys, where keys are values too, and where RoPE turns a part of the lanes."""
+    """Also if layers share keys, if keys are values too, and if RoPE rotates a part of the lanes."""
     ids = read_golden(name)["ids"][-41:].tolist()
     found = []
     for kv_cache in ("f32", *BOUNDS):
@@ -46,7 +46,7 @@ def test_every_family_computes_the_same(name: str) -> None:
 
 
 def logits(kv_cache: str, sizes: NDArray[np.float32], head_dim: int = 32) -> NDArray[np.float32]:
-    """Of a model whose keys have channels of these sizes, and whose queries have the inverse."""
+    """Results of a model whose keys have channels of these sizes, and whose queries have the inverse."""
     layers = [layer_config(head_dim=head_dim, sliding_window=0, query_scale=0.2) for _ in range(2)]
     builder = builder_of(model_config(*layers, norm_offset=0.0), kv_cache=kv_cache)
     for i in range(2):

@@ -45,7 +45,7 @@ def used(core: _core.Model) -> int:
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 200])
 @pytest.mark.parametrize("forked_goes_first", [False, True])
 def test_a_fork_goes_on_as_the_original_would(kv_cache: str, length: int, forked_goes_first: bool) -> None:
-    """Both go on with other tokens, and each gives bit for bit what a sequence of its own gives."""
+    """Both continue with different tokens, and each gives the same bits as a separate sequence."""
     layers = layer_config(sliding_window=100), layer_config(sliding_window=0)
     core = random_core(model_config(*layers, max_context=400), kv_cache=kv_cache)
     original = fed(core, length)
@@ -143,7 +143,7 @@ def test_blocks_are_used_again_with_the_same_results() -> None:
 
 
 def test_a_growing_sequence_gets_neighbouring_blocks() -> None:
-    """Seen in what the pool takes from the system: slabs of as many blocks as there are already."""
+    """The pool allocates slabs with as many blocks as there are already."""
     core = full_core()
     sequence = _core.TokenSequence(core)
     sizes = []
@@ -202,7 +202,8 @@ def test_a_prefix_needs_what_its_window_sees() -> None:
 # --- No memory ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("blocks", range(14))
 def test_an_extension_without_memory_changes_nothing(blocks: int) -> None:
-    """Refused at every possible place: in one kind of layer or the other, for a copy or for growth."""
+    """Memory is refused at every possible place: in one kind of layer or the other, for a copy or for
+    growth."""
     core = window_core(100)
     expected = fed(core, 100, 300).logits()
     original = fed(core, 100)

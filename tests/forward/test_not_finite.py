@@ -1,5 +1,5 @@
-"""Weights that are finite, but too large: logits and embeddings that are not finite are errors, and so is a
-token that would be chosen from them."""
+"""Weights that are finite, but too large: logits and embeddings that are not finite are errors, and no token
+is chosen from them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_gemma4_reads_a_placeholder_as_the_pad_token(tmp_path: Path, text: str) 
         assert model.generate(IDS, max_tokens=8, temperature=0).token_ids == (
             model.generate(padded, max_tokens=8, temperature=0).token_ids
         )
-        # Only what is read is the pad token: the placeholder itself keeps its probability.
+        # A placeholder is read as the pad token, but keeps its own probability.
         rows = expected - np.logaddexp.reduce(expected, axis=-1, keepdims=True)
         wanted = rows[np.arange(len(IDS) - 1), IDS[1:]]
         found = model.score(IDS)
@@ -79,7 +79,7 @@ def test_gemma3n_refuses_ids_of_its_towers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["gemma4", "gemma3n", "gemma3"])
 def test_a_placeholder_is_never_written(tmp_path: Path, model_type: str) -> None:
-    """Also where the model's logits say so: here at every second step, if it were allowed."""
+    """Also if the model's logits favour it, here at every second step."""
     folder = folder_of(tmp_path / "model", multimodal(model_type))
     options: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     with gemlet.load(folder, threads=1) as model:
@@ -130,7 +130,7 @@ def test_which_ids_they_are() -> None:
 
 
 def test_gguf_files_have_the_published_ids() -> None:
-    """The keys of such a file name none."""
+    """The config of such a file names no placeholders."""
     config = CONFIGS["gemma4_text"] | {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
     widths = {"intermediate_size": [96, 96, 192]}
     assert parse_config({**config, "gguf": widths}, where="c").placeholder_ids == (258880, 258881, 258884)
@@ -143,7 +143,7 @@ def test_goldens_have_none() -> None:
 
 
 def test_every_call_reads_the_ids_of_other_tables() -> None:
-    """Of a Gemma 3n with its towers, also where the ids are the beginning of a session or before choices."""
+    """For a Gemma 3n with its towers, also if the ids begin a session or come before choices."""
     ids = [2, 149, 5, 140, 9]
     with gemlet.load(TESTS / "golden" / "vision" / "gemma3n", weights="f32", threads=1) as model:
         rows = model.logits([*ids, 7])

@@ -1,4 +1,5 @@
-"""The logits of a token are the same bits in whatever pieces its text came, and beside whatever others."""
+"""The logits of a token are the same bits however its text was divided into pieces, and whatever other texts
+run."""
 
 from __future__ import annotations
 

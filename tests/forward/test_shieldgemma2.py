@@ -61,7 +61,7 @@ def test_an_image_is_judged(model: gemlet.Model) -> None:
         content = [{"type": "image", "image": IMAGE}, {"type": "text", "text": IMAGE_POLICIES[policy]}]
         reply = model.chat([{"role": "user", "content": content}], max_tokens=1, temperature=0)
         assert reply.image_tokens == 16
-        # What stands for an image here has 16 tokens, and two line breaks around it.
+        # An image has 16 placeholder tokens here, and two line breaks around them.
         block = "\n\n<start_of_image>" + "<image_soft_token>" * 16 + "<end_of_image>\n\n"
         text = PROMPTS["cases"][0]["text"].replace("No cats.", IMAGE_POLICIES[policy])
         assert model.tokenizer is not None
@@ -77,7 +77,7 @@ def test_an_image_is_judged(model: gemlet.Model) -> None:
 
 
 def test_choices_about_an_image(model: gemlet.Model) -> None:
-    """The image counts."""
+    """The answer depends on the image."""
     content: list[Any] = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "No cats."}]
     messages = [{"role": "user", "content": content}]
     first = model.choose(messages, ["door", "lamp"])

@@ -60,7 +60,7 @@ def test_every_tap_agrees_with_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma3n-e2b", "gemma4-e2b"])
 def test_the_id_of_a_soft_row_says_which_per_layer_row_it_takes(name: str) -> None:
-    """An id behind the rows of the per-layer table takes row 0, as the placeholders of Gemma 3n do."""
+    """An id beyond the rows of the per-layer table takes row 0, as the placeholders of Gemma 3n do."""
     model = opened(name)
     rows = len(model.weights["embed_tokens_per_layer"])
     ids = prompt(name, 12)

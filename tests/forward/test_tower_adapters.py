@@ -1,4 +1,4 @@
-"""LoRA adapters that reach into towers for images and sound give the results of transformers + PEFT."""
+"""LoRA adapters that change towers for images and sound give the results of transformers + PEFT."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from support.tower_adapters import FOLDERS, NAMES, base_of, inputs_of, logits_of
 pytestmark = pytest.mark.tier
 
 # What differs here is rounding. In float64, transformers + PEFT give the same logits with the adapter live as
-# with a merged one, within 3e-12 of the largest. From these, PEFT's own in float32 are 6.7e-4 away live, as
-# the golden has them, and 2e-5 merged. Those of gemlet are 6.1e-4 away live and 2.9e-4 merged, and from the
-# golden 7e-5 and 9.6e-4.
+# with a merged one, within 3e-12 of the largest. PEFT's float32 logits differ from these by 6.7e-4 live, as
+# in the golden, and by 2e-5 merged. gemlet's differ by 6.1e-4 live and 2.9e-4 merged; from the golden, they
+# differ by 7e-5 and 9.6e-4.
 SOUND_DORA = "gemma4-sound-dora"
-# Logits of the other one are 8.2e-5 from the golden with the AVX2 kernels, 1.6e-4 with scalar ones, and
-# 2.6e-4 with AVX2 kernels under the sanitizers, which gcc compiles with -O1.
+# The logits of the other adapter differ from the golden by 8.2e-5 with the AVX2 kernels, 1.6e-4 with scalar
+# ones, and 2.6e-4 with AVX2 kernels under the sanitizers, which gcc compiles with -O1.
 AMPLIFYING = {SOUND_DORA, "gemma3n-dora"}
 BIASES = "gemma3-biases"  # changes biases of the model
 
@@ -44,7 +44,7 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         adapter = model.load_adapter(FOLDERS / name)
         assert not adapter.passed_over
         assert any(target.startswith(("vision.", "audio.")) for target in adapter.targets)
-        # One image, with and without the adapter: neither gets what was kept of the other.
+        # One image, with and without the adapter: neither uses the other's kept results.
         assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
         bound = TOLERANCE * (3 if name in AMPLIFYING else 1)
         assert difference(model.logits(ids, adapter=name, **media), expected) < bound
@@ -54,8 +54,9 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
             gemlet.load(base_of(name), threads=1, merge_adapter=FOLDERS / name)
         return
     with gemlet.load(base_of(name), weights="f32", threads=1, merge_adapter=FOLDERS / name) as merged:
-        # Merged weights are rounded once more. Two golden checkpoints make much of that: Gemma 3n, and Gemma
-        # 4's encoder for sound, whose norm over only two channels is nearly the sign of their difference.
+        # Merged weights are rounded once more. This has a large effect on two golden checkpoints: Gemma 3n,
+        # and Gemma 4's encoder for sound, whose norm over only two channels is nearly the sign of their
+        # difference.
         times = 3 if name.startswith("gemma3n") else 10 if name == SOUND_DORA else 1
         bound = times * TOLERANCE
         assert difference(merged.logits(ids, **media), expected) < bound
@@ -84,7 +85,7 @@ def test_adapters_beside_rounded_towers(name: str, weights: str, bound: float) -
 
 
 def test_requests_with_one_image_and_different_adapters() -> None:
-    """Through the engine, with its prefix cache, together and after one another."""
+    """Through the engine, with its prefix cache, at the same time and one after the other."""
     names = ["gemma3-dora", "gemma3-bias"]
     ids, media = inputs_of(names[0])
     greedy: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "ignore_eos": True, "logprobs": 0}
@@ -172,7 +173,7 @@ def test_a_module_of_a_tower_that_is_not_named(tmp_path: Path) -> None:
         model.load_adapter(path)
 
 
-# What gemlet does not change: a table, a module as a whole, a convolution of each channel alone.
+# Changes that gemlet does not support: a table, a whole module, a depthwise convolution.
 @pytest.mark.parametrize(
     ("base", "tensor", "kind"),
     [

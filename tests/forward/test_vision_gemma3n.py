@@ -1,4 +1,5 @@
-"""Gemma 3n with images, also beside sounds, from 8-bit levels to the text, compared with transformers."""
+"""Gemma 3n with images, also together with sounds, from 8-bit levels to the text, compared with
+transformers."""
 
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def test_logits_and_greedy_text(name: str, index: int) -> None:
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.15), ("q4", 0.9)])
 @pytest.mark.parametrize("name", NAMES)
 def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> None:
-    """Rounding alone: of a random tower of 8 channels it is much more than of a real one."""
+    """The effect of rounding, which is much larger for a random tower of 8 channels than for a real one."""
     expected = golden(name)
     with gemlet.load(FOLDERS / name, weights=weights, threads=2) as model:
         soft = tower_of(model).encode(views(model, name, 0)[0].pixels())
@@ -153,7 +154,7 @@ def test_a_tower_of_impossible_tensors_is_none(old: bytes, new: bytes, tmp_path:
 
 
 def test_a_tower_of_which_a_tensor_is_missing_is_none(tmp_path: Path) -> None:
-    """Its table of other ids is there all the same."""
+    """It still has its table of other ids."""
     for file in ("config.json", "preprocessor_config.json"):
         (tmp_path / file).write_bytes((FOLDERS / "gemma3n" / file).read_bytes())
     blob = (FOLDERS / "gemma3n" / "model.safetensors").read_bytes()

@@ -79,7 +79,8 @@ def test_a_packed_folder_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     with gemlet.load(FOLDERS / name, weights="bf16") as model:
         expected = logits(model, name, 0)
         exact = golden(name)["logits.0"]
-        # One row of the small model amplifies every rounding: by which tier's, it differs by 0.08 to 0.2.
+        # One row of the small model amplifies every rounding. It differs by 0.08 to 0.2, depending on the
+        # tier.
         differences = np.abs(expected - exact).max(axis=1) / np.abs(exact).max()
         assert np.quantile(differences, 0.95) < 0.1
     with gemlet.load(tmp_path / "packed") as model:

@@ -30,7 +30,7 @@ from fuzz.mutate import mutate_bytes
 from fuzz.readers import READERS, Reader
 from gemlet.errors import GemletError, MemoryLimitError
 
-SECONDS = 10  # of processor time, because on a busy machine elapsed time means nothing
+SECONDS = 10  # of processor time, because elapsed time is useless on a busy machine
 MEMORY = 256 << 20
 LEAK = 64 << 20
 # An input of n bytes may take IN_ANY_CASE + n * PER_BYTE. Python's objects for short JSON values cost the
@@ -41,7 +41,8 @@ REPORT = 50_000
 
 
 class TooMuchError(BaseException):
-    """Too much time or memory. No reader can mistake it for the error of a broken file."""
+    """Too much time or memory. It is not an Exception, so no reader can treat it as the error of a broken
+    file."""
 
 
 def run_one(reader: Reader, data: bytes) -> bool:

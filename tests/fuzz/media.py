@@ -1,8 +1,8 @@
-"""What gemlet reads of images and sounds, as functions of bytes: parameters of calls and parts of messages,
-as JSON, the files that say how images and sounds are prepared, and files of images.
+"""The readers for images and sounds, as functions of bytes: parameters of calls and parts of messages, as
+JSON; the files that say how images and sounds are prepared; and files of images.
 
 In a call, an object with the key "shape" stands for an array: of its "dtype" with the value "fill", in the
-"order" of its memory. Large ones take no memory: all their values are one.
+"order" of its memory. Large arrays take no memory, because all their values are the same number.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from gemlet.media.videos import MOST_FRAMES, read_video
 from golden.folders import HERE
 from support.videos import clip
 
-# The models that see and hear in different ways; with Gemma 3n, both.
+# The models that see and hear in different ways; Gemma 3n does both.
 MODELS = ("vision/gemma3", "vision/gemma3n", "vision/gemma4-small", "vision/gemma4-unified", "audio/gemma4")
 MODELS = (*MODELS, "audio/gemma4-unified")
-_SMALL = 1 << 16  # values of an array that are each their own
+_SMALL = 1 << 16  # the most values of an array that differ from each other
 
 
 @cache
@@ -46,7 +46,7 @@ def _model(index: int) -> gemlet.Model:
 
 
 def _value(given: Any) -> Any:
-    """What a description stands for."""
+    """The value that a description stands for."""
     if isinstance(given, list):
         return [_value(one) for one in given]
     if not isinstance(given, dict):
@@ -61,7 +61,7 @@ def _value(given: Any) -> Any:
         return {key: _value(one) for key, one in given.items()}
     try:
         return _array(given)
-    except (ValueError, TypeError, OverflowError, MemoryError):  # no array is like this
+    except (ValueError, TypeError, OverflowError, MemoryError):  # such an array does not exist
         return given
 
 
@@ -170,7 +170,7 @@ def _folder() -> Path:
 
 def image(data: bytes) -> None:
     """The file of an image, in a data URL and as it is."""
-    if decoded_bytes(data) > 1 << 24:  # gemlet takes it, and more memory than a run of fuzz.py has
+    if decoded_bytes(data) > 1 << 24:  # gemlet accepts it, but needs more memory than a run of fuzz.py has
         return
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     levels = read_image(url)
@@ -200,7 +200,7 @@ def video(data: bytes) -> None:
 
 
 class _Numbers:
-    """Numbers of any size from the front of the data, and then zeros."""
+    """Numbers of any size from the beginning of the data, and then zeros."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -227,8 +227,8 @@ class _Numbers:
 
 
 def senses(data: bytes) -> None:
-    """What computes on levels and samples, with any sizes: parts of images, resizing, resampling and spectra,
-    and how many tokens an encoder makes."""
+    """The functions that compute on levels and samples, with any sizes: parts of images, resizing,
+    resampling, spectra, and the number of tokens of an encoder."""
     numbers = _Numbers(data)
     work = (_parts, _resized, _resampled, _spectra, _tokens)[numbers.byte() % 5]
     work(numbers)
@@ -254,7 +254,7 @@ def _resized(numbers: _Numbers) -> None:
     image = np.frombuffer(numbers.rest(height * width * 3), np.uint8).reshape(height, width, 3)
     new = numbers.size(), numbers.size()
     if new[0] > 0 and new[1] > 0 and 1 << 16 < new[0] * new[1] <= 1 << 28:
-        return  # it takes a while, and nothing else
+        return  # it only takes a while
     found = _core.resize_image(
         image, height=new[0], width=new[1], filter=("bilinear", "bicubic", "cubic")[numbers.byte() % 3]
     )
@@ -357,7 +357,7 @@ def video_files() -> list[bytes]:
 
 
 def numbers() -> list[bytes]:
-    """Beginnings of each kind of work, with small sizes."""
+    """Inputs for each kind of work, with small sizes."""
     chance = random.Random(3)
     found = [bytes([kind, *chance.randbytes(90)]) for kind in range(5) for _ in range(200)]
     return [data for data in found if _ends(senses, data)]

@@ -1,4 +1,4 @@
-"""Mutations of good files: of their bytes, and of JSON values, alone or in a safetensors header."""
+"""Mutations of good files: of their bytes, and of JSON values, by themselves or in a safetensors header."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ BYTES = [
 
 
 def mutate_bytes(chance: random.Random, data: bytes) -> bytes:
-    """Makes one to four changes: flips bits, removes or doubles runs, writes extreme numbers, cuts the end
-    off."""
+    """Makes one to four changes: flips bits, removes or doubles parts, writes extreme numbers, cuts off the
+    end."""
     out = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 4])):
         # Headers are at the front. Damage there has the largest effects.

@@ -1,7 +1,7 @@
 """All readers of files in gemlet, as functions of the file's bytes.
 
-Each function takes any bytes and may only raise :class:`gemlet.GemletError`. If it accepts a file, it uses
-the contents as gemlet would. READERS has the functions by name, with good files to start from."""
+Each function takes any bytes and may raise only :class:`gemlet.GemletError`. If it accepts a file, it uses
+the contents as gemlet does. READERS has the functions by name, with good files to start from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ENOUGH = 1 << 16  # how many bytes of a tensor, or tokens, are used
 
 @dataclass(frozen=True)
 class Reader:
-    """``run`` may only raise GemletError. ``seeds`` returns good files. ``mutate`` makes more than byte
+    """``run`` may raise only GemletError. ``seeds`` returns good files. ``mutate`` makes more than byte
     changes."""
 
     run: Callable[[bytes], None]
@@ -114,7 +114,7 @@ def generation_config(data: bytes) -> None:
 
 
 def modules(data: bytes) -> None:
-    """Puts each file of sentence-transformers beside good other files."""
+    """Puts each file of sentence-transformers into a folder with good other files."""
     folder = _folder() / "modules"
     config = parse_config(CONFIGS["gemma3_text"] | {"use_bidirectional_attention": True}, where="config.json")
     failed = []
@@ -132,7 +132,8 @@ def modules(data: bytes) -> None:
 
 
 def whole_folder(data: bytes) -> None:
-    """config.json beside the weights of another model. Differences are found before a weight is read."""
+    """config.json in a folder with the weights of another model. Differences are found before a weight is
+    read."""
     folder = _write("whole/config.json", data).parent
     if not (folder / "model.safetensors").exists():
         weights = weights_of(CONFIGS["gemma3n_text"])
@@ -141,7 +142,7 @@ def whole_folder(data: bytes) -> None:
 
 
 def tokenizer_json(data: bytes) -> None:
-    _use(Tokenizer.from_file(_write("other.json", data)))  # tokenizer.json would be read beside the next one
+    _use(Tokenizer.from_file(_write("other.json", data)))  # not to be read with the next file
 
 
 def tokenizer_model(data: bytes) -> None:
@@ -149,7 +150,7 @@ def tokenizer_model(data: bytes) -> None:
 
 
 def _any_digest() -> AbstractContextManager[object]:
-    """Accepts any digest, so that a changed tokenizer is read further."""
+    """Accepts any digest, so that a changed tokenizer is read to its end."""
     return patch.object(_stored_vocabulary, "_digest", lambda described, tensors: "0" * 64)
 
 
@@ -192,7 +193,7 @@ ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_p
 
 @cache
 def _factors() -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Slot -> A and B, of some matrices of the tiny Gemma."""
+    """Slot -> A and B, for some matrices of the tiny Gemma."""
     shapes = expected_slots(parse_config(CONFIGS["gemma"], where="config.json"))
     return {
         slot: (np.ones((2, *cols), np.float32), np.ones((rows, 2), np.float32))

@@ -5,9 +5,9 @@ files.
     PYTHONPATH=tests python tests/golden/compare_llama_cpp.py          # all; or the names of some
 
 For each folder, the script prints the distance between the logits or embeddings of the two on the same file.
-It changes features that llama.cpp does not support: an attention scale other than that of the head size,
-Gemma 4 without a cap on its logits or with scaled rotations, and dense layers whose outputs differ from the
-hidden size in number. Of Gemma 3n, llama.cpp supports one shape; a random model has this shape. It does not
+It changes features that llama.cpp does not support: an attention scale that does not follow from the head
+size, Gemma 4 without a cap on its logits or with scaled rotations, and dense layers whose number of outputs
+is not the hidden size. llama.cpp supports one shape of Gemma 3n; a random model has this shape. It does not
 support the order of gemma4-e4b's layers that share keys."""
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from support.tiny_models import weights_of
 
 GEMMA3N = "gemma3n, random"
 WIDTH = 64
-# llama.cpp cuts where 95 % of a normal distribution are below. Its deviation divides by n - 1 instead of n.
+# llama.cpp cuts at the value below which 95 % of a normal distribution are. Its deviation divides by n - 1
+# instead of n.
 SPARSITY = NormalDist().cdf(NormalDist().inv_cdf(0.95) * (WIDTH / (WIDTH - 1)) ** 0.5)
 CONFIG = {
     "model_type": "gemma3n_text",

@@ -48,8 +48,8 @@ TEXT = r"model\.(language_model\.)?layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|u
 
 @dataclass(frozen=True)
 class AdapterVariant:
-    """An adapter: its golden checkpoint, the arguments of its configuration, the type of its tensors, and the
-    class of its configuration."""
+    """An adapter: its golden checkpoint, the arguments and the class of its configuration, and the type of
+    its tensors."""
 
     name: str
     base: str
@@ -118,7 +118,7 @@ ADAPTERS = (
     AdapterVariant(
         "gemma3-towers", "gemma3-4b-resaved", {"r": 1, "lora_alpha": 2, "target_modules": "all-linear"}
     ),
-    # The embedding table and the output head: as low-rank terms, whole, and by row.
+    # The embedding table and the output head: as low-rank terms, as whole matrices, and by row.
     AdapterVariant(
         "gemma3-ends",
         "gemma3-270m",
@@ -179,7 +179,7 @@ ADAPTERS = (
         },
         stored="bfloat16",
     ),
-    # The output head has the rows of the table, and a low-rank term besides.
+    # The output head has the rows of the table, and also a low-rank term.
     AdapterVariant(
         "gemma3-head-tokens",
         "gemma3-270m",
@@ -235,7 +235,7 @@ ADAPTERS = (
         "gemma3-270m",
         {"r": 2, "lora_alpha": 4, "lora_bias": True, "target_modules": ["q_proj", "down_proj", "lm_head"]},
     ),
-    # Norms, which LongLoRA trains, the table of per-layer embeddings, and matrices, all of them whole.
+    # Whole norms, which LongLoRA trains, the whole table of per-layer embeddings, and whole matrices.
     AdapterVariant(
         "gemma3-norms",
         "gemma3-270m",
@@ -281,7 +281,7 @@ ADAPTERS = (
         {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["1.mlp", "k_proj"]},
         stored="bfloat16",
     ),
-    # Loading takes something out of the model's own weights.
+    # Loading subtracts something from the model's own weights.
     AdapterVariant(
         "gemma3-pissa",
         "gemma3-270m",
@@ -298,20 +298,20 @@ ADAPTERS = (
             "target_modules": ["v_proj", "up_proj", "o_proj"],
         },
     ),
-    # But the file has what is left of an output head.
+    # But the file has the rest of an output head.
     AdapterVariant(
         "gemma3-pissa-head",
         "gemma3-untied",
         {"r": 3, "lora_alpha": 5, "init_lora_weights": "pissa", "target_modules": ["lm_head", "v_proj"]},
         stored="bfloat16",
     ),
-    # And nothing is taken out of the embedding table.
+    # And nothing is subtracted from the embedding table.
     AdapterVariant(
         "gemma3-pissa-table",
         "gemma3-270m",
         {"r": 2, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["embed_tokens", "v_proj"]},
     ),
-    # They differ from a plain LoRA in training only.
+    # They differ from a plain LoRA only in training.
     AdapterVariant(
         "gemma3-velora",
         "gemma3-270m",
@@ -333,7 +333,7 @@ ADAPTERS = (
         },
         stored="bfloat16",
     ),
-    # With r above the sides of some matrices of AltUp: PEFT then makes A and B of these sides.
+    # r is larger than the sides of some matrices of AltUp; PEFT then gives A and B the rank of the side.
     AdapterVariant(
         "gemma3n-pissa",
         "gemma3n-e2b",

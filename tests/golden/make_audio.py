@@ -16,8 +16,8 @@ sounds:
     logits.N [T, V]
     greedy.N [16] int64         what greedy decoding appends
 
-Everything is computed in float32 with eager attention. Of Gemma 3n's tower for images there is only one size,
-a large one, so there is none; ids of the tables for images and sounds are in its prompts."""
+Everything is computed in float32 with eager attention. Gemma 3n's tower for images exists only in one large
+size, so it is left out; ids of the tables for images and sounds are in its prompts."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ sys.path.insert(0, str(HERE.parent))
 from golden.variants_audio import AUDIO_VARIANTS, AudioVariant  # noqa: E402
 
 GREEDY = 16
-LEAST_IDS = 5  # that a greedy text has, so that it is no repetition of one
-LEAST_LEAD = 0.02  # of a greedy choice over its runner-up: rounding decides nothing
+LEAST_IDS = 5  # different tokens in a greedy text, so that it does not repeat one
+LEAST_LEAD = 0.02  # of a greedy choice over the next one, so that rounding decides nothing
 EXTRACTORS: dict[str, Any] = {
     "gemma3n": Gemma3nAudioFeatureExtractor,
     "gemma4": Gemma4AudioFeatureExtractor,
@@ -54,7 +54,7 @@ EXTRACTORS: dict[str, Any] = {
 
 
 class AutoModelWithoutImages(modeling_gemma3n.AutoModel):  # type: ignore[misc]
-    """Gives Gemma 3n no tower for images."""
+    """Leaves the tower for images out of Gemma 3n."""
 
     @classmethod
     def from_config(cls, config: Any, **options: Any) -> Any:
@@ -133,7 +133,7 @@ def open_official(folder: Path) -> Any:
 
 
 class CloseChoiceError(Exception):
-    """Rounding could decide a greedy choice: other weights are drawn."""
+    """Rounding could decide a greedy choice, so other weights are drawn."""
 
 
 def results(variant: AudioVariant, model: Any, index: int, lengths: tuple[int, ...]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ golden.safetensors:
     prompt [T] int64        the prompt
     greedy [N] int64        what the target writes with the drafter, which is what it writes without
     known.I [n] int64       the tokens of a text, the last of which the target has not run
-    drafts.I [K] int64      what the drafter proposes behind them
+    drafts.I [K] int64      what the drafter proposes after them
     logits.I [K, V]         its logits
 
-The drafts are computed from the keys and values of the known tokens alone. In the middle of its own assisted
-text the reference also sees those of drafts that were wrong. The first round has none, and is compared.
+The drafts are computed only from the keys and values of the known tokens. In the middle of its own assisted
+text, the reference also sees keys and values of wrong drafts. Its first round sees none, so it is compared.
 Everything is computed in float32 with eager attention."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ sys.path.insert(0, str(HERE.parent))
 from golden.variants_gemma4 import DRAFTERS, DrafterVariant  # noqa: E402
 
 WRITTEN = 30
-LEAST_LEAD = 0.02  # of the first draft over its runner-up: rounding decides nothing
+LEAST_LEAD = 0.02  # of the first draft over the next one, so that rounding decides nothing
 
 
 def draw(name: str, shape: torch.Size) -> torch.Tensor:
@@ -57,7 +57,7 @@ def states(target: Any, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]
 
 
 def rounds(target: Any, assistant: Any, known: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the drafter proposes behind `known` [1, n], and its logits."""
+    """The drafter's proposals after `known` [1, n], and their logits."""
     state, shared = states(target, known[:, :-1])
     last, position = known[:, -1:], torch.tensor([[known.shape[1] - 1]])
     embed = target.get_input_embeddings()
@@ -127,7 +127,7 @@ def compute(variant: DrafterVariant, folder: Path, target: Any, assistant: Any, 
         if (best[:, 0] - best[:, 1]).min() < LEAST_LEAD:
             return False
         if i == 0:
-            # The reference's first round: the same, as it saw no wrong draft.
+            # The reference's first round is the same, because it has seen no wrong draft.
             assert torch.allclose(torch.cat(seen[: variant.drafts]), logits, atol=1e-5)
         golden |= {f"known.{i}": known[0].clone(), f"drafts.{i}": drafts, f"logits.{i}": logits}
     save_file({k: v.contiguous() for k, v in golden.items()}, folder / "golden.safetensors")

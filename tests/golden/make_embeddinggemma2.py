@@ -3,16 +3,16 @@
     pip install torch==2.13.0 torchvision==0.28.0 transformers==5.24.0 safetensors
     python tests/golden/make_embeddinggemma2.py
 
-The folder has what a published one has, with random weights in bfloat16, and golden.safetensors, where N is a
-prompt of variants_embedding.py and I one of its images or sounds:
+The folder has the files of a published one, with random weights in bfloat16, and golden.safetensors, where N
+is a prompt of variants_embedding.py and I one of its images or sounds:
 
     ids.N [T] int64             the prompt, placeholders included
     image.N.I [H, W, 3] uint8   an image
     frame.N.I [H, W, 3] uint8   a frame of its video
     seen.K [F] int64            which frames of the K-th of EMBEDDINGGEMMA2_VIDEOS are seen
     wave.N.I [samples]          a sound, mono at 16 kHz
-    mean.N [D]                  of the model's output over all tokens
-    embedding.N [D]             at length 1
+    mean.N [D]                  the mean of the model's output over all tokens
+    embedding.N [D]             the same at length 1
 
 Everything is computed in float32 with eager attention."""
 

@@ -1,5 +1,5 @@
 """Writes tests/golden/exact_gelu.safetensors with transformers: the logits [T, V] of checkpoints of
-tests/golden whose config asks for the exact GELU, `hidden_activation: "gelu"`. The prompt is their own.
+tests/golden whose config asks for the exact GELU, `hidden_activation: "gelu"`. Each uses its own prompt.
 
     pip install torch==2.13.0 transformers==5.24.0 safetensors
     python tests/golden/make_exact_gelu.py"""

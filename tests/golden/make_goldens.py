@@ -50,7 +50,7 @@ from golden.variants import Variant  # noqa: E402
 TRANSFORMERS = "5.24.0"
 MAX_BYTES = 1_000_000
 # How much larger the relative change of a tap or the logits may be than that of the weights. Random models
-# can be chaotic, unlike trained ones. Then float32 rounding alone would use up the tolerance of the tests.
+# can be chaotic, unlike trained ones. Then even float32 rounding would use up the tolerance of the tests.
 MAX_NOISE_GAIN = 150
 
 

@@ -1,4 +1,5 @@
-"""Writes tests/golden/image_files.safetensors: unusual files of images, and what transformers sees of them.
+"""Writes tests/golden/image_files.safetensors: unusual files of images, and the levels that transformers
+gives for them.
 
 pip install torch==2.13.0 torchvision==0.28.0 transformers==5.24.0 pillow==13.0.0 safetensors
 python tests/golden/make_image_files.py
@@ -77,7 +78,7 @@ def main() -> None:
     for name, data in files().items():
         path = HERE / name
         path.write_bytes(data)
-        image = load_image(str(path))  # of a path it is upright
+        image = load_image(str(path))  # given a path, it rotates the image upright
         path.unlink()
         pixels = processor([image], return_tensors="pt")["pixel_values"][0]
         size = get_aspect_ratio_preserving_size(

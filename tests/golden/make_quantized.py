@@ -9,10 +9,10 @@ bfloat16. `w4a16` has weights of 4 bits with a scale for 32 (quant_method "compr
 inputs and outputs are the largest magnitudes in a pass with random ids, as training would find them.
 
 golden.safetensors: prompts `ids.N` [T] int64, their `logits.N` [T, V] float32 and `greedy.N` [G] int64, which
-are computed without a cache. A number that lies between two integers when it is rounded would be rounded the
-one or the other way by another order of sums, and the logits would move by a tenth. So prompts are drawn
-until no number of a prompt's pass comes closer to such a place than MARGIN, and the greedy text is as long as
-every choice leads by LEAD."""
+are computed without a cache. If a number is half-way between two integers when it is rounded, another order
+of sums would round it the other way, and the logits would change by a tenth. So prompts are drawn until no
+number of a prompt's pass is closer to such a place than MARGIN. The greedy text ends before the first choice
+that leads by less than LEAD."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def ranges_of(model: Any) -> dict[str, tuple[float, float]]:
 
 
 def packed(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The integers of `weight` [rows, columns] as the file has them, and the scale of each row."""
+    """The integers of `weight` [rows, columns] in the form of the file, and the scale of each row."""
     most = {2: 1.6, 4: 7.5, 8: 127}[bits]
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scale = weight.abs().amax(dim=1, keepdim=True) / most
@@ -194,7 +194,7 @@ def write_gemma(folder: Path, *, plain: bool) -> None:
         else:
             tensors[name] = tensor.to(getattr(torch, dtype))
     layer = "model.language_model.layers.0.self_attn"
-    tensors |= {f"{layer}.{kind}_cache_scale": torch.tensor(0.1) for kind in "kv"}  # read by nobody
+    tensors |= {f"{layer}.{kind}_cache_scale": torch.tensor(0.1) for kind in "kv"}  # nothing reads it
     save_folder(folder, raw, tensors)
 
 
@@ -253,7 +253,7 @@ def save_folder(folder: Path, raw: dict[str, Any], tensors: dict[str, torch.Tens
 
 
 class Nearest:
-    """How close a number came to the middle between two integers of its rounding."""
+    """The smallest distance of a number from the middle between two integers when it was rounded."""
 
     def __init__(self) -> None:
         self.margin = 1.0
@@ -312,7 +312,7 @@ def main() -> None:
     at = HERE / "quantized"
     with torch.inference_mode():
         for name in ("gemma", "gemma-plain", "w4a16"):
-            for seed in range(17, 100):  # with some, the token <bos> alone comes too close
+            for seed in range(17, 100):  # with some weights, even the token <bos> comes too close
                 torch.manual_seed(seed)
                 if name == "w4a16":
                     write_w4a16(at / name)

@@ -5,12 +5,12 @@
 
 golden.safetensors has:
 
-    levels [H, W, 3] uint8        the image, in the size in which the tower takes it
+    levels [H, W, 3] uint8        the image, in the size that the tower takes
     ids.N [T] int64               a prompt, placeholders included
     probabilities.N [2]           of "Yes" and of "No"
 
-and prompts.json what the chat template makes of conversations. It is published in transformers' converter,
-and is not part of this repository."""
+prompts.json has conversations and the chat template's texts for them. The template is published in
+transformers' converter, and is not part of this repository."""
 
 from __future__ import annotations
 

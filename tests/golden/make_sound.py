@@ -1,4 +1,4 @@
-"""Writes sound.safetensors: what the official extractors make of sounds, and soxr of other sampling rates.
+"""Writes sound.safetensors: the features of the official extractors, and sounds that soxr has resampled.
 
 pip install transformers==5.24.0 soxr==1.1.0 safetensors
 python tests/golden/make_sound.py

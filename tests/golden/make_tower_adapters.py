@@ -1,5 +1,5 @@
-"""Writes the golden LoRA adapters that reach into towers, tests/golden/tower_adapters, with PEFT, for the
-golden checkpoints of tests/golden/vision and tests/golden/audio, and for EmbeddingGemma 2.
+"""Writes the golden LoRA adapters that change towers, tests/golden/tower_adapters, with PEFT, for the golden
+checkpoints of tests/golden/vision and tests/golden/audio, and for EmbeddingGemma 2.
 
     pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 transformers==5.24.0 peft==0.21.2 safetensors
     python tests/golden/make_tower_adapters.py                # all of them
@@ -42,7 +42,7 @@ VERSIONS = {"transformers": "5.24.0", "peft": "0.21.2"}
 VISION = {variant.name: variant for variant in VISION_VARIANTS}
 EMBEDDING = "embeddinggemma2"
 AUDIO = {variant.name: variant for variant in AUDIO_VARIANTS}
-# Of Gemma 3n: every convolution but those of each channel alone, and some linear modules.
+# In Gemma 3n: every convolution except the depthwise ones, and some linear modules.
 CONVOLUTIONS = (
     r".*(conv_stem\.conv|conv_exp|conv_pwl|(pw_exp|pw_proj)\.conv|attn\.(query|key|value|output)\.proj)"
     r"|.*subsample_conv_projection\.conv_[01]\.conv"
@@ -85,7 +85,7 @@ ADAPTERS = (
             "layers_to_transform": [1],
         },
     ),
-    # Loading takes something out of the tower's weights; the second has the tower's biases as well.
+    # Loading subtracts something from the tower's weights; the second adapter has the tower's biases as well.
     TowerAdapter(
         "gemma3-olora",
         "vision/gemma3-resaved",

@@ -42,7 +42,7 @@ from golden.make_vision_gemma4 import inputs_of, masks  # noqa: E402
 from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant  # noqa: E402
 
 GREEDY = 16
-LEAST_LEAD = 0.02  # of a greedy choice over its runner-up: rounding decides nothing
+LEAST_LEAD = 0.02  # of a greedy choice over the next one, so that rounding decides nothing
 
 
 def draw(name: str, shape: torch.Size) -> torch.Tensor:
@@ -118,7 +118,7 @@ def stored(model: Any) -> dict[str, torch.Tensor]:
 
 
 def published(name: str) -> str:
-    """The name in published files of a parameter in memory."""
+    """The name that a parameter in memory has in published files."""
     for ours, theirs in (
         ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
         ("model.vision_tower.", "vision_tower.vision_model."),
@@ -132,7 +132,7 @@ def published(name: str) -> str:
 
 
 def published_unified(name: str) -> str:
-    """The same of the unified Gemma 4."""
+    """The same for the unified Gemma 4."""
     inner = name.removeprefix("model.embed_vision.")
     if inner == name:
         return name
@@ -147,7 +147,7 @@ def gemma3_inputs(
     options: dict[str, Any],
     generator: np.random.Generator,
 ) -> tuple[list[int], dict[str, Any], list[torch.Tensor], int]:
-    """The prompt, what the model takes besides, the levels, and the placeholder."""
+    """The prompt, the model's other inputs, the levels, and the placeholder."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
     pixels = processor(tensors, return_tensors="pt", **options)["pixel_values"]
@@ -189,7 +189,7 @@ def results(
     def keep(name: str, value: Any) -> None:
         if not isinstance(value, torch.Tensor):
             value = value.pooler_output
-        if variant.config["model_type"] == "gemma4_unified":  # without what fills images up to one size
+        if variant.config["model_type"] == "gemma4_unified":  # without the padding that gives images one size
             side = variant.config["vision_config"]["model_patch_size"]
             counts = [level.shape[0] // side * (level.shape[1] // side) for level in levels]
             value = torch.cat([rows[:count] for rows, count in zip(value, counts, strict=True)])
@@ -198,7 +198,7 @@ def results(
     projector = model.model.multi_modal_projector if gemma3 else model.model.embed_vision
 
     def keep_soft(_module: Any, _positional: Any, given: dict[str, Any], out: Any) -> None:
-        if given.get("input_ids") is None:  # Gemma 3n's table of other ids goes the same way
+        if given.get("input_ids") is None:  # Gemma 3n's table of other ids has the same path
             keep("soft", out)
 
     hooks = [projector.register_forward_hook(keep_soft, with_kwargs=True)]
@@ -250,7 +250,7 @@ def results(
 
 
 class CloseChoiceError(Exception):
-    """Rounding could decide a greedy choice: other weights are drawn."""
+    """Rounding could decide a greedy choice, so other weights are drawn."""
 
 
 def write_json(path: Path, value: Any) -> None:

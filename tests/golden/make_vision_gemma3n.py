@@ -35,7 +35,7 @@ def small_tower(stages: tuple[tuple[str, ...], ...], width: int, side: int) -> M
 
 
 def use_small_tower(variant: Any) -> None:
-    """Lets transformers build the variant's tower where the configuration names timm's only one."""
+    """Lets transformers build the variant's tower, although the configuration names the only one in timm."""
     width = variant.config["vision_config"]["hidden_size"]
     side = round(variant.config["vision_soft_tokens_per_image"] ** 0.5)
 
@@ -52,7 +52,7 @@ def inputs_of(
     sounds: list[Any],
     generator: np.random.Generator,
 ) -> tuple[list[int], dict[str, Any], list[torch.Tensor], int]:
-    """The prompt, what the model takes besides, the levels, and the placeholder."""
+    """The prompt, the model's other inputs, the levels, and the placeholder."""
     config = variant.config
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]

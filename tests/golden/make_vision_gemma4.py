@@ -13,7 +13,7 @@ VIDEO_BUDGET = 70
 
 
 def prepared(config: dict[str, Any], settings: dict[str, Any], images: list[Any], **options: Any) -> Any:
-    """What the reference's processor makes of images, and the same as 8-bit levels."""
+    """The output of the reference's processor for images, and the same as 8-bit levels."""
     kind = Gemma4UnifiedImageProcessor if config["model_type"] == "gemma4_unified" else Gemma4ImageProcessor
     known = {
         key: value for key, value in settings["image_processor"].items() if key != "image_processor_type"
@@ -42,7 +42,7 @@ def inputs_of(
     options: dict[str, Any],
     generator: np.random.Generator,
 ) -> tuple[list[int], dict[str, Any], list[torch.Tensor], int]:
-    """The prompt, what the model takes besides, the levels, and the placeholder."""
+    """The prompt, the model's other inputs, the levels, and the placeholder."""
     config = variant.config
     if frames:
         options = {"max_soft_tokens": VIDEO_BUDGET}
@@ -64,8 +64,8 @@ def inputs_of(
 
 
 def masks(config: dict[str, Any], ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """The masks of the model: blocks in sliding layers only, within the window. The unified class makes
-    others in forward() than in generate() with a static cache, where they are these."""
+    """The masks of the model: spans only in sliding layers, within the window. The unified class uses these
+    in generate() with a static cache, but others in forward()."""
     text = config["text_config"]
     if text["use_bidirectional_attention"] != "vision":
         return None

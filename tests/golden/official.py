@@ -21,7 +21,7 @@ SKIPPED = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
 
 
 def model_class(variant: Variant) -> Any:
-    """The class of the checkpoint. Gemma 3n gets the text class, as its image tower has only one size
+    """The class of the checkpoint. Gemma 3n gets the text class, because its image tower has only one size
     (300M)."""
     name = variant.config["architectures"][0]
     return getattr(transformers, {"Gemma3nForConditionalGeneration": "Gemma3nForCausalLM"}.get(name, name))
@@ -166,8 +166,8 @@ def golden_tensors(
 
 
 def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, float]:
-    """The contents of golden.safetensors, and two smallest leads: of a greedy choice over its runner-up, and
-    of the last chosen expert over the next one, as a difference of logarithms."""
+    """The contents of golden.safetensors, and the smallest leads of two kinds: of a greedy choice over the
+    next one, and of the last chosen expert over the next one, as a difference of logarithms."""
     ids = random_ids(variant, model)
     with recording(model) as record:
         logits = model(input_ids=ids, use_cache=False).logits[0]

@@ -1,8 +1,8 @@
 """The tiny checkpoints of tests/golden, as data, with config.json in the form of published checkpoints.
 
 Gemma 1, 2 and 3 are here. variants_gemma3n.py, variants_gemma4.py and variants_embedding.py have the rest.
-Every variant represents one structure of published models. Dimensions are small. They mostly differ from each
-other, so that a swapped pair is noticed, and mostly are no multiples of 16 or 32, so that no kernel can rely
+Every variant represents one structure of published models. Dimensions are small. Most of them differ from
+each other, so that a swapped pair is noticed. Most are not multiples of 16 or 32, so that no kernel can rely
 on round sizes.
 
 This file does not use torch, because the tests import it to know which folders must exist."""

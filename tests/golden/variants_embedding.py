@@ -49,9 +49,9 @@ EMBEDDING = (
 
 @dataclass(frozen=True)
 class EmbeddingPrompt:
-    """What one embedding of EmbeddingGemma 2 is of: as many ids of text as `text` says before, between and
-    behind images by (height, width), a video by (frames, height, width, frames per second), and sounds by
-    their number of samples."""
+    """The input of one embedding of EmbeddingGemma 2: images by (height, width), a video by (frames, height,
+    width, frames per second), and sounds by their number of samples. `text` has the numbers of text ids
+    before, between and after these."""
 
     text: int
     images: tuple[tuple[int, int], ...] = ()
@@ -59,7 +59,7 @@ class EmbeddingPrompt:
     sounds: tuple[int, ...] = ()
 
 
-# Most sizes are no multiples of 16. Local layers have two heads of keys, and global ones have a larger one.
+# Most sizes are not multiples of 16. Local layers have two heads of keys, and global ones have a larger one.
 EMBEDDINGGEMMA2: dict[str, Any] = {
     "architectures": ["EmbeddingGemma2Model"],
     "audio_config": {
@@ -142,7 +142,7 @@ EMBEDDINGGEMMA2_PROMPTS = (
     EmbeddingPrompt(1),
     EmbeddingPrompt(3, video=(5, 40, 30, 2.0)),
 )
-# Videos by frames and frames per second, of which golden.safetensors says which frames are seen.
+# Videos by frames and frames per second. golden.safetensors says which frames are seen.
 EMBEDDINGGEMMA2_VIDEOS = (
     (5, 2.0),
     (100, 30.0),

@@ -54,7 +54,7 @@ def gemma3n_causal(**changes: Any) -> dict[str, Any]:
 
 
 def gemma3n_multimodal(**text: Any) -> dict[str, Any]:
-    """A published config. Of the towers, which text does not need, it has only their types."""
+    """A published config. It has only the types of the towers, which text does not need."""
     return {
         "architectures": ["Gemma3nForConditionalGeneration"],
         "audio_config": {"hidden_size": 6, "model_type": "gemma3n_audio", "vocab_offset": 262272},

@@ -1,5 +1,5 @@
 """The tiny checkpoints with towers for images, as data: config.json in the form of published checkpoints, and
-the prompts whose results golden.safetensors has. Most sizes are no multiples of 16 or 32."""
+the prompts whose results golden.safetensors has. Most sizes are not multiples of 16 or 32."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .variants_vision_gemma3n import OTHER_STAGES, STAGES, Stages, gemma3n, prep
 
 @dataclass(frozen=True)
 class VisionPrompt:
-    """Images by (height, width), and how they are prepared. `frames` are those of a video, of one size.
-    `sounds` are behind the images, by their number of samples."""
+    """Images by (height, width), and how they are prepared. `frames` are the frames of a video, all of one
+    size. `sounds` follow the images, by their number of samples."""
 
     images: tuple[tuple[int, int], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -24,8 +24,8 @@ class VisionPrompt:
 
 @dataclass(frozen=True)
 class VisionVariant:
-    """One folder of tests/golden/vision. `layout` is the way in which names are spelled; `stages` are the
-    blocks of Gemma 3n's tower."""
+    """One folder of tests/golden/vision. `layout` is the spelling of names; `stages` are the blocks of Gemma
+    3n's tower."""
 
     name: str
     why: str
@@ -36,8 +36,8 @@ class VisionVariant:
     stages: Stages = ()
 
     def never(self) -> list[int]:
-        """The placeholders, which no text has."""
-        if self.stages:  # all ids of other tables than that of the text
+        """The placeholders, which text does not have."""
+        if self.stages:  # all ids of tables other than the text's
             return list(range(self.config["vision_config"]["vocab_offset"], 160))
         names = ("image_token_index", "image_token_id", "video_token_id", "audio_token_id")
         return [self.config[name] for name in names if name in self.config]

@@ -31,7 +31,7 @@ OTHER_STAGES: Stages = (
 
 
 def gemma3n(tokens: int, **changes: Any) -> dict[str, Any]:
-    """config.json, with an encoder for sound beside the tower."""
+    """config.json, with an encoder for sound in addition to the tower."""
     config: dict[str, Any] = {
         "architectures": ["Gemma3nForConditionalGeneration"],
         "audio_config": {

@@ -1,5 +1,5 @@
-"""The arguments of load, inspect and convert: names of other tools, None, a home directory; and that a wrong
-one is refused before anything is fetched or read."""
+"""The arguments of load, inspect and convert: names of other tools, None, a home directory. A wrong one is
+refused before anything is fetched or read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafters that read their target's states, keys and values: `gemma4_assistant`."""
+"""Drafters that read their target's states, keys and values (`gemma4_assistant`)."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_guesses_are_those_of_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 def test_a_rounded_cache_changes_guesses_little(kv_cache: str) -> None:
-    """Its keys are divided by factors, by which the drafter's queries are multiplied. Those of int4 are also
-    rotated."""
+    """Its keys are divided by factors, and the drafter's queries are multiplied by them. Keys in int4 are
+    also rotated."""
     golden = load_file(GOLDEN / "drafters" / "e2b-plain" / "golden.safetensors")
     with pair("e2b-plain", weights="f32", kv_cache=kv_cache) as model:
         known, logits = golden["known.3"], golden["logits.3"]
@@ -88,7 +88,8 @@ def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
     [{"weights": "f32"}, pytest.param({"weights": "q8", "kv_cache": "int4"}, marks=pytest.mark.slow)],
 )
 def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str, Any]) -> None:
-    """Beside each other, with and without an adapter, drawn and not, from the prefix cache too."""
+    """At the same time, with and without an adapter, at temperature 0 and above, also from the prefix
+    cache."""
     random = np.random.default_rng(5)
     prompts = [random.integers(5, 140, n).astype(np.int32) for n in (3, 9, 63, 64, 65, 130)]
     with pair(name, **options) as model:

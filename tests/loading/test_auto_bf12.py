@@ -19,7 +19,7 @@ WILD = "model.layers.1.mlp.up_proj.weight"
 
 @pytest.fixture
 def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every model were larger than the caches of a processor."""
+    """Treats every model as if it were larger than the processor's caches."""
     monkeypatch.setattr(model_files, "_CACHED_BYTES", 0)
 
 
@@ -84,6 +84,6 @@ def test_a_matrix_without_room_stays_in_bf16(wild: Path, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("every_size")
 def test_max_memory_counts_with_what_is_loaded(wild: Path) -> None:
-    """The plan is that of the formats that the values have, to the byte."""
+    """To the byte, the plan is the one for the formats that the values need."""
     with pytest.raises(gemlet.MemoryLimitError, match="weights='bf12'"):
         gemlet.load(wild, max_memory=1000, threads=1)

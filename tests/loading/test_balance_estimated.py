@@ -1,4 +1,5 @@
-"""The vectors that balance the channels of weights in q4: what is estimated, and where nothing is changed."""
+"""The vectors that balance the channels of weights in q4: how they are estimated, and which matrices stay
+unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def packed(folder: Path, source: Path, **arguments: Any) -> Path:
 
 
 def expected(tensors: dict[str, NDArray[Any]], layers: int, offset: float) -> dict[str, NDArray[np.float64]]:
-    """The residual is a sum of squares: 1, and those of the norms behind every branch."""
+    """The residual is a sum of squares: 1, and the squares of the norms after every branch."""
 
     def square(layer: int, norm: str) -> NDArray[np.float64]:
         return (tensors[LAYER.format(layer, norm)].astype(np.float64) + offset) ** 2

@@ -73,7 +73,8 @@ def test_the_second_load_packs_nothing(tmp_path: Path, folder: Path, family: str
 
 
 def test_what_identifies_an_entry(tmp_path: Path, folder: Path) -> None:
-    """The format and the content of the source do. Its name and arguments that keep the weights do not."""
+    """The format and the content of the source make another entry. Its name, and arguments that do not change
+    the weights, do not."""
     source = source_of(tmp_path / "source")
     assert packed_bytes(source, weights="q4") > 0
     assert packed_bytes(source, weights="q8") > 0
@@ -251,7 +252,7 @@ def test_the_entries_unused_for_longest_are_evicted_first(
         assert len(entries(folder)) == 1
         np.testing.assert_array_equal(used.logits(IDS), before)  # its entry is gone, but its pages stay
     monkeypatch.setenv("GEMLET_CACHE_SIZE", str(size // 2))
-    assert packed_bytes(sources[2]) > 0  # does not fit at all, so it is loaded without the cache
+    assert packed_bytes(sources[2]) > 0  # never fits, so it is loaded without the cache
     assert packed_bytes(sources[2]) > 0
     monkeypatch.setenv("GEMLET_CACHE_SIZE", "0")
     assert packed_bytes(sources[1]) > 0
@@ -287,7 +288,7 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, folder: Path
 
 
 def test_the_next_entry_removes_what_killed_processes_left(tmp_path: Path, folder: Path) -> None:
-    """It removes the remains of any entry, in any form. It keeps those that a living process uses."""
+    """It removes the remains of any entry, in any form. It keeps entries that a living process uses."""
     folder.mkdir(parents=True)
     (folder / "0.12.tmp").mkdir()
     (folder / "0.12.tmp" / "model.safetensors").write_bytes(b"x")
@@ -361,8 +362,8 @@ def test_only_one_holds_a_lock(tmp_path: Path) -> None:
 
 
 def test_bytes_that_changed_in_the_cache(tmp_path: Path, folder: Path) -> None:
-    """If the file has another time, its bytes are read. The entry is used if they are right, else made
-    again."""
+    """If the file has another time, its bytes are read. If they are right, the entry is used, and otherwise
+    it is made again."""
     source = source_of(tmp_path / "source")
     expected = logits_of(source, cache=True)
     (entry,) = folder.iterdir()

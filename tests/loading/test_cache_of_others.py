@@ -1,5 +1,5 @@
-"""A cache that somebody else could have written to, or that holds what gemlet does not write: it costs the
-cache, never the model, and nothing waits for ever."""
+"""A cache that somebody else could have written to, or that has files that gemlet does not write: the model
+loads without the cache, and nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def load(source: Path, *, packs: bool) -> None:
-    """Loads with the cache, which is used unless it has to pack."""
+    """Loads with the cache, and checks whether the model had to be packed again."""
     seen = [0]
     gemlet.load(source, threads=1, cache=True, progress=lambda done, total: seen.append(done)).close()
     assert (seen[-1] > 0) == packs

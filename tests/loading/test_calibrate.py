@@ -1,4 +1,4 @@
-"""Conversion with a calibration text: what it rounds, that it is closer, and what it refuses."""
+"""Conversion with a calibration text: what it rounds, that the result is closer, and what it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNSEEN = 3000  # characters at its end
 
 
 def correlated(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
-    """Inputs whose channels go together, some of them large."""
+    """Inputs with correlated channels, some of them large."""
     mixed = random.standard_normal((rows, columns // 4)) @ random.standard_normal((columns // 4, columns))
     mixed += 0.3 * random.standard_normal((rows, columns))
     return (mixed * 10 ** random.uniform(-1, 0.5, columns)).astype(np.float32)
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_calibrated_model_is_closer(folder: Path) -> None:
-    """On text that the calibration has not seen."""
+    """On a text that the calibration did not use."""
     text = TEXT.read_text("utf-8")[-_UNSEEN:]
     with (
         gemlet.load(threads=1, weights="f32") as exact,

@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(params=["mapped", "table"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Of a model that uses its file as long as it lives: packed weights, or a per-layer table."""
+    """For a model that uses its file until it is closed: packed weights, or a per-layer table."""
     if request.param == "table":
         return write_folder(tmp_path / "table", CONFIGS["gemma4_text"])
     source = write_folder(tmp_path / "source", CONFIGS["gemma3_text"])
@@ -42,7 +42,7 @@ def append(path: Path) -> None:
 
 
 def set_time_back(path: Path) -> None:
-    """A change that only the time of the status shows."""
+    """A change that shows only in the time of the last status change (ctime)."""
     status = path.stat()
     change_last_byte(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""A smaller model beside the one that writes: gemlet.load(..., drafter=...)."""
+"""A smaller model that guesses for the one that writes: gemlet.load(..., drafter=...)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""MTP drafters in GGUF and in packed folders guess what the folder that they were made of guesses."""
+"""MTP drafters in GGUF and in packed folders make the same guesses as the folder from which they were
+made."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ TARGET = GOLDEN / "gemma4-e2b"
 
 
 def gguf_of(name: str, path: Path, *, centroids: bool = True, **changes: Any) -> Path:
-    """As llama.cpp's converter writes it, which leaves out the centroids, or with them."""
+    """The file of llama.cpp's converter, which leaves out the centroids, or the same with them."""
     folder = GOLDEN / "drafters" / name
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
@@ -80,7 +81,7 @@ def test_of_a_folder_the_file_that_drafts_is_meant(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("centroids", [True, False])
 def test_texts_are_the_same_with_and_without_the_centroids(centroids: bool, tmp_path: Path) -> None:
-    """llama.cpp's files of E2B and E4B have no centroids: then all of the head is computed."""
+    """llama.cpp's files of E2B and E4B have no centroids, so all of the head is computed."""
     path = gguf_of("e2b", tmp_path / "mtp.gguf", centroids=centroids)
     asked: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True, "seed": 4}
     with gemlet.load(TARGET, threads=1) as plain, gemlet.load(TARGET, threads=1, drafter=path) as model:
@@ -135,7 +136,7 @@ def test_a_packed_folder_whose_order_is_damaged(tmp_path: Path) -> None:
     gemlet.convert(GOLDEN / "drafters" / "e2b", tmp_path / "packed", weights="f32", threads=1)
     path = tmp_path / "packed" / "model.safetensors"
     data = bytearray(path.read_bytes())
-    data[-4:] = (7).to_bytes(4, "little")  # the order stands last
+    data[-4:] = (7).to_bytes(4, "little")  # the order comes last
     path.write_bytes(bytes(data))
     with pytest.raises(TensorError, match="token_order"):
         gemlet.load(TARGET, drafter=tmp_path / "packed")

@@ -1,4 +1,4 @@
-"""Guesses together with everything else that a text may have: it is as without them."""
+"""Guesses together with all other features of a text: the text is the same as without them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPTS = ["The door", "Once upon a time", "It was"]
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[tuple[gemlet.Model, gemlet.Model]]:
-    """One without guesses, and one in which every step has some, most of them right."""
+    """One model without guesses, and one in which every step has some, most of them right."""
     with gemlet.load(threads=1) as plain, gemlet.load(threads=1, drafter=DEMO, draft_tokens=3) as guessing:
         always_guess(guessing)
         yield plain, guessing
@@ -66,7 +66,7 @@ def test_texts_are_the_same(models: tuple[gemlet.Model, gemlet.Model], options: 
         assert generations(guessing.generate(prompt, **asked)) == generations(plain.generate(prompt, **asked))
     stats = guessing.stats()
     assert stats["drafts"] > before["drafts"]
-    # The drafter does not know which few words there are to choose from.
+    # The drafter does not know the few words that may be chosen.
     assert "choice" in options or stats["accepted_tokens"] > before["accepted_tokens"]
     assert stats["drafted_tokens"] - before["drafted_tokens"] >= stats["drafts"] - before["drafts"]
 
@@ -105,7 +105,8 @@ def test_texts_that_end_early(models: tuple[gemlet.Model, gemlet.Model]) -> None
 
 
 def test_a_text_with_an_image() -> None:
-    """An MTP drafter reads keys and values of the image's tokens. A smaller model guesses nothing there."""
+    """An MTP drafter reads keys and values of the image's tokens. A smaller model does not guess about such a
+    text."""
     with gemlet.load(
         GOLDEN / "vision" / "gemma4-small", weights="f32", threads=1, drafter=GOLDEN / "drafters" / "e2b"
     ) as model:

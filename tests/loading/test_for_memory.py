@@ -1,4 +1,4 @@
-"""The format that fits into a machine's memory: `for_memory` of convert, and the plans behind it."""
+"""The format that fits into a machine's memory: `for_memory` of convert, and its plans."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_inspect_recommends_what_convert_takes_and_says_what_it_loses() -> None:
 
 
 def test_the_losses_are_those_of_the_guide() -> None:
-    """The table of benchmarks/README.md, which one command wrote, and the losses here are one fact."""
+    """The losses here are the same as in the table of benchmarks/README.md, which one command wrote."""
     guide = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     for (weights, embedding), loss in LOSSES.items():
         usual = PRESETS[weights].embedding == embedding

@@ -24,14 +24,14 @@ HEARS = [index for index in PROMPTS if media_of(GOLDEN, index)["audio"][0]]
 
 
 def vector(model: gemlet.Model, index: int) -> NDArray[np.float32]:
-    """Of a prompt of the goldens with its images and sounds."""
+    """The embedding of a golden prompt with its images and sounds."""
     ids = GOLDEN[f"ids.{index}"].tolist()
     return model.embed([ids], **media_of(GOLDEN, index), image_tokens=70)[0]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden folder, with what an mmproj file cannot say as in the published model."""
+    """The golden folder. Values that an mmproj file cannot store are as in the published model."""
     made = tmp_path_factory.mktemp("embeddinggemma2") / "folder"
     shutil.copytree(FOLDER, made)
     config = json.loads((made / "config.json").read_text())

@@ -65,7 +65,7 @@ def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 3, 64, 200, 512])
 def test_the_plan_of_a_sliding_window_is_what_it_takes(step: int) -> None:
-    """Blocks that fell out of the window are used again, before others are allocated."""
+    """Blocks that the window has passed are used again before new ones are allocated."""
     builder = builder_of(model_config(layer_config(sliding_window=512), max_context=2500))
     plan, block = builder.plan()["kv_cache"], 64 * 2 * 2 * 16 * 4
     builder.add_random(seed=1)

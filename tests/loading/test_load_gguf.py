@@ -165,7 +165,7 @@ def test_blocks_decode_to_the_values_of_gguf(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_other_formats_are_close(kind: str) -> None:
-    """They are as close as the format that is made from the values themselves."""
+    """They are as close as if the format were made from the values themselves."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     fits = np.abs(values).max(axis=1) < 1e5
     for format in ("bf16", "q8", "q6k", "q5k", "q5", "q4k", "q4"):
@@ -216,7 +216,7 @@ def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in EXACT if kind != "IQ4_NL"])
 def test_a_file_takes_as_many_bytes_in_memory(kind: str) -> None:
-    """Within 10 % of the file: what the mixes of GGUF are made for."""
+    """The memory is within 10 % of the file's size, which is the purpose of GGUF's mixed types."""
     values, size, format = _core.source_types()[kind.lower()]
     assert format == EXACT[kind][0]
     run = testing.MatmulRun(tier="scalar", operation=f"matmul_i8_{format}", rows=1, outputs=64, cols=1024)
@@ -375,7 +375,7 @@ def test_keys_that_change_nothing_are_passed_over_and_listed(tmp_path: Path) -> 
 
 
 def test_a_factor_without_a_type_is_linear(tmp_path: Path) -> None:
-    """So does llama.cpp read it."""
+    """llama.cpp reads it in the same way."""
     factor: dict[str, tuple[int, Any]] = {"rope__scaling__factor": (F32, 4.0)}
     short = changed(tmp_path / "short.gguf", **factor)
     full = changed(tmp_path / "long.gguf", **factor, rope__scaling__type=(STRING, "linear"))
@@ -397,8 +397,8 @@ def test_windows_as_llama_cpp_reads_them(tmp_path: Path) -> None:
     assert np.array_equal(logits(**{f"{window}_pattern": (ARRAY, (U32, kinds[:count]))}), usual)
     none = logits(**{window: None, f"{window}_pattern": None})
     assert not np.array_equal(none, usual)
-    # Without a window, nothing is read of the pattern.
+    # Without a window, the pattern is not read.
     assert np.array_equal(logits(**{window: (U32, 0)}), none)
     assert np.array_equal(logits(**{window: None}), none)
-    # One beyond every context is none, too, but the rotation of such layers stays the local one.
+    # A window beyond every context is no window either, but such layers keep the local rotation.
     assert np.array_equal(logits(**{window: (U32, (1 << 32) - 1)}), logits(**{window: (U32, 4096)}))

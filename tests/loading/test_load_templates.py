@@ -1,4 +1,4 @@
-"""A model with a chat template of its own, and one that is given another: load(), inspect() and convert()."""
+"""A model's own chat template, and another one that the caller gives: load(), inspect() and convert()."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_named_templates(folder: Path) -> None:
 
 
 def test_the_template_of_a_gguf_file(tmp_path: Path) -> None:
-    """One that writes no BOS counts on the tokenizer, unless the file says that it adds none."""
+    """If a template writes no BOS, the tokenizer adds it, unless the file says that it does not."""
     config, tensors = model_of("gemma3_text")
     entries, size = trained_entries()
     rows = np.resize(tensors["token_embd.weight"], (size, config["hidden_size"]))

@@ -30,9 +30,9 @@ GB = 10**9
 def test_peak_memory_at_real_shapes(
     hole_path: Path, shape: str, arguments: dict[str, object], tokens: int, bound: float
 ) -> None:
-    """The tokenizer has 262,144 pieces. The weights are zero, but take the same memory. The first model,
-    whose context takes the largest share (3.5 %), fills it; the others fill one pass. Every plan counts the
-    whole context, and load() refuses a plan above the bound."""
+    """The tokenizer has 262,144 pieces. The weights are zero, but take the same memory. The first model fills
+    its context, which takes the largest share of memory there (3.5 %); the others fill one pass. Every plan
+    counts the whole context, and load() refuses a plan above the bound."""
     folder = hole_path / shape
     write_real_shape_hole(folder, shape)
     (folder / "tokenizer.json").write_text(json.dumps(gemma4_json()))
@@ -40,5 +40,5 @@ def test_peak_memory_at_real_shapes(
     peak, planned, generated = run_program(load_and_generate, folder, arguments, tokens, timeout=900)
     assert generated == 8
     assert peak < bound
-    # The plan counts what the process has at that time. A system that reclaims idle pages makes it less.
+    # The plan counts what the process has at that time. If the system reclaims idle pages, it is less.
     assert 0.85 * planned < peak < 1.05 * planned

@@ -1,5 +1,5 @@
-"""GGUF models with the mmproj files of llama.cpp: they see and hear as the Hugging Face folders do that they
-were made of."""
+"""GGUF models with the mmproj files of llama.cpp see and hear the same as the Hugging Face folders from which
+they were made."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FOLDERS = {
 } | {f"audio-{name}": audio.FOLDERS / name for name in ("gemma3n", "gemma4", "gemma4-unified")}
 
 
-# What such a file cannot say, as every published model has it.
+# Values that such a file cannot store; every published model has these.
 PUBLISHED = {
     "gemma3n": {"conf_attention_chunk_size": 12, "conf_attention_context_left": 13},
     "gemma4": {"attention_chunk_size": 12, "attention_context_left": 13},
@@ -46,7 +46,7 @@ PUBLISHED = {
 
 
 def folder_of(name: str, made: Path) -> Path:
-    """The golden folder, with what such a file cannot say as in published models."""
+    """The golden folder. Values that such a file cannot store are as in published models."""
     config = json.loads((FOLDERS[name] / "config.json").read_text())
     changed = PUBLISHED.get(config["model_type"], {}) if config.get("audio_config") else {}
     if not changed:
@@ -59,7 +59,8 @@ def folder_of(name: str, made: Path) -> Path:
 
 
 def logits(model: gemlet.Model, name: str) -> NDArray[np.float32]:
-    """Of a prompt of the goldens with its image or sounds, with as many placeholders as the model wants."""
+    """The results of a golden prompt with its image or sounds, with as many placeholders as the model
+    wants."""
     if not name.startswith("audio-"):
         budget = None if name.startswith("gemma3") else 70
         images = vision.images_of(name, 0)
@@ -96,7 +97,7 @@ def test_the_same_logits_as_from_the_folder(name: str, tmp_path: Path) -> None:
     "name", ["gemma3", "gemma3n", "gemma4-small", "gemma4-unified", "audio-gemma3n", "audio-gemma4"]
 )
 def test_types_of_values(name: str, kind: str, tmp_path: Path) -> None:
-    """The file computes the same as one in F32 that has the rounded values."""
+    """The file gives the same results as a file in F32 with the rounded values."""
     rounded = {
         tensor: decoded(kind, values)
         for tensor, (stored, values) in typed(tower_tensors(*read_folder(FOLDERS[name])), kind).items()
@@ -322,6 +323,6 @@ def test_names_are_those_of_the_package() -> None:
             plain = re.sub(r"\.\d+(?=\.)|\.(weight|bias|(in|out)put_(min|max))$", "", tensor)
             plain = re.sub(r"\.(weight|bias)$", "", plain)
             if name == "gemma3n" and plain.startswith("v.blk."):
-                continue  # the converter has these names for itself
+                continue  # only the converter uses these names
             # The package on PyPI is older than this model.
             assert plain in known or (name == "gemma4-unified" and plain == "v.patch_norm"), tensor

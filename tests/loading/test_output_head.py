@@ -1,4 +1,4 @@
-"""The output head beside the embedding table: the tensors decide whether they are one matrix.
+"""The output head and the embedding table: the tensors decide whether they are one matrix.
 
 Merges by several tools leave ``lm_head.weight`` in the file with flags that contradict it.
 """
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.tier
 IDS = [2, 17, 5, 80, 33]
 CONFIG = CONFIGS["gemma3_text"]
 Tensors = dict[str, NDArray[Any]]
-# Where the flag stands: (outer, inner); None is absent.
+# The place of the flag: (outer, inner); None means absent.
 FLAGS = [
     (None, None),
     (True, None),
@@ -110,7 +110,7 @@ def test_a_packed_folder_keeps_what_the_tensors_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3n_text", "gemma4_text"])
 def test_the_head_of_a_gguf_file(tmp_path: Path, family: str) -> None:
-    """``output.weight`` is the head where a file has it. GGUF has no key that says whether it does."""
+    """If a file has ``output.weight``, it is the head. GGUF has no key that says whether it does."""
     config, tensors = model_of(family)
     table = tensors["token_embd.weight"]
     heads = {"none": None, "equal": table.copy(), "other": table[::-1].copy()}

@@ -153,8 +153,8 @@ def test_another_config(packed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gemma3_text", "gemma3n_text", "gemma4_experts"])
 @pytest.mark.parametrize("weights", ["bf16", "bf12", "q8", "q4"])
 def test_any_bits_as_weights_do_no_harm(tmp_path: Path, family: str, weights: str) -> None:
-    """Mapping a packed file checks the vectors that balance channels and no other value. Any may be there,
-    and NaN ends in an error.
+    """When a packed file is mapped, only the vectors that balance channels are checked. The other values may
+    be anything, and NaN ends in an error.
     """
     source = write_folder(tmp_path / "source", CONFIGS[family], bf16=True)
     gemlet.convert(source, tmp_path / "packed", weights=weights, threads=1)

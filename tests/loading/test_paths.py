@@ -1,4 +1,4 @@
-"""Names of files that are no UTF-8, or no names at all."""
+"""Names of files that are not UTF-8, and values that are not file names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_load_convert_and_cache(folder: Any, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_prefix_cache(folder: Any, tmp_path: Path) -> None:
-    for _ in range(2):  # the second time what the first one wrote
+    for _ in range(2):  # the second time from the files that the first one wrote
         kept = tmp_path / f"{NAME} texts"
         assert first(gemlet.load(folder, prefix_cache=str(kept))) == first(gemlet.load(folder))
         assert any(kept.rglob("*"))
@@ -121,7 +121,7 @@ def test_errors_can_be_printed(folder: Any, capfd: pytest.CaptureFixture[str]) -
 def test_a_file_that_is_there_is_not_passed_over(
     name: str, make: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
-    """The cache of the hub has such links where a download was lost. The file would have had tokens."""
+    """If a download was lost, the cache of the hub has such links. The file would have had tokens."""
     folder = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "demo")
     make(folder / name)
     for read in (gemlet.load, gemlet.Tokenizer.from_file):

@@ -57,7 +57,7 @@ def test_weights_of_four_bits_with_a_scale_for_32(weights: str) -> None:
 
 
 def regrouped(folder: Path, *, groups: bool, dtype: str = "BF16") -> Path:
-    """w4a16 where each row has one scale only, stored once, or with ``groups`` for each 32 columns."""
+    """w4a16 with one scale for each row, which is stored once or, with ``groups``, for each 32 columns."""
     shutil.copytree(FOLDERS / "w4a16", folder)
     path = folder / "model.safetensors"
     blob = path.read_bytes()
@@ -128,7 +128,8 @@ def test_the_cache_of_packed_weights(name: str, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("weights", "most"), [("bf16", 0.5), ("q8", 0.5), ("q4", 1.0)])
 def test_other_formats_keep_the_rounding_of_activations(weights: str, most: float) -> None:
-    """The results differ by what the format rounds, which the rounding of activations multiplies."""
+    """The results differ because the format rounds weights, and the rounding of activations amplifies
+    this."""
     with gemlet.load(FOLDERS / "gemma", weights=weights, threads=1) as model:
         for ids, logits, _ in golden("gemma"):
             assert np.abs(model.logits(ids) - logits).mean() < most * np.abs(logits).mean()

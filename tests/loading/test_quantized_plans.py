@@ -1,4 +1,4 @@
-"""What Google's quantized Gemma 4 takes, by the plan, at the published shapes: the bits are those of E2B."""
+"""The planned memory of Google's quantized Gemma 4 at the published shapes, with the bits of E2B."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def published(name: str) -> tuple[TextConfig, LoadOptions]:
 @pytest.mark.tier
 @pytest.mark.parametrize(("name", "read", "total"), [("gemma4-e2b", 0.80, 1.25), ("gemma4-e4b", 1.75, 2.4)])
 def test_bytes_per_token_and_memory(name: str, read: float, total: float) -> None:
-    """In GB: what a token reads of the weights, and all that is resident at 4096 tokens."""
+    """In GB: the weights that a token reads, and all resident memory at 4096 tokens."""
     config, options = published(name)
     sizes = make_builder(config, options, plan_only=True).packed_sizes()
     assert sum(nbytes for slot, (_, nbytes) in sizes.items() if slot != "embed_tokens") < read * 1e9

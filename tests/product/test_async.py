@@ -42,7 +42,7 @@ def model() -> Any:
 def test_the_event_loop_goes_on_while_a_request_is_read(
     model: gemlet.Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request waits until the loop has gone on, and is a short one then."""
+    """The request waits until the loop has gone on, and becomes a short one then."""
     ticked = threading.Event()
 
     def waiting(real: Any) -> Any:
@@ -73,7 +73,7 @@ def test_the_event_loop_goes_on_while_a_request_is_read(
 
 
 async def until_idle(model: gemlet.Model) -> None:
-    """Waits until the engine has given back what the texts took."""
+    """Waits until the engine has freed the memory of the texts."""
     for _ in range(500):
         if model.stats()["running"] == model.stats()["waiting"] == model.memory()["kv_cache"] == 0:
             return
@@ -285,7 +285,7 @@ def test_a_forked_child_goes_on_with_a_stream(model: gemlet.Model) -> None:
 
 
 def test_many_slow_readers_hold_up_nobody(model: gemlet.Model) -> None:
-    """More than have a place in the engine."""
+    """More texts than the engine has places for."""
     streams = [model.stream(f"The door {i}", **FOREVER) for i in range(40)]
     for stream in streams:
         next(stream)

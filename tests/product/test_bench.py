@@ -1,4 +1,4 @@
-"""``gemlet bench`` and ``benchmarks/compare.py``: the contents of their reports, not the speeds."""
+"""``gemlet bench`` and some scripts in benchmarks/: the contents of their reports, not the speeds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from golden.folders import HERE
 from support.paths import ROOT
 
 COMPARE = ROOT / "benchmarks" / "compare.py"
+START = ROOT / "benchmarks" / "start.py"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,20 @@ def test_table() -> None:
     assert all("±" in row[7] and row[8].endswith("MB") and row[9].endswith("%") for row in rows)
     assert len({len(line) for line in lines[:5]}) == 1
     assert "GB/s" in lines[-1]
+
+
+# benchmarks/start.py
+
+
+def test_a_start_of_a_model_with_a_short_context(tmp_path: Path) -> None:
+    """The demo model takes fewer than the 4096 tokens with which other models are measured."""
+    gemlet.convert(None, tmp_path / "demo", weights="q4")
+    command = [sys.executable, str(START), str(tmp_path / "demo"), "--processes", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    parts = [line.partition(" processor ")[0].strip() for line in done.stdout.splitlines()[1:]]
+    assert parts[0] == "interpreter"
+    assert parts[-3:] == ["first token", "all of these", "exit"]
 
 
 # benchmarks/compare.py

@@ -1,4 +1,4 @@
-"""The check of import directions refuses what it is there for."""
+"""The check of imports refuses each of the faults that it is for."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str
 def test_a_table_that_points_upwards(check: ModuleType) -> None:
     assert check.check_order(check.MAY_IMPORT) == []
     wrong = {"base": "config", "config": "base", "cli": "anything"}
-    assert check.check_order(wrong) == ["MAY_IMPORT: base imports config, which does not stand above it"]
+    assert check.check_order(wrong) == ["MAY_IMPORT: base imports config, which is not in a row above"]
 
 
 def test_a_long_file(check: ModuleType, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The check of the core's include directions refuses what it is there for."""
+"""The check of the core's includes refuses each of the faults that it is for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check() -> ModuleType:
 
 
 def problems(check: ModuleType, root: Path, files: dict[str, str]) -> list[str]:
-    """What the check says about a csrc/ of these files; their texts are the headers that they include."""
+    """The errors of the check for a csrc/ of these files; their texts are the headers that they include."""
     for name, headers in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

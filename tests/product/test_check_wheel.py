@@ -1,4 +1,4 @@
-"""The check of wheels refuses what a wheel must not be. The good one has the extension under test."""
+"""The check of wheels refuses faulty wheels. The good one has the extension under test."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def script(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 

@@ -1,4 +1,4 @@
-"""Names on the command line: underscores, abbreviations, and what is answered to a wrong one."""
+"""Names on the command line: underscores, abbreviations, and the answer to a wrong name."""
 
 from __future__ import annotations
 

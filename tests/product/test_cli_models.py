@@ -1,4 +1,4 @@
-"""``gemlet models``, ``cache`` and ``tokenize``: what is on this machine, and texts as tokens."""
+"""``gemlet models``, ``cache`` and ``tokenize``: the models on this machine, and texts as tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEMO = Path(gemlet.__file__).parent / "demo"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for all caches, which is empty."""
+    """An empty place for all caches."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "GEMLET_MODELS", "GEMLET_CACHE_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -31,7 +31,7 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -
 
 
 def put_into_hub(home: Path, name: str, *, commit: str = "abc", main_branch: bool = True) -> Path:
-    """The demo model, as huggingface_hub keeps a model: links to files that are called otherwise."""
+    """The demo model in the form in which huggingface_hub keeps models: links to files with other names."""
     repository = home / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     for folder in (snapshot, repository / "blobs", repository / "refs"):

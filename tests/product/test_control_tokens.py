@@ -1,4 +1,5 @@
-"""Control tokens that are written in a prompt: tokens, or plain text where the text is from somebody else."""
+"""Control tokens that are written in a prompt: read as tokens, or as plain text if the text comes from
+somebody else."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def model() -> Any:
 
 
 def prompt_of(model: gemlet.Model, text: str, **options: Any) -> list[int]:
-    """The prompt that a stream begins with; its first logits are those of these ids."""
+    """The prompt with which a stream begins; its first logits are the logits of these ids."""
     stream = model.stream(text, max_tokens=1, temperature=0, **options)
     ids = [int(i) for i in stream._texts[0]._prepared.ids]
     assert len(list(stream)) == 1

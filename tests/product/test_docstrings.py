@@ -40,7 +40,7 @@ def public() -> dict[str, object]:
                         continue
                     if (
                         member.__doc__ or f"{name}.{key}" not in found
-                    ):  # otherwise the docstring of the base counts
+                    ):  # otherwise the docstring of the base class is taken
                         found[f"{name}.{key}"] = member
     return found
 
@@ -65,7 +65,7 @@ def test_docstring_with_example(name: str) -> None:
     assert not text.startswith(f"{last}("), f"{name} has only what dataclass wrote"
     if isinstance(PUBLIC[name], property):
         return
-    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # the example of its class calls it
+    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # the example of its class uses it
     assert calls(text) or shown, f"{name} has no example"
 
 

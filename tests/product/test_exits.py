@@ -1,4 +1,4 @@
-"""However Python ends while threads that it does not wait for are in gemlet, the process ends cleanly.
+"""The process ends cleanly, however Python ends, even if threads that it does not wait for are in gemlet.
 
 Before version 3.14, Python ends a thread that comes back from the core at that time by unwinding its stack.
 No destructor of C++ may be in its way, or the process aborts.
@@ -37,7 +37,8 @@ def test_the_main_thread_returns(name: str, tmp_path: Path) -> None:
 
 
 def pairs() -> Iterator[ParameterSet]:
-    """Of work and ends. For each change, every end runs with one work, and every work with some ends."""
+    """Pairs of work and ends. In the normal tests, every end runs with one work, and every work with some
+    ends."""
     names = ("chat", "prefill", "load")
     ends = ("exit", "raise", "os-exit", "close", "atexit-close", "late-close", "slow", "interrupt")
     for i, end in enumerate(ends):
@@ -57,7 +58,7 @@ def test_an_http_server_with_a_thread_for_each_request(end: str) -> None:
 
 
 def test_making_an_error_runs_no_python_code() -> None:
-    """The core makes errors where a thread must not be ended: Python would end it within such code."""
+    """The core makes errors where the thread must not be ended, and Python code could end it."""
     for name in errors.__all__:
         ours = [kind for kind in getattr(errors, name).__mro__ if kind.__module__ == errors.__name__]
         assert not any({"__init__", "__new__"} & vars(kind).keys() for kind in ours)

@@ -1,6 +1,7 @@
-"""A process is forked while other threads are in gemlet. They do not exist in the new process.
+"""A process is forked while other threads are in gemlet. These threads do not exist in the new process.
 
-What they held and what they were changing is in its memory all the same, and must not harm it.
+But its memory contains the locks that they held and the objects that they were changing, and these must do no
+harm.
 """
 
 from __future__ import annotations

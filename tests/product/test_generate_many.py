@@ -44,7 +44,7 @@ def test_seeds(model: gemlet.Model) -> None:
 
 
 def test_several_replies_to_a_conversation(model: gemlet.Model) -> None:
-    """Each is that of its seed alone; the conversation is read once."""
+    """Each text is the same as the single text with its seed; the conversation is read once."""
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0}
     replies = model.chat("Who is there?", n=3, seed=5, **options)
     assert [reply.seed for reply in replies] == [5, 6, 7]
@@ -110,7 +110,7 @@ def test_threads_share_the_engine(model: gemlet.Model) -> None:
 
 
 def test_closing_the_model_ends_all() -> None:
-    """Each text is cut, or was not begun yet."""
+    """Each text is cut, or has not begun yet."""
     with gemlet.load() as model:
         ended: list[Any] = []
 

@@ -193,7 +193,7 @@ def test_stop_strings_that_may_not_stop_yet_are_text(cut: int) -> None:
     shown = scanner.push(text[:cut], may_stop=False)
     assert not scanner.stopped
     shown += scanner.push(text[cut:]) + scanner.flush()
-    # Of what ends behind the cut, the first counts.
+    # Of stop strings that end after the cut, the first one is used.
     ends = next((end for end in (3, 6, 8) if end > cut), None)
     assert scanner.stopped == (ends is not None)
     assert shown == {3: "", 6: "aab", 8: "aabaab", None: text}[ends]

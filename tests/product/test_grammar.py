@@ -1,4 +1,4 @@
-"""Structured output: whatever the model would say, the result has the form."""
+"""Structured output: whatever the model prefers, the result has the form."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_person(text: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 3.0, 100.0])
 def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float) -> None:
-    """At 100, all tokens that fit are about as likely: what random weights would write."""
+    """At temperature 100, all tokens that fit are about equally likely, as with random weights."""
     for result in model.generate(
         ["The door"] * 8, json_schema=PERSON, temperature=temperature, max_tokens=200, seed=list(range(8))
     ):
@@ -56,7 +56,7 @@ def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float)
 
 
 def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None:
-    """Nobody asked for other keys, nor for a number of a hundred digits."""
+    """The object has no other keys, and no number has a hundred digits."""
     inner = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
     schema = {
         "type": "object",
@@ -108,7 +108,7 @@ def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None
     ],
 )
 def test_what_a_schema_says_is_kept(schema: dict[str, Any]) -> None:
-    """Each part of several that join may have keys of the others."""
+    """If a schema joins several parts, each part may have the keys of the others."""
     before = json.dumps(schema)
     assert json.dumps(closed(schema)) == before
 

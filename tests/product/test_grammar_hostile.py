@@ -46,7 +46,7 @@ def test_it_ends_soon(model: gemlet.Model, name: str) -> None:
 
 @pytest.mark.slow
 def test_memory_stays() -> None:
-    """All of them in one process, which takes what its grammars of 60 tokens take."""
+    """All of them run in one process, which grows only by the memory of texts of 60 tokens."""
     assert run_program(programs.peak_of_hostile, timeout=200) < 400
 
 

@@ -1,5 +1,5 @@
 """Replies of a given form in chats whose models think first or call tools. A scripted model writes them, and
-each of its tokens has to be one that the engine would have been allowed to choose."""
+the engine's mask must allow each of its tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class MaskedRequest(ScriptedRequest):
 
 
 def reply(script: str | list[int], **options: Any) -> gemlet.Generation:
-    """What the reply ``script`` becomes; it ends with the end of its turn unless its form is whole before."""
+    """The result of the reply ``script``. It ends with the end of its turn, or earlier if its form is
+    complete."""
     model = ScriptedModel([*(ids_of(script) if isinstance(script, str) else script), *ids_of("<turn|>")])
     model.engine.kind = MaskedRequest
     return model.chat("A number?", **{"json_schema": SCHEMA, "max_tokens": 200, **options})

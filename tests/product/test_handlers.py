@@ -24,7 +24,7 @@ def test_while_the_main_thread_does_something_else(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["convert", "cache"])
 def test_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
-    """In a forked process, the folder that is written is left to the parent."""
+    """A forked process leaves the folder that is being written to its parent."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     run_program(interrupt_work, name, ("raise_error", "fork"), environment=folders)
 

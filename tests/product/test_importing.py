@@ -1,4 +1,4 @@
-"""Importing gemlet: the public modules keep their names, and an import is quick and loads little."""
+"""Importing gemlet: the public modules keep their names, and an import is quick and loads few modules."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_an_import_costs_little() -> None:
-    """It loads three modules of its own and about thirty of the standard library, where numpy loads more than
-    a hundred. (A count does not depend on the machine, as a time would.)"""
+    """It loads three modules of gemlet and about thirty of the standard library; numpy loads more than a
+    hundred. (A count does not depend on the machine, as a time would.)"""
     program = "import sys; before = set(sys.modules); import gemlet; print(*set(sys.modules) - before)"
     loaded = output_of(program).split()
     assert len([name for name in loaded if name.startswith("gemlet")]) <= 5, loaded
@@ -129,7 +129,7 @@ print(*sys.modules)
 
 @pytest.mark.extra("serve")
 def test_a_server_begins_without_what_a_text_does_without() -> None:
-    """No record is compiled for it, either: nobody asks for more than objects."""
+    """No record is compiled for it, either, because the code only makes objects."""
     program = """
 import sys
 from gemlet.base import records

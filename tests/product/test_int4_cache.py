@@ -1,4 +1,5 @@
-"""A KV cache of four bits together with everything else: a text is the same as alone and computed anew."""
+"""A KV cache of four bits together with all other features: a text is the same as by itself and computed from
+the start."""
 
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ LONG = "The wind blew over the hills and the old house was dark. " * 24
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[gemlet.Model]:
-    """It keeps nothing, and guesses nothing."""
+    """A model without a prefix cache and without guesses."""
     with gemlet.load(**LOADED, prefix_cache=False) as loaded:
         never_guess(loaded)
         yield loaded
 
 
 def test_sessions_and_the_cache_on_disk(fresh: gemlet.Model, tmp_path: Path) -> None:
-    """Also beyond the sliding window, whose blocks are dropped. A cache of another format is not taken."""
+    """Also beyond the sliding window, whose blocks are dropped. Blocks of another format are not used."""
     path, folder = tmp_path / "talk", tmp_path / "cache"
     with gemlet.load(**LOADED, prefix_cache=folder) as model:
         session = model.session()
@@ -52,7 +53,8 @@ def test_sessions_and_the_cache_on_disk(fresh: gemlet.Model, tmp_path: Path) -> 
 
 
 def test_many_at_once_with_guesses(fresh: gemlet.Model) -> None:
-    """Guesses of earlier text, of a drafter whose cache has four bits too, and neither."""
+    """With guesses from earlier text, with guesses of a drafter whose cache also has four bits, and without
+    guesses."""
     prompts = ["The door opened", LONG]
     options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "seed": 3}
     expected = [fresh.generate(prompt, **options).token_ids for prompt in prompts]
@@ -79,7 +81,7 @@ def test_a_server_with_it(fresh: gemlet.Model) -> None:
 
 @pytest.mark.parametrize("name", ["gemma1-2b", "gemma3-270m", "gemma4-e2b"])
 def test_adapters_and_others_share_a_pass(name: str) -> None:
-    """Also in a family without norms on keys, in which nothing is balanced."""
+    """Also in a family without norms on keys, where nothing is balanced."""
     adapter = {"gemma3-270m": "gemma3-plain", "gemma4-e2b": "gemma4-linear"}.get(name)
     prompts = [[2, 7, 11] * 30, [2, 9]]
     with gemlet.load(GOLDEN / name, **LOADED) as model, gemlet.load(GOLDEN / name, **LOADED) as other:

@@ -1,4 +1,4 @@
-"""A signal handler may raise anything, anywhere: the stream ends, and what was written by then is kept."""
+"""A signal handler may raise any exception at any place: the stream ends, and the text so far is kept."""
 
 from __future__ import annotations
 

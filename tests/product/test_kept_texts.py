@@ -1,4 +1,5 @@
-"""load(prefix_cache=...): what a model keeps of texts, in memory and in a folder, and what it says of it."""
+"""load(prefix_cache=...): the parts of texts that a model keeps in memory and in a folder, and what it
+reports about them."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def test_a_folder_outlives_the_process(tmp_path: Path) -> None:
 
 
 def test_a_model_that_changed_is_another(tmp_path: Path) -> None:
-    """Also one in a packed folder."""
+    """Also a model in a packed folder."""
     gemlet.convert(None, tmp_path / "packed", weights="q8")
     options: dict[str, Any] = {"threads": 1, "prefix_cache": tmp_path / "texts"}
     for expected in (False, True):

@@ -1,7 +1,7 @@
 """Models and sequences that threads and forked processes share, several at once, and closed during work.
 
 It is a mistake to share one sequence between threads, but it must not end the process. Tests that could hang
-or crash run in a process of their own."""
+or crash run in a separate process."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_fork_while_another_thread_generates() -> None:
 # --- Several at once ----------------------------------------------------------------------------------------
 @pytest.mark.tier
 def test_two_models_in_one_process() -> None:
-    """They work in turns, with different formats and numbers of threads. Each gives the text that it gives
-    alone."""
+    """They work alternately, with different formats and numbers of threads. Each gives the same text as by
+    itself."""
     prompts = ["The door opened", "It was a cold morning"]
 
     def say(model: gemlet.Model, prompt: str) -> list[int]:

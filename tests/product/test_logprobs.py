@@ -43,7 +43,7 @@ def check(found: TokenLogprob, expected: NDArray[np.float64], top: int, within: 
 
 @pytest.mark.parametrize("name", [name for name in ALL_NAMES if not name.endswith("-far")])
 def test_of_prompt_and_text_they_are_the_official_ones(name: str) -> None:
-    """Those of a prompt and of the greedy text behind it, in float32, as transformers has them."""
+    """Log probabilities of a prompt and of the greedy text after it, in float32, as in transformers."""
     golden = read_golden(name)
     ids, count = golden["ids"].tolist(), 3
     expected = log_softmax(golden["logits"])
@@ -66,7 +66,7 @@ def test_of_prompt_and_text_they_are_the_official_ones(name: str) -> None:
 
 
 def test_options_do_not_change_them(model: gemlet.Model) -> None:
-    """They are those of the model, whatever makes tokens more or less likely."""
+    """They are the model's, whatever options make tokens more or less likely."""
     options: dict[str, Any] = {
         "temperature": 3.0,
         "top_k": 5,

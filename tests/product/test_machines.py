@@ -1,4 +1,4 @@
-"""The table of python/MACHINES.md, which model fits which machine, is what the memory plan says."""
+"""The table in python/MACHINES.md, which model fits which machine, agrees with the memory plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line that says how far long work has come, with and without tqdm, and the work that shows it."""
+"""A line that shows the progress of long work, with and without tqdm, and the work that shows it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Standard error as a terminal that sees every change of the line, without tqdm."""
     screen = Terminal()
-    # Of this module alone: pytest puts its own stream in sys.stderr before the test begins.
+    # Only in this module: pytest puts its own stream in sys.stderr before the test begins.
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=screen, modules=sys.modules))
     monkeypatch.setattr(progress, "_DELAY", 0)
     monkeypatch.setattr(progress, "_PAUSE", 0)
@@ -39,7 +39,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def shown(terminal: Terminal) -> list[str]:
-    """The texts that the line had. In the end it is blank."""
+    """The texts of the line. At the end it is blank."""
     begin, *texts = terminal.getvalue().split("\r")
     assert begin == ""
     assert texts[-1] == texts[-2].strip() == ""
@@ -115,7 +115,7 @@ def test_a_prompt_shows_it(terminal: Terminal) -> None:
         stream = model.stream([2] + [100] * 799, max_tokens=1)
         next(stream)
         assert terminal.getvalue() == ""  # by default it is for notebooks
-        stream = model.stream([2] + [101] * 799, max_tokens=1)  # nothing of it is in the prefix cache
+        stream = model.stream([2] + [101] * 799, max_tokens=1)  # it is not in the prefix cache
         stream.prompt_progress = None
         next(stream)
     *_, last = shown(terminal)
@@ -153,7 +153,7 @@ def measure_bandwidth() -> None:
 
 @pytest.mark.parametrize("work", [make_random_weights, measure_bandwidth])
 def test_a_signal_ends_it_soon(work: Callable[[], None]) -> None:
-    """What may take many seconds ends soon after a handler has raised, as one does for Ctrl-C."""
+    """Long work ends soon after a signal handler has raised an exception, as for Ctrl-C."""
     raised: list[float] = []
 
     def interrupt(*_: object) -> None:

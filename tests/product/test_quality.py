@@ -45,10 +45,10 @@ def table(measured: dict[str, Any]) -> str:
 def test_every_format_stays_close_to_f32(
     chunks: list[Any], record_property: Callable[[str, object], None]
 ) -> None:
-    """f32 and every format, as gemlet.load opens it, are measured in one pass over the text.
+    """f32 and every format of gemlet.load are measured in one pass over the text.
 
-    If the text came from the model, the mean loss would rise exactly by the divergence. Fewer bits take fewer
-    bytes and are further away.
+    If the model had written the text, the mean loss would rise exactly by the divergence. Formats with fewer
+    bits take fewer bytes and are further from f32.
     """
     with ExitStack() as stack:
         models = {

@@ -1,4 +1,4 @@
-"""README.md and the guides hold: their Python runs, their commands parse or run, their links exist."""
+"""README.md and the guides are correct: their Python runs, their commands parse or run, their links exist."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def every(*languages: str) -> list[ParameterSet]:
 
 
 def typed(block: str) -> list[str]:
-    """The lines to type. Where some begin with "$ ", the others are output."""
+    """The lines to type. If some begin with "$ ", the others are output."""
     lines = [line for line in block.splitlines() if line.strip()]
     return [line[2:] for line in lines if line.startswith("$ ")] or lines
 
@@ -92,7 +92,7 @@ def parse(arguments: list[str]) -> dict[str, object]:
 
 
 def run(line: str, folder: Path) -> str:
-    """What a shell prints for ``line``; its gemlet and python are those of this test."""
+    """The output of a shell for ``line``, with the gemlet and python of this test."""
     functions = 'gemlet() { "$PYTHON" -m gemlet "$@"; }; python() { "$PYTHON" "$@"; }; set -o pipefail\n'
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
@@ -116,7 +116,7 @@ def test_python_runs(code: str, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def can_run(arguments: list[str]) -> bool:
-    """Whether a gemlet command needs nothing but what the repository has, and is quick."""
+    """Whether a gemlet command is quick and needs only files of the repository."""
     options = parse(arguments)
     model = options.get("model") or options.get("source")
     return (
@@ -128,7 +128,8 @@ def can_run(arguments: list[str]) -> bool:
 
 @pytest.mark.parametrize("block", every("console", "sh", "bash"))
 def test_commands_work(block: str) -> None:
-    """gemlet commands run where all they need is here, else they parse; scripts and their options exist."""
+    """gemlet commands run if all that they need is here; otherwise they only have to parse. Scripts and their
+    options exist."""
     for line in typed(block):
         own = [words[1:] for words in commands(line) if words[:1] == ["gemlet"]]
         if own and all([can_run(arguments) for arguments in own]):
@@ -216,7 +217,7 @@ def load_index_readme() -> ModuleType:
 
 
 def test_the_page_of_the_package_index_has_absolute_links() -> None:
-    """Each link of README.md and its picture lead into the repository, and nothing else changes."""
+    """Each link of README.md and its picture point into the repository, and nothing else changes."""
     address = "https://host/owner/name"
     project = {"urls": {"Repository": address}}
     page = load_index_readme().dynamic_metadata({}, project)["readme"]

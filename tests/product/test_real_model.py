@@ -1,8 +1,8 @@
-"""A trained model, the Gemma 3 270M of the README: token ids and greedy text as llama.cpp has them, and what
-each format costs.
+"""A trained model, the Gemma 3 270M of the README: token ids and greedy text as in llama.cpp, and the loss of
+each format.
 
-These tests have the marker ``real`` and run where GEMLET_REAL_MODEL names the file. What llama.cpp says was
-written by tests/data/make_real_ids.py. The bounds are above what benchmarks/README.md has measured.
+These tests have the marker ``real`` and run if GEMLET_REAL_MODEL names the file. tests/data/make_real_ids.py
+wrote llama.cpp's results. The bounds are above the figures in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KL = {
     "q4": 0.25,
     "q4k": 0.12,
     "auto": 3e-3,
-}  # q4 as llama.cpp rounds to Q4_0: 0.33
+}  # q4 rounded as llama.cpp's Q4_0 has 0.33
 WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0, "q4k": 1.5, "auto": 0.1}
 
 
@@ -97,7 +97,7 @@ def test_divergence_from_f32(measured: dict[str, Any], weights: str) -> None:
 
 
 def test_the_file_s_own_formats_are_as_small_as_the_file(path: Path, models: dict[str, gemlet.Model]) -> None:
-    """The table's row that a token reads, and the vectors, are what is not counted alike."""
+    """The two counts differ only in the table's row that a token reads, and in the vectors."""
     assert core_of(models["auto"]).bytes_per_token() < 1.02 * path.stat().st_size
 
 

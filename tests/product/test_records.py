@@ -1,4 +1,4 @@
-"""Dataclasses that compile nothing before somebody asks for more than an object."""
+"""Dataclasses whose methods are compiled only when somebody needs more than to make an object."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_subclass_has_the_fields_of_a_record_that_nobody_used(decorator: objec
 
 @pytest.mark.parametrize("objects", [1, 3000])  # before and after __init__ is compiled
 def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
-    """Both are made of the same class; what is said of it holds for both."""
+    """Both are made from the same class, so the checks hold for both."""
     found = []
     for decorator, of, changed in (
         (record, field, replace),
@@ -93,7 +93,7 @@ def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
         class Own(Sub):
             def __init__(self, x: int) -> None:
                 super().__init__(x)
-                self.more = x  # an attribute of its own, which is no field
+                self.more = x  # an attribute that is not a field
 
         one = [Sub(1) for _ in range(objects)][-1]
         with pytest.raises(ValueError, match="x"):

@@ -1,4 +1,4 @@
-"""What print and the interactive prompt show of results, models and configurations: a line or two."""
+"""print and the interactive prompt show results, models and configurations in a line or two."""
 
 from __future__ import annotations
 

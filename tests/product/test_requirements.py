@@ -1,4 +1,5 @@
-"""What a build lacks is said in one line, with the command that installs it, before anything is compiled."""
+"""If a build lacks something, one line names it and the command that installs it, before anything is
+compiled."""
 
 from __future__ import annotations
 

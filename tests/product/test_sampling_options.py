@@ -1,4 +1,4 @@
-"""What the options of a generation do to its text, through the public functions."""
+"""The effects of the options of a generation on its text, through the public functions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def greedy(model: gemlet.Model, prompt: Any = PROMPT, **options: Any) -> gemlet.
 
 
 def reference_text(model: gemlet.Model, count: int, **options: Any) -> list[int]:
-    """Greedy text, of logits that NumPy changes."""
+    """Greedy text from logits that NumPy changes."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     ids = tokenizer.encode(PROMPT)

@@ -1,4 +1,5 @@
-"""What a checkpoint's files recommend for sampling: followed, named where gemlet cannot, or passed over."""
+"""Recommendations for sampling in a checkpoint's files: followed, named if gemlet cannot follow them, or
+ignored."""
 
 from __future__ import annotations
 
@@ -48,11 +49,11 @@ def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
         assert set(model.generate(PROMPT, suppress_tokens=likely, **options).token_ids).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely)).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely, repetition_penalty=1.3)).isdisjoint(likely)
-    named = folder(tmp_path / "named", suppress_tokens=[-1, *likely])  # -1 stands for none
+    named = folder(tmp_path / "named", suppress_tokens=[-1, *likely])  # -1 means none
     with gemlet.load(named, threads=1) as model:
         assert model.generation_config.suppress_tokens == tuple(likely)
         assert set(greedy(model)).isdisjoint(likely)
-        assert greedy(model, suppress_tokens=[]) == free  # the caller's word counts
+        assert greedy(model, suppress_tokens=[]) == free  # the caller's value is used
         assert set(greedy(model, suppress_tokens=None)).isdisjoint(likely)
     gemlet.convert(named, tmp_path / "packed", weights="f32")
     with gemlet.load(tmp_path / "packed", threads=1) as model:

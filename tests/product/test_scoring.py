@@ -1,4 +1,4 @@
-"""How probable a text and a choice are, and what ``gemlet eval`` makes of it."""
+"""The probabilities of texts and choices, and ``gemlet eval``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def log_probabilities(model: gemlet.Model, ids: list[int]) -> list[float]:
-    """Of each token after the first one, from the logits of a pass."""
+    """The log probability of each token after the first one, from the logits of a pass."""
     logits = model.logits(ids).astype(np.float64)
     of_all = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return [float(of_all[i, token]) for i, token in enumerate(ids[1:])]
@@ -60,7 +60,7 @@ def test_a_long_text_is_scored_in_pieces(model: gemlet.Model) -> None:
 @pytest.mark.tier
 @pytest.mark.parametrize(("repeated", "prefix_cache"), [(1, False), (30, True)])
 def test_likelihoods_of_choices(repeated: int, prefix_cache: bool) -> None:
-    """With what they have in common read once, and with each read alone."""
+    """The common beginning is read once, or each choice is read separately."""
     prompt = "He opened the old" * repeated
     wanted = [" door", " zebra", " window of the house", "er"]
     with gemlet.load(threads=1, prefix_cache=prefix_cache) as model:

@@ -1,4 +1,5 @@
-"""A session: one conversation or text that goes on, computes only what is new, and outlives its process."""
+"""A session: one conversation or text that continues, computes only the new tokens, and can be saved for
+another process."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def model() -> Iterator[gemlet.Model]:
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[gemlet.Model]:
-    """The same model, which keeps nothing."""
+    """The same model, without a prefix cache."""
     with gemlet.load(weights="f32", kv_cache="f32", threads=1, prefix_cache=False) as loaded:
         yield loaded
 
@@ -35,7 +36,7 @@ def user(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("opening", ["Who was there?", LONG], ids=["short", "beyond the window"])
 def test_a_turn_computes_only_what_is_new(model: gemlet.Model, fresh: gemlet.Model, opening: str) -> None:
-    """And says what a computation of everything says."""
+    """The result is the same as if everything were computed."""
     session = model.session()
     before = 0
     for text in (opening, "And then?", "Why?"):
@@ -171,7 +172,7 @@ def test_saved_and_loaded_in_another_process(
         assert reply.cached_tokens >= first.prompt_tokens - 1
     expected = fresh.chat([*session.messages, user("And then?")], **OPTIONS)
     assert reply.token_ids == expected.token_ids
-    with gemlet.load(weights="q8", threads=1) as other:  # whose keys and values are others
+    with gemlet.load(weights="q8", threads=1) as other:  # whose keys and values differ
         again = other.load_session(path)
         assert again.messages == session.messages
         assert again.chat("And then?", **OPTIONS).cached_tokens == 0
@@ -209,7 +210,7 @@ def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
 
 
 def test_another_model_takes_the_messages_alone(model: gemlet.Model, tmp_path: Path) -> None:
-    """Its context may be shorter, and its vocabulary another one. A text is nothing but its tokens."""
+    """Its context may be shorter, and its vocabulary may differ. A text is saved only as its tokens."""
     talk, text = model.session(), model.session()
     talk.chat(LONG, **OPTIONS)
     text.generate("The door opened", **OPTIONS)

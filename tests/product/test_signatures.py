@@ -1,4 +1,4 @@
-"""What completion, help() and type checkers see of the public functions, and how a wrong name is answered."""
+"""The signatures that completion, help() and type checkers see, and the answer to a wrong name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_option_of_a_call_counts(method: str) -> None:
 
 
 def test_every_public_function_answers_a_wrong_name() -> None:
-    """All functions that have options by name, but for what is fed token by token."""
+    """All functions with options by name, except those that are fed token by token."""
     found = {
         name: thing
         for name, thing in functions()

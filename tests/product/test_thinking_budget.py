@@ -1,4 +1,5 @@
-"""``thinking_budget``: thoughts end exactly where it says, whole and streamed, and the answer follows."""
+"""``thinking_budget``: thoughts end exactly at the budget, in whole replies and in streams, and the answer
+follows."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ TOOLS: Any = [{"type": "function", "function": {"name": "weather"}}]
 
 
 class ForcedRequest(ScriptedRequest):
-    """Where a mask forbids the script's token, takes one that it allows, and drops the script's thought."""
+    """If a mask forbids the script's token, takes a token that it allows, and drops the rest of the script's
+    thought."""
 
     mask: Any = None
     was_forced = False
@@ -94,7 +96,7 @@ def test_wrong_budgets() -> None:
 
 
 def test_masks_behind_guesses() -> None:
-    """A guess beyond the budget is refused, and what follows the end of the thought is free."""
+    """A guess beyond the budget is refused, and the tokens after the end of the thought are free."""
     tokenizer = gemma4_tokenizer()
     asides = gemlet.chat.TokenReplyParser(tokenizer, GEMMA4_MARKERS).asides
     masks = Masks(MaskPlan(None, tokenizer.vocab_size, frozenset(), frozenset(), asides, None, 2))

@@ -1,4 +1,4 @@
-"""Where the system starts no more threads."""
+"""The system cannot start more threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is far too long is refused before the work that it would make; what is only long can be cancelled."""
+"""Input that is far too long is refused before any work; the encoding of long input can be cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tracebacks of what gemlet raises: they end where the caller's code met gemlet."""
+"""Tracebacks of gemlet's exceptions end at the place where the caller's code calls gemlet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import gemlet
 from gemlet import GenerationConfig
 
-MOST_FRAMES = 3  # that of the lambda, and of one or two doors: chat() goes through stream_chat()
+MOST_FRAMES = 3  # the frame of the lambda, and of one or two public functions: chat() calls stream_chat()
 
 
 def wrong_calls(model: Any) -> dict[str, Callable[[], object]]:

@@ -1,6 +1,6 @@
-"""Whatever is given to a public function, a wrong value ends in an error that names the argument.
+"""If a public function gets a wrong value, it raises an error that names the argument.
 
-It is one of gemlet's; it is short, and can be printed.
+The error is one of gemlet's, is short, and can be printed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whatever type of value a public function or method gets, what it raises is one of gemlet's errors.
+"""Whatever type of value a public function or method gets, it raises only gemlet's errors.
 
-Every function that can be called with something is in ``CALLS``; a new one has to be added there.
+Every function with arguments is in ``CALLS``; a new one has to be added there.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def anew(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """What ``make`` gives, made for each call."""
+    """The result of ``make``, made anew for each call."""
 
     def call(**arguments: Any) -> Any:
         return make()(**arguments)
@@ -246,7 +246,7 @@ def calls(on: Loaded) -> dict[str, Call]:
     return found
 
 
-# What gemlet alone calls, what takes any values, and what writes a file and raises what open() does.
+# Functions that only gemlet calls, that take any values, or that write a file and raise open()'s errors.
 NOT_CALLED = {
     *(
         "Model",
@@ -272,7 +272,7 @@ def test_every_public_function_that_takes_something_is_called(loaded: Loaded) ->
         if own.rpartition(".")[2].startswith("_") or own.startswith("ChatFormat."):
             continue
         if inspect.isclass(thing) and (is_dataclass(thing) or "__init__" not in vars(thing)):
-            continue  # a result, or without arguments of its own
+            continue  # a result, or a class without own arguments
         if not (inspect.isclass(thing) and issubclass(thing, BaseException)) and takes_something(thing):
             assert own in called, name
 

@@ -45,7 +45,7 @@ def softcap(x: Array, cap: float) -> Array:
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Array:
-    """float32 [h/2]: theta^(-2i/h) / factor, 0 for the pairs that do not turn.
+    """float32 [h/2]: theta^(-2i/h) / factor, 0 for the pairs that do not rotate.
 
     Each step is rounded to float32, as in the official implementation. At position 100,000, one bit in a
     frequency changes the angle visibly.
@@ -58,7 +58,7 @@ def rope_frequencies(rope: Rope, head_dim: int) -> Array:
 
 
 def rotate(x: Array, positions: Array, rope: Rope) -> Array:
-    """RoPE on x [n, heads, h]: lane i turns with lane i + h/2 by position * frequency_i.
+    """RoPE on x [n, heads, h]: lane i is rotated with lane i + h/2 by position * frequency_i.
 
     The angle is rounded to float32 for every dtype of x, as in the official implementation.
     """

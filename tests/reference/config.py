@@ -80,7 +80,7 @@ CLASS_DEFAULTS["gemma4_unified_text"] = CLASS_DEFAULTS["gemma4_text"] | {
 class Rope:
     theta: float
     factor: float = 1.0  # divides every angle (linear scaling)
-    partial_factor: float = 1.0  # share of the pairs that turn, from lane 0 on
+    partial_factor: float = 1.0  # share of the pairs that rotate, from lane 0 on
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ class Layer:
     qk_norm: bool
     post_norms: bool
     v_norm: bool = False
-    key_is_value: bool = False  # no v_proj: values are the projected keys, before norm and rope
+    key_is_value: bool = False  # without v_proj: values are the projected keys, before norm and rope
     kv_source: int | None = (
         None  # the earlier layer whose keys and values this layer reads; None = it has its own
     )
     sparsity_cutoff: float | None = (
         None  # gate values count from this many standard deviations above the mean on
     )
-    experts_per_token: int = 0  # 0 = no mixture of experts beside the MLP
+    experts_per_token: int = 0  # 0 = no mixture of experts in addition to the MLP
     layer_scalar: bool = False
-    bidirectional: bool = False  # a query sees as far ahead as back
-    bidirectional_spans: bool = False  # tokens of a span, such as an image, see each other both ways
+    bidirectional: bool = False  # a query sees as many tokens ahead as back
+    bidirectional_spans: bool = False  # tokens of a span, such as an image, see each other in both directions
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def read_config(folder: Path) -> Config:
 
 
 def has_spans(family: str, given: dict[str, Any], kind: str) -> bool:
-    """Whether the tokens of an image see each other: all layers of Gemma 3, local ones of some Gemma 4."""
+    """Whether the tokens of an image see each other: in all layers of Gemma 3, in local ones of some Gemma
+    4."""
     rule = given.get("use_bidirectional_attention")
     if family.startswith("gemma4"):
         return rule == "vision" and kind == "sliding_attention"
@@ -197,7 +198,8 @@ def has_spans(family: str, given: dict[str, Any], kind: str) -> bool:
 
 
 def layer_types(family: str, given: dict[str, Any]) -> list[str]:
-    """One kind per layer: the list in the config, else the family's pattern (every n-th layer is global)."""
+    """The kind of each layer: from the list in the config, or from the family's pattern (every n-th is
+    global)."""
     count = given["num_hidden_layers"]
     pattern = {
         "gemma": 1,

@@ -1,4 +1,4 @@
-"""Gemma 4's mixture of experts, which runs beside the dense MLP."""
+"""Gemma 4's mixture of experts, which runs in addition to the dense MLP."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ def route(model: Model, index: int, x: Array) -> Array:
     chosen = np.take_along_axis(shares, best, axis=-1)
     gates = np.zeros_like(shares)
     np.put_along_axis(gates, best, chosen / chosen.sum(axis=-1, keepdims=True), axis=-1)
-    return gates * model.weights[f"{at}.router_per_expert_scale"]  # after the shares add up to 1
+    return gates * model.weights[f"{at}.router_per_expert_scale"]  # after the shares were made to sum to 1

@@ -1,5 +1,5 @@
-"""Gemma 3n's tower for images, MobileNet-v5, and the embedder behind it. Tensors have the names of timm's
-model, which say what the blocks are. Activations are [rows, columns, channels]."""
+"""Gemma 3n's tower for images, MobileNet-v5, and the embedder after it. Tensors have the names of timm's
+model, which show the kinds of blocks. Activations are [rows, columns, channels]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def norm(x: Array, weight: Array) -> Array:
 
 
 def convolution(x: Array, weight: Array, stride: int, *, depthwise: bool = False) -> Array:
-    """weight [out, in, k, k], or [channels, 1, k, k] for each channel alone. The padding keeps
+    """weight [out, in, k, k], or [channels, 1, k, k] for a depthwise convolution. The padding keeps
     ceil(n / stride) places."""
     kernel = weight.shape[-1]
     before, sizes = [], []
@@ -82,7 +82,7 @@ def stage(x: Array, tensors: Tensors) -> Array:
 
 
 def resized(x: Array, side: int) -> Array:
-    """The mean of cells, or what lies between places where they do not divide the sides."""
+    """The mean of cells, or interpolated values if the cells do not divide the sides."""
     rows, columns, channels = x.shape
     if rows % side == 0 and columns % side == 0:
         return x.reshape(side, rows // side, side, columns // side, channels).mean(axis=(1, 3))
@@ -114,7 +114,7 @@ def tower(pixels: Array, tensors: Tensors, side: int) -> Array:
 
 
 def soft_tokens(features: Array, tensors: Tensors) -> Array:
-    """What the text model takes of the tower's output, with the tensors of embed_vision."""
+    """The input of the text model, from the tower's output and the tensors of embed_vision."""
     y = norm(features * np.float32(features.shape[-1] ** 0.5), tensors["soft_embedding_norm.weight"])
     return norm(y @ tensors["embedding_projection.weight"].T, np.float32(1))
 

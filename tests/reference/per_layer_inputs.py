@@ -30,7 +30,8 @@ def per_layer_inputs(model: Model, ids: Array, embedded: Array) -> Array:
 
 
 def per_layer_branch(model: Model, index: int, x: Array, p: Array) -> Array:
-    """What layer `index` adds to the residual: x [n, d] and its per-layer inputs p [n, P] -> [n, d]."""
+    """The part that layer `index` adds to the residual: x [n, d] and its per-layer inputs p [n, P] -> [n,
+    d]."""
     at = f"layers.{index}"
     gate = model.linear(x, f"{at}.per_layer_input_gate")
     gated = blocks.activation(model.config, gate) * p

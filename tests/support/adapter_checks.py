@@ -1,4 +1,4 @@
-"""What tests of adapters' files do with one of them."""
+"""Checks for tests of adapters' files."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def gguf_tensors(name: str) -> Tensors:
 
 
 def gguf_adapter(tensors: Tensors, alpha: float, changes: Mapping[str, bytes | None] | None = None) -> bytes:
-    """A GGUF file of float32 tensors. ``changes``: key -> another entry, or None for none."""
+    """A GGUF file of float32 tensors. ``changes``: key -> another entry, or None to omit it."""
     entries: dict[str, bytes | None] = {
         "general.architecture": gguf_entry("general.architecture", STRING, "gemma3"),
         "general.type": gguf_entry("general.type", STRING, "adapter"),

@@ -17,7 +17,7 @@ from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
-MERGED_ONLY = ["gemma3-modules", "gemma4-table-dora"]  # matrices whole, DoRA of a table in its file
+MERGED_ONLY = ["gemma3-modules", "gemma4-table-dora"]  # whole matrices, DoRA of a table in its file
 NAMES = sorted(folder.name for folder in ADAPTERS.iterdir() if folder.name not in MERGED_ONLY)
 Tensors = dict[str, NDArray[Any]]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -53,8 +53,8 @@ def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def write_with_vocabulary(folder: Path) -> Path:
-    """Gemma 4's golden checkpoint with the real vocabulary. The rows of its tables are its own, again and
-    again."""
+    """Gemma 4's golden checkpoint with the real vocabulary. Its tables repeat the rows of the golden
+    tables."""
     config = json.loads((FOLDERS / "gemma4" / "config.json").read_text()) | IDS
     config["text_config"] |= {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
     (folder / "config.json").write_text(json.dumps(config))

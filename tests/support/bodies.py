@@ -1,4 +1,4 @@
-"""A body for each path of the server that takes one; for a model that can do it, nothing is wrong with it."""
+"""A body for each path of the server that takes one. It is valid if the model supports the request."""
 
 from __future__ import annotations
 

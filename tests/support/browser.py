@@ -18,20 +18,20 @@ def _path() -> str | None:
 
 
 def why_no_browser() -> str | None:
-    """What is missing; None where a browser can be driven."""
+    """The missing part; None if a browser can be driven."""
     if _path() is None:
         return "needs a browser: apt install chromium"
     return why_absent("test-browser")
 
 
 def script(name: str) -> str:
-    """A function in JavaScript that a test has the page run, from ``support/programs``."""
+    """A function in JavaScript from ``support/programs``, which a test runs in the page."""
     return (TESTS / "support/programs" / f"{name}.js").read_text()
 
 
 class Browser:
-    """A browser that opens pages; what they complain about is in :attr:`complaints`, and the addresses that
-    they ask for in :attr:`asked`."""
+    """A browser that opens pages. :attr:`complaints` has their errors, and :attr:`asked` the addresses that
+    they request."""
 
     def __init__(self, browser: Any) -> None:
         self._browser = browser
@@ -39,7 +39,7 @@ class Browser:
         self.asked: list[str] = []
 
     def open(self, url: str, *, width: int = 1200, height: int = 800, **options: Any) -> Any:
-        """A page in a session of its own, with nothing kept from before. ``options`` are playwright's."""
+        """A page in a new session, without data from earlier ones. ``options`` are playwright's."""
         page = self._browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
         page.set_default_timeout(20_000)
         page.on("console", lambda message: self.complaints.append(message.text))
@@ -51,7 +51,7 @@ class Browser:
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """A browser that runs meanwhile."""
+    """A browser that runs during the ``with`` block."""
     playwright = optional("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox does not run for root, nor in most containers.

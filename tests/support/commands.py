@@ -1,4 +1,4 @@
-"""The ``gemlet`` command in a process of its own."""
+"""The ``gemlet`` command in a separate process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(
 def run_here(
     capsys: pytest.CaptureFixture[str], *arguments: str, stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """As ``run``, in this process: for the many ways in which a command line is refused."""
+    """Like ``run``, but in this process, for tests that try many wrong command lines."""
     with patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))):
         try:
             code = main([*arguments])
@@ -44,7 +44,7 @@ def run_here(
 
 
 def failed(done: subprocess.CompletedProcess[bytes], code: int = 1) -> str:
-    """The one line on standard error with which a command fails."""
+    """The single line on standard error with which a command fails."""
     error = done.stderr.decode()
     assert done.returncode == code, error
     assert done.stdout == b""

@@ -62,7 +62,7 @@ def write_with_vocabulary(folder: Path) -> Path:
 
 
 def widened(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The tensors of a file that has nothing but bfloat16, as float32."""
+    """The tensors of a file that has only bfloat16, as float32."""
     blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     found = {}

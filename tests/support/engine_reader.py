@@ -45,7 +45,7 @@ class Reader:
 
 
 def alone(core: _core.Model, ids: Any, seed: int, count: int) -> list[int]:
-    """What a sequence of its own goes on with."""
+    """The continuation that a separate sequence gives."""
     sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
     sequence.extend(ids)
     found = [sequence.sample(choose)]

@@ -50,8 +50,8 @@ def is_for_this_python(requirement: str) -> bool:
 
 
 class Later:
-    """A module that is imported when something of it is used. Some packages take seconds, and every process
-    of pytest imports every file of tests."""
+    """A module that is imported at its first use. Some packages take seconds, and every process of pytest
+    imports every file of tests."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -61,12 +61,13 @@ class Later:
 
 
 def optional(module: str) -> Any:
-    """The module, or None where its package is not installed; tests that use it have the marker ``extra``."""
+    """The module, or None if its package is not installed; tests that use it have the marker ``extra``."""
     return Later(module) if find_spec(module.partition(".")[0]) else None
 
 
 def why_absent(extra: str) -> str | None:
-    """Which packages of the extra are not installed, and how to install them; None if all are there."""
+    """The packages of the extra that are not installed, and how to install them; None if all are
+    installed."""
     absent = [package for package in extras()[extra] if not is_installed(package)]
     if not absent:
         return None

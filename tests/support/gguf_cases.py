@@ -12,7 +12,7 @@ from support.tokenizer_files import I32, gguf_entry
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
 BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
-# One model of every family. Where the rows of the published model are whole blocks, so are these.
+# One model of every family. If the rows of the published model are whole blocks, these are, too.
 BLOCKED: dict[str, dict[str, Any]] = {
     "gemma": CONFIGS["gemma"],
     "gemma2": CONFIGS["gemma2"],

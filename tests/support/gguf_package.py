@@ -23,7 +23,7 @@ MARKERS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>
 
 def write_with_package(config: dict[str, Any], tensors: Tensors, path: Path, **arguments: Any) -> Path:
     """Writes the model of a Hugging Face folder as a GGUF file in F32, or as several (``split_max_tensors``).
-    The tokenizer is invented."""
+    The tokenizer is made up."""
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]

@@ -1,4 +1,4 @@
-"""Grammars that would take for ever, much memory or the stack of a process."""
+"""Grammars that could take endless time, much memory, or the whole stack of a process."""
 
 from __future__ import annotations
 

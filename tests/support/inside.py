@@ -1,8 +1,8 @@
 """The parts of a model that have no public name. All tests use its core through this file.
 
-``testing`` is what the core has for tests alone: single kernels, the intermediate results of a pass, several
-contexts in one pass, counters. There is no public name for a context that is fed in pieces, the core's
-adapters, the size of a scratch, and the process that runs chat templates."""
+``testing`` is the part of the core that only tests use: single kernels, the intermediate results of a pass,
+several contexts in one pass, counters. There is no public name for a context that is fed in pieces, the
+core's adapters, the size of a scratch, and the process that runs chat templates."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def drafter_of(model: gemlet.Model) -> _core.Model:
 
 
 def always_guess(model: gemlet.Model) -> None:
-    """From now on tokens are guessed in every step, whether that pays or not."""
+    """From now on the engine guesses tokens in every step, whether that pays or not."""
     _put_engine(model, drafts="always", drafter=model._resident.drafter, prefix_cache_bytes=1 << 24)
 
 
 def never_guess(model: gemlet.Model) -> None:
-    """From now on no token is guessed, and nothing is kept of a text that has ended."""
+    """From now on the engine guesses no tokens, and keeps nothing of a text that has ended."""
     _put_engine(model, drafts="never")
 
 
@@ -64,5 +64,5 @@ def taps_of(model: gemlet.Model, ids: ArrayLike, **options: Any) -> dict[str, ND
 
 
 def template_process() -> Any:
-    """The process that runs chat templates, a ``subprocess.Popen``; None where there is none yet."""
+    """The process that runs chat templates, a ``subprocess.Popen``; None if it has not started yet."""
     return template_processes._process._running

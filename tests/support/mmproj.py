@@ -259,8 +259,8 @@ def _either(audio: Mapping[str, Any], key: str) -> int:
 def tokenizer_entries(
     config: Mapping[str, Any], others: Mapping[int, tuple[str, int]] | None = None
 ) -> list[bytes]:
-    """An invented tokenizer that has the tokens of images and sound where the configuration has them, and
-    ``others`` with their types."""
+    """A made-up tokenizer with the tokens of images and sound at the ids of the configuration, and ``others``
+    with their types."""
     size = text_part(config)["vocab_size"]
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(chr(0x4E00 + i) for i in range(size - 4))]
     kinds = [3, 3, 3, 2] + [1] * (size - 4)
@@ -288,7 +288,7 @@ def write_model(folder: Path, path: Path) -> Path:
     """The text part of a golden folder as a GGUF file with a tokenizer."""
     config, tensors = read_folder(folder)
     converted = convert_tensors(config, tensors)
-    if config["model_type"] == "gemma3n":  # the converter adds rows of zeros, for ids that are no text
+    if config["model_type"] == "gemma3n":  # the converter adds rows of zeros for ids that are not text
         table = converted["per_layer_token_embd.weight"]
         rows = max(0, text_part(config)["vocab_size"] - len(table))
         converted["per_layer_token_embd.weight"] = np.pad(table, ((0, rows), (0, 0)))
@@ -305,8 +305,8 @@ def write_mmproj(
     tensors: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> Path:
-    """The towers of a golden folder as an mmproj file. ``entries`` and ``tensors`` replace some by others, or
-    leave them out (None); ``kinds`` are the types of some tensors."""
+    """The towers of a golden folder as an mmproj file. ``entries`` and ``tensors`` replace some entries and
+    tensors, or leave them out (None); ``kinds`` are the types of some tensors."""
     config, stored = read_folder(folder)
     found: Typed = typed(tower_tensors(config, stored), kind)
     keys: dict[str, tuple[int, Any] | None] = {**tower_entries(config), **(entries or {})}

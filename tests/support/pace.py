@@ -1,9 +1,9 @@
-"""Limits of time that hold on a slow machine and beside other work.
+"""Limits of time that also hold on a slow or busy machine.
 
-A limit is in seconds of processor time of one machine, the reference. Other programs take none of the time of
-this one, but they slow it down, and so does a slower machine. A fixed piece of work tells how much.
-The measured work may be slowed down more, so a limit has room. A cost that grows with a power of the input is
-far above it.
+A limit is in seconds of processor time of one machine, the reference. Other programs do not count for this
+time, but they slow the process down, and so does a slower machine. A fixed piece of work shows how much. The
+measured work may be slowed down more, so a limit is multiplied by a factor. A cost that grows with a power of
+the input is far above it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def slowness() -> float:
 
 
 def _piece_of_work() -> float:
-    """The processor time of objects that are made and looked up, and of memory that is copied."""
+    """The processor time to make objects, look them up and copy memory."""
     started = time.thread_time()
     found = {str(number): [number] for number in range(10_000)}
     assert sum(found[name][0] for name in found) == 49_995_000
@@ -33,14 +33,15 @@ def _piece_of_work() -> float:
 
 
 def in_time(taken: float, seconds: float) -> bool:
-    """Whether ``taken``, which was measured just now, is at most ``seconds`` of the reference, with room."""
+    """Whether ``taken``, which was measured just now, is at most ``seconds`` of the reference, times the
+    factor."""
     limit = _ROOM * seconds
     return taken <= limit or taken <= limit * slowness()
 
 
 def assert_quick(work: Callable[[], object], seconds: float) -> None:
-    """``work`` takes at most ``seconds`` of processor time of the reference. It gets three tries, because a
-    machine is not equally slow at all times."""
+    """Asserts that ``work`` takes at most ``seconds`` of processor time of the reference. It gets three
+    tries, because a machine is not equally slow at all times."""
     seen = []
     for _ in range(3):
         started = time.process_time()

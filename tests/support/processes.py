@@ -31,7 +31,8 @@ def command_of(program: Callable[..., object], *arguments: object, result: Path 
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """The environment of this process with its modules, its GEMLET_CPU and ``changes``."""
+    """The environment for a process with the same modules and GEMLET_CPU as this one, and with
+    ``changes``."""
     modules = os.pathsep.join(path for path in sys.path if path)
     return {**os.environ, "PYTHONPATH": modules, **changes}
 

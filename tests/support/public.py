@@ -1,4 +1,4 @@
-"""Everything public: the functions, classes and methods that the modules of the package name."""
+"""All public functions, classes and methods of the package."""
 
 from __future__ import annotations
 

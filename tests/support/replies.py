@@ -54,7 +54,7 @@ def read(reply: str, prompt: str = "", **options: Any) -> list[ReplyEvent]:
 def read_ids(
     ids: list[int], prompt_ids: list[int] | None = None, sizes: Iterator[int] | None = None
 ) -> list[ReplyEvent]:
-    """``sizes``: the numbers of ids to push at once, in turns; None pushes all."""
+    """``sizes``: the numbers of ids to push in one call, repeated as often as needed; None pushes all."""
     parser = TokenReplyParser(gemma4_tokenizer(), GEMMA4_MARKERS, prompt_ids or [])
     events: list[ReplyEvent] = []
     while ids:

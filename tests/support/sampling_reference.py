@@ -1,4 +1,4 @@
-"""How the tokens of a text are chosen, in NumPy and float64, written from the definitions."""
+"""The choice of tokens in NumPy and float64, written from the definitions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def dry(
     """The penalty as text-generation-webui computes it, for breakers of one token."""
     text = list(ids)
     longest: dict[int, int] = {}
-    for end in range(len(text) - 1):  # the text up to `end` ends as the whole text does
+    for end in range(len(text) - 1):  # the text up to `end` has the same ending as the whole text
         length = 0
         while length <= end and text[end - length] == text[-1 - length] and text[-1 - length] not in breakers:
             length += 1
@@ -88,7 +88,7 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def typical(probabilities: NDArray[Any], mass: float) -> NDArray[Any]:
-    """Which tokens typical_p keeps."""
+    """The tokens that typical_p keeps."""
     with np.errstate(divide="ignore", invalid="ignore"):
         surprise = -np.log(probabilities)
         entropy = np.nansum(np.where(probabilities > 0, probabilities * surprise, 0))

@@ -19,7 +19,7 @@ from support.replies import gemma4_tokenizer
 
 
 class ScriptedRequest:
-    """Gives the tokens of a script, one each time it is asked."""
+    """Gives the tokens of a script, one for each call."""
 
     def __init__(
         self, script: Sequence[int], prompt: list[int], max_tokens: int, end_ids: Sequence[int]

@@ -1,4 +1,4 @@
-"""Streams that say what a test wants, in the place of those of a model: calls of tools, thoughts, silence."""
+"""Streams with given contents, which tests use instead of a model's: calls of tools, thoughts, silence."""
 
 from __future__ import annotations
 

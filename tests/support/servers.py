@@ -56,7 +56,7 @@ class RunningServer:
         *,
         key: str | None = None,
     ) -> Answer:
-        """``body`` is sent as it is if it is bytes, else as JSON."""
+        """``body`` is sent unchanged if it is bytes, and otherwise as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = dict(headers or {})
         if key is not None:
@@ -86,7 +86,7 @@ class RunningServer:
 
 @dataclass
 class Process:
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     port: int
     id: int
@@ -104,7 +104,7 @@ class Process:
         return len(os.listdir(f"/proc/{self.id}/fd"))
 
     def wait_idle(self, key: str | None = None) -> None:
-        """Until no request runs and no text has memory."""
+        """Waits until no request runs and no text has memory."""
 
         def idle() -> bool:
             state = self.status(key)

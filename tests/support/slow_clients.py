@@ -20,7 +20,7 @@ def head(path: str, length: int, headers: str = "") -> bytes:
 
 
 def connect(port: int, *, buffer: int | None = None) -> socket.socket:
-    """A connection; with ``buffer``, it takes in hardly more than this many bytes."""
+    """A connection; with ``buffer``, it receives hardly more than this many bytes before it is read."""
     made = socket.socket()
     if buffer is not None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -31,8 +31,8 @@ def connect(port: int, *, buffer: int | None = None) -> socket.socket:
 
 @contextmanager
 def slow_clients(port: int, count: int) -> Iterator[None]:
-    """``count`` clients: of ten, five send nothing or half a head, four a byte of their body every second,
-    and one has asked for a long stream, of which it takes nothing."""
+    """``count`` clients. Of ten, five send nothing or half of the headers, four send a byte of their body
+    every second, and one has asked for a long stream and reads nothing of it."""
     wanted = {"prompt": "The", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "stream": True}
     body = json.dumps(wanted).encode()
     whole = head("/v1/completions", len(body)) + body
@@ -71,8 +71,8 @@ def slow_clients(port: int, count: int) -> Iterator[None]:
 
 
 def rude(port: int, whole: bytes, pick: random.Random) -> int | None:
-    """Sends a request or a part of it, reads an answer or a part of it, or goes at once: the status, None if
-    there is none."""
+    """Sends a request or a part of it, and reads an answer or a part of it, or leaves at once. Returns the
+    status, or None without one."""
     part = whole[: pick.randrange(1, len(whole))] if pick.random() < 0.4 else whole
     with connect(port) as client, contextlib.suppress(OSError):
         client.sendall(part)

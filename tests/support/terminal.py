@@ -1,4 +1,4 @@
-"""The ``gemlet`` command on a terminal, with somebody who types."""
+"""The ``gemlet`` command on a terminal, with simulated typing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def open_terminal() -> tuple[int, int]:
-    """Both sides of a terminal. The test is skipped where the system has none to give."""
+    """Both sides of a terminal. The test is skipped if the system cannot open one."""
     try:
         return pty.openpty()
     except OSError as error:
@@ -67,7 +67,7 @@ def on_terminal(
             searched = found + len(waiting[0][0])
             if waiting[0][1] == "\x03":
                 # readline shows its prompt a moment before it listens for signals. A Ctrl-C in between has no
-                # effect until the next key. No person is that fast.
+                # effect until the next key. No person types so fast.
                 time.sleep(0.5)
             os.write(screen, waiting.pop(0)[1].encode())
     os.close(screen)

@@ -1,4 +1,4 @@
-"""The golden adapters that reach into towers, with the prompts and media of their checkpoints."""
+"""The golden adapters that change towers, with the prompts and media of their checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def logits_of(name: str) -> Any:
 
 
 def plain_logits_of(name: str) -> Any:
-    """The same of the checkpoint alone."""
+    """The same for the checkpoint without an adapter."""
     return read_tensors(base_of(name) / "golden.safetensors")[f"logits.{prompt_of(name)}"]
 
 

@@ -30,7 +30,7 @@ def clip(
     picture: bool = True,
 ) -> bytes:
     """A video of frames that get brighter, ``size`` (height, width), each with a white corner at the top
-    left. Its ``sound`` is a noise of so many ``seconds``."""
+    left. Its ``sound`` is noise of ``seconds`` seconds."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate) if picture else None
@@ -82,7 +82,7 @@ def levels_of(index: int, size: tuple[int, int]) -> Any:
 
 
 def turned(video: bytes, quarters: int) -> bytes:
-    """An MP4 that says that it has to be turned clockwise by so many quarters."""
+    """An MP4 whose header asks to rotate it clockwise by this many quarters."""
     one = 1 << 16
     a, b, c, d = {0: (one, 0, 0, one), 1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[
         quarters % 4
@@ -93,8 +93,8 @@ def turned(video: bytes, quarters: int) -> bytes:
 
 
 def with_empty_packets(frames: int, every: int) -> bytes:
-    """A video in which, after each run of so many frames, a packet says that nothing has changed: no frame
-    comes out of it, as of hidden frames of VP8."""
+    """A video with a packet after every given number of frames which says that nothing has changed. No frame
+    comes from such a packet, as from hidden frames of VP8."""
     out = io.BytesIO()
     size = (48, 64)
     count = 0

@@ -30,7 +30,7 @@ def prompts_of(names: list[str]) -> list[tuple[str, int]]:
 
 
 def levels_of(name: str, index: int) -> Any:
-    """What the tower sees, of all images of a prompt, of one size."""
+    """The input of the tower for all images of a prompt, which have one size."""
     found = golden(name)
     count = sum(key.startswith(f"levels.{index}.") for key in found)
     return np.stack([found[f"levels.{index}.{i}"] for i in range(count)])
@@ -79,7 +79,8 @@ def write_with_vocabulary(folder: Path) -> Path:
 
 
 def write_shieldgemma2(folder: Path) -> Path:
-    """A Gemma 3 with a vocabulary, which says that it is a ShieldGemma 2 and says "yes" with token 7."""
+    """A Gemma 3 with a vocabulary, whose config says that it is a ShieldGemma 2, and whose "Yes" is token
+    7."""
     path = write_with_vocabulary(folder) / "config.json"
     verdicts = {"yes_token_index": 7, "no_token_index": 9}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "shieldgemma2"} | verdicts))
@@ -87,7 +88,7 @@ def write_shieldgemma2(folder: Path) -> Path:
 
 
 GEMMA3N_MARKERS = ("<start_of_image>", "<start_of_audio>")
-# In tables of their own, behind the pieces of the text.
+# In separate tables, after the pieces of the text.
 GEMMA3N_IMAGE_PIECES = ("<end_of_image>", "<image_soft_token>", *[f"<image{i}>" for i in range(6)])
 GEMMA3N_AUDIO_PIECES = ("<end_of_audio>", "<audio_soft_token>", *[f"<audio{i}>" for i in range(10)])
 
@@ -115,7 +116,7 @@ def write_gemma3n_with_vocabulary(folder: Path) -> Path:
 
 
 def _write_with_rows(name: str, folder: Path, rows: dict[str, int]) -> None:
-    """The weights of a golden folder, but for tables with so many random ``rows``."""
+    """The weights of a golden folder, with tables that have this many random ``rows``."""
     blob = (FOLDERS / name / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     header, data = json.loads(blob[8:start]), b""

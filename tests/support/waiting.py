@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does."""
+"""Waiting for another thread or process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Found = TypeVar("Found")
-PATIENCE = 120.0  # seconds; far more than anything takes that is waited for, on any machine
+PATIENCE = 120.0  # seconds; far more than any of these events takes on any machine
 
 
 def until(condition: Callable[[], Found], what: str = "it does not happen") -> Found:
-    """What ``condition`` returns, as soon as that is true. If it takes too long, the test fails and says
+    """Returns the result of ``condition`` as soon as it is true. If that takes too long, the test fails with
     ``what``."""
     end = time.monotonic() + PATIENCE
     while not (found := condition()):

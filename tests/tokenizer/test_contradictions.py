@@ -1,4 +1,4 @@
-"""Vocabularies whose files contradict themselves or one another, as tools really write them."""
+"""Vocabularies whose files contradict themselves or each other, as real tools write them."""
 
 from __future__ import annotations
 
@@ -155,14 +155,14 @@ def test_files_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
         ({"lstrip": True}, "the \t <x> door", ["the", "<x>", " door"]),
         ({"rstrip": True}, "the <x> \t door", ["the ", "<x>", "door"]),
         ({"lstrip": True, "rstrip": True}, "the <x> <x>  door", ["the", "<x>", "<x>", "door"]),
-        # A normalized token is looked for where spaces are U+2581 already, which is no white space.
+        # A normalized token is searched in text whose spaces are already U+2581, which is not white space.
         ({"lstrip": True, "normalized": True}, "the\n <x> door", ["the\n ", "<x>", " door"]),
         ({"lstrip": True, "normalized": True}, "the \t<x> door", ["the ", "<x>", " door"]),
         ({"rstrip": True, "normalized": True}, "the <x>\t\t door", ["the ", "<x>", " door"]),
         ({"lstrip": True, "special": True}, "the\u00a0\u2003<x>", ["the", "<x>"]),
         ({"lstrip": True}, "the\x1c<x>", ["the\x1c", "<x>"]),
         ({"rstrip": True}, "<x>   ", ["<x>"]),
-        # Newlines in a row are tokens of their own, which the reference finds first.
+        # Several newlines are single tokens, which the reference finds first.
         ({"lstrip": True, "rstrip": True}, "the\n\n <x> \n door", ["the\n\n", "<x>", "\n door"]),
         ({"single_word": True}, "the<x> <x>, <x>1", ["the<x> ", "<x>", ", <x>1"]),
         ({"single_word": True, "lstrip": True}, "the <x>\u0301 <x>", ["the <x>\u0301", "<x>"]),

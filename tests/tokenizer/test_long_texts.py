@@ -1,4 +1,5 @@
-"""Long texts: they are cut where no token reaches across, and what cannot be encoded in time is refused."""
+"""Long texts are cut at places that no token crosses, and a text that cannot be encoded in time is
+refused."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_a_trained_model(byte_fallback: bool) -> None:
 @pytest.mark.parametrize("kind", [UNUSED, USER_DEFINED])
 @pytest.mark.parametrize("seed", range(6))
 def test_pieces_that_text_must_not_become_and_pieces_that_are_found_first(kind: int, seed: int) -> None:
-    """Unused pieces are taken apart again into what they were put together from, which may be unused too."""
+    """Unused pieces are split again into the pieces from which they were merged, which may be unused too."""
     model, chance = model_of(byte_fallback=seed % 2 == 0), random.Random(seed)
     parsed = parse_model(model)
     normal = [at for at, of in enumerate(parsed.types) if of == NORMAL]
@@ -73,7 +73,7 @@ def test_pieces_that_text_must_not_become_and_pieces_that_are_found_first(kind: 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_pieces_of_random_texts_and_scores(seed: int) -> None:
-    """Many have the same score, and then the first place counts."""
+    """Many have the same score; then the leftmost place comes first."""
     chance = random.Random(seed)
     texts = {"".join(chance.choices(f"ab{SPACE}漢", k=chance.randrange(1, 6))).encode() for _ in range(200)}
     kinds = [chance.choice([NORMAL] * 6 + [UNUSED, USER_DEFINED]) for _ in texts]
@@ -141,7 +141,7 @@ def test_pieces_that_are_refused(pieces: list[tuple[bytes, int]]) -> None:
 
 
 def places(texts: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """Where pieces of eight bytes have their place in a table for ``count`` pieces."""
+    """The places of pieces of eight bytes in a table for ``count`` pieces."""
     odd = np.uint64(0x9E3779B97F4A7C15)
     hashes = (np.uint64(8) ^ texts) * odd
     hashes ^= hashes >> np.uint64(32)
@@ -151,7 +151,7 @@ def places(texts: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
 
 @pytest.mark.parametrize(("count", "known"), [(200, True), (400, False)])
 def test_pieces_with_the_same_place(count: int, known: bool) -> None:
-    """With thousands of them, every look would take as long as looking through all pieces."""
+    """With thousands of them, every search would take as long as a search through all pieces."""
     letters = np.random.default_rng(1).integers(97, 123, (1_000_000, 8), np.uint8)
     texts = letters.view("<u8")[:, 0]
     pieces = [text.tobytes() for text in letters[places(texts, count + 1) == 5][:count]]
@@ -164,7 +164,8 @@ def test_pieces_with_the_same_place(count: int, known: bool) -> None:
 
 @pytest.mark.parametrize(("lengths", "known"), [(64, True), (65, False)])
 def test_user_defined_pieces_that_begin_alike(lengths: int, known: bool) -> None:
-    """Many may have the same length. Each other length is one more look at every place of a text."""
+    """Many pieces may have the same length. Each other length needs one more search at every place of a
+    text."""
     pieces = [b"abcd" + b"e" * more for more in range(lengths)] + [
         b"abcd%03d" % number for number in range(900)
     ]
@@ -192,5 +193,5 @@ def test_damaged_models() -> None:
 
 
 def test_a_model_with_samples_of_its_own() -> None:
-    """SentencePiece compares its ids with them, and refuses a model with other ones."""
+    """SentencePiece compares its ids with these, and refuses a model with different ones."""
     assert _core.piece_encoder(trained_model() + b"\x22\x02\x0a\x00") is None

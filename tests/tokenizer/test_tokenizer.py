@@ -378,7 +378,7 @@ def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_gguf_files_has_one_model(tmp_path: Path, trained: Tokenizer) -> None:
-    """What lies beside it, for images, draft tokens or a quantization, is none."""
+    """Files beside it, for images, draft tokens or a quantization, are not models."""
     for name in ("mmproj-model.gguf", "mtp-model.gguf", "imatrix.gguf", "model-00002-of-00002.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     save(tmp_path, "model-00001-of-00002.gguf", trained_gguf())

@@ -1,4 +1,4 @@
-"""What the library tokenizers, and transformers 5 with it, makes of a tokenizer.json, also of odd ones."""
+"""tokenizer.json is read as the library tokenizers and transformers 5 read it, also if it is unusual."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_spaces_in_a_row_follow_the_merges(tmp_path: Path) -> None:
     assert tokenizer.encode(" \u2581\u2581 ", add_bos=False) == [one, two, one]  # found as it is
     assert tokenizer.decode([two, three]) == " " * 5
     save(tmp_path, "tokenizer.model", trained_model())
-    both = Tokenizer.from_file(tmp_path)  # SentencePiece alone would take the longest piece first
+    both = Tokenizer.from_file(tmp_path)  # SentencePiece would take the longest piece first
     assert both.encode(" " * 7, add_bos=False) == [two, two, three]
 
 

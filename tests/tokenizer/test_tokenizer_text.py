@@ -45,7 +45,7 @@ def test_control_tokens_in_text(trained: Tokenizer) -> None:
     assert trained.decode(ids) == "user\nthe door\n"
     assert trained.decode(ids, skip_control=False) == "<bos>" + text
     assert trained.encode("<eos><pad><unk>", add_bos=False) == [1, 0, 3]
-    # White space, HTML and <unusedN> are text and no control tokens, in both directions.
+    # White space, HTML and <unusedN> are text and not control tokens, in both directions.
     text = "<b><unused0>\n\n   "
     ids = trained.encode(text, add_bos=False, allow_control=False)
     assert ids == trained.encode(text, add_bos=False)
@@ -116,7 +116,8 @@ def test_decoding_keeps_only_the_text(trained: Tokenizer) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # An object for each id would be given back before a Ctrl-C takes effect: for millions of them, a second.
+    # With an object for each id, a Ctrl-C would take effect only after all were freed, which takes a second
+    # for millions.
     assert peak < 3 * len(text)
 
 

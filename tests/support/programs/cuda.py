@@ -1,4 +1,4 @@
-"""For forward/test_cuda_driver.py: each program runs in a process of its own, with a GPU of its own."""
+"""For forward/test_cuda_driver.py: each program runs in a separate process, with its own GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _tokens(model: gemlet.Model) -> list[int]:
 
 
 def load() -> tuple[Outcome, str]:
-    """What loading on the GPU raises, and what "auto" means."""
+    """The error of loading on the GPU, and the device that "auto" takes."""
     return _outcome(lambda: _load().close()), LoadOptions(device="auto").device
 
 
@@ -46,14 +46,15 @@ def allocate_too_much() -> Outcome:
 
 
 def lose() -> tuple[Outcome, Outcome]:
-    """What a text and the next model get from a GPU that fails."""
+    """The errors of a text and of the next model on a GPU that fails."""
     with _load() as model:
         first = _outcome(lambda: _tokens(model))
         return first, _outcome(_load)
 
 
 def fork() -> tuple[list[int], str]:
-    """A text, and what a forked process gets from its model, from a model of its own and from "auto"."""
+    """A text, and the results of a forked process with its parent's model, with its own model and with
+    "auto"."""
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
     with _load() as model:
         expected = _tokens(model)

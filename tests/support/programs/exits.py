@@ -23,7 +23,7 @@ late: list[Owner] = []
 
 
 class Owner:
-    """Closes its model when it goes: while Python ends."""
+    """Closes its model when it is deleted, while Python ends."""
 
     def __init__(self, model: gemlet.Model) -> None:
         self.model = model
@@ -68,14 +68,14 @@ def end_while_busy(name: str, end: str) -> None:
         for _ in range(200):
             libc.on_exit(libc.usleep, 0)
         sys.exit(255)
-    if end == "interrupt":  # while Python waits for the threads, which are no daemons here
+    if end == "interrupt":  # while Python waits for the threads, which are not daemons here
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def end_server(end: str) -> None:
-    """The process ends by ``end`` while an HTTP server answers several requests, each in a thread of its own.
+    """The process ends by ``end`` while an HTTP server answers several requests, each in a separate thread.
 
-    These are daemons, as the standard library has it: Python does not wait for them.
+    As in the standard library, these are daemons: Python does not wait for them.
     """
     model = gemlet.load(threads=2, weights="q8")
     began = threading.Semaphore(0)

@@ -56,7 +56,7 @@ def protect(path: Path, mode: int, kept: Kept) -> None:
 def extend_with_others_protected(
     folder: Path, steps: Sequence[tuple[list[int], Kept]]
 ) -> list[NDArray[np.float32]]:
-    """The last logits after each step, in which only the experts in ``kept`` can be read."""
+    """The last logits of each step. During a step, only the experts in ``kept`` can be read."""
     path = folder / "model.safetensors"
     found = []
     with gemlet.load(folder, threads=1) as model:

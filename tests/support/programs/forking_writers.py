@@ -12,7 +12,7 @@ from typing import Any
 
 import gemlet
 
-# The steps of these modules are where a forked process could do harm.
+# A forked process could do harm at the steps of these modules.
 WRITERS = ("convert.py", "write.py", "cache.py", "cache_entries.py", "stored.py", "shutil.py", "tempfile.py")
 
 
@@ -29,14 +29,14 @@ WORKS: dict[str, Callable[[str, Path], None]] = {"convert": _convert, "cache": _
 
 
 def fork_while_writing(name: str, model: str, folder: str, most: int) -> int:
-    """At one step after the other, but at most ``most`` of them, a handler forks. The forked process goes on
-    first, to the end, and then its parent. What the parent has written is what it writes alone. Returns how
-    many processes were forked."""
+    """A handler forks at one step after the other, at most ``most`` times. First the forked process runs to
+    its end, and then its parent. The parent writes the same files as without a fork. Returns how many
+    processes were forked."""
     work = WORKS[name]
     steps = _count_steps(lambda: work(model, Path(folder, "alone")))
     alone = _contents(Path(folder, "alone"))
     parent, forked = os.getpid(), 0
-    for at in range(3, steps, max(1, steps // most)):  # a process forked before the work has work of its own
+    for at in range(3, steps, max(1, steps // most)):  # forked before the work: it does its own
         mine = Path(folder, str(at))
         forked += _run(lambda mine=mine: work(model, mine), at, parent)  # type: ignore[misc]
         found = _contents(mine)
@@ -65,7 +65,7 @@ def _run(work: Callable[[], None], at: int, parent: int) -> int:
 
 
 def _count_steps(work: Callable[[], None], at: int = 0) -> int:
-    """How many calls there are in ``WRITERS`` while it works. Sends a signal at number ``at``."""
+    """Counts the calls in the modules ``WRITERS`` during the work, and sends a signal at number ``at``."""
     count = 0
 
     def look(frame: FrameType, event: str, argument: Any) -> None:
@@ -84,7 +84,7 @@ def _count_steps(work: Callable[[], None], at: int = 0) -> int:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Every file of the folder that has no times in it."""
+    """Every file of the folder, except files that contain times."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

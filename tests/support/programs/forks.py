@@ -24,7 +24,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks besi
 
 
 class Forks:
-    """The methods of ``ACTIONS`` are what a forked process does."""
+    """The methods of ``ACTIONS`` are the actions of a forked process."""
 
     def __init__(self, works: Works) -> None:
         self.works = works
@@ -50,7 +50,7 @@ class Forks:
         self.generate()
 
     def step_streams(self) -> None:
-        """A stream that was in the middle of a step is lost, and says so."""
+        """A stream that was in the middle of a step is lost, and raises an error that says so."""
         for stream in self.works.streams:
             with contextlib.suppress(gemlet.ModelClosedError):
                 for _ in stream:
@@ -103,10 +103,10 @@ def fork_beside_an_import(folder: str) -> None:
 
 
 def fork_beside(name: str, actions: Sequence[str]) -> None:
-    """Forks at random moments while other threads do the work ``name``; the forked process does one of
-    ``actions``, each in turn.
+    """Forks at random moments while other threads do the work ``name``; the forked processes do the
+    ``actions`` one after the other.
 
-    It and its parent end through the end of Python, where everything is destroyed.
+    Each process and the parent end normally, so that Python destroys all objects.
     """
     works = Works()
     forks = Forks(works)

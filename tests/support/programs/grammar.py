@@ -38,7 +38,7 @@ def in_forks_and_threads() -> bool:
 
 
 def without_llguidance() -> list[str]:
-    """What is said where llguidance is not installed."""
+    """The error if llguidance is not installed."""
     sys.modules["llguidance"] = None  # type: ignore[assignment]
     try:
         gemlet.load().generate("It was", regex="a", max_tokens=3)
@@ -48,7 +48,7 @@ def without_llguidance() -> list[str]:
 
 
 def peak_of_hostile() -> float:
-    """By how many MiB this process has grown at most, after a text of each hostile grammar."""
+    """The largest growth of this process in MiB after a text of each hostile grammar."""
     with gemlet.load() as model:
         model.generate("It was", choice=["fine"], max_tokens=9)
         before = resident()

@@ -23,7 +23,7 @@ FORMATS = (("f32", "f32"), ("bf12", "bf16"), ("q4", "int8"), ("q8", "int4"))
 
 
 def text(folder: Path) -> Results:
-    """Every family, and each in one of the formats, in turn."""
+    """Every family, with the formats one after the other."""
     for name, (weights, kv_cache) in zip(ALL_NAMES, itertools.cycle(FORMATS), strict=False):
         ids = read_golden(name)["ids"]
         with gemlet.load(HERE / name, weights=weights, kv_cache=kv_cache, threads=1) as model:
@@ -49,7 +49,7 @@ def embeddings(folder: Path) -> Results:
 
 
 def adapters(folder: Path) -> Results:
-    """Each adapter, alone and in one pass with contexts without it."""
+    """Each adapter, by itself and in one pass with contexts without it."""
     for name in NAMES:
         ids, _ = read_adapter(name)
         with gemlet.load(base_of(name), weights="q8", threads=1) as model:

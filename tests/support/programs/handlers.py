@@ -17,11 +17,11 @@ from support.programs.works import ROUNDS, Works
 
 
 class OnPurposeError(Exception):
-    """What a handler raises."""
+    """The exception of a handler."""
 
 
 class Handlers:
-    """The methods of ``ACTIONS`` are what a signal handler does."""
+    """The methods of ``ACTIONS`` are the actions of a signal handler."""
 
     def __init__(self, works: Works) -> None:
         self.works = works
@@ -57,7 +57,7 @@ class Handlers:
         gc.collect()
 
     def fork(self) -> None:
-        """The forked process goes on with what was interrupted, as its parent does."""
+        """The forked process continues the interrupted work, as its parent does."""
         child = os.fork()
         if child:
             self.children.append(child)
@@ -72,7 +72,7 @@ ACTIONS = ("close", "close_stream", "step_stream", "generate", "load", "raise_er
 def interrupt_work(name: str, actions: Sequence[str]) -> None:
     """A signal handler does each of ``actions`` at random moments while the main thread works.
 
-    The work ``name`` ends as usual or with a typed error, and what comes after it works.
+    The work ``name`` ends as usual or with a typed error, and later work succeeds.
     """
     works = Works()
     handlers = Handlers(works)

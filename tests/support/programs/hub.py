@@ -23,7 +23,7 @@ from support.hub_server import COMMIT, TOKEN
 
 
 def bars(name: str, progress: bool | None) -> str:
-    """What is on standard error after the model ``name`` was downloaded and loaded."""
+    """The text on standard error after the model ``name`` was downloaded and loaded."""
     calls: list[tuple[int, int]] = []
     with contextlib.redirect_stderr(io.StringIO()) as error:
         given: Any = progress if progress is not None else lambda done, total: calls.append((done, total))
@@ -50,7 +50,7 @@ def download(names: Iterable[str]) -> list[str]:
 
 
 def drafters(names: Iterable[str]) -> list[str | None]:
-    """The file that is meant where a drafter is called so."""
+    """The file that this name of a drafter means."""
     return [choose(name, None, None, as_drafter=True).file for name in names]
 
 
@@ -130,7 +130,7 @@ def run_commands(name: str, folder: Path) -> str:
 
 
 def load_adapters(base: str, ids: list[int], names: Iterable[str]) -> dict[str, Any]:
-    """The logits with each adapter beside the model, and merged with the first, or the errors."""
+    """The logits with each adapter, and with the first one merged, or the errors."""
     found: dict[str, Any] = {}
     with gemlet.load(base, weights="f32", threads=1) as model:
         for number, name in enumerate(names):

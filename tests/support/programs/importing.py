@@ -29,8 +29,8 @@ class Interrupting:
 
 
 def interrupt_import(module: str, number: int) -> None:
-    """Sends a signal while ``module`` is imported by the first use of gemlet. What its handler raises comes
-    through, and the next use works."""
+    """Sends a signal while the first use of gemlet imports ``module``. The exception of its handler reaches
+    the caller, and the next use works."""
     finder = Interrupting(module, number)
     sys.meta_path.insert(0, finder)
     signal.signal(signal.SIGINT, signal.default_int_handler)

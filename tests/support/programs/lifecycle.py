@@ -109,7 +109,7 @@ LONG = 3000
 
 
 class Shared:
-    """A model of the core and a sequence of it, which two threads use at once."""
+    """A model of the core and its sequence, which two threads use at the same time."""
 
     def __init__(self, threads: int) -> None:
         self.core = random_core(max_context=3 * LONG, threads=threads)
@@ -157,7 +157,7 @@ def act_while_extending(threads: int) -> dict[str, list[str]]:
 
 
 def _act(action: str, threads: int) -> list[str]:
-    """Runs twice one or two extends."""
+    """Runs one or two extends, twice."""
     extends = 2 if action in ("two-extends", "cancel") else 1
     shared = Shared(threads)
     started = time.monotonic()

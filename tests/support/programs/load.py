@@ -27,7 +27,7 @@ def cancel_loading(folder: Path, cache: bool) -> None:
         during.append(held())
         if len(during) == 3:
             assert done < total
-            raise EnoughError  # nobody may keep it, because its frames hold the model
+            raise EnoughError  # the error must not be kept, because its frames hold the model
 
     def interrupt(done: int, total: int) -> None:
         during.append(held())

@@ -9,13 +9,13 @@ import time
 
 import gemlet
 
-# Newlines: the demo model has tokens of several of them, so that no place is known where they can be cut.
+# Newlines: the demo model has tokens of several of them, so there is no safe place to cut.
 UNCUT = ("\n", 4_000_000)
 
 
 def interrupt_encoding(text: str, times: int) -> float:
-    """Presses Ctrl-C in the middle of encoding ``text`` repeated, and returns how many seconds of processor
-    time later it ends."""
+    """Presses Ctrl-C while ``text``, many times repeated, is encoded. Returns the seconds of processor time
+    until the encoding ends."""
     tokenizer = gemlet.load().tokenizer
     assert tokenizer is not None
     tokenizer.encode("the")
@@ -36,7 +36,7 @@ def interrupt_encoding(text: str, times: int) -> float:
 
 
 def exit_in_a_long_call() -> None:
-    """The process ends while a daemon thread is in the longest call of SentencePiece that there is."""
+    """The process ends while a daemon thread is in the longest possible call of SentencePiece."""
     tokenizer = gemlet.load().tokenizer
     assert tokenizer is not None
     thread = threading.Thread(target=tokenizer.encode, args=(UNCUT[0] * UNCUT[1],), daemon=True)

@@ -50,7 +50,7 @@ def open_and_close() -> None:
     # malloc keeps arenas for threads, and tokenizers are built in their own threads.
     for _ in range(20):
         use()
-    gc.disable()  # what is closed goes at once, not when Python looks for circles
+    gc.disable()  # closing frees memory at once, not when Python collects cycles
     before = resident()
     for _ in range(60):
         use()

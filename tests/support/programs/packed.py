@@ -33,7 +33,7 @@ def convert_and_interrupt(source: Path, packed: Path) -> None:
 
 
 def memory() -> tuple[float, float]:
-    """The memory of this process alone and that of mapped files, in MiB."""
+    """The memory that only this process has, and the memory of mapped files, in MiB."""
     with open("/proc/self/status", encoding="ascii") as file:
         found = dict(line.split(":", 1) for line in file)
     return int(found["RssAnon"].split()[0]) / 1024, int(found["RssFile"].split()[0]) / 1024
@@ -64,7 +64,7 @@ def use_an_embedding(folder: Path, on_disk: bool) -> tuple[float, float, Sequenc
 
 
 def peak_before() -> float:
-    """The peak in MiB, after loading what every process needs once."""
+    """The peak in MiB, after loading the modules that every process needs."""
     gemlet.load(threads=1, weights="q4").generate("The", max_tokens=2)
     return peak()
 
@@ -114,13 +114,13 @@ def cost_of_loading(folder: Path, cache: bool) -> tuple[float, float]:
 
 
 def bytes_read() -> int:
-    """How many bytes this process has read so far. What is mapped does not count."""
+    """How many bytes this process has read so far. Mapped files do not count."""
     with open("/proc/self/io", encoding="ascii") as file:
         return int(file.readline().split()[1])
 
 
 def truncate_in_use(folder: Path, other: Path) -> None:
-    """Replaces the file in ``folder`` by that in ``other`` while it is in use, then truncates it."""
+    """Replaces the file in ``folder`` by the file in ``other`` while it is in use, then truncates it."""
 
     def load() -> Any:
         return gemlet.load(folder, threads=1)

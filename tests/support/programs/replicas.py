@@ -21,7 +21,8 @@ WORKS = 9.0
 
 @contextmanager
 def _on_ray() -> Iterator[None]:
-    # On a busy machine, Ray's processes take long to begin: by default others go before them (nice 15).
+    # On a busy machine, Ray's processes take long to begin, because they have a low priority by default (nice
+    # 15).
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
@@ -66,7 +67,7 @@ def _replicas() -> list[int]:
 
 
 def serve_and_kill() -> dict[str, Any]:
-    """What two replicas answer, and what becomes of the requests when one of them is killed under load."""
+    """The answers of two replicas, also to the requests that run when one replica is killed under load."""
     from ray import serve
 
     from gemlet.replicas import application

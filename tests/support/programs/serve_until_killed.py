@@ -1,5 +1,5 @@
-"""A server with a file of keys ("": none) and perhaps a folder for files. It prints its port when it is
-ready, and runs until it is killed."""
+"""A server with a file of keys ("" means no keys) and perhaps a folder for files. It prints its port when it
+is ready, and runs until it is killed."""
 
 from __future__ import annotations
 

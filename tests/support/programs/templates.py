@@ -44,7 +44,7 @@ def does_not_import_jinja() -> bool:
 
 
 def without_jinja() -> list[str]:
-    """What is said where jinja2 is not installed."""
+    """The error if jinja2 is not installed."""
     limited_process.find_spec = lambda name: None  # type: ignore[assignment]
     assert not can_run_templates()
     try:
@@ -55,7 +55,7 @@ def without_jinja() -> list[str]:
 
 
 def where_nothing_starts() -> list[str]:
-    """What is said where there is no Python to start, as in a program that has one inside."""
+    """The error if no Python can be started, as in a program that embeds Python."""
     said = []
     for executable in ("/bin/false", "/no/such/file", "", None):
         sys.executable = executable  # type: ignore[assignment]

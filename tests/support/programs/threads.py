@@ -35,7 +35,7 @@ def check_that_there_are_none() -> None:
 
 
 def default() -> None:
-    """The model takes the one thread that there is; everything works, and in the same way."""
+    """The model uses only one thread; everything works in the same way."""
     check_that_there_are_none()
     with gemlet.load() as model:
         assert (model.threads, model.decode_threads) == (1, 1)
@@ -57,7 +57,7 @@ def one() -> None:
 
 
 def several() -> None:
-    """What was asked for is an error."""
+    """The number of threads that was asked for causes an error."""
     for arguments in ({"threads": 4}, {"decode_threads": 4}, {"threads": 1, "decode_threads": 4}):
         with pytest.raises(gemlet.MemoryLimitError, match=r"cannot start 4 threads, only 1; ask for fewer"):
             gemlet.load(**arguments)

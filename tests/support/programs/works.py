@@ -1,4 +1,4 @@
-"""What exits.py, forks.py and handlers.py have gemlet do, again and again."""
+"""The work that exits.py, forks.py and handlers.py repeat."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WORKS = (
 
 
 class Works:
-    """The methods of ``WORKS`` do one thing once."""
+    """Each method of ``WORKS`` does one kind of work once."""
 
     def __init__(self) -> None:
         self.embedding_model = random_core(model_config(bidirectional=True, max_context=2000))
@@ -50,7 +50,7 @@ class Works:
         self.model.generate([2, 500], max_tokens=200, ignore_eos=True)
 
     def stream(self) -> None:
-        """Whatever ended the stream, its result has all of the text that came before."""
+        """However the stream ended, its result has all of the text before that."""
         stream = self.model.stream(LONG[:100], max_tokens=60, ignore_eos=True)
         self.streams.append(stream)
         texts = []
