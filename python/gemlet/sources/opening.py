@@ -53,6 +53,9 @@ def open_model_files(
     drafts = as_drafter is True
     path = find(source, as_drafter=drafts)
     bars = progress is None or progress is True
+    # The files of a model on the hub are chosen, and an adapter is none of them: transformers adds it to another
+    # model there.
+    own = path is not None and os.path.isdir(path)
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
@@ -71,6 +74,8 @@ def open_model_files(
         path = find_in_folder(fetch(choice, token, progress=bars), as_drafter=drafts)
     opened = _open(path, "demo" if source is None else path, template, mmproj=mmproj, cache=cache)
     _check_use(opened, as_drafter)
+    if own:
+        merge_adapter = _own_adapter(opened, merge_adapter)
     if merge_adapter is None:
         return opened
     try:
@@ -78,6 +83,32 @@ def open_model_files(
     except BaseException:
         opened.close()
         raise
+
+
+def _own_adapter(
+    files: ModelFiles, merge_adapter: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """The adapter to merge where a folder holds a model and an adapter: transformers adds it to the model."""
+    with importing():
+        from gemlet.adapters.opening import holds_peft_adapter
+    folder = files.checkpoint.folder
+    if files.packed is not None or not holds_peft_adapter(folder):
+        return merge_adapter
+    if merge_adapter is None:
+        log.warning(
+            "%s: holds an adapter beside the model, which is merged into it, as transformers adds it. If the "
+            "model has it already, move adapter_config.json elsewhere",
+            folder,
+        )
+        return folder
+    if isinstance(merge_adapter, (str, os.PathLike)) and os.path.exists(merge_adapter):
+        if os.path.samefile(folder, merge_adapter):
+            return merge_adapter
+    files.close()
+    raise InvalidRequestError(
+        f"merge_adapter: {folder} holds an adapter of its own, which is merged into the model; move "
+        "adapter_config.json elsewhere to merge another one"
+    )
 
 
 def _check_use(files: ModelFiles, as_drafter: bool | None) -> None:
