@@ -257,7 +257,8 @@ class _Reader:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             kind = " (a big-endian file)" if swapped in (2, 3) else ""
             raise self.fail(
-                f"GGUF version {version}{kind} is not supported; expected 2 or 3, little endian; convert the model again with llama.cpp's converter"
+                f"GGUF version {version}{kind} is not supported; expected 2 or 3, little endian; convert the "
+                "model again with llama.cpp's converter"
             )
         tensor_count = self.number("Q", "the number of tensors")
         metadata_count = self.number("Q", "the number of metadata entries")

@@ -80,7 +80,10 @@ class Checkpoint(TensorFiles):
     """
 
     _readable = _READABLE
-    _expected = "F32, BF16 or F16; load the bf16 original if this model is quantized, or save it again in one of these"
+    _expected = (
+        "F32, BF16 or F16; load the bf16 original if this model is quantized, or save it again in one of "
+        "these types"
+    )
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(OpenFiles(os.fspath(folder)))

@@ -110,10 +110,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     if isinstance(model_type, str) and model_type in ASSISTANTS:
         return _parse_assistant(raw, where, model_type)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        if (kind := next((kind for kind in RELATIVES if str(model_type).startswith(kind)), None)) is not None:
+        kind = next((kind for kind in RELATIVES if str(model_type).startswith(kind)), None)
+        if kind is not None:
             raise ConfigError(
-                f"{where}: model_type is {show(model_type)}: {RELATIVES[kind]}, which gemlet does not run; run "
-                "it with transformers"
+                f"{where}: model_type is {show(model_type)}: {RELATIVES[kind]}, which gemlet does not run; "
+                "run it with transformers"
             )
         known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL, *ASSISTANTS))
         got = "is missing" if model_type is None else f"is {show(model_type)}"

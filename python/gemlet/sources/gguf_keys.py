@@ -75,8 +75,8 @@ def read_gguf_keys(
         )
     if gguf.metadata.get("general.type") == "imatrix":
         raise ModelFileError(
-            f"{gguf.path}: is an importance matrix (imatrix), which says how to quantize a model and is none; "
-            "give the model's file"
+            f"{gguf.path}: is an importance matrix (imatrix), which says how to quantize a model and is "
+            "none; give the model's file"
         )
     architecture = gguf.get("general.architecture", str)
     if architecture not in _MODEL_TYPES:

@@ -102,8 +102,8 @@ class Metadata:
                 continue
             raise ConfigError(
                 f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(found)}); "
-                "expected only keys gemlet knows, because any other may change what the model computes; if it "
-                "changes nothing, remove it (llama.cpp's gguf-py can), or load the Hugging Face folder"
+                "expected only keys gemlet knows, because any other may change what the model computes. If "
+                "this one changes nothing, remove it with gguf-py, or load the Hugging Face folder"
             )
 
 

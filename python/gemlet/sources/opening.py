@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from gemlet.base.handlers import importing
@@ -53,8 +54,7 @@ def open_model_files(
     drafts = as_drafter is True
     path = find(source, as_drafter=drafts)
     bars = progress is None or progress is True
-    # The files of a model on the hub are chosen, and an adapter is none of them: transformers adds it to another
-    # model there.
+    # Of a model on the hub no adapter is fetched: transformers adds that to the model it was made for.
     own = path is not None and os.path.isdir(path)
     if path is None:
         name = os.fspath(source or "")
@@ -101,7 +101,7 @@ def _own_adapter(
             folder,
         )
         return folder
-    if isinstance(merge_adapter, (str, os.PathLike)) and os.path.exists(merge_adapter):
+    with contextlib.suppress(OSError, TypeError, ValueError):
         if os.path.samefile(folder, merge_adapter):
             return merge_adapter
     files.close()
