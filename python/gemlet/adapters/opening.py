@@ -17,7 +17,7 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError, ModelFileError
 
-__all__ = ["ADAPTER_FILES", "holds_peft_adapter", "open_adapter"]
+__all__ = ["ADAPTER_FILES", "open_adapter"]
 
 PEFT_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, PEFT_FILE, MLX_FILE)  # what is read of an adapter's folder
@@ -30,15 +30,6 @@ _OTHERS = {
     "adapter_model.bin": "must be saved again as safetensors",
     "adapters.npz": "was made by an old mlx-lm; a newer one writes adapters.safetensors",
 }
-
-
-def holds_peft_adapter(folder: str) -> bool:
-    """Whether ``folder`` has an adapter in PEFT's form, in any of its files."""
-    weights = (PEFT_FILE, "adapter_model.bin")
-    return all(
-        any(os.path.lexists(os.path.join(folder, name)) for name in names)
-        for names in ((CONFIG_FILE,), weights)
-    )
 
 
 def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFiles:

@@ -12,7 +12,7 @@ from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.sources.adapters import find_adapter
-from gemlet.sources.finding import find, find_in_folder
+from gemlet.sources.finding import find, find_in_folder, holds_adapter
 from gemlet.sources.hf_folder import open_folder
 from gemlet.sources.hub_names import check_access
 from gemlet.sources.model_files import ModelFiles
@@ -89,10 +89,8 @@ def _own_adapter(
     files: ModelFiles, merge_adapter: str | os.PathLike[str] | None
 ) -> str | os.PathLike[str] | None:
     """The adapter to merge where a folder holds a model and an adapter: transformers adds it to the model."""
-    with importing():
-        from gemlet.adapters.opening import holds_peft_adapter
     folder = files.checkpoint.folder
-    if files.packed is not None or not holds_peft_adapter(folder):
+    if files.packed is not None or not holds_adapter(folder):
         return merge_adapter
     if merge_adapter is None:
         log.warning(
