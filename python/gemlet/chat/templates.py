@@ -198,8 +198,8 @@ def _digest(template: str) -> str:
 @public
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The text of the chat template in a Hugging Face folder, None if there is none. It is looked for in
-    ``chat_template.jinja``, ``chat_template.json``, ``processor_config.json`` and ``tokenizer_config.json``, in
-    this order; of several named templates it is the one called "default", or the only one. In GGUF the
+    ``chat_template.jinja``, ``chat_template.json``, ``processor_config.json`` and ``tokenizer_config.json``,
+    in this order; of several named templates it is the one called "default", or the only one. In GGUF the
     template is the key ``tokenizer.chat_template``.
 
     Raises:
