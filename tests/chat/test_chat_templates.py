@@ -85,6 +85,8 @@ def test_where_the_template_is(tmp_path: Path) -> None:
         config.write_text(json.dumps({"chat_template": wrong}))
         with pytest.raises(ModelFileError, match=r"chat_template is .*chat_template="):
             read_chat_template(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"chat_template": "P", "image_seq_length": 256}')
+    assert read_chat_template(tmp_path) == "P"
     (tmp_path / "chat_template.json").write_text('{"chat_template": "D"}')
     assert read_chat_template(tmp_path) == "D"
     (tmp_path / "chat_template.jinja").write_bytes((TEMPLATES / CURRENT).read_bytes())

@@ -13,11 +13,12 @@ import pytest
 import gemlet
 from gemlet import _core
 from gemlet.adapters.opening import open_adapter
+from gemlet.errors import ConfigError
 from gemlet.weights.hf_names import tensor_name
 from gemlet.weights.slots import expected_slots
 from golden.folders import TOLERANCE
 from support.adapter_checks import refuse
-from support.adapters import ADAPTERS, CONFIG, adapter_tensors, base_of, read_golden
+from support.adapters import ADAPTERS, CONFIG, GEMMA3, adapter_tensors, base_of, read_golden
 from support.adapters import write_adapter as write
 from support.feeding import difference
 from support.gguf_models import convert_folder
@@ -164,3 +165,10 @@ def test_the_end_of_a_name_means_one_end_of_the_model(
     path = write(tmp_path / "a", {**CONFIG, "modules_to_save": [saved]}, tensors)
     with open_adapter(path, model.config) as files:
         assert set(files.terms.own_rows) == {"lm_head"}
+
+
+@pytest.mark.parametrize("key", ["kasa_config", "use_bdlora", "arrow_config"])
+def test_a_variant_of_lora_is_refused_with_an_empty_configuration_too(tmp_path: Path, key: str) -> None:
+    write(tmp_path, {**CONFIG, key: {}})  # PEFT fills in the defaults and computes the variant
+    with pytest.raises(ConfigError, match=rf"{key} is \{{\}}; expected it not to be set"):
+        open_adapter(tmp_path, GEMMA3)

@@ -12,9 +12,11 @@ from gemlet.checkpoint import safetensors_files, tensor_files
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import ModelClosedError, ModelFileError, TensorError
 from support.tiny_models import (
+    CONFIGS,
     bf16_bits,
     safetensors_bytes,
     with_header,
+    write_folder,
     write_safetensors,
     write_shards,
 )
@@ -161,3 +163,34 @@ def test_a_file_replaced_after_opening_still_gives_the_old_bytes(tmp_path: Path)
         other.write_bytes(b"something else")
         other.replace(tmp_path / "model.safetensors")
         np.testing.assert_array_equal(opened.read("a")[0], A)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"its shards$"),
+        (["pytorch_model.bin"], "must be saved again as safetensors"),
+        (["consolidated.safetensors"], r"If 'consolidated\.safetensors' has all of them, call it"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "index of .* is missing"),
+        (["adapter_config.json", "adapter_model.safetensors"], r"load_adapter\(\)"),
+    ],
+)
+def test_what_to_do_about_other_weights(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ModelFileError, match=f"holds no weights that gemlet reads.*{message}"):
+        Checkpoint(tmp_path)
+
+
+def test_an_index_beside_a_single_file_is_passed_over(tmp_path: Path) -> None:
+    write_folder(tmp_path, CONFIGS["gemma"])
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "other.safetensors"}}')
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.passed_over == ["model.safetensors.index.json"]
+
+
+def test_a_type_that_is_not_read_comes_with_the_way_out(tmp_path: Path) -> None:
+    header = {"x": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    (tmp_path / "model.safetensors").write_bytes(with_header(header, b"ab"))
+    with Checkpoint(tmp_path) as checkpoint, pytest.raises(TensorError, match="load the bf16 original"):
+        checkpoint.dtype("x")

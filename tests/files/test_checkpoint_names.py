@@ -216,3 +216,18 @@ def test_two_text_models_are_refused() -> None:
     shapes = shapes_of("gemma") | {"language_model.model.embed_tokens.weight": (96, 64)}
     with pytest.raises(TensorError, match="several text models"):
         map_of("gemma", shapes)
+
+
+def test_a_head_for_values_is_passed_over_and_one_for_classes_refused() -> None:
+    shapes = shapes_of("gemma2")
+    found = map_tensors(
+        {**shapes, "v_head.summary.weight": (1, 64), "v_head.summary.bias": (1,)},
+        parse_config(CONFIGS["gemma2"], where="config.json"),
+        where="folder",
+    )
+    assert found.passed_over == ("v_head.summary.bias", "v_head.summary.weight")
+    assert len(found.slots) == len(shapes)
+    with pytest.raises(TensorError, match=r"'score\.weight'.*classes or rewards.*run it with transformers"):
+        map_of("gemma2", {**shapes, "score.weight": (1, 64)})
+    with pytest.raises(TensorError, match=r"'surprise' .*save the model again without it"):
+        map_of("gemma2", {**shapes, "surprise": (1,)})

@@ -458,3 +458,13 @@ def test_any_value_of_any_key_is_accepted_or_a_typed_error(family: str, value: A
             refused.append(str(problem))
     assert len(refused) > 3
     assert all(len(message) < 500 for message in refused)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["t5gemma", "t5gemma2", "paligemma", "recurrent_gemma", "diffusion_gemma", "colpali"]
+)
+def test_relatives_of_gemma_are_refused_by_name(model_type: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"model_type is '{model_type}': .* gemlet does not run; run it with"
+    ):
+        parse_config({"model_type": model_type}, where="config.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,22 @@ def random_adapter(model: gemlet.Model, targets: tuple[str, ...], rank: int) -> 
             tensors[at + "lora_A.weight"] = random.normal(0, 1, (rank, shape[1])).astype(np.float32)
             tensors[at + "lora_B.weight"] = random.normal(0, 1, (shape[0], rank)).astype(np.float32)
     return tensors
+
+
+def test_an_adapter_in_the_model_s_own_folder_is_merged_as_transformers_adds_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for source in (base_of("gemma3-plain"), ADAPTERS / "gemma3-plain"):
+        for file in source.iterdir():
+            if file.name != "golden.safetensors":
+                shutil.copy(file, tmp_path / file.name)
+    ids, expected = read_golden("gemma3-plain")
+    with gemlet.load(tmp_path, weights="f32", kv_cache="f32", cache=False, threads=1) as model:
+        assert difference(model.logits(ids), expected) < TOLERANCE
+    assert "holds an adapter beside the model, which is merged into it" in caplog.text
+    assert f"adapter    {tmp_path}, merged into the model" in str(gemlet.inspect(tmp_path))
+    with pytest.raises(gemlet.errors.InvalidRequestError, match="holds an adapter of its own"):
+        gemlet.load(tmp_path, merge_adapter=ADAPTERS / "gemma3-rslora", cache=False)
+    (tmp_path / "adapter_model.safetensors").unlink()  # without weights there is no adapter
+    with gemlet.load(tmp_path, weights="f32", cache=False, threads=1) as model:
+        assert difference(model.logits(ids), expected) > 0.05

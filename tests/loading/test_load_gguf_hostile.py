@@ -55,6 +55,11 @@ def test_other_architectures(tmp_path: Path, architecture: str, words: str) -> N
     )
 
 
+def test_an_importance_matrix(tmp_path: Path) -> None:
+    entries = [gguf_entry("general.type", STRING, "imatrix")]
+    refused(write_gguf(tmp_path / "m.gguf", entries, {}), ModelFileError, "importance matrix", "model's file")
+
+
 def test_no_architecture(tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", [], {}), ModelFileError, "general.architecture is missing")
 

@@ -17,6 +17,7 @@ import gemlet
 from gemlet import GenerationConfig
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.generation.options import GenerationOptions
+from gemlet.sources.tokenizers import asked_by_folder
 from support.gguf_models import convert_folder
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import ARRAY, BOOL, F32, I32, STRING, gguf_entry
@@ -157,6 +158,24 @@ def test_ends_that_tokenizers_do_not_add_are_said(
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
     (path / "tokenizer_config.json").write_text(json.dumps(asked))
     assert gemlet.inspect(path).not_followed == said
+
+
+def test_an_end_that_a_post_processor_adds_is_said(tmp_path: Path) -> None:
+    path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
+
+    def asked(processor: object, **more: object) -> dict[str, Any]:
+        vocabulary = {"model": {"vocab": {"post_processor": 1}}}  # a piece of this name is none
+        text = json.dumps({**vocabulary, "post_processor": processor, **more})
+        (path / "tokenizer.json").write_text(text)
+        return asked_by_folder(str(path), "<eos>")
+
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    bos, eos = ({"SpecialToken": {"id": name, "type_id": 0}} for name in ("<bos>", "<eos>"))
+    template = {"type": "TemplateProcessing", "single": [bos, text, eos]}
+    assert asked(template) == {"add_eos_token": True}
+    assert asked({"type": "Sequence", "processors": [{"type": "X"}, template]}) == {"add_eos_token": True}
+    assert asked({**template, "single": [bos, text]}) == {}
+    assert asked(None) == asked({}) == asked({"single": [[]]}) == {}
 
 
 def test_ends_that_gguf_files_ask_for_are_said(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ _REFUSED = {
     "kasa_config": "it also changed the model's own weights; " + _MERGE,
     "arrow_config": "it mixes several adapters; merge one of them with PEFT and load the result",
 }
+# Objects that choose a variant of LoRA even if they are empty: PEFT fills in their defaults.
+_VARIANTS = ("arrow_config", "kasa_config", "use_bdlora")
 # Kinds of adapters that change the model's input and not its weights.
 _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 # About training, or about the file.
@@ -222,7 +224,11 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     if not os.path.lexists(path):
         raise ModelFileError(f"{path}: missing; expected the folder of a PEFT adapter")
     raw = read_json_object(path, error=ConfigError)
-    found = {key: value for key, value in raw.items() if not _is_unset(value)}
+    found = {
+        key: value
+        for key, value in raw.items()
+        if not _is_unset(value) or (key in _VARIANTS and isinstance(value, dict))
+    }
     if raw.get("peft_type") == "TRAINABLE_TOKENS":
         return _only_tokens(Keys(found, path, "", _TOKENS_DEFAULTS))
     if raw.get("peft_type") == "LN_TUNING":

@@ -24,6 +24,7 @@ __all__ = [
 
 _MAX_PATH = 4096  # bytes
 MAX_JSON_BYTES = 10 * 1024 * 1024
+MAX_VOCABULARY_BYTES = 256 * 1024 * 1024  # of a tokenizer.json: Gemma 3's has 33 MB
 
 
 def checked_path(name: str, path: object, expected: str = "a path") -> str:

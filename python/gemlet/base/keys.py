@@ -89,7 +89,8 @@ class Keys:
                     continue
                 raise ConfigError(
                     f"{self.where}: unknown key {show(self.prefix + key)} (value {show(value)}); expected "
-                    "only keys gemlet knows, because any other may change what the model computes"
+                    "only keys gemlet knows, because any other may change what the model computes. If "
+                    "another tool wrote it and it changes nothing, remove it from the file"
                 )
 
     def integer(self, key: str, limit: int, low: int = 1) -> int:

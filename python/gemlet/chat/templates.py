@@ -198,9 +198,9 @@ def _digest(template: str) -> str:
 @public
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The text of the chat template in a Hugging Face folder, None if there is none. It is looked for in
-    ``chat_template.jinja``, ``chat_template.json`` and ``tokenizer_config.json``, in this order; of several
-    named templates it is the one called "default", or the only one. In GGUF the template is the key
-    ``tokenizer.chat_template``.
+    ``chat_template.jinja``, ``chat_template.json``, ``processor_config.json`` and ``tokenizer_config.json``,
+    in this order; of several named templates it is the one called "default", or the only one. In GGUF the
+    template is the key ``tokenizer.chat_template``.
 
     Raises:
         ModelFileError: a file is there but cannot be read, is not UTF-8, or is too large.
@@ -219,7 +219,7 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     path = os.path.join(folder, "chat_template.jinja")
     if os.path.lexists(path):
         return read_template_file(path)
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = os.path.join(folder, name)
         if os.path.lexists(path):
             found = _default(read_json_object(path, error=ModelFileError).get("chat_template"), path)

@@ -263,7 +263,10 @@ class _Reader:
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             kind = " (a big-endian file)" if swapped in (2, 3) else ""
-            raise self.fail(f"GGUF version {version}{kind} is not supported; expected 2 or 3, little endian")
+            raise self.fail(
+                f"GGUF version {version}{kind} is not supported; expected 2 or 3, little endian; convert the "
+                "model again with llama.cpp's converter"
+            )
         tensor_count = self.number("Q", "the number of tensors")
         metadata_count = self.number("Q", "the number of metadata entries")
         # The shortest entry of the metadata has an empty key, a type and one byte. The shortest entry of the

@@ -17,6 +17,7 @@ index may name only a plain file name in the same folder, not a path.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -83,7 +84,10 @@ class Checkpoint(TensorFiles):
     """
 
     _readable = _READABLE
-    _expected = "F32, BF16 or F16"
+    _expected = (
+        "F32, BF16 or F16; load the bf16 original if this model is quantized, or save it again in one of "
+        "these types"
+    )
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(OpenFiles(os.fspath(folder)))
@@ -109,6 +113,8 @@ class Checkpoint(TensorFiles):
             raise
         self.passed_over = [f"{name} in {info.file}" for name in elsewhere for info in elsewhere[name]]
         self.passed_over += [f"{name} in {INDEX_FILE}" for name in self.absent]
+        if weight_map is None and file == SINGLE_FILE and os.path.lexists(self.path(INDEX_FILE)):
+            self.passed_over.append(INDEX_FILE)  # as in the reference, the single file counts
         self.tensors = MappingProxyType(tensors)
 
     def add_folder(self, name: str) -> None:
@@ -127,7 +133,7 @@ class Checkpoint(TensorFiles):
         if not os.path.lexists(path):
             raise ModelFileError(
                 f"{self.folder}: has no weights that gemlet reads; expected {SINGLE_FILE}, or {INDEX_FILE} "
-                "with its shards. Save PyTorch .bin files again as safetensors"
+                f"with its shards{_other_weights(self.folder)}"
             )
         raw = read_json_object(path, error=ModelFileError)
         weight_map = raw.get("weight_map")
@@ -180,6 +186,24 @@ class Checkpoint(TensorFiles):
                 "expected each tensor once"
             )
         tensors[info.name] = info
+
+
+def _other_weights(folder: str) -> str:
+    """What to do about the weights that are in ``folder`` instead."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = sorted(os.listdir(folder))
+    if "adapter_config.json" in names:
+        return (
+            ". It has an adapter; load the model that this was made for, and then the adapter with "
+            "load_adapter() or --adapter"
+        )
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")) for name in names):
+        return ". PyTorch's .bin files and others must be saved again as safetensors"
+    others = [name for name in names if name.endswith(".safetensors")]
+    if len(others) == 1:
+        return f". If {show(others[0])} has all of them, call it {SINGLE_FILE}"
+    return f". The index of {show(others[0])} and the other shards is missing; fetch it too" if others else ""
 
 
 def _is_plain_name(file: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gemlet.base.records import field, record, replace
 
-__all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "TANH_GELU", "WITH_GEMMA4_TOWERS", "Family"]
+__all__ = ["FAMILIES", "MULTIMODAL", "NEUTRAL", "RELATIVES", "TANH_GELU", "WITH_GEMMA4_TOWERS", "Family"]
 
 # Names of the activation of all published Gemma models, which transformers implements in several ways, and
 # names of the formula that it approximates.
@@ -409,6 +409,15 @@ FAMILIES: Mapping[str, Family] = {
         most_tokens=8192,
         fixed=_FIXED | {"use_bidirectional_attention": (True, None)},
     ),
+}
+# Relatives that gemlet does not run, by the beginning of model_type -> what they are.
+RELATIVES: Mapping[str, str] = {
+    "t5gemma": "T5Gemma has an encoder beside its decoder",
+    "t5_gemma": "T5Gemma has an encoder beside its decoder",
+    "paligemma": "PaliGemma reads a prompt with an image in both directions",
+    "colpali": "ColPali makes vectors of the pages of documents with PaliGemma",
+    "recurrent_gemma": "RecurrentGemma has recurrent layers (Griffin)",
+    "diffusion_gemma": "DiffusionGemma writes by diffusion, and not token after token",
 }
 # The families that see and hear as Gemma 4 does.
 WITH_GEMMA4_TOWERS = ("gemma4", "embeddinggemma2")

@@ -28,6 +28,7 @@ from gemlet.config.families import (
     FAMILIES,
     MULTIMODAL,
     NEUTRAL,
+    RELATIVES,
     Family,
 )
 from gemlet.config.layers import embeds, read_gguf_layers, read_layers, read_size
@@ -109,6 +110,12 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> TextConfig:
     if isinstance(model_type, str) and model_type in ASSISTANTS:
         return _parse_assistant(raw, where, model_type)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        kind = next((kind for kind in RELATIVES if str(model_type).startswith(kind)), None)
+        if kind is not None:
+            raise ConfigError(
+                f"{where}: model_type is {show(model_type)}: {RELATIVES[kind]}, which gemlet does not run; "
+                "run it with transformers"
+            )
         known = ", ".join(repr(name) for name in (*FAMILIES, *MULTIMODAL, *ASSISTANTS))
         got = "is missing" if model_type is None else f"is {show(model_type)}"
         raise ConfigError(f"{where}: unknown architecture: model_type {got}; expected one of {known}")

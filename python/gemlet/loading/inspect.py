@@ -148,6 +148,7 @@ def inspect(
             recommended=recommended,
             not_followed=dict(files.not_followed),
             passed_over=files.passed_over,
+            adapter=None if files.adapter is None else files.adapter.source,
         )
 
 

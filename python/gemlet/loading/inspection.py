@@ -31,8 +31,9 @@ class Inspection:
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
     ``recommended`` is what ``for_memory`` asked for. ``prompts`` are those of an embedding model.
     ``not_followed`` has the keys of the model's files that ask for something gemlet does not do.
-    ``passed_over`` are keys and tensors that gemlet does not know and that change nothing. ``problem`` says
-    why the model does not run here; None if it does.
+    ``passed_over`` are keys and tensors that gemlet does not know and that change nothing. ``adapter`` is the
+    one that lies in the model's folder and is merged into it. ``problem`` says why the model does not run
+    here; None if it does.
 
     >>> import gemlet
     >>> found = gemlet.inspect()
@@ -64,6 +65,7 @@ class Inspection:
     recommended: Recommendation | None = None
     not_followed: dict[str, Any] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
+    adapter: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints.
@@ -101,6 +103,7 @@ class Inspection:
             f"tensors    {types}; {size_text(self.file_bytes)} in the files",
             f"formats    {self._formats_text()}",
             f"tokenizer  {self._tokenizer_text()}",
+            *([f"adapter    {self.adapter}, merged into the model"] if self.adapter is not None else []),
             f"context    {config.max_position_embeddings} tokens",
             *([f"embedding  {self._embedding_text()}"] if config.bidirectional else []),
             *_architecture(config, self.table_type),

@@ -12,7 +12,7 @@ from gemlet.errors import ModelFileError
 from gemlet.sources.hub_names import is_repository
 from gemlet.sources.local import in_model_folders
 
-__all__ = ["find", "find_in_folder"]
+__all__ = ["find", "find_in_folder", "holds_adapter"]
 
 _SHARD = late_pattern(r"-\d{5}-of-\d{5}\.safetensors$")
 
@@ -92,6 +92,14 @@ def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
             f"later parts ({', '.join(parts[:8])}); add the file of the model"
         )
     return os.path.join(folder, models[0]) if models else folder
+
+
+def holds_adapter(folder: str) -> bool:
+    """Whether ``folder`` has an adapter in PEFT's form, in either of its files."""
+    config, *weights = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+    return os.path.lexists(os.path.join(folder, config)) and any(
+        os.path.lexists(os.path.join(folder, name)) for name in weights
+    )
 
 
 def _begins_as_gguf(path: str) -> bool:

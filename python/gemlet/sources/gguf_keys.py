@@ -77,6 +77,11 @@ def read_gguf_keys(
             f"{gguf.path}: is an adapter; load the model that it was made for, and then the adapter with "
             "load_adapter() or --adapter"
         )
+    if gguf.metadata.get("general.type") == "imatrix":
+        raise ModelFileError(
+            f"{gguf.path}: is an importance matrix (imatrix), which says how to quantize a model and is "
+            "none; give the model's file"
+        )
     architecture = gguf.get("general.architecture", str)
     if architecture not in _MODEL_TYPES:
         what = f", {_OTHERS[architecture]}" if architecture in _OTHERS else ""
@@ -183,8 +188,10 @@ def _read_heads_and_rope(data: Metadata, architecture: str, count: int) -> dict[
     hidden = data.integer("embedding_length", "hidden_size")
     heads = data.integer("attention.head_count", "num_attention_heads")
     head_dim = data.integer("attention.key_length", "head_dim", data.get("head_dim", hidden // heads))
-    data.only("attention.value_length", head_dim)
-    data.only("rope.dimension_count", head_dim)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        data.only(name, head_dim)
+        data.only(f"{name}_swa", head_dim)
+    data.only("attention.key_length_swa", head_dim)
     keys: dict[str, Any] = {
         "head_dim": head_dim,
         "num_key_value_heads": data.integer("attention.head_count_kv", "num_key_value_heads", heads),

@@ -105,7 +105,8 @@ class Metadata:
                 continue
             raise ConfigError(
                 f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(found)}); expected only "
-                "keys that gemlet knows, because any other may change what the model computes"
+                "keys that gemlet knows, because any other may change what the model computes. If this one "
+                "changes nothing, remove it with gguf-py, or load the Hugging Face folder"
             )
 
 

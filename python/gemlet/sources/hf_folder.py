@@ -80,7 +80,8 @@ def open_folder(
                 lambda: read_vocabulary(folder), lambda: read_contents(folder), cache=cache
             )
         if not config.bidirectional:
-            not_followed |= asked_by_folder(folder)
+            eos = None if tokenizer.eos_id is None else tokenizer.id_to_piece(tokenizer.eos_id)
+            not_followed |= asked_by_folder(folder, eos)
             template = chat_template or read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
     passed_over = (*config.passed_over, *sampling.passed_over)

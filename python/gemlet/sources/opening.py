@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from gemlet.base.handlers import importing
@@ -11,7 +12,7 @@ from gemlet.base.records import replace
 from gemlet.base.text import show
 from gemlet.errors import InvalidRequestError, UnsupportedError
 from gemlet.sources.adapters import find_adapter
-from gemlet.sources.finding import find, find_in_folder
+from gemlet.sources.finding import find, find_in_folder, holds_adapter
 from gemlet.sources.hf_folder import open_folder
 from gemlet.sources.hub_names import check_access
 from gemlet.sources.model_files import ModelFiles
@@ -57,6 +58,8 @@ def open_model_files(
     drafts = as_drafter is True
     path = find(source, as_drafter=drafts)
     bars = progress is None or progress is True
+    # Of a model on the hub no adapter is fetched: transformers adds that to the model it was made for.
+    own = path is not None and os.path.isdir(path)
     if path is None:
         name = os.fspath(source or "")
         if headers_only:
@@ -75,6 +78,8 @@ def open_model_files(
         path = find_in_folder(fetch(choice, token, progress=bars), as_drafter=drafts)
     opened = _open(path, "demo" if source is None else path, template, mmproj=mmproj, cache=cache)
     _check_use(opened, as_drafter)
+    if own:
+        merge_adapter = _own_adapter(opened, merge_adapter)
     if merge_adapter is None:
         return opened
     try:
@@ -82,6 +87,30 @@ def open_model_files(
     except BaseException:
         opened.close()
         raise
+
+
+def _own_adapter(
+    files: ModelFiles, merge_adapter: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """The adapter to merge where a folder holds a model and an adapter: transformers adds it to the model."""
+    folder = files.checkpoint.folder
+    if files.packed is not None or not holds_adapter(folder):
+        return merge_adapter
+    if merge_adapter is None:
+        log.warning(
+            "%s: holds an adapter beside the model, which is merged into it, as transformers adds it. If the "
+            "model has it already, move adapter_config.json elsewhere",
+            folder,
+        )
+        return folder
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        if os.path.samefile(folder, merge_adapter):
+            return merge_adapter
+    files.close()
+    raise InvalidRequestError(
+        f"merge_adapter: {folder} holds an adapter of its own, which is merged into the model; move "
+        "adapter_config.json elsewhere to merge another one"
+    )
 
 
 def _check_use(files: ModelFiles, as_drafter: bool | None) -> None:

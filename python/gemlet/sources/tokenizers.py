@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from gemlet.base.files import checked_path, is_there
+from gemlet.base.files import MAX_VOCABULARY_BYTES, checked_path, is_there, read_file
 from gemlet.base.strict_json import read_json_object
 from gemlet.chat.base import ChatFormat
 from gemlet.chat.choice import chat_format_for
@@ -49,13 +52,46 @@ def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
     return asked | ({"add_eos_token": True} if add_eos is True else {})
 
 
-def asked_by_folder(folder: str) -> dict[str, bool]:
-    """:func:`asked_of_texts` for the ``tokenizer_config.json`` in ``folder``."""
+def asked_by_folder(folder: str, eos: str | None = None) -> dict[str, bool]:
+    """:func:`asked_of_texts` for the files of the tokenizer in ``folder``: for ``tokenizer_config.json``, and
+    for ``tokenizer.json``, if its post-processor puts ``eos`` after each text."""
     path = os.path.join(folder, "tokenizer_config.json")
+    config = read_json_object(path, error=TokenizerError) if is_there(path) else {}
+    asked = asked_of_texts(config.get("add_bos_token"), config.get("add_eos_token"))
+    if eos is not None and _last_piece(os.path.join(folder, "tokenizer.json")) == eos:
+        asked["add_eos_token"] = True
+    return asked
+
+
+_POST_PROCESSOR = b'"post_processor"'
+_LONGEST_STEPS = 1 << 16
+
+
+def _last_piece(path: str) -> str | None:
+    """The special token that the post-processor of a ``tokenizer.json`` puts after every text. The file has
+    tens of megabytes, and only this part of it is parsed."""
     if not is_there(path):
-        return {}
-    config = read_json_object(path, error=TokenizerError)
-    return asked_of_texts(config.get("add_bos_token"), config.get("add_eos_token"))
+        return None
+    data = read_file(path, MAX_VOCABULARY_BYTES)
+    end = 0
+    while (found := data.find(_POST_PROCESSOR, end)) >= 0:  # it may be a piece of the vocabulary, too
+        end = found + len(_POST_PROCESSOR)
+        text = data[end : end + _LONGEST_STEPS].decode("utf-8", "ignore").lstrip()
+        if text.startswith(":") and (text := text[1:].lstrip()).startswith("{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                return _after(json.JSONDecoder().raw_decode(text)[0])
+    return None
+
+
+def _after(step: dict[str, Any]) -> str | None:
+    steps = step.get("processors") if step.get("type") == "Sequence" else [step]
+    for one in steps if isinstance(steps, list) else []:
+        single = one.get("single") if isinstance(one, dict) else None
+        last = single[-1] if isinstance(single, list) and single else None
+        special = last.get("SpecialToken") if isinstance(last, dict) else None
+        if isinstance(special, dict) and isinstance(special.get("id"), str):
+            return str(special["id"])
+    return None
 
 
 def chat_format_of(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemlet.base.files import checked_path, is_there, read_file
+from gemlet.base.files import MAX_VOCABULARY_BYTES, checked_path, is_there, read_file
 from gemlet.base.strict_json import read_json_object
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_files import gguf_models
@@ -25,8 +25,7 @@ from gemlet.tokenizer.vocabulary import SPACE, AddedTokens, Draft, Vocabulary
 
 __all__ = ["read_contents", "read_vocabulary"]
 
-MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's tokenizer.model has 4.7 MB, its tokenizer.json 33 MB
-MAX_JSON_BYTES = 256 * 1024 * 1024
+MAX_MODEL_BYTES = 64 * 1024 * 1024  # Gemma 3's has 4.7 MB
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
@@ -67,7 +66,7 @@ def read_contents(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     if found.name == "tokenizer.model":
         names.append("tokenizer.json")
     files = (found, *(path / name for name in names))
-    return {str(file): read_file(file, MAX_JSON_BYTES) for file in files if is_there(file)}
+    return {str(file): read_file(file, MAX_VOCABULARY_BYTES) for file in files if is_there(file)}
 
 
 def _find(path: Path) -> Path:
@@ -111,7 +110,7 @@ def _from_model(file: Path) -> Vocabulary:
     json_file = file.parent / "tokenizer.json"
     base = None
     if is_there(json_file):  # transformers 5 writes added tokens only there
-        beside = read_json_object(json_file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
+        beside = read_json_object(json_file, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)
         _read_added(json_file, beside, added)
         base = beside.get("model")
     added.read_siblings(file.parent)
@@ -198,7 +197,7 @@ def _check_pipeline(file: Path, data: Mapping[str, Any]) -> None:
 
 def _from_json(file: Path, data: dict[str, Any] | None = None) -> Vocabulary:
     if data is None:
-        data = read_json_object(file, error=TokenizerError, max_bytes=MAX_JSON_BYTES)
+        data = read_json_object(file, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)
     _check_pipeline(file, data)
     model = data["model"]
     vocab, merges = model.get("vocab"), model.get("merges")

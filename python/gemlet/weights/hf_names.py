@@ -139,6 +139,9 @@ _QUANTIZED = {
     (".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".input_scale"): "FP8, NVFP4 or int8",
     (".scales", ".biases"): "MLX",
 }
+# What training put on top of a model whose own weights it left whole: TRL's head for values.
+_VALUE_HEAD = ("v_head.",)
+_CLASSIFIERS = ("score.", "classifier.", "classification_head.", "reward_head.")
 _CACHE_SCALES = (
     *("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale"),
     *("k_cache_scale", "v_cache_scale"),
@@ -205,7 +208,7 @@ def map_tensors(
         slot: slots[slot][::-1] for slot in inner if is_transposed(slot, config.family)
     }  # shapes as stored
     unused = unused_tensors(config, prefix, head_prefix)
-    constants = {name for name in plain if _is_constant(name)}
+    constants = {name for name in plain if _is_constant(name) or name.startswith(_VALUE_HEAD)}
     ignored = {name for name in plain if name in unused or name in constants or is_tower(name, config.family)}
     found = match_tensors(
         {name: shapes[tensor] for name, tensor in plain.items()}, config, names, slots, ignored, where=where
@@ -351,9 +354,15 @@ def match_tensors(
     known = {*names.values(), *ignored}
     for name in shapes:
         if name not in known:
+            how = "If it changes nothing, save the model again without it"
+            if name.startswith(_CLASSIFIERS):
+                how = (
+                    "It is of a model that gives classes or rewards and writes no text (ForSequence"
+                    "Classification), which gemlet does not compute; run it with transformers"
+                )
             raise TensorError(
                 f"{where}: unexpected tensor {show(name)} of shape {list(shapes[name])}; "
-                f"a {config.family} model of {config.num_layers} layers has no such weight"
+                f"a {config.family} model of {config.num_layers} layers has no such weight. {how}"
             )
     return {name: slot for slot, name in names.items()}
 
