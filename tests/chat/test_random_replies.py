@@ -168,7 +168,9 @@ def test_calls_in_plain_text() -> None:
         reply = changed(rng, reply) if is_changed else reply
         ended = rng.random() < 0.5
         try:
-            events = read_in_all_ways(lambda pieces: CallFinder(_PARAMETERS, pieces=pieces), reply, rng, ended)
+            events = read_in_all_ways(
+                lambda pieces: CallFinder(_PARAMETERS, pieces=pieces), reply, rng, ended
+            )
             assert_nothing_is_lost(reply, events)
             if not is_changed:
                 read += assert_meant(calls, events)
@@ -179,7 +181,24 @@ def test_calls_in_plain_text() -> None:
 
 HEADS = ("<|turn>", "<|channel>", *(f"<|tool_call>{head}" for head in ("", "call:f{", "call:f{a:", "f(a=['")))
 LONG = (
-    *("{", "[", "(", ",", ":", "=", " ", "\n", "'", '"', QUOTE, "\\", "a:1,", "a='x',", "a:'x'y", f"a:{QUOTE}x{QUOTE},"),
+    *(
+        "{",
+        "[",
+        "(",
+        ",",
+        ":",
+        "=",
+        " ",
+        "\n",
+        "'",
+        '"',
+        QUOTE,
+        "\\",
+        "a:1,",
+        "a='x',",
+        "a:'x'y",
+        f"a:{QUOTE}x{QUOTE},",
+    ),
     *("“", "`", "(x", "; a:", "[1,", "call:", "model", "<|", "thought"),
 )
 
@@ -195,4 +214,4 @@ def test_long_replies_take_linear_time(head: str) -> None:
                 parser.push(reply[start : start + 4])
             parser.finish(ended=True)
 
-        assert_quick(read, 2)
+        assert_quick(read, 0.3)

@@ -27,6 +27,8 @@ _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BEGUN = late_pattern(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
 _FREE = late_pattern(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
 _BEGUN_FREE = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
+_LONGEST_WORD = 500  # of a name, a key or a value without quotes
+_LONGEST_HELD = 5000  # of the part of a string that is not certain
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -63,6 +65,8 @@ class PieceWriter:
         try:
             while self._step():
                 pass
+            if len(self._text) > (_LONGEST_HELD if self._expects == "string" else _LONGEST_WORD):
+                self._is_over = True  # the rest is read at the end
         except MalformedCallError:
             self._is_over = True
         return "".join(self._written[before:])
