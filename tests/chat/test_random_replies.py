@@ -1,12 +1,13 @@
-"""Random calls in every form and with random changes, read by every parser of replies: any split gives the same
-events, the pieces of a call add up to its arguments, nothing is lost, and what is read is what was meant."""
+"""Random calls in every form and with random changes, read by every parser of replies: any split gives the
+same events, the pieces of a call add up to its arguments, nothing is lost, and what is read is what was meant."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,6 +42,10 @@ _OF_FUNCTIONGEMMA = {
 _NOT_OF_THE_REPLY = re.compile(
     r"<turn\|>|<end_of_turn>|(?:<\|turn>|<start_of_turn>)\s*(?:user|system|tool)|<\|tool_response>|<start_function_resp"
 )
+
+
+def reader(markers: Mapping[str, str], pieces: bool) -> TextReplyParser:
+    return TextReplyParser(markers, pieces=pieces)
 
 
 def in_pieces(parser: Any, text: str, rng: random.Random | None, ended: bool) -> list[ReplyEvent]:
@@ -134,7 +139,7 @@ def test_calls_in_loose_forms(family: str) -> None:
     for seed in range(CASES):
         rng = random.Random(f"{family} {seed}")
         reply, name, arguments, is_changed = random_reply(rng)
-        markers = GEMMA4_MARKERS
+        markers: Mapping[str, str] = GEMMA4_MARKERS
         if family == "functiongemma":
             markers = REPLY_MARKERS
             for token, own in _OF_FUNCTIONGEMMA.items():
@@ -142,9 +147,8 @@ def test_calls_in_loose_forms(family: str) -> None:
         case = f"seed {seed} of {family}: {reply!r}"
         ended = rng.random() < 0.5
         try:
-            events = read_in_all_ways(
-                lambda pieces, markers=markers: TextReplyParser(markers, pieces=pieces), reply, rng, ended
-            )
+            make = partial(reader, markers)
+            events = read_in_all_ways(make, reply, rng, ended)
             assert_nothing_is_lost(reply, events)
             if not is_changed:
                 read += assert_meant([(name, arguments)], events)

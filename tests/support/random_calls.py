@@ -1,7 +1,7 @@
 """Random calls of functions, written as models write them, with slips, and random changes to a text.
 
-Names, keys and strings consist of words that occur once, such as ``w12z``. So a test can see whether a part of
-a reply was lost.
+Names, keys and strings consist of words that occur once, such as ``w12z``. So a test can see whether a part
+of a reply was lost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BETWEEN = (
         "<|",
         "@",
         "`",
-        "’",
+        "\u2019",
         "“",
         "é",
     ),
@@ -88,8 +88,8 @@ class Values:
 
 
 class LooseWriter:
-    """Writes calls as Gemma 4 does, in one of its loose forms. A string has one of ``quotes``; an empty one is
-    a string without quotes, and two are a string that begins with one quote and ends with another."""
+    """Writes calls as Gemma 4 does, in one of its loose forms. A string has one of ``quotes``; an empty one
+    is a string without quotes, and two are a string that begins with one quote and ends with another."""
 
     QUOTES = (
         *((QUOTE,), (QUOTE,), ('"',), ("'",), (QUOTE, '"'), (QUOTE, "'"), (QUOTE, '"', "'"), ("“",), ("`",)),
