@@ -1,5 +1,5 @@
 """Random calls in every form and with random changes, read by every parser of replies: any split gives the
-same events, the pieces of a call add up to its arguments, nothing is lost, and what is read is what was meant."""
+same events, the pieces of a call add up to its arguments, nothing is lost, and no call is misread."""
 
 from __future__ import annotations
 
