@@ -229,7 +229,8 @@ class Tokenizer:
             ids: token ids.
             skip_control: leave control tokens (BOS, turn markers, ...) out; False writes them by name.
 
-        Bytes that are not valid UTF-8 become U+FFFD each.
+        Bytes that are not valid UTF-8 become U+FFFD each, as in SentencePiece. The library tokenizers would
+        also replace valid characters beside them, if these are written as bytes.
 
         Raises:
             InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
