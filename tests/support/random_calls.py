@@ -72,7 +72,7 @@ class Values:
         for _ in range(self._rng.choice((0, 1, 1, 1, 2, 3))):
             parts += [self._word(), self._rng.choice(_BETWEEN)]
         text = "".join(parts if self._rng.random() < 0.5 else parts[:-1])
-        return text.replace(",", "").strip() if self._is_bare else text
+        return re.sub("[,()]", "", text).strip() if self._is_bare else text
 
     def _key(self) -> str:
         word = self._rng.choice(("", "", "@", "$", "_")) + self._word()
