@@ -18,7 +18,7 @@ from gemlet.chat.gemma4_tools import WrittenCall, write_call
 
 TEXTS = st.text(alphabet="ab\"'\\{}[],:=()\n <|é😀\x01", max_size=12)
 # A model may write a key in single quotes; it means the key without them.
-KEYS = TEXTS.filter(lambda key: key.strip() and not re.fullmatch(r"\s*'[^']+'\s*", key))
+KEYS = TEXTS.filter(lambda key: key.strip() and not re.fullmatch(r"\s*'.+'\s*", key, re.DOTALL))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
@@ -123,6 +123,13 @@ REPAIRED = {
     "call:f{a=b:c}": {"a": "b:c"},
     'call: {"name": "f", "arguments": {"a": 1}}': {"a": 1},
     "call:f{a:1,}": {"a": 1},
+    "call:f{a:1,a:2,b='x'}": {"a": 2, "b": "x"},
+    "call:f{a:1,b:2,a:3": {"a": 3, "b": 2},
+    "call:f{a:[1,{b:2}],a:[1,{c=3}]}": {"a": [1, {"c": 3}]},
+    "call:f{a:true,a:~x~,b:['y',1]": {"a": "x", "b": ["y", 1]},
+    "call:f{'a:b~:1}": {"a:b": 1},
+    "call:f{": {},
+    "call:f{a:" + "9" * 1000 + "}": {"a": int("9" * 1000)},
 }
 
 

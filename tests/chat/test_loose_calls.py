@@ -66,6 +66,9 @@ def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
         ("call:f{a:{}", {"a": {}}),
         ("call:f(days=2", {"days": 2}),
         ('call:f({"days": 2}', {"days": 2}),
+        ("call:f{", {}),
+        ("call:f( ", {}),
+        ("call:f({", {}),
         # Single quotes.
         ("call:f{city:'Oslo'}", CITY),
         ("call:f{'city': 'Oslo', 'days': 2}", BOTH),
@@ -75,6 +78,7 @@ def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
         ("call:f{a:'he said \"no\", then'}", {"a": 'he said "no", then'}),
         ("call:f{a:'two\\nlines'}", {"a": "two\nlines"}),
         ("call:f{a:['x','y']}", {"a": ["x", "y"]}),
+        (r"call:f{'it\'s':1}", {"it's": 1}),
         # Other quotes.
         ("call:f{city:\u201cOslo\u201d,days:2}", BOTH),
         ("call:f{\u201ccity\u201d:\u2018Oslo\u2019}", CITY),
@@ -156,6 +160,8 @@ def test_slips_with_only_one_meaning(raw: str, arguments: dict[str, Any], end: s
         "call:f{a:-Infinity}",
         "call:f{a:1.2.}x",
         "call:f{a:+1}",
+        "call:f{a:" + "9" * 2500 + "}",
+        "call:f{a:" + "9" * 5000 + "}",
         "call{a:1}",
         "(a:1)",
         '{"name": "f"}',

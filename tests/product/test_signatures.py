@@ -57,6 +57,17 @@ def test_the_options_are_the_same_everywhere() -> None:
             assert f"\n    {name}: " in inspect.cleandoc(function.__doc__)
 
 
+def test_a_class_has_its_signature_without_wrappers() -> None:
+    """Python 3.13.5 and later look behind the wrappers of ``__init__``, and bind what they find."""
+    shown: Any = inspect.unwrap(GenerationConfig.__init__, stop=lambda each: hasattr(each, "__signature__"))
+    assert "self" in inspect.signature(shown).parameters
+    bound = shown.__get__(GenerationConfig, type)
+    assert list(inspect.signature(bound).parameters) == FIELDS
+    config = object.__new__(GenerationConfig)
+    shown(config, max_tokens=3)
+    assert config.max_tokens == 3
+
+
 @pytest.mark.parametrize("method", WRITES)
 def test_every_option_of_a_call_counts(method: str) -> None:
     wrong: dict[str, Any] = {name: -5 for name in FIELDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,16 @@ def test_half_a_character_waits_and_a_broken_one_is_replaced(trained: Tokenizer)
     assert [decoder.push(first), decoder.push(second), decoder.finish()] == ["", "", "\ufffd\ufffd"]
     door = trained.encode("door", add_bos=False)
     assert decoder.push(first) + decoder.push(door[0]) == "\ufffd" + trained.decode(door[:1])
+
+
+def test_random_bytes_are_decoded_as_in_sentencepiece(trained: Tokenizer) -> None:
+    model = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
+    rng = random.Random(1)
+    as_bytes = [trained.piece_to_id(f"<0x{byte:02X}>") or 0 for byte in range(256)]
+    others = trained.encode("the door 日", add_bos=False)
+    for _ in range(2000):
+        ids = [rng.choice(as_bytes if rng.random() < 0.7 else others) for _ in range(rng.randint(1, 12))]
+        assert trained.decode(ids) == model.decode(ids), ids
 
 
 @pytest.mark.parametrize("bad", [-1, 420, 1 << 70, 1.0, True, "2", None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any, TypeVar, get_type_hints
 
 from gemlet.base.late import inspect
@@ -41,6 +42,14 @@ class _Shown:
         self.__wrapped__ = function
         self._types = types
         self.shown_defaults = defaults
+
+    # Python asks for the signature of a class by its __init__ without wrappers. There it has to find what a
+    # function is: something to call, and to bind.
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.__wrapped__(*arguments, **options)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -27,6 +27,8 @@ _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BEGUN = late_pattern(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
 _FREE = late_pattern(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
 _BEGUN_FREE = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
+_LONGEST_WORD = 500  # of a name, a key or a value without quotes
+_LONGEST_HELD = 5000  # of the part of a string that is not certain
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -46,14 +48,14 @@ class PieceWriter:
         self._text = ""  # what has not been read
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are to come
-        self._expects = "head"  # or "key", "value", "comma", "string", or "nothing" more
+        self._expects = "head"  # or "key", "value", "comma", "string"
+        self._is_over = False  # only the last bracket is missing, or the call departs from the notation
         self._first = True  # whether it is the first in its object or list
-        self._is_whole = False  # but for the last bracket
         self._is_free = False  # the string that is being written ends at its own token only
 
     def push(self, text: str) -> str:
         """The JSON that ``text`` makes certain."""
-        if self._expects == "nothing":
+        if self._is_over:
             return ""
         self._text += text
         is_held = self._expects == "string" and not self._is_free and len(self._text) > 300
@@ -63,18 +65,38 @@ class PieceWriter:
         try:
             while self._step():
                 pass
+            if len(self._text) > (_LONGEST_HELD if self._expects == "string" else _LONGEST_WORD):
+                self._is_over = True  # the rest is read at the end
         except MalformedCallError:
-            self._expects = "nothing"
+            self._is_over = True
         return "".join(self._written[before:])
 
     def finish(self, arguments: dict[str, Any]) -> str:
-        """The rest of the JSON of ``arguments``, the arguments that the call turned out to have. Nothing if
-        the JSON so far is not its beginning."""
+        """The rest of the JSON of ``arguments``, the arguments that the call turned out to have.
+
+        >>> writer = PieceWriter()
+        >>> writer.push("call:f{a:1,a:[2,b='x'"), writer.finish({"a": 3})
+        ('{"a": 1, "a": [2', '], "a": 3}')
+        """
         whole, written = json.dumps(arguments, ensure_ascii=False), "".join(self._written)
         if whole.startswith(written):
             return whole[len(written) :]
-        # A key may appear twice; the last one counts.
-        return "}" if self._is_whole and json.loads(written + "}") == arguments else ""
+        # The JSON so far is not its beginning: a key appears twice, and the last one counts.
+        ends = self._end_of_part() + "".join(reversed(self._open[1:]))
+        found = json.loads(written + ends + "}")
+        rest = {
+            key: value
+            for key, value in arguments.items()
+            if key not in found or json.dumps(found[key]) != json.dumps(value)  # in Python, True is 1
+        }
+        more = json.dumps(rest, ensure_ascii=False)[1:]
+        return ends + (", " if rest else "") + more
+
+    def _end_of_part(self) -> str:
+        """What ends the string or the member that is being written."""
+        if self._expects == "string":
+            return '"'
+        return "null" if self._expects == "value" and self._open[-1] == "}" else ""
 
     def _step(self) -> bool:
         """Reads the next part; False if it needs more text."""
@@ -89,7 +111,7 @@ class PieceWriter:
         if self._expects == "string":
             return self._string()
         self._text = self._text.lstrip(_SPACE)
-        if not self._text or self._expects == "nothing":
+        if not self._text or self._is_over:
             return False
         return {"key": self._key, "value": self._value, "comma": self._comma}[self._expects]()
 
@@ -119,7 +141,7 @@ class PieceWriter:
         self._take(1)
         self._first = False
         if len(self._open) == 1:
-            self._is_whole, self._expects = True, "nothing"
+            self._is_over, self._expects = True, "comma"
             return True
         self._write(self._open.pop())
         self._expects = "comma"
@@ -137,7 +159,8 @@ class PieceWriter:
         behind = self._text[match.end() :].lstrip(_SPACE)
         if not behind:
             return False
-        if not behind.startswith(":") or "=" in match[0]:  # key=value is read at the end
+        # key=value is read at the end, and so is a key whose closing quote may still come.
+        if not behind.startswith(":") or "=" in match[0] or match[0].startswith("'"):
             raise MalformedCallError
         key = CallReader(match[0] + ":0}", 0).members(1)
         (name,) = key
@@ -157,10 +180,11 @@ class PieceWriter:
             if re.search('[,:{}\\[\\]"' + QUOTE_SIGN + "]", self._text):
                 raise MalformedCallError
             return False
+        value = CallReader("a:" + bare[0] + "}", 0).members(1)["a"] if bare else None
         if is_item:
             self._separate()
         if bare:
-            self._write(json.dumps(CallReader("a:" + bare[0] + "}", 0).members(1)["a"]))
+            self._write(json.dumps(value))
             self._take(bare.end())
             self._expects = "comma"
         elif first in "{[":

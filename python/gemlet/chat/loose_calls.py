@@ -6,7 +6,7 @@ Models make these mistakes, each shown by one example::
     :f{a:1}   call f{a:1}   f{a:1}   no "call:"
     Call:f{a:1}   tool_call:f{a:1}   another word
     {"name": "f", "arguments": {}}   JSON
-    call:f{a:[1,2                    brackets missing at the end of a call that the model ended
+    call:f{a:[1,2   call:f{          brackets missing at the end of a call that the model ended
     call:f{a=1}                      another sign instead of the colon
     call:f{a:'it's'}   call:f{a:`b`}   other quotes
     call:f{a:"b<|"|>}                quotes of two kinds, one of them the token
@@ -103,7 +103,8 @@ class _LooseReader(CallReader):
 
     def __init__(self, raw: str, at: int, complete: bool) -> None:
         super().__init__(raw, at)
-        self._may_close = complete and not raw.rstrip().endswith(_OPENING)
+        has_value = not raw.rstrip().endswith(_OPENING) or not raw[at:].strip()
+        self._may_close = complete and has_value  # a function may have no arguments
 
     def end(self, closer: str) -> None:
         """Reads ``closer`` and the end of the call."""

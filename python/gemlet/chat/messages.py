@@ -15,7 +15,7 @@ from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 from gemlet.chat.functions import PythonTool
 from gemlet.chat.media_places import MEDIA_TYPES
-from gemlet.chat.tool_calls import MAX_DEPTH
+from gemlet.chat.tool_calls import MAX_BITS, MAX_DEPTH
 from gemlet.errors import InvalidRequestError, TokenizerError
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "text_parts",
 ]
 
-_MAX_BITS = 8192  # size of an integer; Python refuses to write much larger ones
 _JSON = (bool, int, float, str, Sequence, Mapping)
 _COUNTED = ("user", "system", "developer", "assistant")
 _THOUGHT = "<channel|>"  # the end of a thought in a reply
@@ -206,8 +205,8 @@ def json_value(value: Any, where: str, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
-        if value.bit_length() > _MAX_BITS:
-            raise InvalidRequestError(f"{where} is an integer of more than {_MAX_BITS} bits; send it as text")
+        if value.bit_length() > MAX_BITS:
+            raise InvalidRequestError(f"{where} is an integer of more than {MAX_BITS} bits; send it as text")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):

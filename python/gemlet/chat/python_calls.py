@@ -17,7 +17,7 @@ from typing import Any
 
 from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
-from gemlet.chat.tool_calls import MAX_DEPTH, MalformedCallError
+from gemlet.chat.tool_calls import MAX_BITS, MAX_DEPTH, MalformedCallError
 
 __all__ = ["NAME", "parse_calls", "write_calls"]
 
@@ -218,7 +218,9 @@ class _Reader:
             value = float(word) if re.search(r"[.eE]", word) else int(word)
         except ValueError:
             raise self.wrong("a number of fewer digits before it") from None
-        if not math.isfinite(value):
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise self.wrong("a number of fewer digits before it")
+        if isinstance(value, float) and not math.isfinite(value):
             raise self.wrong("a finite number before it")
         return value
 

@@ -195,6 +195,8 @@ _State = Literal[
 ]
 _CHANNEL = "thought"
 THOUGHT_HEADER = _CHANNEL + "\n"  # what stands before the text of a thought
+_OWN_ROLES = ("model", "assistant")
+_ROLES = (*_OWN_ROLES, "user", "system", "developer", "tool", "function")
 AsideKind = Literal["thought", "call"]
 
 
@@ -223,6 +225,7 @@ class ReplyParser:
         self._state: _State = "content"
         self._after_turn: _State = "between"  # this while the prompt is read, and "over" in the reply
         self._line = ""  # text of a header or the name of a channel
+        self._prompted_line: str | None = None  # the prompt's part of a header
         self._held = ""  # may turn out to be thought_end
         self._has_thought = False  # the reply has a thought, ended or not, with text
         self._between_thoughts = ""  # what comes before the next text of a thought
@@ -237,8 +240,8 @@ class ReplyParser:
         self._after_turn = "over"
         if self._state == "over":
             self._state = "between"
-        elif self._state == "header":
-            self._line = ""
+        elif self._state == "header":  # the reply begins within the line of a turn that the prompt opened
+            self._prompted_line, self._line = self._line, ""
 
     @property
     def aside(self) -> AsideKind | None:
@@ -283,11 +286,11 @@ class ReplyParser:
         if kind in (None, "nothing", "quote", "call_end"):
             return []
         if kind == "thought_end":
-            return self._end_thought()
+            return self._end_thought() if self._state != "header" else []
         if kind == "result_end":
             self._state = "content" if self._state == "result" else self._state
             return []
-        events = self._end_thought()
+        events = self._end_part()
         starts: dict[str, _State] = {
             "turn_start": "header",
             "turn_end": self._after_turn,
@@ -320,6 +323,11 @@ class ReplyParser:
         """
         if self._state == "call":
             return self._end_call(complete=ended)
+        if ended:
+            return self._end_part()
+        if self._state == "header":
+            may_be_role = any(role.startswith(self._header()) for role in _ROLES)
+            return [] if may_be_role else self._end_header()
         held = self._held
         if self._state == "channel" and not _CHANNEL.startswith(self._line):
             held = self._line
@@ -361,14 +369,32 @@ class ReplyParser:
                 line, self._line = self._line, ""
             self._state = "thought"
             return self._think(line) if line else []
-        role, newline, rest = text.partition("\n")
-        self._line += role
-        if not newline:
+        self._line += text
+        role, newline, _ = self._header().partition("\n")
+        if not newline and len(role) < 50 and any(known.startswith(role.strip()) for known in _ROLES):
             return []
-        # A turn that the model opens for another role is not part of its reply.
-        self._state = "content" if self._line.strip() in ("", "model") else "over"
-        self._line = ""
-        return self.text(rest)
+        if newline and role.strip() in ("", *_ROLES):
+            # A turn that the model opens for another role is not part of its reply.
+            is_own = self._prompted_line is not None or role.strip() in ("", *_OWN_ROLES)
+            text = self._line.partition("\n")[2]
+        else:  # a turn without a role
+            is_own, text = True, self._line
+        self._state = "content" if is_own else "over"
+        self._line, self._prompted_line = "", None
+        return self.text(text)
+
+    def _end_header(self) -> list[ReplyEvent]:
+        """Leaves the line of a role that has not ended. If it is no role, it is the reply's text."""
+        line, role = self._line, self._header().strip()
+        self._line, self._prompted_line = "", None
+        return [Content(line)] if line and role not in ("", *_ROLES) else []
+
+    def _header(self) -> str:
+        return (self._prompted_line or "") + self._line
+
+    def _end_part(self) -> list[ReplyEvent]:
+        """Leaves a header or a thought."""
+        return self._end_header() if self._state == "header" else self._end_thought()
 
     def _add_to_call(self, text: str) -> list[ReplyEvent]:
         self._call.append(text)

@@ -16,17 +16,18 @@ from typing import Any
 from gemlet.base.patterns import late_pattern
 from gemlet.base.text import show
 
-__all__ = ["MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
+__all__ = ["MAX_BITS", "MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
 
 QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
 MAX_DEPTH = 100  # objects and lists within each other; much deeper ones would end in a RecursionError
+MAX_BITS = 8192  # size of an integer; Python refuses to write much larger ones
 
 _SPACE = late_pattern(r"[ \t\r\n]*")
 _HEAD = late_pattern(r"[ \t\r\n]*call:([^{}]+)\{")
 _QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _OTHER_QUOTES = late_pattern(
-    "'[^']+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL
+    "'.+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL
 )  # a key that a model has put in other quotes
 _BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _NUMBER = late_pattern(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -185,6 +186,8 @@ class CallReader:
             value = int(word) if parts is not None and parts[1] is None and parts[2] is None else float(word)
         except ValueError:  # Python's limit on the digits of an integer
             raise self.wrong("a number of fewer digits") from None
-        if not math.isfinite(value):
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise self.wrong("a number of fewer digits")
+        if isinstance(value, float) and not math.isfinite(value):
             raise self.wrong("a finite number")
         return value

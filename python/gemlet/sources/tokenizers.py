@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,23 +64,20 @@ def asked_by_folder(folder: str, eos: str | None = None) -> dict[str, bool]:
     return asked
 
 
-_POST_PROCESSOR = b'"post_processor"'
+# A piece of the vocabulary may have this name, too, but its value is a number.
+_POST_PROCESSOR = re.compile(rb'"post_processor"\s*:\s*(?=\{)')
 _LONGEST_STEPS = 1 << 16
 
 
 def _last_piece(path: str) -> str | None:
     """The special token that the post-processor of a ``tokenizer.json`` puts after every text. The file has
     tens of megabytes, and only this part of it is parsed."""
-    if not is_there(path):
+    data = read_file(path, MAX_VOCABULARY_BYTES) if is_there(path) else b""
+    if (found := _POST_PROCESSOR.search(data)) is None:
         return None
-    data = read_file(path, MAX_VOCABULARY_BYTES)
-    end = 0
-    while (found := data.find(_POST_PROCESSOR, end)) >= 0:  # it may be a piece of the vocabulary, too
-        end = found + len(_POST_PROCESSOR)
-        text = data[end : end + _LONGEST_STEPS].decode("utf-8", "ignore").lstrip()
-        if text.startswith(":") and (text := text[1:].lstrip()).startswith("{"):
-            with contextlib.suppress(ValueError, RecursionError):
-                return _after(json.JSONDecoder().raw_decode(text)[0])
+    text = data[found.end() : found.end() + _LONGEST_STEPS].decode("utf-8", "ignore")
+    with contextlib.suppress(ValueError, RecursionError):
+        return _after(json.JSONDecoder().raw_decode(text)[0])
     return None
 
 
