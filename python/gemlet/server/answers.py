@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gemlet.server.call import Call, call_of
-from gemlet.server.problems import ClientGone, Problem, forget_frames, key_revoked, problem_of
+from gemlet.server.problems import ClientGone, Problem, forget_frames, problem_of
 
-__all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "until_revoked", "while_connected"]
+__all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "until_ended", "while_connected"]
 
 _Result = TypeVar("_Result")
 _MOST_HELD = 1 << 14  # bytes of pieces that are sent together
@@ -46,15 +46,16 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _revoked(call: Call) -> None:
-    revoked = asyncio.Event()
-    call.cancels.append(revoked.set)
+async def _ended(call: Call) -> None:
+    ended = asyncio.Event()
+    call.cancels.append(ended.set)
     try:
-        if not call.is_revoked:
-            await revoked.wait()
+        if call.ending is None:
+            await ended.wait()
     finally:
-        call.cancels.remove(revoked.set)
-    raise key_revoked()
+        call.cancels.remove(ended.set)
+    assert call.ending is not None
+    raise call.ending
 
 
 async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any, Any, None]) -> _Result:
@@ -78,16 +79,16 @@ async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
     """What ``work`` returns. It is cancelled when the client goes away, and :class:`ClientGone` is raised; or
-    when the key is revoked, and :class:`Problem` is raised.
+    when the server ends the call, and :class:`Problem` is raised.
 
     The body has to be read before.
     """
-    return await _first_of(work, _gone(request.receive), _revoked(call_of(request)))
+    return await _first_of(work, _gone(request.receive), _ended(call_of(request)))
 
 
-async def until_revoked(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What ``work``, which reads a body, returns; :class:`Problem` when the key is revoked meanwhile."""
-    return await _first_of(work, _revoked(call))
+async def until_ended(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What ``work``, which reads a body, returns; :class:`Problem` when the server ends the call."""
+    return await _first_of(work, _ended(call))
 
 
 class Rest:
@@ -115,7 +116,8 @@ class StreamAnswer(Response):
 
     Args:
         pieces: what to send, once :meth:`flush` is called or there is much of it. An error that they raise is
-            sent as ``on_error`` writes it, and ends the answer.
+            sent as ``on_error`` writes it, and ends the answer. Where that is None the answer breaks off: its
+            length was promised.
         ping: what to send when there was nothing for ``ping_seconds``; None sends nothing.
         stuck_seconds: a client that takes nothing for so long is taken for gone.
     """
@@ -126,7 +128,7 @@ class StreamAnswer(Response):
         call: Call,
         *,
         media_type: str,
-        on_error: Callable[[Problem], bytes],
+        on_error: Callable[[Problem], bytes] | None,
         ping: bytes | None,
         ping_seconds: float,
         stuck_seconds: float,
@@ -167,6 +169,8 @@ class StreamAnswer(Response):
             problem = problem_of(error)
             self._call.problem = problem.code or problem.kind
             await self._call.close()
+            if self._on_error is None:
+                raise
             self._held += self._on_error(problem)
             if problem.status == 500:
                 await self._end()

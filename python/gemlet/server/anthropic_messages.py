@@ -122,7 +122,6 @@ MESSAGES: Mapping[str, Kind] = {
 
 async def messages(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    call.headers["request-id"] = call.id
     fields = fields_of(request)
     served = service.find(call, fields["model"])
     most = service.reply_tokens(call, served, fields, "max_tokens")
@@ -150,7 +149,6 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    call.headers["request-id"] = call.id
     fields = fields_of(request)
     ask = _ask(fields, service.find(call, fields["model"]), {}, None)
     count = await anyio.to_thread.run_sync(ask.count_prompt, limiter=service.threads)

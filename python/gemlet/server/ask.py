@@ -19,7 +19,7 @@ from gemlet.model.off_loop import takes_long
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
-from gemlet.server.problems import Problem, key_revoked, problem_of
+from gemlet.server.problems import NO_RETRY, Problem, problem_of, stopping
 from gemlet.server.said import content_of, strings_in, texts_of
 from gemlet.server.sent_media import check_sent_media, images_of
 
@@ -375,11 +375,10 @@ class Running:
                 "the reply took longer than the server allows",
                 kind="timeout_error",
                 code="timeout",
+                headers=NO_RETRY,
             )
-        if chunk.finish_reason == "cancelled" and call.is_revoked:
-            raise key_revoked()
         if chunk.finish_reason == "cancelled":
-            raise Problem(503, "the server is stopping", kind="unavailable_error")
+            raise call.ending or stopping()
         if choice.gate is not None:
             shown = await choice.gate.through(chunk)
             if shown is None:

@@ -62,13 +62,20 @@ class Bodies:
             raise Problem(400, "Content-Length is no number")
         if len(length) > 15 or int(length) > self.most:
             raise self._too_large()
+        call = call_of(request)
         try:
-            with anyio.fail_after(self.seconds):  # asyncio.wait_for may lose a cancellation before 3.12
+            # asyncio.wait_for may lose a cancellation before 3.12.
+            with anyio.fail_after(self.seconds) as scope:
+                call.cancels.append(scope.cancel)
                 return await self._collect(request)
         except TimeoutError:
             raise Problem(
                 408, f"the body did not arrive within {self.seconds:g} s", kind="timeout_error"
             ) from None
+        finally:
+            call.cancels.remove(scope.cancel)
+        assert call.ending is not None
+        raise call.ending
 
     async def _collect(self, request: Request) -> bytes:
         pieces: list[bytes] = []

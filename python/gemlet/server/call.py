@@ -14,6 +14,7 @@ from gemlet.base.records import field, record
 
 if TYPE_CHECKING:
     from gemlet.server.keys import Key
+    from gemlet.server.problems import Problem
 
 __all__ = ["Call", "call_of"]
 
@@ -32,7 +33,7 @@ class Call:
         at_end: what is done once, when the work has ended and before the client is told so.
         closers: what gives back memory when the request is over, however it ended.
         cancels: what ends its replies.
-        is_revoked: its key was revoked while it ran.
+        ending: why the server ends it before it is done.
     """
 
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
@@ -59,7 +60,7 @@ class Call:
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     cancels: list[Callable[[], None]] = field(default_factory=list)
-    is_revoked: bool = False
+    ending: Problem | None = None
 
     def settle(self) -> None:
         """Does what is to be done at the end, once."""
@@ -74,9 +75,9 @@ class Call:
             await close()
         self.settle()
 
-    def revoke(self) -> None:
-        """Its key is worthless now: its replies end."""
-        self.is_revoked = True
+    def end(self, problem: Problem) -> None:
+        """Ends its replies; the client is told the problem."""
+        self.ending = problem
         for cancel in self.cancels:
             cancel()
 

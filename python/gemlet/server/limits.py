@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gemlet.base.records import field, record
 from gemlet.server.call import Call
-from gemlet.server.problems import Problem
+from gemlet.server.problems import NO_RETRY, Problem, key_revoked
 
 if TYPE_CHECKING:
     from gemlet.server.keys import Key, KeyStore
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Limiter", "Window"]
 
 _HOUR = 3600.0  # seconds
+_LONGEST_WAIT = 60.0  # seconds; clients that would sleep longer before they ask again are told not to
 _PARTS = 60  # parts of a window; what is counted leaves it at most one part too late
 
 
@@ -120,7 +121,7 @@ class Limiter:
                 continue
             for call in state.running:
                 if call.priority >= 0:
-                    call.revoke()
+                    call.end(key_revoked())
 
     def _check(self, call: Call, key: Key) -> None:
         state, now = self._state(key, time.monotonic()), time.monotonic()
@@ -195,7 +196,10 @@ def _too_many(what: str, limit: int, wait: float) -> Problem:
         f"this key may have {limit} {what}; try again in {wait:.0f} s",
         kind="rate_limit_error",
         code="rate_limit_exceeded",
-        headers={"Retry-After": str(max(1, round(wait + 0.5)))},
+        headers={
+            "Retry-After": str(max(1, round(wait + 0.5))),
+            **(NO_RETRY if wait > _LONGEST_WAIT else {}),
+        },
     )
 
 

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet.base.records import replace
-from gemlet.server.answers import JSONAnswer, StreamAnswer, until_revoked
+from gemlet.server.answers import JSONAnswer, StreamAnswer, until_ended
 from gemlet.server.batches import Batches
 from gemlet.server.call import call_of
 from gemlet.server.file_store import StoredFile, new_id
-from gemlet.server.problems import Problem
+from gemlet.server.problems import NO_RETRY, Problem
 from gemlet.server.schema import Choice, Integer, Kind, Object, Text, read
 from gemlet.server.service import query_of, service_of
 from gemlet.server.uploads import nested, read_form
@@ -92,7 +92,7 @@ async def upload(request: Request) -> Response:
                 room=room,
                 seconds=settings.body_seconds,
             )
-            form = await until_revoked(call, reading)
+            form = await until_ended(call, reading)
         given = nested(form.fields)
         seconds = given.get("expires_after", {})
         if isinstance(seconds, dict) and str(seconds.get("seconds", "")).isdecimal():
@@ -106,7 +106,9 @@ async def upload(request: Request) -> Response:
             raise Problem(413, "there is no more room for your files here; delete some", code="storage_full")
         store.add(new, place)
     except OSError:
-        raise Problem(507, "the server has no room for this file", kind="server_error") from None
+        raise Problem(
+            507, "the server has no room for this file", kind="server_error", headers=NO_RETRY
+        ) from None
     finally:
         place.unlink(missing_ok=True)
     return JSONAnswer(_shown(new))
@@ -159,7 +161,12 @@ async def file(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     found, batches = _found(request), batches_of(request)
     if batches.uses(found.id):
-        raise Problem(409, "a batch that is not over reads this file; cancel it first", code="file_in_use")
+        raise Problem(
+            409,
+            "a batch that is not over reads this file; cancel it first",
+            code="file_in_use",
+            headers=NO_RETRY,
+        )
     batches.store.remove(found.id)
     return JSONAnswer({"id": found.id, "object": "file", "deleted": True})
 
@@ -172,7 +179,7 @@ async def content(request: Request) -> Response:
         _pieces(store.path(found.id)),
         call_of(request),
         media_type="application/octet-stream",
-        on_error=lambda _: b"",  # the client misses what the length says
+        on_error=None,
         ping=None,
         ping_seconds=service.settings.ping_seconds,
         stuck_seconds=service.settings.stuck_seconds,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -157,7 +159,10 @@ async def respond(request: Request) -> Response:
             service.kept.put(owner, answer, [*said, reply])
 
     if fields.get("stream"):
-        return service.stream(_pieces(running, head, keep), request, running)
+        numbers = itertools.count()
+        return service.stream(
+            _pieces(running, head, keep, numbers), request, running, on_error=partial(_failure, numbers)
+        )
     return JSONAnswer(await while_connected(request, _whole(running, head, keep)))
 
 
@@ -261,13 +266,20 @@ async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict
     return answer
 
 
-async def _pieces(running: Running, head: Mapping[str, Any], keep: _Keep) -> AsyncIterator[bytes]:
-    items, calls, number = OutputItems(), StreamedCalls(), 0
+def _failure(numbers: Iterator[int], problem: Problem) -> bytes:
+    """The event of an error in a stream. OpenAI's clients raise what has an ``error``."""
+    said = {name: getattr(problem, name) for name in ("code", "message", "param")}
+    error = {**said, "type": problem.kind}
+    return event({"type": "error", **said, "sequence_number": next(numbers), "error": error}, "error")
+
+
+async def _pieces(
+    running: Running, head: Mapping[str, Any], keep: _Keep, numbers: Iterator[int]
+) -> AsyncIterator[bytes]:
+    items, calls = OutputItems(), StreamedCalls()
 
     def numbered(found: Mapping[str, Any]) -> bytes:
-        nonlocal number
-        number += 1
-        return event({**found, "sequence_number": number - 1}, found["type"])
+        return event({**found, "sequence_number": next(numbers)}, found["type"])
 
     yield numbered({"type": "response.created", "response": head})
     yield numbered({"type": "response.in_progress", "response": head})

@@ -142,12 +142,14 @@ class Service:
         running: Running,
         *,
         ping: bytes | None = b": ping\n\n",
+        on_error: Callable[[Problem], bytes] | None = None,
     ) -> StreamAnswer:
         """Server-sent events, or lines of JSON where there is no ping. Those of chunks of ``running`` that
-        are there at once, or within a moment, are sent together."""
+        are there at once, or within a moment, are sent together. An error is the last of them, as
+        ``on_error`` writes it, or else in the form of the dialect's other errors."""
         call, path = call_of(request), request.scope["path"]
 
-        def on_error(problem: Problem) -> bytes:
+        def as_others(problem: Problem) -> bytes:
             body = as_line(as_json(problem, path, call.id))
             if ping is None:
                 return body + b"\n"
@@ -158,7 +160,7 @@ class Service:
             pieces,
             call,
             media_type=LINES if ping is None else EVENTS,
-            on_error=on_error,
+            on_error=on_error or as_others,
             ping=ping,
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,
