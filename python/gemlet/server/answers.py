@@ -150,7 +150,12 @@ class StreamAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _first_of(self._produce(), _gone(receive), self._watch())
+        try:
+            await _first_of(self._produce(), _gone(receive), self._watch(), _ended(self._call))
+        except Problem as problem:
+            if problem is not self._call.ending:
+                raise
+            await self._fail(problem)
 
     async def _produce(self) -> None:
         try:
@@ -166,16 +171,21 @@ class StreamAnswer(Response):
         except ClientGone:
             raise
         except Exception as error:
-            problem = problem_of(error)
-            self._call.problem = problem.code or problem.kind
-            await self._call.close()
-            if self._on_error is None:
-                raise
-            self._held += self._on_error(problem)
-            if problem.status == 500:
-                await self._end()
+            await self._fail(error)
+            if problem_of(error).status == 500:
                 raise
             forget_frames(error)
+        else:
+            await self._end()
+
+    async def _fail(self, error: Exception) -> None:
+        """Tells the client, as the last of the answer."""
+        problem = problem_of(error)
+        self._call.problem = problem.code or problem.kind
+        await self._call.close()
+        if self._on_error is None:
+            raise error
+        self._held += self._on_error(problem)
         await self._end()
 
     async def flush(self) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Limiter", "Window"]
 
 _HOUR = 3600.0  # seconds
-_LONGEST_WAIT = 60.0  # seconds; clients that would sleep longer before they ask again are told not to
+_LONGEST_WAIT = 120.0  # seconds; clients that would sleep longer before they ask again are told not to
 _PARTS = 60  # parts of a window; what is counted leaves it at most one part too late
 
 
