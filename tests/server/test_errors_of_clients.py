@@ -88,7 +88,7 @@ def client_of(server: RunningServer, kind: str, key: str = "none", **more: Any) 
         return
     url = server.url + ("/v1" if kind == "openai" else "")
     make = openai.OpenAI if kind == "openai" else anthropic.Anthropic
-    with make(base_url=url, api_key=key, max_retries=0, **more) as client:
+    with make(base_url=url, api_key=key, **{"max_retries": 0, **more}) as client:
         yield client
 
 

@@ -33,6 +33,8 @@ pragma user_version = 1;
 """
 _VERSION = 1
 _PATIENCE = 100  # milliseconds in which the event loop waits for another process that keeps the file locked
+_JUMP = 60.0  # seconds by which the clock may run ahead between two looks
+_SETTLED = 3600.0  # seconds after which a clock that was set forward is believed
 _MOST_BATCHES = 10_000  # batches of one owner that are remembered
 
 
@@ -71,6 +73,8 @@ class FileStore:
         self.folder = Path(folder)
         self._arriving: Counter[str] = Counter()  # bytes of uploads, by owner
         self._uploads: Counter[str] = Counter()  # and how many
+        self._looked = time.time(), time.monotonic()  # when expired files were last looked for
+        self._waits_until = 0.0
         place = self.folder / "files.db"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -168,7 +172,8 @@ class FileStore:
     def used(self, owner: str) -> tuple[int, int]:
         """How many files the owner has, and their bytes; with those that arrive, for which room is kept."""
         count, size = self._db.execute(
-            "select count(*), total(bytes) from files where owner = ?", (owner,)
+            "select count(*), total(bytes) from files where owner = ? and (expires is null or expires > ?)",
+            (owner, int(time.time())),
         ).fetchone()
         return count + self._uploads[owner], int(size) + self._arriving[owner]
 
@@ -178,6 +183,14 @@ class FileStore:
             self.path(identifier).unlink()
 
     def remove_expired(self) -> None:
+        """Removes what has expired. After the clock was set forward, it waits: a clock that is wrong for a
+        while hides files, and deletes none."""
+        wall, now = time.time(), time.monotonic()
+        if wall - self._looked[0] > now - self._looked[1] + _JUMP:
+            self._waits_until = now + _SETTLED
+        self._looked = wall, now
+        if now < self._waits_until:
+            return
         kept = {document["input_file_id"] for _, document in self.unfinished()}
         rows = self._db.execute("select id from files where expires <= ?", (int(time.time()),)).fetchall()
         for (identifier,) in rows:
