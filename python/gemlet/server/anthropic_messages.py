@@ -133,7 +133,8 @@ async def messages(request: Request) -> Response:
         options["thinking_budget"] = thinking["budget_tokens"]
     format = fields.get("output_config", {}).get("format", {"type": "text"})
     options |= of_format(format, "output_config.format")
-    ask = _ask(fields, served, options, service.settings.request_seconds)
+    seconds = service.settings.request_seconds
+    ask = await service.beside(request, lambda: _ask(fields, served, options, seconds))
     running = await service.start([ask], call)
     head = {
         "id": f"msg_{secrets.token_hex(12)}",
@@ -150,7 +151,8 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     fields = fields_of(request)
-    ask = _ask(fields, service.find(call, fields["model"]), {}, None)
+    served = service.find(call, fields["model"])
+    ask = await service.beside(request, lambda: _ask(fields, served, {}, None))
     count = await anyio.to_thread.run_sync(ask.count_prompt, limiter=service.threads)
     call.settle()
     return JSONAnswer({"input_tokens": count})

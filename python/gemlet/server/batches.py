@@ -226,9 +226,14 @@ class Batches:
             counts = document["request_counts"]
             counts["completed"], counts["failed"] = sum(done.values()), len(done) - sum(done.values())
             waiting = requests(source, done)
+            reading = asyncio.Lock()  # the workers share them
 
             async def worker() -> None:
-                for request in waiting:  # the workers share it
+                while True:
+                    async with reading:  # lines that are skipped or long take a while
+                        request = await anyio.to_thread.run_sync(next, waiting, None)
+                    if request is None:
+                        return
                     async with self._places:
                         line, good = await answer(
                             self._app, request, partial(self._inside, owner), waits=True

@@ -12,10 +12,12 @@ from gemlet.errors import InvalidRequestError
 from gemlet.server.call import Call, call_of
 from gemlet.server.problems import ClientGone, Problem
 
-__all__ = ["MOST_DEPTH", "Bodies", "is_deeper", "parse"]
+__all__ = ["MOST_DEPTH", "Bodies", "has_more_values", "is_deeper", "parse"]
 
 MOST_DEPTH = 64
-_MOST_CONTAINERS = 1_000_000  # lists and objects; parsing so many takes half a second
+# Lists, objects, and the commas and colons between their items, and in texts. Nothing else runs while so many
+# are parsed, which takes some hundred milliseconds.
+_MOST_VALUES = 1 << 20
 
 
 def is_deeper(value: Any, most: int) -> bool:
@@ -35,6 +37,11 @@ def is_deeper(value: Any, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def has_more_values(data: bytes, most: int) -> bool:
+    """Whether JSON may have more values than this. (What texts have counts, too.)"""
+    return sum(map(data.count, (b"[", b"{", b",", b":"))) > most
 
 
 class Bodies:
@@ -112,9 +119,11 @@ class Bodies:
 def parse(data: bytes) -> dict[str, Any]:
     """The JSON object in ``data``; strict, and at most MOST_DEPTH deep."""
     too_deep = Problem(400, f"the body is nested more than {MOST_DEPTH} levels deep", code="too_deep")
-    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
+    if has_more_values(data, _MOST_VALUES):
         raise Problem(
-            400, f"the body has more than {_MOST_CONTAINERS} brackets that open", code="invalid_json"
+            400,
+            f"the body has more than {_MOST_VALUES} brackets, commas and colons; send it in several requests",
+            code="invalid_json",
         )
     try:
         found = parse_json_object(data, where="body", error=InvalidRequestError)

@@ -169,6 +169,11 @@ class FileStore:
             self._arriving += Counter()  # forgets owners with none
             self._uploads += Counter()
 
+    def has_room(self, size: int) -> bool:
+        """Whether the disk has so many bytes left."""
+        found = os.statvfs(self.folder)
+        return size <= found.f_bavail * found.f_frsize
+
     def used(self, owner: str) -> tuple[int, int]:
         """How many files the owner has, and their bytes; with those that arrive, for which room is kept."""
         count, size = self._db.execute(

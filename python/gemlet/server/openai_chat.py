@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ from gemlet import _core
 from gemlet.base.sampling_options import MAX_INT
 from gemlet.chat.reply import Content, Reasoning, ToolCall, ToolCallPiece
 from gemlet.generation.result import Chunk
-from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.answers import while_connected
 from gemlet.server.ask import Ask, Choice, Running, finish_reason, is_plain_text
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
@@ -89,7 +89,8 @@ async def chat(request: Request) -> Response:
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
-    ask = _ask(fields, served, most, service.settings.request_seconds)
+    seconds = service.settings.request_seconds
+    ask = await service.beside(request, lambda: _ask(fields, served, most, seconds))
     running = await service.start([ask], call)
     check_length(running)
     wants_ids = fields.get("return_token_ids", False)
@@ -104,7 +105,8 @@ async def chat(request: Request) -> Response:
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
         head["object"] = "chat.completion.chunk"
         return service.stream(_pieces(running, head, wants_usage, wants_ids), request, running)
-    return JSONAnswer(await while_connected(request, _whole(running, head, wants_ids, service.threads)))
+    make = await while_connected(request, _whole(running, head, wants_ids, service.threads))
+    return await service.answer(make, is_large=call.completion_tokens > 1000)
 
 
 def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -> Ask:
@@ -192,21 +194,26 @@ def usage_of(running: Running) -> dict[str, Any]:
 
 async def _whole(
     running: Running, head: Mapping[str, Any], wants_ids: bool, threads: anyio.CapacityLimiter
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
+    """What makes the answer."""
     try:
         async for _ in running:
             pass
         running.end()
-        choices = [_choice(index, choice, wants_ids) for index, choice in enumerate(running.choices)]
-        shown = {**head, "choices": choices, "usage": usage_of(running)}
-        first = running.choices[0]
-        if wants_ids:
-            shown["prompt_token_ids"] = first.prompt_ids
-        if (of_its_prompt := await of_prompt(first, threads)) is not None:
-            shown["prompt_logprobs"] = of_its_prompt
-        return shown
+        of_its_prompt = await of_prompt(running.choices[0], threads)
     finally:
         await running.aclose()
+
+    def make() -> dict[str, Any]:
+        choices = [_choice(index, choice, wants_ids) for index, choice in enumerate(running.choices)]
+        shown = {**head, "choices": choices, "usage": usage_of(running)}
+        if wants_ids:
+            shown["prompt_token_ids"] = running.choices[0].prompt_ids
+        if of_its_prompt is not None:
+            shown["prompt_logprobs"] = of_its_prompt
+        return shown
+
+    return make
 
 
 def _choice(index: int, choice: Choice, wants_ids: bool) -> dict[str, Any]:

@@ -81,7 +81,10 @@ async def upload(request: Request) -> Response:
     settings, now = service.settings, int(time.time())
     new = StoredFile(new_id("file"), owner, "", "batch", 0, now, now + _MONTH)
     place, call = store.path(f"{new.id}.part"), call_of(request)
-    room = min(settings.max_storage - used, settings.max_file, _length(request))
+    length = _length(request)
+    room = min(settings.max_storage - used, settings.max_file, length)
+    if room == length and not store.has_room(length):
+        raise _no_room()
     try:
         with store.arriving(owner, room):
             reading = read_form(
@@ -106,12 +109,14 @@ async def upload(request: Request) -> Response:
             raise Problem(413, "there is no more room for your files here; delete some", code="storage_full")
         store.add(new, place)
     except OSError:
-        raise Problem(
-            507, "the server has no room for this file", kind="server_error", headers=NO_RETRY
-        ) from None
+        raise _no_room() from None
     finally:
         place.unlink(missing_ok=True)
     return JSONAnswer(_shown(new))
+
+
+def _no_room() -> Problem:
+    return Problem(507, "the server has no room for this file", kind="server_error", headers=NO_RETRY)
 
 
 def _length(request: Request) -> int:

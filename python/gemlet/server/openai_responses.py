@@ -123,7 +123,8 @@ async def respond(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     owner = None if call.key is None else call.key.id
     before = _before(service, owner, fields.get("previous_response_id"))
-    said = [*(before.messages if before is not None else ()), *conversation_of(fields["input"])]
+    given = await service.beside(request, lambda: conversation_of(fields["input"]))
+    said = [*(before.messages if before is not None else ()), *given]
     system = [{"role": "system", "content": fields["instructions"]}] if fields.get("instructions") else []
     most = service.reply_tokens(call, served, fields, "max_output_tokens")
     tools = [

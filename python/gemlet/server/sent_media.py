@@ -16,6 +16,7 @@ from gemlet.server.problems import Problem
 
 __all__ = [
     "MOST_DECODED",
+    "MOST_PARTS",
     "check_part",
     "check_sent_inputs",
     "check_sent_media",
@@ -41,7 +42,7 @@ _INSTEAD = {
     "audio": 'send {"type": "input_audio", "input_audio": {"data": base64, "format": ...}}',
     "video": 'send {"type": "video_url", "video_url": {"url": "data:..."}}',
 }
-_MOST_PARTS = 64  # images, videos and sounds of a request
+MOST_PARTS = 64  # images, videos and sounds of a request
 _MOST_VIDEOS = 4  # of these: a small file may take long to decode
 MOST_DECODED = 1 << 28  # bytes, of all in a request
 _BESIDE = {
@@ -80,8 +81,8 @@ def _check_all(
         if size > MOST_DECODED:
             expected = f"expected at most {MOST_DECODED} bytes when they are decoded"
             raise Problem(400, f"{where}: images, videos and sounds of a request: {expected}", param=param)
-        if count > _MOST_PARTS:
-            raise Problem(400, f"{where}: a request has at most {_MOST_PARTS} images and sounds", param=param)
+        if count > MOST_PARTS:
+            raise Problem(400, f"{where}: a request has at most {MOST_PARTS} images and sounds", param=param)
 
 
 def images_of(message: Mapping[str, Any]) -> list[Any]:
