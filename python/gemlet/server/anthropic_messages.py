@@ -43,7 +43,7 @@ __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
 _TEXT = Text()
 _BLOCKS = ListOf(Anything(dict), 1 << 12)
 _CONTENT = Either("a text or a list of blocks", _TEXT, _BLOCKS)
-_TAKEN = ("text", "image", "video", "audio")
+_TAKEN = ("text", "image", "video", "audio", "document", "search_result")
 _NO_CACHE = Ignored()  # cache_control: what prompts have in common is kept anyway
 
 COUNT: Mapping[str, Kind] = {
@@ -82,9 +82,10 @@ COUNT: Mapping[str, Kind] = {
     ),
     "thinking": Object(
         {
-            "type": OneOf("enabled", "disabled", "adaptive"),
+            "type": OneOf("enabled", "disabled", "adaptive", "between_tools"),
             "budget_tokens": REPLY,  # of the thoughts; max_tokens is the limit of all
             "display": Ignored(),
+            "block_binding": Ignored(),
         },
         ["type"],
     ),
@@ -98,7 +99,13 @@ COUNT: Mapping[str, Kind] = {
     "compaction": Refused("gemlet does not edit conversations"),
     "mcp_servers": Refused("gemlet calls no servers"),
     # How hard to try is the model's to decide, as with reasoning_effort.
-    "output_config": Object({"format": SCHEMA_FORMAT, "effort": OneOf(*EFFORTS[2:])}),
+    "output_config": Object(
+        {
+            "format": SCHEMA_FORMAT,
+            "effort": OneOf(*EFFORTS[2:]),
+            "task_budget": Refused("gemlet counts the tokens of a reply alone; send max_tokens"),
+        }
+    ),
 }
 MESSAGES: Mapping[str, Kind] = {
     **COUNT,
@@ -178,13 +185,20 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
         messages=conversation,
         tools=tools or None,
         tool_choice=_tool_choice(choice),
-        thinking=fields.get("thinking", {"type": "disabled"})["type"] != "disabled",
+        thinking=_thinks(fields.get("thinking", {}).get("type"), conversation),
         continue_final=conversation[-1]["role"] == "assistant",
         load_audio_from_video=fields.get("load_audio_from_video", False),
         one_call=choice.get("disable_parallel_tool_use", False),
         seconds=seconds,
         names=_NAMES,
     )
+
+
+def _thinks(kind: str | None, conversation: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the model thinks; ``between_tools``: when it has got the results of tools."""
+    if kind == "between_tools":
+        return bool(conversation[-1]["role"] == "tool")
+    return kind in ("enabled", "adaptive")
 
 
 # A message here may be several there, and the system's is one of them.
@@ -241,10 +255,12 @@ def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[st
     if kind not in takes:
         shown = kind if kind in _KINDS else "of an unknown type"
         raise Problem(
-            400, f"{where}: the block is {shown}; gemlet takes {' and '.join(takes)} here", param=where
+            400, f"{where}: the block is {shown}; gemlet takes {', '.join(takes)} here", param=where
         )
     if kind == "text":
         return {"type": "text", "text": _TEXT.check(block.get("text"), f"{where}.text")}
+    if kind in ("document", "search_result"):
+        return {"type": "text", "text": _document(block, where)}
     source = _SOURCES[kind].check(block.get("source"), f"{where}.source")
     if source["type"] == "url":
         part = {"type": f"{kind}_url", f"{kind}_url": {"url": source.get("url", "")}}
@@ -257,6 +273,33 @@ def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[st
     return media_part(kind, source["data"])
 
 
+def _document(block: Mapping[str, Any], where: str) -> str:
+    """The text of a document or of a result of a search, under what is said of it."""
+    _CITATIONS.check(block.get("citations") or {}, f"{where}.citations")
+    source, is_found = block.get("source"), block["type"] == "search_result"
+    heads = [block.get(name) for name in (("title", "source") if is_found else ("title", "context"))]
+    head = [_TEXT.check(text, f"{where}.title") for text in heads if text is not None]
+    if is_found:
+        content, place = block.get("content"), f"{where}.content"
+    else:
+        source = _TEXT_SOURCE.check(source, f"{where}.source")
+        content, place = source.get("data", source.get("content")), f"{where}.source"
+    content = _CONTENT.check(content, place)
+    if not isinstance(content, str):
+        content = "\n".join(part["text"] for part in _parts(content, place, ("text",)))
+    return "\n".join([*head, content])
+
+
+_CITATIONS = Object({"enabled": Refused("gemlet does not say where an answer is from", False)})
+_TEXT_SOURCE = Object(
+    {
+        "type": OneOf("text", "content"),  # no files and no PDF
+        "media_type": OneOf("text/plain"),
+        "data": _TEXT,
+        "content": _CONTENT,
+    },
+    ["type"],
+)
 _KINDS = (
     *("image", "video", "audio", "document", "search_result"),
     *("tool_use", "tool_result", "thinking", "redacted_thinking"),

@@ -45,6 +45,7 @@ class Ask:
         names: the request's fields for arguments of the library, as of :func:`problem_of`.
         own_media: the server made the images and sounds itself, and no client named them.
         shows_ids: the client gets the tokens of the reply.
+        token_by_token: they come one by one, however fast they are written.
     """
 
     served: Served
@@ -64,6 +65,7 @@ class Ask:
     names: Mapping[str, str] = field(default_factory=dict)
     own_media: bool = False
     shows_ids: bool = False
+    token_by_token: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -109,7 +111,7 @@ class Ask:
             common["n"] = self.count
         try:
             if self.messages is None:
-                return _joining(model.astream(self.prompt, allow_control=False, **common))
+                return self._joining(model.astream(self.prompt, allow_control=False, **common))
             self._check_media(self.messages)
             stream = model.astream_chat(
                 self.messages,
@@ -120,9 +122,13 @@ class Ask:
                 load_audio_from_video=self.load_audio_from_video,
                 **common,
             )
-            return _joining(stream)
+            return self._joining(stream)
         except Exception as error:
             raise self.problem_of(error) from error
+
+    def _joining(self, stream: AsyncTextStream) -> AsyncTextStream:
+        stream.joins_tokens = not self.token_by_token  # a chunk costs more than a token
+        return stream
 
     def count_prompt(self, most: int | None = None) -> int:
         """The tokens of the prompt. Raises :class:`Problem` for a wrong one, and for one that is sure to
@@ -451,11 +457,6 @@ class Running:
 async def _beside_loop(ask: Ask, work: Callable[[], _Result], threads: anyio.CapacityLimiter) -> _Result:
     """What ``work`` returns; the event loop goes on meanwhile, if that takes more than a moment."""
     return await anyio.to_thread.run_sync(work, limiter=threads) if ask.is_long else work()
-
-
-def _joining(stream: AsyncTextStream) -> AsyncTextStream:
-    stream.joins_tokens = True  # a chunk costs more than a token
-    return stream
 
 
 def _to_first_call(chunk: Chunk) -> Chunk | None:

@@ -77,7 +77,7 @@ _EVERYWHERE: Mapping[str, Kind] = {
 _REPLY: Mapping[str, Kind] = {
     **_EVERYWHERE,
     "stream": Flag(),
-    "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
+    "think": Either("true, false, low, medium, high or max", Flag(), Choice("low", "medium", "high", "max")),
     "format": Either("json, or a JSON schema of at most 256 KB", Choice("json", ""), Schema()),
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,

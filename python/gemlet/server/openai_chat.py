@@ -42,6 +42,7 @@ from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, 
 from gemlet.server.schema import Choice as OneOf
 from gemlet.server.service import TextEvent, event, fields_of, service_of
 from gemlet.server.streamed_calls import StreamedCalls
+from gemlet.server.tool_choices import allowed
 
 __all__ = ["CHAT", "MESSAGES", "MOST_MESSAGES", "chat", "usage_of"]
 
@@ -63,7 +64,9 @@ CHAT: Mapping[str, Kind] = {
     "n": Integer(1, MOST_CHOICES),
     "tools": TOOLS,
     "tool_choice": Either(
-        "auto, none, required, or a function", OneOf("auto", "none", "required"), Anything(dict)
+        "auto, none, required, a function or allowed_tools",
+        OneOf("auto", "none", "required"),
+        Anything(dict),
     ),
     "parallel_tool_calls": Flag(),
     "reasoning_effort": OneOf(*EFFORTS),
@@ -124,12 +127,13 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         options["logprobs"] = fields.get("top_logprobs", 0)
     elif fields.get("top_logprobs", 0):
         raise Problem(400, "top_logprobs: it needs logprobs: true", param="top_logprobs")
+    tools, choice = allowed(fields.get("tools", ()), fields.get("tool_choice"))
     return Ask(
         served,
         options,
         messages=as_said(fields["messages"]),
-        tools=fields.get("tools") or None,
-        tool_choice=fields.get("tool_choice"),
+        tools=tools or None,
+        tool_choice=choice,
         thinking=_thinking(fields),
         continue_final=continues,
         load_audio_from_video=fields.get("load_audio_from_video", False),
@@ -153,10 +157,36 @@ def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if not says_nothing(message.get("function_call")):
             where = f"messages[{i}].function_call"
             raise Problem(400, f"{where}: the older form of tools; send tool_calls", param=where)
+        if not says_nothing(message.get("audio")):
+            where = f"messages[{i}].audio"
+            raise Problem(
+                400, f"{where}: gemlet keeps no sounds; send the text", param=where, code="unsupported"
+            )
+        message = _with_refusal(message, f"messages[{i}]")
         if message.get("reasoning") is not None and "reasoning_content" in message:
             message = {name: value for name, value in message.items() if name != "reasoning_content"}
         found.append(message)
     return found
+
+
+def _with_refusal(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """What an assistant refused to say, a part of its own or a field, is text that it said."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if message.get("role") != "assistant":
+        return message
+    if isinstance(content, list):
+        parts = []
+        for j, part in enumerate(content):
+            if isinstance(part, Mapping) and part.get("type") == "refusal":
+                part = {
+                    "type": "text",
+                    "text": Text().check(part.get("refusal"), f"{where}.content[{j}].refusal"),
+                }
+            parts.append(part)
+        return {**message, "content": parts}
+    if refusal is not None and not content:
+        return {**message, "content": Text().check(refusal, f"{where}.refusal")}
+    return message
 
 
 def _thinking(fields: Mapping[str, Any]) -> bool:

@@ -24,10 +24,12 @@ from gemlet.server.fields import (
     NOT_DONE,
     REPLY,
     SALT,
+    TOP_LOGPROBS,
     library_options,
 )
 from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.kept_responses import Kept
+from gemlet.server.logprobs import of_chat
 from gemlet.server.problems import Problem
 from gemlet.server.response_items import OutputItems, conversation_of
 from gemlet.server.schema import (
@@ -45,10 +47,10 @@ from gemlet.server.schema import (
 )
 from gemlet.server.service import Service, event, fields_of, service_of
 from gemlet.server.streamed_calls import StreamedCalls
+from gemlet.server.tool_choices import ALLOWED, allowed
 
 __all__ = ["RESPONSES", "delete", "respond", "response"]
 
-_NO_LOGPROBS = "log probabilities are in chat completions"
 _TOOL = Object(
     {
         "type": Choice("function"),
@@ -56,24 +58,16 @@ _TOOL = Object(
         "description": Text(1 << 16),
         "parameters": Schema(),
         "strict": Ignored(),
+        "output_schema": Ignored(),
+        "allowed_callers": Refused("only the model calls tools here", ["direct"]),
+        "defer_loading": Refused("the model gets all tools at once"),
+        "async": Refused("gemlet waits for no tools"),
     },
     ["type", "name"],
 )
 
 
-class _Include(Kind):
-    """``include``: gemlet has nothing of what it may ask for. Clients ask for thoughts, too, which are there
-    in any case."""
-
-    def check(self, value: Any, where: str) -> None:
-        for name in ListOf(Text(100), 100).check(value, where):
-            if name == "message.output_text.logprobs":
-                raise Problem(400, f"{where}: {_NO_LOGPROBS}", param=where, code="unsupported")
-
-    def describe(self) -> dict[str, Any]:
-        return {"type": "array", "items": {"type": "string"}}
-
-
+_LOGPROBS = "message.output_text.logprobs"  # all of ``include`` that changes something
 RESPONSES: Mapping[str, Kind] = {
     "model": NAME,
     "input": Either("a text or a list of items", Text(least=1), ListOf(Anything(dict), 1 << 16, 1)),
@@ -89,13 +83,15 @@ RESPONSES: Mapping[str, Kind] = {
             "summary": Ignored(),
             "generate_summary": Ignored(),
             "context": Ignored(),
+            "mode": Refused("gemlet has one mode", "standard"),
         }
     ),
     "tools": ListOf(_TOOL, MOST_TOOLS),
     "tool_choice": Either(
-        "auto, none, required or a function",
+        "auto, none, required, a function or allowed_tools",
         Choice("auto", "none", "required"),
         Object({"type": Choice("function"), "name": Text(64, 1)}, ["type", "name"]),
+        ALLOWED,
     ),
     "parallel_tool_calls": Flag(),
     "stream": Flag(),
@@ -103,10 +99,10 @@ RESPONSES: Mapping[str, Kind] = {
     **GENERATION,
     **{name: kind for name, kind in IGNORED.items() if name != "store"},
     **NOT_DONE,
-    "top_logprobs": Refused(_NO_LOGPROBS, 0),
-    "include": _Include(),
+    "top_logprobs": TOP_LOGPROBS,
+    "include": ListOf(Text(100), 100),
     "truncation": Refused("gemlet does not shorten conversations", "disabled"),
-    "text": Object({"format": SCHEMA_FORMAT, "verbosity": Choice("medium")}),
+    "text": Object({"format": SCHEMA_FORMAT, "verbosity": NOT_DONE["verbosity"]}),
     "background": Refused("gemlet answers while you wait", False),
     "background_options": Refused("gemlet answers while you wait"),
     "context_management": Refused("gemlet does not shorten conversations"),
@@ -131,14 +127,16 @@ async def respond(request: Request) -> Response:
         {"type": "function", "function": {n: v for n, v in tool.items() if n != "type"}}
         for tool in fields.get("tools", ())
     ]
+    chosen, choice = allowed(tools, fields.get("tool_choice"))
     effort = fields.get("reasoning", {}).get("effort", "none")
     form = of_format(fields.get("text", {}).get("format", {"type": "text"}), "text.format")
     ask = Ask(
         served,
-        {**library_options(fields), **form, "max_tokens": most},
+        {**library_options(fields), **form, **_logprobs(fields), "max_tokens": most},
         messages=[*system, *said],
-        tools=tools or None,
-        tool_choice=fields.get("tool_choice"),
+        tools=chosen or None,
+        tool_choice=choice,
+        token_by_token=_LOGPROBS in fields.get("include", ()),
         thinking=effort not in ("none", "minimal"),
         load_audio_from_video=fields.get("load_audio_from_video", False),
         salt=fields.get("cache_salt"),
@@ -165,6 +163,15 @@ async def respond(request: Request) -> Response:
             _pieces(running, head, keep, numbers), request, running, on_error=partial(_failure, numbers)
         )
     return JSONAnswer(await while_connected(request, _whole(running, head, keep)))
+
+
+def _logprobs(fields: Mapping[str, Any]) -> dict[str, int]:
+    """The library's option for those that ``include`` asks for."""
+    if _LOGPROBS in fields.get("include", ()):
+        return {"logprobs": fields.get("top_logprobs", 0)}
+    if fields.get("top_logprobs", 0):
+        raise Problem(400, f"top_logprobs: it needs {_LOGPROBS} in include", param="top_logprobs")
+    return {}
 
 
 async def response(request: Request) -> Response:
@@ -258,7 +265,9 @@ _Keep = Callable[[Mapping[str, Any]], None]
 
 async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict[str, Any]:
     items = OutputItems()
+    choice = running.choices[0]
     async for _, chunk in running:
+        items.add_logprobs(of_chat(choice.ask.served, choice.take_logprobs())["content"])
         for happened in chunk.events:
             items.push(happened)
     items.finish()
@@ -284,7 +293,9 @@ async def _pieces(
 
     yield numbered({"type": "response.created", "response": head})
     yield numbered({"type": "response.in_progress", "response": head})
+    choice = running.choices[0]
     async for _, chunk in running:
+        items.add_logprobs(of_chat(choice.ask.served, choice.take_logprobs())["content"])
         for happened in calls.events(chunk):
             for found in items.push(happened):
                 yield numbered(found)
