@@ -225,7 +225,7 @@ class Batches:
             done = await anyio.to_thread.run_sync(answered, file, work, limiter=self._threads)
             counts = document["request_counts"]
             counts["completed"], counts["failed"] = sum(done.values()), len(done) - sum(done.values())
-            waiting = requests(source, done)
+            waiting = ({**one, "content": json.dumps(one["body"]).encode()} for one in requests(source, done))
             reading = asyncio.Lock()  # the workers share them
 
             async def worker() -> None:
