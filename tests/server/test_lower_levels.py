@@ -264,8 +264,8 @@ def test_documents_of_text(server: RunningServer, block: Any, text: str) -> None
 @pytest.mark.parametrize(
     ("block", "param"),
     [
-        ({"type": "document", "source": {"type": "base64", "data": "JVBERg=="}}, "source.type"),
-        ({"type": "document", "source": {"type": "file", "file_id": "x"}}, "source.type"),
+        ({"type": "document", "source": {"type": "base64", "data": "JVBERg=="}}, "source: the document"),
+        ({"type": "document", "source": {"type": "file", "file_id": "x"}}, "source: the document"),
         ({"type": "document", "source": {"type": "text"}}, "source"),
         (
             {"type": "document", "source": {"type": "text", "data": "a"}, "citations": {"enabled": True}},

@@ -282,6 +282,9 @@ def _document(block: Mapping[str, Any], where: str) -> str:
     if is_found:
         content, place = block.get("content"), f"{where}.content"
     else:
+        if isinstance(source, dict) and source.get("type") in ("base64", "url", "file"):
+            said = f"{where}.source: the document is a file; gemlet takes documents of text"
+            raise Problem(400, said, param=f"{where}.source", code="unsupported")
         source = _TEXT_SOURCE.check(source, f"{where}.source")
         content, place = source.get("data", source.get("content")), f"{where}.source"
     content = _CONTENT.check(content, place)
