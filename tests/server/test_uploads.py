@@ -120,6 +120,8 @@ def test_an_upload_has_its_room_before_it_comes(tmp_path: Path) -> None:
             first.sendall(b"y" * 3_900_000 + TAIL)
             assert first.recv(12) == b"HTTP/1.1 200"
         assert uploaded(server, b"z" * 3_000_000).status == 413
+        with uploading(server.port, 4_000_000, "Expect: 100-continue\r\n") as second:
+            assert second.recv(12) == b"HTTP/1.1 413"  # and not that the client may send it
         assert uploaded(server, b"z" * 1_000_000).status == 200
         assert len(on_disk(tmp_path)) == 2
 
