@@ -199,7 +199,7 @@ def test_vectors_are_written_beside_the_event_loop() -> None:
 
         made = mock.Mock(threads=anyio.CapacityLimiter(1))
         with mock.patch.object(service, "as_line_in_pieces", noting):
-            return await service.Service.answer(made, lambda: {"a": [0.5] * 10}, is_large=True)
+            return await service.Service.line(made, lambda: {"a": [0.5] * 10}, is_large=True)
 
-    assert asyncio.run(ask()).body == b'{"a":[0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5]}'
+    assert asyncio.run(ask()) == b'{"a":[0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5]}'
     assert here != [threading.get_ident()]

@@ -136,6 +136,23 @@ def test_the_disk_is_asked_before(tmp_path: Path) -> None:
             assert uploaded(server, b"z" * 1000).status == 200
 
 
+def test_many_files_expire_at_once(tmp_path: Path) -> None:
+    """They leave the disk some at a time, so that nobody waits for all of them."""
+    from gemlet.server import file_store
+
+    store = file_store.FileStore(str(tmp_path))
+    (tmp_path / "files" / "part").write_bytes(b"{}")
+    for i in range(250):
+        (tmp_path / "files" / f"{i}.part").write_bytes(b"{}")
+        expires = int(time.time()) + (-1 if i % 25 else 60)
+        file = file_store.StoredFile(f"file-{i}", "me", "in", "batch", 2, 5, expires)
+        store.add(file, tmp_path / "files" / f"{i}.part")
+    (tmp_path / "files" / "part").unlink()
+    assert [store.remove_expired(), store.remove_expired(), store.remove_expired()] == [True, True, False]
+    assert len(list((tmp_path / "files").iterdir())) == 10 == store.used("me")[0]
+    store.close()
+
+
 # --- files and batches in each state ------------------------------------------------------------------------
 
 

@@ -257,7 +257,7 @@ class Batches:
                 for task in workers:
                     task.cancel()
                 await asyncio.gather(everything, *workers, return_exceptions=True)
-            os.fsync(file.fileno())
+            await anyio.to_thread.run_sync(os.fsync, file.fileno())
         self._inside(owner)  # a key that was revoked meanwhile
         if document["status"] == "in_progress":
             self._move(owner, document, "finalizing")

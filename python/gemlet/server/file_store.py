@@ -35,6 +35,7 @@ _VERSION = 1
 _PATIENCE = 100  # milliseconds in which the event loop waits for another process that keeps the file locked
 _JUMP = 60.0  # seconds by which the clock may run ahead between two looks
 _SETTLED = 3600.0  # seconds after which a clock that was set forward is believed
+_MOST_REMOVED = 100  # files at once; the event loop waits
 _MOST_BATCHES = 10_000  # batches of one owner that are remembered
 
 
@@ -187,20 +188,24 @@ class FileStore:
         with contextlib.suppress(FileNotFoundError):
             self.path(identifier).unlink()
 
-    def remove_expired(self) -> None:
-        """Removes what has expired. After the clock was set forward, it waits: a clock that is wrong for a
-        while hides files, and deletes none."""
+    def remove_expired(self) -> bool:
+        """Removes some of what has expired; whether there may be more. After the clock was set forward, it
+        waits: a clock that is wrong for a while hides files, and deletes none."""
         wall, now = time.time(), time.monotonic()
         if wall - self._looked[0] > now - self._looked[1] + _JUMP:
             self._waits_until = now + _SETTLED
         self._looked = wall, now
         if now < self._waits_until:
-            return
+            return False
         kept = {document["input_file_id"] for _, document in self.unfinished()}
-        rows = self._db.execute("select id from files where expires <= ?", (int(time.time()),)).fetchall()
-        for (identifier,) in rows:
-            if identifier not in kept:
-                self.remove(identifier)
+        rows = self._db.execute(
+            "select id from files where expires <= ? limit ?", (int(wall), _MOST_REMOVED + len(kept))
+        ).fetchall()
+        found = [identifier for (identifier,) in rows if identifier not in kept]
+        self._db.execute(f"delete from files where id in ({', '.join('?' * len(found))})", found)
+        for identifier in found:
+            self.path(identifier).unlink(missing_ok=True)
+        return len(found) >= _MOST_REMOVED
 
     def _sweep(self) -> None:
         """Removes what a killed process left half done."""

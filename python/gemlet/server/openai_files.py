@@ -136,8 +136,11 @@ async def files(request: Request) -> Response:
         ascending=fields.get("order") == "asc",
         most=most + 1,
     )
-    shown = [_shown(one) for one in found[:most]]
-    return JSONAnswer(page(shown, has_more=len(found) > most))
+
+    def make() -> dict[str, Any]:
+        return page([_shown(one) for one in found[:most]], has_more=len(found) > most)
+
+    return await service_of(request).answer(make, is_large=len(found) > 1000)
 
 
 def _place_of(after: StoredFile | None, fields: Mapping[str, Any]) -> tuple[int, str] | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.answers import JSONAnswer, as_line, as_line_in_pieces, while_connected
 from gemlet.server.ask import Ask, Running
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
@@ -45,7 +45,7 @@ from gemlet.server.schema import (
     Schema,
     Text,
 )
-from gemlet.server.service import Service, event, fields_of, service_of
+from gemlet.server.service import Service, TextEvent, event, fields_of, service_of
 from gemlet.server.streamed_calls import StreamedCalls
 from gemlet.server.tool_choices import ALLOWED, allowed
 
@@ -152,17 +152,22 @@ async def respond(request: Request) -> Response:
     running = await service.start([ask], call)
     head = _head(fields, served.name)
 
-    def keep(answer: Mapping[str, Any]) -> None:
+    async def keep(answer: Mapping[str, Any]) -> bytes:
+        is_large = call.completion_tokens > 1000
+        line = await service.line(lambda: answer, is_large=is_large)
         if fields.get("store", True):
-            reply = running.choices[0].result_message()
-            service.kept.put(owner, answer, [*said, reply])
+            kept = [*said, running.choices[0].result_message()]
+            size = len(await service.beside(request, lambda: as_line_in_pieces(kept)))
+            service.kept.put(owner, answer, kept, size + len(line))
+        return line
 
     if fields.get("stream"):
         numbers = itertools.count()
         return service.stream(
             _pieces(running, head, keep, numbers), request, running, on_error=partial(_failure, numbers)
         )
-    return JSONAnswer(await while_connected(request, _whole(running, head, keep)))
+    line = await while_connected(request, _whole(running, head, keep))
+    return Response(line, media_type="application/json")
 
 
 def _logprobs(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -260,10 +265,10 @@ def _ended(running: Running, head: Mapping[str, Any], items: OutputItems) -> dic
     }
 
 
-_Keep = Callable[[Mapping[str, Any]], None]
+_Keep = Callable[[Mapping[str, Any]], Awaitable[bytes]]  # keeps an answer, and gives it as JSON
 
 
-async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict[str, Any]:
+async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> bytes:
     items = OutputItems()
     choice = running.choices[0]
     async for _, chunk in running:
@@ -271,9 +276,7 @@ async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict
         for happened in chunk.events:
             items.push(happened)
     items.finish()
-    answer = _ended(running, head, items)
-    keep(answer)
-    return answer
+    return await keep(_ended(running, head, items))
 
 
 def _failure(numbers: Iterator[int], problem: Problem) -> bytes:
@@ -302,5 +305,6 @@ async def _pieces(
     for found in items.finish():
         yield numbered(found)
     answer = _ended(running, head, items)
-    keep(answer)
-    yield numbered({"type": f"response.{answer['status']}", "response": answer})
+    line, kind = await keep(answer), f"response.{answer['status']}"
+    before, after = numbered({"type": kind, "response": TextEvent.TEXT}).split(as_line(TextEvent.TEXT))
+    yield before + line + after

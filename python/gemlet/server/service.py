@@ -86,13 +86,15 @@ class Service:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self.threads)
 
-    async def answer(self, make: Callable[[], object], *, is_large: bool) -> Response:
+    async def line(self, make: Callable[[], object], *, is_large: bool) -> bytes:
         """What ``make`` returns, as JSON. It is made beside the event loop if it is large."""
-        if is_large:
-            body = await anyio.to_thread.run_sync(lambda: as_line_in_pieces(make()), limiter=self.threads)
-        else:
-            body = as_line(make())
-        return Response(body, media_type="application/json")
+        if not is_large:
+            return as_line(make())
+        return await anyio.to_thread.run_sync(lambda: as_line_in_pieces(make()), limiter=self.threads)
+
+    async def answer(self, make: Callable[[], object], *, is_large: bool) -> Response:
+        """The same as an answer."""
+        return Response(await self.line(make, is_large=is_large), media_type="application/json")
 
     def find(self, call: Call, name: str | None) -> Served:
         """The model of a request; raises :class:`Problem` for one that the key may not use."""
