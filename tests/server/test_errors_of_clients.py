@@ -46,6 +46,7 @@ OF_OPENAI: dict[str, tuple[Callable[..., Any], bool]] = {
 OF_ANTHROPIC: dict[str, tuple[Callable[..., Any], bool]] = {
     "messages": (lambda c, **o: c.messages.create(**SAID, **o), True),
     "count": (lambda c: c.messages.count_tokens(**ASKED), False),
+    "models": (lambda c: c.models.retrieve("demo"), False),
 }
 OF_OLLAMA: dict[str, tuple[Callable[..., Any], bool]] = {
     "chat": (lambda c, **o: c.chat(**ASKED, **o), True),

@@ -89,6 +89,7 @@ COUNT: Mapping[str, Kind] = {
         },
         ["type"],
     ),
+    "output_format": SCHEMA_FORMAT,  # of older clients
     "load_audio_from_video": Flag(),
     "cache_control": _NO_CACHE,
     "speed": Ignored(),
@@ -138,8 +139,15 @@ async def messages(request: Request) -> Response:
     thinking = fields.get("thinking", {"type": "disabled"})
     if thinking["type"] != "disabled" and "budget_tokens" in thinking:
         options["thinking_budget"] = thinking["budget_tokens"]
-    format = fields.get("output_config", {}).get("format", {"type": "text"})
-    options |= of_format(format, "output_config.format")
+    formats = {
+        "output_config.format": fields.get("output_config", {}).get("format"),
+        "output_format": fields.get("output_format"),
+    }
+    given = {name: form for name, form in formats.items() if form is not None}
+    if len(given) > 1:
+        raise Problem(400, "output_format and output_config.format: send one of them", param="output_format")
+    for name, form in given.items():
+        options |= of_format(form, name)
     seconds = service.settings.request_seconds
     ask = await service.beside(request, lambda: _ask(fields, served, options, seconds))
     running = await service.start([ask], call)

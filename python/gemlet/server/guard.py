@@ -49,6 +49,7 @@ _ALLOWED = ", ".join(
         *(f"x-stainless-{name}" for name in (*_STAINLESS, "runtime-version", "timeout", "read-timeout")),
     )
 )
+_ANTHROPIC = "/v1/messages"
 _EXPOSED = ", ".join(
     (
         *("x-request-id", "request-id", "retry-after", "x-should-retry"),
@@ -126,7 +127,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
                 headers = {"x-request-id": call.id, "x-content-type-options": "nosniff", **call.headers}
-                if scope["path"].startswith("/v1/messages"):
+                if _dialect(scope) == _ANTHROPIC:
                     headers |= _of_anthropic(headers)
                 if unread > _MOST_UNREAD or (unread and call.status == 408):
                     headers["connection"] = "close"
@@ -267,6 +268,16 @@ def _cors(origin: str) -> dict[str, str]:
     }
 
 
+def _dialect(scope: Scope) -> str:
+    """A path of the dialect that the client speaks. That of models is OpenAI's and Anthropic's."""
+    path: str = scope["path"]
+    if path.startswith(_ANTHROPIC) or (
+        path.startswith("/v1/models") and _header(scope, b"anthropic-version")
+    ):
+        return _ANTHROPIC
+    return path
+
+
 def _of_anthropic(headers: Mapping[str, str]) -> dict[str, str]:
     """Those that Anthropic's clients read: the id, and what is left of limits. Times are dates there."""
     found = {"request-id": headers["x-request-id"]}
@@ -299,7 +310,7 @@ async def _send_preflight(send: Send) -> None:
 
 
 async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) -> None:
-    body = as_line(as_json(problem, scope["path"], call.id))
+    body = as_line(as_json(problem, _dialect(scope), call.id))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
     await send(
         {
