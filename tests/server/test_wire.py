@@ -192,7 +192,8 @@ def test_no_body_is_asked_for_that_nobody_reads(locked: tuple[RunningServer, byt
     expecting = b"Expect: 100-continue\r\n" + LENGTH + b"\r\n"
     with connected(server) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + expecting)
-        assert connection.recv(12) == b"HTTP/1.1 401"
+        assert answers(connection, 1)[0][0] == 401
+        assert is_closed(connection)  # what comes next may be the body, or another request
     with connected(server) as connection:
         connection.sendall(begin + expecting)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")

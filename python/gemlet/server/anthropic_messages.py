@@ -285,8 +285,8 @@ def _document(block: Mapping[str, Any], where: str) -> str:
     """The text of a document or of a result of a search, under what is said of it."""
     _CITATIONS.check(block.get("citations") or {}, f"{where}.citations")
     source, is_found = block.get("source"), block["type"] == "search_result"
-    heads = [block.get(name) for name in (("title", "source") if is_found else ("title", "context"))]
-    head = [_TEXT.check(text, f"{where}.title") for text in heads if text is not None]
+    names = ("title", "source" if is_found else "context")
+    head = [_TEXT.check(block[name], f"{where}.{name}") for name in names if block.get(name) is not None]
     if is_found:
         content, place = block.get("content"), f"{where}.content"
     else:

@@ -245,9 +245,9 @@ def _check_length(scope: Scope) -> None:
 
 
 def _body_length(scope: Scope) -> float:
-    """Bytes of the body, as far as the head tells."""
+    """Bytes of the body, as far as the head tells. Who expects to be asked for it may not send it."""
     found: dict[bytes, bytes] = dict(scope["headers"])
-    if b"transfer-encoding" in found:
+    if b"transfer-encoding" in found or b"expect" in found:
         return math.inf
     length = found.get(b"content-length", b"0")
     return int(length) if length.isdigit() else math.inf
