@@ -242,6 +242,21 @@ def test_a_client_that_sends_nothing_more(locked: tuple[RunningServer, bytes]) -
             until(lambda: not locked[0].server.server_state.connections)
 
 
+def test_clients_that_break_the_connection_at_once(
+    locked: tuple[RunningServer, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the server is doing, it is no error of the server."""
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n"
+    linger = bytes([1, 0, 0, 0, 0, 0, 0, 0])
+    with caplog.at_level(logging.WARNING):
+        for i in range(200):
+            with connected(locked[0]) as connection:
+                connection.sendall((head + b"x" * 1000) if i % 2 else head[: i + 1])
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        until(lambda: not locked[0].server.server_state.connections)
+    assert not [record for record in caplog.records if record.name.startswith(("uvicorn", "asyncio"))]
+
+
 def test_a_small_body_that_nobody_reads_costs_no_connection(locked: tuple[RunningServer, bytes]) -> None:
     server, begin = locked
     with connected(server) as connection:

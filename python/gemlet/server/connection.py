@@ -89,7 +89,10 @@ class Connection(H11Protocol):
         self._left = _MOST_LEFT
         self._end = self.loop.call_later(_LINGER, transport.close_now)
         self.flow.resume_reading()
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # the client is gone already
+            transport.close_now()
 
     @property
     def is_idle(self) -> bool:
