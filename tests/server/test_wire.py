@@ -163,6 +163,21 @@ def test_malformed_requests_end_their_connection(locked: tuple[RunningServer, by
         assert is_closed(connection)
 
 
+def test_a_head_with_a_malformed_body(
+    locked: tuple[RunningServer, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer has no body, whatever is wrong."""
+    server, begin = locked
+    with caplog.at_level(logging.ERROR), connected(server) as connection:
+        connection.sendall(begin.replace(b"POST", b"HEAD") + CHUNKED + b"\r\nno length\r\n")
+        received = b""
+        while piece := connection.recv(1000):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 4")
+    assert received.endswith(b"\r\n\r\n")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "sent",
     [

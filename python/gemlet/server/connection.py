@@ -62,10 +62,11 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the answer has begun
             self.transport.close()
             return
-        if self.cycle is not None and not self.cycle.response_complete:  # it gets this answer, and no other
+        body = as_line(as_json(Problem(400, "the request is malformed", code="bad_request"), "", ""))
+        if not self.is_idle:  # its body is malformed: it gets this answer, and no other
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = as_line(as_json(Problem(400, "the request is malformed", code="bad_request"), "", ""))
+            body = b"" if self.scope["method"] == "HEAD" else body
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
         answer = [
             h11.Response(status_code=400, headers=[*headers, ("connection", "close")], reason=b"Bad Request"),
