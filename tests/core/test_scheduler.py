@@ -30,7 +30,8 @@ def seconds_of_a_fast_chip(rows: int) -> float:
 
 
 def seconds_of_tiles(rows: int) -> float:
-    """A 1B model in q4 on two cores with AMX, as measured: a tile costs about the same for few rows and for many."""
+    """A 1B model in q4 on two cores with AMX, as measured: a tile costs about the same for few rows and for
+    many."""
     sizes = [(1, 0.025), (16, 0.048), (17, 0.066), (33, 0.081), (64, 0.089), (128, 0.129), (512, 0.399)]
     for (less, shorter), (more, longer) in itertools.pairwise(sizes):
         if rows <= more:
@@ -120,7 +121,8 @@ def test_an_idle_engine_reads_all_that_a_step_holds(core: _core.Model) -> None:
 
 
 def test_prompts_that_come_together(core: _core.Model) -> None:
-    """The first one is read alone, since it came first. The others are not read one a step: that took 0.70 s."""
+    """The first one is read alone, since it came first. The others are not read one a step, which took 0.70
+    seconds."""
     steps = Steps(core, [(0.0001 * i, 32, 32) for i in range(16)], seconds_of_tiles)
     assert statistics.mean(steps.first(number) for number in range(16)) < 0.6
     times = [0.0, *(when for when, _ in steps.steps)]

@@ -157,3 +157,25 @@ def test_errors(client: Any) -> None:
         )
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(model="demo", messages=QUESTION, max_tokens=0)
+
+
+def test_models(client: Any) -> None:
+    (found,) = client.models.list()
+    assert (found.id, found.type, found.display_name) == ("demo", "model", "demo")
+    assert found.created_at.year > 2020
+    assert client.models.retrieve("demo").max_input_tokens > 0
+    with pytest.raises(anthropic.NotFoundError) as error:
+        client.models.retrieve("claude")
+    assert (error.value.type, error.value.error_code) == ("not_found_error", "model_not_found")
+    assert error.value.request_id.startswith("req_")
+
+
+@pytest.mark.extra("grammar")
+def test_the_older_name_of_a_format(client: Any) -> None:
+    form = {"type": "json_schema", "schema": {"enum": [5]}}
+    said: Any = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "Who?"}]}
+    reply = client.messages.create(**said, extra_body={"output_format": form})
+    assert reply.content[0].text == "5"
+    both = {"output_format": form, "output_config": {"format": form}}
+    with pytest.raises(anthropic.BadRequestError, match="one of them"):
+        client.messages.create(**said, extra_body=both)

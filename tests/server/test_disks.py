@@ -195,14 +195,14 @@ def test_a_key_that_is_revoked_while_texts_are_embedded() -> None:
 
     from gemlet.server.answers import while_connected
     from gemlet.server.call import Call
-    from gemlet.server.problems import Problem
+    from gemlet.server.problems import Problem, key_revoked
 
     async def ask() -> None:
         call = Call()
         scope: dict[str, Any] = {"type": "http"}
         call.put_into(scope)
         request = Request(scope, receive=asyncio.Event().wait)  # type: ignore[arg-type]
-        asyncio.get_running_loop().call_later(0.01, call.revoke)
+        asyncio.get_running_loop().call_later(0.01, call.end, key_revoked())
         with pytest.raises(Problem, match="revoked"):
             await while_connected(request, asyncio.Event().wait())
         assert not call.cancels

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ import gemlet
 from gemlet.model import requests
 from gemlet.model.senses import Senses
 from support.extras import optional
+from support.pace import in_time
 from support.servers import RunningServer, serving
 from support.vision import write_with_vocabulary
 from support.waiting import PATIENCE
@@ -107,3 +110,96 @@ def test_no_text_is_encoded_that_fits_no_context(server: RunningServer) -> None:
     ):
         with mock.patch.object(gemlet.Tokenizer, "_parts", side_effect=AssertionError):
             assert server.post("/tokenize", body).status == 400
+
+
+# --- bodies of many small things ----------------------------------------------------------------------------
+
+USER = {"role": "user", "content": "a"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}" + " " * 60}}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 60}}
+MANY: dict[str, tuple[str, Any]] = {
+    "messages": (CHAT, {"messages": [USER] * 60_000}),
+    "calls": (
+        CHAT,
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL] * 60_000}]},
+    ),
+    "blocks": (
+        "/v1/messages",
+        {"model": "demo", "max_tokens": 2, "messages": [{"role": "user", "content": [IMAGE] * 4000}] * 20},
+    ),
+    "items": (
+        "/v1/responses",
+        {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": " " * 90}] * 60_000},
+    ),
+    "pictures": ("/api/chat", {"model": "demo", "messages": [{**USER, "images": ["A" * 64] * 64}] * 4000}),
+    "one picture each": (
+        "/api/chat",
+        {"model": "demo", "messages": [{**USER, "images": ["A" * 64]}] * 50_000},
+    ),
+    "ids": ("/v1/completions", {"prompt": [5] * 1_000_000}),
+    "names": (CHAT, {"messages": [USER], "logit_bias": {str(i): 1 for i in range(500_000)}}),
+    "texts": ("/v1/embeddings", {"input": ["a b " * 20] * 50_000}),
+    "log probabilities": (
+        "/v1/completions",
+        {"prompt": "The", "max_tokens": 400, "n": 16, "ignore_eos": True, "logprobs": 20},
+    ),
+    "log probabilities of a chat": (
+        CHAT,
+        {
+            "messages": [USER],
+            "max_tokens": 200,
+            "n": 16,
+            "ignore_eos": True,
+            "logprobs": True,
+            "top_logprobs": 20,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_no_request_keeps_the_event_loop(server: RunningServer, name: str) -> None:
+    """The processor time of the loop's thread between two of its turns."""
+    path, body = MANY[name]
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        last = time.thread_time()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+
+    loop = server.server.servers[0].get_loop()
+    for _ in range(3):  # the machine may be slow for a moment
+        longest = 0.0
+        watching = asyncio.run_coroutine_threadsafe(watch(), loop)
+        try:
+            assert server.post(path, body).status in (200, 400)
+        finally:
+            watching.cancel()
+        if in_time(longest, 0.05):
+            return
+    raise AssertionError(f"the event loop stood for {longest} s")
+
+
+def test_vectors_are_written_beside_the_event_loop() -> None:
+    from gemlet.server import answers, service
+
+    here: list[int] = []
+    real = answers.as_line_in_pieces
+
+    def noting(value: object) -> bytes:
+        here.append(threading.get_ident())
+        return real(value)
+
+    async def ask() -> Any:
+        import anyio
+
+        made = mock.Mock(threads=anyio.CapacityLimiter(1))
+        with mock.patch.object(service, "as_line_in_pieces", noting):
+            return await service.Service.line(made, lambda: {"a": [0.5] * 10}, is_large=True)
+
+    assert asyncio.run(ask()) == b'{"a":[0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5]}'
+    assert here != [threading.get_ident()]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ import pytest
 
 from support.processes import environment_of
 from support.scripted_streams import chunk, saying
-from support.servers import serving
+from support.servers import RunningServer, serving
 from support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.extra("serve")
@@ -273,3 +274,81 @@ def test_windows_of_a_server_that_starts_again(tmp_path: Path) -> None:
         store.add_usage(late.id, "demo", 6, 6)
     Limiter(5, store).enter(Call(key=late))
     store.close()
+
+
+# --- limits of every dialect --------------------------------------------------------------------------------
+
+LEAST: dict[str, Any] = {
+    "/v1/chat/completions": {"messages": QUESTION},
+    "/v1/completions": {"prompt": "a"},
+    "/v1/embeddings": {"input": "a"},
+    "/v1/decisions": {"input": "a", "questions": [{"type": "predicate", "instructions": "a"}]},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"model": "demo", "max_tokens": 1, "messages": QUESTION},
+    "/v1/messages/count_tokens": {"model": "demo", "messages": QUESTION},
+    "/api/chat": {"model": "demo", "messages": QUESTION, "stream": False},
+    "/api/generate": {"model": "demo", "prompt": "a", "stream": False},
+    "/api/embed": {"model": "demo", "input": "a"},
+    "/api/embeddings": {"model": "demo", "prompt": "a"},
+    "/api/show": {"model": "demo"},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [5]},
+}
+
+
+def beyond(kind: Any) -> Iterator[Any]:
+    """Values that are too large, too small, too many or too long for a field."""
+    from gemlet.server.fields import Biases
+    from gemlet.server.schema import Either, Integer, ListOf, Number, Object, Schema, Text
+
+    if isinstance(kind, Integer | Number):
+        yield from (kind.low - 1, kind.high * 2 + 1, -(2**63) - 1, 2**70, 1e300)
+    elif isinstance(kind, Text) and kind.most < 1 << 20:
+        yield "x" * (kind.most + 1)
+    elif isinstance(kind, ListOf) and kind.most < 1 << 12:
+        yield ["x"] * (kind.most + 1)
+        yield [{}] * (kind.most + 1)
+    elif isinstance(kind, Schema):
+        yield {"description": "x" * (256 << 10)}
+    elif isinstance(kind, Biases):
+        yield {str(i): 1 for i in range(1025)}
+        yield {"5": 101}
+    elif isinstance(kind, Either):
+        for one in kind.kinds:
+            yield from (value for value in beyond(one) if not _is_taken(kind, value))
+    elif isinstance(kind, Object):
+        for name, one in kind.fields.items():
+            yield from ({name: value} for value in beyond(one))
+
+
+def _is_taken(kind: Any, value: Any) -> bool:
+    """Whether another kind of several takes it."""
+    from gemlet.server.problems import Problem
+
+    with contextlib.suppress(Problem):
+        kind.check(value, "there")
+        return True
+    return False
+
+
+def test_nothing_is_beyond_its_limit(server: RunningServer) -> None:
+    """Every field of every route, also in options: a value beyond the limit is an error of its field."""
+    from gemlet.server.app import ROUTES
+    from gemlet.server.fields import MOST_CHOICES, MOST_TOOLS, STOPS, TOP_LOGPROBS
+    from gemlet.server.schema import MOST_SCHEMA
+
+    tried = 0
+    for way in ROUTES:
+        if way.table is None or way.path not in LEAST:
+            continue
+        assert server.post(way.path, LEAST[way.path]).status in (200, 400)
+        for name, kind in way.table.items():
+            for value in beyond(kind):
+                answer = server.post(way.path, {**LEAST[way.path], name: value})
+                assert answer.status == 400, (way.path, name, value)
+                assert name in str(answer.error), (way.path, name, answer.body)
+                tried += 1
+    assert tried > 300
+    assert (MOST_CHOICES, MOST_TOOLS, STOPS.most, TOP_LOGPROBS.high) == (16, 128, 16, 20)
+    assert STOPS.item.most == 256  # type: ignore[attr-defined]
+    assert MOST_SCHEMA == 256 << 10

@@ -14,9 +14,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gemlet.server.call import Call, call_of
-from gemlet.server.problems import ClientGone, Problem, forget_frames, key_revoked, problem_of
+from gemlet.server.problems import ClientGone, Problem, forget_frames, problem_of
 
-__all__ = ["JSONAnswer", "Rest", "StreamAnswer", "as_line", "until_revoked", "while_connected"]
+__all__ = [
+    "JSONAnswer",
+    "Rest",
+    "StreamAnswer",
+    "as_line",
+    "as_line_in_pieces",
+    "until_ended",
+    "while_connected",
+]
 
 _Result = TypeVar("_Result")
 _MOST_HELD = 1 << 14  # bytes; when so many are held, they are sent
@@ -34,6 +42,21 @@ def as_line(value: object) -> bytes:
     return _as_text(value).encode("utf-8", "backslashreplace")
 
 
+def as_line_in_pieces(value: object, depth: int = 5) -> bytes:
+    """The same line, of a large value, for a thread beside the event loop: Python's encoder does not let go
+    of the interpreter before it is done, so it gets only what lies ``depth`` levels deep.
+
+    >>> as_line_in_pieces({"a": [1, {"b": None}], "c": {}}, 2) == as_line({"a": [1, {"b": None}], "c": {}})
+    True
+    """
+    if depth and value and isinstance(value, dict):
+        parts = [as_line(name) + b":" + as_line_in_pieces(one, depth - 1) for name, one in value.items()]
+        return b"{" + b",".join(parts) + b"}"
+    if depth and value and isinstance(value, list):
+        return b"[" + b",".join([as_line_in_pieces(one, depth - 1) for one in value]) + b"]"
+    return as_line(value)
+
+
 class JSONAnswer(Response):
     media_type = "application/json"
 
@@ -46,15 +69,16 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _revoked(call: Call) -> None:
-    revoked = asyncio.Event()
-    call.cancels.append(revoked.set)
+async def _ended(call: Call) -> None:
+    ended = asyncio.Event()
+    call.cancels.append(ended.set)
     try:
-        if not call.is_revoked:
-            await revoked.wait()
+        if call.ending is None:
+            await ended.wait()
     finally:
-        call.cancels.remove(revoked.set)
-    raise key_revoked()
+        call.cancels.remove(ended.set)
+    assert call.ending is not None
+    raise call.ending
 
 
 async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any, Any, None]) -> _Result:
@@ -78,17 +102,17 @@ async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
     """Returns what ``work`` returns. If the client goes away, the work is cancelled and :class:`ClientGone`
-    is raised. If the key is revoked, the work is cancelled and :class:`Problem` is raised.
+    is raised. If the server ends the call, the work is cancelled and :class:`Problem` is raised.
 
     The body of the request must have been read before.
     """
-    return await _first_of(work, _gone(request.receive), _revoked(call_of(request)))
+    return await _first_of(work, _gone(request.receive), _ended(call_of(request)))
 
 
-async def until_revoked(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Returns what ``work`` returns, which reads a body. If the key is revoked meanwhile, the work is
+async def until_ended(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Returns what ``work`` returns, which reads a body. If the server ends the call meanwhile, the work is
     cancelled and :class:`Problem` is raised."""
-    return await _first_of(work, _revoked(call))
+    return await _first_of(work, _ended(call))
 
 
 class Rest:
@@ -117,7 +141,8 @@ class StreamAnswer(Response):
 
     Args:
         pieces: what to send. They are held until :meth:`flush` is called, or until there are many bytes. If
-            they raise an error, the answer ends with what ``on_error`` makes of it.
+            they raise an error, the answer ends with what ``on_error`` makes of it. If ``on_error`` is None,
+            the answer breaks off, because its length was promised.
         ping: what to send when nothing was sent for ``ping_seconds``; None sends nothing.
         stuck_seconds: a client that takes nothing for so long counts as gone.
     """
@@ -128,7 +153,7 @@ class StreamAnswer(Response):
         call: Call,
         *,
         media_type: str,
-        on_error: Callable[[Problem], bytes],
+        on_error: Callable[[Problem], bytes] | None,
         ping: bytes | None,
         ping_seconds: float,
         stuck_seconds: float,
@@ -150,7 +175,12 @@ class StreamAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _first_of(self._produce(), _gone(receive), self._watch())
+        try:
+            await _first_of(self._produce(), _gone(receive), self._watch(), _ended(self._call))
+        except Problem as problem:
+            if problem is not self._call.ending:
+                raise
+            await self._fail(problem)
 
     async def _produce(self) -> None:
         try:
@@ -166,14 +196,21 @@ class StreamAnswer(Response):
         except ClientGone:
             raise
         except Exception as error:
-            problem = problem_of(error)
-            self._call.problem = problem.code or problem.kind
-            await self._call.close()
-            self._held += self._on_error(problem)
-            if problem.status == 500:
-                await self._end()
+            await self._fail(error)
+            if problem_of(error).status == 500:
                 raise
             forget_frames(error)
+        else:
+            await self._end()
+
+    async def _fail(self, error: Exception) -> None:
+        """Tells the client, as the last of the answer."""
+        problem = problem_of(error)
+        self._call.problem = problem.code or problem.kind
+        await self._call.close()
+        if self._on_error is None:
+            raise error
+        self._held += self._on_error(problem)
         await self._end()
 
     async def flush(self) -> bool:

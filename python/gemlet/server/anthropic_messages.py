@@ -43,7 +43,7 @@ __all__ = ["COUNT", "MESSAGES", "count_tokens", "messages"]
 _TEXT = Text()
 _BLOCKS = ListOf(Anything(dict), 1 << 12)
 _CONTENT = Either("a text or a list of blocks", _TEXT, _BLOCKS)
-_TAKEN = ("text", "image", "video", "audio")
+_TAKEN = ("text", "image", "video", "audio", "document", "search_result")
 _NO_CACHE = Ignored()  # cache_control: the server keeps what prompts have in common anyway
 
 COUNT: Mapping[str, Kind] = {
@@ -82,12 +82,14 @@ COUNT: Mapping[str, Kind] = {
     ),
     "thinking": Object(
         {
-            "type": OneOf("enabled", "disabled", "adaptive"),
+            "type": OneOf("enabled", "disabled", "adaptive", "between_tools"),
             "budget_tokens": REPLY,  # of the thoughts; max_tokens limits thoughts and answer together
             "display": Ignored(),
+            "block_binding": Ignored(),
         },
         ["type"],
     ),
+    "output_format": SCHEMA_FORMAT,  # of older clients
     "load_audio_from_video": Flag(),
     "cache_control": _NO_CACHE,
     "speed": Ignored(),
@@ -98,7 +100,13 @@ COUNT: Mapping[str, Kind] = {
     "compaction": Refused("gemlet does not edit conversations"),
     "mcp_servers": Refused("gemlet calls no servers"),
     # effort changes nothing: the model decides how hard it tries, as with reasoning_effort.
-    "output_config": Object({"format": SCHEMA_FORMAT, "effort": OneOf(*EFFORTS[2:])}),
+    "output_config": Object(
+        {
+            "format": SCHEMA_FORMAT,
+            "effort": OneOf(*EFFORTS[2:]),
+            "task_budget": Refused("gemlet counts only the tokens of a reply; send max_tokens"),
+        }
+    ),
 }
 MESSAGES: Mapping[str, Kind] = {
     **COUNT,
@@ -122,7 +130,6 @@ MESSAGES: Mapping[str, Kind] = {
 
 async def messages(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    call.headers["request-id"] = call.id
     fields = fields_of(request)
     served = service.find(call, fields["model"])
     most = service.reply_tokens(call, served, fields, "max_tokens")
@@ -132,9 +139,17 @@ async def messages(request: Request) -> Response:
     thinking = fields.get("thinking", {"type": "disabled"})
     if thinking["type"] != "disabled" and "budget_tokens" in thinking:
         options["thinking_budget"] = thinking["budget_tokens"]
-    format = fields.get("output_config", {}).get("format", {"type": "text"})
-    options |= of_format(format, "output_config.format")
-    ask = _ask(fields, served, options, service.settings.request_seconds)
+    formats = {
+        "output_config.format": fields.get("output_config", {}).get("format"),
+        "output_format": fields.get("output_format"),
+    }
+    given = {name: form for name, form in formats.items() if form is not None}
+    if len(given) > 1:
+        raise Problem(400, "output_format and output_config.format: send one of them", param="output_format")
+    for name, form in given.items():
+        options |= of_format(form, name)
+    seconds = service.settings.request_seconds
+    ask = await service.beside(request, lambda: _ask(fields, served, options, seconds))
     running = await service.start([ask], call)
     head = {
         "id": f"msg_{secrets.token_hex(12)}",
@@ -150,9 +165,9 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
-    call.headers["request-id"] = call.id
     fields = fields_of(request)
-    ask = _ask(fields, service.find(call, fields["model"]), {}, None)
+    served = service.find(call, fields["model"])
+    ask = await service.beside(request, lambda: _ask(fields, served, {}, None))
     count = await anyio.to_thread.run_sync(ask.count_prompt, limiter=service.threads)
     call.settle()
     return JSONAnswer({"input_tokens": count})
@@ -178,13 +193,20 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
         messages=conversation,
         tools=tools or None,
         tool_choice=_tool_choice(choice),
-        thinking=fields.get("thinking", {"type": "disabled"})["type"] != "disabled",
+        thinking=_thinks(fields.get("thinking", {}).get("type"), conversation),
         continue_final=conversation[-1]["role"] == "assistant",
         load_audio_from_video=fields.get("load_audio_from_video", False),
         one_call=choice.get("disable_parallel_tool_use", False),
         seconds=seconds,
         names=_NAMES,
     )
+
+
+def _thinks(kind: str | None, conversation: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the model thinks; with ``between_tools``, it does after results of tools."""
+    if kind == "between_tools":
+        return bool(conversation[-1]["role"] == "tool")
+    return kind in ("enabled", "adaptive")
 
 
 # Errors name the field without an index: one message of Anthropic's may become several of OpenAI's, and the
@@ -242,10 +264,12 @@ def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[st
     if kind not in takes:
         shown = kind if kind in _KINDS else "of an unknown type"
         raise Problem(
-            400, f"{where}: the block is {shown}; gemlet takes {' and '.join(takes)} here", param=where
+            400, f"{where}: the block is {shown}; gemlet takes {', '.join(takes)} here", param=where
         )
     if kind == "text":
         return {"type": "text", "text": _TEXT.check(block.get("text"), f"{where}.text")}
+    if kind in ("document", "search_result"):
+        return {"type": "text", "text": _document(block, where)}
     source = _SOURCES[kind].check(block.get("source"), f"{where}.source")
     if source["type"] == "url":
         part = {"type": f"{kind}_url", f"{kind}_url": {"url": source.get("url", "")}}
@@ -258,6 +282,36 @@ def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[st
     return media_part(kind, source["data"])
 
 
+def _document(block: Mapping[str, Any], where: str) -> str:
+    """The text of a document or of a result of a search, under what is said of it."""
+    _CITATIONS.check(block.get("citations") or {}, f"{where}.citations")
+    source, is_found = block.get("source"), block["type"] == "search_result"
+    names = ("title", "source" if is_found else "context")
+    head = [_TEXT.check(block[name], f"{where}.{name}") for name in names if block.get(name) is not None]
+    if is_found:
+        content, place = block.get("content"), f"{where}.content"
+    else:
+        if isinstance(source, dict) and source.get("type") in ("base64", "url", "file"):
+            said = f"{where}.source: the document is a file; gemlet takes documents of text"
+            raise Problem(400, said, param=f"{where}.source", code="unsupported")
+        source = _TEXT_SOURCE.check(source, f"{where}.source")
+        content, place = source.get("data", source.get("content")), f"{where}.source"
+    content = _CONTENT.check(content, place)
+    if not isinstance(content, str):
+        content = "\n".join(part["text"] for part in _parts(content, place, ("text",)))
+    return "\n".join([*head, content])
+
+
+_CITATIONS = Object({"enabled": Refused("gemlet does not say where an answer is from", False)})
+_TEXT_SOURCE = Object(
+    {
+        "type": OneOf("text", "content"),  # no files and no PDF
+        "media_type": OneOf("text/plain"),
+        "data": _TEXT,
+        "content": _CONTENT,
+    },
+    ["type"],
+)
 _KINDS = (
     *("image", "video", "audio", "document", "search_result"),
     *("tool_use", "tool_result", "thinking", "redacted_thinking"),

@@ -59,6 +59,7 @@ _THREADS = 2
 _PARTING = 5.0  # seconds that the last traces may take to be sent
 _WATCH = 1.0  # seconds between two looks for revoked keys
 _SWEEP = 60.0  # seconds between two looks for expired files
+_BREATH = 0.01  # seconds in which others may work between removing some expired files and the next
 _PATIENCE = 0.1  # seconds for which the event loop waits for another process that writes keys
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -278,7 +279,8 @@ async def _watch_files(files: FileStore) -> None:
     while True:
         await asyncio.sleep(_SWEEP)
         with suppress(sqlite3.Error, OSError):  # it tries again at the next look
-            files.remove_expired()
+            while files.remove_expired():
+                await asyncio.sleep(_BREATH)
 
 
 def _gauges(models: Models) -> Mapping[str, Mapping[str, float]]:

@@ -19,7 +19,7 @@ from gemlet.model.off_loop import takes_long
 from gemlet.server.call import Call
 from gemlet.server.content_filter import ContentFilter, NoReply, ReplyGate, Said, as_block
 from gemlet.server.models import Served
-from gemlet.server.problems import Problem, key_revoked, problem_of
+from gemlet.server.problems import NO_RETRY, Problem, problem_of, stopping
 from gemlet.server.said import content_of, strings_in, texts_of
 from gemlet.server.sent_media import check_sent_media, images_of
 
@@ -45,6 +45,7 @@ class Ask:
         names: maps arguments of the library to fields of the request, as for :func:`problem_of`.
         own_media: whether the server made the images and sounds itself, so that no client named them.
         shows_ids: whether the client gets the tokens of the reply.
+        token_by_token: whether tokens come one by one, however fast they are written.
     """
 
     served: Served
@@ -64,6 +65,7 @@ class Ask:
     names: Mapping[str, str] = field(default_factory=dict)
     own_media: bool = False
     shows_ids: bool = False
+    token_by_token: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -109,7 +111,7 @@ class Ask:
             common["n"] = self.count
         try:
             if self.messages is None:
-                return _joining(model.astream(self.prompt, allow_control=False, **common))
+                return self._joining(model.astream(self.prompt, allow_control=False, **common))
             self._check_media(self.messages)
             stream = model.astream_chat(
                 self.messages,
@@ -120,9 +122,13 @@ class Ask:
                 load_audio_from_video=self.load_audio_from_video,
                 **common,
             )
-            return _joining(stream)
+            return self._joining(stream)
         except Exception as error:
             raise self.problem_of(error) from error
+
+    def _joining(self, stream: AsyncTextStream) -> AsyncTextStream:
+        stream.joins_tokens = not self.token_by_token  # a chunk costs more than a token
+        return stream
 
     def count_prompt(self, most: int | None = None) -> int:
         """The number of tokens of the prompt. Raises :class:`Problem` if the prompt is wrong, or if it
@@ -377,11 +383,10 @@ class Running:
                 "the reply took longer than the server allows; ask for fewer tokens",
                 kind="timeout_error",
                 code="timeout",
+                headers=NO_RETRY,
             )
-        if chunk.finish_reason == "cancelled" and call.is_revoked:
-            raise key_revoked()
         if chunk.finish_reason == "cancelled":
-            raise Problem(503, "the server is stopping", kind="unavailable_error")
+            raise call.ending or stopping()
         if choice.gate is not None:
             shown = await choice.gate.through(chunk)
             if shown is None:
@@ -454,11 +459,6 @@ class Running:
 async def _beside_loop(ask: Ask, work: Callable[[], _Result], threads: anyio.CapacityLimiter) -> _Result:
     """Returns what ``work`` returns. If it may take long, it runs in a thread, and the event loop goes on."""
     return await anyio.to_thread.run_sync(work, limiter=threads) if ask.is_long else work()
-
-
-def _joining(stream: AsyncTextStream) -> AsyncTextStream:
-    stream.joins_tokens = True  # a chunk costs more than a token
-    return stream
 
 
 def _to_first_call(chunk: Chunk) -> Chunk | None:

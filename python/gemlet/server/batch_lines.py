@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from gemlet.base.text import show_argument
 from gemlet.errors import ModelFileError, UnsupportedError
-from gemlet.server.bodies import MOST_DEPTH, is_deeper
+from gemlet.server.bodies import MOST_DEPTH, has_more_values, is_deeper
 
 __all__ = [
     "ENDPOINTS",
@@ -35,7 +35,7 @@ ENDPOINTS = (
     "/v1/decisions",
 )
 _MOST_LINE = 64 << 20  # bytes
-_MOST_CONTAINERS = 1_000_000  # lists and objects of a line
+_MOST_VALUES = 1 << 20  # brackets, commas and colons of a line
 _MOST_ID = 512  # characters
 _NAME = "batch_req_"  # the beginning of an answer's id
 _BEGIN = f'{{"id": "{_NAME}'.encode()  # the beginning of each line of the output
@@ -111,8 +111,8 @@ def _lines(source: Shown, longest: int) -> Iterator[tuple[int, bytes]]:
 
 
 def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[str]) -> Mapping[str, Any]:
-    if line.count(b"[") + line.count(b"{") > _MOST_CONTAINERS:
-        raise WrongLineError(source, number, f" has more than {_MOST_CONTAINERS} opening brackets")
+    if has_more_values(line, _MOST_VALUES):
+        raise WrongLineError(source, number, f" has more than {_MOST_VALUES} brackets, commas and colons")
     too_deep = f" is nested too deep; its body may have at most {MOST_DEPTH} levels"
     try:
         request = json.loads(line)

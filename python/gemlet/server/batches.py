@@ -227,10 +227,15 @@ class Batches:
             done = await anyio.to_thread.run_sync(answered, file, work, limiter=self._threads)
             counts = document["request_counts"]
             counts["completed"], counts["failed"] = sum(done.values()), len(done) - sum(done.values())
-            waiting = requests(source, done)
+            waiting = ({**one, "content": json.dumps(one["body"]).encode()} for one in requests(source, done))
+            reading = asyncio.Lock()  # the workers share them
 
             async def worker() -> None:
-                for request in waiting:  # all workers take from this one iterator
+                while True:
+                    async with reading:  # lines that are skipped or long take a while
+                        request = await anyio.to_thread.run_sync(next, waiting, None)
+                    if request is None:
+                        return
                     async with self._places:
                         line, good = await answer(
                             self._app, request, partial(self._inside, owner), waits=True
@@ -254,7 +259,7 @@ class Batches:
                 for task in workers:
                     task.cancel()
                 await asyncio.gather(everything, *workers, return_exceptions=True)
-            os.fsync(file.fileno())
+            await anyio.to_thread.run_sync(os.fsync, file.fileno())
         self._inside(owner)  # raises if the key was revoked meanwhile
         if document["status"] == "in_progress":
             self._move(owner, document, "finalizing")

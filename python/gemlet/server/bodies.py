@@ -13,10 +13,12 @@ from gemlet.errors import InvalidRequestError
 from gemlet.server.call import Call, call_of
 from gemlet.server.problems import ClientGone, Problem
 
-__all__ = ["MOST_DEPTH", "Bodies", "is_deeper", "parse"]
+__all__ = ["MOST_DEPTH", "Bodies", "has_more_values", "is_deeper", "parse"]
 
 MOST_DEPTH = 64
-_MOST_CONTAINERS = 1_000_000  # lists and objects; it takes half a second to parse so many
+# Lists, objects, and the commas and colons between their items, and in texts. Parsing so many takes some
+# hundred milliseconds, in which nothing else runs.
+_MOST_VALUES = 1 << 20
 
 
 def is_deeper(value: Any, most: int) -> bool:
@@ -36,6 +38,11 @@ def is_deeper(value: Any, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def has_more_values(data: bytes, most: int) -> bool:
+    """Whether JSON may have more values than this. (What texts have counts, too.)"""
+    return sum(map(data.count, (b"[", b"{", b",", b":"))) > most
 
 
 class Bodies:
@@ -63,13 +70,20 @@ class Bodies:
             raise Problem(400, f"Content-Length: got {show(length)}, expected a number of bytes")
         if len(length) > 15 or int(length) > self.most:
             raise self._too_large()
+        call = call_of(request)
         try:
-            with anyio.fail_after(self.seconds):  # asyncio.wait_for may lose a cancellation before 3.12
+            # asyncio.wait_for may lose a cancellation before 3.12.
+            with anyio.fail_after(self.seconds) as scope:
+                call.cancels.append(scope.cancel)
                 return await self._collect(request)
         except TimeoutError:
             raise Problem(
                 408, f"the body did not arrive within {self.seconds:g} s", kind="timeout_error"
             ) from None
+        finally:
+            call.cancels.remove(scope.cancel)
+        assert call.ending is not None
+        raise call.ending
 
     async def _collect(self, request: Request) -> bytes:
         pieces: list[bytes] = []
@@ -106,8 +120,12 @@ class Bodies:
 def parse(data: bytes) -> dict[str, Any]:
     """Reads ``data`` as a JSON object, strictly. It may be at most MOST_DEPTH levels deep."""
     too_deep = Problem(400, f"the body is nested more than {MOST_DEPTH} levels deep", code="too_deep")
-    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
-        raise Problem(400, f"the body has more than {_MOST_CONTAINERS} opening brackets", code="invalid_json")
+    if has_more_values(data, _MOST_VALUES):
+        raise Problem(
+            400,
+            f"the body has more than {_MOST_VALUES} brackets, commas and colons; send it in several requests",
+            code="invalid_json",
+        )
     try:
         found = parse_json_object(data, where="body", error=InvalidRequestError)
     except InvalidRequestError as error:

@@ -14,6 +14,7 @@ from gemlet.base.records import field, record
 
 if TYPE_CHECKING:
     from gemlet.server.keys import Key
+    from gemlet.server.problems import Problem
 
 __all__ = ["Call", "call_of"]
 
@@ -32,7 +33,7 @@ class Call:
         at_end: functions that are called once, after the work has ended and before the client is told.
         closers: functions that free memory when the request is over, however it ended.
         cancels: functions that end its replies.
-        is_revoked: whether its key was revoked while it ran.
+        ending: the problem for which the server ends it before it is done; None if it does not.
     """
 
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
@@ -59,7 +60,7 @@ class Call:
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     cancels: list[Callable[[], None]] = field(default_factory=list)
-    is_revoked: bool = False
+    ending: Problem | None = None
 
     def settle(self) -> None:
         """Calls the functions of :attr:`at_end`, each once."""
@@ -74,9 +75,9 @@ class Call:
             await close()
         self.settle()
 
-    def revoke(self) -> None:
-        """Ends the replies, because the key was revoked."""
-        self.is_revoked = True
+    def end(self, problem: Problem) -> None:
+        """Ends the replies. The client is told the problem."""
+        self.ending = problem
         for cancel in self.cancels:
             cancel()
 

@@ -45,6 +45,7 @@ __all__ = [
     "GENERATION",
     "IGNORED",
     "MOST_CHOICES",
+    "MOST_TOOLS",
     "NAME",
     "NOT_DONE",
     "OF_TOKENS",

@@ -34,6 +34,9 @@ pragma user_version = 1;
 """
 _VERSION = 1
 _PATIENCE = 100  # milliseconds for which the event loop waits for another process that locks the file
+_JUMP = 60.0  # seconds by which the clock may run ahead between two looks
+_SETTLED = 3600.0  # seconds after which the server believes a clock that was set forward
+_MOST_REMOVED = 100  # files at once, while the event loop waits
 _MOST_BATCHES = 10_000  # batches of one owner that are remembered
 
 
@@ -72,6 +75,8 @@ class FileStore:
         self.folder = Path(folder)
         self._arriving: Counter[str] = Counter()  # bytes of uploads that arrive, by owner
         self._uploads: Counter[str] = Counter()  # number of uploads that arrive, by owner
+        self._looked = time.time(), time.monotonic()  # when expired files were last looked for
+        self._waits_until = 0.0
         place = self.folder / "files.db"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -167,10 +172,16 @@ class FileStore:
             self._arriving += Counter()  # removes owners whose count is 0
             self._uploads += Counter()
 
+    def has_room(self, size: int) -> bool:
+        """Whether the disk has so many bytes left."""
+        found = os.statvfs(self.folder)
+        return size <= found.f_bavail * found.f_frsize
+
     def used(self, owner: str) -> tuple[int, int]:
         """How many files the owner has, and their bytes. Both include the uploads that arrive."""
         count, size = self._db.execute(
-            "select count(*), total(bytes) from files where owner = ?", (owner,)
+            "select count(*), total(bytes) from files where owner = ? and (expires is null or expires > ?)",
+            (owner, int(time.time())),
         ).fetchone()
         return count + self._uploads[owner], int(size) + self._arriving[owner]
 
@@ -179,12 +190,24 @@ class FileStore:
         with contextlib.suppress(FileNotFoundError):
             self.path(identifier).unlink()
 
-    def remove_expired(self) -> None:
+    def remove_expired(self) -> bool:
+        """Removes some of what has expired; whether there may be more. After the clock was set forward, it
+        waits: a clock that is wrong for a while hides files, and deletes none."""
+        wall, now = time.time(), time.monotonic()
+        if wall - self._looked[0] > now - self._looked[1] + _JUMP:
+            self._waits_until = now + _SETTLED
+        self._looked = wall, now
+        if now < self._waits_until:
+            return False
         kept = {document["input_file_id"] for _, document in self.unfinished()}
-        rows = self._db.execute("select id from files where expires <= ?", (int(time.time()),)).fetchall()
-        for (identifier,) in rows:
-            if identifier not in kept:
-                self.remove(identifier)
+        rows = self._db.execute(
+            "select id from files where expires <= ? limit ?", (int(wall), _MOST_REMOVED + len(kept))
+        ).fetchall()
+        found = [identifier for (identifier,) in rows if identifier not in kept]
+        self._db.execute(f"delete from files where id in ({', '.join('?' * len(found))})", found)
+        for identifier in found:
+            self.path(identifier).unlink(missing_ok=True)
+        return len(found) >= _MOST_REMOVED
 
     def _sweep(self) -> None:
         """Removes the unfinished files that a killed process left."""

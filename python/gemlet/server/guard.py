@@ -4,8 +4,10 @@ writes the log. It denies by default: an unknown path needs a key like all other
 from __future__ import annotations
 
 import logging
+import math
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,12 +20,13 @@ from gemlet.server.inside import INSIDE, Inside
 from gemlet.server.keys import Key, KeyStore
 from gemlet.server.logs import log_call
 from gemlet.server.metrics import Metrics
-from gemlet.server.problems import ClientGone, Problem, as_json, forget_frames, problem_of
+from gemlet.server.problems import ClientGone, Problem, as_json, forget_frames, problem_of, stopping
 from gemlet.server.tracing import Tracing
 
 __all__ = ["OPEN", "Guard"]
 
 _log = logging.getLogger("gemlet.server")
+_MOST_UNREAD = 1 << 16  # bytes of a body that a refused request may have without losing its connection
 _BEHIND = -1  # the priority of the server's own requests
 # These requests need no key if they have no query. The page has no data, and asks its user for the key.
 OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
@@ -47,13 +50,15 @@ _ALLOWED = ", ".join(
         *(f"x-stainless-{name}" for name in (*_STAINLESS, "runtime-version", "timeout", "read-timeout")),
     )
 )
+_ANTHROPIC = "/v1/messages"
 _EXPOSED = ", ".join(
     (
-        *("x-request-id", "request-id", "retry-after"),
+        *("x-request-id", "request-id", "retry-after", "x-should-retry"),
         *(
-            f"x-ratelimit-{what}-{of}"
+            name
             for what in ("limit", "remaining", "reset")
             for of in ("requests", "tokens")
+            for name in (f"x-ratelimit-{what}-{of}", f"anthropic-ratelimit-{of}-{what}")
         ),
     )
 )
@@ -89,6 +94,7 @@ class Guard:
         self._tracing = tracing
         self._hosts = {host.lower() for host in hosts or (() if asks_for_keys else _LOOPBACK)}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
+        self._calls: dict[str, Call] = {}  # those of connections, by their ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,6 +104,11 @@ class Guard:
         else:
             await self._answer(scope, receive, send)
 
+    def end_all(self) -> None:
+        """Ends what connections wait for; they are told that the server stops."""
+        for call in list(self._calls.values()):
+            call.end(stopping())
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         # uvicorn keeps its own scope until the connection closes or sends another request.
         scope = dict(scope)
@@ -105,10 +116,23 @@ class Guard:
         call.put_into(scope)
         scope["app"] = self  # with it, the router raises 404 and 405, and requests find the service
 
+        unread = _body_length(scope)
+
+        async def receiving() -> Message:
+            nonlocal unread
+            message = await receive()
+            if not message.get("more_body", False):
+                unread = 0
+            return message
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
                 headers = {"x-request-id": call.id, "x-content-type-options": "nosniff", **call.headers}
+                if _dialect(scope) == _ANTHROPIC:
+                    headers |= _of_anthropic(headers)
+                if unread > _MOST_UNREAD or (unread and call.status == 408):
+                    headers["connection"] = "close"
                 message["headers"] = [
                     *message["headers"],
                     *((name.lower().encode(), value.encode()) for name, value in headers.items()),
@@ -120,6 +144,7 @@ class Guard:
             if isinstance(inside, Inside):
                 call.key, call.priority = inside.key, _BEHIND
             else:
+                self._calls[call.id] = call
                 _check_length(scope)
                 self._check_host(scope)
                 origin = self._foreign_origin(scope)
@@ -129,7 +154,7 @@ class Guard:
                         await _send_preflight(sending)
                         return
                 call.key = self._who(scope)
-            await self.app(scope, receive, sending)
+            await self.app(scope, receiving, sending)
         except ClientGone:
             call.status, call.problem = call.status or 499, "client_gone"
         except Exception as error:
@@ -142,6 +167,7 @@ class Guard:
             if not call.status:
                 await _send_problem(problem, scope, call, sending)
         finally:
+            self._calls.pop(call.id, None)
             await call.close()
             self._metrics.count_response(call)
             log_call(call)
@@ -217,8 +243,16 @@ def _check_length(scope: Scope) -> None:
             400,
             "the request has Content-Length and Transfer-Encoding; send one of them",
             code="bad_length",
-            headers={"Connection": "close"},
         )
+
+
+def _body_length(scope: Scope) -> float:
+    """Bytes of the body, as far as the head tells. Who expects to be asked for it may not send it."""
+    found: dict[bytes, bytes] = dict(scope["headers"])
+    if b"transfer-encoding" in found or b"expect" in found:
+        return math.inf
+    length = found.get(b"content-length", b"0")
+    return int(length) if length.isdigit() else math.inf
 
 
 def _header(scope: Scope, wanted: bytes) -> str:
@@ -235,6 +269,29 @@ def _cors(origin: str) -> dict[str, str]:
         "access-control-expose-headers": _EXPOSED,
         "vary": "origin",
     }
+
+
+def _dialect(scope: Scope) -> str:
+    """A path of the dialect that the client speaks. That of models is OpenAI's and Anthropic's."""
+    path: str = scope["path"]
+    if path.startswith(_ANTHROPIC) or (
+        path.startswith("/v1/models") and _header(scope, b"anthropic-version")
+    ):
+        return _ANTHROPIC
+    return path
+
+
+def _of_anthropic(headers: Mapping[str, str]) -> dict[str, str]:
+    """Those that Anthropic's clients read: the id, and what is left of limits. Times are dates there."""
+    found = {"request-id": headers["x-request-id"]}
+    for name, value in headers.items():
+        if name.startswith("x-ratelimit-"):
+            _, _, what, of = name.split("-")
+            if what == "reset":
+                at = datetime.now(timezone.utc) + timedelta(seconds=float(value.removesuffix("s")))
+                value = at.isoformat(timespec="seconds").replace("+00:00", "Z")
+            found[f"anthropic-ratelimit-{of}-{what}"] = value
+    return found
 
 
 def _is_preflight(scope: Scope) -> bool:
@@ -256,10 +313,8 @@ async def _send_preflight(send: Send) -> None:
 
 
 async def _send_problem(problem: Problem, scope: Scope, call: Call, send: Send) -> None:
-    body = as_line(as_json(problem, scope["path"], call.id))
+    body = as_line(as_json(problem, _dialect(scope), call.id))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
-    if problem.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
     await send(
         {
             "type": "http.response.start",

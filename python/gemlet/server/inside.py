@@ -6,7 +6,10 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+import anyio.to_thread
 
 from gemlet.base.records import record
 from gemlet.server.batch_lines import answer_line
@@ -17,6 +20,7 @@ __all__ = ["INSIDE", "App", "Inside", "answer"]
 App = Callable[..., Any]
 INSIDE = "gemlet.inside"  # the guard finds an Inside under this key, which no connection can set
 _PATIENCE = 40  # how often a request is tried again while the server is busy
+_LARGE = 1 << 16  # bytes of an answer; the line of a larger one is made beside the event loop
 _LONGEST_WAIT = 60.0  # seconds
 
 
@@ -37,29 +41,34 @@ async def answer(
     """Answers a request of a batch. Returns the line of the answer, and whether it is a good one.
 
     Args:
+        request: what :func:`requests` yields; ``content`` may be its body as JSON.
         whose: is called before every try, and says for which key the request is sent.
         waits: whether to try a request again and again while a limit of its key refuses it.
     """
     if request["body"].get("stream"):
         name, status = f"req_{secrets.token_hex(12)}", 400
-        body: Any = _refusal("stream: the answers of a batch are whole; leave it out")
+        body = json.dumps(_refusal("stream: the answers of a batch are whole; leave it out")).encode()
     else:
-        content = json.dumps(request["body"]).encode()
+        content = request.get("content") or json.dumps(request["body"]).encode()
         name, status, body, pause = await _post(app, request["url"], content, whose())
         tries = 0
         while waits and (status == 429 or (status == 503 and tries < _PATIENCE)):
             tries += status == 503
             await asyncio.sleep(pause)
             name, status, body, pause = await _post(app, request["url"], content, whose())
-    line = answer_line(request["custom_id"], status=status, request_id=name, body=body)
-    return line, status == 200
+    make = partial(_line, request["custom_id"], status, name, body)
+    return await anyio.to_thread.run_sync(make) if len(body) > _LARGE else make(), status == 200
+
+
+def _line(custom_id: str, status: int, name: str, body: bytes) -> bytes:
+    return answer_line(custom_id, status=status, request_id=name, body=json.loads(body))
 
 
 def _refusal(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
 
 
-async def _post(app: App, path: str, content: bytes, inside: Inside) -> tuple[str, int, Any, float]:
+async def _post(app: App, path: str, content: bytes, inside: Inside) -> tuple[str, int, bytes, float]:
     """Sends a request. Returns its id, the status, the body, and the seconds to wait before the next try."""
     status, parts = 500, []
     found: dict[bytes, bytes] = {}
@@ -98,4 +107,4 @@ async def _post(app: App, path: str, content: bytes, inside: Inside) -> tuple[st
     }
     await app(scope, receive, send)
     pause = min(_LONGEST_WAIT, float(found.get(b"retry-after", b"1")))
-    return found.get(b"x-request-id", b"").decode(), status, json.loads(b"".join(parts)), pause
+    return found.get(b"x-request-id", b"").decode(), status, b"".join(parts), pause

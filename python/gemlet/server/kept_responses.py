@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemlet.base.records import record
-from gemlet.server.answers import as_line
 
 __all__ = ["Kept", "KeptResponses"]
 
@@ -32,7 +31,7 @@ class KeptResponses:
     """The last responses, which take at most ``most`` bytes together.
 
     >>> kept = KeptResponses(1000)
-    >>> kept.put(None, {"id": "resp_1"}, [])
+    >>> kept.put(None, {"id": "resp_1"}, [], 20)
     >>> kept.find(None, "resp_1").response, kept.find("somebody", "resp_1")
     ({'id': 'resp_1'}, None)
     """
@@ -43,9 +42,13 @@ class KeptResponses:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def put(
-        self, owner: str | None, response: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]
+        self,
+        owner: str | None,
+        response: Mapping[str, Any],
+        messages: Sequence[Mapping[str, Any]],
+        size: int,
     ) -> None:
-        size = len(as_line([response, messages]))
+        """Keeps a response, which has ``size`` bytes as JSON, with its messages."""
         self._kept[response["id"]] = Kept(owner, response, messages, size)
         self._size += size
         while self._size > self._most:

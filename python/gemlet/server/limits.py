@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gemlet.base.records import field, record
 from gemlet.server.call import Call
-from gemlet.server.problems import Problem
+from gemlet.server.problems import NO_RETRY, Problem, key_revoked
 
 if TYPE_CHECKING:
     from gemlet.server.keys import Key, KeyStore
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Limiter", "Window"]
 
 _HOUR = 3600.0  # seconds
+_LONGEST_WAIT = 120.0  # seconds; official clients that would sleep longer are told not to try again
 _PARTS = 60  # parts of a window; a count leaves the window at most one part too late
 
 
@@ -122,7 +123,7 @@ class Limiter:
                 continue
             for call in state.running:
                 if call.priority >= 0:
-                    call.revoke()
+                    call.end(key_revoked())
 
     def _check(self, call: Call, key: Key) -> None:
         state, now = self._state(key, time.monotonic()), time.monotonic()
@@ -199,7 +200,7 @@ def _too_many(what: str, limit: int, wait: float) -> Problem:
         f"this key may have {limit} {what}; try again in {seconds} s",
         kind="rate_limit_error",
         code="rate_limit_exceeded",
-        headers={"Retry-After": str(seconds)},
+        headers={"Retry-After": str(seconds), **(NO_RETRY if wait > _LONGEST_WAIT else {})},
     )
 
 

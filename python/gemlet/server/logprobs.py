@@ -62,7 +62,7 @@ async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, A
     of the prompt come first."""
     served = choice.ask.served
     if not choice.ask.options.get("echo"):
-        return of_completion(served, choice.logprobs)
+        return await anyio.to_thread.run_sync(of_completion, served, choice.logprobs, limiter=threads)
     before, length = await anyio.to_thread.run_sync(_of_echo, choice, limiter=threads)
     after = of_completion(served, choice.logprobs, length)
     return {name: before[name] + after[name] for name in after}

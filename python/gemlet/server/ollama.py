@@ -18,7 +18,7 @@ from gemlet.server.fields import GENERATION, NAME, STOP, TOOLS, TOP_LOGPROBS, li
 from gemlet.server.logprobs import of_chat
 from gemlet.server.models import Served
 from gemlet.server.openai_chat import MOST_MESSAGES
-from gemlet.server.openai_embeddings import INPUT, embed, texts_of
+from gemlet.server.openai_embeddings import INPUT, embed, is_large, texts_of
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
     Anything,
@@ -34,7 +34,7 @@ from gemlet.server.schema import (
     Schema,
     Text,
 )
-from gemlet.server.sent_media import part_of_file
+from gemlet.server.sent_media import MOST_PARTS, part_of_file
 from gemlet.server.service import Service, fields_of, service_of
 
 __all__ = ["CHAT", "EMBED", "GENERATE", "OLDER_EMBED", "chat", "embedding", "embeddings", "find", "generate"]
@@ -77,12 +77,12 @@ _EVERYWHERE: Mapping[str, Kind] = {
 _REPLY: Mapping[str, Kind] = {
     **_EVERYWHERE,
     "stream": Flag(),
-    "think": Either("true, false, low, medium or high", Flag(), Choice("low", "medium", "high")),
+    "think": Either("true, false, low, medium, high or max", Flag(), Choice("low", "medium", "high", "max")),
     "format": Either("json, or a JSON schema of at most 256 KB", Choice("json", ""), Schema()),
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,
 }
-_IMAGES = ListOf(Text(least=1), 64)  # files as base64; Ollama's clients also send sounds here
+_IMAGES = ListOf(Text(least=1), MOST_PARTS)  # files as base64; Ollama's clients also send sounds here
 CHAT: Mapping[str, Kind] = {**_REPLY, "messages": ListOf(Anything(dict), MOST_MESSAGES), "tools": TOOLS}
 GENERATE: Mapping[str, Kind] = {
     **_REPLY,
@@ -115,7 +115,7 @@ async def chat(request: Request) -> Response:
     served = find(service, request, fields["model"])
     if not fields["messages"]:
         return _loaded(request, fields, _as_message)
-    conversation = [_message(m, f"messages[{i}]") for i, m in enumerate(fields["messages"])]
+    conversation = await service.beside(request, lambda: _conversation(fields["messages"]))
     ask = _ask(service, request, served, fields, messages=conversation, tools=fields.get("tools"))
     return await _answer(service, request, ask, fields, _as_message)
 
@@ -151,15 +151,18 @@ async def embeddings(request: Request) -> Response:
         truncate=fields.get("truncate", True),
     )
     vectors = await while_connected(request, embedded)
-    return JSONAnswer(
-        {
+    duration = time.monotonic_ns() - begun
+
+    def make() -> dict[str, Any]:
+        return {
             "model": fields["model"],
             "embeddings": vectors.tolist(),
-            "total_duration": time.monotonic_ns() - begun,
+            "total_duration": duration,
             "load_duration": 0,
             "prompt_eval_count": call.prompt_tokens,
         }
-    )
+
+    return await service.answer(make, is_large=is_large(vectors))
 
 
 async def embedding(request: Request) -> Response:
@@ -210,6 +213,15 @@ def _ask(service: Service, request: Request, served: Served, fields: Mapping[str
         names={**_NAMES, **({"prompt": "messages"} if "messages" in fields else {"messages": "prompt"})},
         **what,
     )
+
+
+def _conversation(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    images = [message["images"] for message in given if isinstance(message.get("images"), list)]
+    if sum(map(len, images)) > MOST_PARTS:
+        raise Problem(
+            400, f"messages: a request has at most {MOST_PARTS} images and sounds", param="messages"
+        )
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(given)]
 
 
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:

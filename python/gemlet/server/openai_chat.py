@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ from gemlet import _core
 from gemlet.base.sampling_options import MAX_INT
 from gemlet.chat.reply import Content, Reasoning, ToolCall, ToolCallPiece
 from gemlet.generation.result import Chunk
-from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.answers import while_connected
 from gemlet.server.ask import Ask, Choice, Running, finish_reason, is_plain_text
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
@@ -42,6 +42,7 @@ from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, 
 from gemlet.server.schema import Choice as OneOf
 from gemlet.server.service import TextEvent, event, fields_of, service_of
 from gemlet.server.streamed_calls import StreamedCalls
+from gemlet.server.tool_choices import allowed
 
 __all__ = ["CHAT", "MESSAGES", "MOST_MESSAGES", "chat", "usage_of"]
 
@@ -63,7 +64,9 @@ CHAT: Mapping[str, Kind] = {
     "n": Integer(1, MOST_CHOICES),
     "tools": TOOLS,
     "tool_choice": Either(
-        "auto, none, required, or a function", OneOf("auto", "none", "required"), Anything(dict)
+        "auto, none, required, a function or allowed_tools",
+        OneOf("auto", "none", "required"),
+        Anything(dict),
     ),
     "parallel_tool_calls": Flag(),
     "reasoning_effort": OneOf(*EFFORTS),
@@ -89,7 +92,8 @@ async def chat(request: Request) -> Response:
     fields = fields_of(request)
     served = service.find(call, fields.get("model"))
     most = service.reply_tokens(call, served, fields, "max_tokens", "max_completion_tokens")
-    ask = _ask(fields, served, most, service.settings.request_seconds)
+    seconds = service.settings.request_seconds
+    ask = await service.beside(request, lambda: _ask(fields, served, most, seconds))
     running = await service.start([ask], call)
     check_length(running)
     wants_ids = fields.get("return_token_ids", False)
@@ -104,7 +108,8 @@ async def chat(request: Request) -> Response:
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
         head["object"] = "chat.completion.chunk"
         return service.stream(_pieces(running, head, wants_usage, wants_ids), request, running)
-    return JSONAnswer(await while_connected(request, _whole(running, head, wants_ids, service.threads)))
+    make = await while_connected(request, _whole(running, head, wants_ids, service.threads))
+    return await service.answer(make, is_large=call.completion_tokens > 1000)
 
 
 def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -> Ask:
@@ -122,12 +127,13 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
         options["logprobs"] = fields.get("top_logprobs", 0)
     elif fields.get("top_logprobs", 0):
         raise Problem(400, "top_logprobs: send logprobs: true with it", param="top_logprobs")
+    tools, choice = allowed(fields.get("tools", ()), fields.get("tool_choice"))
     return Ask(
         served,
         options,
         messages=as_said(fields["messages"]),
-        tools=fields.get("tools") or None,
-        tool_choice=fields.get("tool_choice"),
+        tools=tools or None,
+        tool_choice=choice,
         thinking=_thinking(fields),
         continue_final=continues,
         load_audio_from_video=fields.get("load_audio_from_video", False),
@@ -152,10 +158,36 @@ def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if not says_nothing(message.get("function_call")):
             where = f"messages[{i}].function_call"
             raise Problem(400, f"{where}: this is the older form of tools; send tool_calls", param=where)
+        if not says_nothing(message.get("audio")):
+            where = f"messages[{i}].audio"
+            raise Problem(
+                400, f"{where}: gemlet keeps no sounds; send the text", param=where, code="unsupported"
+            )
+        message = _with_refusal(message, f"messages[{i}]")
         if message.get("reasoning") is not None and "reasoning_content" in message:
             message = {name: value for name, value in message.items() if name != "reasoning_content"}
         found.append(message)
     return found
+
+
+def _with_refusal(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """What an assistant refused to say, a part of its own or a field, is text that it said."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if message.get("role") != "assistant":
+        return message
+    if isinstance(content, list):
+        parts = []
+        for j, part in enumerate(content):
+            if isinstance(part, Mapping) and part.get("type") == "refusal":
+                part = {
+                    "type": "text",
+                    "text": Text().check(part.get("refusal"), f"{where}.content[{j}].refusal"),
+                }
+            parts.append(part)
+        return {**message, "content": parts}
+    if refusal is not None and not content:
+        return {**message, "content": Text().check(refusal, f"{where}.refusal")}
+    return message
 
 
 def _thinking(fields: Mapping[str, Any]) -> bool:
@@ -195,21 +227,26 @@ def usage_of(running: Running) -> dict[str, Any]:
 
 async def _whole(
     running: Running, head: Mapping[str, Any], wants_ids: bool, threads: anyio.CapacityLimiter
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
+    """What makes the answer."""
     try:
         async for _ in running:
             pass
         running.end()
-        choices = [_choice(index, choice, wants_ids) for index, choice in enumerate(running.choices)]
-        shown = {**head, "choices": choices, "usage": usage_of(running)}
-        first = running.choices[0]
-        if wants_ids:
-            shown["prompt_token_ids"] = first.prompt_ids
-        if (of_its_prompt := await of_prompt(first, threads)) is not None:
-            shown["prompt_logprobs"] = of_its_prompt
-        return shown
+        of_its_prompt = await of_prompt(running.choices[0], threads)
     finally:
         await running.aclose()
+
+    def make() -> dict[str, Any]:
+        choices = [_choice(index, choice, wants_ids) for index, choice in enumerate(running.choices)]
+        shown = {**head, "choices": choices, "usage": usage_of(running)}
+        if wants_ids:
+            shown["prompt_token_ids"] = running.choices[0].prompt_ids
+        if of_its_prompt is not None:
+            shown["prompt_logprobs"] = of_its_prompt
+        return shown
+
+    return make
 
 
 def _choice(index: int, choice: Choice, wants_ids: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.answers import while_connected
 from gemlet.server.ask import Ask, Running, finish_reason, is_plain_text
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
@@ -94,7 +94,8 @@ async def completions(request: Request) -> Response:
     if fields.get("stream"):
         wants_usage = fields.get("stream_options", {}).get("include_usage", False)
         return service.stream(_pieces(running, head, wants_usage, wants_ids), request, running)
-    return JSONAnswer(await while_connected(request, _whole(running, head, wants_ids, service.threads)))
+    whole = await while_connected(request, _whole(running, head, wants_ids, service.threads))
+    return await service.answer(lambda: whole, is_large=call.completion_tokens > 1000)
 
 
 def _echo(fields: Mapping[str, Any]) -> dict[str, Any]:

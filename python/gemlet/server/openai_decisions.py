@@ -129,7 +129,8 @@ async def _answers(
     call = call_of(request)
     salt = salt_of(call, fields.get("cache_salt"))
     most = None if call.key is None else call.key.limits.max_prompt
-    conversation, questions = _conversation(fields["input"]), fields["questions"]
+    conversation = await service.beside(request, lambda: _conversation(fields["input"]))
+    questions = fields["questions"]
     found: list[dict[str, Any]] = []
     prompts: list[list[int]] = []
     with anyio.move_on_after(service.settings.request_seconds):

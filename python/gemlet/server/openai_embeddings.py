@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet.base.arrays import NDArray, np
-from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.answers import while_connected
 from gemlet.server.call import Call, call_of
 from gemlet.server.fields import IGNORED, NAME, TOKENS
 from gemlet.server.models import Served
@@ -62,12 +62,21 @@ async def embeddings(request: Request) -> Response:
     )
     vectors = await while_connected(request, embedded)
     as_text = fields.get("encoding_format", "float") == "base64"
-    data = [
-        {"object": "embedding", "index": i, "embedding": _base64(vector) if as_text else vector.tolist()}
-        for i, vector in enumerate(vectors)
-    ]
     usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}
-    return JSONAnswer({"object": "list", "data": data, "model": served.name, "usage": usage})
+
+    def make() -> dict[str, Any]:
+        data = [
+            {"object": "embedding", "index": i, "embedding": _base64(vector) if as_text else vector.tolist()}
+            for i, vector in enumerate(vectors)
+        ]
+        return {"object": "list", "data": data, "model": served.name, "usage": usage}
+
+    return await service.answer(make, is_large=is_large(vectors))
+
+
+def is_large(vectors: NDArray[np.float32]) -> bool:
+    """Whether it takes more than a moment to write these."""
+    return vectors.size > 1 << 13
 
 
 def texts_of(given: Any) -> list[Any]:

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemlet.base.records import replace
-from gemlet.server.answers import JSONAnswer, StreamAnswer, until_revoked
+from gemlet.server.answers import JSONAnswer, StreamAnswer, until_ended
 from gemlet.server.batches import Batches
 from gemlet.server.call import call_of
 from gemlet.server.file_store import StoredFile, new_id
-from gemlet.server.problems import Problem
+from gemlet.server.problems import NO_RETRY, Problem
 from gemlet.server.schema import Choice, Integer, Kind, Object, Text, read
 from gemlet.server.service import query_of, service_of
 from gemlet.server.uploads import nested, read_form
@@ -81,7 +81,10 @@ async def upload(request: Request) -> Response:
     settings, now = service.settings, int(time.time())
     new = StoredFile(new_id("file"), owner, "", "batch", 0, now, now + _MONTH)
     place, call = store.path(f"{new.id}.part"), call_of(request)
-    room = min(settings.max_storage - used, settings.max_file, _length(request))
+    length = _length(request)
+    room = min(settings.max_storage - used, settings.max_file, length)
+    if room == length and not store.has_room(length):
+        raise _no_room()
     try:
         with store.arriving(owner, room):
             reading = read_form(
@@ -92,7 +95,7 @@ async def upload(request: Request) -> Response:
                 room=room,
                 seconds=settings.body_seconds,
             )
-            form = await until_revoked(call, reading)
+            form = await until_ended(call, reading)
         given = nested(form.fields)
         seconds = given.get("expires_after", {})
         if isinstance(seconds, dict) and str(seconds.get("seconds", "")).isdecimal():
@@ -106,10 +109,14 @@ async def upload(request: Request) -> Response:
             raise Problem(413, "there is no more room for your files here; delete some", code="storage_full")
         store.add(new, place)
     except OSError:
-        raise Problem(507, "the server has no room for this file", kind="server_error") from None
+        raise _no_room() from None
     finally:
         place.unlink(missing_ok=True)
     return JSONAnswer(_shown(new))
+
+
+def _no_room() -> Problem:
+    return Problem(507, "the server has no room for this file", kind="server_error", headers=NO_RETRY)
 
 
 def _length(request: Request) -> int:
@@ -130,8 +137,11 @@ async def files(request: Request) -> Response:
         ascending=fields.get("order") == "asc",
         most=most + 1,
     )
-    shown = [_shown(one) for one in found[:most]]
-    return JSONAnswer(page(shown, has_more=len(found) > most))
+
+    def make() -> dict[str, Any]:
+        return page([_shown(one) for one in found[:most]], has_more=len(found) > most)
+
+    return await service_of(request).answer(make, is_large=len(found) > 1000)
 
 
 def _place_of(after: StoredFile | None, fields: Mapping[str, Any]) -> tuple[int, str] | None:
@@ -160,7 +170,12 @@ async def file(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     found, batches = _found(request), batches_of(request)
     if batches.uses(found.id):
-        raise Problem(409, "a batch that is not over reads this file; cancel it first", code="file_in_use")
+        raise Problem(
+            409,
+            "a batch that is not over reads this file; cancel it first",
+            code="file_in_use",
+            headers=NO_RETRY,
+        )
     batches.store.remove(found.id)
     return JSONAnswer({"id": found.id, "object": "file", "deleted": True})
 
@@ -173,7 +188,7 @@ async def content(request: Request) -> Response:
         _pieces(store.path(found.id)),
         call_of(request),
         media_type="application/octet-stream",
-        on_error=lambda _: b"",  # the client sees that bytes are missing, because it knows the length
+        on_error=None,
         ping=None,
         ping_seconds=service.settings.ping_seconds,
         stuck_seconds=service.settings.stuck_seconds,

@@ -1,7 +1,8 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+"""``GET /v1/models`` and ``GET /v1/models/{id}``, which Anthropic's clients ask for, too."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from gemlet.server.answers import JSONAnswer
 from gemlet.server.call import call_of
 from gemlet.server.models import Served
+from gemlet.server.openai_files import page
 from gemlet.server.service import service_of
 
 __all__ = ["allowed", "model", "models"]
@@ -23,6 +25,11 @@ def _shown(served: Served) -> dict[str, Any]:
         "owned_by": "gemlet",
         "parent": served.parent,
         "max_model_len": served.model.context_length,
+        # Anthropic's.
+        "type": "model",
+        "display_name": served.name,
+        "created_at": datetime.fromtimestamp(served.created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "max_input_tokens": served.model.context_length,
     }
 
 
@@ -34,7 +41,8 @@ def allowed(request: Request) -> list[Served]:
 
 
 async def models(request: Request) -> Response:
-    return JSONAnswer({"object": "list", "data": [_shown(served) for served in allowed(request)]})
+    shown = [_shown(served) for served in allowed(request)]
+    return JSONAnswer(page(shown, has_more=False))
 
 
 async def model(request: Request) -> Response:

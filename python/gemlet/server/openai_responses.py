@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemlet.server.answers import JSONAnswer, while_connected
+from gemlet.server.answers import JSONAnswer, as_line, as_line_in_pieces, while_connected
 from gemlet.server.ask import Ask, Running
 from gemlet.server.call import call_of
 from gemlet.server.fields import (
@@ -22,10 +24,12 @@ from gemlet.server.fields import (
     NOT_DONE,
     REPLY,
     SALT,
+    TOP_LOGPROBS,
     library_options,
 )
 from gemlet.server.forms import SCHEMA_FORMAT, of_format
 from gemlet.server.kept_responses import Kept
+from gemlet.server.logprobs import of_chat
 from gemlet.server.problems import Problem
 from gemlet.server.response_items import OutputItems, conversation_of
 from gemlet.server.schema import (
@@ -41,12 +45,12 @@ from gemlet.server.schema import (
     Schema,
     Text,
 )
-from gemlet.server.service import Service, event, fields_of, service_of
+from gemlet.server.service import Service, TextEvent, event, fields_of, service_of
 from gemlet.server.streamed_calls import StreamedCalls
+from gemlet.server.tool_choices import ALLOWED, allowed
 
 __all__ = ["RESPONSES", "delete", "respond", "response"]
 
-_NO_LOGPROBS = "responses have no log probabilities; ask for chat completions"
 _TOOL = Object(
     {
         "type": Choice("function"),
@@ -54,24 +58,16 @@ _TOOL = Object(
         "description": Text(1 << 16),
         "parameters": Schema(),
         "strict": Ignored(),
+        "output_schema": Ignored(),
+        "allowed_callers": Refused("only the model calls tools here", ["direct"]),
+        "defer_loading": Refused("the model gets all tools at once"),
+        "async": Refused("gemlet waits for no tools"),
     },
     ["type", "name"],
 )
 
 
-class _Include(Kind):
-    """``include``: a list of further things that the answer should have. Log probabilities are refused. The
-    others are ignored: gemlet does not have them, or the answer has them anyway, such as thoughts."""
-
-    def check(self, value: Any, where: str) -> None:
-        for name in ListOf(Text(100), 100).check(value, where):
-            if name == "message.output_text.logprobs":
-                raise Problem(400, f"{where}: {_NO_LOGPROBS}", param=where, code="unsupported")
-
-    def describe(self) -> dict[str, Any]:
-        return {"type": "array", "items": {"type": "string"}}
-
-
+_LOGPROBS = "message.output_text.logprobs"  # the only value of ``include`` that changes something
 RESPONSES: Mapping[str, Kind] = {
     "model": NAME,
     "input": Either("a text or a list of items", Text(least=1), ListOf(Anything(dict), 1 << 16, 1)),
@@ -87,13 +83,15 @@ RESPONSES: Mapping[str, Kind] = {
             "summary": Ignored(),
             "generate_summary": Ignored(),
             "context": Ignored(),
+            "mode": Refused("gemlet has one mode", "standard"),
         }
     ),
     "tools": ListOf(_TOOL, MOST_TOOLS),
     "tool_choice": Either(
-        "auto, none, required or a function",
+        "auto, none, required, a function or allowed_tools",
         Choice("auto", "none", "required"),
         Object({"type": Choice("function"), "name": Text(64, 1)}, ["type", "name"]),
+        ALLOWED,
     ),
     "parallel_tool_calls": Flag(),
     "stream": Flag(),
@@ -101,10 +99,10 @@ RESPONSES: Mapping[str, Kind] = {
     **GENERATION,
     **{name: kind for name, kind in IGNORED.items() if name != "store"},
     **NOT_DONE,
-    "top_logprobs": Refused(_NO_LOGPROBS, 0),
-    "include": _Include(),
+    "top_logprobs": TOP_LOGPROBS,
+    "include": ListOf(Text(100), 100),
     "truncation": Refused("gemlet does not shorten conversations", "disabled"),
-    "text": Object({"format": SCHEMA_FORMAT, "verbosity": Choice("medium")}),
+    "text": Object({"format": SCHEMA_FORMAT, "verbosity": NOT_DONE["verbosity"]}),
     "background": Refused("gemlet answers while you wait", False),
     "background_options": Refused("gemlet answers while you wait"),
     "context_management": Refused("gemlet does not shorten conversations"),
@@ -121,21 +119,24 @@ async def respond(request: Request) -> Response:
     served = service.find(call, fields.get("model"))
     owner = None if call.key is None else call.key.id
     before = _before(service, owner, fields.get("previous_response_id"))
-    said = [*(before.messages if before is not None else ()), *conversation_of(fields["input"])]
+    given = await service.beside(request, lambda: conversation_of(fields["input"]))
+    said = [*(before.messages if before is not None else ()), *given]
     system = [{"role": "system", "content": fields["instructions"]}] if fields.get("instructions") else []
     most = service.reply_tokens(call, served, fields, "max_output_tokens")
     tools = [
         {"type": "function", "function": {n: v for n, v in tool.items() if n != "type"}}
         for tool in fields.get("tools", ())
     ]
+    chosen, choice = allowed(tools, fields.get("tool_choice"))
     effort = fields.get("reasoning", {}).get("effort", "none")
     form = of_format(fields.get("text", {}).get("format", {"type": "text"}), "text.format")
     ask = Ask(
         served,
-        {**library_options(fields), **form, "max_tokens": most},
+        {**library_options(fields), **form, **_logprobs(fields), "max_tokens": most},
         messages=[*system, *said],
-        tools=tools or None,
-        tool_choice=fields.get("tool_choice"),
+        tools=chosen or None,
+        tool_choice=choice,
+        token_by_token=_LOGPROBS in fields.get("include", ()),
         thinking=effort not in ("none", "minimal"),
         load_audio_from_video=fields.get("load_audio_from_video", False),
         salt=fields.get("cache_salt"),
@@ -151,14 +152,31 @@ async def respond(request: Request) -> Response:
     running = await service.start([ask], call)
     head = _head(fields, served.name)
 
-    def keep(answer: Mapping[str, Any]) -> None:
+    async def keep(answer: Mapping[str, Any]) -> bytes:
+        is_large = call.completion_tokens > 1000
+        line = await service.line(lambda: answer, is_large=is_large)
         if fields.get("store", True):
-            reply = running.choices[0].result_message()
-            service.kept.put(owner, answer, [*said, reply])
+            kept = [*said, running.choices[0].result_message()]
+            size = len(await service.beside(request, lambda: as_line_in_pieces(kept)))
+            service.kept.put(owner, answer, kept, size + len(line))
+        return line
 
     if fields.get("stream"):
-        return service.stream(_pieces(running, head, keep), request, running)
-    return JSONAnswer(await while_connected(request, _whole(running, head, keep)))
+        numbers = itertools.count()
+        return service.stream(
+            _pieces(running, head, keep, numbers), request, running, on_error=partial(_failure, numbers)
+        )
+    line = await while_connected(request, _whole(running, head, keep))
+    return Response(line, media_type="application/json")
+
+
+def _logprobs(fields: Mapping[str, Any]) -> dict[str, int]:
+    """The library's option for those that ``include`` asks for."""
+    if _LOGPROBS in fields.get("include", ()):
+        return {"logprobs": fields.get("top_logprobs", 0)}
+    if fields.get("top_logprobs", 0):
+        raise Problem(400, f"top_logprobs: it needs {_LOGPROBS} in include", param="top_logprobs")
+    return {}
 
 
 async def response(request: Request) -> Response:
@@ -247,36 +265,46 @@ def _ended(running: Running, head: Mapping[str, Any], items: OutputItems) -> dic
     }
 
 
-_Keep = Callable[[Mapping[str, Any]], None]
+_Keep = Callable[[Mapping[str, Any]], Awaitable[bytes]]  # keeps an answer, and gives it as JSON
 
 
-async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> dict[str, Any]:
+async def _whole(running: Running, head: Mapping[str, Any], keep: _Keep) -> bytes:
     items = OutputItems()
+    choice = running.choices[0]
     async for _, chunk in running:
+        items.add_logprobs(of_chat(choice.ask.served, choice.take_logprobs())["content"])
         for happened in chunk.events:
             items.push(happened)
     items.finish()
-    answer = _ended(running, head, items)
-    keep(answer)
-    return answer
+    return await keep(_ended(running, head, items))
 
 
-async def _pieces(running: Running, head: Mapping[str, Any], keep: _Keep) -> AsyncIterator[bytes]:
-    items, calls, number = OutputItems(), StreamedCalls(), 0
+def _failure(numbers: Iterator[int], problem: Problem) -> bytes:
+    """The event of an error in a stream. OpenAI's clients raise what has an ``error``."""
+    said = {name: getattr(problem, name) for name in ("code", "message", "param")}
+    error = {**said, "type": problem.kind}
+    return event({"type": "error", **said, "sequence_number": next(numbers), "error": error}, "error")
+
+
+async def _pieces(
+    running: Running, head: Mapping[str, Any], keep: _Keep, numbers: Iterator[int]
+) -> AsyncIterator[bytes]:
+    items, calls = OutputItems(), StreamedCalls()
 
     def numbered(found: Mapping[str, Any]) -> bytes:
-        nonlocal number
-        number += 1
-        return event({**found, "sequence_number": number - 1}, found["type"])
+        return event({**found, "sequence_number": next(numbers)}, found["type"])
 
     yield numbered({"type": "response.created", "response": head})
     yield numbered({"type": "response.in_progress", "response": head})
+    choice = running.choices[0]
     async for _, chunk in running:
+        items.add_logprobs(of_chat(choice.ask.served, choice.take_logprobs())["content"])
         for happened in calls.events(chunk):
             for found in items.push(happened):
                 yield numbered(found)
     for found in items.finish():
         yield numbered(found)
     answer = _ended(running, head, items)
-    keep(answer)
-    yield numbered({"type": f"response.{answer['status']}", "response": answer})
+    line, kind = await keep(answer), f"response.{answer['status']}"
+    before, after = numbered({"type": kind, "response": TextEvent.TEXT}).split(as_line(TextEvent.TEXT))
+    yield before + line + after

@@ -19,7 +19,16 @@ from gemlet.errors import (
     UnsupportedError,
 )
 
-__all__ = ["ClientGone", "Problem", "as_json", "forget_frames", "key_revoked", "problem_of"]
+__all__ = [
+    "NO_RETRY",
+    "ClientGone",
+    "Problem",
+    "as_json",
+    "forget_frames",
+    "key_revoked",
+    "problem_of",
+    "stopping",
+]
 
 
 class ClientGone(Exception):  # noqa: N818  an event, not an error
@@ -55,6 +64,7 @@ class Problem(Exception):  # noqa: N818  the error that clients see
 
 
 _OVERLOADED = {"Retry-After": "1"}
+NO_RETRY = {"x-should-retry": "false"}  # official clients would try again, which does not help
 _FUNCTIONS = ("chat", "embed", "generate")  # functions that not every model has
 
 
@@ -102,7 +112,7 @@ def problem_of(
     if isinstance(error, MemoryLimitError):
         return Problem(503, message, kind="overloaded_error", code="overloaded", headers=_OVERLOADED)
     if isinstance(error, ModelClosedError):
-        return Problem(503, "the server is stopping", kind="unavailable_error", headers=_OVERLOADED)
+        return stopping()
     if isinstance(error, sqlite3.OperationalError) and "locked" in message:
         return Problem(
             503,
@@ -112,7 +122,7 @@ def problem_of(
             headers=_OVERLOADED,
         )
     if _is_full(error):
-        return Problem(507, "the server has no room left on its disk", kind="server_error")
+        return Problem(507, "the server has no room left on its disk", kind="server_error", headers=NO_RETRY)
     return Problem(500, "the server failed; its log says why", kind="server_error")
 
 
@@ -125,6 +135,10 @@ def _is_full(error: BaseException) -> bool:
 
 def key_revoked() -> Problem:
     return Problem(401, "the key was revoked", kind="authentication_error", code="invalid_api_key")
+
+
+def stopping() -> Problem:
+    return Problem(503, "the server is stopping", kind="unavailable_error", headers=_OVERLOADED)
 
 
 def forget_frames(error: BaseException | None) -> None:
@@ -169,6 +183,8 @@ _ANTHROPIC = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",

@@ -16,7 +16,7 @@ __all__ = ["OutputItems", "conversation_of"]
 
 _TEXT = Text()
 _ROLE = Choice("user", "assistant", "system", "developer")
-_PARTS = ("input_text", "output_text", "text")
+_PARTS = ("input_text", "output_text", "text", "refusal")
 _MEDIA = ("input_image", "input_audio", "input_video")
 
 
@@ -104,7 +104,8 @@ def _text(content: Any, where: str, kinds: Sequence[str]) -> str:
         place = f"{where}[{index}]"
         if not isinstance(part, dict) or part.get("type") not in kinds:
             raise Problem(400, f"{place}: expected a part of the type {' or '.join(kinds)}", param=place)
-        texts.append(_TEXT.check(part.get("text"), f"{place}.text"))
+        name = "refusal" if part["type"] == "refusal" else "text"
+        texts.append(_TEXT.check(part.get(name), f"{place}.{name}"))
     return "".join(texts)
 
 
@@ -122,8 +123,19 @@ class OutputItems:
     def __init__(self) -> None:
         self.items: list[dict[str, Any]] = []
         self._is_open = False
+        self._logprobs: list[Any] = []  # of tokens whose text is still to come
+
+    def add_logprobs(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Those of the tokens of what is pushed next; they are shown with text alone."""
+        self._logprobs += found
+
+    def _take_logprobs(self) -> list[Any]:
+        found, self._logprobs = self._logprobs, []
+        return found
 
     def push(self, happened: ReplyEvent) -> list[dict[str, Any]]:
+        if not isinstance(happened, Content):
+            self._take_logprobs()
         if isinstance(happened, ToolCallPiece):
             return self._piece(happened)
         if isinstance(happened, ToolCall):
@@ -139,7 +151,10 @@ class OutputItems:
             found = [*self.finish(), *self._begin(kind)]
         self._part["text"] += happened.text
         name = "output_text" if is_text else "reasoning_text"
-        more: dict[str, Any] = {"logprobs": []} if is_text else {}
+        more: dict[str, Any] = {}
+        if is_text:
+            more["logprobs"] = self._take_logprobs()
+            self._part["logprobs"] += more["logprobs"]
         return [*found, self._said(f"response.{name}.delta", delta=happened.text, **more)]
 
     def finish(self) -> list[dict[str, Any]]:
@@ -153,7 +168,10 @@ class OutputItems:
             return [self._item("done")]
         part = self._part
         item["status"] = "completed"
-        more: dict[str, Any] = {"logprobs": []} if part["type"] == "output_text" else {}
+        more: dict[str, Any] = {}
+        if part["type"] == "output_text":
+            part["logprobs"] += self._take_logprobs()  # of tokens without a text of their own
+            more["logprobs"] = part["logprobs"]
         done = [self._said(f"response.{part['type']}.done", text=part["text"], **more)]
         if part["type"] == "output_text":
             done.append(self._said("response.content_part.done", part=dict(part)))
@@ -175,8 +193,9 @@ class OutputItems:
         self._is_open = True
         added = self._item("added")
         if kind == "message":
-            item["content"] = [{"type": "output_text", "text": "", "annotations": []}]
-            return [added, self._said("response.content_part.added", part=dict(self._part))]
+            item["content"] = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
+            part = {**self._part, "logprobs": []}
+            return [added, self._said("response.content_part.added", part=part)]
         item["content"] = [{"type": "reasoning_text", "text": ""}]
         return [added]
 

@@ -12,50 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gemlet.errors import UnsupportedError
 from gemlet.server.app import make_app
+from gemlet.server.connection import Connection
 from gemlet.server.logs import to_stderr
 from gemlet.server.settings import ModelSpec, Settings
 
 __all__ = ["Server", "bind", "serve"]
 
 _BACKLOG = 1024
-
-
-class _Protocol(H11Protocol):
-    """A connection that knows since when it has been waiting for a request, and since when the client has
-    taken nothing of an answer."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.access_log = False  # uvicorn's log would have paths as clients send them
-        self.idle_since = self._moved_at = time.monotonic()
-        self._unsent = 0
-
-    def on_response_complete(self) -> None:
-        self.idle_since = time.monotonic()
-        super().on_response_complete()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
-        self._unset_keepalive_if_required()  # uvicorn keeps the timer if the client breaks the connection
-
-    @property
-    def is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def stuck_since(self, now: float) -> float:
-        """When the client last took something of an answer; ``now`` if nothing waits to be sent. It only
-        compares what waits now with what waited at the last call."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent == 0 or unsent != self._unsent:
-            self._unsent, self._moved_at = unsent, now
-        return self._moved_at
+_PARTING = 2.0  # seconds in which clients may take the rest of answers that the server ends
 
 
 class Server(uvicorn.Server):
@@ -71,7 +40,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app,
-                http=_Protocol,
+                http=Connection,
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
@@ -81,9 +50,10 @@ class Server(uvicorn.Server):
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=max(1, round(settings.idle_seconds)),
-                timeout_graceful_shutdown=settings.drain_seconds,  # type: ignore[arg-type]
+                timeout_graceful_shutdown=settings.drain_seconds + _PARTING,  # type: ignore[arg-type]
             )
         )
+        self._drain_seconds = settings.drain_seconds
         self._idle_seconds = settings.idle_seconds
         self._stuck_seconds = settings.stuck_seconds
 
@@ -91,11 +61,18 @@ class Server(uvicorn.Server):
         self.failure = error
         self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self._drain_seconds, self.app.end_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
     async def on_tick(self, counter: int) -> bool:
         """Ends connections whose client sends no whole request, or takes nothing of an answer."""
         now = time.monotonic()
         for connection in list(self.server_state.connections) if counter % 5 == 0 else ():
-            if not isinstance(connection, _Protocol):
+            if not isinstance(connection, Connection):
                 continue
             if connection.stuck_since(now) < now - self._stuck_seconds:
                 connection.transport.abort()  # close() would wait until everything is sent

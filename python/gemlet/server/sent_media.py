@@ -16,6 +16,7 @@ from gemlet.server.problems import Problem
 
 __all__ = [
     "MOST_DECODED",
+    "MOST_PARTS",
     "check_part",
     "check_sent_inputs",
     "check_sent_media",
@@ -41,7 +42,7 @@ _INSTEAD = {
     "audio": 'send {"type": "input_audio", "input_audio": {"data": base64, "format": ...}}',
     "video": 'send {"type": "video_url", "video_url": {"url": "data:..."}}',
 }
-_MOST_PARTS = 64  # images, videos and sounds in a request
+MOST_PARTS = 64  # images, videos and sounds in a request
 _MOST_VIDEOS = 4  # videos among these, because a small file may take long to decode
 MOST_DECODED = 1 << 28  # bytes of all images, videos and sounds in a request, when they are decoded
 _BESIDE = {
@@ -80,8 +81,8 @@ def _check_all(
         if size > MOST_DECODED:
             limit = f"have at most {MOST_DECODED} bytes together when they are decoded"
             raise Problem(400, f"{where}: the images, videos and sounds of a request {limit}", param=param)
-        if count > _MOST_PARTS:
-            limit = f"at most {_MOST_PARTS} images, videos and sounds"
+        if count > MOST_PARTS:
+            limit = f"at most {MOST_PARTS} images, videos and sounds"
             raise Problem(400, f"{where}: a request has {limit}", param=param)
 
 

@@ -7,14 +7,15 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from starlette.requests import Request
+from starlette.responses import Response
 
 from gemlet.base.records import field, record, replace
-from gemlet.server.answers import Rest, StreamAnswer, as_line
+from gemlet.server.answers import Rest, StreamAnswer, as_line, as_line_in_pieces
 from gemlet.server.ask import Ask, Running
 from gemlet.server.batches import Batches
 from gemlet.server.bodies import Bodies, parse
@@ -35,7 +36,9 @@ __all__ = ["FIELDS", "Service", "TextEvent", "event", "fields_of", "query_of", "
 FIELDS = "gemlet.fields"  # the router puts the fields of a request under this key
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
-_LARGE = 1 << 16  # bytes; the fields of a larger body are checked in a thread
+_LARGE = 1 << 16  # bytes; a larger body is read and checked in a thread
+_IS_LARGE = "gemlet.is_large"
+_Result = TypeVar("_Result")
 
 
 @record
@@ -70,14 +73,28 @@ class Service:
         self.models.check_ready()
         self.limiter.check(call_of(request))
         body = await self.bodies.read(request)
-        found = await self._checked(body, partial(parse, body))
+        request.scope[_IS_LARGE] = len(body) > _LARGE
+        found = await self.beside(request, partial(parse, body))
         self.limiter.enter(call_of(request))
         ignore = self.settings.unknown_fields == "ignore"
-        return await self._checked(body, partial(read, found, table, required, ignore_unknown=ignore))
+        return await self.beside(request, partial(read, found, table, required, ignore_unknown=ignore))
 
-    async def _checked(self, body: bytes, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        is_large = len(body) > _LARGE
-        return await anyio.to_thread.run_sync(check, limiter=self.threads) if is_large else check()
+    async def beside(self, request: Request, work: Callable[[], _Result]) -> _Result:
+        """What ``work``, which goes through all of the body, returns. It is done beside the event loop if the
+        body is large."""
+        if not request.scope[_IS_LARGE]:
+            return work()
+        return await anyio.to_thread.run_sync(work, limiter=self.threads)
+
+    async def line(self, make: Callable[[], object], *, is_large: bool) -> bytes:
+        """What ``make`` returns, as JSON. It is made beside the event loop if it is large."""
+        if not is_large:
+            return as_line(make())
+        return await anyio.to_thread.run_sync(lambda: as_line_in_pieces(make()), limiter=self.threads)
+
+    async def answer(self, make: Callable[[], object], *, is_large: bool) -> Response:
+        """The same as an answer."""
+        return Response(await self.line(make, is_large=is_large), media_type="application/json")
 
     def find(self, call: Call, name: str | None) -> Served:
         """The model of a request. Raises :class:`Problem` if there is none, or the key may not use it."""
@@ -141,12 +158,14 @@ class Service:
         running: Running,
         *,
         ping: bytes | None = b": ping\n\n",
+        on_error: Callable[[Problem], bytes] | None = None,
     ) -> StreamAnswer:
         """Answers with server-sent events, or with lines of JSON if ``ping`` is None. The events of chunks
-        that are there at the same time, or come within a short time, are sent together."""
+        that are there at the same time, or come within a short time, are sent together. An error
+        is the last event, as ``on_error`` writes it, or else in the form of the dialect's other errors."""
         call, path = call_of(request), request.scope["path"]
 
-        def on_error(problem: Problem) -> bytes:
+        def as_others(problem: Problem) -> bytes:
             body = as_line(as_json(problem, path, call.id))
             if ping is None:
                 return body + b"\n"
@@ -157,7 +176,7 @@ class Service:
             pieces,
             call,
             media_type=LINES if ping is None else EVENTS,
-            on_error=on_error,
+            on_error=on_error or as_others,
             ping=ping,
             ping_seconds=self.settings.ping_seconds,
             stuck_seconds=self.settings.stuck_seconds,

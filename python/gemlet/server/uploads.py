@@ -55,8 +55,11 @@ async def read_form(
     if kind != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
         raise Problem(415, "expected a form (multipart/form-data) with the file", param=name)
     length = request.headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and (len(length) > 15 or int(length) > most + _MOST_AROUND):
+    size = int(length[:15]) if length.isascii() and length.isdigit() else 0
+    if len(length) > 15 or size > most + _MOST_AROUND:
         raise _too_large(most)
+    if size > room + _MOST_AROUND:
+        raise _no_room()
     with open(place, "wb") as file:
         form = _Form(name, file, most, room)
         parser = MultipartParser(boundary, form.callbacks(), max_header_count=8, max_header_size=4096)
@@ -70,7 +73,8 @@ async def read_form(
                     raise ClientGone
                 piece, more = message.get("body", b""), message.get("more_body", False)
                 form.count(len(piece))
-                parser.write(piece)
+                # Odd pieces take long to parse, and a slow disk takes long to write.
+                await anyio.to_thread.run_sync(parser.write, piece)
             parser.finalize()
         except TimeoutError:
             raise Problem(408, "the body came too slowly", kind="timeout_error") from None
@@ -85,6 +89,11 @@ async def read_form(
 
 def _too_large(most: int) -> Problem:
     return Problem(413, f"the file is larger than {most} bytes", code="request_too_large")
+
+
+def _no_room() -> Problem:
+    said = "there is no more room for your files here; delete some"
+    return Problem(413, said, code="storage_full", param="file")
 
 
 class _Form:
@@ -159,12 +168,7 @@ class _Form:
         if self.upload.size > self._most:
             raise _too_large(self._most)
         if self.upload.size > self._room:
-            raise Problem(
-                413,
-                "there is no more room for your files here; delete some",
-                code="storage_full",
-                param="file",
-            )
+            raise _no_room()
         self._file.write(data[start:end])
 
     def _end_part(self) -> None:

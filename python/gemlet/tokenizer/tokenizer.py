@@ -233,8 +233,8 @@ class Tokenizer:
             ids: token ids.
             skip_control: leave control tokens (BOS, turn markers, ...) out; False writes them by name.
 
-        Each byte that is not valid UTF-8 becomes U+FFFD, as in SentencePiece. The library tokenizers would also
-        replace valid characters beside it, if these are written as bytes.
+        Each byte that is not valid UTF-8 becomes U+FFFD, as in SentencePiece. The library tokenizers would
+        also replace valid characters beside it, if these are written as bytes.
 
         Raises:
             InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
