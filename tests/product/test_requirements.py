@@ -21,7 +21,7 @@ def configure(folder: Path, *options: str, **environment: str) -> str:
     """The line with which configuring fails."""
     done = subprocess.run(
         ["cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", *options],
-        env={key: value for key, value in {**os.environ, **environment}.items() if value},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -46,15 +46,6 @@ def test_no_compiler(tmp_path: Path) -> None:
             f"gemlet needs a C++20 compiler (g++ 11, clang 14 or newer), and CXX={wrong} does not work. "
             "Debian, Ubuntu: sudo apt install g++"
         )
-
-
-def test_no_compiler_at_all(tmp_path: Path) -> None:
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for name in ("cmake", "ninja", "uname", "cat", "sh"):
-        (programs / name).symlink_to(str(shutil.which(name)))
-    line = configure(tmp_path, PATH=str(programs), CXX="")
-    assert "(g++ 11, clang 14 or newer), and found none that works. Debian" in line
 
 
 def test_a_compiler_that_is_too_old(tmp_path: Path) -> None:
