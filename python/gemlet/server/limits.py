@@ -194,7 +194,7 @@ def _span(seconds: float) -> str:
 
 
 def _too_many(what: str, limit: int, wait: float) -> Problem:
-    seconds = math.ceil(wait)
+    seconds = max(1, math.ceil(wait))
     return Problem(
         429,
         f"this key may have {limit} {what}; try again in {seconds} s",
