@@ -1,4 +1,5 @@
-"""The clock of the system is set forward or back while the server runs: what lasts a while lasts as long."""
+"""The clock of the system is set forward or back while the server runs. Time limits and durations stay the
+same."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def test_windows_of_limits(tmp_path: Path, jump: float) -> None:
 @pytest.mark.parametrize("jump", JUMPS)
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
 def test_a_stream(tmp_path: Path, jump: float, path: str) -> None:
-    """It goes on to its end, and its tokens are counted."""
+    """The stream goes on to its end, and its tokens are counted."""
     asked: Any = {**ASKED, "stream": True} if path == CHAT else {"input": "Who?", "stream": True}
     with with_keys(tmp_path, tokens_per_minute=10_000) as (server, key):
         with saying(chunk(Content("One")), 0.4, chunk(Content(" two"), reason="stop")) as begun:
@@ -91,7 +92,7 @@ def test_a_stream(tmp_path: Path, jump: float, path: str) -> None:
 
 @pytest.mark.parametrize("jump", JUMPS)
 def test_a_batch_runs_on(tmp_path: Path, jump: float) -> None:
-    """Its hours are counted from its beginning, whatever the clock says."""
+    """The time limit of a batch counts from its beginning, whatever the clock says."""
     lines = [
         json.dumps({"custom_id": str(i), "method": "POST", "url": CHAT, "body": ASKED}).encode()
         for i in range(3)
@@ -113,7 +114,7 @@ def test_a_batch_runs_on(tmp_path: Path, jump: float) -> None:
 
 
 def test_files_that_a_wrong_clock_hides(tmp_path: Path) -> None:
-    """They are there again when the clock is right. Only a clock that stays where it was set deletes them."""
+    """The files appear again when the clock is right. They are deleted only if the clock stays wrong."""
     from gemlet.server.settings import Settings
 
     with mock.patch("gemlet.server.app._SWEEP", 0.05), serving(Settings(data=str(tmp_path / "d"))) as server:
@@ -121,10 +122,10 @@ def test_files_that_a_wrong_clock_hides(tmp_path: Path) -> None:
         content = tmp_path / "d" / "files" / found
         with clock_set(YEAR):
             until(lambda: server.ask("GET", f"/v1/files/{found}").status == 404)
-            assert uploaded(server, b"{}").status == 200  # which looks for expired files, too
+            assert uploaded(server, b"{}").status == 200  # an upload also removes expired files
             time.sleep(0.2)
         assert server.ask("GET", f"/v1/files/{found}/content").body == b"{}"
-        # The hour has passed.
+        # An hour after the clock was set, the server believes it.
         with mock.patch("gemlet.server.file_store._SETTLED", 0.0), clock_set(2 * YEAR):
             until(lambda: not content.exists())
         assert server.ask("GET", f"/v1/files/{found}").status == 404
@@ -143,7 +144,7 @@ def test_hidden_files_take_nobodys_room(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jump", JUMPS)
 def test_limits_of_time(jump: float) -> None:
-    """Neither an idle connection nor a slow body is taken for an old one, and both end when it is time."""
+    """Idle connections and slow bodies end when their time is over, and not earlier."""
     from gemlet.server.settings import Settings
 
     with (

@@ -1,5 +1,5 @@
-"""Every error in the form of its dialect: the official clients raise their own exceptions, whether they wait
-or not, for whole answers and in the middle of streams."""
+"""Every error has the form of its dialect. The official clients, synchronous and asynchronous, raise their
+own exceptions for whole answers and in the middle of streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ anthropic, ollama, openai = optional("anthropic"), optional("ollama"), optional(
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
 ASKED: Any = {"model": "demo", "messages": [{"role": "user", "content": "Who?"}]}
 SAID: Any = {**ASKED, "max_tokens": 9}
-# What each client can be asked for, and whether it may be streamed.
+# The methods of each client, and whether they can stream.
 OF_OPENAI: dict[str, tuple[Callable[..., Any], bool]] = {
     "chat": (lambda c, **o: c.chat.completions.create(**ASKED, **o), True),
     "completions": (lambda c, **o: c.completions.create(model="demo", prompt="The", **o), True),
@@ -82,7 +82,7 @@ STATUSES = {
 
 @contextlib.contextmanager
 def client_of(server: RunningServer, kind: str, key: str = "none", **more: Any) -> Iterator[Any]:
-    """The client that waits."""
+    """The synchronous client."""
     if kind == "ollama":
         with ollama.Client(server.url, headers={"Authorization": f"Bearer {key}"}) as client:
             yield client
@@ -94,7 +94,8 @@ def client_of(server: RunningServer, kind: str, key: str = "none", **more: Any) 
 
 
 def raised(server: RunningServer, kind: str, name: str, *, stream: bool, **more: Any) -> list[Any]:
-    """What the client that waits and the one that does not raise; with ``stream``, while they read."""
+    """The exceptions of the synchronous and the asynchronous client. With ``stream``, they are raised while
+    the stream is read."""
     ask, can_stream = globals()[f"OF_{kind.upper()}"][name]
     options = {"stream": stream} if can_stream else {}
     found: list[Any] = []
@@ -175,7 +176,7 @@ def test_errors_in_streams(server: RunningServer, kind: str, name: str, begun: b
 
 
 def test_the_event_of_a_response_that_failed(server: RunningServer) -> None:
-    """OpenAI's clients for other languages read the event ``error``; its number follows the others'."""
+    """OpenAI's clients for other languages read the event ``error``. It has the next sequence number."""
     with saying(chunk(Content("Yes")), MemoryLimitError("no memory for more")):
         body = server.post("/v1/responses", {"input": "Who?", "stream": True}).body.decode()
     *before, last = body.strip().split("\n\n")
@@ -188,7 +189,7 @@ def test_the_event_of_a_response_that_failed(server: RunningServer) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), STREAMS)
 def test_a_stop_ends_streams_and_answers(kind: str, name: str) -> None:
-    """After ``drain_seconds``, what still runs is told so in the form of its dialect."""
+    """After ``drain_seconds``, requests that still run end with an error in the form of their dialect."""
     from gemlet.server.settings import Settings
 
     ask, _ = globals()[f"OF_{kind.upper()}"][name]
@@ -220,7 +221,7 @@ def test_a_stop_ends_streams_and_answers(kind: str, name: str) -> None:
     assert all(stream.was_closed for stream in begun)
 
 
-# --- errors that are really there ---------------------------------------------------------------------------
+# --- errors with real causes --------------------------------------------------------------------------------
 
 
 def test_limits_of_keys(tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_limits_of_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "ollama"])
 @pytest.mark.parametrize(("key", "status"), [("none", 401), (None, 413)])
 def test_large_requests_that_are_refused(tmp_path: Path, kind: str, key: str | None, status: int) -> None:
-    """The client is still sending when the answer is there."""
+    """The server answers while the client is still sending."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -287,7 +288,8 @@ def test_large_requests_that_are_refused(tmp_path: Path, kind: str, key: str | N
 
 
 def test_content_that_cannot_be_read(tmp_path: Path) -> None:
-    """The length was promised, and the client misses what comes no more; it does not wait for it."""
+    """The answer has announced its length. The client raises an error because the rest is missing, and does
+    not wait for it."""
     from gemlet.server.settings import Settings
 
     async def broken(place: Path) -> Any:

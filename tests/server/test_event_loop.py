@@ -102,7 +102,7 @@ def test_while_the_fields_of_a_large_body_are_checked(server: RunningServer) -> 
             assert server.post("/detokenize", {"tokens": [5] * 50_000}).status == 200
 
 
-def test_no_text_is_encoded_that_fits_no_context(server: RunningServer) -> None:
+def test_a_text_that_is_too_long_for_the_context_is_not_encoded(server: RunningServer) -> None:
     for body in (
         {"prompt": "a" * (1 << 20) + "a"},
         {"messages": [{"role": "user", "content": "a" * (1 << 20) + "a"}]},
@@ -158,8 +158,8 @@ MANY: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_no_request_keeps_the_event_loop(server: RunningServer, name: str) -> None:
-    """The processor time of the loop's thread between two of its turns."""
+def test_no_request_blocks_the_event_loop(server: RunningServer, name: str) -> None:
+    """Measures the processor time that the event loop's thread takes between two turns of the loop."""
     path, body = MANY[name]
     longest = 0.0
 
@@ -181,10 +181,10 @@ def test_no_request_keeps_the_event_loop(server: RunningServer, name: str) -> No
             watching.cancel()
         if in_time(longest, 0.05):
             return
-    raise AssertionError(f"the event loop stood for {longest} s")
+    raise AssertionError(f"the event loop was blocked for {longest} s")
 
 
-def test_vectors_are_written_beside_the_event_loop() -> None:
+def test_vectors_are_written_in_another_thread() -> None:
     from gemlet.server import answers, service
 
     here: list[int] = []

@@ -22,7 +22,7 @@ F, G = ({"type": "function", "function": {"name": name, "parameters": {"type": "
 
 
 def fields_of(kind: Any, *path: str) -> Mapping[str, Any]:
-    """The table of an object that lies in a field."""
+    """The fields of the object at ``path`` in ``kind``."""
     for name in path:
         kind = kind[name] if isinstance(kind, Mapping) else kind.fields[name]
         while not hasattr(kind, "fields"):
@@ -81,7 +81,7 @@ def test_fields_at_lower_levels() -> None:
     ],
 )
 def test_refusals_in_a_conversation(server: RunningServer, said: Any) -> None:
-    """What the model refused comes back as what it said."""
+    """When a client sends a refusal of the model back, it becomes text that the model said."""
     plain = {"messages": [USER, {"role": "assistant", "content": "No."}, USER]}
     sent = {"messages": [USER, {"role": "assistant", **said}, USER]}
     assert server.post("/tokenize", sent).json["tokens"] == server.post("/tokenize", plain).json["tokens"]
@@ -109,7 +109,7 @@ def test_a_sound_that_the_server_does_not_have(server: RunningServer) -> None:
 
 
 def asked(server: RunningServer, path: str, body: Any) -> Any:
-    """The internal request that a body becomes."""
+    """The internal request that the server makes from a body."""
     from gemlet.server.ask import Ask
 
     found: list[Any] = []
@@ -167,7 +167,7 @@ LOGPROBS = ["message.output_text.logprobs"]
 
 
 def test_logprobs_of_responses(server: RunningServer) -> None:
-    """They are those of chat completions, in the official client's types, also in a stream."""
+    """The values are those of chat completions, in the official client's types, also in a stream."""
     said: Any = {"max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2}
     reply = server.post(CHAT, {"messages": [USER], **said}).json["choices"][0]
     wanted = [
@@ -191,7 +191,7 @@ def test_logprobs_of_responses(server: RunningServer) -> None:
         assert len(streamed) >= len(wanted) - 1
 
 
-def test_logprobs_are_of_text_alone() -> None:
+def test_only_text_has_logprobs() -> None:
     from gemlet.server.response_items import OutputItems
 
     items = OutputItems()
@@ -203,7 +203,7 @@ def test_logprobs_are_of_text_alone() -> None:
     assert "logprobs" not in items.items[0]["content"][0]
 
 
-def test_logprobs_that_nobody_gets(server: RunningServer) -> None:
+def test_logprobs_that_the_client_does_not_get(server: RunningServer) -> None:
     refused = server.post("/v1/responses", {"input": "Who?", "top_logprobs": 2})
     assert (refused.status, refused.error["param"]) == (400, "top_logprobs")
     refused = server.post("/v1/responses", {"input": "Who?", "top_logprobs": 21, "include": LOGPROBS})

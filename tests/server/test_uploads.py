@@ -88,7 +88,7 @@ def test_an_upload_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_memory_of_a_large_upload(tmp_path: Path) -> None:
-    """It does not grow with the file, however that is sent, and of whatever it consists."""
+    """The memory does not grow with the size of the file, however the file is sent and whatever is in it."""
     size = 150 << 20
     with spawned("--data", str(tmp_path), "--max-file", "300MB", "--max-storage", "1GB") as process:
         grown: list[int] = []
@@ -121,13 +121,13 @@ def test_an_upload_has_its_room_before_it_comes(tmp_path: Path) -> None:
             assert first.recv(12) == b"HTTP/1.1 200"
         assert uploaded(server, b"z" * 3_000_000).status == 413
         with uploading(server.port, 4_000_000, "Expect: 100-continue\r\n") as second:
-            assert second.recv(12) == b"HTTP/1.1 413"  # and not that the client may send it
+            assert second.recv(12) == b"HTTP/1.1 413"  # and not 100, which asks for the file
         assert uploaded(server, b"z" * 1_000_000).status == 200
         assert len(on_disk(tmp_path)) == 2
 
 
 def test_the_disk_is_asked_before(tmp_path: Path) -> None:
-    """A file that it has no room for is not even begun."""
+    """The server does not begin to receive a file if the disk has no room for it."""
     with with_files(tmp_path) as server:
         left = os.statvfs_result((4096, 4096, 9000, 100, 100, 9, 9, 9, 0, 255))
         with mock.patch("os.statvfs", return_value=left):
@@ -137,7 +137,7 @@ def test_the_disk_is_asked_before(tmp_path: Path) -> None:
 
 
 def test_many_files_expire_at_once(tmp_path: Path) -> None:
-    """They leave the disk some at a time, so that nobody waits for all of them."""
+    """The server removes some of them at a time, so that other requests do not wait until all are removed."""
     from gemlet.server import file_store
 
     store = file_store.FileStore(str(tmp_path))
@@ -168,7 +168,7 @@ def status(server: RunningServer, name: str) -> str:
 
 
 def test_the_output_while_a_batch_runs(tmp_path: Path) -> None:
-    """There is none before the end, under whatever name, and then it is whole."""
+    """Before the end of the batch there is no file with output under any name. Afterwards it is complete."""
     with (
         with_files(tmp_path, batch_concurrent=1) as server,
         saying(0.1, SAYS),
@@ -183,7 +183,7 @@ def test_the_output_while_a_batch_runs(tmp_path: Path) -> None:
             for place in on_disk(tmp_path):
                 if place != file:
                     answer = server.ask("GET", f"/v1/files/{place}/content")
-                    # The last of these looks may come when the batch has just ended.
+                    # The batch may have ended just before the last of these checks.
                     assert answer.status == 404 or status(server, name) != "in_progress"
         output = seen[-1]["output_file_id"]
         assert server.ask("GET", f"/v1/files/{output}/content").body.count(b"\n") == 5
@@ -191,7 +191,7 @@ def test_the_output_while_a_batch_runs(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_deleted_while_it_is_read(tmp_path: Path) -> None:
-    """Who has begun to read it gets all of it."""
+    """A client that has begun to read the file gets all of it."""
     size = 30 << 20
     with with_files(tmp_path) as server:
         name = uploaded(server, b"y" * size).json["id"]
@@ -247,7 +247,7 @@ def test_cancel_and_delete_in_each_state(tmp_path: Path) -> None:
         with held("_parted"), saying(SAYS), batch_of(server) as (name, file):
             until(lambda: status(server, name) == "finalizing")
             assert delete(file) == 409
-            assert cancel(name) == "finalizing"  # all is answered
+            assert cancel(name) == "finalizing"  # all lines have answers
             go["_parted"].set()
             until(lambda: status(server, name) == "completed")
             assert cancel(name) == "completed"
@@ -261,7 +261,7 @@ def test_cancel_and_delete_in_each_state(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
-    """It waits for a limit of its key for a long time, and ends at once."""
+    """The batch has to wait for a long time because of a limit of its key. Cancelling ends it at once."""
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Requests byte by byte: odd, malformed and smuggled ones, and bodies that nobody reads."""
+"""Requests as bytes: unusual, malformed and smuggled ones, and bodies that the server does not read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, bytes]]:
-    """A server with keys, and the head of a request with one, without its end."""
+    """A server with keys, and the beginning of a request with a key: its head without the last line."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -81,7 +81,7 @@ class _Kept:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether nothing follows but the end."""
+    """Whether the server has closed the connection and sent nothing more."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -102,11 +102,11 @@ ODD: dict[str, bytes] = {
     "an extension": CHUNKED + b"\r\n" + chunk(b";a=b"),
     "a quoted extension": CHUNKED + b"\r\n" + chunk(b';a="x;y"'),
     "a long extension": CHUNKED + b"\r\n" + chunk(b";" + b"e" * 5000),
-    "a blank behind the length": CHUNKED + b"\r\n" + chunk(b" "),
-    "trailers that are no headers": CHUNKED
+    "a blank after the length": CHUNKED + b"\r\n" + chunk(b" "),
+    "trailers that must not count as headers": CHUNKED
     + b"\r\n"
     + chunk(trailers=b"Authorization: Bearer x\r\nHost: y\r\n"),
-    "a byte a chunk": CHUNKED + b"\r\n" + b"".join(b"1\r\n%c\r\n" % c for c in BODY) + b"0\r\n\r\n",
+    "chunks of one byte": CHUNKED + b"\r\n" + b"".join(b"1\r\n%c\r\n" % c for c in BODY) + b"0\r\n\r\n",
     "an upgrade to WebSocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     + LENGTH
     + b"\r\n"
@@ -122,7 +122,7 @@ ODD: dict[str, bytes] = {
 def test_odd_requests_are_answered(
     locked: tuple[RunningServer, bytes], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The connection stays in step: the next request on it is answered, too."""
+    """The server finds the end of the request: it also answers the next request on the connection."""
     server, begin = locked
     with caplog.at_level(logging.WARNING), connected(server) as connection:
         connection.sendall((begin + ODD[name]) * 2)
@@ -152,7 +152,7 @@ MALFORMED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_requests_end_their_connection(locked: tuple[RunningServer, bytes], name: str) -> None:
-    """What follows them may be another's request: it is not read as one."""
+    """The bytes after a malformed request may be someone else's text. They are not read as a request."""
     server, begin = locked
     with connected(server) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -166,7 +166,7 @@ def test_malformed_requests_end_their_connection(locked: tuple[RunningServer, by
 def test_a_head_with_a_malformed_body(
     locked: tuple[RunningServer, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its answer has no body, whatever is wrong."""
+    """The answer to a HEAD request has no body, even if it is an error."""
     server, begin = locked
     with caplog.at_level(logging.ERROR), connected(server) as connection:
         connection.sendall(begin.replace(b"POST", b"HEAD") + CHUNKED + b"\r\nno length\r\n")
@@ -203,13 +203,13 @@ def test_pipelined_requests(locked: tuple[RunningServer, bytes]) -> None:
         assert {status for status, _ in answers(connection, 200)} == {401}
 
 
-def test_no_body_is_asked_for_that_nobody_reads(locked: tuple[RunningServer, bytes]) -> None:
+def test_the_server_asks_only_for_bodies_that_it_reads(locked: tuple[RunningServer, bytes]) -> None:
     server, begin = locked
     expecting = b"Expect: 100-continue\r\n" + LENGTH + b"\r\n"
     with connected(server) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + expecting)
         assert answers(connection, 1)[0][0] == 401
-        assert is_closed(connection)  # what comes next may be the body, or another request
+        assert is_closed(connection)  # the next bytes may be the body or another request
     with connected(server) as connection:
         connection.sendall(begin + expecting)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")
@@ -217,11 +217,11 @@ def test_no_body_is_asked_for_that_nobody_reads(locked: tuple[RunningServer, byt
         assert answers(connection, 1)[0][0] == 200
 
 
-# --- bodies that nobody reads -------------------------------------------------------------------------------
+# --- bodies that the server does not read -------------------------------------------------------------------
 
 
 def endless(connection: socket.socket, piece: bytes) -> int:
-    """Sends until the server ends that: how many bytes."""
+    """Sends pieces until the server closes the connection. Returns the number of bytes that were sent."""
     sent, end = 0, time.monotonic() + PATIENCE
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while time.monotonic() < end:
@@ -234,13 +234,13 @@ def endless(connection: socket.socket, piece: bytes) -> int:
 def test_an_endless_body_after_a_refusal(
     locked: tuple[RunningServer, bytes], length: bytes, piece: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer comes, little more is read, and the connection ends."""
+    """The client gets the answer. The server reads little more and closes the connection."""
     with caplog.at_level(logging.WARNING), connected(locked[0]) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n")
         sent = endless(connection, piece)
-        assert sent < 32 << 20  # what the buffers of two sockets may hold is far from it
+        assert sent < 32 << 20  # far more than the buffers of two sockets
         ((status, body),) = answers(connection, 1)
-        # What is no chunk may be there before the answer, and is one's own fault.
+        # Garbage instead of a chunk may arrive before the server refuses the request. Then the status is 400.
         assert status == 401 if piece != b"garbage\r\n" else status in (400, 401)
         assert b"a valid key" in body or b"malformed" in body
     logged = [record for record in caplog.records if record.name.startswith(("uvicorn", "asyncio"))]
@@ -249,7 +249,7 @@ def test_an_endless_body_after_a_refusal(
 
 
 def test_a_client_that_sends_nothing_more(locked: tuple[RunningServer, bytes]) -> None:
-    """It gets its answer and the end of the connection, which does not stay."""
+    """The client gets its answer, and the server closes the connection."""
     for length in (b"Content-Length: 9999999\r\n", CHUNKED):
         with connected(locked[0]) as connection:
             connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n")
@@ -261,7 +261,8 @@ def test_a_client_that_sends_nothing_more(locked: tuple[RunningServer, bytes]) -
 def test_a_client_that_is_gone_when_it_is_refused(
     locked: tuple[RunningServer, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The operating system says so when the connection is to be half closed. It is no error of the server."""
+    """The operating system reports it when the server ends its half of the connection. The server does not
+    log this as an error."""
     gone = OSError(107, "Transport endpoint is not connected")
     ends = mock.patch("asyncio.selector_events._SelectorSocketTransport.write_eof", side_effect=gone)
     with ends as ended, caplog.at_level(logging.WARNING), connected(locked[0]) as connection:
@@ -273,7 +274,7 @@ def test_a_client_that_is_gone_when_it_is_refused(
     assert not [record for record in caplog.records if record.name.startswith(("uvicorn", "asyncio"))]
 
 
-def test_a_small_body_that_nobody_reads_costs_no_connection(locked: tuple[RunningServer, bytes]) -> None:
+def test_a_small_unread_body_does_not_end_the_connection(locked: tuple[RunningServer, bytes]) -> None:
     server, begin = locked
     with connected(server) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n")
@@ -284,7 +285,7 @@ def test_a_small_body_that_nobody_reads_costs_no_connection(locked: tuple[Runnin
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
 def test_a_client_that_sends_all_before_it_reads(locked: tuple[RunningServer, bytes], status: int) -> None:
-    """As http.client and most others do: it finds its answer, whatever it had sent by then."""
+    """http.client and most other clients do this. They get the answer, however much they have sent."""
     server, begin = locked
     heads = {
         400: begin + b"Content-Length: 1, 2\r\n",
@@ -298,7 +299,7 @@ def test_a_client_that_sends_all_before_it_reads(locked: tuple[RunningServer, by
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(head + b"x" * size)
             found = answers(connection, 1)[0]
-            # What the server reads, because it is within the limits, is no JSON.
+            # A body within the limits is read. It is not JSON, so the status is 400.
             assert found[0] == (400 if status == 413 and size < 32 << 20 else status)
 
 
@@ -311,8 +312,8 @@ def test_a_body_that_comes_too_slowly(locked: tuple[RunningServer, bytes]) -> No
             assert is_closed(connection)
 
 
-def test_garbage_behind_an_answer_that_has_begun(locked: tuple[RunningServer, bytes]) -> None:
-    """A second answer in the middle of the first would be taken for a part of it."""
+def test_garbage_after_an_answer_has_begun(locked: tuple[RunningServer, bytes]) -> None:
+    """The server sends no second answer: the client would read it as a part of the first."""
     from gemlet.server.answers import JSONAnswer
 
     server, begin = locked

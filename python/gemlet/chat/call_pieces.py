@@ -1,8 +1,8 @@
-"""The arguments of a call as JSON while the model is still writing them: :class:`PieceWriter`.
+"""Writes the arguments of a call as JSON while the model is still writing the call: :class:`PieceWriter`.
 
 The input is Gemma 4's notation (:mod:`.tool_calls`). The output is JSON, given as soon as it is certain:
 keys, numbers and words when they are complete, strings as they grow. If the model departs from the notation,
-the rest waits for the end of the call, which :mod:`.loose_calls` may then read.
+the rest is given at the end of the call, if :mod:`.loose_calls` can read the call.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _KEY = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+(?=[,}}\\]])')
 _QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-# The beginning of a string that is certain however the string ends. Other quotes may end a string that the
-# token began, if the text after the first of them can follow a value.
+# The beginning of a string that does not depend on how the string ends. A string that began with the quote
+# token may end with another quote if the text after that quote can follow a value.
 _BEGUN = late_pattern(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
 _FREE = late_pattern(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
 _BEGUN_FREE = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
-_LONGEST_WORD = 500  # of a name, a key or a value without quotes
-_LONGEST_HELD = 5000  # of the part of a string that is not certain
+_LONGEST_WORD = 500  # characters of a name, a key or a value without quotes
+_LONGEST_HELD = 5000  # characters of the part of a string that is not certain
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -47,14 +47,14 @@ class PieceWriter:
         self.name: str | None = None
         self._text = ""  # what has not been read
         self._written: list[str] = []
-        self._open: list[str] = []  # the closing brackets that are to come
+        self._open: list[str] = []  # the closing brackets that are still expected
         self._expects = "head"  # or "key", "value", "comma", "string"
-        self._is_over = False  # only the last bracket is missing, or the call departs from the notation
-        self._first = True  # whether it is the first in its object or list
-        self._is_free = False  # the string that is being written ends at its own token only
+        self._is_over = False  # whether only the last bracket is missing, or the call departs from the notation
+        self._first = True  # whether the next item is the first in its object or list
+        self._is_free = False  # whether only the quote token can end the string that is being written
 
     def push(self, text: str) -> str:
-        """The JSON that ``text`` makes certain."""
+        """Takes text of the call and returns the JSON that it makes certain."""
         if self._is_over:
             return ""
         self._text += text
@@ -72,7 +72,7 @@ class PieceWriter:
         return "".join(self._written[before:])
 
     def finish(self, arguments: dict[str, Any]) -> str:
-        """The rest of the JSON of ``arguments``, the arguments that the call turned out to have.
+        """The rest of the JSON of ``arguments``, which are the arguments of the complete call.
 
         >>> writer = PieceWriter()
         >>> writer.push("call:f{a:1,a:[2,b='x'"), writer.finish({"a": 3})
@@ -159,7 +159,7 @@ class PieceWriter:
         behind = self._text[match.end() :].lstrip(_SPACE)
         if not behind:
             return False
-        # key=value is read at the end, and so is a key whose closing quote may still come.
+        # key=value is read at the end, and so is a key whose closing quote may still be missing.
         if not behind.startswith(":") or "=" in match[0] or match[0].startswith("'"):
             raise MalformedCallError
         key = CallReader(match[0] + ":0}", 0).members(1)
@@ -198,7 +198,7 @@ class PieceWriter:
 
     def _string(self) -> bool:
         match = _QUOTED.match(self._text) or _JSON_STRING.match(self._text)
-        if match is None or match.end() == len(self._text):  # what follows says whether the string ends here
+        if match is None or match.end() == len(self._text):  # the next text shows whether the string ends here
             self._is_free = self._is_free or _FREE.match(self._text) is not None
             begun = (_BEGUN_FREE if self._is_free else _BEGUN).match(self._text)
             if begun is not None:

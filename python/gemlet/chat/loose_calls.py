@@ -1,6 +1,6 @@
-"""Reading a call that Gemma 4 wrote with a mistake, if it can only mean one thing.
+"""Reads a call that Gemma 4 wrote with a mistake, if the call has only one possible meaning.
 
-Models make these mistakes, each shown by one example::
+Models make the following mistakes, each with an example::
 
     call:f(a:1)   call:f({a:1})      parentheses instead of braces
     :f{a:1}   call f{a:1}   f{a:1}   no "call:"
@@ -36,7 +36,7 @@ _KEY = late_pattern(f"[^\\s,:={{}}()\\[\\]\"'{QUOTE_SIGN}]+")
 _IN_BARE = f'[^,{{}}()\\[\\]"\u201c\u201d\u201e\u00ab\u00bb`{QUOTE_SIGN}]'
 _BARE = late_pattern(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
 _COLON = late_pattern("[:=]")
-# No string without quotes begins with these; a colon may be two signs.
+# A string without quotes does not begin with these. A colon may be two signs.
 _NO_BEGINNING = (":", "=", ">", "\u2018", "\u2019")
 # Another sign instead of a comma before a key. The "&" in a URL does not count.
 _NEXT_KEY = late_pattern(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
@@ -64,10 +64,10 @@ def repair_call(raw: str, *, complete: bool) -> tuple[str, dict[str, Any]]:
 
     Args:
         raw: the call, as :func:`~gemlet.chat.tool_calls.parse_call` takes it.
-        complete: the model has ended the call. If the call was cut off, nothing that is missing is added.
+        complete: whether the model has ended the call. If not, missing brackets are not added.
 
     Raises:
-        MalformedCallError: it is not a call, or may mean more than one thing.
+        MalformedCallError: ``raw`` is not a call, or it may mean more than one thing.
 
     >>> repair_call("call:weather(city='Oslo', days=[1,2]", complete=True)
     ('weather', {'city': 'Oslo', 'days': [1, 2]})
@@ -84,7 +84,7 @@ def repair_call(raw: str, *, complete: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _read_json(raw: str, complete: bool) -> tuple[str, dict[str, Any]]:
-    """A call as an object with its name and its arguments."""
+    """Reads a call that is a JSON object with a name and arguments."""
     head = _OBJECT.match(raw)
     if head is not None:
         reader = _LooseReader(raw, head.end(), complete)

@@ -1,4 +1,4 @@
-"""From the text and the markers of a reply to its answer, reasoning and tool calls, while they arrive.
+"""Splits a reply into its answer, reasoning and tool calls while its text and markers arrive.
 
 A reply of Gemma 4 is text with structure in control tokens::
 
@@ -184,9 +184,9 @@ GEMMA4_MARKERS: Mapping[str, str] = {
 }
 
 _State = Literal[
-    "header",  # behind <|turn>: the role, up to the end of the line
+    "header",  # after <|turn>: the role, up to the end of the line
     "content",
-    "channel",  # behind <|channel>: the channel's name, up to the end of the line
+    "channel",  # after <|channel>: the channel's name, up to the end of the line
     "thought",
     "call",
     "result",  # a tool's result, which the host writes; not shown
@@ -194,7 +194,7 @@ _State = Literal[
     "over",  # the model's turn has ended, or another has begun; the rest is not part of the reply
 ]
 _CHANNEL = "thought"
-THOUGHT_HEADER = _CHANNEL + "\n"  # what stands before the text of a thought
+THOUGHT_HEADER = _CHANNEL + "\n"  # what comes before the text of a thought
 _OWN_ROLES = ("model", "assistant")
 _ROLES = (*_OWN_ROLES, "user", "system", "developer", "tool", "function")
 AsideKind = Literal["thought", "call"]
@@ -207,7 +207,7 @@ class ReplyParser:
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         thought_end: what the format puts between a thought and its end; not part of the reasoning.
-        pieces: give calls while they are written, too (:class:`ToolCallPiece`).
+        pieces: also give parts of calls while they are written (:class:`ToolCallPiece`).
 
     >>> parser = ReplyParser(GEMMA4_MARKERS)
     >>> parser.begin()
@@ -223,18 +223,18 @@ class ReplyParser:
         self._pieces = pieces
         self._thought_end = thought_end
         self._state: _State = "content"
-        self._after_turn: _State = "between"  # this while the prompt is read, and "over" in the reply
+        self._after_turn: _State = "between"  # the state after a turn ends; "over" in the reply
         self._line = ""  # text of a header or the name of a channel
         self._prompted_line: str | None = None  # the prompt's part of a header
-        self._held = ""  # may turn out to be thought_end
-        self._has_thought = False  # the reply has a thought, ended or not, with text
+        self._held = ""  # text that may be thought_end
+        self._has_thought = False  # the reply has a thought with text, which may have ended
         self._between_thoughts = ""  # what comes before the next text of a thought
         self._call: list[str] = []
         self._call_id = ""
         self._piece_writer: PieceWriter | None = None
 
     def begin(self) -> None:
-        """Everything so far was the prompt: drops its events and keeps its state."""
+        """Ends the prompt and begins the reply. Drops the events of the prompt and keeps the state."""
         self._held = self._between_thoughts = ""
         self._has_thought = False
         self._after_turn = "over"
@@ -245,13 +245,13 @@ class ReplyParser:
 
     @property
     def aside(self) -> AsideKind | None:
-        """The kind of part that the text is in, if not the answer."""
+        """The kind of the part that the text is in; None for the answer."""
         kinds: dict[str, AsideKind] = {"channel": "thought", "thought": "thought", "call": "call"}
         return kinds.get(self._state)
 
     @public
     def text(self, text: str) -> list[ReplyEvent]:
-        """Ordinary text; markers written in it are text."""
+        """Takes ordinary text. A marker that is spelled in it stays text."""
         if not text:
             return []
         if self._state == "content":
@@ -279,7 +279,7 @@ class ReplyParser:
             if kind == "quote":
                 return self._add_to_call(QUOTE_SIGN)
             if kind in (None, "nothing", "thought_end", "result_end"):
-                return self._add_to_call(name)  # text of an argument, most likely
+                return self._add_to_call(name)  # probably the text of an argument
             if kind == "call_end":
                 return self._end_call(complete=True, end=name)
             return self._end_call(complete=True) + self.marker(name)
@@ -309,11 +309,11 @@ class ReplyParser:
 
     @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """The end of the stream: gives what was held back, and a call that was cut off.
+        """Ends the reply. Gives the text that was held back, and a call that was cut off.
 
         Args:
-            ended: the model ended its reply itself, with an end token that was not pushed. Then an open call
-                has ended too, and its missing end may be added.
+            ended: whether the model ended its reply itself, with an end token that was not pushed. Then an
+                open call has ended too, and its missing end may be added.
 
         >>> parser = ReplyParser(GEMMA4_MARKERS)
         >>> parser.marker("<|tool_call>"), parser.text("call:now{zone:")
@@ -358,7 +358,7 @@ class ReplyParser:
         return events
 
     def _read_line(self, text: str) -> list[ReplyEvent]:
-        """The line behind ``<|turn>`` or ``<|channel>``."""
+        """Reads the line after ``<|turn>`` or ``<|channel>``."""
         if self._state == "channel":
             self._line += text
             if self._line.startswith(THOUGHT_HEADER):
@@ -384,7 +384,7 @@ class ReplyParser:
         return self.text(text)
 
     def _end_header(self) -> list[ReplyEvent]:
-        """Leaves the line of a role that has not ended. If it is no role, it is the reply's text."""
+        """Leaves the line of a role that has not ended. If the line is not a role, it is text of the reply."""
         line, role = self._line, self._header().strip()
         self._line, self._prompted_line = "", None
         return [Content(line)] if line and role not in ("", *_ROLES) else []
@@ -427,7 +427,7 @@ class ReplyParser:
             ]
 
     def _whole_call(self, name: str, arguments: dict[str, Any]) -> list[ReplyEvent]:
-        """The call, and before it the piece that is still missing."""
+        """The events of a complete call: its last piece, if it is missing, and the call."""
         events: list[ReplyEvent] = []
         if self._piece_writer is not None:
             if self._piece_writer.name is None:

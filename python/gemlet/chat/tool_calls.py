@@ -1,9 +1,9 @@
-"""Reading Gemma 4's notation of a tool call: ``call:NAME{key:value,...}``.
+"""Reads Gemma 4's notation of a tool call: ``call:NAME{key:value,...}``.
 
-It is JSON with bare keys and strings between two quote tokens, in which nothing is escaped. Variants that
-models write and that can only mean one thing are read too: white space, strings and keys in JSON's quotes, a
-comma before a closing bracket, ``None``, ``True`` and ``False``. If :func:`parse_call` refuses a call with a
-mistake, :func:`gemlet.chat.loose_calls.repair_call` may still read it.
+It is like JSON, but keys have no quotes, and strings are between two quote tokens and have no escapes. Variants
+that models write are read too, if they have only one possible meaning: white space, strings and keys in JSON's
+quotes, a comma before a closing bracket, ``None``, ``True`` and ``False``. If :func:`parse_call` refuses a call
+with a mistake, :func:`gemlet.chat.loose_calls.repair_call` may still read it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gemlet.base.text import show
 __all__ = ["MAX_BITS", "MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
 
 QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
-MAX_DEPTH = 100  # objects and lists within each other; much deeper ones would end in a RecursionError
-MAX_BITS = 8192  # size of an integer; Python refuses to write much larger ones
+MAX_DEPTH = 100  # levels of objects and lists; many more would end in a RecursionError
+MAX_BITS = 8192  # bits of an integer; Python refuses to write much larger ones
 
 _SPACE = late_pattern(r"[ \t\r\n]*")
 _HEAD = late_pattern(r"[ \t\r\n]*call:([^{}]+)\{")
@@ -28,7 +28,7 @@ _QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _OTHER_QUOTES = late_pattern(
     "'.+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL
-)  # a key that a model has put in other quotes
+)  # a key in other quotes, which models write
 _BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _NUMBER = late_pattern(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -41,7 +41,7 @@ class MalformedCallError(ValueError):
 def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
     """``(name, arguments)`` of a call; the quote token is written :data:`QUOTE_SIGN`.
 
-    Of two equal keys the last counts, as in JSON.
+    If a key appears twice, the last one counts, as in JSON.
 
     Raises:
         MalformedCallError: it is not a call, or its arguments are not complete and well-formed.
@@ -97,7 +97,7 @@ class CallReader:
         return self._raw.startswith(character, self.at)
 
     def members(self, depth: int) -> dict[str, Any]:
-        """``key:value,...}``, behind the opening brace."""
+        """Reads ``key:value,...}``, after the opening brace."""
         if depth > MAX_DEPTH:
             raise self.wrong(f"at most {MAX_DEPTH} levels")
         found: dict[str, Any] = {}
@@ -124,7 +124,7 @@ class CallReader:
         return found
 
     def _string(self) -> str | None:
-        """A string in quote tokens or in JSON's quotes; None where there is none."""
+        """Reads a string in quote tokens or in JSON's quotes; None if the text does not begin with one."""
         self.skip_space()
         if match := _QUOTED.match(self._raw, self.at):
             self.at = match.end()

@@ -1,5 +1,5 @@
-"""Answers that watch their client: the work ends when the connection closes, and a stream is never silent for
-long."""
+"""Answers that watch their client. The work for an answer ends when the connection closes. A stream that has
+nothing to send sends pings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _Result = TypeVar("_Result")
-_MOST_HELD = 1 << 14  # bytes; when so many are held, they are sent
+_MOST_HELD = 1 << 14  # bytes; when this many are waiting, they are sent
 _as_text = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":")
 ).encode  # made once, because it encodes a line for every token
@@ -43,8 +43,9 @@ def as_line(value: object) -> bytes:
 
 
 def as_line_in_pieces(value: object, depth: int = 5) -> bytes:
-    """The same line, of a large value, for a thread beside the event loop: Python's encoder does not let go
-    of the interpreter before it is done, so it gets only what lies ``depth`` levels deep.
+    """The line of :func:`as_line` for a large value, made in a thread other than the event loop's. Python's
+    encoder keeps the interpreter's lock until it is done, so it gets small pieces: the values that are
+    ``depth`` levels deep.
 
     >>> as_line_in_pieces({"a": [1, {"b": None}], "c": {}}, 2) == as_line({"a": [1, {"b": None}], "c": {}})
     True
@@ -82,7 +83,7 @@ async def _ended(call: Call) -> None:
 
 
 async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any, Any, None]) -> _Result:
-    """Returns what ``work`` returns. If a watcher ends first, the work is cancelled. Then the exception of
+    """Returns the result of ``work``. If a watcher ends first, the work is cancelled. Then the exception of
     the watcher is raised, or :class:`ClientGone` if the watcher returned."""
     tasks: list[asyncio.Task[Any]] = [asyncio.ensure_future(task) for task in (work, *watchers)]
     try:
@@ -101,8 +102,9 @@ async def _first_of(work: Coroutine[Any, Any, _Result], *watchers: Coroutine[Any
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Returns what ``work`` returns. If the client goes away, the work is cancelled and :class:`ClientGone`
-    is raised. If the server ends the call, the work is cancelled and :class:`Problem` is raised.
+    """Returns the result of ``work``. If the client disconnects, the work is cancelled and
+    :class:`ClientGone` is raised. If the server ends the call, the work is cancelled and :class:`Problem` is
+    raised.
 
     The body of the request must have been read before.
     """
@@ -110,17 +112,17 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) 
 
 
 async def until_ended(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Returns what ``work`` returns, which reads a body. If the server ends the call meanwhile, the work is
-    cancelled and :class:`Problem` is raised."""
+    """Returns the result of ``work``, which reads the body of a request. If the server ends the call
+    meanwhile, the work is cancelled and :class:`Problem` is raised."""
     return await _first_of(work, _ended(call))
 
 
 class Rest:
-    """The pauses that streams make after they have sent something. The more streams rest at the same time,
-    the longer each of them rests.
+    """The pauses that streams make after they have sent something. The more streams pause at the same time,
+    the longer each pause is.
 
-    The tokens that a fast model writes meanwhile are sent together, because sending takes longer than writing
-    a token. Streams of a slow model wait for tokens and hardly rest.
+    Sending takes longer than writing a token. So the tokens that a fast model writes during a pause are sent
+    together. Streams of a slow model wait for tokens and hardly pause.
     """
 
     def __init__(self, step: float = 0.003, most: float = 0.1) -> None:
@@ -128,7 +130,7 @@ class Rest:
         self.resting = 0
 
     async def __call__(self, most: float) -> None:
-        """Rests for at most ``most`` seconds."""
+        """Pauses for at most ``most`` seconds."""
         self.resting += 1
         try:
             await asyncio.sleep(min(self.step * self.resting, self.most, most))
@@ -137,14 +139,15 @@ class Rest:
 
 
 class StreamAnswer(Response):
-    """An answer that is sent in pieces as they come.
+    """An answer that is sent in pieces as they are made.
 
     Args:
-        pieces: what to send. They are held until :meth:`flush` is called, or until there are many bytes. If
-            they raise an error, the answer ends with what ``on_error`` makes of it. If ``on_error`` is None,
-            the answer breaks off, because its length was promised.
-        ping: what to send when nothing was sent for ``ping_seconds``; None sends nothing.
-        stuck_seconds: a client that takes nothing for so long counts as gone.
+        pieces: what to send. They are collected until :meth:`flush` is called, or until there are many bytes.
+            If ``pieces`` raises an error, the answer ends with the text that ``on_error`` makes from the
+            error. If ``on_error`` is None, the connection is closed, because the answer has announced its
+            length.
+        ping: what to send when nothing was sent for ``ping_seconds``; None: nothing.
+        stuck_seconds: after this many seconds without reading, a client counts as disconnected.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class StreamAnswer(Response):
         super().__init__(None, media_type=media_type)
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
-        self.headers["x-accel-buffering"] = "no"  # asks proxies to pass on each piece at once
+        self.headers["x-accel-buffering"] = "no"  # asks proxies to forward each piece at once
         self._pieces = pieces
         self._call = call
         self._on_error = on_error
@@ -204,7 +207,7 @@ class StreamAnswer(Response):
             await self._end()
 
     async def _fail(self, error: Exception) -> None:
-        """Tells the client, as the last of the answer."""
+        """Sends the error to the client as the last piece of the answer."""
         problem = problem_of(error)
         self._call.problem = problem.code or problem.kind
         await self._call.close()
@@ -214,7 +217,7 @@ class StreamAnswer(Response):
         await self._end()
 
     async def flush(self) -> bool:
-        """Sends the pieces that are held; returns whether there were any."""
+        """Sends the collected pieces; returns whether there were any."""
         if not self._held:
             return False
         held, self._held = bytes(self._held), bytearray()

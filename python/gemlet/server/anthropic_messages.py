@@ -44,7 +44,7 @@ _TEXT = Text()
 _BLOCKS = ListOf(Anything(dict), 1 << 12)
 _CONTENT = Either("a text or a list of blocks", _TEXT, _BLOCKS)
 _TAKEN = ("text", "image", "video", "audio", "document", "search_result")
-_NO_CACHE = Ignored()  # cache_control: the server keeps what prompts have in common anyway
+_NO_CACHE = Ignored()  # cache_control: the server caches common beginnings of prompts in any case
 
 COUNT: Mapping[str, Kind] = {
     "model": NAME,
@@ -83,7 +83,7 @@ COUNT: Mapping[str, Kind] = {
     "thinking": Object(
         {
             "type": OneOf("enabled", "disabled", "adaptive", "between_tools"),
-            "budget_tokens": REPLY,  # of the thoughts; max_tokens limits thoughts and answer together
+            "budget_tokens": REPLY,  # tokens of the thoughts; max_tokens limits thoughts and answer together
             "display": Ignored(),
             "block_binding": Ignored(),
         },
@@ -203,7 +203,7 @@ def _ask(fields: Mapping[str, Any], served: Served, options: Mapping[str, Any], 
 
 
 def _thinks(kind: str | None, conversation: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the model thinks; with ``between_tools``, it does after results of tools."""
+    """Whether the model thinks. With ``between_tools``, it thinks only after results of tools."""
     if kind == "between_tools":
         return bool(conversation[-1]["role"] == "tool")
     return kind in ("enabled", "adaptive")
@@ -283,7 +283,7 @@ def _part(block: Mapping[str, Any], where: str, takes: Sequence[str]) -> dict[st
 
 
 def _document(block: Mapping[str, Any], where: str) -> str:
-    """The text of a document or of a result of a search, under what is said of it."""
+    """The text of a document or of a search result. Its title and its source or context come first."""
     _CITATIONS.check(block.get("citations") or {}, f"{where}.citations")
     source, is_found = block.get("source"), block["type"] == "search_result"
     names = ("title", "source" if is_found else "context")
@@ -348,7 +348,7 @@ def _assistant(content: Sequence[Mapping[str, Any]], where: str) -> dict[str, An
         if kind == "thinking":
             thoughts.append(_TEXT.check(block.get("thinking"), f"{place}.thinking"))
         elif kind == "redacted_thinking":
-            continue  # only the service that made it can read it
+            continue  # only the service that made the block can read it
         elif kind == "tool_use":
             function = {
                 "name": Text(64, 1).check(block.get("name"), f"{place}.name"),
@@ -394,7 +394,7 @@ def _reason(choice: Choice) -> dict[str, Any]:
 
 
 def _block(happened: ReplyEvent) -> dict[str, Any] | None:
-    """The empty block that an event begins."""
+    """The empty block that begins with this event."""
     if isinstance(happened, Content):
         return {"type": "text", "text": ""}
     if isinstance(happened, Reasoning):
@@ -424,8 +424,8 @@ async def _whole(running: Running, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _pieces(running: Running, head: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    """The events of a stream. The tokens of the prompt are known only at its end, so ``message_delta`` has
-    them."""
+    """The events of a stream. The number of tokens in the prompt is known only at the end of the stream, so
+    ``message_delta`` has it."""
     nothing = {"stop_reason": None, "stop_sequence": None, "usage": _usage(Call())}
     yield event({"type": "message_start", "message": {**head, "content": [], **nothing}}, "message_start")
     index, opened, calls = -1, ("", ""), StreamedCalls()

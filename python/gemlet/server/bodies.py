@@ -16,8 +16,8 @@ from gemlet.server.problems import ClientGone, Problem
 __all__ = ["MOST_DEPTH", "Bodies", "has_more_values", "is_deeper", "parse"]
 
 MOST_DEPTH = 64
-# Lists, objects, and the commas and colons between their items, and in texts. Parsing so many takes some
-# hundred milliseconds, in which nothing else runs.
+# The most brackets, commas and colons in a body, including those in texts. Parsing this many takes some
+# hundred milliseconds, and nothing else runs meanwhile.
 _MOST_VALUES = 1 << 20
 
 
@@ -41,12 +41,13 @@ def is_deeper(value: Any, most: int) -> bool:
 
 
 def has_more_values(data: bytes, most: int) -> bool:
-    """Whether JSON may have more values than this. (What texts have counts, too.)"""
+    """Whether JSON may have more values than ``most``. (Brackets, commas and colons in texts count, too.)"""
     return sum(map(data.count, (b"[", b"{", b",", b":"))) > most
 
 
 class Bodies:
-    """Reads bodies. There is a limit on each body, and one on all that are being read or answered at a time.
+    """Reads bodies. There is a limit on each body, and another one on all bodies together that are being read
+    or answered.
 
     Args:
         most: the most bytes of one body.

@@ -1,4 +1,5 @@
-"""A connection of uvicorn's: since when it waits, and how it ends while its client still sends."""
+"""A connection of the server, based on uvicorn's. It knows how long it has been waiting, and it can end while
+its client is still sending."""
 
 from __future__ import annotations
 
@@ -15,23 +16,24 @@ from gemlet.server.problems import Problem, as_json
 
 __all__ = ["Connection"]
 
-_LINGER = 2.0  # seconds in which a client that still sends may take its answer
-_MOST_LEFT = 1 << 20  # bytes that are thrown away meanwhile
+_LINGER = 2.0  # seconds that a client has to read its answer if it is still sending
+_MOST_LEFT = 1 << 20  # bytes that the server reads and discards in this time
 
 
 class Connection(H11Protocol):
     """Remembers since when it has been waiting for a request, or for the client to take what is sent.
 
-    An answer may be there before all of the request is. To close then would break the connection, and the
-    client may lose the answer: what it sends is read and thrown away, for a moment and up to a limit.
+    The server may answer a request before all of it has arrived. If it closed the connection then, the client
+    might lose the answer. So the server reads and discards what the client still sends, for at most
+    ``_LINGER`` seconds and at most ``_MOST_LEFT`` bytes.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.access_log = False  # it would write paths as clients send them
+        self.access_log = False  # uvicorn's access log would contain paths exactly as clients send them
         self.idle_since = self._moved_at = time.monotonic()
         self._unsent = 0
-        self._left: int | None = None  # bytes that may still be thrown away; None: it does not linger
+        self._left: int | None = None  # bytes that may still be discarded; None: none are yet
         self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -58,12 +60,12 @@ class Connection(H11Protocol):
         transport.forget()
 
     def send_400_response(self, msg: str) -> None:
-        """The request is no HTTP. ``msg`` says so in uvicorn's words."""
+        """Answers a request that is not valid HTTP. ``msg`` is uvicorn's description of the error."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the answer has begun
             self.transport.close()
             return
         body = as_line(as_json(Problem(400, "the request is malformed", code="bad_request"), "", ""))
-        if not self.is_idle:  # its body is malformed: it gets this answer, and no other
+        if not self.is_idle:  # the body of a request is malformed: this is the only answer to it
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             body = b"" if self.scope["method"] == "HEAD" else body
@@ -77,12 +79,12 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """Never: the request is answered as if it had not asked for another protocol. (uvicorn would advise,
-        in the log, to install one.)"""
+        """Always False: a request for another protocol is answered like any other request. (Otherwise uvicorn
+        would log the advice to install a library for that protocol.)"""
         return False
 
     def _close(self) -> None:
-        """Closes, at once if the client has sent all of its request."""
+        """Closes the connection: at once if the client has sent all of its request, otherwise a bit later."""
         transport: Any = self.transport
         if self._left is not None or self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
             transport.close_now()
@@ -100,8 +102,8 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def stuck_since(self, now: float) -> float:
-        """When the client last took something of what is to be sent; ``now`` where nothing waits. It knows
-        only what it saw when it was asked before."""
+        """When the client last read a part of the answer; ``now`` if nothing waits to be sent. The time is
+        that of the call of this method that noticed it."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent:
             self._unsent, self._moved_at = unsent, now
@@ -128,7 +130,7 @@ class _Transport:
         self._transport.close()
 
     def forget(self) -> None:
-        """It is closed: the connection, which has it, need not be kept for it."""
+        """Drops the reference to the connection, which is closed and has a reference to this transport."""
         self._close = self._transport.close
 
     def is_closing(self) -> bool:

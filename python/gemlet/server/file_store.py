@@ -1,5 +1,5 @@
-"""Stores the files that clients upload, and batches. They are in a folder with an SQLite file, which one
-server at a time can use."""
+"""Stores batches and the files that clients upload in a folder with an SQLite file. Only one server at a time
+can use the folder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ pragma user_version = 1;
 """
 _VERSION = 1
 _PATIENCE = 100  # milliseconds for which the event loop waits for another process that locks the file
-_JUMP = 60.0  # seconds by which the clock may run ahead between two looks
+_JUMP = 60.0  # seconds by which the clock may gain between two checks
 _SETTLED = 3600.0  # seconds after which the server believes a clock that was set forward
-_MOST_REMOVED = 100  # files at once, while the event loop waits
-_MOST_BATCHES = 10_000  # batches of one owner that are remembered
+_MOST_REMOVED = 100  # files that are removed at a time, because the event loop waits meanwhile
+_MOST_BATCHES = 10_000  # batches that are kept for one owner
 
 
 def new_id(kind: str) -> str:
@@ -46,7 +46,7 @@ def new_id(kind: str) -> str:
 
 @record(frozen=True)
 class StoredFile:
-    """What is known of a file. Times are seconds since 1970.
+    """The description of a file. Times are in seconds since 1970.
 
     Attributes:
         owner: the id of the key to which it belongs; "" if the server has no keys.
@@ -63,7 +63,7 @@ class StoredFile:
 
 
 class FileStore:
-    """The folder of files. The process may end at any moment: then each file is there as a whole or not at
+    """The folder of files. If the process ends at any moment, each file is in the folder as a whole or not at
     all.
 
     Raises:
@@ -73,8 +73,8 @@ class FileStore:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self._arriving: Counter[str] = Counter()  # bytes of uploads that arrive, by owner
-        self._uploads: Counter[str] = Counter()  # number of uploads that arrive, by owner
+        self._arriving: Counter[str] = Counter()  # bytes of uploads that are arriving, by owner
+        self._uploads: Counter[str] = Counter()  # number of uploads that are arriving, by owner
         self._looked = time.time(), time.monotonic()  # when expired files were last looked for
         self._waits_until = 0.0
         place = self.folder / "files.db"
@@ -95,7 +95,7 @@ class FileStore:
                 opened.callback(self._db.close)
                 (version,) = self._db.execute("pragma user_version").fetchone()
                 if version not in (0, _VERSION):
-                    raise ModelFileError(f"{place}: is of version {version}, expected {_VERSION}")
+                    raise ModelFileError(f"{place}: has version {version}, expected {_VERSION}")
                 self._db.execute("pragma journal_mode = wal")
                 self._db.executescript(_SCHEMA)
                 self._sweep()
@@ -113,8 +113,8 @@ class FileStore:
         return self.folder / "files" / identifier
 
     def has(self, identifier: str, size: int | None = None) -> bool:
-        """Whether the content is there and has this size. A link does not count, because the server never
-        writes one."""
+        """Whether the content of the file exists and has the right size. A link does not count, because the
+        server never writes one."""
         with contextlib.suppress(OSError):
             found = self.path(identifier).lstat()
             return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
@@ -123,19 +123,19 @@ class FileStore:
     # --- files ----------------------------------------------------------------------------------------------
 
     def add(self, file: StoredFile, place: Path) -> None:
-        """Adds a file, whose content is at ``place`` in the same folder, and is moved."""
+        """Adds a file. Its content is at ``place`` in the same folder, and is moved to its final name."""
         os.replace(place, self.path(file.id))
         try:
             self._db.execute(
                 "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
                 (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
             )
-        except sqlite3.Error:  # without its row, nothing would list or count the file
+        except sqlite3.Error:  # without a row, the file would be neither listed nor counted
             self.path(file.id).unlink()
             raise
 
     def find(self, owner: str, identifier: str) -> StoredFile | None:
-        """The file of this owner with this id; None if there is none, or it has expired."""
+        """The file of this owner with this id; None if it does not exist or has expired."""
         found = self._files("owner = ? and id = ?", owner, identifier)
         return found[0] if found else None
 
@@ -161,7 +161,7 @@ class FileStore:
 
     @contextlib.contextmanager
     def arriving(self, owner: str, size: int) -> Iterator[None]:
-        """Keeps room for an upload of this many bytes."""
+        """Reserves room for an upload of this many bytes."""
         self._arriving[owner] += size
         self._uploads[owner] += 1
         try:
@@ -173,12 +173,12 @@ class FileStore:
             self._uploads += Counter()
 
     def has_room(self, size: int) -> bool:
-        """Whether the disk has so many bytes left."""
+        """Whether the disk has this many free bytes."""
         found = os.statvfs(self.folder)
         return size <= found.f_bavail * found.f_frsize
 
     def used(self, owner: str) -> tuple[int, int]:
-        """How many files the owner has, and their bytes. Both include the uploads that arrive."""
+        """How many files the owner has, and their bytes. Both include uploads that are still arriving."""
         count, size = self._db.execute(
             "select count(*), total(bytes) from files where owner = ? and (expires is null or expires > ?)",
             (owner, int(time.time())),
@@ -191,8 +191,9 @@ class FileStore:
             self.path(identifier).unlink()
 
     def remove_expired(self) -> bool:
-        """Removes some of what has expired; whether there may be more. After the clock was set forward, it
-        waits: a clock that is wrong for a while hides files, and deletes none."""
+        """Removes some of the expired files. Returns whether there may be more. If the clock was set forward,
+        no files are removed for ``_SETTLED`` seconds: a clock that is wrong for a short time hides files but
+        does not delete them."""
         wall, now = time.time(), time.monotonic()
         if wall - self._looked[0] > now - self._looked[1] + _JUMP:
             self._waits_until = now + _SETTLED
@@ -210,7 +211,7 @@ class FileStore:
         return len(found) >= _MOST_REMOVED
 
     def _sweep(self) -> None:
-        """Removes the unfinished files that a killed process left."""
+        """Removes the unfinished files that a killed process left behind."""
         known = {row[0] for row in self._db.execute("select id from files")}
         running = {f"{identifier}.work" for identifier, _ in self.unfinished()}
         for place in (self.folder / "files").iterdir():
@@ -220,8 +221,8 @@ class FileStore:
     # --- batches --------------------------------------------------------------------------------------------
 
     def put_batch(self, owner: str, document: Mapping[str, Any], *, over: bool) -> None:
-        """Writes a new or a changed batch, as clients see it. If the owner has too many batches, removes the
-        oldest that are over."""
+        """Stores a new or a changed batch in the form that clients see. If the owner has too many batches,
+        removes the oldest ones that have ended."""
         self._db.execute(
             "insert into batches values (?, ?, ?, ?, ?) "
             "on conflict (id) do update set over = excluded.over, document = excluded.document",
@@ -250,7 +251,7 @@ class FileStore:
         return [json.loads(document) for (document,) in rows]
 
     def unfinished(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The id and the document of each batch that is not over, of all owners."""
+        """The id and the document of each batch that has not ended, for all owners."""
         for identifier, document in self._db.execute("select id, document from batches where not over"):
             yield identifier, json.loads(document)
 
@@ -259,7 +260,7 @@ class FileStore:
         return str(owner)
 
     def running(self, owner: str) -> int:
-        """How many batches of the owner are not over."""
+        """How many batches of the owner have not ended."""
         (count,) = self._db.execute(
             "select count(*) from batches where owner = ? and not over", (owner,)
         ).fetchone()

@@ -147,9 +147,9 @@ def _ask(fields: Mapping[str, Any], served: Served, most: int, seconds: float) -
 
 
 def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages as the library reads them. They may have replies of this server or of another one, in
-    which the reasoning has two names; only one of them is kept. Raises :class:`Problem` for mistakes that the
-    library would not notice."""
+    """The messages in the form that the library reads. Replies of this server or of another one may have the
+    reasoning under two names; only one of them is kept. Raises :class:`Problem` for mistakes that the library
+    would not notice."""
     found = []
     for i, message in enumerate(messages):
         for name in ("reasoning", "reasoning_content"):
@@ -161,7 +161,7 @@ def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if not says_nothing(message.get("audio")):
             where = f"messages[{i}].audio"
             raise Problem(
-                400, f"{where}: gemlet keeps no sounds; send the text", param=where, code="unsupported"
+                400, f"{where}: gemlet does not store sounds; send the text", param=where, code="unsupported"
             )
         message = _with_refusal(message, f"messages[{i}]")
         if message.get("reasoning") is not None and "reasoning_content" in message:
@@ -171,7 +171,7 @@ def as_said(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _with_refusal(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """What an assistant refused to say, a part of its own or a field, is text that it said."""
+    """Turns an assistant's refusal into text of the message. It is a part of the content, or a field."""
     content, refusal = message.get("content"), message.get("refusal")
     if message.get("role") != "assistant":
         return message

@@ -71,7 +71,7 @@ def conversation_of(given: str | Sequence[Mapping[str, Any]], *, media: bool = T
 
 
 def _is_open(message: Mapping[str, Any]) -> bool:
-    """Whether the message is a thought, whose answer is the next item."""
+    """Whether the message is a thought. Then the next item is its answer."""
     return "reasoning" in message and "tool_calls" not in message
 
 
@@ -123,10 +123,10 @@ class OutputItems:
     def __init__(self) -> None:
         self.items: list[dict[str, Any]] = []
         self._is_open = False
-        self._logprobs: list[Any] = []  # of tokens whose text is still to come
+        self._logprobs: list[Any] = []  # of tokens whose text has not been pushed yet
 
     def add_logprobs(self, found: Sequence[Mapping[str, Any]]) -> None:
-        """Those of the tokens of what is pushed next; they are shown with text alone."""
+        """Adds the log probabilities of the tokens in the next event. Only events of text show them."""
         self._logprobs += found
 
     def _take_logprobs(self) -> list[Any]:
@@ -140,7 +140,7 @@ class OutputItems:
             return self._piece(happened)
         if isinstance(happened, ToolCall):
             return self._call(happened)
-        if isinstance(happened, MalformedToolCall):  # its pieces do not become a call
+        if isinstance(happened, MalformedToolCall):  # the pieces that came before do not become a call
             return self.finish()
         if not isinstance(happened, Content | Reasoning):
             return []
@@ -170,7 +170,7 @@ class OutputItems:
         item["status"] = "completed"
         more: dict[str, Any] = {}
         if part["type"] == "output_text":
-            part["logprobs"] += self._take_logprobs()  # of tokens without a text of their own
+            part["logprobs"] += self._take_logprobs()  # of tokens that added no text
             more["logprobs"] = part["logprobs"]
         done = [self._said(f"response.{part['type']}.done", text=part["text"], **more)]
         if part["type"] == "output_text":

@@ -1,4 +1,4 @@
-"""``tool_choice`` of the type ``allowed_tools``: the model gets these tools alone."""
+"""``tool_choice`` of the type ``allowed_tools``: the model gets only these tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OF_CHAT = Object(
     },
     ["type", "allowed_tools"],
 )
-# The same of responses.
+# The same choice in /v1/responses.
 ALLOWED = Object(
     {
         "type": Choice("allowed_tools"),
@@ -45,7 +45,8 @@ ALLOWED = Object(
 
 
 def allowed(tools: Sequence[Mapping[str, Any]], choice: Any) -> tuple[Sequence[Mapping[str, Any]], Any]:
-    """The tools, in the form of chat completions, that the model may call, and what is left of the choice.
+    """The tools that the model may call, and the choice without the list of allowed tools ("auto" or
+    "required"). ``tools`` have the form of chat completions.
 
     >>> f, g = ({"type": "function", "function": {"name": name}} for name in "fg")
     >>> allowed([f, g], {"type": "allowed_tools", "mode": "required", "tools": [{"name": "g"}]})
