@@ -1,4 +1,4 @@
-"""The measurements behind ``gemlet bench``: prefill (pp) and decode (tg) speed beside what memory allows.
+"""The measurements of ``gemlet bench``: prefill (pp) and decode (tg) speed beside what memory allows.
 
 ``ppN`` runs N random tokens through an empty context in one call. ``tgN`` is N single-token forward passes
 after one BOS token. A depth d first fills the context with d tokens, which are not counted. Sampling and

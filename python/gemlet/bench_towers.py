@@ -1,7 +1,7 @@
-"""The measurements behind ``gemlet bench --image`` and ``--audio``: passes of towers, without the text model.
+"""The measurements of ``gemlet bench --image`` and ``--audio``: passes of towers, without the text model.
 
-A pass is from pixels or log-mel spectra to soft tokens. What comes before it (resizing, spectra) is timed
-apart.
+A pass goes from pixels or log-mel spectra to soft tokens. The preparation before it (resizing, spectra) is
+timed separately.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TowerResult:
         test: "image 896x896", "audio 30 s".
         tokens: the soft tokens that come out.
         samples: seconds of each pass.
-        prepare: seconds of what comes before a pass.
+        prepare: seconds of the preparation before a pass.
     """
 
     test: str
@@ -75,7 +75,7 @@ def iter_tower_bench(
     seconds: float | None = None,
     repetitions: int = 5,
 ) -> Iterator[TowerResult]:
-    """Measures passes of the towers, after one that is not timed.
+    """Measures passes of the towers. The first pass is not timed.
 
     Args:
         model: what to measure.

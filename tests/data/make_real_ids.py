@@ -4,9 +4,9 @@ and how llama.cpp continues a prompt.
     pip install llama-cpp-python==0.3.36
     python tests/data/make_real_ids.py gemma-3-270m.gguf
 
-The README says how to get the model. Two kinds of text are left out, which llama.cpp reads differently: a
-text that begins with <bos> gets a second one there, and the character that stands for a space in vocabularies
-(U+2581) is read as a space there; gemlet follows SentencePiece.
+The README says how to get the model. Two kinds of text are left out, because llama.cpp reads them
+differently: it adds a second <bos> to a text that begins with <bos>, and it reads U+2581, which stands for a
+space in vocabularies, as a space. gemlet follows SentencePiece.
 """
 # ruff: noqa: RUF001
 
@@ -67,7 +67,7 @@ WRITTEN = [
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts of pieces that meet in unusual ways."""
+    """Texts of pieces in unusual combinations."""
     chance = random.Random(1)
     parts = [
         " ",

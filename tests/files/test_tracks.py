@@ -1,4 +1,4 @@
-"""The sound in containers of video: what is decoded, with how many channels, and what is refused."""
+"""The sound in video files: what is decoded, with how many channels, and what is refused."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> Non
             assert difference(alone, read_golden(name)[1]) < TOLERANCE or ids != read_golden(name)[0]
 
 
-# Fewer than 16 rows in all, and at least 16 of each request: kernels change at 16 rows.
+# Fewer than 16 rows in all, or at least 16 rows of each request. From 16 rows on, other kernels are used.
 @pytest.mark.parametrize("counts", [(4, 3, 1, 2, 1, 4), (17, 16, 24, 16, 20, 24)], ids=["few", "many"])
 @pytest.mark.parametrize("base", ["gemma3-270m", "gemma3n-e2b", "gemma4-e2b"])
 @pytest.mark.parametrize("weights", ["f32", "q4"])
@@ -175,7 +175,8 @@ def test_one_forward_pass_serves_several_adapters(base: str, weights: str, count
 @pytest.mark.parametrize("weights", ["f32", "q8"])
 @pytest.mark.parametrize("count", [2, 17], ids=["few", "many"])
 def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, count: int) -> None:
-    """Each has another embedding table and another output head, whole, by row or as a low-rank term."""
+    """Each adapter changes the embedding table and the output head in another way: as a whole, by row, or by
+    a low-rank term."""
     names = ["gemma3-saved", None, "gemma3-ends", "gemma3-tokens", None, "gemma3-tied", "gemma3-dora"]
     names += ["gemma3-bias", "gemma3-dora-table", "gemma3-only-tokens", "gemma3-norms", "gemma3-only-norms"]
     names += ["gemma3-pissa"]
@@ -184,7 +185,7 @@ def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, c
     with gemlet.load(HERE / "gemma3-270m", weights=weights, threads=2, exact_batches=True) as model:
         for name in filter(None, names):
             model.load_adapter(ADAPTERS / name)
-        ids = [2, 5, 6, 20, *range(30, 43)][:count]  # including the ids that gemma3-tokens changes
+        ids = [2, 5, 6, 20, *range(30, 43)][:count]  # these include the ids that gemma3-tokens changes
         together = testing.batch_logits(
             core_of(model), [ids] * len(names), [core_adapter(model, name) for name in names]
         )
@@ -195,7 +196,7 @@ def test_one_forward_pass_serves_adapters_with_ends_of_their_own(weights: str, c
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("count", [3, 17], ids=["few", "many"])
 def test_one_forward_pass_serves_adapters_of_experts(weights: str, count: int) -> None:
-    """Each expert has rows of several adapters, more than the buffers have room for at a time."""
+    """Each expert gets rows of several adapters, and more rows than fit into the buffers at a time."""
     names = ["gemma4-routed", None, "gemma4-routed-down", "gemma4-experts", "gemma4-routed"]
     with gemlet.load(HERE / "gemma4-26b-a4b", weights=weights, threads=2, exact_batches=True) as model:
         for name in {*names} - {None}:

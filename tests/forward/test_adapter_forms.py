@@ -56,7 +56,7 @@ def test_gguf_adapters_of_every_linear_module(name: str, tmp_path: Path) -> None
 
 
 def test_the_same_adapter_by_the_names_of_weights(tmp_path: Path) -> None:
-    """PEFT's target_parameters may name the weights of linear modules, and the patterns then do so too."""
+    """PEFT's target_parameters may name the weights of linear modules. Then the patterns name them, too."""
     folder = tmp_path / "a"
     shutil.copytree(ADAPTERS / "gemma3-patterns", folder)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -75,7 +75,7 @@ def test_the_same_adapter_by_the_names_of_weights(tmp_path: Path) -> None:
 
 
 def test_mlx_adapts_the_output_head_with_the_table(tmp_path: Path) -> None:
-    """mlx-lm computes the tied head with the table and its adapter."""
+    """mlx-lm computes the tied head with the table and the table's adapter."""
     random = np.random.default_rng(0)
     described, _ = mlx_files("gemma3-plain")
     described["lora_parameters"]["rank"] = 2

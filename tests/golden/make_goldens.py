@@ -20,7 +20,7 @@ golden.safetensors:
     final_norm [R, d]       after the last norm
     logits [R, V]           after the final softcap
     greedy [24] int64       the ids greedy decoding appends to `ids`
-    embedding [D]           embedding models, in place of the last two: mean, dense layers, length 1
+    embedding [D]           embedding models, instead of the last two: mean, dense layers, length 1
 
 The script writes the folder first and then opens it with from_pretrained, like a published checkpoint. So
 transformers decides what the names and the config mean, and not this script. Everything is computed in

@@ -42,7 +42,7 @@ def model() -> Any:
 def test_the_event_loop_goes_on_while_a_request_is_read(
     model: gemlet.Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The request waits until the loop has gone on, and becomes a short one then."""
+    """Makes requests wait until the loop has gone on, and then makes them short."""
     ticked = threading.Event()
 
     def waiting(real: Any) -> Any:
@@ -162,7 +162,7 @@ def test_who_stops_reading_ends_the_text(model: gemlet.Model) -> None:
         assert last.finish_reason == "cancelled"
         stream = model.astream("The door", **FOREVER)
         await anext(stream)
-        del stream  # nobody can read it any more
+        del stream  # nothing can read it any more
         await until_idle(model)
 
     asyncio.run(main())
@@ -285,7 +285,7 @@ def test_a_forked_child_goes_on_with_a_stream(model: gemlet.Model) -> None:
 
 
 def test_many_slow_readers_hold_up_nobody(model: gemlet.Model) -> None:
-    """More texts than the engine has places for."""
+    """There are more texts than places in the engine."""
     streams = [model.stream(f"The door {i}", **FOREVER) for i in range(40)]
     for stream in streams:
         next(stream)
@@ -320,7 +320,7 @@ def test_a_model_drains_before_it_closes() -> None:
 
 
 def test_tokens_that_are_there_are_joined(model: Any) -> None:
-    """The same text, tokens and log probabilities in fewer chunks, and nothing is lost by cancelling."""
+    """Fewer chunks have the same text, tokens and log probabilities. Cancelling loses nothing."""
 
     async def write(joins: bool, cancel: bool = False) -> tuple[list[Chunk], Generation]:
         chunks = []

@@ -34,14 +34,14 @@ KL = {
     "q4": 0.25,
     "q4k": 0.12,
     "auto": 3e-3,
-}  # q4 rounded as llama.cpp's Q4_0 has 0.33
+}  # with the rounding of llama.cpp's Q4_0, q4 has 0.33
 WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0, "q4k": 1.5, "auto": 0.1}
 
 
 @pytest.fixture(scope="module")
 def path() -> Path:
     file = Path(os.environ["GEMLET_REAL_MODEL"])
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, f"{file}: not the file of the README"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, f"{file}: not the README's file"
     return file
 
 
@@ -97,7 +97,7 @@ def test_divergence_from_f32(measured: dict[str, Any], weights: str) -> None:
 
 
 def test_the_file_s_own_formats_are_as_small_as_the_file(path: Path, models: dict[str, gemlet.Model]) -> None:
-    """The two counts differ only in the table's row that a token reads, and in the vectors."""
+    """The two counts differ only by the row of the table that a token reads, and by the vectors."""
     assert core_of(models["auto"]).bytes_per_token() < 1.02 * path.stat().st_size
 
 

@@ -50,7 +50,7 @@ def test_the_options_are_the_same_everywhere() -> None:
         for name in FIELDS:
             assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert taken[name].default is None
-            if "chat" not in method and name == "seed":  # one for each of several prompts
+            if "chat" not in method and name == "seed":  # there is one for each prompt
                 assert types[name] == int | Sequence[int] | None
             else:
                 assert types[name] == hints[name]
@@ -58,7 +58,7 @@ def test_the_options_are_the_same_everywhere() -> None:
 
 
 def test_a_class_has_its_signature_without_wrappers() -> None:
-    """Python 3.13.5 and later look behind the wrappers of ``__init__``, and bind what they find."""
+    """Python 3.13.5 and later look for the function inside the wrappers of ``__init__``, and bind it."""
     shown: Any = inspect.unwrap(GenerationConfig.__init__, stop=lambda each: hasattr(each, "__signature__"))
     assert "self" in inspect.signature(shown).parameters
     bound = shown.__get__(GenerationConfig, type)
@@ -84,7 +84,7 @@ def test_every_option_of_a_call_counts(method: str) -> None:
 
 
 def test_every_public_function_answers_a_wrong_name() -> None:
-    """All functions with options by name, except those that are fed token by token."""
+    """All functions that take options by name, except those that get tokens one by one."""
     found = {
         name: thing
         for name, thing in functions()

@@ -1,4 +1,4 @@
-"""The work of an operator: starting, readiness, metrics, several models, settings, stopping."""
+"""What an operator uses: starting, readiness, metrics, several models, settings, stopping."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_embeddings(several: RunningServer) -> None:
 
 
 def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
-    """A thread only reads long texts, and does not wait for the vectors."""
+    """The thread that reads long texts does not wait for the vectors."""
     from gemlet.server import openai_embeddings
 
     body = {"model": "vectors", "input": [[2, 5, 7, 1]] * 40}
@@ -351,7 +351,7 @@ def test_errors_name_the_place_in_a_field(server: RunningServer) -> None:
 
 
 def test_the_published_document(server: RunningServer) -> None:
-    """It has every route and every field, and says which fields change nothing or are refused."""
+    """The description has every route and every field. It says which fields have no effect or are refused."""
     from gemlet.server.app import ROUTES
 
     found = server.ask("GET", "/openapi.json").json

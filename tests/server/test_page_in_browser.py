@@ -31,7 +31,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: RunningServer) -> Iterator[Any]:
-    """A page that is ready. At its end, the browser must have no complaints, and asked no other server."""
+    """A page that is ready. During the test, the browser must not report an error or ask another server."""
     browser.complaints.clear()
     browser.asked.clear()
     opened = browser.open(server.url)
@@ -199,7 +199,7 @@ def test_errors_are_told(page: Any, browser: Browser) -> None:
         say(page, "Three", ".turn:nth-child(6) [data-action=again]")
     # The question without a reply and the next question become one message.
     assert asked.value.post_data_json["messages"][-1] == {"role": "user", "content": "Two\n\nThree"}
-    assert len(browser.complaints) == 1  # about the request that was cut off
+    assert len(browser.complaints) == 1  # the browser logs the request that was cut off
     browser.complaints.clear()
 
 

@@ -57,7 +57,7 @@ def clip(
 
 
 def recording(samples: Any, rate: int, *, container: str = "mp4", codec: str = "aac") -> bytes:
-    """``samples`` [n, channels] in a container of video, without a picture."""
+    """A video file with the sound ``samples`` [n, channels] and no picture."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate)
@@ -82,7 +82,7 @@ def levels_of(index: int, size: tuple[int, int]) -> Any:
 
 
 def turned(video: bytes, quarters: int) -> bytes:
-    """An MP4 whose header asks to rotate it clockwise by this many quarters."""
+    """An MP4 whose header says that the picture has to be rotated clockwise by this many quarter turns."""
     one = 1 << 16
     a, b, c, d = {0: (one, 0, 0, one), 1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[
         quarters % 4
@@ -93,8 +93,8 @@ def turned(video: bytes, quarters: int) -> bytes:
 
 
 def with_empty_packets(frames: int, every: int) -> bytes:
-    """A video with a packet after every given number of frames which says that nothing has changed. No frame
-    comes from such a packet, as from hidden frames of VP8."""
+    """A video with extra packets, one after every given number of frames. They say that nothing has changed,
+    and decoding one gives no frame, as with hidden frames of VP8."""
     out = io.BytesIO()
     size = (48, 64)
     count = 0
@@ -104,7 +104,7 @@ def with_empty_packets(frames: int, every: int) -> bytes:
         stream.bit_rate, stream.pix_fmt = 4_000_000, "yuv420p"
         for index in range(frames):
             packets = stream.encode(av.VideoFrame.from_ndarray(levels_of(index, size), format="rgb24"))
-            if index % every == every - 1:  # a plane that is not coded, at its time within the second
+            if index % every == every - 1:  # a plane that is not coded, with its time within the second
                 header = int(f"0101{count % 25:05b}100", 2) << 4 | 0xF
                 packets.append(av.Packet(b"\0\0\1\xb6" + header.to_bytes(2, "big")))
             for packet in packets:

@@ -1,11 +1,11 @@
 """Adapters whose training began by taking a part of low rank out of the model's weight: PiSSA (Meng et al.
 2024, arXiv 2404.02948) and OLoRA (Büyükakyüz 2024, arXiv 2406.01775).
 
-PEFT takes that part out again whenever it loads such an adapter: it runs ``W - Q Q^T W + scale * B A``. Both
-parts are one adapter of twice the rank. Q has orthonormal columns:
+Whenever PEFT loads such an adapter, it subtracts that part again: it computes ``W - Q Q^T W + scale * B A``.
+Both parts together are one adapter of twice the rank r. The columns of Q are orthonormal:
 
-- PiSSA: the left singular vectors of W with the largest singular values, as many as the rank.
-- OLoRA: a basis of that many first columns of W. The part that is taken out is multiplied by the scale.
+- PiSSA: the left singular vectors of W that belong to the r largest singular values.
+- OLoRA: a basis of the first r columns of W. The part that is subtracted is multiplied by the scale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INITIAL = ("pissa", "olora")
 def with_initial(
     how: str, weight: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32], scale: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A and B with what loading takes out of the ``weight`` [rows, cols].
+    """A and B, extended by the part that loading subtracts from the ``weight`` [rows, cols].
 
     >>> weight = np.diag(np.array([3, 2, 1], np.float32))
     >>> a, b = with_initial("pissa", weight, np.zeros((1, 3), np.float32), np.zeros((3, 1), np.float32), 2.0)
@@ -39,8 +39,8 @@ def with_initial(
 
 
 def _largest(weight: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """The first left singular vectors, from the smaller product of the matrix with its transpose. That
-    product has the squares of the singular values, and only the largest ones matter here."""
+    """The first left singular vectors, computed from the smaller product of the matrix with its transpose. That
+    product has the squares of the singular values, which is exact enough because only the largest matter."""
     rows, cols = weight.shape
     if rows <= cols:
         return np.linalg.eigh(weight @ weight.T)[1][:, ::-1][:, :rank]

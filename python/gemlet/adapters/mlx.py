@@ -1,7 +1,8 @@
-"""Adapters of mlx-lm: ``adapter_config.json`` and ``adapters.safetensors``.
+"""Reads adapters of mlx-lm: ``adapter_config.json`` and ``adapters.safetensors``.
 
-A module's tensors are ``lora_a [cols, rank]`` and ``lora_b [rank, rows]``, the transposes of PEFT's, and with
-DoRA ``m [rows]``. The file says the scale itself. Only the tensors say which modules are changed.
+A module has the tensors ``lora_a [cols, rank]`` and ``lora_b [rank, rows]``, which are the transposes of
+PEFT's, and with DoRA also ``m [rows]``. The file has the scale itself instead of alpha. Only the names of the
+tensors say which modules are changed.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def read_mlx_config(raw: Mapping[str, Any], where: str) -> MlxConfig:
     if parameters.raw.get("alpha") is not None:
         raise parameters.wrong(
             "alpha",
-            "scale alone: versions of mlx-lm differ in what alpha means. Fuse the adapter with the "
-            "mlx_lm.fuse it was made with, and load the result",
+            "only scale, because alpha has different meanings in versions of mlx-lm. Fuse the adapter with "
+            "mlx_lm.fuse of the version that made it, and load the result",
         )
     parameters.refuse_unknown(frozenset({"dropout", "keys", "rank", "scale"}), {})
     base_model = keys.get("model")
@@ -95,10 +96,10 @@ def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) ->
                 f"{config.num_layers} layers"
             )
     if not found:
-        raise TensorError(f"{where}: holds nothing for the layers of a text model")
+        raise TensorError(f"{where}: has no tensors for the layers of a text model")
     terms = {slot: _term(checkpoint, where, slot, parts, described, config) for slot, parts in found.items()}
     if (table := terms.get("embed_tokens")) and config.tie_word_embeddings and not config.bidirectional:
-        # In mlx-lm, the output head is the table with the table's adapter.
+        # In mlx-lm, a tied output head uses the table with the table's adapter.
         terms["lm_head"] = LowRank(table.b, table.a, table.rank, table.scale)
     passed_over = tuple(sorted(towers))
     return Terms(terms, {}, passed_over, never_changed=passed_over)
@@ -116,9 +117,9 @@ def _term(
     rows, cols = shapes[slot if slot in shapes else "embed_tokens"]
     if slot in TABLES:
         rows, cols = cols, rows
-        if described.dora:  # mlx-lm gives lengths to the rows of a table, PEFT to its columns
+        if described.dora:  # it sets the lengths of a table's rows; PEFT sets those of its columns
             raise ConfigError(
-                f"{described.where}: is DoRA of {slot}, which gemlet computes differently from mlx-lm. "
+                f"{described.where}: has DoRA for {slot}, which gemlet computes differently from mlx-lm. "
                 "Fuse the adapter with mlx_lm.fuse and load the result"
             )
     expected: dict[str, tuple[int, ...]] = {

@@ -1,4 +1,4 @@
-"""Opening an adapter, whichever tool made it: :func:`open_adapter`."""
+"""Opens an adapter of any supported tool: :func:`open_adapter`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gemlet.errors import ConfigError, ModelFileError
 __all__ = ["ADAPTER_FILES", "open_adapter"]
 
 PEFT_FILE = "adapter_model.safetensors"
-ADAPTER_FILES = (CONFIG_FILE, PEFT_FILE, MLX_FILE)  # what is read of an adapter's folder
+ADAPTER_FILES = (CONFIG_FILE, PEFT_FILE, MLX_FILE)  # the files that are read in an adapter's folder
 _EXPECTED = (
     f"expected a folder with {CONFIG_FILE} and {PEFT_FILE} (of PEFT) or {MLX_FILE} (of mlx-lm), or a GGUF "
     "adapter"
 )
-# Forms of the weights that are not read, with the way out.
+# Files of weights that gemlet does not read, and what to do about them.
 _OTHERS = {
     "adapter_model.bin": "must be saved again as safetensors",
     "adapters.npz": "was made by an old mlx-lm; a newer one writes adapters.safetensors",
@@ -36,15 +36,16 @@ def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFil
     """Opens the adapter in the folder or GGUF file ``path``: of PEFT (LoRA and DoRA), of mlx-lm or of
     llama.cpp. Checks everything but the values against the model.
 
-    Every tensor has to be used, with two exceptions. Tensors of towers that gemlet does not change or the
-    model does not have are logged. ``k_proj`` and ``v_proj`` of layers that read another layer's keys and
-    values are passed over.
+    Every tensor has to be used, with two exceptions. Tensors of towers are only logged if gemlet does not
+    change the towers or the model does not have them. ``k_proj`` and ``v_proj`` are ignored in layers that
+    read another layer's keys and values.
 
     Raises:
         InvalidRequestError: ``path`` is not a path.
         ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
-        ConfigError: the adapter's description asks for something that gemlet does not compute; names the key.
-        TensorError: a tensor is missing, unexpected or does not fit the model; names it.
+        ConfigError: a key in the adapter's description needs something that gemlet does not compute. The
+            message names the key.
+        TensorError: a tensor is missing, unexpected or does not fit the model. The message names the tensor.
     """
     source = checked_path("adapter", path, _EXPECTED.removeprefix("expected "))
     if not os.path.lexists(source):
@@ -82,7 +83,7 @@ def _open(source: str, config: TextConfig) -> AdapterFiles:
     described = read_adapter_config(source)
     if PEFT_FILE not in names:
         other = next((f"; {name} {why}" for name, why in _OTHERS.items() if name in names), "")
-        raise ModelFileError(f"{source}: holds no {PEFT_FILE}{other}")
+        raise ModelFileError(f"{source}: has no {PEFT_FILE}{other}")
     checkpoint = Checkpoint(source, file=PEFT_FILE)
     try:
         return AdapterFiles(

@@ -1,8 +1,8 @@
-"""PEFT's ``adapter_config.json`` of a LoRA adapter as a checked description: :func:`read_adapter_config`.
+"""Reads and checks PEFT's ``adapter_config.json`` of a LoRA adapter: :func:`read_adapter_config`.
 
-Like ``config.json``, it is hostile until checked. A key that may change what the adapter computes is an error
-that names the key, unless gemlet computes it. PEFT writes every key it knows: those that are unset (null,
-false or empty) say nothing and are passed over, known or not.
+Like ``config.json``, the file is not trusted. If gemlet does not follow a key that may change what the
+adapter computes, an error names the key. PEFT writes every key it knows. Keys that are unset (null, false or
+empty) have no effect and are ignored, whether gemlet knows them or not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["AdapterConfig", "read_adapter_config"]
 
 CONFIG_FILE = "adapter_config.json"
 _MAX_RANK = 1 << 16
-_MAX_ITEMS = 8192  # of a list or an object of patterns
+_MAX_ITEMS = 8192  # items of a list or of an object of patterns
 
 _DEFAULTS: dict[str, Any] = {
     "r": 8,
@@ -60,13 +60,13 @@ _NORMS_DEFAULTS: dict[str, Any] = {
     "modules_to_save": None,
     "base_model_name_or_path": None,
 }
-# Keys that may only have these values; unset ones never get here.
+# Keys that may only have these values. Unset keys are not checked.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", "all", "lora_only"),  # text models have no biases: a tensor of one is refused
 }
 _MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
-# Keys that gemlet does not follow, and what to do instead; unset ones never get here.
+# Keys that gemlet does not follow, and what to do instead. Unset keys are not checked.
 _REFUSED = {
     "use_qalora": _MERGE,
     "layer_replication": _MERGE,
@@ -82,18 +82,18 @@ _REFUSED = {
 _VARIANTS = ("arrow_config", "kasa_config", "use_bdlora")
 # Kinds of adapters that change the model's input and not its weights.
 _PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
-# About training, or about the file.
+# Keys about training or about the file.
 _IGNORED = frozenset(
     {
         "auto_mapping",
-        "corda_config",  # these accompany values of init_lora_weights, which alone matters
+        "corda_config",  # these belong to values of init_lora_weights; only that key matters
         "eva_config",
         "loftq_config",
         "lora_ga_config",
         "monteclora_config",  # noise in training; without it, an ordinary LoRA
         "velora_config",  # changes gradients only
         "init_weights",
-        "fan_in_fan_out",  # about Conv1D; PEFT sets it to false for every module that Gemma has
+        "fan_in_fan_out",  # for Conv1D; PEFT sets it to false for every module that Gemma has
         "inference_mode",
         "lora_dropout",
         "megatron_core",
@@ -104,8 +104,8 @@ _IGNORED = frozenset(
         "task_type",
     }
 )
-# How training began. When PEFT loads an adapter, only INITIAL matters: PEFT then takes something out of the
-# model's weights. With lora_ga, training did that, and loading does not.
+# How training began. When PEFT loads an adapter, only the values INITIAL matter: for them, PEFT subtracts
+# something from the model's weights. With lora_ga, only training does this, and loading does not.
 _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
@@ -115,16 +115,17 @@ class AdapterConfig:
 
     Attributes:
         where: the file, for errors.
-        base_model: the model it was trained on, as the file says; "" if it does not.
+        base_model: the model that it was trained on, according to the file; "" if the file does not say.
         targets, excluded: endings of module names, or one pattern for whole names.
-        layers: the layers it is limited to; None: all.
+        layers: the layers that it is limited to; None: all.
         saved: modules that the adapter replaces, as the file names them.
-        parameters: endings of names of parameters (of experts) that it changes as stacks.
+        parameters: endings of names of parameters (of experts). The adapter changes each as one stack.
         bias: whether B has a bias.
         tokens: module -> the tokens whose rows of that module the adapter replaces.
-        initial: what loading takes out of the model's weights (:mod:`gemlet.adapters.initial`); "": nothing.
+        initial: what loading subtracts from the model's weights (:mod:`gemlet.adapters.initial`); "" for
+            nothing.
         tied: whether the output head follows the embedding table in a model that ties them.
-        ranks, alphas: patterns of module names -> another value than ``rank`` and ``alpha``.
+        ranks, alphas: pattern of module names -> the value that replaces ``rank`` or ``alpha``.
     """
 
     where: str
@@ -176,7 +177,7 @@ class AdapterConfig:
         return any(name and end.endswith(name) for name in last)
 
     def targets_parameter(self, name: str) -> bool:
-        """Whether the adapter changes the parameter ``name``, as such."""
+        """Whether the adapter changes ``name`` as a parameter, not as a module."""
         return self._listed("target_parameters", self.parameters, name)
 
     def module_rank(self, name: str) -> int:
@@ -248,7 +249,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     keys.refuse_unknown(_IGNORED, _FIXED)
     start = keys.get("init_lora_weights")
     if isinstance(start, str) and start.lower() in ("gaussian", "olora", "mica"):
-        start = start.lower()  # as PEFT reads these
+        start = start.lower()  # as in PEFT
     known = (*_INITIALISATIONS, *INITIAL)
     if not any(type(start) is type(own) and start == own for own in known):
         raise keys.wrong(

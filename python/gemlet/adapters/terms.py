@@ -38,21 +38,24 @@ _LAYER = (
 # The matrices of routed experts, stacked.
 EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
-TABLES = ("embed_tokens", PER_LAYER_TABLE)  # read by row, so the term is added to the transpose
+TABLES = ("embed_tokens", PER_LAYER_TABLE)  # these are read by row, so the term is added to the transpose
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
-_PROJECTION = "dense"  # it makes the vector of EmbeddingGemma 2; other dense layers are not part of the model
+_PROJECTION = "dense"  # the last layer of EmbeddingGemma 2; other dense layers are not part of the model
 TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS, PER_LAYER_TABLE)
 # Those of them for which the core keeps the changed matrix, in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
 
 class LowRank(NamedTuple):
-    """What is added to one weight: ``scale * B A``. ``a``, ``b``, ``magnitude`` and ``bias`` are tensors of
-    the adapter's file, the first two perhaps ``transposed``. With a magnitude (DoRA), every row of the sum
-    gets that length; in a table, every column does. ``scale * bias`` is added to the product with the weight.
-    For ``experts`` stacked matrices, A is [experts * rank, cols], and B is [rows, rank * experts], where
-    neighbouring columns belong to different experts. ``initial`` says what is first taken out of the weight
-    (:mod:`gemlet.adapters.initial`)."""
+    """What is added to one weight: ``scale * B A``.
+
+    ``a``, ``b``, ``magnitude`` and ``bias`` are names of tensors in the adapter's file. ``transposed`` says
+    whether the file has the transposes of A and B. With a magnitude (DoRA), every row of the sum gets that
+    length; in a table, every column does. ``scale * bias`` is added to the product with the weight. For
+    ``experts`` stacked matrices, A is [experts * rank, cols], and B is [rows, rank * experts]; neighbouring
+    columns of B belong to different experts. ``initial`` says which part of the weight is subtracted first
+    (:mod:`gemlet.adapters.initial`).
+    """
 
     a: str
     b: str
@@ -66,14 +69,15 @@ class LowRank(NamedTuple):
 
     @property
     def whole_rank(self) -> int:
-        """The rank of everything that is added, including what is taken out and a bias."""
+        """The rank of everything that is added, including the part that is subtracted and a bias."""
         return self.rank * (2 if self.initial else 1) + bool(self.bias)
 
 
 class OwnRows(NamedTuple):
-    """What replaces a weight: the tensor ``tensor`` of the adapter's file. For the embedding table and the
-    output head it may be the rows of some tokens, ``ids``, in the order of the tensor's rows; without ids it
-    is the whole weight. ``offset`` is added to a norm's weight, so that it is as in the model's files."""
+    """What replaces a weight: the tensor ``tensor`` in the adapter's file. Without ``ids``, it replaces the
+    whole weight. In the embedding table and the output head, it may replace only the rows of the tokens
+    ``ids``, in the order of the tensor's rows. ``offset`` is added to the weight of a norm, which then has
+    the same form as in the model's files."""
 
     tensor: str
     ids: tuple[int, ...] = ()
@@ -86,8 +90,8 @@ class Terms(NamedTuple):
     Attributes:
         low_rank: slot -> what is added to the weight, or to the transpose of a table.
         own_rows: slot -> what replaces the weight, or rows of it, before something is added.
-        passed_over: modules of towers for images and sound in its file that gemlet changes only by merging,
-            or not at all.
+        passed_over: modules of towers for images and sound in the adapter's file that gemlet changes only by
+            merging, or not at all.
         merged_only: slot -> what replaces the weight when the adapter is merged into the model. Its modules
             are in passed_over.
         never_changed: modules in passed_over that merging does not change either.
@@ -118,7 +122,7 @@ def own_slots(config: TextConfig) -> dict[str, float]:
     """The slots of what an adapter may replace, apart from the embedding table and the output head: the
     weights of all modules of a text model. Each slot has its offset (:class:`OwnRows`)."""
     own = {family.norm_offset for family in FAMILIES.values() if family.name == config.family}
-    offset = max(own) - config.norm_offset  # GGUF has it added already
+    offset = max(own) - config.norm_offset  # GGUF files have the offset added already
     others = (*ENDS, *(() if config.projects_itself else (_PROJECTION,)))
     slots = [slot for slot in expected_slots(config) if kind_of(slot) not in others]
     return {slot: offset if is_norm(slot) else 0.0 for slot in slots}

@@ -1,4 +1,4 @@
-"""Calls into C++ extensions, other than gemlet's core, for which Python's exit waits.
+"""Makes Python's exit wait for calls into C++ extensions other than gemlet's core.
 
 When Python exits, it ends every thread that returns from such a call. Before 3.14 it does so by unwinding the
 thread's stack, and a C++ destructor on that stack then ends the process with SIGABRT. Only daemon threads can
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _NEEDED = sys.version_info < (3, 14)
 _PATIENCE = (
-    30.0  # seconds that the exit waits at most; no call takes as long, unless the machine is very busy
+    30.0  # the most seconds that the exit waits; calls take less, unless the machine is very busy
 )
 # The wait before a later call: by then Python has ended, unless another exit handler waits for the caller.
 _PAUSE = 0.5
@@ -42,7 +42,7 @@ def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
     """
     if not _NEEDED or threading.get_ident() == threading.main_thread().ident:
         return function(*arguments)
-    _calls.append(None)  # before the check whether Python exits, in the same order as the exit's own
+    _calls.append(None)  # before the check, so that either the exit sees this call or this call sees the exit
     try:
         if _is_exiting:
             _calls.pop()
@@ -54,8 +54,8 @@ def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
 
 
 def wait_for(thread: threading.Thread) -> None:
-    """Waits until the thread has ended. In a process that a signal handler forks meanwhile, the thread has
-    ended."""
+    """Waits until the thread has ended. If a signal handler forks the process meanwhile, the thread counts as
+    ended in the child."""
     while thread.is_alive():
         thread.join(_LOOK)
 
@@ -67,7 +67,7 @@ def call_apart(function: Callable[..., T], *arguments: object) -> T:
     >>> call_apart(len, "three")
     5
     """
-    if threading.get_ident() != threading.main_thread().ident:  # which gets no Ctrl-C
+    if threading.get_ident() != threading.main_thread().ident:  # this thread gets no Ctrl-C
         return exit_waits_for(function, *arguments)
     results: list[T] = []
     errors: list[Exception] = []
@@ -87,7 +87,7 @@ def call_apart(function: Callable[..., T], *arguments: object) -> T:
     wait_for(thread)
     if errors:
         raise errors[0]
-    # In a process that a signal handler forked there is no such thread, and no result.
+    # A process that a signal handler forked does not have this thread, so there is no result.
     return results[0] if results else function(*arguments)
 
 

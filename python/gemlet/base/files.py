@@ -1,4 +1,4 @@
-"""Reading small files, and refusing links that lead out of a model's folder."""
+"""Reads small files, and refuses links that lead out of a model's folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 _MAX_PATH = 4096  # bytes
 MAX_JSON_BYTES = 10 * 1024 * 1024
-MAX_VOCABULARY_BYTES = 256 * 1024 * 1024  # of a tokenizer.json: Gemma 3's has 33 MB
+MAX_VOCABULARY_BYTES = 256 * 1024 * 1024  # bytes of a tokenizer.json; Gemma 3's has 33 MB
 
 
 def checked_path(name: str, path: object, expected: str = "a path") -> str:
@@ -49,12 +49,12 @@ def _may_be_a_path(text: str) -> bool:
 
 
 def own_path(path: str) -> str:
-    """``path`` with the home directory in the place of a ``~`` at its beginning, as shells read it."""
+    """``path`` with a ``~`` at its beginning replaced by the home directory, as shells do."""
     return os.path.expanduser(path) if path.startswith("~") else path
 
 
 def no_waiting(path: str, flags: int) -> int:
-    """An ``opener`` for :func:`open` that a FIFO cannot hang; a regular file is not affected."""
+    """An ``opener`` for :func:`open` that does not wait at a FIFO. Regular files are not affected."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -87,7 +87,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     try:
         with open_regular(where) as file:
             size = os.fstat(file.fileno()).st_size
-            # One byte more than allowed, as the file may grow; read() allocates all that it is asked for.
+            # One byte more than allowed, as the file may grow. read() allocates as much as it is asked for.
             data = read_from_start(file.fileno(), size + 1) if size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         reason = problem.strerror if isinstance(problem, OSError) else problem
@@ -117,9 +117,9 @@ _MODULE = late_pattern(r"\d+_")  # a folder inside that of an embedding model
 
 
 def check_links(folder: str) -> None:
-    """Raises :class:`ModelFileError` if a file of ``folder`` is a link out of it: an archive must not make
-    gemlet read this user's other files. Links of the hub's cache lead to its ``blobs``, which is inside.
-    ``GEMLET_FOLLOW_LINKS=1`` allows links to other places."""
+    """Raises :class:`ModelFileError` if a file in ``folder`` is a link to a place outside: an archive must
+    not make gemlet read the user's other files. Links in the hub's cache lead to its ``blobs``, which counts
+    as inside. ``GEMLET_FOLLOW_LINKS=1`` allows links to other places."""
     if os.environ.get("GEMLET_FOLLOW_LINKS") == "1":
         return
     root = os.path.realpath(folder)

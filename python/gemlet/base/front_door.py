@@ -67,7 +67,7 @@ def public(function: _Function) -> _Function:
         except _JUDGED as error:
             raise _judged(error, checked, arguments, options)  # noqa: B904  usually the same error
 
-    checked.__annotations__ = function.__annotations__  # Python 3.14's wraps() copies less
+    checked.__annotations__ = function.__annotations__  # wraps() of Python 3.14 copies fewer attributes
     return cast(_Function, checked)
 
 
@@ -81,7 +81,7 @@ class _Takes:
 
     def __init__(self, function: Any) -> None:
         function = function.__wrapped__
-        options = getattr(function, "shown_defaults", None)  # of keyword_options
+        options = getattr(function, "shown_defaults", None)  # set by gemlet.base.keyword_options
         if options is not None:
             function = function.__wrapped__
         code, defaults = function.__code__, function.__defaults__ or ()
@@ -108,7 +108,7 @@ async def _later(
         raise _judged(error, checked, arguments, options)  # noqa: B904
 
 
-# What a wrong argument may raise.
+# The errors that a wrong argument may raise.
 _JUDGED = (
     *(GemletError, TypeError, ValueError, LookupError),
     *(AttributeError, ArithmeticError, RuntimeError),
@@ -118,7 +118,7 @@ _JUDGED = (
 def _judged(
     error: Exception, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> Exception:
-    """What a public function raises where ``error`` was raised inside."""
+    """The error that a public function raises instead of ``error``, which was raised inside."""
     if isinstance(error, GemletError):
         return error if os.environ.get("GEMLET_TRACEBACK") == "full" else _without_frames(error)
     wrong = wrong_argument(function, arguments, options)
@@ -137,7 +137,7 @@ _MEDIA = (
     'images, videos and sounds are parts of messages, {"type": "image", "image": ...}, or arguments of '
     "generate() and logits()"
 )
-# An argument of other tools -> how gemlet does the same.
+# An argument of other libraries -> how to do the same with gemlet.
 _OTHER_WAYS = {
     **dict.fromkeys(("images", "videos", "audio"), _MEDIA),
     "stream": "stream() and stream_chat() give the text as it is written",

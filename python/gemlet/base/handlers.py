@@ -1,5 +1,5 @@
-"""Steps that must not be interrupted. :func:`undisturbed` keeps signal handlers out, :func:`importing` also
-keeps forks out of imports, and :func:`only_in` guards files that only one process may write."""
+"""Protects steps that must not be interrupted. :func:`undisturbed` delays signal handlers, :func:`importing`
+also delays forks during imports, and :func:`only_in` guards files that only one process may write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemlet.errors import CancelledError
 __all__ = ["importing", "only_in", "undisturbed"]
 
 _imports = threading.RLock()
-_held: list[bool] = []  # held by forks that are under way
+_held: list[bool] = []  # held while a fork happens
 _MOST_WAIT = 5.0  # seconds, in case the import waits for a lock of the forking thread
 
 
@@ -23,9 +23,9 @@ _MOST_WAIT = 5.0  # seconds, in case the import waits for a lock of the forking 
 def undisturbed() -> Iterator[None]:
     """Signal handlers wait until the end of the block. Use it only for work of a fraction of a second.
 
-    An exception of a handler, such as KeyboardInterrupt at Ctrl-C, would leave half a module behind in the
-    middle of an import (see :func:`importing`), and NumPy cannot be imported twice. A process that a handler
-    forks while a thread starts would wait for ever for that thread, which exists only in the parent.
+    If a handler raised an exception such as KeyboardInterrupt during an import (see :func:`importing`), the
+    module would be left half imported, and NumPy cannot be imported again. If a handler forked the process
+    while a thread starts, the child would wait for ever for that thread, which exists only in the parent.
 
     >>> with undisturbed():
     ...     half_done = True
@@ -37,7 +37,7 @@ def undisturbed() -> Iterator[None]:
         arrived.append(number)
 
     try:
-        with contextlib.suppress(ValueError):  # handlers run in the main thread only
+        with contextlib.suppress(ValueError):  # handlers run only in the main thread
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
                 if callable(handler):
@@ -54,7 +54,8 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """:func:`undisturbed`, for an import that comes late; a fork in another thread waits for its end.
+    """Like :func:`undisturbed`, for an import inside a function. A fork in another thread waits until the
+    import ends.
 
     Python locks a module while it is imported. A process that is forked meanwhile would wait for ever for
     that lock, because the thread that holds it exists only in the parent.
@@ -88,11 +89,11 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 @contextlib.contextmanager
 def only_in(process: int, what: str) -> Iterator[None]:
-    """A step of writing ``what``, which ``process`` has begun; signal handlers wait as in
-    :func:`undisturbed`.
+    """Protects a step of writing ``what``, which the process ``process`` has begun. Signal handlers wait as
+    in :func:`undisturbed`.
 
-    A process that a signal handler forks goes on where its parent was interrupted, between two steps, with
-    the parent's files. In such a process this raises :class:`CancelledError`, before it changes anything.
+    If a signal handler forks the process between two steps, the child continues to write the parent's files.
+    In the child, this raises :class:`CancelledError` before anything is changed.
 
     >>> with only_in(os.getpid(), "a folder"):
     ...     pass

@@ -1,4 +1,4 @@
-"""Options that a function takes as ``**options``, shown as if each stood in its signature."""
+"""Shows options that a function takes as ``**options`` as if each were in its signature."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def shows_options(function: _Function, types: type, defaults: Mapping[str, Any])
 
 
 class _Shown:
-    """What :func:`inspect.signature` finds for a function. Making the signature is slow, so it is made when
-    it is first asked for."""
+    """The signature that :func:`inspect.signature` finds for a function. Making it is slow, so it is made at
+    its first use."""
 
     def __init__(self, function: Callable[..., Any], types: type, defaults: Mapping[str, Any]) -> None:
         self.__wrapped__ = function
         self._types = types
         self.shown_defaults = defaults
 
-    # Python asks for the signature of a class by its __init__ without wrappers. There it has to find what a
-    # function is: something to call, and to bind.
+    # For the signature of a class, Python takes __init__ without its wrappers. It expects an object that can
+    # be called and bound like a function.
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.__wrapped__(*arguments, **options)
 

@@ -1,8 +1,8 @@
 """Programs that run in a separate process with limits: :class:`LimitedProcess`.
 
-A chat template or a grammar from a stranger may take any time and memory, or end the process that runs it. So
-it runs in another process, which may use little of both. That process starts with the first question and
-answers the later ones too.
+A chat template or a grammar from a stranger may take any amount of time and memory, or crash the process that
+runs it. So it runs in another process, whose time and memory are limited. That process starts at the first
+question and also answers later ones.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ _PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
 
 
 class LimitedProcess:
-    """A program, started when it is first asked. Threads take turns. A forked child starts its own process,
-    and so does a signal handler that asks while its thread waits for an answer.
+    """A program that starts at its first question. Only one thread asks at a time. A forked child starts its
+    own process. So does a signal handler that asks while its thread waits for an answer.
 
     Args:
         program: a Python file that answers each line of its input with one line of output, both in JSON.
-        hello: the line that it writes first.
-        folders: gives its arguments, the folders of its packages. Raises the error for an absent package.
-        not_started: the error to raise if it does not start.
+        hello: the line that the program writes first.
+        folders: returns the program's arguments, which are the folders of its packages. Raises the error for
+            an absent package.
+        not_started: the error to raise if the program does not start.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class LimitedProcess:
         self._of = program, hello, folders, not_started
 
     def end_with_python(self) -> LimitedProcess:
-        """Returns itself. From now on it ends with this process, and forked processes forget it."""
+        """Returns itself. From now on, the program ends with this process, and forked processes do not use
+        it."""
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
@@ -78,7 +80,7 @@ class LimitedProcess:
         try:
             answer = _exchange(self._running, line, most, _WALL_SECONDS)
         except BaseException:
-            self.close()  # or a later request would get the answer to this one
+            self.close()  # otherwise a later request would get the answer to this one
             raise
         if answer is None:
             self.close()
@@ -97,13 +99,13 @@ class LimitedProcess:
             running.wait()
 
     def _forget(self) -> None:
-        """For a forked child: the process belongs to the parent, and so does a lock that a thread of the
-        parent holds."""
+        """Is called in a forked child. The process belongs to the parent, and a thread of the parent may hold
+        the lock."""
         self._lock = threading.RLock()
         self._is_asking = False
         running, self._running = self._running, None
         if running is not None:
-            running.returncode = 0  # so that nobody waits for it here
+            running.returncode = 0  # the child does not wait for it
             for stream in (running.stdin, running.stdout):
                 with contextlib.suppress(OSError):
                     stream.close()
@@ -125,7 +127,7 @@ class LimitedProcess:
                 bufsize=0,
                 cwd="/",
                 env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                start_new_session=True,  # Ctrl-C on the terminal must reach this process alone
+                start_new_session=True,  # Ctrl-C on the terminal must reach only this process
             )
             said = _exchange(running, b"", 1000, _START_SECONDS)
             if said is not None and said + b"\n" == hello:

@@ -1,5 +1,5 @@
-"""Regular expressions that are compiled at their first use: :func:`late_pattern`. A start would compile a
-hundred of them, and writing a text uses few."""
+"""Regular expressions that are compiled at their first use: :func:`late_pattern`. Otherwise a start would
+compile about a hundred of them, and writing a text needs only a few."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Pattern:
         self._given = given
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(re.compile(*self._given), name)  # re keeps what it has compiled
+        found = getattr(re.compile(*self._given), name)  # re caches compiled patterns
         setattr(self, name, found)
         return found
 

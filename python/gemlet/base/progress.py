@@ -1,4 +1,4 @@
-"""How far a long operation has come: a line on terminals and in notebooks, or a callback."""
+"""Reports the progress of a long operation: with a line on terminals and in notebooks, or with a callback."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _PAUSE = 0.1  # seconds between two changes of the line
 
 
 def check_progress(progress: Progress) -> None:
-    """Raises :class:`InvalidRequestError` if it is not a ``progress`` argument."""
+    """Raises :class:`InvalidRequestError` if ``progress`` is not allowed as this argument."""
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequestError(f"progress is {show(progress)}; expected None, True, False or a function")
 
 
 def in_notebook() -> bool:
-    """Whether this is the Python behind a Jupyter notebook."""
+    """Whether this Python runs a Jupyter notebook."""
     return "ipykernel" in sys.modules
 
 
 @contextmanager
 def reporting(progress: Progress, title: str, total: int, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """Gives the function to call after each step, with the amount done in that step. An exception of
+    """Gives a function to call after each step with the amount that was done in the step. An exception of
     ``progress`` ends the operation. ``unit`` is the unit on the line: "B" for bytes, or a word such as
     "tokens".
 

@@ -1,8 +1,8 @@
 """Dataclasses for a quick start: :func:`record`, with :func:`field` and :func:`replace`.
 
-They replace those of :mod:`dataclasses`, which takes long to import and compiles methods for each class; both
-would slow a start. The ``__init__`` of a record is not compiled. Its dataclass is made at the first use of
-any other feature of dataclasses, or when a program makes many objects.
+They replace :mod:`dataclasses`, which takes long to import and compiles methods for each class. Both would
+slow the start of gemlet. The ``__init__`` of a record is not compiled. A real dataclass is made at the first
+use of any other feature of dataclasses, or when a program makes many objects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
 
 
 class _Field:
-    """What :func:`dataclasses.field` is given."""
+    """The arguments for :func:`dataclasses.field`."""
 
     def __init__(self, **given: Any) -> None:
         if not given.keys() <= _TAKEN:
@@ -70,7 +70,7 @@ def _dataclass(cls: Any) -> Any:
 
 
 class _Asked:
-    """An attribute of the dataclass, which the record gets at its first use."""
+    """An attribute of the dataclass. The record gets it at its first use."""
 
     def __init__(self, cls: type, name: str) -> None:
         self.cls, self.name = cls, name
@@ -88,9 +88,9 @@ class _Asked:
 
 
 def _method(cls: type, name: str) -> Callable[..., Any]:
-    """A method that replaces itself by the dataclass's at its first use. It is a function and not an
-    :class:`_Asked`: Python drops exceptions, such as KeyboardInterrupt, when it looks ``__eq__``,
-    ``__hash__`` or ``__repr__`` up."""
+    """A method that replaces itself with the dataclass's method at its first use. It is a function and not an
+    :class:`_Asked`, because Python drops exceptions such as KeyboardInterrupt when it looks up ``__eq__``,
+    ``__hash__`` or ``__repr__``."""
 
     def method(self: Any, *arguments: Any) -> Any:
         found = vars(_dataclass(cls))[name]
@@ -131,7 +131,7 @@ def _init(cls: type) -> Callable[..., None]:
             _dataclass(cls).__init__(self, *values, **named)  # for a wrong call, it raises TypeError
 
     init.__name__, init.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
-    init.__annotations__ = {}  # those above are not of the fields
+    init.__annotations__ = {}  # the annotations written above are not those of the fields
     init.__wrapped__ = _Asked(cls, "__init__")  # type: ignore[attr-defined]  # for inspect.signature()
     return init
 

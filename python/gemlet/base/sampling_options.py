@@ -1,7 +1,8 @@
-"""The numbers that say how tokens are chosen, in one table: :data:`OPTIONS`.
+"""The options for choosing tokens that are numbers, in one table: :data:`OPTIONS`.
 
-:class:`gemlet.GenerationConfig`, the command line, ``generation_config.json`` and the keys of GGUF are made
-from it. Other options (seed, stop strings, suppressed tokens) are in :mod:`gemlet.generation.options`.
+:class:`gemlet.GenerationConfig` and the command line are made from this table, and ``generation_config.json``
+and the keys of GGUF are read with it. Other options (seed, stop strings, suppressed tokens) are in
+:mod:`gemlet.generation.options`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Number:
     """One option that is a number.
 
     Attributes:
-        default: what Google publishes for Gemma 3, or no effect.
+        default: the value that Google publishes for Gemma 3, or a value without effect.
         low, high: the range, both ends included.
         meaning: the range in words, for messages.
         metavar, help: for the command line.

@@ -1,4 +1,4 @@
-"""Sizes of memory: parsed from text, written as text, and what this process has resident."""
+"""Sizes of memory: reads them from text, writes them as text, and measures this process's resident memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resident_bytes() -> int:
 
 
 def size_text(size: int) -> str:
-    """Bytes for people: three digits and a decimal unit.
+    """A number of bytes as people read it: three digits and a decimal unit.
 
     >>> size_text(392_940_544), size_text(4_697_620_480), size_text(12_000)
     ('393 MB', '4.70 GB', '12 kB')

@@ -1,8 +1,8 @@
-"""Reading JSON from untrusted files: size limit, strict UTF-8, no duplicate keys, no NaN, bounded nesting.
+"""Reads JSON from untrusted files: strict UTF-8, no duplicate keys, no NaN, limits on size and nesting.
 
-``json.loads`` alone keeps the last of two equal keys, accepts ``NaN`` and ``Infinity``, and lets deep
-nesting end in a ``RecursionError``. Here each of these is an error that names the file; the caller chooses
-its type.
+``json.loads`` keeps the last of two equal keys, accepts ``NaN`` and ``Infinity``, and raises
+``RecursionError`` for deep nesting. Here each of these is an error that names the file. The caller chooses
+the type of the error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["parse_json_object", "read_json_list", "read_json_object"]
 
 
 def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> dict[str, Any]:
-    """The JSON object in ``data``; raises ``error``, naming ``where``, for anything else.
+    """The JSON object in ``data``. Anything else raises ``error``, which names ``where``.
 
     >>> from gemlet.errors import ModelFileError
     >>> parse_json_object(b'{"a": 1}', where="config.json", error=ModelFileError)
@@ -38,7 +38,7 @@ _FREE_BYTES, _GROWTH = 16 << 20, 8  # a tokenizer.json of Gemma grows to at most
 
 
 def _check_growth(data: bytes, where: str, error: type[GemletError]) -> None:
-    """Refuses text that would take many times its size in memory, such as text of brackets alone."""
+    """Refuses a text that would take many times its size in memory, such as one of brackets only."""
     containers = data.count(b"[") + data.count(b"{")
     grown = containers * _CONTAINER_BYTES + data.count(b'"') // 2 * _STRING_BYTES
     grown += data.count(b",") * _ITEM_BYTES + data.count(b":") * _ENTRY_BYTES
@@ -66,7 +66,7 @@ def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # a byte order mark, as Windows writes it
         return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
-    except error:  # from above; some kinds are a ValueError, too
+    except error:  # from the functions above; some of these errors are also a ValueError
         raise
     except RecursionError:
         raise error(f"{where}: nested too deeply; expected a flat JSON object") from None
@@ -74,7 +74,7 @@ def _parse_json(data: bytes, *, where: str, error: type[GemletError]) -> Any:
         raise error(f"{where}: not UTF-8 at byte {problem.start}; expected JSON text in UTF-8") from None
     except json.JSONDecodeError as problem:
         raise error(f"{where}: not valid JSON: {problem}") from None
-    except ValueError:  # the interpreter's limit
+    except ValueError:  # Python's limit on digits
         digits = sys.get_int_max_str_digits()
         raise error(f"{where}: holds an integer of more than {digits} digits; expected fewer") from None
 
@@ -84,8 +84,8 @@ def read_json_object(
 ) -> dict[str, Any]:
     """The JSON object in the file ``path``.
 
-    Raises :class:`ModelFileError` when the file cannot be read or is larger than ``max_bytes``, ``error``
-    when what it holds is not a JSON object.
+    Raises :class:`ModelFileError` if the file cannot be read or is larger than ``max_bytes``, and ``error``
+    if its content is not a JSON object.
     """
     where = os.fspath(path)
     return parse_json_object(read_file(where, max_bytes), where=where, error=error)

@@ -14,8 +14,8 @@ _BREAK = late_pattern(r"\s*\n\s*")
 
 
 def show(value: object, limit: int = 80) -> str:
-    """``repr(value)``, cut to about ``limit`` characters, so that messages show a file's or caller's text
-    escaped and short. It never fails, even for a value whose ``repr`` does.
+    """``repr(value)``, cut to about ``limit`` characters. Error messages use it to show text of a file or a
+    caller. It never fails, even for a value whose ``repr`` fails.
 
     >>> show("a" * 100, limit=12)
     "'aaa...aaaa'"
@@ -32,7 +32,7 @@ def show(value: object, limit: int = 80) -> str:
 
 
 def show_argument(value: object) -> str:
-    """``repr(value)``, cut short, for error messages. It never fails, even for a value whose ``repr`` does,
+    """``repr(value)``, cut short, for error messages. It never fails, even for a value whose ``repr`` fails,
     and reads only the beginning of a long value.
 
     >>> show_argument([5] * 1_000_000)
@@ -50,7 +50,7 @@ def show_argument(value: object) -> str:
 
 
 def _in_a_line(text: str) -> str:
-    """The ``repr`` of an object in one line; an array's has many lines.
+    """The ``repr`` of an object in one line; that of an array has many lines.
 
     >>> _in_a_line("array([[1],\\n       [2]])")
     'array([[1], [2]])'

@@ -35,18 +35,18 @@ _ITERABLES = (collections.abc.Iterable,)
 _SETS = (set, frozenset, collections.abc.Set, collections.abc.MutableSet)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _MOST_NESTED = 20
-_QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # for members of a TypedDict
+_QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # wrappers of types in a TypedDict
 
 
 def hints_of(owner: Any, where: str) -> dict[str, Any]:
-    """The annotations of a function or class. Those in quotes are evaluated."""
+    """The annotations of a function or class. Annotations in quotes are evaluated."""
     if sys.version_info < (3, 11) and isinstance(owner, types.FunctionType):
-        # With the function itself, an argument whose default is None would be annotated as Optional.
+        # For the function itself, get_type_hints() would make an argument Optional if its default is None.
         named = {"__annotations__": owner.__annotations__, "__globals__": inspect.unwrap(owner).__globals__}
         owner = types.SimpleNamespace(**named)
     try:
         return typing.get_type_hints(owner, include_extras=True)
-    except Exception as problem:  # reading one runs code of the caller's
+    except Exception as problem:  # reading annotations runs code of the caller
         raise InvalidRequestError(f"{where}: its annotations cannot be read: {problem}") from None
 
 
@@ -60,7 +60,7 @@ def schema_of(annotation: Any, where: str, depth: int = 0) -> dict[str, Any]:
     {'type': 'array', 'items': {'type': 'integer'}, 'nullable': True}
     """
     if depth > _MOST_NESTED:
-        raise InvalidRequestError(f"{where}: types within each other more than {_MOST_NESTED} deep")
+        raise InvalidRequestError(f"{where}: types are nested more than {_MOST_NESTED} deep")
     if annotation is Any or annotation is object:
         return {}
     if annotation is None or annotation in (type(None),):
@@ -123,7 +123,7 @@ def _is_qualifier(origin: Any) -> bool:
 
 
 def _description(extra: Any) -> str:
-    """The description among what ``Annotated`` holds: a text, pydantic's Field, or typing's Doc."""
+    """The description in the arguments of ``Annotated``: a text, pydantic's Field, or typing's Doc."""
     for text in (extra, getattr(extra, "description", None), getattr(extra, "documentation", None)):
         if isinstance(text, str):
             return text
@@ -190,7 +190,7 @@ def python_value(annotation: Any, value: Any) -> Any:
     dataclass, a tuple, a set, a float.
 
     Raises:
-        ValueError: it does not fit after all (a tuple of another length).
+        ValueError: ``value`` does not fit, although it fits the schema (a tuple of another length).
 
     >>> python_value(tuple[int, str], [1, "a"])
     (1, 'a')

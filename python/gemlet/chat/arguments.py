@@ -1,7 +1,7 @@
-"""Whether the arguments of a call fit the JSON schema of the function: :func:`problem_of`.
+"""Checks whether the arguments of a call fit the JSON schema of the function: :func:`problem_of`.
 
-This covers not all of JSON Schema, but the keys that :mod:`.annotations` writes and other common ones.
-Unknown keys are ignored.
+It covers the keys of JSON Schema that :mod:`.annotations` writes, and other common ones. Unknown keys are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_NESTED = 100
 
 
 def problem_of(schema: Mapping[str, Any], value: Any, where: str = "", depth: int = 0) -> str:
-    """What is wrong with ``value``, in words for the model; empty if it fits ``schema``.
+    """Says in words for the model why ``value`` does not fit ``schema``; "" if it fits.
 
     >>> schema = {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}
     >>> problem_of(schema, {"days": "two"})

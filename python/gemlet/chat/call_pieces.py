@@ -49,7 +49,7 @@ class PieceWriter:
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are still expected
         self._expects = "head"  # or "key", "value", "comma", "string"
-        self._is_over = False  # whether only the last bracket is missing, or the call departs from the notation
+        self._is_over = False  # the last bracket is missing, or the notation is not followed
         self._first = True  # whether the next item is the first in its object or list
         self._is_free = False  # whether only the quote token can end the string that is being written
 
@@ -198,7 +198,7 @@ class PieceWriter:
 
     def _string(self) -> bool:
         match = _QUOTED.match(self._text) or _JSON_STRING.match(self._text)
-        if match is None or match.end() == len(self._text):  # the next text shows whether the string ends here
+        if match is None or match.end() == len(self._text):  # later text shows whether the string ends here
             self._is_free = self._is_free or _FREE.match(self._text) is not None
             begun = (_BEGUN_FREE if self._is_free else _BEGUN).match(self._text)
             if begun is not None:

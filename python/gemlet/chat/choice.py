@@ -1,4 +1,4 @@
-"""The chat format of a model, by its family, its vocabulary and its template."""
+"""Chooses the chat format of a model by its family, its vocabulary and its template."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def chat_format_for(
     Args:
         model_type: that of config.json, or ``general.architecture`` of GGUF.
         tokenizer: the model's.
-        template: the text of the model's chat template (:func:`read_chat_template`), None where it has none.
-            A published template of Gemma, or one that writes the same, gives a format of gemlet's own. Any
+        template: the text of the model's chat template (:func:`read_chat_template`), or None. A published
+            template of Gemma, or one that writes the same text, gives a format that gemlet implements. Any
             other gives a format that runs the template in a sandbox, which needs jinja2.
-        per_layer_inputs: the model has per-layer inputs (E2B, E4B); decides for Gemma 4 without a template.
+        per_layer_inputs: whether the model has per-layer inputs (E2B, E4B). Gemma 4 without a template needs
+            this to choose.
 
     Returns:
         None if the family is unknown, or if there is no template and the vocabulary lacks the markers. A
@@ -62,7 +63,7 @@ def chat_format_for(
     known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
         known = SHIELD_GEMMA_2 if model_type == "shieldgemma2" else GEMMA
-        # By its config it is a Gemma 3; only FunctionGemma's vocabulary has names for the tokens of calls.
+        # Its config is that of a Gemma 3. Only FunctionGemma's vocabulary has names for the tokens of calls.
         if tokenizer.token_id(_CALLS) is not None and (template is None or _CALLS in template):
             known = FUNCTION_GEMMA
         is_published = template is None or is_published_template(template)

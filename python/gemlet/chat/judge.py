@@ -20,7 +20,7 @@ class JudgeFormat(ChatFormat):
     """A chat format that ends with the question whether something violates a policy.
 
     Attributes:
-        judged: what the model judges, for messages.
+        judged: what the model judges, for error messages.
     """
 
     judged: str

@@ -9,12 +9,12 @@ __all__ = ["inlined"]
 
 _MOST_NESTED = 40
 _MOST_PARTS = 5000
-_VALUES = ("enum", "const", "default", "examples")  # hold values, not schemas
+_VALUES = ("enum", "const", "default", "examples")  # these keys have values, not schemas
 
 
 def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` with its local references replaced by what they point at; pydantic's schemas have such
-    references. A reference that is broken or endless becomes ``{}``, which allows anything.
+    """``schema`` with its local references replaced by the schemas they point to. pydantic's schemas have
+    such references. A reference that is broken or endless becomes ``{}``, which allows anything.
 
     >>> inlined({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "null"}}})["items"]
     {'type': 'null'}
@@ -48,7 +48,7 @@ def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _at(schema: Any, place: str) -> Mapping[str, Any] | None:
-    """What a reference such as ``#/$defs/name`` points at."""
+    """The schema that a reference such as ``#/$defs/name`` points to."""
     start, *steps = place.split("/")
     if start != "#":
         return None

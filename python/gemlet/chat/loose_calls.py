@@ -40,9 +40,9 @@ _COLON = late_pattern("[:=]")
 _NO_BEGINNING = (":", "=", ">", "\u2018", "\u2019")
 # Another sign instead of a comma before a key. The "&" in a URL does not count.
 _NEXT_KEY = late_pattern(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
-_NUMBER = late_pattern(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or nearly one
-_NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values, but none of JSON
-_BEHIND_STRING = late_pattern(r"\s*(?:[,:=})\]]|\Z)")
+_NUMBER = late_pattern(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or almost a number
+_NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values that JSON does not have
+_AFTER_STRING = late_pattern(r"\s*(?:[,:=})\]]|\Z)")
 _OPENING = ("{", "[", "(", ":", "=", ",")
 # A string after its opening quote, and the first quote that may end it. Between letters, ' is an apostrophe.
 _STRINGS = {
@@ -137,7 +137,7 @@ class _LooseReader(CallReader):
         if quote not in _STRINGS:
             return None
         match = _STRINGS[quote].match(self._raw, self.at + 1)
-        if match is None or not _BEHIND_STRING.match(self._raw, match.end()):
+        if match is None or not _AFTER_STRING.match(self._raw, match.end()):
             raise self.wrong("a string with its closing quote")
         text = self._unescaped('"' + _TO_ESCAPE.sub(_as_in_json, match[1]) + '"')
         self.at = match.end()
@@ -146,7 +146,7 @@ class _LooseReader(CallReader):
     def _token_string(self) -> str:
         for pattern in (_TOKEN_STRING, _TOKEN_STRING_WITH_OTHER_END):
             match = pattern.match(self._raw, self.at + 1)
-            if match is not None and _BEHIND_STRING.match(self._raw, match.end()):
+            if match is not None and _AFTER_STRING.match(self._raw, match.end()):
                 self.at = match.end()
                 return match[1]
         raise self.wrong("a string with its closing quote")

@@ -1,8 +1,8 @@
-"""Images and sounds in a conversation: what they are, and where their placeholders go.
+"""Finds the images and sounds in a conversation, and puts their placeholders into the prompt.
 
-A part of a message that is not text becomes a sentinel: a text that no client can have written. A format
-writes the sentinel like any text, and :func:`with_places` replaces it by the tokens of the image or sound. So
-formats need not know about media, and no client's text can become a placeholder.
+A part of a message that is not text becomes a sentinel, which is a text that no client can have written. A
+format writes the sentinel like any text, and :func:`with_places` replaces it with the tokens of the image or
+sound. So the formats do not need to know about media, and no client's text can become a placeholder.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class MediaPart:
 
     Attributes:
         kind: "image", "video", "audio", or "track" for the sound of a video.
-        value: what the client gave.
-        where: its place, for errors.
+        value: the value that the client sent.
+        where: its place in the conversation, for errors.
         sentinel: the text that stands for it.
     """
 
@@ -58,9 +58,9 @@ class MediaPart:
 def take_media(
     messages: Any, kinds: Collection[str], *, load_audio_from_video: bool = False
 ) -> tuple[Any, list[MediaPart]]:
-    """``messages`` with a sentinel in place of each part of the ``kinds``, and these parts. Anything else
-    stays as it is, for the format to judge. With ``load_audio_from_video`` a sentinel for the sound follows
-    every video; ``{"type": "audio"}`` after it, which transformers asks for, means the same.
+    """``messages`` with a sentinel instead of each part of the ``kinds``, and these parts. Anything else stays
+    unchanged, and the format checks it. With ``load_audio_from_video``, a sentinel for the sound follows every
+    video. ``{"type": "audio"}`` after a video, which transformers needs for its sound, means the same.
 
     >>> found, parts = take_media([{"role": "user", "content": [{"type": "audio", "audio": b""}]}], ["audio"])
     >>> parts[0].where, found[0]["content"][0]["type"]

@@ -1,7 +1,7 @@
-"""Reading a conversation in OpenAI's form: every check that a message, a tool or an argument has to pass.
+"""Reads a conversation in OpenAI's form, and checks its messages, tools and arguments.
 
-What a client sends is not trusted. Each function here returns plain values the formats can write without a
-further look, or raises :class:`InvalidRequestError` naming the place (``messages[2].tool_calls[0]``).
+Clients are not trusted. Each function here returns plain values that the formats can write without further
+checks, or raises :class:`InvalidRequestError`, which names the place (``messages[2].tool_calls[0]``).
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
             )
         for key in ("role", "tool_calls", "tool_responses", "function_call"):
             value = message.get(key)
-            if value is not None and not isinstance(value, _JSON):  # an array is neither true nor false
+            if value is not None and not isinstance(value, _JSON):  # the truth value of an array is an error
                 raise InvalidRequestError(f"messages[{index}].{key} is {show(value)}; expected JSON")
     return list(messages)
 
 
 def least_characters(messages: Any) -> int:
-    """The least number of characters that a prompt of these messages can have. Errors in them are found
-    later. Blanks around a text, replies with a thought and results of tools do not count, because formats may
-    leave them out or shorten them.
+    """The least number of characters that a prompt of these messages can have. Blanks around a text, replies
+    with a thought and results of tools do not count, because formats may leave them out or shorten them.
+    Errors in the messages are found later.
 
     >>> least_characters([{"role": "user", "content": " Hello "}, {"role": "tool", "content": "{}"}])
     5
@@ -136,7 +136,7 @@ def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format
 
 
 def text_parts(content: Any, where: str) -> list[str]:
-    """The texts of a message's ``content``: a string is one, a list of text parts several."""
+    """The texts of a message's ``content``, which is a string or a list of text parts."""
     if isinstance(content, str):
         return [content]
     if isinstance(content, Sequence) and not isinstance(content, bytes):
@@ -165,7 +165,7 @@ def _text_part(part: Any, where: str) -> str:
 
 
 def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
-    """``error``, which a prompt made of the arguments in ``given`` raised, about the place in them.
+    """An error like ``error`` that names the place in the arguments ``given``, which made the prompt.
 
     >>> message = {"role": "user", "content": [{"type": "text", "text": "a" + chr(0xD83D)}]}
     >>> print(named_surrogate(TokenizerError("text: ..."), messages=[message]))
@@ -186,7 +186,7 @@ def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
                 left.append((place, item if is_name else key))
         elif isinstance(value, Sequence):
             left += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
-    # An escape in arguments that are JSON in a text.
+    # The surrogate is an escape in a text of JSON.
     return TokenizerError(f"{next(iter(given))}: a text in them{str(error).removeprefix('text')}")
 
 
@@ -197,7 +197,7 @@ def mapping_at(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def json_value(value: Any, where: str, depth: int = 0) -> Any:
-    """``value`` as JSON would hold it: dict with string keys, list, str, int, float, bool or None.
+    """``value`` as a value of JSON: dict with string keys, list, str, int, float, bool or None.
 
     >>> json_value({"a": (1, None)}, "arguments")
     {'a': [1, None]}
@@ -226,7 +226,7 @@ def json_value(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def json_object(value: Any, where: str) -> dict[str, Any]:
-    """``value`` as a JSON object; a string, as OpenAI's API has it for arguments, is parsed.
+    """``value`` as a JSON object. A string is parsed, because arguments are strings in OpenAI's API.
 
     >>> json_object('{"city": "Oslo"}', "arguments")
     {'city': 'Oslo'}

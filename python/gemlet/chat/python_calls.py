@@ -1,4 +1,4 @@
-"""Calls of functions as models write them in plain text, in the manner of Python or of JSON::
+"""Function calls that models write in plain text, in the form of Python or of JSON::
 
     [weather(city="Oslo", days=[1, 2]), now()]
     {"name": "weather", "parameters": {"city": "Oslo"}}
@@ -48,14 +48,14 @@ _IGNORED_KEYS = ("id", "type")
 
 
 def parse_calls(text: str, parameters: Mapping[str, Sequence[str]]) -> list[tuple[str, dict[str, Any]]]:
-    """``(name, arguments)`` of each call in ``text``, which is nothing but calls.
+    """``(name, arguments)`` of each call in ``text``, which consists only of calls.
 
     Args:
         text: calls as above, one or several, in brackets or not.
         parameters: the names of the parameters of each known function, for arguments without a name.
 
     Raises:
-        MalformedCallError: it is not a call, or its arguments are not JSON values.
+        MalformedCallError: ``text`` is not a call, or the arguments are not JSON values.
 
     >>> parse_calls('[weather("Oslo", days=2)]', {"weather": ["city", "days"]})
     [('weather', {'city': 'Oslo', 'days': 2})]

@@ -384,7 +384,7 @@ class ReplyParser:
         return self.text(text)
 
     def _end_header(self) -> list[ReplyEvent]:
-        """Leaves the line of a role that has not ended. If the line is not a role, it is text of the reply."""
+        """Leaves the unfinished line of a role. If the line is not a role, it is text of the reply."""
         line, role = self._line, self._header().strip()
         self._line, self._prompted_line = "", None
         return [Content(line)] if line and role not in ("", *_ROLES) else []

@@ -1,8 +1,8 @@
 """Reads replies: :class:`TokenReplyParser` from token ids, and :class:`TextReplyParser` from text with the
 control tokens written out.
 
-Both begin where the prompt ends, by reading the prompt's last turn first: a prompt may end inside a thought
-it has opened, after an empty thought, after the result of a tool, or inside a call.
+Both read the last turn of the prompt first, because the reply continues it: a prompt may end inside a thought
+that it has opened, after an empty thought, after the result of a tool, or inside a call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Aside:
 
 
 class TokenReplyParser:
-    """Reads a reply's token ids. Only control tokens have a meaning: a reply that spells one is text.
+    """Reads a reply's token ids. Only the control tokens themselves have a meaning; text that spells one is text.
 
     Args:
         tokenizer: the model's.
@@ -45,7 +45,7 @@ class TokenReplyParser:
         thought_end, pieces: see :class:`ReplyParser`.
 
     Attributes:
-        asides: the parts beside the answer that a reply may have.
+        asides: the parts that a reply may have besides the answer.
         begins_in: the kind of the part in which the reply begins; None for the answer.
 
     >>> import gemlet
@@ -82,7 +82,7 @@ class TokenReplyParser:
 
     @public
     def push(self, ids: Iterable[int]) -> list[ReplyEvent]:
-        """The events that ``ids``, the next tokens of the reply, make certain.
+        """Takes ``ids``, the next tokens of the reply, and returns the events that they make certain.
 
         Raises:
             InvalidRequestError: an id is not an integer from 0 to ``vocab_size - 1``.
@@ -118,9 +118,8 @@ def _asides(tokenizer: Tokenizer, markers: Mapping[str, str]) -> list[Aside]:
 
 
 class TextReplyParser:
-    """Reads a reply's text with the control tokens written out, as ``decode(ids, skip_control=False)`` has
-    it. A reply that spells a control token in ordinary text cannot be told from one that has it; token ids
-    can.
+    """Reads a reply's text with the control tokens written out, as ``decode(ids, skip_control=False)`` writes
+    it. In this text, a control token and ordinary text that spells it look the same. Token ids tell them apart.
 
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
@@ -157,7 +156,8 @@ class TextReplyParser:
 
     @public
     def push(self, text: str) -> list[ReplyEvent]:
-        """The events that ``text`` makes certain; the possible beginning of a marker is held back."""
+        """Takes ``text`` and returns the events that it makes certain. If the text may end with the beginning
+        of a marker, this part is held back."""
         text = self._pending + text
         events: list[ReplyEvent] = []
         start = 0

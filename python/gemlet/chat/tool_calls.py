@@ -1,9 +1,9 @@
 """Reads Gemma 4's notation of a tool call: ``call:NAME{key:value,...}``.
 
-It is like JSON, but keys have no quotes, and strings are between two quote tokens and have no escapes. Variants
-that models write are read too, if they have only one possible meaning: white space, strings and keys in JSON's
-quotes, a comma before a closing bracket, ``None``, ``True`` and ``False``. If :func:`parse_call` refuses a call
-with a mistake, :func:`gemlet.chat.loose_calls.repair_call` may still read it.
+It is like JSON, but keys have no quotes, and strings are between two quote tokens and have no escapes.
+Variants that models write are read too, if they have only one possible meaning: white space, strings and keys
+in JSON's quotes, a comma before a closing bracket, ``None``, ``True`` and ``False``. If :func:`parse_call`
+refuses a call with a mistake, :func:`gemlet.chat.loose_calls.repair_call` may still read it.
 """
 
 from __future__ import annotations

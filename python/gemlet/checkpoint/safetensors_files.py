@@ -91,7 +91,7 @@ class Checkpoint(TensorFiles):
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(OpenFiles(os.fspath(folder)))
-        self.metadata: dict[str, str] = {}  # the metadata of all files
+        self.metadata: dict[str, str] = {}  # the metadata of all files together
         self.absent: dict[str, str] = {}  # tensor that no file has -> the file that the index names
         tensors: dict[str, TensorInfo] = {}
         try:
@@ -189,7 +189,7 @@ class Checkpoint(TensorFiles):
 
 
 def _other_weights(folder: str) -> str:
-    """What to do about the weights that are in ``folder`` instead."""
+    """What to do if ``folder`` has weights in another form; the end of an error message."""
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = sorted(os.listdir(folder))
@@ -212,7 +212,7 @@ def _is_plain_name(file: object) -> bool:
         and file.endswith(".safetensors")
         and not file.startswith(".")
         and len(file) <= 255
-        and file.isprintable()  # without null bytes and lone surrogates, for which open() raises other errors
+        and file.isprintable()  # for null bytes and lone surrogates, open() would raise other errors
         and not any(separator in file for separator in "/\\:")
     )
 
@@ -220,7 +220,7 @@ def _is_plain_name(file: object) -> bool:
 def _parse_header(
     header: Mapping[str, Any], *, path: str, file: str, data_begin: int, data_end: int
 ) -> list[TensorInfo]:
-    """The tensors of a header. Each is checked, and then all together: they must cover the data exactly."""
+    """The tensors of a header. Checks each tensor, and that all together cover the data exactly."""
     infos = []
     if len(header) > MAX_TENSORS:
         raise ModelFileError(f"{path}: lists {len(header)} tensors; expected at most {MAX_TENSORS}")

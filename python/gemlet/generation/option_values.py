@@ -42,7 +42,7 @@ _MAX_BREAKER_CHARACTERS = 40
 
 
 def invalid(name: str, value: object, expected: str) -> InvalidRequestError:
-    """The error for a wrong ``value`` of the option ``name``."""
+    """The error about a wrong ``value`` of the option ``name``."""
     return InvalidRequestError(f"{name}: got {show_argument(value)}, expected {expected}")
 
 
@@ -65,7 +65,7 @@ def _real(name: str, value: object, low: float, high: float, expected: str) -> f
 
 
 def check_number(name: str, value: object) -> int | float:
-    """A number of the table."""
+    """Checks an option that is a number (:mod:`gemlet.base.sampling_options`)."""
     option = OPTIONS[name]
     if option.kind is float:
         return _real(name, value, option.low, option.high, option.meaning)
@@ -75,13 +75,13 @@ def check_number(name: str, value: object) -> int | float:
 
 
 def one_seed(name: str, value: object) -> int | None:
-    """A seed; None, for a new one every time, where it is -1, as other tools write it."""
+    """A seed. Other tools write -1 for a new seed every time; it becomes None."""
     seed = _integer(name, value, -1, 2**64 - 1, "None (or -1) for a new one, or an integer up to 2**64 - 1")
     return None if seed == -1 else seed
 
 
 def token_ids(name: str, value: object) -> tuple[int, ...]:
-    """A list of token ids; a single id is allowed too for ids that end a text."""
+    """A list of token ids. For ids that end a text, a single id is allowed too."""
     most = MOST_STOP_IDS if name == "stop_token_ids" else MAX_SUPPRESSED
     expected = f"up to {most} token ids"
     if name == "stop_token_ids" and isinstance(value, numbers.Integral):
@@ -132,7 +132,7 @@ def check_flag(name: str, value: object, default: bool = False) -> bool:
 
 
 def check_timeout(value: object) -> float | None:
-    """Seconds, None for no limit; raises :class:`InvalidRequestError`."""
+    """A number of seconds; None for no limit. Raises :class:`InvalidRequestError`."""
     if value is None:
         return None
     return _real("timeout", value, 0.0, math.inf, "seconds, at least 0, or None")
@@ -144,13 +144,13 @@ def check_priority(value: object) -> int:
 
 
 def check_thinking_budget(value: object) -> int | None:
-    """Most tokens of thoughts, None for no limit; raises :class:`InvalidRequestError`."""
+    """The most tokens of thoughts; None for no limit. Raises :class:`InvalidRequestError`."""
     expected = f"an integer from 0 to {MAX_INT}, or None"
     return None if value is None else _integer("thinking_budget", value, 0, MAX_INT, expected)
 
 
 def check_cache_salt(value: object) -> int:
-    """The salt as the core takes it, 0 for None; raises :class:`InvalidRequestError`."""
+    """The salt as a number for the core; 0 for None. Raises :class:`InvalidRequestError`."""
     if value is None:
         return 0
     if not isinstance(value, str) or not 1 <= len(value) <= MOST_SALT_CHARACTERS:
@@ -160,7 +160,7 @@ def check_cache_salt(value: object) -> int:
 
 
 def strings(name: str, value: object) -> tuple[str, ...]:
-    """A string or several."""
+    """Checks an option that is one string or several."""
     most = MOST_STOP_CHARACTERS if name == "stop" else _MAX_BREAKER_CHARACTERS
     expected = f"a string or up to {MOST_STOPS} strings, each of 1 to {most} characters"
     if name == "stop":

@@ -17,8 +17,8 @@ def find_adapter(
     token: str | bool | None = None,
     progress: bool = True,
 ) -> str | os.PathLike[str]:
-    """The path of the adapter: ``source`` itself, or the place of the downloaded files if ``source`` is a
-    name on the hub.
+    """The path of the adapter: ``source`` itself, or the path of the downloaded files if ``source`` is a name
+    on the hub.
 
     Raises the errors of :func:`gemlet.sources.hub.download_adapter`. If ``source`` is neither a path nor a
     name on the hub, :func:`gemlet.adapters.opening.open_adapter` raises the error.

@@ -18,8 +18,8 @@ _SHARD = late_pattern(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> str | None:
-    """The folder or the GGUF file of the model ``source``; None for a model on the hub. With ``as_drafter``
-    and a folder that has a drafter for its model, the file of the drafter."""
+    """The folder or the GGUF file of the model ``source``; None for a model on the hub. With ``as_drafter``,
+    it is the file of the drafter if the folder has one for its model."""
     if source is None:
         return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"

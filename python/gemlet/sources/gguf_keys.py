@@ -2,7 +2,7 @@
 reads.
 
 GGUF files leave out values that are built into llama.cpp. If a key is missing, this module uses llama.cpp's
-value. Values that only shapes tell are read from the tensor directory: the rows of a table, the rank of a
+value. Some values follow only from the shapes in the tensor directory: the rows of a table, the rank of a
 branch, and whether there is an output matrix or a value projection.
 """
 
@@ -53,12 +53,12 @@ _SAMPLING_METHODS = {
 }
 _SAMPLING_OFF = {"penalty_repeat": 1}
 _MEAN = 1  # a value of GGUF's pooling_type
-# Layers of Gemma 3n that compute keys and values, if the file does not tell how many layers share them.
+# Layers of Gemma 3n that compute keys and values, if the file does not say how many layers share them.
 _OWN_KEYS_3N = 20
 # Ollama's own files of Gemma 3 have no keys for rotations. Models with at least this context (4B and larger)
 # divide the positions of global layers by 8.
 _LONG_CONTEXT = 131072
-_NO_ROTATION = 1e9  # a divisor of an angle from here on means no rotation; converters write 1e30
+_NO_ROTATION = 1e9  # an angle whose divisor is at least this large is not rotated; converters write 1e30
 
 
 def read_gguf_keys(
@@ -79,8 +79,8 @@ def read_gguf_keys(
         )
     if gguf.metadata.get("general.type") == "imatrix":
         raise ModelFileError(
-            f"{gguf.path}: is an importance matrix (imatrix), which says how to quantize a model and is "
-            "none; give the model's file"
+            f"{gguf.path}: is an importance matrix (imatrix), which says how to quantize a model, and is "
+            "not a model; give the model's file"
         )
     architecture = gguf.get("general.architecture", str)
     if architecture not in _MODEL_TYPES:
@@ -178,8 +178,7 @@ def _read_common(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: i
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str, family: str = "") -> int:
-    """The rows of the tensor. If it is missing, the result is 1, and the check of all tensors raises
-    later."""
+    """The rows of the tensor; 1 if it is missing. Then the later check of all tensors raises an error."""
     return shapes.get(gguf_name(slot, family), (1,))[0]
 
 
@@ -423,7 +422,7 @@ def _drafter(
         "use_ordered_embeddings": bool(centroids),
         "text_config": text,
     }
-    # llama.cpp does not use centroids, so the file does not tell how many of them are chosen.
+    # llama.cpp does not use centroids, so the file does not say how many of them are chosen.
     if centroids:
         drafter |= {"num_centroids": centroids[0], "centroid_intermediate_top_k": min(32, centroids[0])}
     return drafter

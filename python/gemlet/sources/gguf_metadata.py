@@ -28,8 +28,8 @@ _TOWERS = ("vision.", "audio.", "mm.")
 
 
 class Metadata:
-    """Reads keys of one architecture and checks their types. Remembers which keys were read, and which were
-    passed over."""
+    """Reads keys of one architecture and checks their types. Records which keys were read, and which were
+    ignored."""
 
     def __init__(self, gguf: GGUFFile, architecture: str) -> None:
         self.gguf = gguf

@@ -115,7 +115,7 @@ def open_folder(
             try:
                 slots, found, extra = map_tensors(shapes, config, where=folder, same=same)
             except TensorError as problem:
-                for tensor, file in opened.absent.items():  # the first one explains the problem
+                for tensor, file in opened.absent.items():  # the first of these tensors explains the problem
                     raise TensorError(
                         f"{problem}. The index says that tensor {show(tensor)} is in {show(file)}, but that "
                         "file does not have it"

@@ -47,7 +47,7 @@ _FILES = (
     "[0-9]*/model.safetensors",
 )
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
-_UP = {"", ".", ".."}  # parts of a path that could leave the repository, or that is written in an odd way
+_UP = {"", ".", ".."}  # parts of a path that leads out of the repository or is written in an unusual way
 _SHOWN = 16
 
 
@@ -99,7 +99,7 @@ class Choice(NamedTuple):
         names: all files in the repository.
         patterns: patterns of the model's files.
         ignored: patterns of files that are left out although they match ``patterns``.
-        is_here: whether the hub cannot be reached, so that only files in the cache are used.
+        is_here: whether only files in the cache are used, because the hub cannot be reached.
         revision: the branch, tag or commit.
     """
 
@@ -145,12 +145,12 @@ def choose(
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
     if file is None:
         tokenizers = [name for name in TOKENIZER_FILES if name in names]
-        if tokenizers[:1] == [STORED_FILE]:  # it has everything that the others have
+        if tokenizers[:1] == [STORED_FILE]:  # this file has everything that the others have
             tokenizers = tokenizers[:1]
         return found._replace(patterns=[*_FILES, *tokenizers], ignored=["[!0-9]*/*"])
     folder, name = os.path.split(file)
     fetched = [os.path.join(folder, part) for part in split_names(folder, name)]
-    with contextlib.suppress(InvalidRequestError):  # there are several, so none is chosen
+    with contextlib.suppress(InvalidRequestError):  # there are several, so it is not clear which one is meant
         if mmproj and (towers := mmproj_among(file, names)) is not None:
             fetched.append(towers)
     patterns = [glob.escape(one) for one in fetched]
@@ -213,7 +213,7 @@ def fetch(
     progress: bool = True,
 ) -> str:
     """Downloads a model, without the files that match the patterns ``without``. Returns its folder or its
-    GGUF file; with ``whole`` the folder in any case. Without ``progress`` the hub shows no bars."""
+    GGUF file; with ``whole``, always the folder. Without ``progress``, the hub shows no bars."""
     with importing():
         import huggingface_hub
         from huggingface_hub.utils.tqdm import tqdm

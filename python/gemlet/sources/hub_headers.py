@@ -23,7 +23,7 @@ from gemlet.weights.gguf_names import ROPE_FREQS
 
 __all__ = ["outline"]
 
-_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # for GGUF, each further piece doubles what is there
+_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # each further piece of GGUF doubles the total
 _MAX_METADATA_BYTES = 1 << 27
 _MAX_VECTOR_BYTES = 1 << 20
 _RANGE = late_pattern(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
@@ -159,7 +159,7 @@ def _read_header(part: _Part) -> None:
     part.grow(_FIRST_BYTES["safetensors"])
     part.opened.seek(0)
     length = int.from_bytes(part.opened.read(8), "little")
-    if length <= min(MAX_HEADER_BYTES, part.size - 8):  # if not, opening the file raises the error
+    if length <= min(MAX_HEADER_BYTES, part.size - 8):  # otherwise opening the file raises the error
         part.grow(8 + length)
 
 
@@ -171,7 +171,7 @@ def _read_metadata(part: _Part, where: str) -> None:
             gguf = parse_gguf(where, part.opened.fileno(), size=part.size)
             break
         except ModelFileError as problem:
-            # If the error stays the same with more bytes, it is not because the part ends too soon.
+            # If the error is the same with more bytes, the reason is not that the part is too short.
             if have == part.size or str(problem) == before:
                 raise
             before = str(problem)
@@ -181,6 +181,6 @@ def _read_metadata(part: _Part, where: str) -> None:
                 "take another file of the model"
             )
         end *= 2
-    frequencies = gguf.tensors.get(ROPE_FREQS)  # a tensor, but part of the configuration
+    frequencies = gguf.tensors.get(ROPE_FREQS)  # a tensor, but its values are part of the configuration
     if frequencies is not None and frequencies.nbytes <= _MAX_VECTOR_BYTES:
         part.append_at(frequencies.offset, frequencies.nbytes)

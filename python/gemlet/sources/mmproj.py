@@ -110,7 +110,7 @@ def _with_settings(config: TextConfig, prepared: Keys) -> TextConfig:
 def _find(own: GGUFFile, hidden_size: int) -> str | None:
     """The path of the mmproj file beside the model ``own``; None if there is none for it."""
     if any(name.startswith(("v.", "a.", "mm.")) for name in own.tensors):
-        return None  # some tools write the towers into the same file
+        return None  # some tools write the towers into the model's file
     folder, name = os.path.split(own.path)
     try:
         names = os.listdir(folder or ".")

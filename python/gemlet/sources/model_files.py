@@ -30,7 +30,7 @@ _CACHED_BYTES = 64 << 20
 
 
 def _of_both(one: str, other: str) -> str:
-    """The format of a matrix with two parts that would have these formats separately."""
+    """The format of a matrix that has two parts, which would have these formats if they were separate."""
     if one == other:
         return one
     return "bf16" if {one, other} == {"bf12", "bf16"} else "q8"
@@ -50,7 +50,7 @@ class ModelFiles:
         checkpoint: the tensors. Their names, shapes and types are checked; their values are not read.
         slots: tensor -> the core's name of the weight.
         cuts: tensor -> the part that is kept of it, for tensors that are not kept whole.
-        adapter: an adapter to merge into the weights; None: none.
+        adapter: an adapter to merge into the weights, or None.
         merged: tensor -> the weight of ``adapter`` that is added to it before it is cut.
         config_files: the paths of files that a packed folder copies, besides weights and vocabulary.
         config_texts: name -> content of other files that a packed folder gets.
@@ -58,9 +58,10 @@ class ModelFiles:
         not_followed: options in the files that gemlet does not follow, by key.
         roundings: slot of a matrix -> the tensors with the scales that round its inputs and outputs.
         token_order: for a drafter with centroids, the token of each row of its head, int32 ``[vocab_size]``.
-        passed_over: keys and tensors of the files that have no effect and that not every model has.
-        known_formats: tensor -> the format that ``weights="auto"`` gives it, for tensors that were looked at.
-        unread: whether values must not be read to find a format. The largest possible format is then used.
+        passed_over: keys and tensors of the files that have no effect. Those that every model has are left
+            out.
+        known_formats: tensor -> the format that ``weights="auto"`` gives it, for tensors that were examined.
+        unread: whether finding a format must not read values. The largest possible format is then used.
     """
 
     name: str

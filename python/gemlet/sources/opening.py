@@ -92,14 +92,15 @@ def open_model_files(
 def _own_adapter(
     files: ModelFiles, merge_adapter: str | os.PathLike[str] | None
 ) -> str | os.PathLike[str] | None:
-    """The adapter to merge where a folder holds a model and an adapter: transformers adds it to the model."""
+    """The adapter to merge into the model. If the model's folder also has an adapter, it is that one, because
+    transformers merges it too."""
     folder = files.checkpoint.folder
     if files.packed is not None or not holds_adapter(folder):
         return merge_adapter
     if merge_adapter is None:
         log.warning(
-            "%s: holds an adapter beside the model, which is merged into it, as transformers adds it. If the "
-            "model has it already, move adapter_config.json elsewhere",
+            "%s: holds an adapter beside the model, which is merged into it, as transformers does. If the "
+            "model already includes it, move adapter_config.json elsewhere",
             folder,
         )
         return folder
@@ -188,7 +189,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
     for tensor in [tensor for tensor, slot in merged.items() if slot == PER_LAYER_TABLE]:
         own, _ = adapter.changes(PER_LAYER_TABLE)
-        if own is not None:  # the adapter has the whole table, which stays in its file
+        if own is not None:  # the adapter has the whole table, which stays in the adapter's file
             files.checkpoint.replace_tensor(tensor, adapter.checkpoint, own.tensor)
             del merged[tensor]
     for tensor in merged:

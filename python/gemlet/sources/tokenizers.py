@@ -25,8 +25,8 @@ def open_tokenizer(
     read: Callable[[], Vocabulary], contents: Callable[[], Mapping[str, bytes]], *, cache: bool
 ) -> tuple[Vocabulary, Tokenizer]:
     """The vocabulary that ``read`` returns, and its tokenizer. ``contents`` returns path -> content of the
-    files that ``read`` reads; the file with the vocabulary comes first. With ``cache``, the vocabulary comes
-    from the cache if it has it."""
+    files that ``read`` reads; the file with the vocabulary comes first. With ``cache``, the vocabulary is
+    taken from the cache if it is there."""
     from gemlet import _core
 
     files = contents() if cache else {}
@@ -36,15 +36,15 @@ def open_tokenizer(
     tokenizer = Tokenizer(vocabulary)
     if not vocabulary.checked:
         _core.return_free_memory()  # reading such a vocabulary takes twice the memory of the result
-    # Keep it only if the files have not been replaced in the meantime.
+    # The vocabulary is kept only if the files have not been replaced meanwhile.
     if files and found is None and vocabulary_key(contents()) == key:
         keep_vocabulary(key, vocabulary)
     return vocabulary, tokenizer
 
 
 def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
-    """Options in a model's files that gemlet does not follow: it begins every text with BOS, and never puts
-    EOS at the end of a prompt.
+    """Options in a model's files that gemlet does not follow. gemlet always puts BOS at the beginning of a
+    text, and never puts EOS at the end of a prompt.
 
     >>> asked_of_texts(False, None), asked_of_texts(True, False)
     ({'add_bos_token': False}, {})

@@ -1,8 +1,8 @@
-"""Finds long runs of records with a regular layout at once, instead of one record after the other.
+"""Finds long runs of records with a regular layout in one step, instead of one record after the other.
 
 The end of a record is known only after its beginning has been read, so normally a file is read record by
-record. But the places at which a record *could* begin can be found at once: NumPy lists these places, and the
-ends that such records would have. Then only each end has to be compared with the next beginning.
+record. But NumPy can list all places at which a record *could* begin, and the ends that such records would
+have. Then only each end has to be compared with the next beginning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ __all__ = ["Runs"]
 
 
 class Runs:
-    """Places at which a record could be: rising ``begins``, and ``ends``, which are one after the last byte.
+    """Places at which a record could be. ``begins`` are in rising order; each of ``ends`` is the position
+    after the record's last byte.
 
     >>> runs = Runs(np.array([0, 4, 5, 9]), np.array([4, 9, 7, 12]))
     >>> runs.at(4), runs.at(9), runs.at(1)
@@ -28,8 +29,8 @@ class Runs:
         self._last: list[int] = [*np.flatnonzero(ends[:-1] != begins[1:]).tolist(), len(begins) - 1]
 
     def at(self, begin: int) -> slice:
-        """The records that follow one another without a gap, the first of which begins at ``begin``; an empty
-        slice if no record begins there. The run may go on after them: call again with its end."""
+        """The records that follow one another without a gap, from the one that begins at ``begin``; an empty
+        slice if no record begins there. More records may follow: call it again with the end of the last."""
         first = bisect_left(self.begins, begin)
         if first == len(self.begins) or self.begins[first] != begin:
             return slice(0, 0)
