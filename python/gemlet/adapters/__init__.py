@@ -1,1 +1,1 @@
-"""LoRA adapters as PEFT writes them."""
+"""LoRA adapters of PEFT, mlx-lm and llama.cpp."""

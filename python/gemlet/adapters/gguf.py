@@ -55,7 +55,7 @@ class GGUFAdapter(GGUFCheckpoint):
                 *_ABOUT_NOTHING,
             ):
                 raise ConfigError(
-                    f"{where}: key {show(key)} (value {show(value)}) changes the result, and gemlet cannot follow it; "
+                    f"{where}: key {show(key)} (value {show(value)}) needs what gemlet does not compute; "
                     "expected a plain LoRA adapter"
                 )
         self.alpha = float(self.gguf.get("adapter.lora.alpha", float))
@@ -103,5 +103,5 @@ class GGUFAdapter(GGUFCheckpoint):
                 )
             terms[slot] = LowRank(*pair, rank, self.alpha / rank if self.alpha else 1.0)
         if not terms:
-            raise TensorError(f"{where}: has no tensors of an adapter")
+            raise TensorError(f"{where}: holds no tensors of an adapter")
         return Terms(terms, {})

@@ -39,8 +39,8 @@ def with_initial(
 
 
 def _largest(weight: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """The first left singular vectors, computed from the smaller product of the matrix with its transpose. That
-    product has the squares of the singular values, which is exact enough because only the largest matter."""
+    """The first left singular vectors, computed from the smaller product of the matrix with its transpose.
+    The product has the squares of the singular values. This is exact enough, as only the largest matter."""
     rows, cols = weight.shape
     if rows <= cols:
         return np.linalg.eigh(weight @ weight.T)[1][:, ::-1][:, :rank]

@@ -23,9 +23,7 @@ __all__ = ["call_apart", "exit_waits_for", "wait_for"]
 T = TypeVar("T")
 
 _NEEDED = sys.version_info < (3, 14)
-_PATIENCE = (
-    30.0  # the most seconds that the exit waits; calls take less, unless the machine is very busy
-)
+_PATIENCE = 30.0  # the most seconds that the exit waits; calls take less, unless the machine is very busy
 # The wait before a later call: by then Python has ended, unless another exit handler waits for the caller.
 _PAUSE = 0.5
 _LOOK = 0.1  # seconds between two checks whether a thread is still running

@@ -1,8 +1,8 @@
-"""Chat formats: from a list of messages to the prompt a model family was trained on, and back from the reply.
+"""Chat formats: turn a list of messages into the prompt that a model family was trained on, and read replies.
 
-A format of Gemma's own is code and data of gemlet. A template that came with a model file is looked at, to
-tell which of them it is (:mod:`.templates`, :mod:`.template_probes`). One that is none of them is run, in a
-sandbox and in a process of its own (:mod:`.template_process`).
+gemlet implements the formats of the Gemma models. It compares the template of a model file with them
+(:mod:`.templates`, :mod:`.template_probes`). If the template is not one of them, it is run in a sandbox in a
+separate process (:mod:`.template_process`).
 
 - :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
@@ -10,11 +10,10 @@ sandbox and in a process of its own (:mod:`.template_process`).
 - :data:`SHIELD_GEMMA`: ShieldGemma, which judges texts by a guideline (:mod:`.shieldgemma`);
 - :data:`SHIELD_GEMMA_2`: ShieldGemma 2, which judges images by a policy (:mod:`.shieldgemma2`);
 - :class:`TranslateGemmaFormat`: TranslateGemma (:mod:`.translategemma`);
-- :class:`TemplateFormat`: a template of the model's own (:mod:`.template_format`).
+- :class:`TemplateFormat`: any other template of a model (:mod:`.template_format`).
 
-The other direction, from a reply's tokens to its text, its reasoning and its tool calls, is
-:class:`TokenReplyParser`; the events that it gives are :class:`Content`, :class:`Reasoning`,
-:class:`ToolCall` and :class:`MalformedToolCall`, and :func:`collect` puts them together.
+:class:`TokenReplyParser` reads the tokens of a reply. Its events are :class:`Content`, :class:`Reasoning`,
+:class:`ToolCall` and :class:`MalformedToolCall`. :func:`collect` combines them.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ __all__ = [
     "read_chat_template",
 ]
 
-# name -> module: imported at first use, as a model needs one of the formats.
+# name -> module: imported at first use, because a model needs only one of the formats.
 _LAZY = {
     "CallGrammar": "gemlet.chat.base",
     "ChatFormat": "gemlet.chat.base",

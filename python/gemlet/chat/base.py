@@ -1,4 +1,4 @@
-"""The base of every chat format: turns segments of text and markers into a prompt's text or token ids."""
+"""The base of all chat formats. It turns segments of text and markers into a prompt's text or token ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
 
 
 class Segments(list[tuple[str, bool]]):
-    """A prompt in parts ``(text, is a marker)``, in order. A marker is one control token by its name.
+    """The parts of a prompt in order: ``(text, is a marker)``. A marker is the name of one control token.
 
     >>> parts = Segments()
     >>> parts.marker("<start_of_turn>")
@@ -38,7 +38,7 @@ class Segments(list[tuple[str, bool]]):
 
     @public
     def text(self, text: str) -> None:
-        """Appends ``text``, which never becomes a control token, whatever it spells."""
+        """Appends ``text``. It never becomes a control token, even if it spells one."""
         self.append((text, False))
 
 
@@ -68,8 +68,8 @@ class ChatFormat(ABC):
         stops: texts that end a reply, in a format whose marks are not tokens of the vocabulary.
 
     Messages are mappings as in OpenAI's chat API: ``role`` is ``"user"``, ``"assistant"``, ``"system"`` or
-    ``"developer"`` (and ``"tool"`` or ``"function"`` where the format has tools), ``content`` a string, a
-    list of ``{"type": "text", "text": ...}`` parts, or None for no text. A ``name`` of a user is passed over.
+    ``"developer"`` (and ``"tool"`` or ``"function"`` if the format has tools). ``content`` is a string, a
+    list of ``{"type": "text", "text": ...}`` parts, or None for no text. A ``name`` of a user is ignored.
 
     >>> from gemlet.chat import GEMMA
     >>> GEMMA.render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi! "}])
@@ -88,7 +88,7 @@ class ChatFormat(ABC):
     def segments(
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
-        """The prompt in parts; the arguments and errors are those of :meth:`render`.
+        """The parts of the prompt. The arguments and errors are those of :meth:`render`.
 
         >>> from gemlet.chat import GEMMA
         >>> GEMMA.segments([{"role": "user", "content": "Hi"}], None, False, False)[1:4]
@@ -112,10 +112,10 @@ class ChatFormat(ABC):
 
         Args:
             tokenizer: the model's.
-            prompt_ids: the prompt, as of :meth:`encode_chat`.
-            tools: the tools of the prompt. If calls have no tokens of their own, the reply's text is searched
-                for calls.
-            pieces: give calls while they are written, too (:class:`ToolCallPiece`).
+            prompt_ids: the prompt, as :meth:`encode_chat` returns it.
+            tools: the tools of the prompt. If the format has no tokens for calls, the reply's text is
+                searched for calls.
+            pieces: also give parts of calls while they are written (:class:`ToolCallPiece`).
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA
@@ -127,16 +127,16 @@ class ChatFormat(ABC):
 
     @public
     def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
-        """A grammar of replies that call one or more of the functions ``names``. A single function is called
-        just once.
+        """A grammar of replies that call one or more of the functions ``names``. If there is only one
+        function, it is called once.
 
         Args:
-            tools: as of :meth:`render`.
+            tools: as in :meth:`render`.
             names: names of functions in ``tools``; None for all of them.
 
         Raises:
             UnsupportedError: the format has no calls.
-            InvalidRequestError: a malformed tool, or none of the names is one.
+            InvalidRequestError: a tool is malformed, or ``names`` has no name of a tool.
 
         >>> from gemlet.chat import GEMMA
         >>> GEMMA.call_grammar([{"name": "now"}, {"name": "then"}], ["now"]).lark.splitlines()[1:3]
@@ -166,13 +166,13 @@ class ChatFormat(ABC):
                 of ``"function"``, or Python functions (:func:`gemlet.chat.describe_function`).
             thinking: let the model think before it answers.
             continue_final_message: the last message is the beginning of the model's reply, and the model
-                continues it. Its turn stays open, without white space at the end, and no other turn begins,
-                whatever ``add_generation_prompt`` says.
+                continues it. White space at its end is removed, its turn stays open, and no other turn
+                begins, whatever ``add_generation_prompt`` says.
 
         Raises:
-            InvalidRequestError: a message is malformed, has a role that the format lacks, or holds something
-                other than text; or the message to continue is not the assistant's, or calls tools. The error
-                names the message.
+            InvalidRequestError: a message is malformed, has a role that the format does not have, or contains
+                something other than text; or the message to continue is not the assistant's, or calls tools.
+                The error names the message.
             UnsupportedError: the format has no tools or no thinking, and they are asked for.
 
         >>> from gemlet.chat import gemma4_format
@@ -212,7 +212,7 @@ class ChatFormat(ABC):
             ContextLengthError: see ``most_tokens``.
             InvalidRequestError: as for :meth:`render`; or the vocabulary lacks the markers.
             UnsupportedError: as for :meth:`render`.
-            TokenizerError: a text holds a lone surrogate.
+            TokenizerError: a text has a lone surrogate.
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA
@@ -227,7 +227,7 @@ class ChatFormat(ABC):
             raise ContextLengthError(
                 f"messages: {len(messages)} of them, but the context holds {most_tokens} tokens; shorten it"
             )
-        if most_tokens is not None:  # before the work of writing them
+        if most_tokens is not None:  # checked first, because writing them takes work
             tokenizer.check_length(least_characters(self._told(messages)), most_tokens, "messages", _SHORTEN)
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
         parts = with_places(segments, places or {})
@@ -243,7 +243,7 @@ class ChatFormat(ABC):
 
         for segment, is_marker in parts:
             if not is_marker:
-                text.append(segment)  # text between two markers is encoded at once, or the ids could differ
+                text.append(segment)  # encoded as a whole, otherwise the ids could differ
                 continue
             ids += encode()
             text.clear()

@@ -1,9 +1,9 @@
-"""A grammar of the calls that a reply may consist of, for replies that have to call a function:
-:func:`native_grammar` in the notation of Gemma 4 and FunctionGemma, :func:`python_grammar` in Python's.
+"""Makes a grammar for replies that have to call a function. :func:`native_grammar` uses the notation of
+Gemma 4 and FunctionGemma, and :func:`python_grammar` that of Python.
 
 The grammar is in llguidance's Lark and comes from the JSON schemas of the functions. It follows types,
 properties, required properties, enumerations and items. It ignores everything else, so the arguments have to
-be checked afterwards. Properties have the order of the chat formats.
+be checked afterwards. Properties have the same order as in the chat formats.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ value: text | number | boolean | null | array | object
 
 
 def named_tools(tools: Any, names: Any) -> tuple[list[Any], list[str]]:
-    """``tools`` in OpenAI's form, and ``names``, or those of all.
+    """``tools`` in OpenAI's form, and ``names``, or the names of all tools if ``names`` is None.
 
     >>> named_tools([{"name": "now"}], None)[1]
     ['now']
@@ -55,9 +55,9 @@ def native_grammar(tools: Sequence[Any], names: Sequence[str], tokens: Mapping[s
 
     Args:
         tools: in OpenAI's form.
-        names: the functions that may be called. There is at least one call, and just one of a single
-            function.
-        tokens: the format's own names for Gemma 4's tokens; a missing one has Gemma 4's name.
+        names: the functions that may be called. There is at least one call. If there is only one function,
+            there is exactly one call.
+        tokens: Gemma 4's token -> its name in this format. Tokens that are missing have Gemma 4's name.
 
     >>> print(native_grammar([{"function": {"name": "now"}}], ["now"], {}).lark.splitlines()[1])
     start: call
@@ -132,9 +132,9 @@ class _Writer:
     """Writes rules for values of JSON schemas.
 
     Args:
-        comma, colon: what stands between members, and between a key and its value.
+        comma, colon: the separators of members, and of a key and its value.
         words: how true, false and null are written.
-        text: what stands around a given text ``{}``, a string of Lark; empty for a text as JSON has it.
+        text: a string of Lark with ``{}`` for a given text; empty if the text is written as in JSON.
     """
 
     def __init__(self, *, comma: str, colon: str, words: tuple[str, str, str], text: str) -> None:
@@ -142,12 +142,13 @@ class _Writer:
         self._comma, self._colon, self._words, self._text = comma, colon, words, text
 
     def members(self, schema: Mapping[str, Any], *, keywords: bool = False, depth: int = 0) -> str:
-        """The part between the braces of an object of this schema. With ``keywords`` it is ``key=value``."""
+        """The part between the braces of an object of this schema. With ``keywords``, members are
+        ``key=value``."""
         properties = schema.get("properties")
         if not isinstance(properties, Mapping) or not properties:
             others = schema.get(
                 "additionalProperties", depth > 0
-            )  # a function takes none that it does not name
+            )  # a function has no other arguments than those that it names
             if keywords or others is False:
                 return '""'
             free = self._value(schema.get("additionalProperties"), depth + 1)
@@ -156,7 +157,8 @@ class _Writer:
             return f"({member} ({self._lark(self._comma)} {member})*)?"
         required = schema.get("required") or ()
         rest_first = rest = '""'
-        # From the last property to the first: what may follow if none has been written yet, and if one has.
+        # From the last property to the first: the rules for the rest, if no property has been written yet
+        # (rest_first) and if one has (rest).
         for key, each in reversed(sorted_items(properties)):
             written = f"{self._key(key, keywords)} {self._value(each, depth + 1)}"
             needed = key in required
@@ -173,7 +175,7 @@ class _Writer:
         return f"{self._given(key)} {self._lark(self._colon)}"
 
     def _value(self, schema: Any, depth: int) -> str:
-        """A rule or a rule's name for the values of ``schema``."""
+        """A rule, or the name of a rule, for the values of ``schema``."""
         if not isinstance(schema, Mapping) or depth > _MOST_NESTED:
             return "value"
         options = [self._given(value) for value in self._enumerated(schema)]
@@ -215,7 +217,7 @@ class _Writer:
         return list(values) if isinstance(values, list) else []
 
     def _given(self, value: Any) -> str:
-        """The rule of a given value."""
+        """The rule for one given value."""
         comma = f" {self._lark(self._comma)} "
         if isinstance(value, str):
             as_json = self._lark(json.dumps(value, ensure_ascii=False))

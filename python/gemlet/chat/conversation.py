@@ -1,7 +1,8 @@
 """Converts a conversation from the forms in which clients send it to the one that the chat formats read.
 
-- A message of the role ``function`` is a result, ``function_call`` is a call: OpenAI's older form of tools.
-- ``content`` of null is an empty text; a system message with null is left out.
+- A message of the role ``function`` becomes a result, and ``function_call`` a call. This is OpenAI's older
+  form of tools.
+- A ``content`` of null becomes an empty text. A system message with null is left out.
 - Each result follows the message with the call that it answers, even if the calls are spread over several
   messages, or other messages came before the result.
 """
@@ -49,7 +50,7 @@ def read_conversation(messages: Any) -> list[_Placed]:
     [('messages[0]', 'assistant'), ('messages[1]', 'tool')]
     """
     groups: list[_Group] = []
-    callers: list[_Group] = []  # those with calls
+    callers: list[_Group] = []  # the messages with calls
     for index, message in enumerate(checked_messages(messages)):
         where = f"messages[{index}]"
         message = _in_one_form(message)
@@ -81,7 +82,7 @@ def _in_one_form(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
-    """The calls of a message. The format refuses what is not a call."""
+    """The calls of a message. The format checks them later."""
     calls = message.get("tool_calls")
     if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
         return
@@ -92,8 +93,8 @@ def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
 
 
 def _answered_call(callers: Sequence[_Group], message: Mapping[str, Any]) -> tuple[_Group, _Call] | None:
-    """The call that a result answers: the first fitting call of the latest message that has one. Calls
-    without a result come first."""
+    """The call that a result answers: the first matching call of the latest message that has one. Calls
+    without a result are preferred."""
     call_id, name = message.get("tool_call_id"), message.get("name")
 
     def fits(call: _Call, is_alone: bool) -> bool:

@@ -8,17 +8,17 @@
     <start_function_call>call:NAME{...}<end_function_call><start_function_response>response:NAME{...}\
 <end_function_response>{reply}<end_of_turn>
 
-Its notation is that of Gemma 4 (:mod:`.gemma4_tools`) with other tokens. The model calls functions where the
-developer's text says so; Google's documentation has "You are a model that can do function calling with the
-following functions", and like the official template gemlet writes only what it is given.
+Its notation is that of Gemma 4 (:mod:`.gemma4_tools`) with other tokens. The model calls functions if the
+developer's text says so. Google's documentation uses the text "You are a model that can do function calling
+with the following functions". Like the official template, gemlet does not add this text.
 
-For every conversation that the official template takes and understands, the text is the template's to the
-last byte, its oddities included: a user message right behind a result goes on in the model's turn. gemlet
-departs from it only here:
+For every conversation that the official template accepts and understands, gemlet writes exactly the same
+bytes, including the template's oddities: a user message directly after a result continues the model's turn.
+gemlet differs from it only in these cases:
 
 - ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the template pastes the string;
 - a key of the arguments that contains the notation's own signs (``a:b``) is put in quotes;
-- a result needs no name if its ``tool_call_id`` is that of a call;
+- a result does not need a name if its ``tool_call_id`` is that of a call;
 - a result that answers no call is refused, and so are images.
 """
 
@@ -114,7 +114,7 @@ class FunctionGemmaFormat(ChatFormat):
             for index, tool in enumerate(declared):
                 write_tool(out, tool, f"tools[{index}]", _STYLE)
             out.end_turn()
-        before = ""  # what the message before ended with: "calls", "results" or ""
+        before = ""  # what the previous message ended with: "calls", "results" or ""
         caller: list[tuple[str, Any]] = []  # name and id of the calls that results answer
         for index, (where, message) in enumerate(rest[offset:], offset):
             role = role_of(message, where, _ROLES, self.name)
@@ -192,8 +192,8 @@ def _read_calls(message: Mapping[str, Any], role: str, where: str) -> tuple[list
 def _read_results(
     message: Mapping[str, Any], calls: Sequence[tuple[str, Any]], where: str
 ) -> list[ToolResult]:
-    """A message of the role tool: a text, a mapping, or a list of mappings, each ``{"name", "response"}`` or
-    the response alone; nothing where it is empty."""
+    """Writes a message of the role tool. Its content is a text, a mapping, or a list of mappings, each
+    ``{"name", "response"}`` or only the response. For an empty content, nothing is written."""
     content = message.get("content")
     if not content:
         return []

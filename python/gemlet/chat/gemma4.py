@@ -10,18 +10,18 @@
     {reasoning}
     <channel|><|tool_call>call:NAME{...}<tool_call|><|tool_response>response:NAME{...}<tool_response|>{reply}<turn|>
 
-The template published with the weights has been revised several times. It differs by size in one place: in
-the larger models, a prompt without thinking ends in an empty thought. :class:`Gemma4Revision` holds the
-differences as data. For every conversation that a template takes and understands, the text is the template's
-to the last byte, its oddities included. gemlet departs from it only here:
+The template published with the weights has been revised several times. The sizes differ in one place: in the
+larger models, a prompt without thinking ends in an empty thought. :class:`Gemma4Revision` has the differences
+as data. For every conversation that a template accepts and understands, gemlet writes exactly the same bytes,
+including the template's oddities. gemlet differs from it only in these cases:
 
 - ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the templates paste the string;
 - a key of the arguments that contains the notation's own signs (``a:b``) is put in quotes;
-- results may be messages of the role ``tool``, and mappings, even in revisions that know only results within
-  the assistant's message (``tool_responses``);
+- results may be messages of the role ``tool``, and may be mappings, even in revisions that only know results
+  in the assistant's message (``tool_responses``);
 - a result is written after the call that it answers, wherever the client put it (:mod:`.conversation`);
 - ``<|think|>`` at the beginning or end of a system message turns thinking on and is not text;
-- the reasoning of a message may have any of the key names in use, as in transformers;
+- the reasoning of a message may have any of the usual keys, as in transformers;
 - a result that answers no call is refused instead of dropped, and so are images, audio and video.
 """
 
@@ -70,21 +70,21 @@ class Gemma4Revision:
     """How one revision of the official template differs from the others.
 
     Attributes:
-        name: for messages.
+        name: for error messages.
         think: what follows the marker ``<|think|>``.
         schema: how declarations of tools are written.
-        continues: when an assistant message goes on in the turn before it: "never"; "after results", when it
+        continues: when an assistant message continues the turn before it: "never"; "after results", if it
             calls tools and the message before it ended with results; "always", after any assistant message.
         keeps_reasoning: which assistant messages after the last user message keep their reasoning: "none",
-            those with "calls", or "all".
+            "calls" (those that call tools), or "all".
         thought_end: the text between a thought and ``<channel|>``.
-        awaits_results: a call without a result leaves the turn open and ends in ``<|tool_response>``.
-        empty_thought: when a prompt without thinking ends in an empty thought: "new turn", only where it
-            begins a turn; "always".
+        awaits_results: whether a call without a result leaves the turn open and ends in ``<|tool_response>``.
+        empty_thought: when a prompt without thinking ends in an empty thought: "new turn", only if it begins
+            a turn; "always".
         closes: where ``<turn|>`` is written. "message": after each message, except one that ends with results
             and has no content. "text": after each message that has visible text or no results. "turn": once
             at the end of a turn.
-        resumes_thinking: with thinking, a prompt that ends with results opens a thought.
+        resumes_thinking: whether a prompt with thinking that ends with results opens a thought.
 
     >>> from gemlet.chat import gemma4_format
     >>> revision = gemma4_format().revision
@@ -122,7 +122,7 @@ class Gemma4Format(ChatFormat):
 
     Attributes:
         revision: see :class:`Gemma4Revision`.
-        empty_thought: a prompt without thinking ends in an empty thought (all sizes but E2B and E4B).
+        empty_thought: whether a prompt without thinking ends in an empty thought (not E2B and E4B).
         is_exact: False if gemlet does not know the model's own template byte for byte.
 
     >>> from gemlet.chat import gemma4_format
@@ -139,7 +139,7 @@ class Gemma4Format(ChatFormat):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The family and the revision, for messages and :func:`gemlet.inspect`."""
+        """The family and the revision, for error messages and :func:`gemlet.inspect`."""
         return f"gemma4, {'' if self.is_exact else 'nearest to '}{self.revision.name}"
 
     @public
@@ -191,7 +191,7 @@ class Gemma4Format(ChatFormat):
             out.marker(THINK)
             out.text(self.revision.think)
         if has_system:
-            # The blank is the latest template's; the earlier ones take a string only.
+            # The latest template writes the blank. Earlier templates accept only a string.
             end = " " if messages[0].is_list else ""
             out.text("".join(text.strip() + end for text in messages[0].texts))
         for index, tool in enumerate(tools):
@@ -231,7 +231,7 @@ class Gemma4Format(ChatFormat):
             out.text("\n")
 
     def _continues(self, message: _Message, before: _Message | None) -> bool:
-        """Whether ``message`` goes on in the turn of the message before it."""
+        """Whether ``message`` continues the turn of the message before it."""
         if before is None or self.revision.continues == "never":
             return False
         if self.revision.continues == "after results":
@@ -306,8 +306,8 @@ class Gemma4Format(ChatFormat):
 
 
 def _take_think(message: _Message) -> bool:
-    """Whether a system message begins or ends with ``<|think|>``, as in Google's documentation; the marker is
-    taken out of the text."""
+    """Whether a system message begins or ends with ``<|think|>``, as in Google's documentation. The marker is
+    removed from the text."""
     if message.role not in _SYSTEM or not message.texts:
         return False
     texts = message.texts
@@ -322,7 +322,7 @@ def _take_think(message: _Message) -> bool:
 
 
 def _without_thoughts(text: str) -> str:
-    """An earlier reply without its thoughts, for clients that send replies back unchanged."""
+    """An earlier reply without its thoughts. Some clients send replies back unchanged."""
     kept = [part.split("<|channel>")[0] for part in text.split("<channel|>")]
     return "".join(kept).strip()
 
@@ -340,7 +340,7 @@ def _read_responses(value: Any, where: str) -> list[ToolResult]:
 
 
 def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> ToolResult:
-    """A message of the role tool. It takes the name of the call with the same id."""
+    """Reads a message of the role tool. Its name is that of the call with the same id."""
     name = message.get("name")
     call_id = message.get("tool_call_id")
     for call, known in zip(caller.calls, caller.call_ids, strict=True):

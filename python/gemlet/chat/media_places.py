@@ -58,9 +58,10 @@ class MediaPart:
 def take_media(
     messages: Any, kinds: Collection[str], *, load_audio_from_video: bool = False
 ) -> tuple[Any, list[MediaPart]]:
-    """``messages`` with a sentinel instead of each part of the ``kinds``, and these parts. Anything else stays
-    unchanged, and the format checks it. With ``load_audio_from_video``, a sentinel for the sound follows every
-    video. ``{"type": "audio"}`` after a video, which transformers needs for its sound, means the same.
+    """``messages`` with a sentinel instead of each part of the ``kinds``, and these parts. Anything else
+    stays unchanged, and the format checks it. With ``load_audio_from_video``, a sentinel for the sound
+    follows every video. ``{"type": "audio"}`` after a video, which transformers needs for its sound, means
+    the same.
 
     >>> found, parts = take_media([{"role": "user", "content": [{"type": "audio", "audio": b""}]}], ["audio"])
     >>> parts[0].where, found[0]["content"][0]["type"]

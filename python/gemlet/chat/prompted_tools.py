@@ -31,7 +31,7 @@ _ASK = (
     "[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)]\n\n"
     "You SHOULD NOT include any other text in the response if you call a function\n"
 )
-_TOLD = ("name", "description", "parameters")  # the keys of a function that the model sees
+_TOLD = ("name", "description", "parameters")  # the keys of a function that the prompt shows to the model
 _FENCE = late_pattern(r"```[ \t]*(tool_code|tool_call|tool_calls|json|python|)[ \t]*\n")
 _MAYBE_FENCE = late_pattern(r"`{1,2}|```[ \t]*[a-z_]{0,10}[ \t]*")
 _PYTHON_HEAD = late_pattern(rf"\s*(?:(\[)\s*)?({NAME})\s*\(")
@@ -48,7 +48,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def parameters_of(tools: Sequence[Any]) -> dict[str, list[str]]:
-    """The names of the parameters of each function, of tools in OpenAI's form.
+    """The names of the parameters of each function; ``tools`` are in OpenAI's form.
 
     >>> parameters_of([{"function": {"name": "f", "parameters": {"properties": {"a": {}}}}}])
     {'f': ['a']}
@@ -88,7 +88,7 @@ def instruction(tools: Sequence[Any]) -> str:
 
 
 def write_results(results: Iterable[ToolResult]) -> str:
-    """The results of calls, as the user's turn has them.
+    """The results of calls as text for the user's turn.
 
     >>> print(write_results([ToolResult("now", "noon")]))
     ```tool_output
@@ -100,7 +100,7 @@ def write_results(results: Iterable[ToolResult]) -> str:
 
 
 class PromptedReplyParser(TokenReplyParser):
-    """A :class:`TokenReplyParser` that finds calls in the text of the reply; ``parameters`` as of
+    """A :class:`TokenReplyParser` that finds calls in the text of the reply. ``parameters`` come from
     :func:`parameters_of`."""
 
     def __init__(
@@ -132,7 +132,7 @@ class CallFinder:
     Args:
         parameters: the names of the parameters of each function. A call of another function is found only if
             the text begins with it.
-        pieces: give the beginning of a call as soon as its name is complete.
+        pieces: whether to give the beginning of a call as soon as its name is complete.
 
     >>> finder = CallFinder({"now": []})
     >>> finder.push("[now("), finder.push(")]"), finder.push(" Done.")
@@ -142,17 +142,17 @@ class CallFinder:
     def __init__(self, parameters: Mapping[str, Sequence[str]], *, pieces: bool = False) -> None:
         self._parameters = parameters
         self._pieces = pieces
-        self._text = ""  # what has not been given yet
+        self._text = ""  # text that has not been given yet
         self._is_line_start = True
         self._is_beginning = True  # nothing but white space has been given
-        self._skips_space = False  # behind a call
+        self._skips_space = False  # after a call
         self._scan: _Scan | None = None  # the scan of a call that has begun
         self._is_known = False  # whether its function is known
         self._begun = ""  # the name of its function
         self._id = ""  # the id of the call, once its beginning was given
 
     def push(self, text: str) -> list[ReplyEvent]:
-        """The events that ``text`` makes certain."""
+        """Takes ``text`` and returns the events that it makes certain."""
         self._text += text
         events: list[ReplyEvent] = []
         while self._text:
@@ -170,8 +170,8 @@ class CallFinder:
         return events
 
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """Ends the text. ``ended``: the model ended it itself, so the missing end of an open call may be
-        added.
+        """Ends the text. ``ended`` says that the model ended it itself. Then the missing end of an open call
+        may be added.
 
         >>> finder = CallFinder({"now": []})
         >>> finder.push("[now("), finder.finish(ended=True)
@@ -183,7 +183,7 @@ class CallFinder:
         return events + self._give(len(self._text))
 
     def _begin(self, events: list[ReplyEvent]) -> bool:
-        """Gives text up to the next beginning of a call; False if it needs more text to go on."""
+        """Gives text up to the next beginning of a call. Returns False if it needs more text to go on."""
         if not self._is_line_start:
             end = self._text.find("\n") + 1
             events += self._give(end or len(self._text))
@@ -201,7 +201,7 @@ class CallFinder:
         return True
 
     def _kind(self) -> str:
-        """What the line begins with: "call", "text" or "maybe" a call."""
+        """What the line begins with: "call", "text", or "maybe" if it needs more text to decide."""
         fence = _FENCE.match(self._text)
         if fence is None and _MAYBE_FENCE.fullmatch(self._text):
             return "maybe"
@@ -209,7 +209,7 @@ class CallFinder:
         for pattern in (_PYTHON_HEAD, _JSON_HEAD):
             if head := pattern.match(self._text, start):
                 bracket, name = head[1], head[2]
-                is_asked = pattern is _JSON_HEAD or bracket or fence  # whether this form was asked for
+                is_asked = pattern is _JSON_HEAD or bracket or fence  # whether the prompt asked for this form
                 if is_asked and name not in self._parameters:
                     name = name.rpartition(".")[2]  # module.name
                 self._is_known = name in self._parameters
@@ -226,7 +226,7 @@ class CallFinder:
         maybe = _MAYBE_PYTHON.fullmatch(rest)
         if maybe is None:
             return "text"
-        # A word alone may be the name of a function, if it is the beginning of one.
+        # A single word may be the name of a function if a known name begins with it.
         word, is_asked = maybe[1], "[" in maybe[0] or fence
         may_be = not word or is_asked or any(name.startswith(word) for name in self._parameters)
         return "maybe" if may_be else "text"
@@ -240,8 +240,8 @@ class CallFinder:
         return [Content(text)]
 
     def _end_call(self, end: int, events: list[ReplyEvent], missing: str | None = "") -> None:
-        """Reads a call that ends at ``end``. ``missing`` is the end that the model did not write; None if it
-        was cut off."""
+        """Reads a call that ends at ``end``. ``missing`` is the end that the model did not write; None if the
+        call was cut off."""
         assert self._scan is not None
         raw, inner = self._text[:end], self._scan.inner(self._text[:end])
         call_id, self._id, self._scan = self._id, "", None
@@ -275,7 +275,7 @@ class _Scan:
     def __init__(self, start: int, is_fenced: bool) -> None:
         self._start = self._at = start
         self._is_fenced = is_fenced
-        self._open: list[str] = []  # the closing brackets that are to come
+        self._open: list[str] = []  # the closing brackets that are still expected
         self._quote = ""
 
     def end(self, text: str) -> int | None:

@@ -36,7 +36,7 @@ class Aside:
 
 
 class TokenReplyParser:
-    """Reads a reply's token ids. Only the control tokens themselves have a meaning; text that spells one is text.
+    """Reads a reply's token ids. Only control tokens have a meaning; text that spells one stays text.
 
     Args:
         tokenizer: the model's.
@@ -98,7 +98,8 @@ class TokenReplyParser:
 
     @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """The end of the reply: the events that were held back. ``ended``: as of :class:`ReplyParser`."""
+        """Ends the reply and returns the events that were held back. For ``ended`` see
+        :meth:`ReplyParser.finish`."""
         return self._parser.text(self._decoder.finish()) + self._parser.finish(ended=ended)
 
 
@@ -119,7 +120,8 @@ def _asides(tokenizer: Tokenizer, markers: Mapping[str, str]) -> list[Aside]:
 
 class TextReplyParser:
     """Reads a reply's text with the control tokens written out, as ``decode(ids, skip_control=False)`` writes
-    it. In this text, a control token and ordinary text that spells it look the same. Token ids tell them apart.
+    it. In this form, a control token and ordinary text that spells it look the same. Token ids do not have
+    this problem.
 
     Args:
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
@@ -173,7 +175,8 @@ class TextReplyParser:
 
     @public
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """The end of the reply: the events that were held back. ``ended``: as of :class:`ReplyParser`."""
+        """Ends the reply and returns the events that were held back. For ``ended`` see
+        :meth:`ReplyParser.finish`."""
         return self._parser.text(self._take_pending()) + self._parser.finish(ended=ended)
 
     def _take_pending(self) -> str:
