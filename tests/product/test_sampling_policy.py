@@ -182,6 +182,20 @@ def test_ends_that_gguf_files_ask_for_are_said(tmp_path: Path) -> None:
     more = [gguf_entry("tokenizer.ggml.add_bos_token", BOOL, False)]
     path = convert_folder(folder(tmp_path / "f"), tmp_path / "a.gguf", more=more)
     assert gemlet.inspect(path).not_followed == {"add_bos_token": False}
+    gemlet.convert(path, packed := tmp_path / "packed")
+    assert gemlet.inspect(packed).not_followed == {"add_bos_token": False}
+
+
+def test_ends_are_said_after_a_folder_is_converted(tmp_path: Path) -> None:
+    """A packed folder has no tokenizer.json, whose post-processor adds EOS."""
+    path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
+    eos = {"SpecialToken": {"id": "<eos>", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, eos]}
+    (path / "tokenizer_config.json").write_text(json.dumps({"legacy": True}))
+    (path / "tokenizer.json").write_text(json.dumps({"post_processor": processor}))
+    gemlet.convert(path, packed := tmp_path / "packed")
+    assert gemlet.inspect(packed).not_followed == {"add_eos_token": True}
+    assert json.loads((packed / "tokenizer_config.json").read_text())["legacy"] is True
 
 
 def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:

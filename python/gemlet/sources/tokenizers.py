@@ -42,6 +42,9 @@ def open_tokenizer(
     return vocabulary, tokenizer
 
 
+ASKED_OF_TEXTS = ("add_bos_token", "add_eos_token")  # the options of :func:`asked_of_texts`
+
+
 def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
     """Options in a model's files that gemlet does not follow. gemlet always puts BOS at the beginning of a
     text, and never puts EOS at the end of a prompt.
