@@ -99,7 +99,7 @@ def weight_bytes(model: Model) -> int:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself; the architecture's name where it does not say."""
+    """The name of the processor, or of the architecture if the system does not have the processor's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -112,7 +112,7 @@ def cpu_name() -> str:
 
 
 def machine_info(model: Model) -> dict[str, Any]:
-    """What a figure is worthless without: processor, tier, threads, system."""
+    """The facts without which a figure means nothing: processor, tier, threads, system."""
     return {
         "cpu": cpu_name(),
         "architecture": platform.machine(),

@@ -21,7 +21,7 @@ from gemlet.model.model import Model
 __all__ = ["TowerResult", "iter_tower_bench"]
 
 _Made = TypeVar("_Made")
-_MOST_SECONDS = 30  # of a sound
+_MOST_SECONDS = 30  # the longest sound
 
 
 @record(frozen=True)

@@ -42,9 +42,9 @@ class Perplexity:
 @record(frozen=True)
 class Accuracy:
     """Attributes:
-    questions: how many.
+    questions: the number of questions.
     accuracy: the share of questions whose right choice is the most probable one.
-    accuracy_norm: the same, where log probabilities are divided by the bytes of the choice.
+    accuracy_norm: the same, with log probabilities divided by the number of bytes in the choice.
     error, error_norm: standard errors of the two.
     """
 

@@ -122,7 +122,7 @@ def read_books(corpus: Path, more: Path | None = None) -> dict[str, Book]:
 
 
 def spoken(paragraph: str, plays: bool) -> str:
-    """What is said in a paragraph: all that stands in quotes, or a speech of a play; "" if nothing is."""
+    """The speech in a paragraph: everything in quotes, or a speech of a play; "" if there is none."""
     name, _, speech = paragraph.partition(":\n")
     if speech and len(name) < 30:
         return speech if plays else ""
@@ -139,7 +139,7 @@ def spoken(paragraph: str, plays: bool) -> str:
 def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
     """Conversations: consecutive speeches become the turns of user and model, without the story around.
 
-    The speeches of plays are used where there are only the three books, because their prose has too few.
+    Speeches of plays are used if there are only the three books, because their prose has too few speeches.
     """
     talks = []
     for book in books.values():

@@ -39,7 +39,7 @@ def best(shape: str, megabytes: int) -> str:
 
 
 def needs(shape: str) -> str:
-    """What the plan says of q4."""
+    """The plan for q4."""
     config = shape_config(shape)
     context = min(4096, config.max_position_embeddings)
     options = LoadOptions(weights="q4", max_context=context)

@@ -35,7 +35,7 @@ How it trains, and why:
   every block, weight decay, and BPE-dropout, which splits the text into different pieces at every reading,
   until the last fifth of the training. With further books, --dropout 0 and less weight decay save time.
 - It reads the prose more often than the plays, because the default prompt is prose.
-- The vocabulary is made of the three books alone, so that it stays the same whatever else is read.
+- The vocabulary is made only of the three books, so that it stays the same whatever else is read.
 - One sequence in eight is a conversation made from the books, in Gemma's turn format, so that chat works.
 - Muon trains the matrices, AdamW the embedding and the norms. The learning rate warms up, stays constant, and
   falls linearly to zero.
@@ -94,7 +94,7 @@ def make_config() -> Gemma3TextConfig:
 
 
 def add_dropout(model: Gemma3ForCausalLM, rate: float) -> None:
-    """Adds dropout after the embedding and after every block, where transformers has none."""
+    """Adds dropout after the embedding and after every block; transformers has none there."""
     if rate == 0.0:
         return
 
@@ -210,7 +210,7 @@ class Run:
         self.model = Gemma3ForCausalLM(make_config()).float()
         self.optimizers = make_optimizers(self.model, args)
         self.schedule = Schedule(args)
-        self.earlier = {"steps": 0, "minutes": 0.0, "tokens_seen": 0}  # of the runs before this one
+        self.earlier = {"steps": 0, "minutes": 0.0, "tokens_seen": 0}  # totals of the runs before this one
         self.commands: list[str] = []
         self.best: dict[str, Any] = {"score": math.inf, "step": 0, "weights": {}}
         if args.state is not None and args.state.exists():

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "AdapterFiles", "changes_tower"]
 
-_BLOCK_BYTES = 32 << 20  # of a matrix that the adapter has whole, at a time
+_BLOCK_BYTES = 32 << 20  # bytes at a time of a matrix that the adapter has whole
 _WIDE = 1 << 17  # values that are in float64 at a time
 
 
@@ -134,7 +134,7 @@ class AdapterFiles:
             if term.experts:
                 self._add_experts(builder, slot, term, (a, a_dtype), (b, b_dtype))
                 continue
-            if (slot in TABLES) != term.transposed:  # of these the core reads A by row
+            if (slot in TABLES) != term.transposed:  # for tables, the core reads A by row
                 a = np.ascontiguousarray(a.T)
             if term.transposed:
                 b = np.ascontiguousarray(b.T)

@@ -20,7 +20,7 @@ from gemlet.base.patterns import late_pattern
 __all__ = ["ModulePatterns", "PatternError"]
 
 _MAX_PATTERN = 2000  # characters
-_MAX_STEPS = 1_000_000  # for all matches, about 3 seconds; a real pattern takes 150 steps per name
+_MAX_STEPS = 1_000_000  # steps for all matches, about 3 seconds; a real pattern takes 150 per name
 _CATEGORIES = {"DIGIT": late_pattern(r"\d"), "WORD": late_pattern(r"\w"), "SPACE": late_pattern(r"\s")}
 _PLAIN = late_pattern(r"[\w.\-]*", re.ASCII)
 # The parser of re: the module has this name since Python 3.11.
@@ -32,7 +32,7 @@ class PatternError(ValueError):
 
 
 class _Name:
-    """A module name: for each character, the places where it stands, as bits."""
+    """A module name: for each character, the positions where it occurs, as bits."""
 
     def __init__(self, name: str) -> None:
         self.length = len(name)
@@ -76,7 +76,7 @@ class ModulePatterns:
         return self._matches(pattern, name, 1)
 
     def suffix_match(self, pattern: str, name: str) -> bool:
-        """Whether ``pattern`` matches ``name`` from its start, or from behind one of its dots, to its end."""
+        """Whether ``pattern`` matches ``name`` from its start, or from the position after a dot, to its end."""
         if _PLAIN.fullmatch(pattern):  # re is quick and safe here, and some models have thousands of these
             return re.fullmatch(rf"(?:.*\.)?{pattern}", name) is not None
         return self._matches(pattern, name, 1 | self._name(name).where.get(".", 0) << 1)

@@ -107,7 +107,7 @@ class _Mapping:
             for slot in target_slots(config)
         }
         self.offsets = own_slots(config)
-        # The modules that it may replace; parameters without a module of their own are not among them.
+        # The modules that the adapter may replace. Parameters that are not in a separate module are left out.
         names = {slot: tensor_name(slot, config.family, self.prefix, head_prefix) for slot in self.offsets}
         self.whole = {
             name.removesuffix(".weight"): slot for slot, name in names.items() if name.endswith(".weight")
@@ -290,7 +290,7 @@ class _Mapping:
         if wrong:
             raise ConfigError(
                 f"{adapter.where}: {wrong} for {self.modules[slot]}, which gemlet does not compute; train "
-                "the adapter without it, or merge it with PEFT's merge_and_unload() where PEFT can"
+                "the adapter without it, or merge it with PEFT's merge_and_unload() if PEFT can"
             )
 
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
@@ -395,7 +395,7 @@ class _Mapping:
         flat = got
         if part == "magnitude":
             flat = (prod(got),)
-        elif len(got) > 2 and part in ("A", "B"):  # of a convolution
+        elif len(got) > 2 and part in ("A", "B"):  # the matrix of a convolution
             flat = (got[0], prod(got[1:]))
         if flat != shape:
             raise TensorError(

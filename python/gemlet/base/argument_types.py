@@ -13,13 +13,13 @@ from gemlet.base.text import show_argument
 
 __all__ = ["wrong_argument"]
 
-_MOST_ITEMS = 10_000  # of a collection that are checked
+_MOST_ITEMS = 10_000  # items of a collection that are checked
 
 
 def wrong_argument(
     function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> str | None:
-    """What is wrong with the first argument whose type ``function`` does not take; None if all types fit.
+    """The error message about the first argument of a wrong type; None if all types fit ``function``.
 
     It runs only after a call has failed, so that calls that work cost nothing.
 
@@ -34,7 +34,7 @@ def wrong_argument(
     try:
         bound = inspect.signature(function).bind(*arguments, **options)
         hints = typing.get_type_hints(function)
-    except (TypeError, NameError):  # an argument is missing; a name is for type checkers alone
+    except (TypeError, NameError):  # an argument is missing; a name is only for type checkers
         return None
     for name, value in bound.arguments.items():
         if name in hints and not _fits(value, hints[name]):

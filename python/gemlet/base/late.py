@@ -1,5 +1,5 @@
 """Standard modules that writing a text rarely needs, imported at their first use; and the log "gemlet".
-They would slow a start: ``inspect`` alone imports ``ast``, ``dis`` and ``tokenize``.
+They would slow a start. For example, ``inspect`` imports ``ast``, ``dis`` and ``tokenize``.
 
 >>> hashlib.sha256(b"").hexdigest()[:8]
 'e3b0c442'

@@ -24,7 +24,7 @@ from gemlet.errors import GemletError
 __all__ = ["LimitedProcess", "folder_of"]
 
 _START_SECONDS = 60.0  # on a machine that is busy
-_WALL_SECONDS = 30.0  # for a question that uses no CPU time: a stopped process, a machine that swaps
+_WALL_SECONDS = 30.0  # for a question that uses no CPU time, in a stopped process or on a machine that swaps
 _PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
 
 

@@ -29,11 +29,11 @@ __all__ = [
 MAX_INT = 2**31 - 1
 MAX_SUPPRESSED = 1 << 16  # token ids in a list of those that are never generated
 MAX_BIASES = 1024  # tokens whose logits are changed
-MAX_BIAS = 100  # by at most this much, up or down
+MAX_BIAS = 100  # the largest change of a logit, up or down
 MOST_BREAKERS = 16  # strings that no repetition reaches across
 MOST_SALT_CHARACTERS = 256
 MOST_STOPS = 16  # strings that end a text
-MOST_STOP_CHARACTERS = 256  # of one
+MOST_STOP_CHARACTERS = 256  # characters of one such string
 MOST_STOP_IDS = 1024
 MOST_ALTERNATIVES = 20  # tokens with their log probabilities, in addition to the one that was chosen
 

@@ -19,7 +19,7 @@ def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
     >>> inlined({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "null"}}})["items"]
     {'type': 'null'}
     """
-    left = _MOST_PARTS  # of what references add
+    left = _MOST_PARTS  # parts that references may still add
 
     def walk(value: Any, depth: int, followed: bool = False) -> Any:
         nonlocal left

@@ -72,7 +72,7 @@ class Template:
         thinking: bool = False,
         add_generation_prompt: bool = True,
     ) -> dict[str, Any]:
-        """What the template gets, as in transformers."""
+        """The variables for the template, as in transformers."""
         return {
             **self.special,
             "messages": messages,

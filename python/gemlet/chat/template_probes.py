@@ -105,7 +105,7 @@ _MEDIA_TOKENS = {
 }
 # Tokens that end a turn in every template that has them.
 _END_MARKS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
-# What ends a turn and is no token of the vocabulary: <|im_end|>, or ### Instruction: on a line of its own.
+# Texts that end a turn and are not tokens of the vocabulary: <|im_end|>, or ### Instruction: on its own line.
 _MARK = late_pattern(r"\s*(?:<[^<>\s]{2,30}>|[^<{}\"'\s].{2,40})")
 # A piece of a template -> what to call it.
 _LABELS = (
@@ -203,8 +203,8 @@ def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
 
 
 def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
-    """What the format writes, without the tools and the thinking that none of its templates have; None if it
-    refuses."""
+    """The text that the format writes, without tools or thinking if its templates do not have them. None if
+    the format refuses."""
     known = _GEMMA_WITHOUT_TOOLS if known is GEMMA else known
     for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
         try:
@@ -230,7 +230,7 @@ def _content(in_text: str | GemletError, in_parts: str | GemletError) -> str:
 
 
 def _end(text: str | GemletError, tokenizer: Tokenizer) -> tuple[str, bool]:
-    """What follows an answer, and whether it is a token; "" if nothing does."""
+    """The text or token after an answer, and whether it is a token; "" if nothing follows."""
     if not _has_all(text):
         return "", False
     behind = str(text).partition(_ANSWER)[2].partition(_SECOND)[0]

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _address_space() -> int:
-    """The bytes of this process's address space, 0 where the system does not say."""
+    """The bytes of this process's address space; 0 if the system does not say."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

@@ -252,7 +252,7 @@ def read_template_file(path: str) -> str:
 
 
 def _default(value: Any, path: str) -> str | None:
-    """``chat_template`` as tokenizer_config.json holds it, a text or named ones; None where it is empty."""
+    """``chat_template`` as tokenizer_config.json holds it, a text or named ones; None if it is empty."""
     if isinstance(value, list) and all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in value):
         value = {entry["name"]: entry.get("template") for entry in value}
     if isinstance(value, dict) and len(value) > 1 and "default" not in value:

@@ -18,7 +18,7 @@ def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
     """The tools of a request in OpenAI's form, and names: the request has to call one of these.
 
     Args:
-        tools: as of a request; None is none.
+        tools: the tools of a request; None means no tools.
         choice: OpenAI's ``tool_choice``. None and "auto" leave it to the model, "none" leaves the tools out,
             "required" demands a call, and a mapping with a name demands a call of that one.
 

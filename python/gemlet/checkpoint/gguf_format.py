@@ -49,12 +49,12 @@ _NUMBERS = {
 _U64_AT = struct.Struct("<Q").unpack_from
 
 MAX_KEY_BYTES = 65535  # the specification's limit
-MAX_ARRAY_DEPTH = 4  # of arrays in arrays; the metadata of real models has none
+MAX_ARRAY_DEPTH = 4  # levels of arrays in arrays; the metadata of real models has none
 MAX_NESTED = 4096  # arrays in arrays in all metadata: 12 bytes of file become an object 40 times as large
 MAX_DIMENSIONS = 4
 MAX_OBJECTS = 1 << 24  # strings and nested arrays in all metadata; a real vocabulary has about 800,000
 MAX_HEAD_BYTES = 1 << 28  # bytes before the tensors' data; a vocabulary is the largest part
-MAX_ENTRIES = 1 << 17  # of the metadata, and of the tensor directory
+MAX_ENTRIES = 1 << 17  # entries in the metadata, and in the tensor directory
 MAX_ALIGNMENT = 1 << 20
 _FIRST_BYTES = 1 << 16
 _READ_BYTES = 1 << 26  # per system call

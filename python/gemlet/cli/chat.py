@@ -162,7 +162,7 @@ def _converse(chat: Conversation, keyboard: Keyboard) -> None:
 
 def _command(chat: Conversation, text: str) -> bool:
     """Does what a line that begins with "/" says; False to leave. Raises :class:`InvalidRequestError` for
-    what is no command, OSError for a file that cannot be written."""
+    a line that is not a command, OSError for a file that cannot be written."""
     name, _, rest = text.partition(" ")
     if name in _LEAVES:
         return False

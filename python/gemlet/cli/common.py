@@ -186,7 +186,7 @@ def load_adapter(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def peak_memory_bytes() -> int:
     """Largest resident size of this process so far."""
-    import resource  # absent where there is no POSIX, so not at the top
+    import resource  # this module exists only on POSIX, so it is not imported at the top
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

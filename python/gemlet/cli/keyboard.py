@@ -64,7 +64,7 @@ class Keyboard:
     def _read_line(self, prompt: str) -> str:
         """A line, or all lines of a text that was pasted."""
         text = input(prompt)
-        while text.count(_PASTE) > text.count(_PASTE_END):  # only where readline does not do this
+        while text.count(_PASTE) > text.count(_PASTE_END):  # only if readline does not do this
             text += "\n" + input()
         return text.replace(_PASTE, "").replace(_PASTE_END, "")
 

@@ -124,7 +124,7 @@ def add_top(commands: Any) -> None:
         "top",
         help="show what a server is doing",
         description="Show what the gemlet serve at URL does: requests, tokens per second, times to the first "
-        "token, memory, and usage by key where the key may see it. A terminal is kept up to date until "
+        "token, memory, and usage by key if the key may see it. A terminal is kept up to date until "
         "Ctrl-C; a pipe or a file gets it once.",
     )
     parser.add_argument(

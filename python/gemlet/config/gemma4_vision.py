@@ -79,7 +79,7 @@ class Gemma4VisionConfig(_Budgeted):
 
     @property
     def fixed_settings(self) -> dict[str, object]:
-        """What the preprocessor's settings have to be, where the file says them."""
+        """The values that the preprocessor's settings must have if the file has these settings."""
         return {"patch_size": self.patch_size, "pooling_kernel_size": self.pool}
 
     def to_core(self) -> _core.Gemma4VisionConfig:

@@ -52,10 +52,10 @@ class ImageSettings:
     does_pan_and_scan: bool = False
     pan_and_scan: PanAndScan = PanAndScan()
     max_soft_tokens: int = (
-        280  # of an image, in models whose images have a number of tokens that depends on their size
+        280  # tokens of an image, in models in which this number depends on the image's size
     )
-    size: tuple[int, int] | None = None  # height and width, where the file says them
-    patch_size: int | None = None  # pixels of a side, where the file says it
+    size: tuple[int, int] | None = None  # height and width, if the file has them
+    patch_size: int | None = None  # pixels of a side, if the file has it
     pooling_kernel_size: int | None = None  # patches of a side of a token, likewise
 
     def check(self, where: str, **expected: object) -> None:
@@ -127,7 +127,7 @@ def parse_image_settings(keys: Keys, defaults: ImageSettings) -> ImageSettings:
 
 
 def parse_pan_and_scan(raw: Mapping[str, Any], where: str, prefix: str, defaults: PanAndScan) -> PanAndScan:
-    """The values in ``raw``, whose keys begin with ``prefix``; those of ``defaults`` where it has none.
+    """The values in ``raw``, whose keys begin with ``prefix``; those of ``defaults`` if it has none.
 
     >>> parse_pan_and_scan({"max_num_crops": 2}, "pan_and_scan", "", PanAndScan())
     PanAndScan(min_crop_size=256, max_num_crops=2, min_ratio_to_activate=1.2)

@@ -28,7 +28,7 @@ class LayerSpec:
     to one side); ``attention_softcap`` 0
     means none. ``rope_partial_factor`` is the share of the pairs that rotate; ``kv_source`` the earlier layer
     whose keys and values this one reads, -1 for its own; ``activation_sparsity`` how many standard deviations
-    above their mean the gate's values start to count, None where all do; ``num_experts`` 0 means none.
+    above their mean the gate's values start to count, None if all count; ``num_experts`` 0 means none.
     ``bidirectional_spans``: the tokens of an image see each other in both directions.
 
     >>> from gemlet.config import shape_config
@@ -148,7 +148,7 @@ def _has_spans(keys: Keys, family: Family, kind: str) -> bool:
 
 
 def _read_layer_types(keys: Keys, family: Family, num_layers: int) -> list[str]:
-    """One of ``LAYER_TYPES`` per layer: the file's own list where it has one, else the family's pattern."""
+    """One of ``LAYER_TYPES`` per layer: the file's list if it has one, otherwise the family's pattern."""
     if family.layer_pattern == 0:
         return ["full_attention"] * num_layers
     pattern = family.layer_pattern

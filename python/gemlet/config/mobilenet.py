@@ -65,7 +65,7 @@ class MobileNetConfig:
 
     @property
     def fixed_settings(self) -> dict[str, object]:
-        """What the preprocessor's settings have to be, where the file says them."""
+        """The values that the preprocessor's settings must have if the file has these settings."""
         return {}
 
     @property

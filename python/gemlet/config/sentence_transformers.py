@@ -174,7 +174,7 @@ def _read_dense(path: str, inputs: int) -> int:
     keys.refuse_unknown(_DENSE, {})
     if keys.get("in_features") != inputs:
         raise keys.wrong("in_features", f"{inputs}, the outputs before it")
-    if keys.raw.get("bias", True) not in (False, None):  # which is true by default
+    if keys.raw.get("bias", True) not in (False, None):  # the default is true
         raise keys.wrong("bias", "false (gemlet supports nothing else)")
     activation = keys.get("activation_function")
     if not isinstance(activation, str) or activation.rpartition(".")[2] != "Identity":

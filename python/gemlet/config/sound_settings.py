@@ -64,7 +64,7 @@ class SoundSettings:
 
 
 def read_sound_settings(folder: str, defaults: SoundSettings) -> SoundSettings:
-    """What the files in ``folder`` say of sounds; ``defaults`` where they say nothing.
+    """The settings for sounds in the files of ``folder``; ``defaults`` for settings that the files do not have.
 
     Raises :class:`ConfigError` for a value that gemlet does not know.
     """
@@ -82,7 +82,7 @@ def read_sound_settings(folder: str, defaults: SoundSettings) -> SoundSettings:
 
 
 def parse_sound_settings(keys: Keys, defaults: SoundSettings) -> SoundSettings:
-    """What ``keys`` say of sounds; ``defaults`` where they say nothing."""
+    """The settings for sounds in ``keys``; ``defaults`` for settings that are not there."""
     for key, choices in _FIXED.items():
         if key in keys.raw and keys.raw[key] not in choices:
             raise keys.wrong(key, repr(choices[0]))

@@ -74,7 +74,7 @@ class Answer:
         self.result: Generation | None = None
         self.echo = echo
         self._echo: list[ReplyEvent] = [Content(echo)] if echo else []  # comes first
-        # Reads the tokens: for a chat the format's parser, otherwise the decoder alone.
+        # Reads the tokens: for a chat the format's parser, otherwise only the decoder.
         self._emitter = ReplyEmitter(reply_parser or TextReader(decoder), config.stop)
         self._events: list[ReplyEvent] = []
 
@@ -102,7 +102,7 @@ class Answer:
         return events, "length" if len(self.token_ids) >= self.config.max_tokens else None
 
     def end(self, reason: FinishReason, timing: Timing) -> tuple[list[ReplyEvent], Generation]:
-        """What was held back, and the whole generation."""
+        """The text that was held back, and the whole generation."""
         held_back = self._take_echo() + self._emitter.finish(ended=self.ended)
         self._events += held_back
         if self._emitter.stopped and reason in ("length", "context"):

@@ -19,7 +19,7 @@ __all__ = ["AsyncTextStream", "run_async"]
 class AsyncTextStream:
     """An asynchronous iterator of :class:`Chunk`; made by :meth:`gemlet.Model.astream`.
 
-    It is a :class:`TextStream` that waits in the event loop, without a thread of its own. The text ends when
+    It is a :class:`TextStream` that waits in the event loop, without another thread. The text ends when
     its reader stops (``aclose``, the end of ``async with``, a cancelled task); the engine stops at its next
     opportunity.
 

@@ -23,7 +23,7 @@ _SILENT = {
 }
 _LOWEST = ("minimum", "exclusiveMinimum")
 _HIGHEST = ("maximum", "exclusiveMaximum")
-_STEP = 1e-9  # of numbers with a range, and the smallest that llguidance takes
+_STEP = 1e-9  # the step of numbers with a range; llguidance accepts no smaller one
 _OF_OBJECTS = {"additionalProperties", "patternProperties", "propertyNames", "minProperties", *_REFER}
 
 
@@ -31,7 +31,7 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """Changes the schema in place, so that it leaves less open.
 
     An object with properties has no others, integers are ones that every reader of JSON keeps exactly, and
-    numbers with a range have nine digits behind the point. A value that fits the result also fits the schema.
+    numbers with a range have nine digits after the point. A value that fits the result also fits the schema.
     Without this, a model may write keys and digits for ever. A schema that says ``additionalProperties``
     keeps it, and one whose parts join several schemas for a value stays as it is.
 

@@ -16,7 +16,7 @@ __all__ = ["MaskPlan", "Masks"]
 
 @record(frozen=True)
 class MaskPlan:
-    """What a text has to follow.
+    """The rules that a text has to follow.
 
     Attributes:
         grammar: of the answer; None: it is free.
@@ -51,21 +51,21 @@ class Masks:
         self._plan = plan
         self._state = None if plan.grammar is None else plan.grammar.begin()
         self._aside = plan.begins_in
-        self._header: Sequence[int] = ()  # what may still come of the header of a thought
+        self._header: Sequence[int] = ()  # the rest of a thought's header, which has to follow
         self._left = plan.thinking_budget  # tokens that thoughts may still have
-        self._may_follow = list(plan.asides)  # before the answer begins
-        self._answers = True  # not with calls
-        self._last: TokenMask | None = self._bits([])  # what next() said
+        self._may_follow = list(plan.asides)  # parts that may come before the answer
+        self._answers = True  # whether an answer may follow; False if only calls may
+        self._last: TokenMask | None = self._bits([])  # the last result of next()
         self._ends = self._bits(plan.end_ids)
         self._stops = self._bits(plan.stop_ids)
         self._no_thought = ~self._bits([one.start for one in plan.asides if one.kind == "thought"])
 
     def push(self, ids: Sequence[int]) -> None:
-        """The text goes on by ``ids``, each of which its mask allows."""
+        """Takes the next tokens of the text. The masks allow each of them."""
         self.count += len(ids)
         for token_id in ids:
             started = next((one for one in self._may_follow if one.start == token_id), None)
-            if started is not None:  # in a free text it ends the one before it
+            if started is not None:  # without a mask, the new part may end the one before it
                 self._aside, self._header = started, started.header
             elif self._aside is not None:
                 if token_id == self._aside.end:

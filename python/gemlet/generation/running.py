@@ -21,7 +21,7 @@ __all__ = ["Engine", "RunningText"]
 
 
 class _Request(Protocol):
-    """What a text needs of a :class:`_core.Request`."""
+    """The part of :class:`_core.Request` that a text uses."""
 
     @property
     def cached_tokens(self) -> int: ...
@@ -43,7 +43,7 @@ class _Request(Protocol):
 
 
 class Engine(Protocol):
-    """What a stream needs of a :class:`_core.Engine`."""
+    """The part of :class:`_core.Engine` that a stream uses."""
 
     def submit(
         self,
@@ -93,12 +93,12 @@ class RunningText:
         self._began = 0.0
         self._scoring: _Request | None = None  # computes the log probabilities of the prompt
         self._request: _Request | None = None
-        self._guessed: list[int] = []  # behind the tokens that are there; their masks are set
+        self._guessed: list[int] = []  # drafted tokens after the known ones; their masks are set
         self._ids: deque[int] = deque()  # not handed out yet
         self._logprobs: deque[TokenLogprob] = deque()  # their log probabilities
-        self._pushed: _Pushed | None = None  # the next of them, which the answer has already
-        self._reason: FinishReason | None = None  # why none will follow these
-        self._error: GemletError | None = None  # or what is to be raised after them
+        self._pushed: _Pushed | None = None  # the next of these tokens; the answer already has it
+        self._reason: FinishReason | None = None  # why no more tokens will follow
+        self._error: GemletError | None = None  # or the error to raise after these tokens
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -352,7 +352,7 @@ class RunningText:
         logprobs: Sequence[TokenLogprob | None],
     ) -> Chunk:
         known = None if self.answer.logprobs is None else [one for one in logprobs if one is not None]
-        if len(events) == 1 and type(events[0]) is Content:  # as of most tokens
+        if len(events) == 1 and type(events[0]) is Content:  # the case of most tokens
             return Chunk(events[0].text, list(token_ids), reason, events, self.index, known)
         text = "".join(event.text for event in events if isinstance(event, Content))
         pieces = [event for event in events if isinstance(event, ToolCallPiece)]

@@ -41,7 +41,7 @@ class StopScanner:
     """Finds the first of several stop strings in a text that arrives in pieces.
 
     The stop string that is *completed* first wins (of two completed by the same character, the longer one),
-    so the outcome depends on the text alone and never on how it was cut into tokens. Each character costs
+    so the outcome depends only on the text and never on how it was cut into tokens. Each character costs
     amortised constant time per stop string (Knuth, Morris and Pratt, "Fast pattern matching in strings",
     1977).
 
@@ -109,7 +109,7 @@ class TextReader:
         return [] if self._decoder is None else _content("".join(map(self._decoder.next_text, ids)))
 
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """What was held back: bytes of an unfinished character."""
+        """The bytes that were held back, from an unfinished character."""
         return [] if self._decoder is None else _content(self._decoder.finish())
 
 

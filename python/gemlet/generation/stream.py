@@ -63,17 +63,17 @@ class TextStream:
             followed = next((j for j, other in enumerate(prepared[:i]) if other is one.follows), None)
             after = None if followed is None else self._texts[followed]
             self._texts.append(RunningText(one, i, context_length, after))
-        self._live = deque(self._texts)  # those that have not ended; the next one to look at first
+        self._live = deque(self._texts)  # the texts that have not ended, in the order of the next checks
         self._find_engine = engine
         self._engine: Engine | None = None
         self._news = _core.News(readable=readable)
         self._ahead = ahead
-        self._why_closed = why_closed  # what to say of a stream that its model closed
-        self._closed_early: str | None = None  # that, where the model closed this one
+        self._why_closed = why_closed  # the message for a stream whose model was closed
+        self._closed_early: str | None = None  # that message, if the model of this stream was closed
         self._failed = False
         self._is_cancelled = False
-        self._cancelled: set[int] = set()  # the texts that were cancelled alone
-        self._close_is_due = False  # asked for by what interrupted a step, such as a signal handler
+        self._cancelled: set[int] = set()  # the texts that were cancelled one by one
+        self._close_is_due = False  # asked for while a step was interrupted, for example by a signal handler
         self._turn = _core.Turn()  # one step at a time, whoever asks for it
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -116,7 +116,7 @@ class TextStream:
         return live[0].has_tokens if len(live) == 1 else any(text.has_tokens for text in live)
 
     def _resume(self, seen: int) -> None:
-        """In a forked process, where the engine begins to compute again when it is waited for."""
+        """Is called in a forked process. The engine starts to compute again when something waits for it."""
         if self._engine is not None:
             self._engine.wait(self._news, seen, 1e-6)
 

@@ -65,7 +65,7 @@ def make_builder(
 def filled_builder(
     files: ModelFiles, options: LoadOptions, *, beside: _core.Model | None = None
 ) -> _core.ModelBuilder:
-    """The builder with all weights of ``files``: mapped where they are packed, else packed into memory."""
+    """The builder with all weights of ``files``: mapped if they are packed, otherwise packed into memory."""
     if PER_LAYER_TABLE in files.merged.values():
         raise UnsupportedError(
             "merge_adapter: the adapter changes the table of per-layer embeddings, which stays in the file "

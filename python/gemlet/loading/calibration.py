@@ -15,7 +15,7 @@ __all__ = ["Calibrate", "check_calibrate", "measure_inputs"]
 
 Calibrate = bool | str | os.PathLike[str] | None
 _TOKENS = 8192  # tokens that are looked at
-_TEXT = 512  # tokens of a text of its own
+_TEXT = 512  # tokens of a separate text
 _MOST_BYTES = 8 << 20  # bytes of a file that are read
 
 

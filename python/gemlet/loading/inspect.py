@@ -165,7 +165,7 @@ def _parameters(files: ModelFiles, embedding_on_disk: bool) -> tuple[int, int]:
 
 
 def _table_type(files: ModelFiles) -> str | None:
-    """What the table of per-layer embeddings is stored as."""
+    """The type in which the table of per-layer embeddings is stored."""
     names = [name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE]
     return files.checkpoint.dtype(names[0]) if names else None
 

@@ -27,7 +27,7 @@ class Inspection:
     ``formats`` are those in memory: of "weights", "embedding", "kv_cache" and, if it is a separate matrix,
     "output". ``own_formats`` are those of single matrices that differ from "weights". ``kept_as`` has for
     each type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other
-    weights. ``table_type`` is what the table of per-layer embeddings is stored as, None where there is none.
+    weights. ``table_type`` is the stored type of the table of per-layer embeddings, None if there is none.
     ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
     ``recommended`` is what ``for_memory`` asked for. ``prompts`` are those of an embedding model.
     ``not_followed`` has the keys of the model's files that ask for something gemlet does not do.
@@ -236,7 +236,7 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
     if config.per_layer_input_size:
         rows = config.per_layer_vocab_size
         table = (
-            f"a table of {rows} rows in {table_type}, which stays on disk" if rows else "the embedding alone"
+            f"a table of {rows} rows in {table_type}, which stays on disk" if rows else "only the embedding"
         )
         yield f"per layer  inputs of {config.per_layer_input_size}, from {table}"
 

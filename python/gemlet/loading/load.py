@@ -63,16 +63,16 @@ def load(
             "someone/gemma-GGUF:gemma-Q4_0.gguf". Without a tokenizer in it the model still loads, and takes
             and gives token ids.
         weights: the format of the weights in memory: "bf16", "bf12" (the same values and results in three
-            quarters of the memory; faster where decoding waits for memory), "f32", "q8" (int8 in blocks of
+            quarters of the memory; faster if decoding waits for memory), "f32", "q8" (int8 in blocks of
             32), "q6k", "q5k", "q5", "q4k", "q4" (six to four bits; the embedding table is q8). bf12 has codes
             for 15 consecutive exponents of each row, and room for few others; a matrix with more is refused.
-            "auto": each matrix in a format that has all its values: for BF16 bf12 where it has room, but bf16
+            "auto": each matrix in a format that has all its values: for BF16 bf12 if it has room, but bf16
             in models that take less than 64 MB; bf16 for float16 that came from it, else f32; of GGUF's types
             q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for Q4_K, Q5_K and Q6_K, and q8 for
             IQ4_NL. Types whose values no format can hold become q8 (Q4_1, Q5_1, IQ4_XS) or q4 (Q2_K, Q3_K),
             which adds little to their error. A packed folder keeps its format.
         threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
-            physical cores (``gemlet info`` shows the number and the reason), and fewer where the system does
+            physical cores (``gemlet info`` shows the number and the reason), and fewer if the system does
             not grant so many.
         decode_threads: how many threads write the reply, once the prompt is read (passes of at most 8
             tokens). None: as many as ``threads``. Decoding waits for memory, and few cores can use all of its
@@ -128,7 +128,7 @@ def load(
             go first. With a folder it bounds the folder; None: 10 GB. Without one it bounds the memory and
             counts in the plan; None: a quarter of what all texts share, which is an eighth of what is left,
             but at most 2 GB.
-        progress: None shows a line on terminals and in notebooks if packing takes a while (a bar where tqdm
+        progress: None shows a line on terminals and in notebooks if packing takes a while (a bar if tqdm
             is installed), True everywhere, False nowhere; or a function that is called with the bytes done
             and the bytes in total. An exception of it, or Ctrl-C, cancels the loading and leaves nothing
             behind. The bars of the hub show with None and True.

@@ -154,7 +154,7 @@ def check_memory(
 
 
 def _largest_context(plan_of: Callable[..., MemoryPlan], most: int, limit: int) -> int:
-    """The largest ``max_context`` up to ``most`` with which a plan's total is within ``limit``; 0 where fewer
+    """The largest ``max_context`` up to ``most`` with which a plan's total is within ``limit``; 0 if fewer
     than 256 tokens fit."""
     low, high = 0, most + 1
     while low < high - 1:

@@ -30,7 +30,7 @@ def random_model(
     ``weights`` "auto" is "bf16". It has no tokenizer, unless it is given one. With ``towers`` it also sees
     and hears, like the published model. Raises :class:`InvalidRequestError` for an unknown name (the names
     are the keys of ``gemlet.config.SHAPES``) and for options that go with files, and
-    :class:`MemoryLimitError` where it would not fit.
+    :class:`MemoryLimitError` if it would not fit.
 
     >>> with random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)) as model:
     ...     model.config.num_layers

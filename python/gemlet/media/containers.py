@@ -35,7 +35,7 @@ MOST_FILE_BYTES = 1 << 30
 MOST_PACKETS = 1 << 18
 HEAD_BYTES = 12  # bytes that tell which container a file is
 CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
-_SOUND_BRANDS = (b"M4A ", b"M4B ", b"F4A ")  # of MP4
+_SOUND_BRANDS = (b"M4A ", b"M4B ", b"F4A ")  # brands of MP4 files with only sound
 # WAV, AIFF, FLAC, Ogg, AU, CAF, W64, and MP3 with a tag or without.
 _SOUND = late_pattern(
     rb"(?s)RIFF.{4}WAVE|RF64.{4}WAVE|FORM.{4}AIF[FC]|fLaC|OggS|\.snd|caff|riff|ID3|\xff[\xe0-\xff]"

@@ -17,7 +17,7 @@ __all__ = ["bytes_of", "decode_base64", "is_path", "open_path", "read_data_url"]
 
 _ADDRESS = late_pattern(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SHOWN = 512  # characters of a path
-_BLANKS = b" \t\r\n"  # base64 has them where it is cut into lines
+_BLANKS = b" \t\r\n"  # base64 that is cut into lines has them
 
 
 def bytes_of(given: object, name: str, most: int) -> bytes | None:

@@ -12,7 +12,7 @@ __all__ = ["check_layout", "check_scans"]
 
 # The most pieces of a file: this many, plus one for this many bytes. The usual PNG writer fills 8 KiB each.
 _MOST_SEGMENTS, _BYTES_EACH = 2048, 4096
-_MOST_SCANS = 64  # of a JPEG; a progressive one has about ten
+_MOST_SCANS = 64  # scans of a JPEG; a progressive one has about ten
 _MOST_SCANNED = 1 << 30  # pixels of all scans
 _PNG, _JPEG, _GIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"GIF87a", b"GIF89a")
 _SCAN = 0xDA
@@ -67,7 +67,7 @@ def _png_chunks(data: bytes, most: int) -> int:
 
 
 def _jpeg_segments(data: bytes, most: int) -> int:
-    """Those before the first scan; a byte between two counts as one."""
+    """The number of segments before the first scan. A byte between two segments counts as one."""
     at, count = 2, 0
     while at + 2 <= len(data) and count <= most:
         count += 1
@@ -83,7 +83,7 @@ def _jpeg_segments(data: bytes, most: int) -> int:
 
 
 def _gif_blocks(data: bytes, most: int) -> int:
-    """Those before the first image."""
+    """The number of blocks before the first image."""
     flags = data[10] if len(data) > 10 else 0
     at, count = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0), 0
     while at < len(data) and count <= most:

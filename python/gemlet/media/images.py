@@ -43,7 +43,7 @@ def read_image(image: object, name: str = "image") -> Levels:
     transparent parts get a white background.
 
     Raises :class:`InvalidRequestError` if it is not an image, is damaged or too large, and
-    :class:`UnsupportedError` for a file where Pillow is not installed; ``name`` names the argument.
+    :class:`UnsupportedError` for a file if Pillow is not installed; ``name`` names the argument.
 
     >>> read_image([[0, 255]])
     Traceback (most recent call last):
@@ -146,7 +146,7 @@ def _from_pillow(image: Image.Image, name: str) -> Levels:
         # Both would copy what needs no change, and a large image is hundreds of megabytes.
         is_turned = image.getexif().get(_ORIENTATION, 1) != 1
         upright = ImageOps.exif_transpose(image) if is_turned else image
-        if upright.mode == "La":  # which Pillow makes nothing else of
+        if upright.mode == "La":  # "LA" is the only mode to which Pillow converts it
             upright = upright.convert("LA")
         if upright.mode.startswith(_DEEP):
             log.warning(

@@ -46,7 +46,7 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
     OpenAI's ``{"data": base64, "format": ...}``. Of more than ``most`` samples the first ones.
 
     Raises :class:`InvalidRequestError` if it is not a sound, is damaged, empty or too long, and
-    :class:`UnsupportedError` for a file where soundfile is not installed; ``name`` names the argument.
+    :class:`UnsupportedError` for a file if soundfile is not installed; ``name`` names the argument.
 
     >>> read_sound((np.zeros(44100, np.int16), 44100)).samples.shape
     (16000,)

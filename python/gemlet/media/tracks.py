@@ -42,7 +42,7 @@ def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track |
     ``most_seconds``; None if it has only pictures.
 
     Raises :class:`InvalidRequestError` for a sound that is damaged, empty or too long, and
-    :class:`UnsupportedError` where PyAV is not installed; ``name`` names the argument.
+    :class:`UnsupportedError` if PyAV is not installed; ``name`` names the argument.
     """
     with opened(file, name, _DECODERS, {}, "samples") as container:
         if not container.streams.audio:
@@ -61,7 +61,8 @@ def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track |
 
 
 def track_seconds(file: BinaryIO, name: str) -> tuple[float, int]:
-    """How long the first sound in ``file`` is, and its rate, by its packets; zeros where it has none."""
+    """The length in seconds and the rate of the first sound in ``file``, from its packets; zeros if there is
+    no sound."""
     with opened(file, name, _DECODERS, {}, "samples") as container:
         if not container.streams.audio:
             return 0.0, 0
@@ -72,7 +73,7 @@ def track_seconds(file: BinaryIO, name: str) -> tuple[float, int]:
 def _scanned(container: InputContainer, stream: AudioStream, name: str) -> float:
     """The seconds of all packets. Decodes none."""
     first: Fraction | None = None
-    last = whole = Fraction(0)  # of the sound, and of everything
+    last = whole = Fraction(0)  # the ends of the sound and of all packets
     for packet, begin, end in packets_of(container, name):
         if begin is None or end is None:
             continue

@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_FRAMES", "decoded_bytes", "evenly", "one_a_second", "read_video"]
 
-MOST_FRAMES = 32  # that are seen
-MOST_PIXELS = 1 << 24  # of a frame
+MOST_FRAMES = 32  # frames that the model sees
+MOST_PIXELS = 1 << 24  # pixels of a frame
 MOST_SECONDS = 3600
 MOST_DECODED = 1 << 34  # pixels, of all frames up to the last one that is seen
 _RATES = (1e-3, 1e4)  # frames per second
-_KEPT_BYTES = MOST_FRAMES * 3 * 768 * 768  # of the frames that are seen, in the size in which they are
+_KEPT_BYTES = MOST_FRAMES * 3 * 768 * 768  # bytes of all frames that the model sees, in its size
 _CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg")
 _DECODERS = (*_CODECS, "libdav1d", "libvpx", "libvpx-vp9")  # names of the programs that read these
 _EXPECTED = "expected a path, the bytes of a file, or a pair of frames and frames per second"
 _Seen = TypeVar("_Seen")
-Choose = Callable[[int, float], list[int]]  # which frames are seen of how many, at how many a second
+Choose = Callable[[int, float], list[int]]  # (frames, frames per second) -> frames to see
 
 
 def evenly(total: int, rate: float) -> list[int]:
@@ -71,12 +71,12 @@ def read_video(
     choose: Choose = evenly,
 ) -> tuple[list[_Seen], list[float]]:
     """The frames of ``video`` that ``choose`` names, and the second at which each of them is: of a path, the
-    bytes of a file, a data URL, or a pair of frames (as of :func:`read_image`) and frames per second.
+    bytes of a file, a data URL, or a pair of frames (as in :func:`read_image`) and frames per second.
 
     ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file, which nobody else keeps.
 
     Raises :class:`InvalidRequestError` if it is not a video, is damaged, cut short or too large, and
-    :class:`UnsupportedError` for a file where PyAV is not installed; ``name`` names the argument.
+    :class:`UnsupportedError` for a file if PyAV is not installed; ``name`` names the argument.
 
     >>> frames = [np.full((2, 2, 3), i, np.uint8) for i in range(64)]
     >>> brightest = lambda levels: int(levels.max())
@@ -173,7 +173,7 @@ def _check_size(name: str, height: int, width: int) -> None:
         raise InvalidRequestError(
             f"{name}: a frame has {width} x {height} pixels; expected at most {MOST_PIXELS}"
         )
-    if height < 1 or width < 1:  # as PyAV has it where max_pixels forbids the size
+    if height < 1 or width < 1:  # PyAV gives this size if max_pixels forbids the real one
         raise InvalidRequestError(f"{name}: the file has no frames of at most {MOST_PIXELS} pixels")
 
 
@@ -181,7 +181,7 @@ def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Cho
     """Reads all packets, and decodes none."""
     frames = packets = 0
     begins: list[Fraction] = []
-    last = Fraction(0)  # of everything
+    last = Fraction(0)  # the end of all packets
     for packet, begin, end in packets_of(container, name):
         last = max(last, end or last)
         if packet.stream_index != stream.index:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Rounded", "feedback_of", "round_with_feedback"]
 
 _BLOCK = 32
-_DAMPING = 0.02  # of the diagonal's mean; it is added to the diagonal, for channels that are rarely active
+_DAMPING = 0.02  # times the diagonal's mean is added to the diagonal, for rarely active channels
 _LOWEST = {"q4": -8, "q5": -16, "q8": -127}
 FORMATS = tuple(_LOWEST)
 _TYPES = {"q4": "q4_0", "q5": "q5_0", "q8": "q8_0"}

@@ -89,7 +89,7 @@ COUNT: Mapping[str, Kind] = {
         },
         ["type"],
     ),
-    "output_format": SCHEMA_FORMAT,  # of older clients
+    "output_format": SCHEMA_FORMAT,  # sent by older clients
     "load_audio_from_video": Flag(),
     "cache_control": _NO_CACHE,
     "speed": Ignored(),

@@ -175,7 +175,7 @@ class Ask:
 
 @record
 class Choice:
-    """One of the replies that run."""
+    """One of the replies that are being written."""
 
     ask: Ask
     stream: AsyncTextStream | NoReply

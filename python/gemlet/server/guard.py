@@ -114,7 +114,7 @@ class Guard:
         scope = dict(scope)
         call = Call(method=scope["method"][:16])
         call.put_into(scope)
-        scope["app"] = self  # with it, the router raises 404 and 405, and requests find the service
+        scope["app"] = self  # so that the router raises 404 and 405, and requests find the service
 
         unread = _body_length(scope)
 
@@ -282,7 +282,8 @@ def _dialect(scope: Scope) -> str:
 
 
 def _of_anthropic(headers: Mapping[str, str]) -> dict[str, str]:
-    """Those that Anthropic's clients read: the id, and what is left of limits. Times are dates there."""
+    """The headers that Anthropic's clients read: the id of the request and the rest of its limits. Times are
+    dates."""
     found = {"request-id": headers["x-request-id"]}
     for name, value in headers.items():
         if name.startswith("x-ratelimit-"):

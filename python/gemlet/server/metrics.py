@@ -157,7 +157,7 @@ class Metrics:
         self._gauges = gauges
         self._adapters = adapters
         self._caches = caches
-        self._running: dict[str, Call] = {}  # by id
+        self._running: dict[str, Call] = {}  # id -> call
         self._gaps: dict[str, _Gaps] = {}
         self.registry.register(self)
 

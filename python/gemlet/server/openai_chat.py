@@ -228,7 +228,7 @@ def usage_of(running: Running) -> dict[str, Any]:
 async def _whole(
     running: Running, head: Mapping[str, Any], wants_ids: bool, threads: anyio.CapacityLimiter
 ) -> Callable[[], dict[str, Any]]:
-    """What makes the answer."""
+    """The data from which the answer is made."""
     try:
         async for _ in running:
             pass

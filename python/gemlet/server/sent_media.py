@@ -61,7 +61,7 @@ def check_sent_media(messages: Sequence[Mapping[str, Any]], *, load_audio_from_v
 
 
 def check_sent_inputs(inputs: Sequence[Any]) -> None:
-    """As :func:`check_sent_media`, for texts to embed. Some of them are lists of parts."""
+    """Like :func:`check_sent_media`, for texts to embed. Some of them are lists of parts."""
     _check_all(_typed((f"input[{i}]", one) for i, one in enumerate(inputs)), "input")
 
 
@@ -141,7 +141,7 @@ def media_part(kind: str, data: str) -> dict[str, Any]:
 
 
 def part_of_file(data: str) -> dict[str, Any]:
-    """As :func:`media_part`, but the first bytes of the data also decide the kind.
+    """Like :func:`media_part`, but the first bytes of the data also decide the kind.
 
     >>> part_of_file(base64.b64encode(b"RIFF....WAVEfmt ").decode())["type"]
     'audio_url'

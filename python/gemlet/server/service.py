@@ -80,20 +80,20 @@ class Service:
         return await self.beside(request, partial(read, found, table, required, ignore_unknown=ignore))
 
     async def beside(self, request: Request, work: Callable[[], _Result]) -> _Result:
-        """What ``work``, which goes through all of the body, returns. It is done beside the event loop if the
-        body is large."""
+        """Returns the result of ``work``, which reads the whole body. If the body is large, the work is done in
+        another thread than the event loop's."""
         if not request.scope[_IS_LARGE]:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self.threads)
 
     async def line(self, make: Callable[[], object], *, is_large: bool) -> bytes:
-        """What ``make`` returns, as JSON. It is made beside the event loop if it is large."""
+        """The result of ``make`` as JSON. If it is large, another thread than the event loop's makes it."""
         if not is_large:
             return as_line(make())
         return await anyio.to_thread.run_sync(lambda: as_line_in_pieces(make()), limiter=self.threads)
 
     async def answer(self, make: Callable[[], object], *, is_large: bool) -> Response:
-        """The same as an answer."""
+        """An HTTP answer with the JSON of :meth:`line`."""
         return Response(await self.line(make, is_large=is_large), media_type="application/json")
 
     def find(self, call: Call, name: str | None) -> Served:

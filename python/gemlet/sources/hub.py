@@ -47,7 +47,7 @@ _FILES = (
     "[0-9]*/model.safetensors",
 )
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
-_UP = {"", ".", ".."}  # parts of a path that leads out of the repository or is written in an unusual way
+_UP = {"", ".", ".."}  # parts of paths that lead out of the repository or are written in an unusual way
 _SHOWN = 16
 
 
