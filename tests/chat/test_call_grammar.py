@@ -157,7 +157,7 @@ def test_references_that_lead_nowhere_allow_anything() -> None:
     for place in ("#", "#/$defs/none", "https://example.org/x", "#/properties/a", "#/$defs/list/7"):
         schema = {"properties": {"a": {"$ref": place}}, "$defs": {"list": []}}
         assert takes(GEMMA.call_grammar([{"name": "f", "parameters": schema}]), "[f()]") == [True]
-    many = {"anyOf": [{"$ref": "#/$defs/a"}] * 9}  # of 9 ** 20 schemas
+    many = {"anyOf": [{"$ref": "#/$defs/a"}] * 9}  # stands for 9 ** 20 schemas
     schema = {"properties": {"a": many}, "$defs": {"a": {"type": "array", "items": many}}}
     assert takes(GEMMA.call_grammar([{"name": "f", "parameters": schema}]), "[f(a=[])]") == [True]
 

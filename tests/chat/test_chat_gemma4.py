@@ -79,7 +79,7 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
 @pytest.mark.parametrize("template", [CURRENT, OLDER])
 @pytest.mark.extra("templates")
 def test_a_description_of_null(template: str) -> None:
-    """It is printed as Python prints it."""
+    """The templates write None as Python writes it."""
     text = template_text(template)
     tool = {"type": "function", "function": {"name": "now", "description": None}}
     messages = [{"role": "user", "content": "?"}]
@@ -98,7 +98,7 @@ def test_later_templates_byte_for_byte() -> None:
 
 
 def test_the_generated_conversations_cover_the_templates() -> None:
-    """They reach every marker and every case in which the revisions differ."""
+    """The conversations reach every marker and every case in which the revisions differ."""
     source = Conversations(0, native=False)
     drawn = [source.conversation() for _ in range(300)]
     current, older = known(template_text(CURRENT)), known(template_text(OLDER))

@@ -138,7 +138,7 @@ def test_a_call_is_the_same_token_by_token_and_at_once(written: str, end: str) -
 
 @pytest.mark.parametrize("how", ["max_tokens", "close"])
 def test_a_call_that_was_cut_off_is_not_completed(how: str) -> None:
-    ids = ids_of("<|tool_call>call:weather{days:1")  # of 14
+    ids = ids_of("<|tool_call>call:weather{days:1")  # the beginning of days:14
     model = ScriptedModel([*ids, *ids_of("4}<tool_call|>")])
     stream = model.stream_chat([QUESTION], tools=[WEATHER], max_tokens=len(ids) + (how == "close"))
     for _ in ids:

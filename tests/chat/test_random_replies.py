@@ -28,7 +28,7 @@ from support.pace import assert_quick
 from support.random_calls import WORD, LooseWriter, PythonWriter, Values, changed
 from support.replies import QUOTE, gemma4_tokenizer, joined, read_ids
 
-CASES = 1500  # of each parser
+CASES = 1500  # cases for each parser
 _PARAMETERS = {"now": ["zone"], "weather": ["city", "days"], "a.b": []}
 _OF_FUNCTIONGEMMA = {
     "<|turn>": "<start_of_turn>",

@@ -43,11 +43,11 @@ def check_refused(template: str) -> None:
     assert "chat template" in str(found)
     assert len(str(found)) < 2000
     taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert in_time(taken, 5)  # with starts of a process
+    assert in_time(taken, 5)  # this includes the starts of a process
     # The largest child so far, perhaps of another test. Before exec() it has the pages of this process.
     assert after.ru_maxrss <= max(before.ru_maxrss, peak() * 1024, 400 << 10)
     assert peak() - memory < 50
-    assert outcome("{{ messages[0].content }}") == "Hi"  # and the next one is served
+    assert outcome("{{ messages[0].content }}") == "Hi"  # the next template still works
 
 
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
@@ -66,7 +66,7 @@ def test_one_endless_template_in_the_quick_tests() -> None:
 
 
 def test_what_a_template_may_do() -> None:
-    """As in transformers."""
+    """A template may do the same as in transformers."""
     for template, expected in {
         "{% for a in [1, 2, 3] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}": "13",
         "  {% if 1 %}\n  x\n  {% endif %}\n": "  x\n",

@@ -28,7 +28,7 @@ MODEL = bytes(range(32))
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
+tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so the bits depend on the pass
 
 
 def small_core(**changes: object) -> _core.Model:
@@ -208,7 +208,7 @@ def test_the_folder_keeps_its_size(folder: Path) -> None:
 def test_foreign_files_stay(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     (folder / "3f").mkdir(mode=0o700)
-    old = folder / "3f" / ".gemlet-1-2.tmp"  # of a process that was killed
+    old = folder / "3f" / ".gemlet-1-2.tmp"  # left by a process that was killed
     old.write_bytes(b"half")
     os.utime(old, (0, 0))
     engines = Engines(folder)
@@ -278,7 +278,7 @@ def test_a_forked_child_has_a_cache_of_its_own(folder: Path) -> None:
     engine = _core.Engine(engines.core, prefix_cache_bytes=1 << 24, **options)  # type: ignore[arg-type]
     reader = Reader(engine)
     reader.read(reader.submit(IDS[:300]))
-    while len(engines.files()) < 4:  # which are written in the background
+    while len(engines.files()) < 4:  # the files are written in the background
         time.sleep(0.01)
     if (child := os.fork()) == 0:
         try:

@@ -29,7 +29,7 @@ ANYTHING = 0xFFFF_FFFF_FFFF_FFFF
 # Tier -> the lower tiers that a machine with it has, too. They do not form a single chain.
 CONTAINED = {
     "scalar": [],
-    "amx_emulated": ["scalar"],  # of builds with GEMLET_EMULATE_AMX
+    "amx_emulated": ["scalar"],  # only in builds with GEMLET_EMULATE_AMX
     "avx2": ["scalar"],
     "avxvnni": ["scalar", "avx2"],
     "avx512": ["scalar", "avx2"],

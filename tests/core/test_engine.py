@@ -156,7 +156,7 @@ def test_a_request_ends_with_its_object() -> None:
 
 
 def test_a_forked_child_goes_on_with_the_texts() -> None:
-    """It computes them again from their tokens. The parent goes on as well."""
+    """The child computes the texts again from their tokens. The parent goes on as well."""
     core = small_core()
     reader = Reader(_core.Engine(core))
     expected = alone(core, IDS[:200], 1, 200)

@@ -43,8 +43,8 @@ class Wish:
     patience: int  # tokens after which it is cancelled
     timeout: float | None
     priority: int
-    adapter: int  # which of adapters_of(); 0: none
-    masked: bool  # by allowed()
+    adapter: int  # index into adapters_of(); 0: none
+    masked: bool  # whether allowed() gives its masks
 
     @classmethod
     def random(cls, random: np.random.Generator) -> Wish:

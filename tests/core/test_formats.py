@@ -106,8 +106,8 @@ def test_a_panel_of_bf12_has_room_for_a_limited_number_of_exceptions(cols: int) 
 
 
 def test_bf12_keeps_zeros_denormals_and_the_largest_numbers() -> None:
-    """There are more of them than a panel has room for exceptions. If large and small weights are mixed, only
-    the largest are exceptions."""
+    """There are more such numbers than a panel can have exceptions. If large and small weights are mixed,
+    only the largest are exceptions."""
     w = np.zeros((3, 400), np.float32)
     w[0, ::3] = 2.0**-130
     w[0, ::5] = -0.0

@@ -24,7 +24,7 @@ Rule = Callable[[list[int]], list[int]]  # the ids so far -> those that may foll
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
+tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so the bits depend on the pass
 
 
 def small_core() -> _core.Model:
@@ -105,9 +105,9 @@ def test_a_text_without_its_mask_holds_up_nobody() -> None:
     assert reader.engine.stats()["steps"] > steps
 
 
-def test_many_texts_without_their_masks_hold_up_nobody() -> None:
-    """They give up the only place one after the other, and a text gets it back only when its mask has
-    come."""
+def test_many_texts_without_their_masks_do_not_hold_up_others() -> None:
+    """The texts give up the only place one after the other. A text gets it back only when its mask has
+    arrived."""
     reader = Reader(_core.Engine(small_core(), most_running=1))
     waiting = [reader.submit(IDS[:9], max_tokens=2, masked=True, priority=i % 2) for i in range(4)]
     assert [reason for _, reason in reader.read(reader.submit(IDS[:50], max_tokens=20))] == ["length"]

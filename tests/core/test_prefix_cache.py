@@ -50,11 +50,11 @@ def test_texts_with_a_common_beginning(common: int) -> None:
     assert cached(reader, IDS[:700]) == 0
     assert cached(reader, joined(IDS[:common], other)) == common
     assert cached(reader, joined(IDS[:common], other)) == common + len(other) - 1
-    assert cached(reader, IDS[:700]) == 699  # which is still there
+    assert cached(reader, IDS[:700]) == 699  # the first text is still in the cache
 
 
 def test_a_text_that_ended_is_kept_to_its_end() -> None:
-    """Its last token has not been computed."""
+    """Only its last token is not kept, because it has not been computed."""
     core = core_of()
     reader = Reader(_core.Engine(core, prefix_cache_bytes=1 << 24))
     prompt = IDS[:40]

@@ -91,7 +91,7 @@ def test_ids_out_of_range(sequence: _core.TokenSequence, bad: int, at: int) -> N
     ids=repr,
 )
 def test_arguments_that_are_not_a_list_of_32_bit_ids(sequence: _core.TokenSequence, ids: Any) -> None:
-    """They are refused. They are not rounded, wrapped to 32 bits or flattened."""
+    """Such arguments are refused. They are not rounded, wrapped to 32 bits or flattened."""
     with pytest.raises((gemlet.InvalidRequestError, TypeError, ValueError, OverflowError)):
         sequence.extend(ids)
 
@@ -245,7 +245,7 @@ CLASSES = [
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_no_object_is_made_without_its_constructor(kind: type) -> None:
-    """It would have no part in C++, and every method would read memory that is not there."""
+    """Such an object would have no C++ object, and every method would read invalid memory."""
     for base in kind.__mro__:
         with pytest.raises(TypeError, match="is not safe"):
             base.__new__(kind)

@@ -119,7 +119,7 @@ def test_an_adapter_of_tokens_alone(target: object, tmp_path: Path, model: gemle
     path = write(tmp_path / "a", {**TOKENS, "target_modules": target}, {name: ROWS})
     adapter = model.load_adapter(path, "tokens")
     try:
-        assert adapter.targets == ("embed_tokens", "lm_head")  # which are the same matrix in this model
+        assert adapter.targets == ("embed_tokens", "lm_head")  # in this model, they are the same matrix
         assert adapter.ranks == ()
     finally:
         model.unload_adapter("tokens")

@@ -251,7 +251,7 @@ def test_an_index_that_lists_a_missing_tensor(tmp_path: Path, file: str) -> None
 
 
 def test_a_tensor_that_the_index_lists_in_vain(tmp_path: Path) -> None:
-    """It is missed only if the model has it."""
+    """The missing tensor is an error only if the model needs it."""
     tensors = weights_of(CONFIGS["gemma"])
     write_folder(tmp_path / "whole", CONFIGS["gemma"], tensors=tensors)
     norm = tensors.pop("model.norm.weight")

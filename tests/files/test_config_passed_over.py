@@ -81,7 +81,7 @@ def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> N
 def test_ends_that_no_model_writes(tmp_path: Path) -> None:
     config = parse(CONFIGS["gemma"])
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [96, 5]}))
-    assert read_end_ids(tmp_path, config) == {1, 5}  # of 96 tokens
+    assert read_end_ids(tmp_path, config) == {1, 5}  # 96 is beyond the vocabulary
     assert read_recommended(tmp_path, config.vocab_size).passed_over == ("eos_token_id",)
 
 

@@ -100,7 +100,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.extra("hub")
 @pytest.mark.slow
 def test_the_bars_of_the_hub(tmp_path: Path) -> None:
-    """None stands for a function here."""
+    """In this test, None stands for a function."""
     with hub(REPOSITORIES) as server:
         for progress in (True, False, None):
             environment = settings(server.url, tmp_path / str(progress))
@@ -333,7 +333,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
-    """It may be an error or not, but nothing is written outside."""
+    """Such a path may raise an error or not, but no file is written outside."""
     folders = tmp_path / "deep" / "down"
     folders.mkdir(parents=True)
     files = {"config.json": FILES["config.json"], "model.safetensors": WEIGHTS}

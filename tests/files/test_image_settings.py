@@ -48,8 +48,8 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert settings(tmp_path, do_normalize=False).mean is None
 
 
-def test_null_turns_off_and_is_no_default(tmp_path: Path) -> None:
-    """As transformers 5.24.0 has it."""
+def test_null_turns_off_and_does_not_mean_the_default(tmp_path: Path) -> None:
+    """transformers 5.24.0 does the same."""
     assert settings(tmp_path, do_normalize=None).mean is None
     assert settings(tmp_path, do_normalize=None, image_mean=None).mean is None
     assert settings(tmp_path, do_convert_rgb=None, do_center_crop=None, do_pan_and_scan=None) == DEFAULTS

@@ -13,7 +13,7 @@ from gemlet.errors import InvalidRequestError, UnsupportedError
 from support.audio import FOLDERS, PROMPTS, VARIANTS, difference, encoder_of, golden, waves
 from support.inside import testing
 
-TOLERANCE = 2e-5  # of an encoder
+TOLERANCE = 2e-5  # relative error of an encoder
 LOGITS_TOLERANCE = 2e-4
 
 

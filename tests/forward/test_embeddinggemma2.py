@@ -263,7 +263,7 @@ def test_a_video_is_its_frames_without_times(reader: gemlet.Model) -> None:
     assert set(ids[len(text) : -1]) == places
     expected = reader.embed([parts])
     np.testing.assert_array_equal(reader.embed("a film<|video|>", videos=[(frames, 2.0)]), expected)
-    every_second = [(frames[::2][:2], 1.0)]  # of 2.5 seconds, the first frames of two
+    every_second = [(frames[::2][:2], 1.0)]  # 2.5 seconds: the first frame of each second
     np.testing.assert_array_equal(reader.embed("a film<|video|>", videos=every_second), expected)
 
 

@@ -48,8 +48,8 @@ def test_which_keys_ask_for_it() -> None:
 
     assert asks("gemma2", hidden_activation="gelu")
     assert asks("gemma3_text", hidden_activation="gelu_python")
-    assert not asks("gemma2", hidden_act="gelu")  # which it does not read
-    assert not asks("gemma", hidden_act="gelu")  # of the first Gemma 1
+    assert not asks("gemma2", hidden_act="gelu")  # gemma2 does not read this key
+    assert not asks("gemma", hidden_act="gelu")  # the config of the first Gemma 1
     assert asks("gemma", hidden_act="gelu_python")
     with pytest.raises(gemlet.ConfigError, match="hidden_activation is 'gelu'; expected"):
         asks("gemma", hidden_activation="gelu")

@@ -156,7 +156,7 @@ def test_a_growing_sequence_gets_neighbouring_blocks() -> None:
 def test_windows_drop_what_nobody_sees() -> None:
     core = random_core(model_config(layer_config(sliding_window=100), max_context=4000))
     sequence = fed(core, 1000)
-    assert testing.cache_bytes(sequence) == 2 * BLOCK  # of the tokens from 901 on
+    assert testing.cache_bytes(sequence) == 2 * BLOCK  # blocks of the tokens from 901 on
     fork = sequence.fork()
     sequence.extend(np.ones(500, np.int32), logits="none")
     for token in (5, 6):

@@ -85,7 +85,7 @@ def test_chunked_prefill_and_decode_equal_whole_prefill(name: str, chunk: int) -
 
 @pytest.mark.parametrize("name", SHARING)
 def test_layers_that_share_keys_need_only_the_last_token_of_a_prefill(name: str) -> None:
-    """They run for the last token of each call only, and still give its logits and the greedy text."""
+    """These layers run only for the last token of each call. Its logits and the greedy text are the same."""
     golden, model, seen = read_golden(name), opened(name), Cache()
     split = len(golden["ids"]) // 2 + 3
     forward(model, golden["ids"][:split], seen, last_only=True)

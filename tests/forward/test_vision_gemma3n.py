@@ -154,7 +154,7 @@ def test_a_tower_of_impossible_tensors_is_none(old: bytes, new: bytes, tmp_path:
 
 
 def test_a_tower_of_which_a_tensor_is_missing_is_none(tmp_path: Path) -> None:
-    """It still has its table of other ids."""
+    """A model without one of the tower's tensors has no tower, but it still has its table of other ids."""
     for file in ("config.json", "preprocessor_config.json"):
         (tmp_path / file).write_bytes((FOLDERS / "gemma3n" / file).read_bytes())
     blob = (FOLDERS / "gemma3n" / "model.safetensors").read_bytes()

@@ -45,7 +45,7 @@ from golden.variants_audio import AUDIO_VARIANTS, AudioVariant  # noqa: E402
 
 GREEDY = 16
 LEAST_IDS = 5  # different tokens in a greedy text, so that it does not repeat one
-LEAST_LEAD = 0.02  # of a greedy choice over the next one, so that rounding decides nothing
+LEAST_LEAD = 0.02  # of the chosen logit over the next one, so that rounding does not decide
 EXTRACTORS: dict[str, Any] = {
     "gemma3n": Gemma3nAudioFeatureExtractor,
     "gemma4": Gemma4AudioFeatureExtractor,

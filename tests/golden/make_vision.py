@@ -9,7 +9,7 @@ prompt and I one of its images:
 
     ids.N [T] int64               the prompt, placeholders included
     image.N.I [h, w, 3] uint8     the image
-    wave.N.I [samples]            a sound behind the images, mono at 16 kHz
+    wave.N.I [samples]            a sound after the images, mono at 16 kHz
     levels.N.I [H, W, 3] uint8    what the tower sees of an image or a crop, as 8-bit levels
     pixels.0 [n, H, W, 3]         the same as the tower takes it
     features.N [n, P, d]          Gemma 3 and 3n: the tower's output
@@ -42,7 +42,7 @@ from golden.make_vision_gemma4 import inputs_of, masks  # noqa: E402
 from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant  # noqa: E402
 
 GREEDY = 16
-LEAST_LEAD = 0.02  # of a greedy choice over the next one, so that rounding decides nothing
+LEAST_LEAD = 0.02  # of the chosen logit over the next one, so that rounding does not decide
 
 
 def draw(name: str, shape: torch.Size) -> torch.Tensor:

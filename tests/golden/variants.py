@@ -260,7 +260,7 @@ VARIANTS = (
     ),
     Variant(
         "vaultgemma",
-        "Gemma 2 with norms before the branches alone; every layer is global",
+        "Gemma 2 with norms only before the branches; every layer is global",
         gemma2(
             architectures=["VaultGemmaForCausalLM"],
             model_type="vaultgemma",

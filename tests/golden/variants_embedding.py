@@ -22,7 +22,7 @@ def embeddinggemma(layers: list[str], **changes: Any) -> dict[str, Any]:
 EMBEDDING = (
     Variant(
         "embeddinggemma",
-        "as published: 6 tokens to either side in local layers, two dense layers behind the mean, no prefix",
+        "as published: 6 tokens to either side in local layers, two dense layers after the mean, no prefix",
         embeddinggemma([*SIX, LOCAL], sliding_window=12),
         dense=(88, 40),
     ),
@@ -93,7 +93,7 @@ EMBEDDINGGEMMA2: dict[str, Any] = {
         "model_type": "embedding_gemma2_text",
         "num_attention_heads": 4,
         "num_global_key_value_heads": 1,
-        "num_hidden_layers": 5,  # local, local, global, local, and a last one that is global in any case
+        "num_hidden_layers": 5,  # local, local, global, local, and a last one that is always global
         "num_key_value_heads": 2,
         "sliding_window": 5,
         "sliding_window_pattern": 3,

@@ -51,8 +51,8 @@ def test_guesses_are_those_of_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 def test_a_rounded_cache_changes_guesses_little(kv_cache: str) -> None:
-    """Its keys are divided by factors, and the drafter's queries are multiplied by them. Keys in int4 are
-    also rotated."""
+    """The keys in the cache are divided by factors, and the drafter's queries are multiplied by them. Keys in
+    int4 are also rotated."""
     golden = load_file(GOLDEN / "drafters" / "e2b-plain" / "golden.safetensors")
     with pair("e2b-plain", weights="f32", kv_cache=kv_cache) as model:
         known, logits = golden["known.3"], golden["logits.3"]

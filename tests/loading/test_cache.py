@@ -288,7 +288,8 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, folder: Path
 
 
 def test_the_next_entry_removes_what_killed_processes_left(tmp_path: Path, folder: Path) -> None:
-    """It removes the remains of any entry, in any form. It keeps entries that a living process uses."""
+    """Writing an entry removes the remains of all entries, in any form, but not entries that a living process
+    uses."""
     folder.mkdir(parents=True)
     (folder / "0.12.tmp").mkdir()
     (folder / "0.12.tmp" / "model.safetensors").write_bytes(b"x")

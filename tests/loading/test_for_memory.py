@@ -18,7 +18,7 @@ from golden.folders import HERE
 from support.paths import ROOT
 
 GB = 10**9
-OWN = {"layers.0.q_proj": "q8"}  # of a file
+OWN = {"layers.0.q_proj": "q8"}  # formats in a file
 ORDER = list(LOSSES)[::-1]  # from small to large
 
 

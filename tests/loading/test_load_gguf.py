@@ -119,7 +119,7 @@ def test_blocks_become_the_format_that_holds_them(
 
 
 def test_q4_0_blocks_with_a_scale_of_zero_are_zero(tmp_path: Path) -> None:
-    """They are zero for any four bits, although the kernels add to the exponent of a scale."""
+    """Such blocks are zero for any four bits, although the kernels add to the exponent of a scale."""
     config, tensors = model_of("gemma2")
     path = write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q4_0"))
     blocks = TYPES["Q4_0"][1](tensors["blk.0.ffn_down.weight"])
@@ -165,7 +165,7 @@ def test_blocks_decode_to_the_values_of_gguf(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_other_formats_are_close(kind: str) -> None:
-    """They are as close as if the format were made from the values themselves."""
+    """The results are as close as if the format were made from the values themselves."""
     blocks, values = BLOCKS[f"{kind}.blocks"], BLOCKS[f"{kind}.values"]
     fits = np.abs(values).max(axis=1) < 1e5
     for format in ("bf16", "q8", "q6k", "q5k", "q5", "q4k", "q4"):
@@ -400,5 +400,5 @@ def test_windows_as_llama_cpp_reads_them(tmp_path: Path) -> None:
     # Without a window, the pattern is not read.
     assert np.array_equal(logits(**{window: (U32, 0)}), none)
     assert np.array_equal(logits(**{window: None}), none)
-    # A window beyond every context is no window either, but such layers keep the local rotation.
+    # A window longer than every context has no effect either, but such layers keep the local rotation.
     assert np.array_equal(logits(**{window: (U32, (1 << 32) - 1)}), logits(**{window: (U32, 4096)}))

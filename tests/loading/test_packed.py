@@ -78,7 +78,7 @@ def test_the_package_safetensors_reads_what_was_written(tmp_path: Path, family: 
                 assert file.get_tensor(name).tobytes() == data[begin:end]
             else:
                 assert name == PER_LAYER_TABLE
-                assert entry["dtype"] == "BF16"  # which NumPy does not have
+                assert entry["dtype"] == "BF16"  # NumPy does not have this type
 
 
 def test_an_embedding_with_its_own_format(tmp_path: Path) -> None:

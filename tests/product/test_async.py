@@ -284,7 +284,7 @@ def test_a_forked_child_goes_on_with_a_stream(model: gemlet.Model) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_many_slow_readers_hold_up_nobody(model: gemlet.Model) -> None:
+def test_many_slow_readers_do_not_hold_up_others(model: gemlet.Model) -> None:
     """There are more texts than places in the engine."""
     streams = [model.stream(f"The door {i}", **FOREVER) for i in range(40)]
     for stream in streams:

@@ -110,7 +110,7 @@ def test_threads_share_the_engine(model: gemlet.Model) -> None:
 
 
 def test_closing_the_model_ends_all() -> None:
-    """Each text is cut, or has not begun yet."""
+    """Each text is cut off, or has not begun."""
     with gemlet.load() as model:
         ended: list[Any] = []
 

@@ -48,8 +48,8 @@ def test_fork_while_another_thread_generates() -> None:
 # --- Several at once ----------------------------------------------------------------------------------------
 @pytest.mark.tier
 def test_two_models_in_one_process() -> None:
-    """They work alternately, with different formats and numbers of threads. Each gives the same text as by
-    itself."""
+    """Two models with different formats and numbers of threads work alternately. Each gives the same text as
+    without the other."""
     prompts = ["The door opened", "It was a cold morning"]
 
     def say(model: gemlet.Model, prompt: str) -> list[int]:

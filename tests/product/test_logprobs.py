@@ -19,7 +19,7 @@ pytestmark = pytest.mark.tier
 
 PROMPT = "It was a dark night, and the door of the house"
 
-tiles = "amx" in _core.cpu_info()["tier"]  # which round activations: the bits depend on the pass
+tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so the bits depend on the pass
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_of_prompt_and_text_they_are_the_official_ones(name: str) -> None:
 
 
 def test_options_do_not_change_them(model: gemlet.Model) -> None:
-    """They are the model's, whatever options make tokens more or less likely."""
+    """The log probabilities are those of the model, whatever options change the choice of tokens."""
     options: dict[str, Any] = {
         "temperature": 3.0,
         "top_k": 5,

@@ -114,8 +114,8 @@ def test_a_prompt_shows_it(terminal: Terminal) -> None:
     with gemlet.load(threads=1, progress=False) as model:
         stream = model.stream([2] + [100] * 799, max_tokens=1)
         next(stream)
-        assert terminal.getvalue() == ""  # by default it is for notebooks
-        stream = model.stream([2] + [101] * 799, max_tokens=1)  # it is not in the prefix cache
+        assert terminal.getvalue() == ""  # by default, only notebooks show it
+        stream = model.stream([2] + [101] * 799, max_tokens=1)  # this prompt is not in the prefix cache
         stream.prompt_progress = None
         next(stream)
     *_, last = shown(terminal)

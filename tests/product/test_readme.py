@@ -199,7 +199,7 @@ def test_links_lead_somewhere(path: Path) -> None:
             continue
         name, _, heading = target.partition("#")
         file = (path.parent / name).resolve()
-        if name and file.relative_to(ROOT).parts[0] != ".ci":  # which a source distribution does not have
+        if name and file.relative_to(ROOT).parts[0] != ".ci":  # a source distribution does not have .ci
             assert file.exists(), f"{target} leads nowhere"
         if not name:
             assert heading in headings, f"#{heading}: no such heading"

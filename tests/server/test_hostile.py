@@ -27,7 +27,7 @@ CHAT = "/v1/chat/completions"
 
 
 def test_bodies_count_until_their_requests_are_answered() -> None:
-    """There was no limit for bodies that waited in memory to be parsed and answered."""
+    """Bodies that wait in memory to be parsed and answered count against the limit. Once they did not."""
     from gemlet.chat import Content
     from gemlet.server.settings import Settings
 
@@ -182,7 +182,7 @@ def form(data: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path) -> None:
-    """They ended only before their next request, and the last reply went on to its end."""
+    """Once, such batches ended only before their next request, after the end of the current reply."""
     from gemlet.chat import Content
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore

@@ -35,7 +35,7 @@ def write_real_shape(folder: Path, shape: str) -> None:
 
 
 def write_real_shape_hole(folder: Path, shape: str) -> None:
-    """The same, but all weights are a hole: zeros that take no disk."""
+    """Like the function above, but all weights are a hole: zeros that take no disk space."""
     _write_header(folder, shape)
 
 

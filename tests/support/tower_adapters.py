@@ -26,7 +26,7 @@ def logits_of(name: str) -> Any:
 
 
 def plain_logits_of(name: str) -> Any:
-    """The same for the checkpoint without an adapter."""
+    """The logits of the checkpoint without an adapter."""
     return read_tensors(base_of(name) / "golden.safetensors")[f"logits.{prompt_of(name)}"]
 
 

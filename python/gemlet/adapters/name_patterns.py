@@ -76,7 +76,7 @@ class ModulePatterns:
         return self._matches(pattern, name, 1)
 
     def suffix_match(self, pattern: str, name: str) -> bool:
-        """Whether ``pattern`` matches ``name`` from its start, or from the position after a dot, to its end."""
+        """Whether ``pattern`` matches ``name`` from its start to its end, or from after a dot to its end."""
         if _PLAIN.fullmatch(pattern):  # re is quick and safe here, and some models have thousands of these
             return re.fullmatch(rf"(?:.*\.)?{pattern}", name) is not None
         return self._matches(pattern, name, 1 | self._name(name).where.get(".", 0) << 1)

@@ -28,7 +28,7 @@ _FIELD_ARGUMENTS = ("param", "parameter", "arg", "argument", "key", "keyword", "
 
 @record(frozen=True)
 class Docstring:
-    """The parts of a docstring; ``arguments`` are texts by name, ``returns`` is empty if the docstring does not say it.
+    """The parts of a docstring; ``arguments`` are texts by name, ``returns`` may be empty.
 
     >>> Docstring("Adds.", {"x": "The first."}).arguments["x"]
     'The first.'

@@ -29,7 +29,7 @@ _EXPECTED = (
 
 
 def check_matformer(matformer: object) -> None:
-    """Raises :class:`InvalidRequestError` for a size that cannot be cut out of any model. None means no cut."""
+    """Raises :class:`InvalidRequestError` for a size that no model can be cut to. None means no cut."""
     if isinstance(matformer, str) and matformer not in NAMED:
         raise InvalidRequestError(f"matformer is {show(matformer)}; {_EXPECTED}")
     if matformer is None or isinstance(matformer, str):

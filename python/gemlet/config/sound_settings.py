@@ -64,7 +64,7 @@ class SoundSettings:
 
 
 def read_sound_settings(folder: str, defaults: SoundSettings) -> SoundSettings:
-    """The settings for sounds in the files of ``folder``; ``defaults`` for settings that the files do not have.
+    """The settings for sounds in the files of ``folder``; ``defaults`` for settings that are not there.
 
     Raises :class:`ConfigError` for a value that gemlet does not know.
     """

@@ -32,10 +32,10 @@ class TextConfig:
     with a matrix for each of ``dense_sizes`` outputs after the mean; with ``projects_itself``, the first of
     these is a weight of the model itself. ``unit_vectors`` says that embeddings are divided by their length.
     ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
-    rows of the token ``placeholders_read_as``, or their own rows if that is None. Ids from ``text_ids`` on are
-    not embedded as text: Gemma 3n has other tables for them; None if all ids are text. ``vision`` is the tower
-    for images, ``audio`` that for sound; None if the model has none. ``tables`` are Gemma 3n's tables for the
-    ids from ``text_ids`` on. ``quantization`` is how the weights in the files are quantized
+    rows of the token ``placeholders_read_as``, or their own rows if that is None. Ids from ``text_ids`` on
+    are not embedded as text: Gemma 3n has other tables for them; None if all ids are text. ``vision`` is the
+    tower for images, ``audio`` that for sound; None if the model has none. ``tables`` are Gemma 3n's tables
+    for the ids from ``text_ids`` on. ``quantization`` is how the weights in the files are quantized
     (:mod:`gemlet.config.quantization`), None if they are not, and ``rounded`` the core's names of the
     matrices whose inputs and outputs are rounded with fixed scales. ``exact_embedding_scale``: the factor on
     embeddings is not rounded to bfloat16. ``verdict_ids`` are the two tokens with which ShieldGemma 2 says

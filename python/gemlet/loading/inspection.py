@@ -236,7 +236,7 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
     if config.per_layer_input_size:
         rows = config.per_layer_vocab_size
         table = (
-            f"a table of {rows} rows in {table_type}, which stays on disk" if rows else "only the embedding"
+            f"a table of {rows} rows in {table_type}, which stays on disk" if rows else "the embedding alone"
         )
         yield f"per layer  inputs of {config.per_layer_input_size}, from {table}"
 

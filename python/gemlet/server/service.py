@@ -80,14 +80,14 @@ class Service:
         return await self.beside(request, partial(read, found, table, required, ignore_unknown=ignore))
 
     async def beside(self, request: Request, work: Callable[[], _Result]) -> _Result:
-        """Returns the result of ``work``, which reads the whole body. If the body is large, the work is done in
-        another thread than the event loop's."""
+        """Returns the result of ``work``, which reads the whole body. If the body is large, a thread other
+        than the event loop's does the work."""
         if not request.scope[_IS_LARGE]:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self.threads)
 
     async def line(self, make: Callable[[], object], *, is_large: bool) -> bytes:
-        """The result of ``make`` as JSON. If it is large, another thread than the event loop's makes it."""
+        """The result of ``make`` as JSON. If it is large, a thread other than the event loop's makes it."""
         if not is_large:
             return as_line(make())
         return await anyio.to_thread.run_sync(lambda: as_line_in_pieces(make()), limiter=self.threads)
