@@ -91,7 +91,7 @@ def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
 
 
 def test_a_long_span_while_others_write() -> None:
-    """The span is longer than a step, so it gets a separate pass. The other texts go on before and after it."""
+    """The span is longer than a step, so it gets a separate pass. Others go on before and after it."""
     core = core_of()
     reader = Reader(_core.Engine(core))
     writers = [reader.submit(IDS[:30], seed=seed, max_tokens=60) for seed in range(3)]

@@ -210,8 +210,8 @@ def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
 
 
 def test_another_model_takes_the_messages_alone(model: gemlet.Model, tmp_path: Path) -> None:
-    """A chat is saved as messages, so a model with another vocabulary or a shorter context can read it. A text
-    is saved only as tokens, which need the same vocabulary."""
+    """A chat is saved as messages, so a model with another vocabulary or a shorter context can read it. A
+    text is saved only as tokens, which need the same vocabulary."""
     talk, text = model.session(), model.session()
     talk.chat(LONG, **OPTIONS)
     text.generate("The door opened", **OPTIONS)
