@@ -119,7 +119,7 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
         ModelFileError: the file cannot be read, or a line is not a question; the error names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # the other ends may stand in strings
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # the other line ends may occur in strings
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelFileError(f"{path}: cannot be read: {reason}") from None

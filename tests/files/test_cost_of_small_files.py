@@ -54,7 +54,7 @@ def test_gguf_of_empty_arrays_in_a_hole(tmp_path: Path) -> None:
     [
         (b"\x0a\x00", False),  # an empty piece
         (b"\x0a\x03\x0a\x01a", False),  # a piece without a score
-        (b"\x98\x06\x00", False),  # a field that nobody knows
+        (b"\x98\x06\x00", False),  # an unknown field
         (b"\x98\x06\x00", True),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_fork_shares_every_block_until_one_side_writes() -> None:
     original.extend(int32(7))
     forks[1].extend(int32(8))
     assert used(core) == before + 3 * BLOCK
-    forks[2].extend(int32(9))  # nobody else has the first copy any more
+    forks[2].extend(int32(9))  # no other sequence has the first copy any more
     assert used(core) == before + 3 * BLOCK
 
 

@@ -103,7 +103,7 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
 
 
 def test_the_log_of_others_has_no_text() -> None:
-    """Messages of asyncio quote errors that nobody handled, and these may quote prompts."""
+    """Messages of asyncio quote unhandled errors, and these may quote prompts."""
     from gemlet.server.logs import JSONLines
 
     record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "exception=ValueError('a secret')", (), None)

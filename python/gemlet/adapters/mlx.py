@@ -96,7 +96,7 @@ def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) ->
                 f"{config.num_layers} layers"
             )
     if not found:
-        raise TensorError(f"{where}: has no tensors for the layers of a text model")
+        raise TensorError(f"{where}: holds nothing for the layers of a text model")
     terms = {slot: _term(checkpoint, where, slot, parts, described, config) for slot, parts in found.items()}
     if (table := terms.get("embed_tokens")) and config.tie_word_embeddings and not config.bidirectional:
         # In mlx-lm, a tied output head uses the table with the table's adapter.

@@ -422,7 +422,7 @@ class _Mapping:
         ):
             some = f", got {show(next(iter(self.checkpoint.tensors)))}" if self.checkpoint.tensors else ""
             raise TensorError(
-                f"{self.where}: has no tensors for the layers of a text model: expected one of "
+                f"{self.where}: holds nothing for the layers of a text model: expected one of "
                 f"'{_OUTER}model.layers.N', '{_OUTER}model.language_model.layers.N' or a similar name{some}"
                 f"{self.suffix}"
             )

@@ -154,7 +154,7 @@ def _parameters(function: Any, where: str) -> list[inspect.Parameter]:
 
 
 def _described(schema: dict[str, Any], text: str | None) -> dict[str, Any]:
-    """A schema with what the docstring says of the argument; ``(choices: ["a", "b"])`` may end it."""
+    """A schema with the docstring's text about the argument; ``(choices: ["a", "b"])`` may end the text."""
     if text is None:
         return schema
     choices = _CHOICES.search(text)

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of a model's encoder for sound: :class:`AudioConfig`."""
+"""The configuration of a model's encoder for sound in ``config.json``: :class:`AudioConfig`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of a model's tower for images."""
+"""The configuration of a model's tower for images in ``config.json``."""
 
 from __future__ import annotations
 

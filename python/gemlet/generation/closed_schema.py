@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["closed"]
 
 _EXACT = 2**53 - 1  # the largest integer that every reader of JSON keeps
-# Where schemas stand inside a schema: as the value, in a list, in a mapping.
+# The keys of a schema that contain schemas: as the value, in a list, in a mapping.
 _ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")

@@ -24,7 +24,7 @@ class MaskPlan:
         asides: what may come before the answer: a thought, or calls, which then replace it. In a free text
             they may come anywhere.
         begins_in: the aside in which the text begins.
-        end_ids: tokens that end the model's texts; they never stand in the answer.
+        end_ids: tokens that end the model's texts; they are never part of the answer.
         stop_ids: those that end this one.
         thinking_budget: most tokens of all thoughts together; None: no limit.
     """

@@ -1,6 +1,6 @@
 """Files that hold videos and their sound, opened by PyAV: :func:`opened`.
 
-What a file says of itself is not trusted: PyAV never guesses what a file is, because some of its readers open
+What a file says about itself is not trusted: PyAV never guesses what a file is, because some of its readers open
 other files, and it gets only the readers and decoders that are named.
 """
 

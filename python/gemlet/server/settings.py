@@ -288,7 +288,7 @@ def checked_alias(name: str) -> str:
 
 
 def default_alias(source: str | None) -> str:
-    """The alias of a model to which nobody gave one.
+    """The alias of a model without a configured alias.
 
     >>> default_alias(None), default_alias("google/gemma-3-1b-it"), default_alias("/models/my model.gguf")
     ('demo', 'google/gemma-3-1b-it', 'my-model.gguf')
