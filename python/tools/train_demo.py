@@ -372,10 +372,10 @@ training sequence in eight was a conversation made from the speeches in the book
 
 All these texts are in the public domain. The plays are the selection known as tinyshakespeare. The English
 Botchan of 1919 is Project Gutenberg's eBook #8868 without its header and licence. The books after these three
-are as Standard Ebooks has them, without notes and without paragraphs that have slurs about a people.
+are the texts of Standard Ebooks, without notes and without paragraphs that have slurs about a people.
 In the training text, curly quotes are straight, double hyphens are dashes, and wrapped lines of prose are
 joined. The vocabulary comes from the first three books, the weights from all, and nothing from another model.
-They are under gemlet's licence, Apache-2.0.
+Vocabulary and weights are under gemlet's licence, Apache-2.0.
 
 ## Held-out text
 

@@ -35,10 +35,10 @@ class Grammar:
     """A compiled grammar; made by :func:`compile_grammar`. Any number of texts may follow it.
 
     Attributes:
-        name: the argument that it comes from, for messages.
+        name: the argument that it comes from, for error messages.
         text_ids: the ids that add text.
-        usable_ids: these, and the control tokens that it names.
-        size: of the vocabulary.
+        usable_ids: these ids, and the control tokens that the grammar names.
+        size: the number of ids in the vocabulary.
     """
 
     def __init__(self, text: GrammarText, vocabulary: _Vocabulary, matcher: Any) -> None:
@@ -102,7 +102,7 @@ def bits_of(ids: Iterable[int], size: int) -> TokenMask:
 
 def compile_grammar(text: GrammarText, tokenizer: Tokenizer) -> Grammar:
     """The grammar over the tokens of ``tokenizer``. The grammar is first tried in a separate process, because
-    a stranger's may take any time or end the process.
+    a stranger's grammar may take any amount of time or crash the process.
 
     Raises:
         UnsupportedError: llguidance is not installed.
@@ -116,7 +116,7 @@ def compile_grammar(text: GrammarText, tokenizer: Tokenizer) -> Grammar:
 
 
 class _Vocabulary:
-    """The tokens of a tokenizer as llguidance has them. The end of the text follows the last one."""
+    """The tokens of a tokenizer in llguidance's form. The end of the text follows the last one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._llguidance = _import()
@@ -158,7 +158,7 @@ class _Vocabulary:
 
 
 class _Tokens:
-    """A vocabulary as llguidance wants it."""
+    """A vocabulary in the form that llguidance reads."""
 
     def __init__(self, tokens: list[bytes], special: list[int]) -> None:
         self.eos_token_id = len(tokens)

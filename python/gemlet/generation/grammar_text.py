@@ -31,7 +31,7 @@ class GrammarText:
     """A grammar.
 
     Attributes:
-        name: the argument that it comes from, for messages.
+        name: the argument that it comes from, for error messages.
         lark: its text.
         control: the control tokens that it names.
     """
@@ -45,7 +45,7 @@ def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
     """The grammar of a call's ``options``; None if they have none of :data:`FORMS`.
 
     Raises:
-        InvalidRequestError: several are given; or the one is of a wrong type, empty or too long.
+        InvalidRequestError: several are given, or the given one has a wrong type, is empty or is too long.
 
     >>> grammar_text({"choice": ["yes", "no"], "regex": None})
     GrammarText(name='choice', lark='start: /yes|no/\\n%llguidance {"no_forcing": true}\\n', control=())
@@ -99,7 +99,7 @@ def _of_regex(value: object) -> str:
 
 
 def _in_slashes(pattern: str) -> str:
-    """``pattern`` as it stands between slashes in Lark: slashes and line breaks escaped."""
+    """``pattern`` for use between slashes in Lark: slashes and line breaks are escaped."""
     out = []
     escaped = False
     for character in pattern:

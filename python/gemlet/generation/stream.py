@@ -21,10 +21,10 @@ AHEAD = 64  # tokens that are written before the reader asks for them
 class TextStream:
     """An iterator of :class:`Chunk`; made by :meth:`gemlet.Model.stream`.
 
-    Nothing is computed before the first chunk is asked for. From then on the model's engine writes, at most
-    64 tokens more than were asked for. The stream frees its part of the KV cache when it ends, is closed or
-    is left as a context manager. An exception of a signal handler (Ctrl-C: KeyboardInterrupt) comes out of
-    the iteration and ends the stream. The model stays usable, and :attr:`result` has the text so far. A
+    Computing starts when the first chunk is asked for. From then on, the model's engine writes at most 64
+    tokens more than were asked for. The stream frees its part of the KV cache when it ends, is closed, or is
+    left as a context manager. If a signal handler raises an exception (Ctrl-C: KeyboardInterrupt), the
+    iteration raises it and the stream ends. The model stays usable, and :attr:`result` has the text so far. A
     handler may also close the stream or the model. If the model is closed before the stream ends, asking for
     the next chunk raises :class:`~gemlet.errors.ModelClosedError`.
 
@@ -33,7 +33,7 @@ class TextStream:
 
     Attributes:
         prompt_progress: whether to show how much of a long prompt has been read: None for a line on terminals
-            and in notebooks, and so on as for :func:`gemlet.load`. By default it shows in notebooks only.
+            and in notebooks, and the other values of :func:`gemlet.load`. By default, only notebooks show it.
         joins_tokens: whether a chunk has all available tokens of the same text or thought. Programs that pass
             chunks on set it, because a chunk costs them more than a token.
 
@@ -74,7 +74,7 @@ class TextStream:
         self._is_cancelled = False
         self._cancelled: set[int] = set()  # the texts that were cancelled one by one
         self._close_is_due = False  # asked for while a step was interrupted, for example by a signal handler
-        self._turn = _core.Turn()  # one step at a time, whoever asks for it
+        self._turn = _core.Turn()  # allows one step at a time, from any thread
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -97,8 +97,8 @@ class TextStream:
         return chunk
 
     def _poll(self) -> tuple[Chunk | None, int]:
-        """The next chunk if it is there, and the value of the news before the look. Does not wait, but
-        the first call begins. Raises what ``next`` raises."""
+        """The next chunk if there is one, and the value of the news before the check. Does not wait. The
+        first call starts the work. Raises the same errors as ``next``."""
         with self._turn as first:
             self._check_turn(first)
             seen = self._news.value
@@ -111,7 +111,7 @@ class TextStream:
 
     @property
     def _has_chunk(self) -> bool:
-        """Whether a token has been taken from the engine, and not yet given out."""
+        """Whether a token has been taken from the engine but not yet been returned."""
         live = self._live
         return live[0].has_tokens if len(live) == 1 else any(text.has_tokens for text in live)
 
@@ -121,8 +121,8 @@ class TextStream:
             self._engine.wait(self._news, seen, 1e-6)
 
     def _poll_closed(self) -> int | None:
-        """Ends the texts, without waiting. None if the engine has given back what they took, else the value
-        of the news before the look."""
+        """Ends the texts, without waiting. Returns None if the engine has freed their memory, otherwise the
+        value of the news before the check."""
         with self._turn:
             seen = self._news.value
             self._end_all(wait=False)
@@ -150,8 +150,8 @@ class TextStream:
         self.close()
 
     def cancel(self, index: int | None = None) -> None:
-        """Asks the stream to end, or of several texts the one with this :attr:`Chunk.index`; returns at once.
-        Any thread may call it, any number of times.
+        """Asks the stream to end, or only the text with this :attr:`Chunk.index`. Returns at once. Any thread
+        may call it, any number of times.
 
         A step that is running stops at its next opportunity; the stream's last chunk, or that of the text,
         then says "cancelled".
@@ -204,7 +204,7 @@ class TextStream:
 
     @property
     def prompt_ids(self) -> list[list[int]]:
-        """The tokens of the prompt of each text, those that stand for images and sounds included.
+        """The tokens of the prompt of each text, including those that stand for images and sounds.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -269,7 +269,7 @@ class TextStream:
         return self._engine
 
     def _ready(self) -> Chunk | None:
-        """A chunk that is there, of the texts in turn."""
+        """A chunk that is ready; the texts take turns."""
         for _ in range(len(self._live)):
             text = self._live[0]
             if self._is_cancelled or text.index in self._cancelled:
@@ -300,7 +300,7 @@ class TextStream:
                 engine.wait(self._news, seen)
 
     def _fail(self, *, wait: bool = True) -> None:
-        """After an error: all texts end with what they have."""
+        """Ends all texts after an error. They keep the tokens that they have."""
         self._failed = True
         self._end_all(wait=wait)
 
@@ -311,7 +311,7 @@ class TextStream:
             self._release()
 
     def _release(self) -> None:
-        """Waits until the engine has given back what the texts took."""
+        """Waits until the engine has freed the memory of the texts."""
         for text in self._texts:
             while not text.is_over and self._engine is not None:
                 seen = self._news.value

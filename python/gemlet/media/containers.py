@@ -1,7 +1,7 @@
 """Files that hold videos and their sound, opened by PyAV: :func:`opened`.
 
-What a file says about itself is not trusted: PyAV never guesses what a file is, because some of its readers open
-other files, and it gets only the readers and decoders that are named.
+What a file says about itself is not trusted. PyAV never guesses the type of a file, because some of its
+readers open other files. It may use only the readers and decoders that are named.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ def read_video(
     see_decoded: Callable[[Levels], _Seen],
     choose: Choose = evenly,
 ) -> tuple[list[_Seen], list[float]]:
-    """The frames of ``video`` that ``choose`` names, and the second at which each of them is: of a path, the
+    """The frames of ``video`` that ``choose`` names, and the time of each in seconds. ``video`` is a path, the
     bytes of a file, a data URL, or a pair of frames (as in :func:`read_image`) and frames per second.
 
-    ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file, which are not kept elsewhere.
+    ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file.
 
     Raises :class:`InvalidRequestError` if it is not a video, is damaged, cut short or too large, and
     :class:`UnsupportedError` for a file if PyAV is not installed; ``name`` names the argument.

@@ -60,7 +60,7 @@ class _Work:
         texts: the token ids of these texts.
         media: their media.
         result: zeros, a row for each text of the call.
-        adapter: the adapter to compute with; None: none.
+        adapter: the adapter to compute with, or None.
     """
 
     places: list[int]

@@ -28,15 +28,15 @@ class ChosenAdapter:
     core: _core.Adapter | None = None
 
     def for_tower(self, kind: str) -> _core.Adapter | None:
-        """The adapter of the tower ``kind``, "vision" or "audio"; None: the tower is not adapted.
+        """The adapter of the tower ``kind``, "vision" or "audio"; None if the tower is not adapted.
 
         Raises :class:`UnsupportedError` if the adapter changes a part of the tower that gemlet cannot change.
         """
         return self.core if self.adapter is not None and changes_tower(self.adapter, kind) else None
 
     def key(self, kind: str) -> bytes:
-        """The key of the adapter in a cache of that tower's soft tokens, which depend on the model, the media
-        and this."""
+        """The key of the adapter in a cache of that tower's soft tokens. They depend on the model, the media
+        and the adapter."""
         core = self.for_tower(kind)
         return b"" if core is None else core.digest.encode()
 
@@ -78,8 +78,8 @@ class LoadedAdapters:
     ) -> Adapter:
         """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
 
-        Any number may be loaded, also while the model generates. Their matrices are kept apart from the
-        model's: in float32 for a model with f32 weights, else in bfloat16. They count against ``max_memory``.
+        Any number may be loaded, also while the model generates. Their matrices are separate from the model's:
+        in float32 for a model with f32 weights, otherwise in bfloat16. They count against ``max_memory``.
 
         Args:
             path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.

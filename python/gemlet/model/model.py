@@ -49,8 +49,8 @@ class Model:
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
     Threads and tasks of an event loop may share it: requests that run at the same time advance together, step
-    by step. Use it as a context manager, or call :meth:`close`, to give its memory back. Calls after that
-    raise :class:`~gemlet.errors.ModelClosedError`.
+    by step. Use it as a context manager, or call :meth:`close`, to free its memory. Later calls raise
+    :class:`~gemlet.errors.ModelClosedError`.
 
     Attributes:
         config: the model's configuration, read from ``config.json``.
@@ -170,7 +170,7 @@ class Model:
         """What the engine does now, and what it has done since the model was loaded. The call is cheap.
 
         Requests now: "running"; "waiting" until there is room for them; "longest_wait", the most seconds that
-        one has waited for its first forward pass.
+        one has been waiting for its first forward pass.
 
         Requests so far: "begun", how many had their first forward pass; "waiting_seconds", the sum of their
         waits; "preemptions", how often a text gave its memory to others and was computed again.

@@ -28,8 +28,8 @@ class Inputs:
     """The media that come with a prompt, in order.
 
     Attributes:
-        placed: the rows that they become, each with the index of the first token that it replaces; None: they
-            are not computed yet.
+        placed: the rows that they become, each with the index of the first token that it replaces; None if
+            they have not been computed yet.
     """
 
     images: list[Seen] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Inputs:
         return bool(self.images or self.videos or self.sounds)
 
     def keep_small(self) -> None:
-        """Keeps images and frames only in the size in which the model sees them."""
+        """Keeps images and frames only in the size that the model sees."""
         for seen in (self.images, self.videos):
             seen[:] = [replace(one, views=tuple(view.kept_small() for view in one.views)) for one in seen]
 
@@ -91,8 +91,8 @@ class Senses:
     def of_parts(
         self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> tuple[Inputs, dict[str, Place]]:
-        """Reads the inputs in the parts of messages. Also returns what replaces each sentinel in the
-        prompt."""
+        """Reads the inputs in the parts of messages. Also returns the segments that replace each sentinel in
+        the prompt."""
         found = Inputs()
         places: dict[str, Place] = {}
         for part in parts:
@@ -152,7 +152,7 @@ class Senses:
     def placed(
         self, ids: array[int], inputs: Inputs, chosen: ChosenAdapter, name: str
     ) -> list[tuple[int, _core.Media]]:
-        """The rows that replace tokens of a prompt, in the engine's form. They are computed once, also for
+        """The rows that replace tokens of a prompt, in the engine's form. They are computed once, even for
         several continuations of the prompt."""
         if inputs.placed is not None:
             return inputs.placed
