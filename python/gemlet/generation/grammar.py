@@ -24,7 +24,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Grammar", "GrammarState", "TokenMask", "compile_grammar"]
 
-TokenMask = NDArray["np.uint32"]  # a bit for each id, set where it may come; the first id has the lowest bit
+TokenMask = NDArray["np.uint32"]  # a bit for each id, set if it may come next; the first is lowest
 
 EXTRA = "pip install 'llguidance>=1.9', the extra \"grammar\" of gemlet"
 _KEPT = 16  # grammars of a tokenizer

@@ -321,7 +321,7 @@ class TextStream:
 
 
 def run_to_end(stream: TextStream, ended: Callable[[int], None] = lambda count: None) -> list[Generation]:
-    """Everything that the stream gives; calls ``ended(1)`` for each text that ends."""
+    """Reads the whole stream and returns its results. Calls ``ended(1)`` for each text that ends."""
     with stream:
         for chunk in stream:
             if chunk.finish_reason is not None:

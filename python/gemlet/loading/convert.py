@@ -1,4 +1,4 @@
-"""From a source to a packed folder: :func:`convert`."""
+"""Packs a model into a folder: :func:`convert`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def convert(
     Args:
         source: what :func:`gemlet.load` takes, not yet packed.
         destination: the folder to make; it must not exist, or be empty.
-        calibrate: with weights "q4" or "q5", rounds with what a text shows of the model's inputs: the path of
-            a file of about 8,000 tokens or more, or True for texts that the model writes itself. It takes
-            some minutes, and the memory of the model as its files have it. No adapter can be merged then.
+        calibrate: with weights "q4" or "q5", rounds with statistics of the matrices' inputs on a text. It is
+            the path of a file of about 8,000 tokens or more, or True for texts that the model writes itself.
+            This takes some minutes, and as much memory as the model in its files. No adapter can be merged.
         for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
             format that loses least among those with which the model fits, with a text of 4096 tokens.
         weights, embedding, matformer, vision, audio, mmproj, merge_adapter, threads, progress, revision,
@@ -107,7 +107,7 @@ def convert(
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
-    target = os.path.realpath(target)  # of a link to an empty folder, the folder is replaced, not the link
+    target = os.path.realpath(target)  # for a link to an empty folder, the folder is replaced
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
     with open_model_files(

@@ -30,14 +30,14 @@ class Drafter:
     options: LoadOptions
 
     def bytes(self, max_context: int | None = None) -> int:
-        """The memory that it takes, including its keys and values for one text as long as the context."""
+        """The memory of the drafter, including its keys and values for one text as long as the context."""
         most = self.files.config.max_position_embeddings
         options = replace(self.options, max_context=min(max_context or most, most))
         plan = make_builder(self.files.config, options, plan_only=True).plan(threads=options.threads or 0)
         return plan["weights"] + plan["embedding"] + plan["kv_cache"] + plan["activations"]
 
     def build(self, core: _core.Model) -> _core.Model:
-        """The drafter beside ``core``, the model that it drafts for."""
+        """Builds the drafter for ``core``, the model that it drafts for."""
         return filled_builder(self.files, self.options, beside=core).finish()
 
     def __enter__(self) -> Drafter:

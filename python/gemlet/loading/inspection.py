@@ -32,7 +32,7 @@ class Inspection:
     ``recommended`` is what ``for_memory`` asked for. ``prompts`` are those of an embedding model.
     ``not_followed`` has the keys of the model's files that ask for something gemlet does not do.
     ``passed_over`` are keys and tensors that gemlet does not know and that change nothing. ``adapter`` is the
-    one that lies in the model's folder and is merged into it. ``problem`` says why the model does not run
+    one in the model's folder, which is merged into the model. ``problem`` says why the model does not run
     here; None if it does.
 
     >>> import gemlet
@@ -172,7 +172,7 @@ def layer_text(layer: LayerSpec, *, bidirectional: bool = False, drafts: bool = 
 
 
 def _layer_kinds(config: TextConfig) -> Iterator[tuple[str, str]]:
-    """("0-4, 6-10", text) for each kind of layer, in the order of their first ones."""
+    """("0-4, 6-10", text) for each kind of layer, in the order of the first layer of each kind."""
     kinds: dict[str, list[tuple[int, int]]] = {}
     for i, layer in enumerate(config.layers):
         runs = kinds.setdefault(
@@ -187,7 +187,7 @@ def _layer_kinds(config: TextConfig) -> Iterator[tuple[str, str]]:
 
 
 def _runs_text(runs: Sequence[tuple[int, int]]) -> str:
-    """Runs of numbers, where four or more follow a pattern only the first two and the last.
+    """Numbers as runs. Of four or more runs in a pattern, only the first two and the last are written.
 
     >>> _runs_text([(0, 4), (6, 10), (12, 16), (18, 22), (24, 25)]), _runs_text([(5, 5), (11, 11), (17, 17)])
     ('0-4, 6-10, ..., 18-22, 24-25', '5, 11, 17')

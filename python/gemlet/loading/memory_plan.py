@@ -75,9 +75,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """The memory that the model of ``config`` takes with these options, whose weights are not "auto".
 
-    ``table_type`` is what the table of per-layer embeddings is stored as ("q5_k"). ``process`` stands for the
-    bytes that the process has without a model, None for what this one has now.
-    Raises :class:`InvalidRequestError` for an unknown one.
+    ``table_type`` is the stored type of the table of per-layer embeddings ("q5_k"). ``process`` is the number
+    of bytes that the process has without a model; None for the bytes that this process has now.
+    Raises :class:`InvalidRequestError` for an unknown ``table_type``.
     """
     builder = make_builder(config, options, plan_only=True)
     plan = builder.plan(table_type=table_type, threads=options.threads or 0)

@@ -70,8 +70,8 @@ def read_video(
     see_decoded: Callable[[Levels], _Seen],
     choose: Choose = evenly,
 ) -> tuple[list[_Seen], list[float]]:
-    """The frames of ``video`` that ``choose`` names, and the time of each in seconds. ``video`` is a path, the
-    bytes of a file, a data URL, or a pair of frames (as in :func:`read_image`) and frames per second.
+    """The frames of ``video`` that ``choose`` names, and the time of each in seconds. ``video`` is a path,
+    the bytes of a file, a data URL, or a pair of frames (as in :func:`read_image`) and frames per second.
 
     ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file.
 

@@ -78,8 +78,9 @@ class LoadedAdapters:
     ) -> Adapter:
         """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
 
-        Any number may be loaded, also while the model generates. Their matrices are separate from the model's:
-        in float32 for a model with f32 weights, otherwise in bfloat16. They count against ``max_memory``.
+        Any number may be loaded, also while the model generates. Their matrices are separate from those of
+        the model: in float32 for a model with f32 weights, otherwise in bfloat16. They count against
+        ``max_memory``.
 
         Args:
             path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.

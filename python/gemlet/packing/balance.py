@@ -61,8 +61,8 @@ def balance_blocks(
 def _can_balance(
     files: ModelFiles, tensors: dict[str, str], formats: dict[str, str], layer: str, matrices: tuple[str, ...]
 ) -> bool:
-    """Whether the inputs of a layer's matrices can be estimated, and packing rounds every one of these
-    matrices, and none to floats."""
+    """Whether the inputs of a layer's matrices can be estimated, and packing rounds all of these matrices,
+    none of them to floats."""
     from gemlet import _core
 
     config = files.config

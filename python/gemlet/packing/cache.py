@@ -156,7 +156,7 @@ def _stamp(entry: str, crc: int) -> None:
 
 
 def _is_as_made(entry: str) -> bool:
-    """Whether the weights file has the bytes that were written. Its size and time tell it, or else its CRC.
+    """Whether the weights file has the bytes that were written, by its size and time, or by its CRC.
     Raises OSError or ValueError if there is no file or no stamp.
     """
     with open(os.path.join(entry, _STAMP), "rb") as file:

@@ -28,8 +28,8 @@ def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int]
 
 
 def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
-    """Gives the builder what is not packed: the table of per-layer embeddings, which stays in its file, and
-    the order of the tokens in a drafter's head, if the files have them."""
+    """Gives the builder the tensors that are not packed, if the files have them: the table of per-layer
+    embeddings, which stays in its file, and the order of the tokens in a drafter's head."""
     if files.token_order is not None:
         builder.set_token_order(files.token_order.tolist())
     checkpoint = files.checkpoint

@@ -1,4 +1,4 @@
-"""What the server knows of one HTTP request while it runs, for limits, metrics and the log: :class:`Call`."""
+"""The state of one HTTP request while it runs, for limits, metrics and the log: :class:`Call`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Call:
         at_end: functions that are called once, after the work has ended and before the client is told.
         closers: functions that free memory when the request is over, however it ended.
         cancels: functions that end its replies.
-        ending: the problem for which the server ends it before it is done; None if it does not.
+        ending: the problem that makes the server end the request early; None if there is none.
     """
 
     id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")

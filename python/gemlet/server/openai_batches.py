@@ -20,7 +20,7 @@ from gemlet.server.service import fields_of, query_of, service_of
 
 __all__ = ["CREATE", "batch", "batches", "cancel", "create"]
 
-_MOST_RUNNING = 100  # batches of an owner that are not over
+_MOST_RUNNING = 100  # batches of an owner that have not ended
 _MOST_PAGE = 100
 
 

@@ -73,7 +73,7 @@ async def read_form(
                     raise ClientGone
                 piece, more = message.get("body", b""), message.get("more_body", False)
                 form.count(len(piece))
-                # Odd pieces take long to parse, and a slow disk takes long to write.
+                # Unusual pieces take long to parse, and a slow disk takes long to write.
                 await anyio.to_thread.run_sync(parser.write, piece)
             parser.finalize()
         except TimeoutError:
