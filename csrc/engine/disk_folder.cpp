@@ -144,7 +144,7 @@ bool DiskFolder::has(const BlockName& name, int64_t bytes) const {
 
 void DiskFolder::mark_used(int descriptor) const {
   timespec times[2];
-  // The system's own time of a file stands still for some milliseconds, in which another one may be used.
+  // The time that the system sets does not change for some milliseconds, and another file may be used within them.
   clock_gettime(CLOCK_REALTIME, &times[0]);
   times[1] = times[0];
   static_cast<void>(futimens(descriptor, times));
@@ -184,8 +184,8 @@ std::vector<BlockName> DiskFolder::following(uint64_t before) const {
   return names;
 }
 
-// Counts the entries, and removes those that were not used for the longest time until a tenth of the room is free. A
-// block counts as used when one that follows it was.
+// Counts the entries, and removes those that were not used for the longest time until a tenth of the room is free. When
+// a block is used, the blocks that it follows count as used too.
 void DiskFolder::make_room() {
   std::vector<Entry> entries;
   for (int index = 0; index < Part::kCount; ++index) {

@@ -35,7 +35,7 @@ class Engine {
   // Throws kInvalidRequest, kContextLength, kUnsupported and kClosed before anything begins.
   std::shared_ptr<Request> submit(RequestOptions options);
 
-  // Waits until `news` has another value than `seen`, at most for `patience`. Where the system grants no thread for the
+  // Waits until `news` has another value than `seen`, at most for `patience`. If the system grants no thread for the
   // worker, it computes a step instead.
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 
