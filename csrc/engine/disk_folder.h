@@ -1,6 +1,7 @@
-// A folder that keeps the keys and values of texts between processes: a file for each block of a text, named by
-// checksums of what comes before and of the whole, in which kv_record.h has the text itself. Blocks that follow
-// the same text lie in one of 256 folders, so that they are found without looking at all files.
+// A folder that keeps the keys and values of texts between processes. Each block of a text is a file. Its name has two
+// checksums: of the text before the block, and of the text up to its end. Its content has the text itself
+// (kv_record.h). Blocks that follow the same text are in the same one of 256 folders, so they are found without looking
+// at all files.
 //
 // Any number of processes may use it. A file is written under another name and then renamed, so it appears as a whole
 // or not at all. A file counts as absent if it is damaged, a link or a pipe, or if it belongs to another user or text.

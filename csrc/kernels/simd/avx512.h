@@ -25,7 +25,7 @@ constexpr int kManyRows = kRowTile;  // a panel is one vector, so more rows woul
 constexpr int kInt8Rows = 8;
 constexpr int kBitsRows = 8;  // of products with weights of other bits than 4 and 8
 constexpr int kTileSums = kRowTile;
-constexpr int64_t kAhead = 3072;  // bytes of weights; 1,536 are too few, and 6,144 no better
+constexpr int64_t kAhead = 3072;  // bytes; weights this far ahead are prefetched. 1,536 are too few, and 6,144 are not faster
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 
