@@ -80,7 +80,8 @@ struct AttentionShape {
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
-  int64_t rope_parts = 1;  // parts of a head; each rotates like a separate head, by the angles after those of the previous part
+  int64_t rope_parts =
+      1;  // parts of a head; each rotates like a separate head, by the angles after those of the previous part
 };
 
 // A convolution with square kernels over a grid [rows, cols, channels]. The grid is padded with zeros: `top` rows

@@ -27,7 +27,9 @@ class DraftModel {
   };
 
   virtual ~DraftModel() = default;
-  virtual bool takes_states() const { return false; }  // whether it takes the model's states of the rows that chose a token
+  virtual bool takes_states() const {
+    return false;
+  }  // whether it takes the model's states of the rows that chose a token
   // The most tokens that a guess about a text may have.
   virtual int64_t most(const Job& job) const = 0;
   // Tokens of a text that have to be read before a guess.

@@ -19,8 +19,8 @@ struct EngineOptions {
   int64_t kv_bytes = INT64_MAX;            // limit for keys and values, besides those of one whole context
   PrefixCache::Options prefix_cache = {};  // keeps the keys and values of texts that have ended
   DraftUse drafts = DraftUse::kWherePaying;
-  int64_t most_drafted = StepTimes::kMostRows - 1;     // guessed tokens in a step: each takes a row of logits
-  std::shared_ptr<Model> drafter = nullptr;            // a model that also guesses tokens; null: only the text itself is used
+  int64_t most_drafted = StepTimes::kMostRows - 1;  // guessed tokens in a step: each takes a row of logits
+  std::shared_ptr<Model> drafter = nullptr;  // a model that also guesses tokens; null: only the text itself is used
   int64_t most_of_drafter = StepTimes::kMostRows - 1;  // most tokens of one guess of the drafter about a text
   int64_t drafter_kv_bytes = INT64_MAX;                // limit for the drafter's keys and values, like kv_bytes
   int64_t drafter_cache_bytes = 0;                     // size of the drafter's own prefix cache

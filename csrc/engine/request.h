@@ -50,7 +50,7 @@ struct RequestOptions {
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has this many tokens to take
   uint64_t cache_salt = 0;                    // only requests with the same salt share what was computed
-  std::shared_ptr<Event> news;  // notified when take() has something; not null. Requests may share it.
+  std::shared_ptr<Event> news;                // notified when take() has something; not null. Requests may share it.
 };
 
 class Request {

@@ -109,7 +109,8 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
       quick_in_ = kQuickTurn - 1;
     }
     tokens = tokens > 0 ? job->whole(tokens) : 0;
-    if (tokens == 0 && read == 0) {  // a span is read as a whole, if necessary in a separate step, although others wait for it
+    if (tokens == 0 &&
+        read == 0) {  // a span is read as a whole, if necessary in a separate step, although others wait for it
       tokens = job->least_tokens();
     }
     if (tokens == 0) continue;

@@ -62,7 +62,8 @@ class StepTimes {
 
   struct Time {
     void add(double value) {
-      constexpr double kMostMeans = 4;  // in means; a longer time counts as this much, because the step may have been interrupted
+      constexpr double kMostMeans =
+          4;  // in means; a longer time counts as this much, because the step may have been interrupted
       best += (steps == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
       mean += steps == 0 ? value : 0.1 * (std::min(value, kMostMeans * mean) - mean);
       ++steps;

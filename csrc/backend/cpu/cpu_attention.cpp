@@ -15,7 +15,7 @@ namespace {
 
 using kernels::kMaxAttentionRows;
 
-constexpr int64_t kMaxSplitRows = 8;  // segments with more rows have enough tasks without splitting
+constexpr int64_t kMaxSplitRows = 8;                     // segments with more rows have enough tasks without splitting
 constexpr int64_t kMostPartialBytes = int64_t{4} << 20;  // bytes for the results of pieces in one call
 
 int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
