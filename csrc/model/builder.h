@@ -74,8 +74,8 @@ class ModelBuilder {
   // A slot "..._balance" takes a vector s. The columns of the matrices that it balances are multiplied by s, and the
   // norm before them is divided by it, which changes no result; it reduces the rounding errors of matrices in q4
   // (model/balance.h). It
-  // may be left out, which means ones, and has to come before what it balances. With other values than ones, no block
-  // of these matrices keeps its bits, unless the rows are balanced already.
+  // may be left out, which means ones. If it is given, it has to come before what it balances. If it has other values
+  // than ones, no block of these matrices keeps its bits, unless the rows are balanced already.
   void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
   // Bytes of the packed form of `rows` rows of a slot, or of all if it has fewer; 0 if there is no such slot.
