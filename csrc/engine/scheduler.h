@@ -37,15 +37,15 @@ class Scheduler {
   bool is_full() const { return static_cast<int64_t>(running_.size()) >= limits_.running; }
   void begin(Job* job);
 
-  // The parts of the next step. Every text that is being written advances by one token. The step also reads tokens of
-  // prompts, as many as double its time:
+  // The parts of the next step. Every text that is being written advances by one token, unless its reader is slow.
+  // The step also reads tokens of prompts, as many as double its time:
   // - It reads up to twice as many if that finishes a prompt.
   // - If more texts wait for their first token than are being written, it reads two to four times as many, in
   //   proportion to the waiting texts for each one that is written.
   // - The shortest remaining prompt comes first. If three steps in a row have not read the prompt that has waited
   //   longest, that one comes first. So neither long nor short prompts wait too long for the others.
-  // - If more texts are being written than wait, one of 16 such steps is quick: it reads the end of a prompt, but no
-  //   piece of another one. This delays the other prompt by at most half a step, a thirtieth of its time.
+  // - Unless more texts wait than are being written, one of 16 such steps may be quick: it reads the end of a prompt,
+  //   but no piece of another one. This delays the other prompt by at most half a step, a thirtieth of its time.
   // - No prompt is cut within a span.
   std::vector<Part> plan(const StepTimes& times);
 
