@@ -260,6 +260,43 @@ def test_a_process_that_ends_while_it_removes_a_file(tmp_path: Path, expired: bo
     store.close()
 
 
+def test_a_batch_waits_for_the_file_of_its_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the file of keys is lost or an older one, a start does not end the batches of the other keys."""
+    from gemlet.server.file_store import FileStore
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import Settings
+
+    owners = []
+    for name in ("first", "second"):
+        keys = KeyStore(str(tmp_path / name), create=True)
+        keys.create("a")
+        owners.append(str(keys.all()[0]["id"]))
+        keys.close()
+    store = FileStore(str(tmp_path / "data"))
+    (tmp_path / "data/files/file-1").write_bytes(DATA)
+    batch: Any = {"id": "batch_1", "endpoint": LINE["url"], "input_file_id": "file-1", "created_at": 1}
+    batch |= {"status": "validating", "expires_at": 1 << 40, "output_expires_after": None, "errors": None}
+    batch |= {"output_file_id": None, "error_file_id": None, "request_counts": {"completed": 0, "failed": 0}}
+    store.put_batch(owners[0], batch, over=False)
+    store.close()
+
+    def status() -> str:
+        other = sqlite3.connect(tmp_path / "data/files.db")
+        ((document,),) = other.execute("select document from batches").fetchall()
+        other.close()
+        return str(json.loads(document)["status"])
+
+    caplog.set_level("WARNING", "gemlet.server")
+    for path in (str(tmp_path / "second"), None):
+        caplog.clear()
+        with serving(Settings(port=0, data=str(tmp_path / "data"), keys=path)):
+            until(lambda: caplog.records)
+            assert vars(caplog.records[-1])["fields"] == {"count": 1}
+            assert status() == "validating"
+    with serving(Settings(port=0, data=str(tmp_path / "data"), keys=str(tmp_path / "first"))):
+        until(lambda: status() == "completed")
+
+
 # --- keys ---------------------------------------------------------------------------------------------------
 
 

@@ -73,11 +73,17 @@ class Batches:
         self._owners: dict[str, str] = {}
 
     def resume(self) -> None:
-        """Goes on with the batches that an earlier process did not finish."""
+        """Goes on with the batches that an earlier process did not finish. Those of keys that the server does
+        not know stay as they are: the file of keys may be lost, or an older one."""
+        waiting = 0
         for identifier, document in list(self.store.unfinished()):
             owner = self.store.owner_of(identifier)
-            if (owner == "") is (self._keys is None):
+            if owner == "" if self._keys is None else self._keys.has(owner):
                 self._begin(owner, document)
+            else:
+                waiting += 1
+        if waiting:
+            _log.warning("batches of unknown keys stay unfinished", extra={"fields": {"count": waiting}})
 
     async def stop(self) -> None:
         """Ends all tasks; the batches stay unfinished in the store."""
