@@ -5,8 +5,8 @@
 BUILD is a build for aarch64 without link-time optimization, such as the one that `.ci/run aarch64` makes. If
 a kernel has several innermost loops for many rows, this takes the one that loses most. It prints the cycles
 of the loop, and the share of them that would be needed if there were only loads and products, or only
-arithmetic. llvm-mca knows no cache and no branch: the figures are for data in the first level cache. A
-Cortex-A76 is modelled as the Neoverse N1, which is the same core for servers.
+arithmetic. llvm-mca models neither caches nor branches, so the figures are for data in the first-level cache.
+A Cortex-A76 is modelled as the Neoverse N1, which is the same core for servers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Loop:
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
-        """Its instructions on vectors, and its loads of them; no copies, and nothing on the stack."""
+        """Its instructions on vectors, and its loads of vectors, without copies and uses of the stack."""
         kept = (one for one in self.instructions if re.search(r"\b[vqd]\d", one) or LOAD.match(one))
         return tuple(one for one in kept if not OVERHEAD.search(one))
 
@@ -100,7 +100,7 @@ def analyse(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> str
 
 
 def cycles(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> float:
-    """Cycles of one iteration, dependencies included."""
+    """Cycles of one iteration, including the waiting for results."""
     match = re.search(r"Total Cycles:\s+(\d+)", analyse(instructions, cpu, mca, tier))
     assert match
     return int(match[1]) / 200

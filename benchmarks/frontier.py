@@ -43,7 +43,7 @@ LOADED = (
     *((weights, head) for weights in ("q6k", "q5k", "q5", "q4k", "q4") for head in ("q8", "q6k")),
 )
 CALIBRATED = tuple((weights, head) for weights in ("q5", "q4") for head in ("q8", "q6k"))
-# Type -> the number of values that share a step, and of steps in their largest value.
+# Type -> the number of values that share a step, and the number of steps in the largest of them.
 STEPS = {"Q4_0": (32, 8), "Q4_K": (32, 7.5), "Q5_0": (32, 16), "Q6_K": (16, 32), "Q8_0": (32, 127)}
 _TOGETHER = 4  # models in memory at a time, besides the reference
 
@@ -62,8 +62,8 @@ def measure_importance(model: Path, text: Path | bool, target: Path, threads: in
 
 
 def leave_grid(source: Path, target: Path) -> None:
-    """Adds noise to the matrices in ``target``, which is ``source`` in float32: half a step of the type that
-    they have in ``source``, at most."""
+    """Adds noise to the matrices in ``target``, which has the weights of ``source`` in float32. The noise is
+    at most half a step of the type that the matrix has in ``source``."""
     rng = np.random.default_rng(0)
     types = {name: tensor.type for name, tensor in read_gguf(source).tensors.items()}
     for name, tensor in read_gguf(target).tensors.items():
@@ -84,8 +84,8 @@ def stored_bytes(path: Path) -> int:
 
 
 class Source(NamedTuple):
-    """The file of a row of the table, and how it is loaded; ``stored`` if the file decides what a token
-    reads."""
+    """The file of a row of the table, and the options to load it. With ``stored``, the size of the file says
+    what a token reads."""
 
     path: Path
     options: dict[str, Any]

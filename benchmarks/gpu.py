@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py --check build/csrc/gemlet_check_cuda    # an H200; 12 minutes at most
 
-It needs a build with GEMLET_CUDA=on (csrc/kernels/cuda/cuda.cmake). In this order, each within a limit of
-time, it runs the comparison of every operation with float64, the official results of every family, and
-``gemlet bench`` with random weights at the shapes of Gemma 3 1B, 3 4B, Gemma 4 E2B and 26B-A4B. If a step
-fails or takes too long, its output is kept, and the next step begins.
+It needs a build with GEMLET_CUDA=on (csrc/kernels/cuda/cuda.cmake). It first compares every operation with
+float64, then every family with the official results. Then it runs ``gemlet bench`` with random weights at the
+shapes of Gemma 3 1B, 3 4B, Gemma 4 E2B and 26B-A4B. Each step has a time limit. If a step fails or takes too
+long, its output is kept, and the next step begins.
 
 Decode is compared with the time to read the bytes of a token, prefill with the time of its multiplications,
 at the GPU's published bandwidth and bf16 speed (--bandwidth, --flops)."""

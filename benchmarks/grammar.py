@@ -3,8 +3,8 @@
     python benchmarks/grammar.py --tokenizer gemma-3-270m.gguf gemma3-1b q4
 
 The vocabulary has to be a real one (262,144 tokens), because a mask has a bit for each of its tokens. The
-model alternately writes free text, JSON of a schema, and text of an expression that allows everything, first
-one text and then eight together.
+model alternately writes free text, JSON that follows a schema, and text that follows a regular expression
+which allows everything; first one text, and then eight together.
 """
 
 from __future__ import annotations

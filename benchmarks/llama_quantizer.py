@@ -12,8 +12,8 @@ import numpy as np
 
 
 def quantize(source: str, target: str, kind: str, importance: str | None = None) -> None:
-    """Writes ``source`` as ``kind``, such as "Q4_K_M" or "F32". ``importance`` is a file of NumPy's with the
-    mean squares of the inputs of each tensor."""
+    """Writes ``source`` as ``kind``, such as "Q4_K_M" or "F32". ``importance`` is an .npz file with the mean
+    squares of the inputs of each tensor."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

@@ -3,7 +3,7 @@
     python benchmarks/prefixes.py gemma3-1b q4                    # random weights at a real shape
     python benchmarks/prefixes.py --model model.gguf --tokens 4000 --new 20
 
-"second turn" is a text of this many tokens, followed by a few new ones. "after a restart" is the same with a
+"second turn" is a text of --tokens tokens, followed by --new new ones. "after a restart" is the same with a
 new engine, which finds the first text on the disk (or in the system's page cache).
 """
 
@@ -43,7 +43,7 @@ def engine_of(core: _core.Model, folder: str) -> _core.Engine:
 
 
 def first_token(engine: _core.Engine, ids: NDArray[np.int32]) -> tuple[float, int]:
-    """Seconds, and the tokens that the cache had."""
+    """The seconds until the first token, and how many tokens the cache had."""
     news = _core.News()
     started = time.perf_counter()
     request = engine.submit(ids, sampler=_core.Sampler(**GREEDY), news=news, max_tokens=1)

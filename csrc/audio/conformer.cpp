@@ -11,9 +11,9 @@ namespace gemlet::audio {
 namespace {
 
 constexpr int64_t kKernel = 3, kStride = 2;  // both convolutions have these
-constexpr int64_t kWide = 4;                 // widths of the residual in the hidden layer of an MLP
-constexpr int64_t kPatchFloats = 1 << 20;    // input of the convolutions that is in memory at a time
-constexpr float kNormEps = 1e-6f;            // for the norms that rms_norm_eps does not reach
+constexpr int64_t kWide = 4;                 // the hidden layer of an MLP is this many times as wide as the residual
+constexpr int64_t kPatchFloats = 1 << 20;    // floats of the convolutions' input that are in memory at a time
+constexpr float kNormEps = 1e-6f;            // of the norms that do not use rms_norm_eps
 
 int64_t half(int64_t count) { return (count + 1) / 2; }
 
@@ -209,7 +209,7 @@ int64_t Conformer::activation_bytes(const ConformerConfig& config, int64_t frame
   return std::max(subsampling_floats(config, frames) * bytes, blocks * bytes + prepared);
 }
 
-// One sound on its way through the encoder, in memory of its own.
+// One pass of a sound through the encoder. It has its own memory.
 class Conformer::Pass {
  public:
   Pass(const Conformer& tower, int64_t frames, int64_t valid, const Adapter* adapter, const TapSink* taps)
@@ -308,7 +308,7 @@ class Conformer::Pass {
     return a.input_low == b.input_low && a.input_high == b.input_high;
   }
 
-  // Several products of x. Those that clamp x in the same way are one call.
+  // Several products of x. Products that clamp x in the same way go into one call.
   void multiply(Backend& backend, const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs) {
     std::vector<Product> products;
     const Linear* last = nullptr;

@@ -25,8 +25,8 @@ struct ConformerConfig {
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t conv_taps = 0;    // taps of the convolution in a block
-  int64_t keys = 0;         // keys that a query sees, its own included
-  int64_t output_size = 0;  // Gemma 4: of the encoder; Gemma 3n: hidden_size
+  int64_t keys = 0;         // keys that a query sees, including its own
+  int64_t output_size = 0;  // Gemma 4: width of the encoder's output; Gemma 3n: hidden_size
   int64_t reduction = 1;    // Gemma 3n: one of this many tokens is kept
   double logit_cap = 0;
   double residual_weight = 0;
@@ -35,13 +35,13 @@ struct ConformerConfig {
   bool clipped = false;       // Gemma 4: inputs and outputs of its matrices are clamped
 
   int64_t head_dim() const { return hidden_size / num_heads; }
-  int64_t conv_bins() const { return (bins + 3) / 4; }  // behind both convolutions
+  int64_t conv_bins() const { return (bins + 3) / 4; }  // after both convolutions
   // Soft tokens of a sound with this many frames, of which the first `valid` count.
   int64_t tokens(int64_t frames, int64_t valid) const;
   // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
 
-  // Rows that the blocks compute for such a sound. Later rows change no soft token.
+  // Rows that the blocks compute for this sound. Later rows change no soft token.
   int64_t block_rows(int64_t frames, int64_t valid) const;
 };
 

@@ -9,13 +9,13 @@ namespace gemlet {
 namespace {
 
 constexpr double kPi = 3.14159265358979323846;
-// The filter of soxr's quality HQ, fitted to its response with a remaining error of 6e-8. The unit of the cutoff is the
-// Nyquist frequency of the lower of the two rates, and that of the half width a sample at that rate.
+// The filter of soxr's quality HQ, fitted to its response with a remaining error of 6e-8. kCutoff is in units of the
+// Nyquist frequency of the lower of the two rates, and kHalfWidth in samples at that rate.
 constexpr double kCutoff = 0.95687178;
 constexpr double kHalfWidth = 96.84109;
 constexpr double kBeta = 13.042117;    // the parameter of the Kaiser window
-constexpr int64_t kMostPhases = 4096;  // between two of them, interpolation is exact to 1e-7
-constexpr int64_t kLanes = 16;         // sums that do not wait for each other
+constexpr int64_t kMostPhases = 4096;  // phases with stored weights; interpolation between two of them is exact to 1e-7
+constexpr int64_t kLanes = 16;         // independent sums, so that additions overlap
 
 // The modified Bessel function of order 0.
 double bessel(double x) {

@@ -1,8 +1,9 @@
-// The operations that a device must have: coarse ones, over [rows, dim] activations in float32. The model is written
-// against this interface and sees no thread and no instruction set.
+// The operations that a device must have. They are coarse: each works on [rows, dim] activations in float32. The model
+// calls only this interface, so it knows nothing about threads and instruction sets.
 //
 // Pointers are addresses in the backend's own memory (allocate()) and spans are memory of the host, except where a
-// comment says otherwise. Nothing outside of the backend reads or writes at its addresses: backend/guarded.h proves it.
+// comment says otherwise. Code outside of the backend never reads or writes the backend's memory; tests with
+// backend/guarded.h prove this.
 //
 // Calls come from one thread at a time, except allocate(), upload() and download(), which may come from any.
 #pragma once
@@ -19,8 +20,8 @@
 
 namespace gemlet {
 
-// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T. Rows of y lie `y_stride`
-// floats apart, weight->rows where that is 0.
+// One product of a matmul call: y [rows, weight->rows] = x [rows, weight->cols] * weight^T. `y_stride` is the distance
+// between rows of y in floats; 0 means weight->rows.
 struct Product {
   const float* x;
   int64_t rows;
@@ -29,8 +30,8 @@ struct Product {
   int64_t y_stride = 0;
 };
 
-// Where the heads of a block of the cache are: each has the keys and values of kKvBlockTokens tokens. If Byte is const,
-// they can only be read.
+// The heads of one cache block. Each head has the keys and values of kKvBlockTokens tokens. If Byte is const, they can
+// only be read.
 template <typename Byte>
 struct KvHeads {
   Byte* data;
@@ -55,9 +56,9 @@ struct KvView {
 template <typename Byte>
 struct KvSegment {
   KvView<Byte> kv;
-  int64_t row;  // the first of the pass
+  int64_t row;  // index of the first of these rows in the pass
   int64_t rows;
-  int64_t position;  // absolute, of that row
+  int64_t position;  // absolute position of that row
 };
 using StoreSegment = KvSegment<uint8_t>;
 
@@ -75,15 +76,17 @@ struct AttentionShape {
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t window;      // 0 = full attention
-  bool bidirectional;  // a token sees as far ahead, within its segment, as back
+  bool bidirectional;  // a token sees as many tokens after it, within its segment, as before it
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
-  int64_t rope_parts = 1;  // parts of a head. Each rotates like a head of its own, by the next of the angles
+  int64_t rope_parts =
+      1;  // parts of a head; each rotates like a separate head, by the angles after those of the previous part
 };
 
-// A convolution with square kernels over a grid [rows, cols, channels], padded with zeros: `top` rows before the first
-// one, and after the last one as many as the kernels reach. Columns are padded in the same way, with `left`.
+// A convolution with square kernels over a grid [rows, cols, channels]. The grid is padded with zeros: `top` rows
+// before the first row, and as many rows after the last one as the kernels reach. Columns are padded in the same way,
+// with `left`.
 struct Convolution {
   int64_t rows, cols, channels;
   int64_t kernel, stride;
@@ -95,7 +98,7 @@ struct Convolution {
 // Attention of each row over itself and the rows just before it.
 struct LocalAttention {
   int64_t num_heads, head_dim;
-  int64_t keys;  // the most keys that a row sees, its own included; up to 256
+  int64_t keys;  // the most keys that a row sees, including its own; at most 256
   float softcap;
 };
 
@@ -106,8 +109,8 @@ class Backend {
   virtual std::string tier() const = 0;
   virtual int threads() const = 0;
   virtual int decode_threads() const = 0;
-  // A pass over `rows` tokens of all sequences begins. Few rows wait for memory, many for arithmetic: each kind of pass
-  // has its number of threads.
+  // Says that a pass begins, over `rows` tokens of all sequences together. Memory limits passes with few rows, and
+  // arithmetic those with many, so each kind of pass has its own number of threads.
   virtual void begin_pass(int64_t rows) = 0;
 
   // Memory filled with zeros, aligned to 64 bytes at least. Throws kMemory.
@@ -119,23 +122,23 @@ class Backend {
   // addresses of the backend and the other way round, and nothing needs to be copied.
   virtual bool host_memory() const = 0;
 
-  // Bytes that allocate() can still give, where the memory is not the host's.
+  // Bytes that allocate() can still give, if the backend's memory is not the host's.
   virtual int64_t free_memory() = 0;
 
-  // In a forked process: begins with new scratch, as a thread that does not exist here may have been changing the old.
+  // For a forked process: takes new scratch memory, because a thread of the parent may have been changing the old one.
   virtual void leave_scratch_behind() = 0;
-  // Bytes of matrices, keys and values that were handed to kernels so far; from any thread.
+  // Bytes of matrices, keys and values that kernels were given to read so far. Any thread may call it.
   virtual int64_t bytes_read() const = 0;
 
-  // Whether it has a product with matrices of this format and rounding. The weight's values are not read.
+  // Whether the backend can multiply by matrices of this format and rounding. It does not read the weight's values.
   virtual bool multiplies(const Matrix& weight) const = 0;
 
-  // Whether it has attention over a cache of this format.
+  // Whether the backend can compute attention over a cache of this format.
   virtual bool attends(KvFormat format) const = 0;
 
-  // For plans of memory: what the backend keeps for itself.
+  // The next four functions are for memory plans.
   // Bytes of x [rows, weight.cols] in the form that the kernel of a product with `weight` takes; 0 if that is float32.
-  // The weight's values are not read.
+  // It does not read the weight's values.
   virtual int64_t prepared_bytes(const Matrix& weight, int64_t rows) const = 0;
   // Bytes that each thread keeps after a product of many rows with `weight`.
   virtual int64_t expansion_bytes(const Matrix& weight) const = 0;
@@ -158,12 +161,12 @@ class Backend {
   // then prepared once.
   virtual void matmul(std::span<const Product> products) = 0;
 
-  // out [rows, dim] = gelu_tanh(gate) * up; rows of gate and up lie `gate_stride` and `up_stride` floats apart. out may
-  // be gate where gate_stride is dim.
+  // out [rows, dim] = gelu_tanh(gate) * up; `gate_stride` and `up_stride` are the distances between rows of gate and of
+  // up, in floats. out may be gate if gate_stride is dim.
   virtual void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows,
                         int64_t dim, float* out) = 0;
 
-  // The same with the exact gelu(x) = x/2 (1 + erf(x / sqrt(2))), where the backend has it.
+  // The same with the exact gelu(x) = x/2 (1 + erf(x / sqrt(2))), if the backend has it.
   virtual bool has_exact_gelu() const { return false; }
   virtual void exact_gelu_mul(const float*, int64_t, const float*, int64_t, int64_t, int64_t, float*) {}
 
@@ -180,8 +183,9 @@ class Backend {
 
   // In place on q [rows, heads, head_dim] and k [rows, kv_heads, head_dim]: head norms (null weight = none), rotation
   // by cosines/sines [rows, head_dim / 2], query_scale on q. Then v gets an RMS norm without weight if v_norm, and k
-  // and v go into the cache at their rows' positions. k null: the cache has them already, or the layer reads another
-  // one's cache. q null: only keys and values. cosines null: nothing rotates.
+  // and v go into the cache at their rows' positions. If k is null, the cache has the keys and values already, or the
+  // layer reads the cache of another layer. If q is null, only keys and values are handled. If cosines is null, nothing
+  // is rotated.
   virtual void rope_and_store(const AttentionShape& shape, std::span<const StoreSegment> segments, float* q, float* k,
                               float* v, const float* q_norm, const float* k_norm, bool v_norm, float eps,
                               const float* cosines, const float* sines) = 0;
@@ -210,14 +214,14 @@ class Backend {
   virtual void add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale, float out_scale,
                               float* x) = 0;
 
-  // Softmax over each row of logits [rows, experts], its `count` largest (ties: the lower index first), renormalised to
-  // sum 1 and multiplied by scale [experts]: ids and weights [rows, count], both in memory
-  // of the host.
+  // Chooses `count` experts for each row of logits [rows, experts]: those with the largest softmax, and of equal ones
+  // the lower index first. Their softmax values are renormalised to sum 1 and multiplied by scale [experts]. Both
+  // results, ids and weights [rows, count], are in memory of the host.
   virtual void route(const float* logits, const float* scale, int64_t rows, int64_t experts, int64_t count,
                      int32_t* ids, float* weights) = 0;
 
-  // AltUp over streams [S, rows, dim]; modalities [rows, S] before their tanh, which are scaled by `input_scale` first.
-  // Every row has an address of coefficients.
+  // AltUp over streams [S, rows, dim], with m = tanh(input_scale * modalities) for modalities [rows, S]. Each row has
+  // its own pointer to coefficients.
   //   predict: out[k] = x[k] + sum_j (coefs [S*S, S] m)[k * S + j] x[j]
   //   correct: out[k] = predicted[k] + ((coefs [S, S] m)[k] + 1) (activated - predicted[0])
   virtual void altup_predict(const float* x, const float* modalities, float input_scale,
@@ -227,7 +231,7 @@ class Backend {
   // x [rows, dim] *= rms(target) / sqrt(max(mean(x^2), 1e-5)): the magnitude of target's rows
   virtual void match_magnitude(const float* target, int64_t rows, int64_t dim, float* x) = 0;
 
-  // For towers, which see images and sound.
+  // The next operations are for the towers for images and sound.
   // out [rows, dim] = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the row; bias null:
   // none
   virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t dim,
@@ -253,8 +257,9 @@ class Backend {
                          int64_t rows, float* out) = 0;
   // x [cells, channels] = max(0, layer norm over the channels, without bias)
   virtual void norm_relu(const float* weight, float eps, int64_t cells, int64_t channels, float* x) = 0;
-  // x [frames, cells, channels] = max(0, (x - mean) / sqrt(variance + eps) * weight [channels]) with the mean of all
-  // frames up to this one, and the mean square distance of all frames up to this one, each from its own mean
+  // x [frames, cells, channels] = max(0, (x - mean) / sqrt(variance + eps) * weight [channels]). The mean of a frame is
+  // taken over all frames up to it. Its variance is the mean, over the same frames, of the squared distances from each
+  // frame's own mean.
   virtual void cumulative_norm_relu(const float* weight, float eps, int64_t frames, int64_t cells, int64_t channels,
                                     float* x) = 0;
   // out[t] = sum over j < taps of weight[j] * x[t - taps + 1 + j], for each of dim columns; weight [taps, dim]. Before
@@ -272,20 +277,19 @@ class Backend {
 
 struct BackendOptions {
   int threads = 1, decode_threads = 1;
-  bool fewer_will_do = false;  // true: fewer threads will do if the system grants no more; false: that is kMemory
+  bool fewer_will_do = false;  // if the system grants fewer threads: true: uses those; false: throws kMemory
   bool exact_batches = false;  // no tiles: the bits of a row do not depend on how many others are multiplied with it
-  bool float_activations = false;  // of float weights: no rounding to bf16
+  bool float_activations = false;  // activations for float weights are not rounded to bf16
 };
 
 // The tier is the machine's highest, or what GEMLET_CPU forces.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 
-// check_cuda() throws kUnsupported where there is no CUDA, and so does make_cuda_backend(const BackendOptions&
-// options).
+// The next two functions throw kUnsupported if no GPU can be used.
 void check_cuda();
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
-// The GPUs of this machine, and why those that cannot be used cannot. Throws nothing.
+// The GPUs of this machine. If one cannot be used, its `refusal` says why. cuda_info() throws nothing.
 struct GpuInfo {
   std::string name;
   int capability;       // 80 for 8.0
@@ -293,14 +297,14 @@ struct GpuInfo {
   std::string refusal;  // empty: it can be used
 };
 struct CudaInfo {
-  std::string refusal;  // why there is no device 'cuda'; empty: there is
-  int version = 0;      // of CUDA that the driver has, 13000 for 13.0; 0: there is no driver
+  std::string refusal;  // why the device 'cuda' cannot be used; empty: it can be used
+  int version = 0;      // the driver's version of CUDA, 13000 for 13.0; 0: there is no driver
   std::vector<GpuInfo> gpus;
 };
 CudaInfo cuda_info();
 
-// A device by its name, "cpu" or "cuda". check_device() throws what make_backend() would throw, kUnsupported for a
-// device that this build or this machine does not have, but makes nothing.
+// Makes the backend of the device with this name, "cpu" or "cuda". Throws kUnsupported if this build or this machine
+// does not have the device. check_device() throws the same errors, but makes nothing.
 void check_device(const std::string& name);
 std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options);
 

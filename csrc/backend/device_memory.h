@@ -1,5 +1,5 @@
-// Memory of a backend, owned: move-only, freed with its owner. The host must not use an address in it, except for
-// arithmetic and to hand it to the backend: upload() and download() are the ways in and out (backend.h).
+// Owned memory of a backend: move-only, freed with its owner. The host must not read or write it. It may only compute
+// with its addresses and pass them to the backend; upload() and download() copy data in and out (backend.h).
 #pragma once
 
 #include <cstddef>

@@ -12,7 +12,7 @@
 namespace gemlet {
 namespace {
 
-// The allocations of a backend: where a pair of closed and usable addresses begins, and its bytes.
+// The allocations of a backend. Each has a guarded address, a usable address and a size in bytes.
 class Allocations {
  public:
   void add(uintptr_t closed, uint8_t* usable, size_t bytes) {
@@ -262,7 +262,7 @@ class GuardedBackend : public Backend {
 
  private:
   static int64_t size_of(size_t count) { return static_cast<int64_t>(count); }
-  static int64_t end_of(std::span<const int32_t> rows) {  // the row behind the last one
+  static int64_t end_of(std::span<const int32_t> rows) {  // one more than the largest row
     int64_t end = 0;
     for (const int32_t row : rows) end = std::max<int64_t>(end, row + 1);
     return end;

@@ -1,4 +1,4 @@
-// Linked where CUDA is not built.
+// Takes the place of the CUDA backend in builds without it.
 #include "backend/backend.h"
 #include "base/error.h"
 

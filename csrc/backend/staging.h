@@ -6,8 +6,8 @@
 
 namespace gemlet {
 
-// The backend's memory itself if that is the host's, else a buffer, which finish() uploads. After finish() it can be
-// filled again.
+// If the backend's memory is the host's, this is that memory itself; otherwise it is a buffer, which finish() uploads.
+// After finish() it can be filled again.
 class Staging {
  public:
   Staging(Backend& backend, uint8_t* memory, int64_t bytes)

@@ -47,7 +47,7 @@ void for_each_part(const std::string& text, char separator, const Visit& visit) 
   }
 }
 
-// The number behind `key` in lines of "key number"; `otherwise` if there is none.
+// The number after `key` in lines of "key number"; `otherwise` if there is none.
 int64_t number_of(const std::string& text, std::string_view key, int64_t otherwise) {
   for_each_part(text, '\n', [&](const std::string& line) {
     if (line.starts_with(key) && line.size() > key.size() && line[key.size()] == ' ') {

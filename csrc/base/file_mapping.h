@@ -28,8 +28,8 @@ class FileMapping {
   // Throws kModelFile if the file was changed: OpenFile::check().
   void check() const { file_.check(); }
 
-  // Copies `bytes` from `first`, a place in the mapping, by reading the file. So no page enters this process's memory,
-  // while one access to the mapping may bring in megabytes. Throws kModelFile.
+  // Copies `bytes` bytes from `first`, a place in the mapping. It reads the file instead of the mapping, so no page
+  // enters this process's memory; one access to the mapping could bring in megabytes. Throws kModelFile.
   void read(const uint8_t* first, int64_t bytes, uint8_t* out) const { file_.read(first - data_, bytes, out); }
   // Removes these bytes from this process's memory. They may stay in the page cache and come back when they are used.
   void drop(const uint8_t* first, int64_t bytes) const;

@@ -16,12 +16,12 @@ namespace {
 enum Type : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 constexpr int32_t kBpe = 2;  // TrainerSpec.ModelType
 constexpr std::string_view kSpace = "\xE2\x96\x81";
-constexpr size_t kStart = 4;  // bytes by which user-defined pieces are looked for first
+constexpr size_t kStart = 4;  // the first bytes by which user-defined pieces are looked up
 constexpr size_t kMostBytes = INT32_MAX / 4;
 // A hostile vocabulary may make look-ups slow. Gemma's vocabularies stay far below these limits.
-constexpr size_t kMostSteps = 256;   // from the place of a piece in the table to where it lies
-constexpr size_t kMostLengths = 64;  // of user-defined pieces that begin alike
-constexpr size_t kAhead = 16;        // how many pieces ahead their places in the table are fetched
+constexpr size_t kMostSteps = 256;   // slots between the one that a piece's hash gives and the one that holds the piece
+constexpr size_t kMostLengths = 64;  // lengths of user-defined pieces with the same first bytes
+constexpr size_t kAhead = 16;        // slots of the table are prefetched this many pieces ahead
 
 // The fields of a message of protocol buffers, one after the other.
 class Fields {
@@ -260,7 +260,7 @@ size_t PieceEncoder::user_defined_at(std::string_view text) const {
 }
 
 struct PieceEncoder::Symbol {
-  int32_t before, behind;  // neighbours, -1: there is none
+  int32_t before, behind;  // the previous and the next piece; -1: there is none
   std::string_view text;   // empty once it is part of the one before it
   bool is_whole;           // a user-defined piece, which is not merged
 };
@@ -315,7 +315,7 @@ class PieceEncoder::Merging {
         const bool is_unknown = found < 0 || encoder_.pieces_[static_cast<size_t>(found)].type == kUnused;
         if (is_unknown && !encoder_.bytes_.empty()) {
           for (const char byte : text) result.push_back(encoder_.bytes_[static_cast<uint8_t>(byte)]);
-        } else if (!is_unknown || !after_unknown) {  // unknown ones in a row are one
+        } else if (!is_unknown || !after_unknown) {  // several unknown pieces in a row become one
           result.push_back(is_unknown ? encoder_.unknown_ : found);
         }
         after_unknown = is_unknown;

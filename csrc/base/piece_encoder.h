@@ -12,9 +12,9 @@ namespace gemlet {
 
 class PieceEncoder {
  public:
-  // The encoder of a model file, which has to outlive it. Null for a model that SentencePiece refuses, and for one
-  // unlike Gemma's: only byte-pair encoding of text that is taken as it is, but with U+2581 for spaces, is known here.
-  // Null as well where the pieces were chosen to make looking for them slow.
+  // Makes the encoder of a model file, which has to outlive it. It supports models like Gemma's: byte-pair encoding of
+  // text in which nothing changes except that spaces become U+2581. Returns null for other models, for a model that
+  // SentencePiece refuses, and for pieces that were chosen to make looking for them slow.
   static std::unique_ptr<PieceEncoder> of(std::string_view model);
 
   size_t size() const { return pieces_.size(); }
@@ -45,8 +45,9 @@ class PieceEncoder {
 
   std::vector<Piece> pieces_;
   std::vector<Slot> table_;  // the pieces that text may become, by the hashes of their texts
-  size_t most_steps_ = 0;    // from the place of any piece in the table to where it lies
-  // The first bytes of user-defined pieces, four or all of a shorter one: their lengths, the longest first.
+  size_t most_steps_ = 0;    // slots between the one that a hash gives and the one that holds the piece
+  // Key: the first four bytes of user-defined pieces, or all bytes of a shorter piece. Value: the lengths of these
+  // pieces, the longest first.
   std::unordered_map<std::string_view, std::vector<size_t>> user_defined_;
   std::vector<int32_t> bytes_;  // ids of the byte pieces; empty without them
   int32_t unknown_ = -1;

@@ -6,12 +6,12 @@
 
 namespace gemlet {
 
-// Where the run of pieces ends that begins at `at`; `at` itself if no piece begins there. A piece counts if it has the
-// layout that every writer uses: tag and length (below 128), tag and length of the text, text, tag and score, perhaps
-// tag and type.
+// The end of the run of pieces that begins at `at`, or `at` itself if no piece begins there. A piece counts if it has
+// the layout that every writer uses: tag and length (below 128), tag and length of the text, text, tag and score,
+// perhaps tag and type.
 size_t after_pieces(std::string_view data, size_t at);
 
-// Whether the little-endian numbers of 32 bits in `data` rise, or stay the same, and the last one is `last`.
+// Whether the little-endian numbers of 32 bits in `data` never fall and the last one is `last`.
 bool rises_to(std::string_view data, size_t last);
 
 }  // namespace gemlet

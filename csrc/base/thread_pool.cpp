@@ -57,7 +57,7 @@ struct ThreadPool::State {
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
-  // Has fewer threads where the system grants no more: the caller looks at threads().
+  // If the system grants no more threads, there are fewer; the caller looks at threads().
   State(int most_threads, int used_threads) : shares(static_cast<size_t>(most_threads)), used(used_threads) {
     try {
       workers.reserve(shares.size());

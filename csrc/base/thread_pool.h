@@ -1,7 +1,7 @@
 // A pool of worker threads. run() runs tasks 0 to tasks - 1 on the workers and on the calling thread, and returns when
 // all are done. Any thread may run any task, so the result of a task must not depend on the thread: therefore results
 // are equal for every number of threads. Workers spin briefly between runs, then sleep. After a fork the child starts
-// workers of its own, fewer where the system does not grant so many. A pool of one thread starts no workers.
+// its own workers, or fewer if the system does not grant so many. A pool of one thread starts no workers.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ inline constexpr int kMaxThreads = 1024;
 
 class ThreadPool {
  public:
-  // Where the system does not grant so many, it has fewer if `fewer_will_do`, else throws kMemory.
+  // If the system does not grant so many threads, the pool has fewer if `fewer_will_do`, and otherwise throws kMemory.
   explicit ThreadPool(int threads, bool fewer_will_do = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

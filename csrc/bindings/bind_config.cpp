@@ -15,7 +15,7 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// What a field of this type takes, for errors.
+// The kind of value that a field of this type takes, for error messages.
 template <typename Value>
 constexpr const char* expected_text() {
   if constexpr (std::is_same_v<Value, bool>) return "True or False";

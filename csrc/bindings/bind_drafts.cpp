@@ -13,7 +13,7 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// A model that writes what is given, in steps that take the given times.
+// Simulates a model that writes the given texts, in steps that take the given times.
 class Simulation {
  public:
   Simulation(const std::vector<std::vector<int32_t>>& texts, const std::vector<size_t>& prompts,
@@ -24,7 +24,8 @@ class Simulation {
     }
   }
 
-  // When each text is done, in seconds, and how many tokens were guessed and how many were right.
+  // Returns the time in seconds at which each text is done, the number of guessed tokens, and how many of them were
+  // right.
   std::tuple<std::vector<double>, int64_t, int64_t> run() {
     for (;;) {
       std::vector<Text*> live;

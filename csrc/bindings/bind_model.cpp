@@ -247,7 +247,7 @@ void register_model(py::module_& m) {
   m.def("check_device", &check_device, py::arg("name"),
         "Raises UnsupportedError if this build or this machine does not have the device.");
   m.attr("PASS_TEXTS") = kPassTexts;     // most texts that one pass embeds
-  m.attr("PASS_TOKENS") = kChunkTokens;  // of them together
+  m.attr("PASS_TOKENS") = kChunkTokens;  // most tokens of these texts together
   m.attr("KV_BLOCK_TOKENS") = kKvBlockTokens;
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", py::is_final(),
                                                 "Low-rank corrections of a model's matrices; made by AdapterBuilder.")
@@ -318,7 +318,7 @@ void register_model(py::module_& m) {
              if (decode_threads == 0) decode_threads = threads;
              std::map<std::string, Format> own;
              for (const auto& [slot, format] : formats) own[slot] = weight_format(format);
-             const bool exact_floats =  // f32 and w4a16 round no activations, and then nothing else does
+             const bool exact_floats =  // f32 and w4a16 do not round activations, and then no other product rounds them
                  weight_format(weights) == Format::kF32 || weight_format(weights) == Format::kW4a16 ||
                  std::ranges::any_of(own, [](const auto& one) { return one.second == Format::kW4a16; });
              const BuildMode mode = threads == 0 ? BuildMode::kPlan

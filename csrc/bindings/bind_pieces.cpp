@@ -43,12 +43,13 @@ void register_pieces(py::module_& m) {
   py::class_<HeldEncoder>(m, "PieceEncoder", py::is_final(), "Text to pieces, as SentencePiece does it.")
       .def("encode", &encode, py::arg("text"), "The ids of `text`.")
       .def("__len__", [](const HeldEncoder& held) { return held.encoder->size(); });
-  m.def("piece_encoder", &piece_encoder, py::arg("model"),
-        "The encoder of a SentencePiece model; None for one that SentencePiece refuses, and for other models than "
-        "byte-pair encoding of text as it is.");
+  m.def(
+      "piece_encoder", &piece_encoder, py::arg("model"),
+      "The encoder of a SentencePiece model. None if SentencePiece refuses the model, or if the model is anything but "
+      "byte-pair encoding of unchanged text.");
   m.def(
       "after_pieces", [](const py::bytes& data, size_t at) { return after_pieces(data, at); }, py::arg("data"),
-      py::arg("at"), "Where the run of pieces that begins at `at` ends in a file of SentencePiece, `data`.");
+      py::arg("at"), "The end of the run of pieces that begins at `at` in `data`, a file of SentencePiece.");
   m.def(
       "rises_to", [](const py::bytes& data, size_t last) { return rises_to(data, last); }, py::arg("data"),
       py::arg("last"), "Whether the little-endian numbers of 32 bits in `data` never fall, and end with `last`.");

@@ -71,7 +71,7 @@ class Ticket {
   const std::shared_ptr<Request> request_;
 };
 
-// float32 [rows, width], or none if there are no rows. A text has none, so it does not import NumPy.
+// float32 [rows, width], or none if there are no rows. Requests for text have no rows, so they do not import NumPy.
 std::optional<py::array_t<float>> rows_of(std::vector<float> values, int64_t width) {
   if (values.empty()) return std::nullopt;
   auto* const own = new std::vector<float>(std::move(values));

@@ -49,7 +49,7 @@ void register_sampler(py::module_& m) {
              return std::make_shared<SequenceBreakers>(std::move(made));
            }),
            py::arg("groups"),
-           "Pairs (heads, tail): each of the ids `heads` with the ids `tail` behind it is one of the sequences.");
+           "Pairs (heads, tail): each of the ids `heads` followed by the ids `tail` is one of the sequences.");
 
   py::class_<Sampler>(m, "Sampler", py::is_final(), "Chooses tokens from logits, and keeps the random state.")
       .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p, double typical_p,

@@ -182,7 +182,7 @@ void register_testing(py::module_& testing) {
               "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.");
   testing.def("assistant_logits", &assistant_logits, py::arg("target"), py::arg("assistant"), py::arg("ids"),
               py::arg("count"),
-              "The likeliest tokens that an assistant guesses one after the other behind some ids, and its logits, "
+              "The likeliest tokens that an assistant guesses one by one after some ids, and its logits, "
               "float32 [count, vocab].");
   testing.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
               "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and "

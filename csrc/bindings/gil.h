@@ -17,7 +17,7 @@ bool python_is_ending();
 
 [[noreturn]] void stay_for_ever();
 
-// Lets other Python threads run for as long as it lives. To be used instead of pybind11's gil_scoped_release.
+// Lets other Python threads run for as long as it lives. Use it instead of pybind11's gil_scoped_release.
 class GilRelease {
  public:
   GilRelease();
@@ -29,7 +29,7 @@ class GilRelease {
   PyThreadState* thread_;  // null: this is the thread that ends Python
 };
 
-// call(), which may run code in Python and so give the lock away and want it back.
+// Runs call(), which may run code in Python and so release the lock and wait for it again.
 template <typename Call>
 auto in_python(const Call& call) {
 #ifdef __GLIBCXX__

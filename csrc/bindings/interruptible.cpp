@@ -73,7 +73,7 @@ void run_interruptibly(std::function<void()> work, const std::function<void()>& 
     try {
       std::thread([shared] { shared->run(); }).detach();
       started = true;
-    } catch (const std::system_error&) {  // no thread to be had
+    } catch (const std::system_error&) {  // the system grants no thread
     }
   }
   if (!started) {

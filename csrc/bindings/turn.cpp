@@ -16,7 +16,7 @@ bool Turn::enter() {
   constexpr std::chrono::microseconds kPause(200);
   const unsigned long me = PyThread_get_thread_ident();
   for (;;) {
-    // In a forked process a new thread may have the number of one that stayed in the other.
+    // In a forked process, a new thread may have the same number as a thread of the parent.
     const bool is_forked = forks_ != fork_generation();
     const bool is_mine = depth_ > 0 && thread_ == me && (!is_forked || came_by_fork());
     if (is_mine) break;

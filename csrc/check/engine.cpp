@@ -36,7 +36,7 @@ struct Written {
   FinishReason reason = FinishReason::kNone;
 };
 
-// A folder for the disk cache, removed in the end. Empty where there is none to be had.
+// A temporary folder for the disk cache. Its path is empty if no folder could be made.
 class Folder {
  public:
   Folder() {
@@ -56,7 +56,7 @@ class Folder {
   std::string path_;
 };
 
-// Texts that others begin like, some of them to any length.
+// Texts whose first tokens other texts begin with: sometimes as many as possible, otherwise a random number of them.
 class Beginnings {
  public:
   explicit Beginnings(Random& random) {

@@ -205,7 +205,7 @@ Case make_case(Random& random, const MatmulOperation& operation, Kind x_kind, Ki
   return c;
 }
 
-// Copies row r to `to`, as a first row.
+// Copies row r to `to`, where it is the first row.
 void copy_row(const Case& c, int64_t r, uint8_t* to) {
   if (c.operation.activations != Activations::kTiles) {
     std::memcpy(to, c.row(r), static_cast<size_t>(c.args.x_stride));

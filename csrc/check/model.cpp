@@ -25,7 +25,7 @@ ModelConfig small_config() {
     LayerConfig layer;
     layer.num_heads = i == 2 ? 2 : 4;
     layer.num_kv_heads = layer.num_heads / 2;
-    layer.head_dim = i == 2 ? 264 : 40;  // 264: the keys and values of every token are a task of their own
+    layer.head_dim = i == 2 ? 264 : 40;  // 264: the keys and values of each token are a separate task
     layer.intermediate_size = 176;
     layer.query_scale = 1 / std::sqrt(static_cast<double>(layer.head_dim));
     layer.rope_theta = 10000;

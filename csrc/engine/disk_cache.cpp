@@ -44,7 +44,7 @@ DiskCache::~DiskCache() {
   if (thread_.joinable()) thread_.join();
 }
 
-// Where the system grants no thread, the caller does the work.
+// If the system grants no thread, the caller does the work.
 bool DiskCache::start(Lock& lock) {
   try {
     if (!thread_.joinable()) thread_ = std::thread(&DiskCache::work, this);
@@ -140,8 +140,8 @@ void DiskCache::do_write(const Write& write) {
   if (!folder_->has(name, static_cast<int64_t>(bytes.size()))) static_cast<void>(folder_->write(name, bytes));
 }
 
-// Whether the file has a block that goes on with the beginning of `text`; then its blocks of the kinds that are wanted,
-// which may be none. A file of this name with any other content is damaged.
+// Whether the file has a block of a text that goes on like `text`. If so, reads its blocks of the kinds that are
+// wanted, which may be none. A file of this name with any other content is damaged.
 bool DiskCache::read_block(const BlockName& name, std::span<const int32_t> text, const std::vector<bool>& wanted,
                            const KvOwner& owner, Block& block) const {
   const File file(*folder_, name);

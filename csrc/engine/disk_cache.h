@@ -1,8 +1,8 @@
-// The prefix cache on disk: one thread writes blocks of texts behind the engine's steps, and reads them for texts that
-// wait. It never needs Python's lock. Blocks are read from memory that nobody writes to, because a reference to them is
-// held here.
+// The prefix cache on disk. One thread writes blocks of texts while the engine goes on, and reads blocks for texts that
+// wait. It never needs Python's lock. It holds a reference to the blocks that it writes, so nobody changes them
+// meanwhile.
 //
-// In a forked process the thread does not exist, and the engine makes another one of these.
+// In a forked process the thread does not exist, so the engine makes another DiskCache.
 #pragma once
 
 #include <atomic>
@@ -22,32 +22,32 @@ namespace gemlet {
 
 class DiskCache {
  public:
-  // `news` is told when a text has been read.
+  // `news` is notified when a text has been read.
   DiskCache(std::shared_ptr<DiskFolder> folder, KvPool& pool, Event& news);
-  // Writes what waits, for a few seconds at most.
+  // Writes the blocks that still wait, for a few seconds at most.
   ~DiskCache();
   DiskCache(const DiskCache&) = delete;
   DiskCache& operator=(const DiskCache&) = delete;
 
-  // Queues a block to be written: the last one of a text with these numbers. Does nothing if too much waits already.
+  // Queues the last block of a text with these numbers for writing. Does nothing if too much waits already.
   void write(const KvOwner& owner, std::span<const int32_t> numbers, const std::vector<KvBlockRef>& blocks);
 
   struct Block {
     std::vector<int32_t> numbers;  // the numbers of its 1 to 64 tokens
     std::vector<KvBlockRef> blocks;
   };
-  // What is being read of a text. Its reader may forget it at any time.
+  // The part of a text that is being read. Whoever asked for it may drop it at any time.
   struct Reading {
     KvOwner owner;
     TextKey text;
-    int64_t from;   // full blocks that are known already
+    int64_t from;   // the first full blocks, which are known already
     int64_t known;  // tokens that are known already
     std::atomic<bool> is_done{false};
-    std::vector<Block> found = {};  // once it is done: the blocks behind `from`
+    std::vector<Block> found = {};  // the blocks after the first `from`, once it is done
   };
   std::shared_ptr<Reading> read(const KvOwner& owner, const TextKey& text, int64_t from, int64_t known);
 
-  // Forgets what waits to be written, and waits for what is being done. Returns whether there was anything.
+  // Drops the blocks that wait to be written, and waits until the current work is done. Returns whether there was any.
   bool abandon();
 
  private:
@@ -77,7 +77,7 @@ class DiskCache {
   std::deque<std::shared_ptr<Reading>> readings_;
   int64_t waiting_bytes_ = 0;
   bool is_busy_ = false;
-  std::optional<Clock::time_point> end_;  // set: it is to end, at this time at the latest
+  std::optional<Clock::time_point> end_;  // if it is set, the thread has to end by this time
   std::thread thread_;
 };
 

@@ -20,7 +20,7 @@ namespace gemlet {
 namespace {
 
 constexpr char kTemporary[] = ".gemlet-";
-constexpr int64_t kCountAgain = 64;      // writes until entries are counted again, as other processes write too
+constexpr int64_t kCountAgain = 64;      // writes until entries are counted again, because other processes write too
 constexpr int64_t kAbandoned = 15 * 60;  // seconds after which a temporary file belongs to no process any more
 
 bool is_own_file(const struct stat& status) { return S_ISREG(status.st_mode) && status.st_uid == geteuid(); }
@@ -144,7 +144,8 @@ bool DiskFolder::has(const BlockName& name, int64_t bytes) const {
 
 void DiskFolder::mark_used(int descriptor) const {
   timespec times[2];
-  // The system's own time of a file stands still for some milliseconds, in which another one may be used.
+  // The system would take the time from a clock that stands still for some milliseconds. Another file may be used
+  // within them.
   clock_gettime(CLOCK_REALTIME, &times[0]);
   times[1] = times[0];
   static_cast<void>(futimens(descriptor, times));
@@ -184,8 +185,8 @@ std::vector<BlockName> DiskFolder::following(uint64_t before) const {
   return names;
 }
 
-// Counts the entries, and removes those that were not used for the longest time until a tenth of the room is free. A
-// block counts as used when one that follows it was.
+// Counts the entries, and removes those that were not used for the longest time until a tenth of the room is free. When
+// a block is used, the blocks that it follows count as used too.
 void DiskFolder::make_room() {
   std::vector<Entry> entries;
   for (int index = 0; index < Part::kCount; ++index) {

@@ -1,11 +1,13 @@
-// A folder that keeps the keys and values of texts between processes: a file for each block of a text, named by
-// checksums of what comes before and of the whole, in which kv_record.h has the text itself. Blocks that follow
-// the same text lie in one of 256 folders, so that they are found without looking at all files.
+// A folder that keeps the keys and values of texts between processes. Each block of a text is a file. Its name has two
+// checksums: of the text before the block, and of the text up to its end. Its content has the text itself
+// (kv_record.h). Blocks that follow the same text are in the same one of 256 folders, so they are found without looking
+// at all files.
 //
-// Any number of processes may use it. A file appears by renaming, whole or not at all. A file that is damaged, a link,
-// a pipe, of another user or of another text counts as absent. Nothing is flushed to the disk: what a power cut leaves
-// half written fails its checksum. Above its size, the files that were not used for the longest time are removed.
-// Before a file, those that only it leads to are removed.
+// Any number of processes may use it. A file is written under another name and then renamed, so it appears as a whole
+// or not at all. A file counts as absent if it is damaged, a link or a pipe, or if it belongs to another user or text.
+// Nothing is flushed to the disk: what a power cut leaves half written fails its checksum. If the files take more than
+// the limit, those that were not used for the longest time are removed. The blocks that follow a block are removed
+// before it.
 #pragma once
 
 #include <atomic>
@@ -18,8 +20,8 @@
 
 namespace gemlet {
 
-// The name of the block of a text that ends behind this many numbers: `before` and `whole` are the checksums of the
-// text up to its block and with it.
+// The name of a block. `before` and `whole` are the checksums of its text without the block and with it. `numbers`
+// counts the numbers of the text up to the end of the block.
 struct BlockName {
   uint64_t before = 0, whole = 0;
   int64_t numbers = 0;
@@ -29,7 +31,7 @@ struct BlockName {
 
 class DiskFolder {
  public:
-  // Throws kInvalidRequest if it is no folder of this user, or if others may write to it.
+  // Throws kInvalidRequest if `path` is not a folder of this user, or if others may write to it.
   DiskFolder(const std::string& path, int64_t most_bytes);
   ~DiskFolder();
   DiskFolder(const DiskFolder&) = delete;
@@ -45,7 +47,7 @@ class DiskFolder {
   bool write(const BlockName& name, std::span<const uint8_t> bytes);
   void remove(const BlockName& name) const;
   void mark_used(int descriptor) const;
-  // A block's bytes were read.
+  // Counts the bytes of a block that was read.
   void add_read(int64_t bytes) const { read_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
   void count(int64_t& read, int64_t& written) const {
     read = read_bytes_.load(std::memory_order_relaxed);
@@ -62,9 +64,9 @@ class DiskFolder {
   int descriptor_ = -1;
   const int64_t most_bytes_;
   mutable std::atomic<int64_t> read_bytes_{0}, written_bytes_{0};
-  // Only for the one thread that writes.
+  // Only the one thread that writes uses these.
   int64_t bytes_ = -1;  // size of all entries; -1: not counted yet
-  int64_t writes_ = 0;  // since they were counted
+  int64_t writes_ = 0;  // writes since the entries were counted
 };
 
 }  // namespace gemlet

@@ -55,7 +55,8 @@ void SmallerModel::settle(Job& job) {
   size_t right = 0;
   const auto next = [&] { return static_cast<size_t>(state.certain) + right; };
   while (right < state.guessed.size() && next() < job.ids.size() && state.guessed[right] == job.ids[next()]) ++right;
-  // The last token gives logits, also where a step comes to nothing and begins again.
+  // Leaves at least the last token to be read, because its pass gives the logits. A step that failed begins again with
+  // it.
   state.certain = static_cast<int64_t>(std::min(next(), job.ids.size() - 1));
   state.guessed.clear();
   state.kv->truncate(state.certain);

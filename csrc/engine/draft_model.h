@@ -27,28 +27,30 @@ class DraftModel {
   };
 
   virtual ~DraftModel() = default;
-  virtual bool takes_states() const { return false; }  // the model's, of rows that chose a token
+  virtual bool takes_states() const {
+    return false;
+  }  // whether it takes the model's states of the rows that chose a token
   // The most tokens that a guess about a text may have.
   virtual int64_t most(const Job& job) const = 0;
   // Tokens of a text that have to be read before a guess.
   virtual int64_t behind(Job& job) = 0;
-  // Reads the next ones, at most `tokens`.
+  // Reads the next of these tokens, at most `tokens`.
   virtual void read(Job& job, int64_t tokens) = 0;
   virtual void guess(std::span<Ask> asks) = 0;
   // Bytes of weights that a pass reads.
   virtual int64_t pass_bytes() const = 0;
-  // The text has ended, or gives up its memory.
+  // Is called when a text has ended or gives up its memory.
   virtual void end(Job& job) = 0;
-  // Memory has run out. Gives up what texts that have ended left. Returns whether there was anything.
+  // Is called when memory has run out. Frees what is kept of texts that have ended. Returns whether there was anything.
   virtual bool make_room() = 0;
-  // The engine has ended.
+  // Is called when the engine has ended.
   virtual void close() = 0;
 };
 
-// Any model of the same vocabulary. It has keys and values of its own, in memory of its own.
+// Any model with the same vocabulary. It has its own keys and values, and its own memory for them.
 class SmallerModel final : public DraftModel {
  public:
-  // It computes where the other model does.
+  // It computes on the backend of the other model.
   SmallerModel(std::shared_ptr<Model> model, std::shared_ptr<Model> target, int64_t cache_bytes, Event& news);
 
   int64_t most(const Job& job) const override;

@@ -12,7 +12,7 @@ namespace gemlet {
 struct DraftState {
   // What a smaller model needs:
   std::unique_ptr<KvTable> kv;   // null: nothing yet
-  int64_t certain = 0;           // tokens of the text in it
+  int64_t certain = 0;           // tokens of the text whose keys and values are in it
   std::vector<int32_t> guessed;  // guessed tokens after those
   int64_t kept_blocks = 0;       // blocks that its prefix cache has
   // What an assistant needs: the model's states [rows, hidden] of the last pass, and which of them chose the last

@@ -8,11 +8,11 @@ namespace {
 
 constexpr double kMostChance = 0.95;  // so that texts which repeat themselves count the same
 constexpr double kRate = 0.1;         // how fast a chance follows what happens
-constexpr double kGrant = 0.01;       // what trying may cost for each step, as a share of a step
-constexpr double kMostSaved = 3;      // steps on an account
-constexpr double kLeastGain = 0.03;   // a share of a step
-constexpr int64_t kBeyondKnown = 2;   // rows more than any step had so far
-constexpr int64_t kPatience = 100;    // steps between two looks whether a row still costs too much
+constexpr double kGrant = 0.01;       // added to an account at each step, so that guesses can be tried; in steps
+constexpr double kMostSaved = 3;      // the most that an account holds, in steps
+constexpr double kLeastGain = 0.03;   // guesses must gain at least this share of the tokens
+constexpr int64_t kBeyondKnown = 2;   // a step may have this many rows more than any step before
+constexpr int64_t kPatience = 100;    // steps between two trials whether a row still costs too much
 
 // A guessed token that could go through the pass.
 struct Candidate {
@@ -29,7 +29,7 @@ int64_t most_rows(int64_t rows, int64_t most, const StepTimes& times) {
   return std::min({most, StepTimes::kMostRows - rows, times.most_known() + kBeyondKnown - rows});
 }
 
-// How many of the candidates gain most, if each further one of a text takes one more `pass` of a model.
+// Chooses the number of candidates that gains most. Each further candidate of a text costs one more `pass` of a model.
 DraftChoice choose(std::span<const Candidate> candidates, int64_t rows, int64_t most, double pass,
                    const StepTimes& times) {
   DraftChoice best = {0, kLeastGain};
@@ -42,7 +42,7 @@ DraftChoice choose(std::span<const Candidate> candidates, int64_t rows, int64_t 
     if (depths.size() <= one.text) depths.resize(one.text + 1);
     deepest = std::max(deepest, ++depths[one.text]);
     expected += one.chance;
-    // Tokens for the time of a step without guesses.
+    // The gain is in tokens for the time of a step without guesses.
     const double time = times.cost(rows + count, rows) + pass * static_cast<double>(deepest);
     const double gain = (1 + expected / static_cast<double>(rows)) / time - 1;
     if (gain > best.gain) best = {count, gain};

@@ -5,7 +5,7 @@
 // chooses tokens one after the other, as it would without guesses, up to the first one that was guessed wrong. So the
 // text is the same, and a step gives it 1 to k + 1 tokens.
 //
-// Guesses cost time, so a step takes them only where that pays: it knows how long steps with more rows take
+// Guesses cost time, so a step takes them only if that pays: it knows how long steps with more rows take
 // (engine/step_times.h) and how often the guesses about each text have been right. Guesses that do not go through a
 // pass are compared, too, with what is chosen. Guesses of a model (engine/draft_model.h) also cost passes of their own,
 // so their length is chosen before they are made. No text may lose: each has an account of what it gained and lost,
@@ -46,14 +46,14 @@ class Drafts {
 
   // A guess of at most `most` tokens; none of them is taken yet.
   void propose(std::span<const int32_t> ids, int64_t most);
-  // Those that go through the pass.
+  // The guessed tokens that go through the pass.
   std::span<const int32_t> taken() const { return std::span(draft_.ids).first(static_cast<size_t>(taken_)); }
   // `last` and the guessed tokens after it. Valid until the next call.
   std::span<const int32_t> behind(int32_t last);
   // Takes at most `most` of them, without choose_drafts(). Returns how many.
   int64_t take(int64_t most);
 
-  // Another guess instead of the one that was proposed. All of it goes through the pass.
+  // Replaces the guess that was proposed. All of the new guess goes through the pass.
   void offer(Draft draft);
   bool is_of_model() const { return draft_.kind == kModelKind && !draft_.ids.empty(); }
   double model_chance() const { return chances_[kModelKind]; }
@@ -62,7 +62,7 @@ class Drafts {
   // went through the pass.
   bool check(int64_t index, int32_t id);
   bool may_lose() const { return account_ >= 0; }
-  // A step has taken `time` times as long as it would without guesses, and gave `tokens`.
+  // Records that a step took `time` times as long as it would without guesses, and gave the text `tokens` tokens.
   void account(double time, int64_t tokens);
 
  private:

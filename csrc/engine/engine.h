@@ -4,7 +4,7 @@
 // One step:
 //   1. collect: requests that were cancelled, or whose time is over, end; others begin while there is room.
 //   2. plan: the scheduler says how many tokens each request advances by.
-//   3. forward: one pass of the model over all of them. Where memory for keys and values runs out, first the prefix
+//   3. forward: one pass of the model over all of them. If memory for keys and values runs out, first the prefix
 //      cache gives up its blocks, then the last request that came; it begins again later.
 //   4. sample: each request whose text is read to its end gets its next token, which its reader can take.
 //
@@ -35,7 +35,7 @@ class Engine {
   // Throws kInvalidRequest, kContextLength, kUnsupported and kClosed before anything begins.
   std::shared_ptr<Request> submit(RequestOptions options);
 
-  // Waits until `news` has another value than `seen`, at most for `patience`. Where the system grants no thread for the
+  // Waits until `news` has another value than `seen`, at most for `patience`. If the system grants no thread for the
   // worker, it computes a step instead.
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 

@@ -17,28 +17,29 @@ enum class DraftUse : uint8_t { kNever, kWherePaying, kAlways };
 struct EngineOptions {
   int64_t most_running = 32;               // requests that advance together
   int64_t kv_bytes = INT64_MAX;            // limit for keys and values, besides those of one whole context
-  PrefixCache::Options prefix_cache = {};  // it keeps texts that have ended
+  PrefixCache::Options prefix_cache = {};  // keeps the keys and values of texts that have ended
   DraftUse drafts = DraftUse::kWherePaying;
-  int64_t most_drafted = StepTimes::kMostRows - 1;     // guessed tokens in a step: each takes a row of logits
-  std::shared_ptr<Model> drafter = nullptr;            // guesses too, besides the text itself
-  int64_t most_of_drafter = StepTimes::kMostRows - 1;  // tokens that it guesses about a text at a time
-  int64_t drafter_kv_bytes = INT64_MAX;                // the same limit for the drafter
-  int64_t drafter_cache_bytes = 0;                     // it keeps texts that have ended
-  // For measurements: what becomes of a token that the drafter has guessed, after this many others of a text.
+  int64_t most_drafted = StepTimes::kMostRows - 1;  // guessed tokens in a step: each takes a row of logits
+  std::shared_ptr<Model> drafter = nullptr;  // a model that also guesses tokens; null: only the text itself is used
+  int64_t most_of_drafter = StepTimes::kMostRows - 1;  // most tokens of one guess of the drafter about a text
+  int64_t drafter_kv_bytes = INT64_MAX;                // limit for the drafter's keys and values, like kv_bytes
+  int64_t drafter_cache_bytes = 0;                     // size of the drafter's own prefix cache
+  // For measurements: returns the token that replaces `id`, which the drafter guessed after `position` tokens of a
+  // text.
   std::function<int32_t(int64_t position, int32_t id)> rehearse = nullptr;
 };
 
-// Since the engine began. Times are in seconds.
+// Counts since the engine began. Times are in seconds.
 struct EngineStats {
   int64_t running = 0, waiting = 0;  // requests, now
-  double longest_wait = 0;           // so far, of the requests that wait for their first pass
-  int64_t begun = 0;                 // requests that have had it
-  double waiting_seconds = 0;        // sum of the times before their first pass
+  double longest_wait = 0;           // longest time so far of a request that still waits for its first pass
+  int64_t begun = 0;                 // requests whose first pass has begun
+  double waiting_seconds = 0;        // sum of their times before the first pass
   int64_t steps = 0;
   int64_t prompt_tokens = 0;  // computed
   int64_t cached_tokens = 0;  // not computed, thanks to the prefix cache
   int64_t generated_tokens = 0;
-  int64_t drafts = 0;           // of one text in one step
+  int64_t drafts = 0;           // guesses, one for each text and step
   int64_t drafted_tokens = 0;   // guessed tokens that went through a pass
   int64_t accepted_tokens = 0;  // those of them that were right
   int64_t preemptions = 0;

@@ -33,11 +33,11 @@ struct Job {
   TextKey key;               // the key of these ids
   SoftText soft;             // which of these ids are soft tokens
   std::unique_ptr<Sampler> sampler;
-  std::unique_ptr<Drafts> drafts = nullptr;  // guesses how the text goes on; null: nobody does
+  std::unique_ptr<Drafts> drafts = nullptr;  // guesses how the text goes on; null: there are no guesses
   int64_t unread = 0;                        // tokens that its reader has not taken
   bool paused = false;                       // its reader is slow
   DraftState draft_state = {};               // what a drafting model has read and computed for it
-  std::vector<float> held = {};  // the logits of its next token, whose mask is missing, and of guesses behind it
+  std::vector<float> held = {};  // the logits of its next token, whose mask is missing, and of the guesses after it
   int64_t right = 0;             // guesses of the last pass that have been chosen, while logits are held
   double slowed = 1;             // the factor by which guesses made that pass longer
   bool needs_mask = false;       // it gave up its place while it waited for a mask, and begins again when it has one

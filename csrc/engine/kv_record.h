@@ -32,12 +32,12 @@ std::vector<uint8_t> encode_record(KvPool& pool, const KvOwner& owner, std::span
 
 class KvRecord {
  public:
-  // The record at byte `at` of a file of `file_bytes`. Nothing if there is none of this owner.
+  // The record at byte `at` of a file of `file_bytes`. Empty if there is no record of this owner.
   static std::optional<KvRecord> open(int descriptor, int64_t at, int64_t file_bytes, const KvPool& pool,
                                       const KvOwner& owner);
 
   std::span<const int32_t> numbers() const { return numbers_; }
-  // Those before the block, and its own.
+  // The numbers before the block, and those of the block.
   std::span<const int32_t> before() const;
   std::span<const int32_t> own_numbers() const { return numbers().subspan(before().size()); }
   int64_t bytes() const { return bytes_; }  // its size in the file
@@ -54,7 +54,7 @@ class KvRecord {
   int64_t payload_at_ = 0, bytes_ = 0;
 };
 
-// All bytes at the end of an open file; false if the disk is full or fails.
+// Writes all bytes at the end of an open file. Returns false if the disk is full or fails.
 bool write_fully(int descriptor, std::span<const uint8_t> bytes);
 
 }  // namespace gemlet

@@ -28,7 +28,7 @@ class LogitRow {
   float largest() const { return largest_; }
   int32_t likeliest() const;  // the first with the largest logit
 
-  // A number that at least `count` logits reach, and not many more.
+  // A threshold that at least `count` logits reach, and not many more.
   float rank_floor(size_t count);
   // `found` = all with a logit of at least `floor`, by id. Most groups hold none.
   void collect(float floor, std::vector<Entry>& found) const;

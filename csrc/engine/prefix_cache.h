@@ -38,7 +38,7 @@ class PrefixCache {
     Digest model = {};                             // zeros: not known, and nothing leaves the process
     std::shared_ptr<DiskFolder> folder = nullptr;  // null: none
   };
-  // `news` is told when something was read from the disk.
+  // `news` is notified when something was read from the disk.
   PrefixCache(KvPool& pool, const Options& options, Event& news);
   ~PrefixCache();
 
@@ -63,7 +63,7 @@ class PrefixCache {
   // it is done.
   std::shared_ptr<DiskCache::Reading> look_up(const Root& root, const TextKey& text);
   void add(const Root& root, const DiskCache::Reading& reading);
-  // Forgets what waits to be written to the disk. Returns whether there was anything.
+  // Drops the blocks that wait to be written to the disk. Returns whether there were any.
   bool abandon() { return disk_ && disk_->abandon(); }
 
   // Appends what is kept of a text to an open file, as records. Returns the number of its tokens.
@@ -137,7 +137,7 @@ class PrefixCache {
   int64_t bytes_ = 0;
   uint64_t time_ = 0;
   std::map<Root, Children> roots_;
-  std::list<Entry*> entries_;  // the last one was used last. A parent stands behind its children.
+  std::list<Entry*> entries_;  // the last one was used last. A parent comes after its children.
   std::list<Entry*> windows_;  // those with blocks of windows, in that order
 };
 

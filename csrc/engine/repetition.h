@@ -16,7 +16,7 @@ void repeated_lengths(std::span<const int32_t> ids, std::vector<size_t>& lengths
 // Short sequences of tokens, such as the end of a line. A repetition does not count across them.
 class SequenceBreakers {
  public:
-  // Each of the heads with the tail behind it. Without a tail, every head alone.
+  // The sequences are each of the heads followed by the tail, or each head alone if there is no tail.
   struct Group {
     std::vector<int32_t> heads;
     std::vector<int32_t> tail;

@@ -1,8 +1,8 @@
 // A request to a model, such as to continue a text: what was asked for, how far it is, and what waits for its reader.
 //
-// Everything here but the constants changes under fork_safe_mutex(), for short moments, and so is whole in a forked
-// process. The forward pass also needs keys and values. The engine can compute them again from the ids, after a fork
-// and when memory runs out.
+// Everything here except the constants changes only under fork_safe_mutex(), for short moments, so it is complete in a
+// forked process. The forward pass also needs keys and values. The engine can compute them again from the ids, after a
+// fork and when memory runs out.
 #pragma once
 
 #include <atomic>
@@ -50,7 +50,7 @@ struct RequestOptions {
   std::optional<Clock::time_point> deadline;  // ends it with kTimeout
   int64_t most_unread = 16;                   // the request pauses while its reader has this many tokens to take
   uint64_t cache_salt = 0;                    // only requests with the same salt share what was computed
-  std::shared_ptr<Event> news;  // tells the reader that take() has something. Requests may share it. Not null.
+  std::shared_ptr<Event> news;                // notified when take() has something; not null. Requests may share it.
 };
 
 class Request {
@@ -65,9 +65,9 @@ class Request {
   struct Times {
     double waiting = 0;                 // time until its first pass
     double reading = 0;                 // time in passes up to its first token
-    double writing = 0;                 // time in steps after that
-    int64_t steps = 0;                  // after that
-    int64_t tokens = 0;                 // chosen after that, an end token too
+    double writing = 0;                 // time in steps after its first token
+    int64_t steps = 0;                  // steps after its first token
+    int64_t tokens = 0;                 // tokens chosen after its first one, including an end token
     int64_t drafted = 0, accepted = 0;  // guessed tokens that went through a pass, and those of them that were right
   };
 
@@ -78,14 +78,14 @@ class Request {
   // The tokens chosen so far, and whether more will come. Does not wait. Throws the error of a request that failed,
   // after its last tokens.
   Output take();
-  // Which ids may be chosen as the token after `position` others. The pass that computes its logits does not wait for
-  // this. Where the last ones of these others are only guessed, `behind` has them: the mask counts if they are chosen.
-  // A mask for a token that was chosen meanwhile, or behind others than were chosen, changes nothing. Throws
-  // kInvalidRequest for a position that is neither the next one nor behind guesses.
+  // Says which ids may be chosen as the token after `position` others. The pass that computes its logits does not wait
+  // for the mask. If the last of the others are only guessed, `behind` has these guesses, and the mask is used only if
+  // they are chosen. A mask changes nothing if its token was chosen meanwhile, or if other tokens than `behind` were
+  // chosen. Throws kInvalidRequest if the position is neither the next one nor one after guesses.
   void set_mask(int64_t position, TokenMask mask, std::span<const int32_t> behind = {});
   // How many tokens were chosen, and which ones are guessed to come next.
   std::pair<int64_t, std::vector<int32_t>> guessed() const;
-  // Ends with kCancelled at the next opportunity, unless it has ended already.
+  // Ends the request with kCancelled at the next opportunity, unless it has ended already.
   void cancel();
 
   // Whether cancel() was called.
@@ -101,7 +101,7 @@ class Request {
   friend class Engine;
   friend struct Worker;
 
-  // These four under fork_safe_mutex().
+  // The next four change only under fork_safe_mutex().
   bool has_mask() const { return masks_.contains(generated_.size()); }
   void guess(std::span<const int32_t> ids);
   void add(int32_t id);
@@ -116,14 +116,14 @@ class Request {
   std::vector<float> values_;  // values that wait for the reader
   int64_t handed_rows_ = 0;    // rows of logits so far, with those that wait
   FinishReason reason_ = FinishReason::kNone;
-  std::optional<Error> error_;  // only of kFailed
+  std::optional<Error> error_;  // set only with kFailed
   std::atomic<bool> cancelled_{false};
   std::atomic<int64_t> cached_tokens_{0}, read_tokens_{0};
   const RequestOptions::Clock::time_point submitted_ = RequestOptions::Clock::now();
   std::optional<RequestOptions::Clock::time_point> began_;
   Times times_;
   RequestOptions::Clock::time_point counted_;  // times_ are complete up to this moment
-  bool has_first_ = false;                     // token
+  bool has_first_ = false;                     // whether it has its first token
   Event* engine_event_ = nullptr;              // the event that it signals when the reader takes or cancels
   uint32_t forks_ = 0;                         // the process that computes it
 };

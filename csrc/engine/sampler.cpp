@@ -114,7 +114,8 @@ std::vector<std::pair<int32_t, double>> Sampler::distribution(std::span<const fl
   return chances;
 }
 
-// Reads the logits into row_. Fills candidates_ and weights_, unless the likeliest is taken: then false.
+// Reads the logits into row_. Returns false if the likeliest token is to be taken; otherwise fills candidates_ and
+// weights_.
 bool Sampler::choose_from(std::span<const float> logits, std::span<const int32_t> history,
                           std::span<const uint32_t> mask) {
   if (mutex_.torn()) leave_torn_behind();
@@ -140,7 +141,7 @@ bool Sampler::choose_from(std::span<const float> logits, std::span<const int32_t
 }
 
 // Fills candidates_ with every token that top-k, top-p and min-p keep, and weights_ with their e^(logit/T): in falling
-// order where top-k has a say, else by id.
+// order if top-k is used, otherwise by id.
 void Sampler::select_candidates(size_t count) {
   const double largest = static_cast<double>(row_.largest());
   const double inverse_temperature = std::min(1.0 / config_.temperature, 1e300);

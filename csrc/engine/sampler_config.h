@@ -1,4 +1,4 @@
-// How the tokens of a text are chosen: plain numbers and ids, checked.
+// The options for choosing the tokens of a text: plain numbers and ids, and the check of their ranges.
 #pragma once
 
 #include <cstdint>
@@ -19,26 +19,27 @@ struct DryConfig {
   std::shared_ptr<const SequenceBreakers> breakers;  // no repetition reaches across these; null: there are none
 };
 
-// The members stand in the order in which they count. All ids are at least 0, and ids beyond the logits are ignored.
+// The members are in the order in which they are applied. All ids are at least 0, and ids beyond the logits are
+// ignored.
 struct SamplerConfig {
   std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits of these ids
   double repetition_penalty = 1.0;  // > 0; divides positive and multiplies negative logits of all tokens so far
-  double frequency_penalty = 0.0;   // taken off a generated token's logit for each time that it was generated
-  double presence_penalty = 0.0;    // taken off every generated token's logit, once
+  double frequency_penalty = 0.0;   // subtracted from a token's logit for each time that it was generated
+  double presence_penalty = 0.0;    // subtracted once from the logit of every token that was generated
   DryConfig dry;
   int64_t no_repeat_ngram = 0;      // no run of this many tokens appears twice; 0: no limit
-  int64_t min_tokens = 0;           // this many tokens are generated before one of these ids may be
-  std::vector<int32_t> end_ids;     //
+  int64_t min_tokens = 0;           // an id of end_ids is chosen only after this many tokens
+  std::vector<int32_t> end_ids;     // used only by min_tokens
   std::vector<int32_t> suppressed;  // never chosen
   int64_t vocab_limit = 0;          // ids from here on are never chosen; 0: no limit
-  double temperature = 1.0;         // 0: greedy, and the rest is without effect
+  double temperature = 1.0;         // 0: greedy, and the members below have no effect
   int64_t top_k = 0;                // 0: all
   double top_p = 1.0;               // range: (0, 1]
-  double min_p = 0.0;               // range: [0, 1). The least probability, relative to the likeliest token's
+  double min_p = 0.0;               // range: [0, 1); the least probability, as a share of the likeliest token's
   double typical_p = 1.0;           // range: (0, 1]
   uint64_t seed = 0;
-  uint64_t drawn = 0;         // random numbers that were drawn before: continues where another sampler stopped
-  int64_t prompt_tokens = 0;  // every history begins with so many; what follows them was generated
+  uint64_t drawn = 0;         // random numbers to skip, so that it continues where another sampler stopped
+  int64_t prompt_tokens = 0;  // number of prompt tokens at the start of each history; the others were generated
 };
 
 // Throws kInvalidRequest, naming the value that is out of range.

@@ -5,10 +5,10 @@
 namespace gemlet {
 namespace {
 
-constexpr int64_t kLeastPiece = 16;  // the rows of a tile
-constexpr int64_t kMostWaiters = 4;  // texts that wait, for each one that is written: more of them do not count
-constexpr int64_t kOldestTurn = 4;   // once in this many steps the prompt that has waited longest comes first
-constexpr int64_t kQuickTurn = 16;   // once in this many steps a prompt may keep the others out of its last step
+constexpr int64_t kLeastPiece = 16;  // the number of rows of a tile
+constexpr int64_t kMostWaiters = 4;  // for each text that is written, at most this many waiting ones count
+constexpr int64_t kOldestTurn = 4;   // the prompt that has waited longest comes first at least once in this many steps
+constexpr int64_t kQuickTurn = 16;   // at most once in this many steps, the last step of a prompt reads nothing else
 
 }  // namespace
 
@@ -94,7 +94,7 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
     readers.insert(readers.begin(), oldest);
   }
   ++passed_over_;
-  // A step that reads the end of a prompt is quick: no piece of another one makes it longer.
+  // A quick step reads the end of a prompt and no piece of another prompt, so that it takes less time.
   const bool may_be_quick = quick_in_ == 0 && !more_read;
   quick_in_ = std::max<int64_t>(0, quick_in_ - 1);
   bool has_end = false;
@@ -109,7 +109,8 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
       quick_in_ = kQuickTurn - 1;
     }
     tokens = tokens > 0 ? job->whole(tokens) : 0;
-    if (tokens == 0 && read == 0) {  // a span goes through as a whole, if need be alone, though others wait for that
+    if (tokens == 0 &&
+        read == 0) {  // a span is read as a whole, if necessary in a separate step, although others wait for it
       tokens = job->least_tokens();
     }
     if (tokens == 0) continue;

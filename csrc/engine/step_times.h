@@ -23,8 +23,8 @@ class StepTimes {
     return std::clamp(like_fixed + writers, kLeast, kMost);
   }
 
-  // A step had `rows` rows of texts that are being written, `guesses` of them guessed tokens, and read `read` tokens of
-  // prompts.
+  // Records the time of a step. It had `rows` rows of texts that are being written, of which `guesses` were guessed
+  // tokens, and it read `read` tokens of prompts.
   void add(int64_t rows, int64_t guesses, int64_t read, double seconds) {
     if (read == 0 && rows <= kMostRows) of_rows_[static_cast<size_t>(rows)].add(seconds);
     guessing_ = guesses > 0 ? guessing_ + 1 : 0;
@@ -37,10 +37,10 @@ class StepTimes {
     }
   }
 
-  // A step that only writes and has `rows` rows, at most kMostRows, takes this many times as long as one with `plain`
-  // rows, whose time must be known. It is the ratio of the shortest times, because other programs disturb many steps,
-  // or that of the means if it is larger: where others use the CPUs, steps with more rows may suffer more, as they use
-  // more threads.
+  // How many times as long a step that only writes takes with `rows` rows, at most kMostRows, as with `plain` rows,
+  // whose time must be known. It is the ratio of the shortest times, because other programs disturb many steps, or of
+  // the means if that is larger: if other programs use the CPUs, steps with more rows may slow down more, because they
+  // use more threads.
   double cost(int64_t rows, int64_t plain) const {
     return std::max(writing(rows, &Time::best) / writing(plain, &Time::best),
                     writing(rows, &Time::mean) / writing(plain, &Time::mean));
@@ -52,7 +52,7 @@ class StepTimes {
   bool knows(int64_t rows) const {
     return rows <= kMostRows && of_rows_[static_cast<size_t>(rows)].steps >= kEnough && guessing_ < kMostGuessing;
   }
-  // Once in `patience` calls.
+  // True once in `patience` calls.
   bool is_time_to_try(int64_t patience) { return ++declined_ % patience == 0; }
   // The largest number of rows that is known.
   int64_t most_known() const { return nearest(kMostRows, -1); }
@@ -62,7 +62,8 @@ class StepTimes {
 
   struct Time {
     void add(double value) {
-      constexpr double kMostMeans = 4;  // means: a single step may have been interrupted for long
+      constexpr double kMostMeans =
+          4;  // in means; a longer time counts as this much, because the step may have been interrupted
       best += (steps == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
       mean += steps == 0 ? value : 0.1 * (std::min(value, kMostMeans * mean) - mean);
       ++steps;
@@ -71,9 +72,9 @@ class StepTimes {
     int64_t steps = 0;
   };
 
-  // Seconds.
+  // Seconds of a step that writes this many rows, estimated from the numbers of rows that are known.
   double writing(int64_t rows, double Time::* kind) const {
-    constexpr double kRise = 0.1;  // rise for each row, where nothing larger is known
+    constexpr double kRise = 0.1;  // assumed rise of the time for each row, if no larger number of rows is known
     const int64_t known = nearest(rows, -1), larger = nearest(rows, 1);
     const double base = of_rows_[static_cast<size_t>(known)].*kind, more = static_cast<double>(rows - known);
     if (larger == 0) return base * (1 + kRise * more);
@@ -82,14 +83,14 @@ class StepTimes {
   }
 
   static void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
-  // The next number of rows from `rows` on that is known, 0 if there is none.
+  // The first known number of rows from `rows` on, in steps of `direction`; 0 if there is none.
   int64_t nearest(int64_t rows, int64_t direction) const {
     while (rows > 0 && rows <= kMostRows && of_rows_[static_cast<size_t>(rows)].steps == 0) rows += direction;
     return rows > kMostRows ? 0 : rows;
   }
 
-  // A step of n rows takes about fixed_ + n * row_ seconds: the weights are read once. Few rows tell the first of
-  // these, many the second.
+  // A step of n rows takes about fixed_ + n * row_ seconds: the weights are read once. Steps with few rows are used to
+  // measure fixed_, and steps with many rows to measure row_.
   double fixed_ = 0, row_ = 0;
   std::array<Time, kMostRows + 1> of_rows_;  // seconds of a step that only writes this many
   int64_t guessing_ = 0;                     // steps with guessed tokens, one after the other

@@ -1,8 +1,9 @@
 // What the prefix cache knows a text by, in memory and on disk: a list of numbers, one for each token.
 //
-// A token's number is its id. That of a token with a soft row is negative, and has the id too. Before the first one of
-// an image or a sound stand numbers that belong to no token: how many rows it has, whether they see each other, and its
-// whole digest. So two texts with the same numbers have the same keys and values, and no two are taken for the same.
+// A token's number is its id. That of a token with a soft row is negative, and has the id too. The first one of an
+// image or a sound comes after numbers that belong to no token: how many rows it has, whether they see each other, and
+// its whole digest. So two texts with the same numbers have the same keys and values, and no two are taken for the
+// same.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace gemlet {
 class TextKey {
  public:
   TextKey() = default;
-  // `media` in order and without overlap, among the ids.
+  // `media` must be in order, must not overlap, and must lie among the ids.
   explicit TextKey(std::span<const int32_t> ids, std::span<const PlacedMedia> media = {});
 
   void add(int32_t id);

@@ -314,7 +314,8 @@ void Worker::put_back(Job* job) {
   ++stats.preemptions;
 }
 
-// A text that waits for its reader gives its place to one that waits for a place. Returns false if there is none.
+// A text that waits for its reader gives its place to one that waits for a place. Returns false if there is no such
+// text.
 bool Worker::put_slow_reader_back() {
   Job* const job = scheduler_.slow_reader(Clock::now());
   if (!job) return false;

@@ -23,7 +23,7 @@
 
 namespace gemlet {
 
-// The part under fork_safe_mutex() is whole in a forked process. The rest is the worker's.
+// What changes under fork_safe_mutex() is complete in a forked process. Only the worker uses the rest.
 struct Worker {
  private:
   const std::shared_ptr<Model> model_;
@@ -101,7 +101,7 @@ struct Worker {
   Scheduler scheduler_;
   StepTimes times_;
   LogprobReader logprobs_;
-  bool memory_is_short_ = false;  // none begins before another has ended
+  bool memory_is_short_ = false;  // no request begins before another has ended
   bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
   double slowed_ = 1;             // the factor by which guesses made the last step longer
   std::unique_ptr<DraftModel> draft_model_;

@@ -20,7 +20,7 @@ void follow(double& average, double value) { average = average == 0 ? value : 0.
 
 }  // namespace
 
-// Calls work(). Where memory for the drafter's keys and values runs out, the texts go on without its guesses.
+// Calls work(). If memory for the drafter's keys and values runs out, the texts go on without its guesses.
 template <typename Work>
 bool Worker::make_guesses(const Work& work) {
   try {
@@ -36,8 +36,8 @@ bool Worker::make_guesses(const Work& work) {
   return false;
 }
 
-// Guesses of the drafting model, if they gain more than `found`, which was looked up. Returns how many guessed tokens
-// go through the pass.
+// Makes guesses of the drafting model, if they gain more than `found`, which was looked up in the texts. Returns how
+// many guessed tokens go through the pass.
 int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   const auto rows = static_cast<int64_t>(parts.size());
   const bool always = options_.drafts == DraftUse::kAlways;
@@ -91,7 +91,7 @@ int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   return guess(texts, jobs);
 }
 
-// Reads texts with the drafter that it has not read so far, where that may pay.
+// Lets the drafter read texts that it has not read so far, if that may pay.
 void Worker::read_ahead(const std::vector<Job*>& behind, int64_t rows, double pass) {
   const double step = times_.seconds(rows);
   const double token = read_seconds_ > 0 ? read_seconds_ : 0.125 * pass * step;

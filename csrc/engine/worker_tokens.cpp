@@ -121,7 +121,7 @@ void Worker::keep_states(Job& job, int64_t row) const {
   job.draft_state.states.assign(first, first + (1 + job.drafted()) * width);
 }
 
-// The next tokens of texts that waited for a mask which is there now.
+// Chooses the next tokens of texts whose mask was missing and has now been set.
 void Worker::choose_held() {
   Ends ends;
   for (const auto& job : scheduler_.running()) {
@@ -133,7 +133,7 @@ void Worker::choose_held() {
   end(ends);
 }
 
-// Which tokens the reader lets be next; null if it has not said so yet.
+// The mask of the next token; null if the reader has not set it yet.
 std::shared_ptr<const TokenMask> Worker::mask_of(const Job& job) {
   const Lock lock(fork_safe_mutex());
   const Request& request = *job.request;

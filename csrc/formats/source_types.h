@@ -8,8 +8,9 @@
 
 namespace gemlet {
 
-// X(identifier, name, values per block, bytes per block). i8, i4, i2: integers with a scale for a row, or for equal
-// parts of it; two or four in a byte, the lowest bits first, with 8 or 2 added. i4x32: i4 with a scale for 32 of them.
+// X(identifier, name, values per block, bytes per block). i8, i4 and i2 are integers with one scale for a row, or one
+// for each of several equal parts of a row. A byte holds two i4, stored with 8 added, or four i2, stored with 2 added;
+// the first of them is in the lowest bits. i4x32 is i4 with a scale for each 32 values.
 #define GEMLET_SOURCE_TYPES(X) \
   X(F32, f32, 1, 4)            \
   X(Bf16, bf16, 1, 2)          \
@@ -42,7 +43,7 @@ std::string_view source_type_name(SourceType type);
 std::optional<SourceType> source_type_from_name(std::string_view name);
 int64_t source_block_values(SourceType type);
 int64_t source_block_bytes(SourceType type);
-// Bytes of `values` values, a multiple of the block's.
+// Bytes of `values` values, which must fill whole blocks.
 int64_t source_bytes(SourceType type, int64_t values);
 
 }  // namespace gemlet

@@ -37,7 +37,7 @@ const std::vector<KernelEntry>& kernel_entries() {
 
 KernelTable kernels_for(Tier tier) {
   KernelTable table;
-  // In a list, a tier never comes before a tier that it contains, so the last entry that fits is the best.
+  // In a list, a tier comes after all tiers that it contains, so the last entry that fits is the best.
 #define KERNEL(operation, kernel_tier) \
   if (tier_includes(tier, tiers::kernel_tier)) table.operation = kernel_tier::operation;
 #include "kernels/attention/attention.list"
@@ -57,7 +57,7 @@ Tier resolved_tier(std::string_view operation, Tier tier) {
 }
 
 KernelTable with_float_activations(KernelTable table) {
-  const KernelTable definitions = kernels_for(Tier::kScalar);  // which matmul_for() passes over
+  const KernelTable definitions = kernels_for(Tier::kScalar);  // matmul_for() skips these
   for (const MatmulOperation& operation : kMatmuls) {
     const bool floats = operation.weights == Format::kBf16 || operation.weights == Format::kBf12;
     if (floats && operation.activations != Activations::kF32) {
@@ -68,7 +68,7 @@ KernelTable with_float_activations(KernelTable table) {
 }
 
 KernelTable with_exact_batches(KernelTable table) {
-  const KernelTable definitions = kernels_for(Tier::kScalar);  // which matmul_for() passes over
+  const KernelTable definitions = kernels_for(Tier::kScalar);  // matmul_for() skips these
   for (const MatmulOperation& operation : kMatmuls) {
     if (operation.activations == Activations::kTiles && operation.least_rows > 1) {
       table.*operation.kernel = definitions.*operation.kernel;

@@ -96,10 +96,10 @@ KernelTable with_exact_batches(KernelTable table);
 // The tier from which kernels_for(tier) takes `operation`.
 Tier resolved_tier(std::string_view operation, Tier tier);
 
-// The matmul kernels by their operands. For one weight format, the first one is chosen for which the tier has more than
-// the scalar definition and the product has at least least_rows rows; if there is none, the last one. Kernels of kS8
-// are for products whose input is rounded with a fixed scale, and the other kernels of these formats are for all other
-// products.
+// The matmul kernels by their operands. For a weight format, matmul_for() chooses the first kernel that the tier does
+// not take from the scalar definitions and whose least_rows the product has. If there is no such kernel, it chooses the
+// last one. Kernels of kS8 are for products whose input is rounded with a fixed scale; the other kernels of these
+// formats are for all other products.
 struct MatmulOperation {
   std::string_view name;
   Activations activations;

@@ -44,7 +44,7 @@ constexpr LayerTarget kLayerTargets[] = {
 struct LayerNorm {
   const char* name;
   const float* (*weight)(const Layer&);
-  const char* balanced;  // a matrix behind it, which may be balanced, or null
+  const char* balanced;  // a matrix after it that may be balanced; null: none
 };
 constexpr LayerNorm kLayerNorms[] = {
     {"pre_attention_norm", [](const Layer& w) { return w.pre_attention_norm; }, "q_proj"},
@@ -71,7 +71,7 @@ class Rows {
     held_ = std::clamp<int64_t>((int64_t{4} << 20) / panel_bytes_, 1, matrix.panels());
     panels_ = AlignedBuffer(static_cast<size_t>(held_ * panel_bytes_));
   }
-  void read(int64_t row, float* out) {  // one after the other, from the first
+  void read(int64_t row, float* out) {  // called for each row in order, from the first
     if (coefs_) {
       const size_t bytes = static_cast<size_t>(cols_) * sizeof(float);
       model_.read_weights([&](const ModelWeights&) { model_.backend().download(coefs_ + row * cols_, bytes, out); });
@@ -263,7 +263,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
     term->a = allocate(format_, a.shape[0], a.shape[1]);
     term->b = allocate(format_, outputs, rank + (bias.empty() ? 0 : 1));
     pack(slot + " lora_A", a, term->a, 0, balance);
-    std::vector<float> joined;  // B and the bias behind it
+    std::vector<float> joined;  // B, with the bias as its last column
     if (!bias.empty()) {
       const std::vector<float> wide_b = widened(b);
       for (size_t i = 0; i < bias.size(); ++i) {

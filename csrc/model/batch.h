@@ -1,4 +1,4 @@
-// One forward pass as its caller describes it: which sequences advance by which tokens, and which results are wanted.
+// The description of one forward pass: which sequences advance by which tokens, and which results are wanted.
 #pragma once
 
 #include <atomic>
@@ -50,11 +50,11 @@ struct Segment {
   TokenRun tokens;
   LogitsWanted wanted = LogitsWanted::kLast;
   const Adapter* adapter = nullptr;  // an adapter of this model; the same one for all tokens of a sequence
-  // Once it is true, the segment is not wanted any more. Any thread may set it. Its rows stay in the pass, so that the
-  // others keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
+  // If it becomes true, the segment is not wanted any more. Any thread may set it. Its rows stay in the pass, so that
+  // the others keep their bits, but its cache does not grow and its part of the logits or embeddings means nothing.
   const std::atomic<bool>* cancel = nullptr;
-  // Of an assistant: the target's state [target_size] of the token before, in memory of the host. The segment has one
-  // token, which no cache has yet, and `kv` is the target's.
+  // For an assistant: the target's state [target_size] of the previous token, in memory of the host. The segment has
+  // one token, which no cache has yet, and `kv` is the target's.
   const float* state = nullptr;
 
   int64_t rows() const { return tokens.rows(); }

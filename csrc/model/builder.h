@@ -54,10 +54,10 @@ class ModelBuilder {
     float offset = 0;                  // added to a vector's values
     float neutral = 0;                 // what random vectors vary around
     bool routed = false;               // an expert: a token reads only some of them
-    bool tower = false;                // no part of a forward pass
+    bool tower = false;                // not part of a forward pass
     std::shared_ptr<Balance> balance;  // what a matrix and the norm before it are balanced by, if they can be
-    bool is_balance = false;           // the vector itself, which is no part of the model's computation
-    int64_t rows_filled = 0;           // a vector is one row
+    bool is_balance = false;  // whether it is such a vector itself, which is not part of the model's computation
+    int64_t rows_filled = 0;  // a vector is one row
     int64_t rows() const { return matrix ? shape[0] : 1; }
     int64_t values() const;
     // Bytes of `count` rows in packed form, whole cache lines. `count` is a multiple of 16, except at the end.
@@ -72,15 +72,16 @@ class ModelBuilder {
   // that are not finite in the slot's format; kModelFile if the file cannot be read.
   //
   // A slot "..._balance" takes a vector s. The columns of the matrices that it balances are multiplied by s, and the
-  // norm before them is divided by it, which changes no result; matrices in q4 lose less then (model/balance.h). It
-  // may be left out, which means ones, and has to come before what it balances. With other values than ones, no block
-  // of these matrices keeps its bits, unless the rows are balanced already.
+  // norm before them is divided by it, which changes no result; it reduces the rounding errors of matrices in q4
+  // (model/balance.h). It
+  // may be left out, which means ones. If it is given, it has to come before what it balances. If it has other values
+  // than ones, no block of these matrices keeps its bits, unless the rows are balanced already.
   void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
   // Bytes of the packed form of `rows` rows of a slot, or of all if it has fewer; 0 if there is no such slot.
   int64_t packed_bytes(const std::string& name, int64_t rows);
-  // Like add(), but the packed form goes to `out`, which has packed_bytes(), and the slot stays empty. Written row
-  // after row, this is what use_packed() takes.
+  // Like add(), but the packed form goes to `out`, which has packed_bytes(), and the slot stays empty. If the results
+  // are written in the order of the rows, they are what use_packed() takes.
   void pack(const std::string& name, const SourceRows& source, int64_t first_row, uint8_t* out);
 
   // Maps the file for use_packed(). The model keeps it mapped.

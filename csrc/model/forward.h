@@ -26,12 +26,12 @@ class ForwardPass {
   // The rows of one segment that are still in the pass.
   struct Part {
     const Segment* segment;
-    const KvGrowth* kv;  // null: of an assistant
+    const KvGrowth* kv;  // null for an assistant
     int64_t row, rows;
-    int64_t position;  // absolute, of the first row
-    int64_t wanted;    // the last rows that matter to the end: those that want logits, or all of a bidirectional model
-    int64_t output;    // its first row among the batch's logits, or its text among the embeddings
-    std::vector<TokenSpan> spans;  // those that contain one of the rows, as absolute positions
+    int64_t position;  // absolute position of the first row
+    int64_t wanted;    // how many rows at the end are kept: those that want logits, or all in a bidirectional model
+    int64_t output;    // index of its first row in the batch's logits, or of its text in the embeddings
+    std::vector<TokenSpan> spans;  // spans that contain one of the rows, as absolute positions
   };
   // One matrix applied to x [rows, cols], and the corrections of the rows' adapters.
   struct Projection {
@@ -66,8 +66,8 @@ class ForwardPass {
     float* sines;
   };
 
-  // Calls apply(the norm's weight, first row, rows) for neighbours with the same one: the model's `weight`, or what
-  // their adapter has instead.
+  // Calls apply(weight of the norm, first row, rows) for neighbouring rows with the same weight: the model's `weight`,
+  // or that of their adapter.
   template <typename Apply>
   void by_norm(const float* weight, int64_t rows, const std::vector<AdapterRun>& runs, const Apply& apply) const {
     int64_t next = 0;
@@ -94,7 +94,7 @@ class ForwardPass {
   void complete_keys(size_t index);
   void keep_wanted_rows();
 
-  void read_target();  // these are for assistants
+  void read_target();  // this and the next three are for assistants
   void attend_to_target(const LayerConfig& layer, AttentionShape shape, const float* q, float* mixed);
   void guess(const float* x);
   void guess_by_centroids(const float* x);
@@ -102,9 +102,9 @@ class ForwardPass {
   void embed_from_disk();
   void put_soft_rows();
   void adapt_embeddings();
-  // x [ids, b.rows] += scale * B A[:, id] of an adapter of a table.
+  // Adds an adapter's term of a table: x [ids, b.rows] += scale * B A[:, id].
   void add_looked_up(const LowRank& term, std::span<const int32_t> ids, float scale, float* x);
-  // logits = lm_head(x), for `rows` of the rows that want logits, from row `first` on.
+  // logits = lm_head(x), for the `rows` rows from `first` on among those that want logits.
   void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);
   void adapt_head(const AdapterRun& run, const float* x, float* logits);
 
@@ -130,10 +130,10 @@ class ForwardPass {
 
   void open_streams();                               // residual_ [rows, hidden] -> [streams, rows, hidden]
   void altup_layer(size_t index);                    // layer() over streams
-  float* altup_predict(size_t index);                // the streams behind the layer, as AltUp predicts them
+  float* altup_predict(size_t index);                // the streams after the layer, as AltUp predicts them
   float* altup_route(size_t index, const float* x);  // modalities = router(rms_norm(x))
   std::vector<const float*> altup_coefs(size_t index, Target target, const float* coefs) const;
-  void close_streams();  // and back to [rows, hidden]
+  void close_streams();  // [streams, rows, hidden] -> residual_ [rows, hidden]
 
   // A region of the scratch with `dim` floats for each row that is still in the pass.
   float* take(Region region, int64_t dim) { return model_.scratch.take(region, rows_ * dim); }

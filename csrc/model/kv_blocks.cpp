@@ -24,7 +24,7 @@ namespace {
 
 using Lock = std::lock_guard<std::mutex>;
 
-// Where a block lies: heads are as far apart as all blocks of a slab.
+// The place of a block. The distance between its heads is the size of that head in all blocks of the slab.
 template <typename Block, typename Slab>
 Block block_of(Slab& slab, int64_t head_bytes, int64_t index) {
   return {slab.memory.data() + index * head_bytes, slab.blocks() * head_bytes};
@@ -77,7 +77,8 @@ void KvPool::take(size_t kind, int64_t most, std::vector<KvBlockRef>& blocks) {
   used_bytes_ += run.count * layout_.kinds[kind].block_bytes();
 }
 
-// The free blocks behind `last`, else the shortest run of free blocks that is long enough, else the longest one.
+// Chooses the free blocks after `last` if there are any, otherwise the shortest run of free blocks that is long enough,
+// otherwise the longest run.
 KvPool::Run KvPool::find_free(size_t kind, int64_t most, const KvBlockRef* last) const {
   const auto run_at = [&](KvSlab* slab, int64_t first) {
     int64_t count = 0;

@@ -34,10 +34,10 @@ class KvBlockRef {
 
   explicit operator bool() const { return slab_ != nullptr; }
   KvBlockRef share() const;  // another reference to the same block
-  // Another reference, of a text that has ended. It keeps the block for later texts. See KvPool::kept_bytes().
+  // Another reference, for a text that has ended, which keeps the block for later texts. See KvPool::kept_bytes().
   KvBlockRef keep() const;
   KvBlock read() const;
-  std::optional<WritableKvBlock> write();  // nothing if there is another reference
+  std::optional<WritableKvBlock> write();  // empty if there is another reference
 
  private:
   friend class KvPool;
@@ -62,13 +62,14 @@ class KvPool {
 
   const KvLayout& layout() const { return layout_; }
 
-  // Appends 1 to `most` blocks of a kind to `blocks`: neighbours of each other, and of the last one there if those are
-  // free. Free blocks come before new slabs. Throws kMemory, with `blocks` as it was.
+  // Appends 1 to `most` neighbouring blocks of a kind to `blocks`. They follow the last block there if the blocks after
+  // it are free. Free blocks are used before a new slab is allocated. Throws kMemory and leaves `blocks` as it was.
   void take(size_t kind, int64_t most, std::vector<KvBlockRef>& blocks);
 
   // to = from
   void copy(size_t kind, KvBlock from, WritableKvBlock to);
-  // Its heads, one after the other, in memory of the host [block_bytes()]. Any thread may call these.
+  // These copy the heads of a block, one after the other, from and to memory of the host [block_bytes()]. Any thread
+  // may call them.
   void download(size_t kind, KvBlock from, uint8_t* to) const;
   void upload(size_t kind, const uint8_t* from, WritableKvBlock to);
 
@@ -88,7 +89,7 @@ class KvPool {
   };
   Run find_free(size_t kind, int64_t most, const KvBlockRef* last) const;
   KvSlab* add_slab(size_t kind, int64_t blocks);
-  void count(KvSlab& slab, int64_t index, int32_t references, int32_t kept);  // adds to them, under the lock
+  void count(KvSlab& slab, int64_t index, int32_t references, int32_t kept);  // adds to the counts, under the lock
   void release(KvSlab* slab, int64_t index, bool is_kept);
 
   const KvLayout layout_;

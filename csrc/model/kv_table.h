@@ -11,12 +11,12 @@ namespace gemlet {
 class KvTable {
  public:
   // Blocks that no later token sees are dropped when a pass is over, or, if `drops_late`, when the next pass begins, so
-  // that there is time to share them. `spare`: this many of the last tokens can always be taken back.
+  // that there is time to share them. truncate() can always remove the last `spare` tokens.
   explicit KvTable(KvPool& pool, bool drops_late = false, int64_t spare = 0)
       : pool_(&pool), kinds_(pool.layout().kinds.size()), drops_late_(drops_late), spare_(spare) {}
 
   int64_t length() const { return length_; }  // tokens
-  int64_t bytes() const;                      // size of its blocks; a block of several tables counts in each of them
+  int64_t bytes() const;                      // size of its blocks, including those that other tables share
 
   // A table with the same tokens. Both share all blocks. Whoever appends first copies the last block if it is not full.
   KvTable fork() const;
@@ -27,10 +27,10 @@ class KvTable {
   // Appends the first 1 to 64 tokens of blocks that a table has shared. A kind with a window may lack those that no
   // later token will see. The length must be a multiple of 64.
   void append(std::vector<KvBlockRef> blocks, int64_t tokens = kKvBlockTokens);
-  // Takes the last tokens back, so that `length` are left. A table that drops late can take back those of its last
-  // pass, because it still has what the first of them saw.
+  // Removes the last tokens, so that `length` are left. A table that drops late can remove the tokens of its last pass,
+  // because it still has what the first of them saw.
   void truncate(int64_t length);
-  bool complete() const;  // it has all tokens that the next one sees
+  bool complete() const;  // whether it has all tokens that the next one sees
 
   // The blocks of a layer. Valid until the table changes.
   KvView<const uint8_t> view(size_t layer) const;
@@ -39,10 +39,10 @@ class KvTable {
   friend class KvGrowth;
   struct Kind {
     int64_t first_block = 0;
-    std::vector<KvBlockRef> refs;  // begins with first_block. Some blocks may lie behind the last token, as a reserve.
+    std::vector<KvBlockRef> refs;  // begins with first_block. Blocks after the last token are a reserve.
     std::vector<KvBlock> blocks;   // where the blocks of refs are
-    void sync();                   // blocks = where refs are, for those that were added
-    void keep(size_t count);       // the first ones
+    void sync();                   // adds to `blocks` the places of references that were added
+    void keep(size_t count);       // keeps the first `count` blocks
   };
   void drop_unseen();
 
@@ -69,7 +69,8 @@ class KvGrowth {
   // The blocks of a layer that the new tokens go to.
   KvView<uint8_t> slots(size_t layer) const;
 
-  // The new tokens have been written. They count from now on, and blocks that no later token sees are dropped.
+  // Says that the new tokens have been written. From now on the table contains them, and blocks that no later token
+  // sees are dropped.
   void commit();
 
  private:

@@ -14,9 +14,9 @@ namespace gemlet {
 // The norm and projection for one kind of media, "vision" or "audio".
 class Modality {
  public:
-  // Rows have `width` floats. With `table_rows` it is a Gemma 3n's: it has a table, norms with weights before the
-  // projection, and a norm without weights after it. Throws kConfig, and kTensor if a weight is missing or has another
-  // shape.
+  // Rows have `width` floats. With `table_rows` it is that of a Gemma 3n, which has a table, norms with weights before
+  // the projection, and a norm without weights after it. Throws kConfig, and kTensor if a weight is missing or has
+  // another shape.
   Modality(std::shared_ptr<Model> model, const std::string& name, int64_t width, int64_t table_rows, double eps);
 
   const Model& model() const { return *model_; }

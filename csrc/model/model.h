@@ -64,7 +64,7 @@ class Model {
     return found == parts_.key_factors.end() ? nullptr : &found->second;
   }
   Backend& backend() { return *parts_.backend; }
-  // For a drafter, whose passes run inside of run() of this model.
+  // For a drafter, whose passes run inside run() of this model.
   const std::shared_ptr<Backend>& shared_backend() const { return parts_.backend; }
 
   // Advances every segment by its tokens: appends to its cache and writes the logits or embeddings that the batch

@@ -10,7 +10,7 @@
 
 namespace gemlet {
 
-// A row is a token of the pass. How many floats a row has in each region stands in scratch.cpp.
+// A row is a token of the pass. scratch.cpp says how many floats a row has in each region.
 enum class Region : uint8_t {
   // In use for the whole pass.
   kResidual,        // [streams, rows, hidden]
@@ -20,7 +20,7 @@ enum class Region : uint8_t {
   kPerLayerInputs,  // [rows, layers, per_layer_input]
   kAdapterLow,      // [rows, rank] A x, of up to three matrices
   kAdapterDelta,    // [rows, dim] B (A x), of the same matrices
-  kPredicted,       // [streams, rows, hidden] what AltUp predicts behind the layer
+  kPredicted,       // [streams, rows, hidden] what AltUp predicts for after the layer
   kActive,          // [rows, hidden] stream 0 inside an AltUp layer
   kLaurel,          // [rows, hidden]
   kLaurelLow,       // [rows, laurel_rank]
@@ -45,7 +45,7 @@ enum class Region : uint8_t {
   kCentroidScores,   // [rows, centroids]
   kCentroidLogits,   // centroid logits of one row
   kTextMeans,        // [texts, hidden]
-  kDenseOutputs,     // [texts, outputs] of each matrix behind the mean, one after the other
+  kDenseOutputs,     // [texts, outputs] of each matrix after the mean, one after the other
   kCount,
 };
 
@@ -58,9 +58,11 @@ class Scratch {
   // taken earlier are no longer valid. Throws kMemory.
   void begin_pass(const ModelConfig& config, Backend& backend, int64_t rows, int64_t max_rank);
 
-  // The region, of which `floats` are going to be used. Throws kInternal if it has fewer.
+  // Returns the region, of which the caller uses `floats` floats. Throws kInternal if it has fewer.
   float* take(Region region, int64_t floats);
-  int64_t floats(Region region) const { return places_[static_cast<size_t>(region)].floats; }  // it has in this pass
+  int64_t floats(Region region) const {
+    return places_[static_cast<size_t>(region)].floats;
+  }  // size of the region in this pass
 
   void release() { memory_ = DeviceMemory(); }
 

@@ -11,7 +11,8 @@
 namespace gemlet {
 
 enum class TensorKind : uint8_t {
-  kMatrix,  // packed in the format of the weights; the first dimension are its rows, all others its columns
+  kMatrix,  // packed in the format of the weights; the first dimension is its rows, and all others together are its
+            // columns
   kExact,   // a matrix that is packed in f32
   kFloats,  // kept in float32
   kNorm,    // kept in float32, with the model's norm_offset added

@@ -9,7 +9,7 @@
 
 namespace gemlet {
 
-// It has memory of its own, which it keeps for the next products.
+// It has its own buffers, which it keeps for the next products.
 class TowerProducts {
  public:
   explicit TowerProducts(const Adapter* adapter) : adapter_(adapter) {}  // null: none

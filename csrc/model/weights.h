@@ -1,5 +1,5 @@
 // The typed weights of a model. Matrices are packed (formats/formats.h) and not owned here: ModelBuilder's buffers own
-// them. A null pointer or an empty matrix is something that the model's configuration does not have.
+// them. A null pointer or an empty matrix means that the model's configuration does not have this weight.
 #pragma once
 
 #include <vector>

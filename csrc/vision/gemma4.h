@@ -22,9 +22,9 @@ struct Gemma4Config {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t pool = 0;       // patches of a side that become one token
-  int64_t positions = 0;  // of patches in a row or a column
-  bool clipped = false;   // inputs and outputs of linears are cut to stored bounds
+  int64_t pool = 0;       // pool x pool patches become one token
+  int64_t positions = 0;  // positions that a patch can have in a row or a column
+  bool clipped = false;   // inputs and outputs of matrices are clamped to stored bounds
   bool standardize = false;
   double rope_theta = 0;
   double rms_norm_eps = 0;
@@ -42,7 +42,7 @@ class Gemma4Tower {
 
   const Model& model() const { return *model_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
-  int64_t token_pixels() const { return config_.patch_size * config_.pool; }  // of a side
+  int64_t token_pixels() const { return config_.patch_size * config_.pool; }  // along one side of a token
   void encode(const float* pixels, int64_t height, int64_t width, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr) const;
 
@@ -73,9 +73,9 @@ class Gemma4Tower {
 };
 
 struct UnifiedConfig {
-  int64_t tile_size = 0;    // pixels of a side of a token
-  int64_t hidden_size = 0;  // of its embedding
-  int64_t positions = 0;    // of tiles in a row or a column
+  int64_t tile_size = 0;    // pixels along one side of a token
+  int64_t hidden_size = 0;  // width of its embedding
+  int64_t positions = 0;    // positions that a tile can have in a row or a column
   double rms_norm_eps = 0;
   void validate() const;
 };

@@ -141,7 +141,7 @@ int64_t MobileNet::activation_bytes(const MobileNetConfig& config, int64_t hidde
   return floats * static_cast<int64_t>(sizeof(float)) + prepared + kv;
 }
 
-// One image on its way through the tower, in memory of its own.
+// One pass of an image through the tower. It has its own memory.
 class MobileNet::Pass {
  public:
   Pass(const MobileNet& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)

@@ -1,4 +1,4 @@
-// The vision tower of Gemma 3n: MobileNet-v5, and the embedder behind it. MODEL.md has the formulas.
+// The vision tower of Gemma 3n: MobileNet-v5, and the embedder after it. MODEL.md has the formulas.
 #pragma once
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// The sizes of MobileNet-v5, and the buffers of its activations: which there are, and how large they have to be.
+// The sizes of MobileNet-v5, and the number and sizes of the buffers for its activations.
 #pragma once
 
 #include <algorithm>
@@ -15,14 +15,14 @@ struct MobileNetBlock {
   enum class Kind : uint8_t {
     kEdge,       // a convolution that expands, and a projection
     kInverted,   // depthwise convolutions around an expansion, and a projection
-    kAttention,  // of all places, with one head of keys and values
+    kAttention,  // attention over all places, with one head of keys and values
   };
   Kind kind = Kind::kEdge;
   int64_t in_channels = 0, out_channels = 0;
   int64_t inner = 0;          // channels of the expansion
-  int64_t start_kernel = 0;   // before the expansion, 0: none; of kEdge that of the expansion
-  int64_t middle_kernel = 0;  // behind it, 0: none; of kAttention that of keys and values
-  int64_t stride = 1;         // of kAttention that of keys and values
+  int64_t start_kernel = 0;   // convolution before the expansion, 0: none; in kEdge, the expansion itself
+  int64_t middle_kernel = 0;  // convolution after the expansion, 0: none; in kAttention, of keys and values
+  int64_t stride = 1;         // in kAttention, only of keys and values
   int64_t num_heads = 0, head_dim = 0;
 
   bool attends() const { return kind == Kind::kAttention; }
@@ -35,9 +35,9 @@ struct MobileNetConfig {
   int64_t stem_channels = 0;
   std::vector<std::vector<MobileNetBlock>> stages;  // the last two are fused
   int64_t fused_inner = 0;                          // channels of the expansion in the fusion
-  int64_t hidden_size = 0;                          // of the tower's output
+  int64_t hidden_size = 0;                          // width of the tower's output
   int64_t tokens_per_side = 0;
-  double rms_norm_eps = 0;  // of the embedder
+  double rms_norm_eps = 0;  // only for the embedder's norms
 
   int64_t tokens() const { return tokens_per_side * tokens_per_side; }
   // Throws kConfig, with the name of the field, if a value is out of range or two do not fit.
@@ -51,7 +51,7 @@ inline int64_t reduced(int64_t count, int64_t stride) { return (count + stride -
 inline Grid reduced(Grid grid, int64_t stride) { return {reduced(grid.rows, stride), reduced(grid.cols, stride)}; }
 inline int64_t places(Grid grid) { return grid.rows * grid.cols; }
 
-// With the padding that keeps ceil(count / stride) places: the odd one stands behind.
+// A convolution padded so that ceil(count / stride) places remain. If the padding is odd, the larger half comes last.
 inline Convolution same_convolution(Grid grid, int64_t channels, int64_t kernel, int64_t stride) {
   const auto before = [&](int64_t count) {
     return std::max<int64_t>((reduced(count, stride) - 1) * stride + kernel - count, 0) / 2;
@@ -86,9 +86,9 @@ struct MobileNetPlan {
   int kept = 0;                                // the buffer with the output of the last stage but one
   int last = 0;                                // the buffer of the last stage
   Grid kept_grid = {}, last_grid = {};
-  int64_t joint = 1;     // both outputs have whole multiples of this many floats in each place
-  int64_t whole = 0;     // what a block needs of all places besides
-  int64_t unfolded = 0;  // what a block has of kPlaces places, and so on
+  int64_t joint = 1;     // in each place, both outputs have a multiple of this many floats
+  int64_t whole = 0;     // further floats that a block needs for all places
+  int64_t unfolded = 0;  // floats that a block needs for kPlaces places, and so on
   int64_t expanded = 0, middle = 0, projected = 0;
 
   explicit MobileNetPlan(const MobileNetConfig& config);

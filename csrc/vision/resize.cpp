@@ -18,7 +18,7 @@ double weight_at(Filter filter, double x) {
   return 0;
 }
 
-// The inputs that each output of an axis is a sum of, with integer weights times 2^precision.
+// For each output along an axis: the inputs whose weighted sum it is, and their weights as integers, times 2^precision.
 struct Weights {
   std::vector<int64_t> first;   // [outputs]
   std::vector<int64_t> count;   // [outputs]
@@ -118,7 +118,7 @@ Image resize(const uint8_t* levels, int64_t height, int64_t width, int64_t new_h
              Filter filter) {
   check_sizes(height, width);
   check_sizes(new_height, new_width);
-  check_sizes(height, new_width);  // between the passes
+  check_sizes(height, new_width);  // the size between the two passes
   Image image;
   if (new_width != width) {
     image = resize_width(levels, height, width, new_width, filter);

@@ -15,7 +15,7 @@ struct Image {
   std::vector<uint8_t> levels;  // [height, width, 3]
 };
 
-// `levels` [height, width, 3]; Every size, and every product of a height and a width, is 1 to kMostPixels. Throws
+// `levels` is [height, width, 3]. Every size, and every product of a height and a width, is 1 to kMostPixels. Throws
 // kInvalidRequest for others.
 inline constexpr int64_t kMostPixels = int64_t{1} << 28;
 Image resize(const uint8_t* levels, int64_t height, int64_t width, int64_t new_height, int64_t new_width,

@@ -18,15 +18,15 @@ struct HeadNorms {
 
 class SelfAttention {
  public:
-  // `shape` except for the format of keys and values: they have the precision that products with `weights` have.
+  // Uses `shape`, but with its own format of keys and values, which has the precision of products with `weights`.
   SelfAttention(Backend& backend, AttentionShape shape, Format weights, int64_t rows);
 
-  // Computes out [rows, heads, head_dim] from q, k and v, and changes these. cosines and sines [rows, head_dim / 2];
-  // null: nothing rotates.
+  // Computes out [rows, heads, head_dim] from q, k and v, whose contents change. cosines and sines are [rows, head_dim
+  // / 2]; if they are null, nothing is rotated.
   void run(Backend& backend, float* q, float* k, float* v, const HeadNorms& norms, const float* cosines,
            const float* sines, float* out);
 
-  // The same of `queries` rows over keys and values of `rows` others, without norms and rotation.
+  // The same for `queries` rows over keys and values of `rows` others, without norms and rotation.
   void run_over(Backend& backend, float* q, int64_t queries, float* k, float* v, float* out);
 
   static int64_t bytes(const Backend& backend, int64_t kv_heads, int64_t head_dim, Format weights, int64_t rows);

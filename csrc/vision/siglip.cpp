@@ -104,7 +104,7 @@ int64_t Siglip::activation_bytes(const SiglipConfig& config, int64_t hidden_size
          SelfAttention::bytes(backend, config.num_heads, config.head_dim(), format, patches) + prepared;
 }
 
-// One image on its way through the tower, in memory of its own.
+// One pass of an image through the tower. It has its own memory.
 class Siglip::Pass {
  public:
   Pass(const Siglip& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)

@@ -1,4 +1,4 @@
-// The vision tower of Gemma 3: SigLIP, and the projector behind it. MODEL.md has the formulas.
+// The vision tower of Gemma 3: SigLIP, and the projector after it. MODEL.md has the formulas.
 #pragma once
 
 #include <atomic>
@@ -21,7 +21,7 @@ struct SiglipConfig {
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   double layer_norm_eps = 0;
-  int64_t tokens_per_side = 0;  // of the soft tokens of an image
+  int64_t tokens_per_side = 0;  // soft tokens along one side of an image
 
   int64_t grid() const { return image_size / patch_size; }
   int64_t patches() const { return grid() * grid(); }

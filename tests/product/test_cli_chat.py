@@ -19,6 +19,8 @@ from gemlet.cli.history import History
 from gemlet.cli.parser import build_parser
 from gemlet.generation import Chunk, TextStream
 from support.commands import PROMPT, failed, run
+from support.processes import command_of
+from support.programs.slow_chat import WAIT, chat_slowly
 from support.terminal import on_terminal
 
 FAST = ("--max-tokens", "8", "--seed", "1")
@@ -161,6 +163,35 @@ def test_a_paste_without_readline(monkeypatch: pytest.MonkeyPatch) -> None:
     with keyboard.Keyboard() as typed:
         assert typed.read() == "Dear Sir,\n/exit said he"
         assert typed.read() == "next"
+
+
+def test_ctrl_c_cuts_a_reply_short(tmp_path: Path) -> None:
+    options = ("--max-tokens", "500", "--min-tokens", "500", "--temperature", "0")
+    with gemlet.load() as model:
+        text = model.chat(PROMPT, max_tokens=500, min_tokens=500, temperature=0).text
+    words, path = text.split("\n")[0][:20], tmp_path / "chat.json"
+    code, screen = on_terminal(
+        [],
+        [
+            ("\n> ", f"{PROMPT}\n"),
+            (words, "\x03"),
+            ("\n> ", f"{WAIT}\n"),
+            ("waiting", "\x03"),
+            ("\n> ", "/reset\n"),
+            ("\n> ", f"{PROMPT}\n"),
+            (words, "\x03"),
+            ("\n> ", f"/save {path}\n"),
+            ("\n> ", "/exit\n"),
+        ],
+        command=command_of(chat_slowly, *options),
+    )
+    assert code == 0, screen
+    assert "Traceback" not in screen
+    assert screen.rfind("\x1b[?2004h") < screen.rfind("\x1b[?2004l")  # pasted texts have no marks any more
+    question, reply = json.loads(path.read_text())
+    assert question["content"] == PROMPT
+    assert text.startswith(reply["content"])
+    assert len(reply["content"]) < len(text) / 2
 
 
 def test_chat_leaves_at_ctrl_d() -> None:

@@ -150,6 +150,8 @@ def test_content_that_the_server_did_not_write(server: RunningServer, tmp_path: 
     if what != "another file":
         batch = begin(server, file).json["id"]
         until(lambda: server.ask("GET", f"/v1/batches/{batch}").json["status"] == "failed")
+        (error,) = server.ask("GET", f"/v1/batches/{batch}").json["errors"]["data"]
+        assert (error["code"], error["line"]) == ("invalid_file", None)
     assert server.ask("DELETE", f"/v1/files/{file}").status == 200
     assert secret.exists()
 
@@ -164,6 +166,138 @@ def test_expired_files_leave_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
             other.execute("update files set expires = 1 where id = ?", (file,))
         other.close()
         until(lambda: not store.path(file).exists())
+
+
+# --- starts -------------------------------------------------------------------------------------------------
+
+
+def put(store: Any, name: str, data: bytes = DATA) -> None:
+    from gemlet.server.file_store import StoredFile
+
+    place = store.path(f"{name}.part")
+    place.write_bytes(data)
+    store.add(StoredFile(name, "", "a", "batch", len(data), 1, None), place)
+
+
+def test_a_start_whose_database_is_lost_removes_no_file_of_a_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from gemlet.server.file_store import FileStore
+
+    store = FileStore(str(tmp_path))
+    for number, over in ((1, True), (2, False), (3, True)):
+        store.put_batch("", {"id": f"batch_{number}", "created_at": 1}, over=over)
+    store.close()
+    older = (tmp_path / "files.db").read_bytes()
+    store = FileStore(str(tmp_path))
+    put(store, "file-1")
+    store.put_batch("", {"id": "batch_4", "created_at": 1}, over=False)
+    store.close()
+    newer = (tmp_path / "files.db").read_bytes()
+    files = tmp_path / "files"
+    for name in ("file-2.part", "batch_1.work", "batch_2.work", "batch_4.work"):
+        (files / name).write_bytes(b"half")
+    (files / "folder.part").mkdir()
+    caplog.set_level("WARNING", "gemlet.server")
+    for database, count in ((older, 3), (b"", 4), (newer, 1)):
+        caplog.clear()
+        (tmp_path / "files.db").write_bytes(database)
+        store = FileStore(str(tmp_path))
+        (told,) = caplog.records
+        assert vars(told)["fields"] == {"folder": str(files), "count": count}
+        # What an unfinished batch has answered stays, too.
+        assert {*os.listdir(files)} == {"file-1", "batch_2.work", "batch_4.work", "folder.part"}
+        assert [one.id for one in store._files("true")] == (["file-1"] if database == newer else [])
+        store.close()
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+def test_a_process_that_ends_while_it_adds_a_file(tmp_path: Path) -> None:
+    from gemlet.server.file_store import FileStore
+
+    store = FileStore(str(tmp_path))
+    with mock.patch("os.replace", side_effect=OSError), pytest.raises(OSError):  # noqa: PT011
+        put(store, "file-0")
+    for number in (1, 2):
+        with mock.patch("os.replace", side_effect=Killed), pytest.raises(Killed):
+            put(store, f"file-{number}")
+    store.path("file-2.part").write_bytes(b"half")
+    store.close()
+    store = FileStore(str(tmp_path))
+    assert os.listdir(tmp_path / "files") == ["file-1"]
+    assert [store.has(f"file-{number}", len(DATA)) for number in range(3)] == [False, True, False]
+    assert store.find("", "file-0") is None
+    store.close()
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_process_that_ends_while_it_removes_a_file(tmp_path: Path, expired: bool) -> None:
+    """The database knows the file until its content is gone, or nothing would remove the content later."""
+    from gemlet.server.file_store import FileStore
+
+    store = FileStore(str(tmp_path))
+    put(store, "file-1")
+    store._db.execute("update files set expires = ?", (1 if expired else 1 << 40,))
+
+    def remove() -> None:
+        if expired:
+            store.remove_expired()
+        else:
+            store.remove("file-1")
+
+    for error in (Killed, OSError):
+        with mock.patch.object(Path, "unlink", side_effect=error), pytest.raises(error):
+            remove()
+        store.close()
+        store = FileStore(str(tmp_path))
+        assert store._db.execute("select id from files").fetchall() == [("file-1",)]
+    remove()
+    assert store._db.execute("select id from files").fetchall() == []
+    assert os.listdir(tmp_path / "files") == []
+    store.close()
+
+
+def test_a_batch_waits_for_the_file_of_its_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the file of keys is lost or an older one, a start does not end the batches of the other keys."""
+    from gemlet.server.file_store import FileStore
+    from gemlet.server.keys import KeyStore
+    from gemlet.server.settings import Settings
+
+    owners = []
+    for name in ("first", "second"):
+        keys = KeyStore(str(tmp_path / name), create=True)
+        keys.create("a")
+        owners.append(str(keys.all()[0]["id"]))
+        keys.close()
+    store = FileStore(str(tmp_path / "data"))
+    (tmp_path / "data/files/file-1").write_bytes(DATA)
+    batch: Any = {"id": "batch_1", "endpoint": LINE["url"], "input_file_id": "file-1", "created_at": 1}
+    batch |= {"status": "validating", "expires_at": 1 << 40, "output_expires_after": None, "errors": None}
+    batch |= {"output_file_id": None, "error_file_id": None, "request_counts": {"completed": 0, "failed": 0}}
+    store.put_batch(owners[0], batch, over=False)
+    store.close()
+
+    def status() -> str:
+        other = sqlite3.connect(tmp_path / "data/files.db")
+        ((document,),) = other.execute("select document from batches").fetchall()
+        other.close()
+        return str(json.loads(document)["status"])
+
+    caplog.set_level("WARNING", "gemlet.server")
+    for path in (str(tmp_path / "second"), None):
+        caplog.clear()
+        with serving(Settings(port=0, data=str(tmp_path / "data"), keys=path)):
+            until(lambda: caplog.records)
+            assert vars(caplog.records[-1])["fields"] == {"count": 1}
+            assert status() == "validating"
+    with serving(Settings(port=0, data=str(tmp_path / "data"), keys=str(tmp_path / "first"))):
+        until(lambda: status() == "completed")
+
+
+# --- keys ---------------------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ def test_every_endpoint(client: Any, endpoint: str, body: Any, kind: str) -> Non
 @pytest.mark.parametrize(
     ("data", "line", "message"),
     [
-        (b"", 1, "no requests"),
-        (b"\n\n", 1, "no requests"),
+        (b"", None, "no requests"),
+        (b"\n\n", None, "no requests"),
         (lines([chat()]) + b"{", 2, "not JSON"),
         (lines([chat()], "/v1/completions"), 1, "url"),
         (lines([chat()]) * 2, 2, "earlier line"),
@@ -265,7 +265,7 @@ def test_every_endpoint(client: Any, endpoint: str, body: Any, kind: str) -> Non
         (lines([chat()]) + b'{"x":"' + b"[" * 95_000 + b'"}', 2, "custom_id"),
     ],
 )
-def test_a_wrong_file(client: Any, data: bytes, line: int, message: str) -> None:
+def test_a_wrong_file(client: Any, data: bytes, line: int | None, message: str) -> None:
     batch = wait(client, begin(client, data).id)
     assert (batch.status, batch.output_file_id) == ("failed", None)
     (error,) = batch.errors.data

@@ -7,14 +7,17 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 
 import pytest
 
 from support.commands import GEMLET
+from support.processes import environment_of
 from support.waiting import PATIENCE
 
+_ENVIRONMENT = {"TERM": "xterm", "PYTHONUTF8": "1", "XDG_STATE_HOME": "/dev/null"}
 # Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
 _TAKE_TERMINAL = """
 import fcntl, os, sys, termios
@@ -32,18 +35,23 @@ def open_terminal() -> tuple[int, int]:
 
 
 def on_terminal(
-    arguments: Sequence[str], answers: Sequence[tuple[str, str]] = (), **environment: str
+    arguments: Sequence[str],
+    answers: Sequence[tuple[str, str]] = (),
+    *,
+    command: Sequence[str] = GEMLET,
+    **environment: str,
 ) -> tuple[int, str]:
     """Runs gemlet on a terminal, and types each answer when the text before it has appeared. Returns the exit
-    code and the screen."""
+    code and the screen. The settings of the terminal must be the same at the end."""
     screen, far_side = open_terminal()
+    settings = termios.tcgetattr(far_side)
     process = subprocess.Popen(
-        [sys.executable, "-c", _TAKE_TERMINAL, *GEMLET, *arguments],
+        [sys.executable, "-c", _TAKE_TERMINAL, *command, *arguments],
         stdin=far_side,
         stdout=far_side,
         stderr=far_side,
         start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", "XDG_STATE_HOME": "/dev/null", **environment},
+        env=environment_of(**_ENVIRONMENT | environment),
     )
     os.close(far_side)
     seen = ""
@@ -65,11 +73,12 @@ def on_terminal(
         seen += data.decode(errors="replace")
         while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
             searched = found + len(waiting[0][0])
-            if waiting[0][1] == "\x03":
+            if waiting[0] == ("\n> ", "\x03"):
                 # readline shows its prompt a moment before it listens for signals. A Ctrl-C in between has no
                 # effect until the next key. No person types so fast.
                 time.sleep(0.5)
             os.write(screen, waiting.pop(0)[1].encode())
+    assert termios.tcgetattr(screen) == settings
     os.close(screen)
     code = process.wait(PATIENCE)
     assert not waiting, seen

@@ -15,8 +15,8 @@ namespace {
 
 using kernels::kMaxAttentionRows;
 
-constexpr int64_t kMaxSplitRows = 8;  // segments with more rows than this have tasks enough without splitting
-constexpr int64_t kMostPartialBytes = int64_t{4} << 20;  // size of the results of pieces in one call
+constexpr int64_t kMaxSplitRows = 8;                     // segments with more rows have enough tasks without splitting
+constexpr int64_t kMostPartialBytes = int64_t{4} << 20;  // bytes for the results of pieces in one call
 
 int64_t quotient(int64_t count, int64_t size) { return (count + size - 1) / size; }  // rounded up
 
@@ -34,7 +34,7 @@ struct Task {
   int64_t head, heads;    // query heads within the group
   int64_t kv_begin, kv_end;
   int64_t ahead;    // how many tokens after its own a row sees, up to kv_end
-  int64_t partial;  // the place of this task's result among those of pieces; -1: it writes the output itself
+  int64_t partial;  // index of this task's result among those of pieces; -1: it writes the output itself
   int64_t rows() const { return tokens * heads; }
 };
 
@@ -60,9 +60,10 @@ KvKernels kernels_of(const kernels::KernelTable& table, KvFormat format) {
   return {};
 }
 
-// An int4 cache rounds keys and values after this rotation, which makes the numbers of a head similar in size. Queries
-// are rotated too, so scores stay what they are, and outputs are rotated back: it is its own inverse. Hadamard's
-// matrix, divided by the root of its size: the largest power of two that divides head_dim.
+// Rotates by Hadamard's matrix, divided by the square root of its size, which is the largest power of two that divides
+// head_dim. An int4 cache rounds keys and values after this rotation, because it makes the numbers of a head similar in
+// size. Queries are rotated too, so scores do not change. The rotation is its own inverse, so it also rotates the
+// outputs back.
 void rotate_for_int4(int64_t head_dim, float* head) {
   const int64_t size = head_dim & -head_dim;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
@@ -147,7 +148,7 @@ void CpuBackend::rope_and_store(const AttentionShape& shape, std::span<const Sto
   };
   const int64_t together = kernels::kv_slots_together(bits_of(shape.kv_format));
   for (const StoreSegment& segment : segments) {
-    const int64_t before = segment.position % together;  // tokens of the first group that are there already
+    const int64_t before = segment.position % together;  // tokens of the first group that the cache has already
     const int64_t groups = (before + segment.rows + together - 1) / together;
     for_each_row(groups, together * (shape.num_heads + 2 * shape.num_kv_heads) * dim, [&](int64_t group) {
       const int64_t end = std::min((group + 1) * together - before, segment.rows);

@@ -10,24 +10,25 @@
 namespace gemlet {
 namespace {
 
-// A pass of at most this many rows has the threads for decoding. From about 8 rows on arithmetic decides, whether they
-// are sequences or a prompt (benchmarks/SPEED.md).
+// A pass of at most this many rows gets the threads for decoding. From about 8 rows on, arithmetic limits the speed,
+// both for sequences and for a prompt (benchmarks/SPEED.md).
 constexpr int64_t kDecodeRows = 8;
 
-// A product of at most this many rows is cut into small tasks. With more rows large ones are faster.
+// A product of at most this many rows is cut into small tasks. With more rows, large tasks are faster.
 constexpr int64_t kFewRows = 8;
 
 // Bytes of weights in a task of few rows: long enough to stream, short enough to even out the threads.
 constexpr int64_t kTaskBytes = 64 * 1024;
 
-// Bytes of weights and of activations in a task of many rows, which stay in L2 together, and the tasks that each thread
-// should find at least.
+// For products of many rows: the bytes of weights and of activations in a task, which fit into L2 together, and the
+// least number of tasks for each thread.
 constexpr int64_t kWeightBytes = 256 * 1024;
 constexpr int64_t kActivationBytes = 256 * 1024;
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kFloatRows = 24;  // rows of a task with float32 activations, or a multiple: whole tiles of 4, 6 and 8
+constexpr int64_t kFloatRows =
+    24;  // rows of float32 activations in a task: a multiple of this, so whole tiles of 4, 6 and 8
 
-// For products in tiles: the most rows and panels of a task, and the fewest tasks that each thread should find.
+// For products in tiles: the most rows and the most panels of a task, and the least number of tasks for each thread.
 constexpr int64_t kTileRowBlock = 512;
 constexpr int64_t kTilePanels = 12;
 constexpr int64_t kTileTasks = 3;
@@ -152,8 +153,8 @@ int64_t CpuBackend::prepared_bytes(const Matrix& weight, int64_t rows) const {
   return input.prepared_bytes + input.rounded_bytes;
 }
 
-// Activations in the form that each product's kernel takes: as they are, or in another form, made once for neighbours
-// that share them.
+// Activations in the form that each product's kernel takes. If they have to be converted, neighbouring products that
+// share them use one converted copy.
 void CpuBackend::prepare_inputs(std::span<const Product> products) {
   inputs_.clear();
   int64_t bytes = 0;

@@ -23,7 +23,7 @@ struct MatmulInput {
   int64_t rounded_bytes;   // size of all rows rounded by a fixed scale, in float32; 0: they are not rounded, or during
                            // preparation
   const uint8_t* data;
-  bool shared;  // whether it is shared with the product before
+  bool shared;  // whether the product before uses the same memory
 };
 
 // One run of panels of one product for one block of rows.
@@ -118,7 +118,8 @@ class CpuBackend final : public Backend {
   // A row operation on fewer floats than this costs less than waking the pool.
   static constexpr int64_t kSerialFloats = 16 * 1024;
 
-  // fn(row) for every row of dim floats: on the calling thread while the work is too small to be worth a barrier.
+  // Calls fn(row) for every row of dim floats. The calling thread does small work alone, because a barrier would cost
+  // more.
   template <typename Fn>
   void for_each_row(int64_t rows, int64_t dim, const Fn& fn) {
     if (rows * dim <= kSerialFloats) {
@@ -131,7 +132,7 @@ class CpuBackend final : public Backend {
       for (int64_t row = task * rows_per_task; row < end; ++row) fn(row);
     });
   }
-  // fn(first, floats) for pieces of `count` floats that form no rows.
+  // Calls fn(first, floats) for pieces of `count` floats that form no rows.
   template <typename Fn>
   void for_each_piece(int64_t count, const Fn& fn) {
     constexpr int64_t kPiece = 4096;

@@ -1,4 +1,4 @@
-// What only towers for sound need. The matmuls around these take most of the time.
+// Operations that only the towers for sound need. The matmuls around these take most of the time.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,7 +10,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int64_t kLanes = 16;  // sums that do not wait for each other
+constexpr int64_t kLanes = 16;  // independent sums, so that additions overlap
 constexpr int64_t kMostKeys = 256;
 
 float dot(const float* a, const float* b, int64_t count) {

@@ -1,4 +1,4 @@
-// What only towers for images and sound need.
+// Operations that only the towers for images and sound need.
 #include <algorithm>
 #include <array>
 #include <cmath>

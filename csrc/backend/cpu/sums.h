@@ -7,7 +7,7 @@
 
 namespace gemlet {
 
-// The sum of term(x[i]), in chains that do not wait for each other; the same for the same dim.
+// The sum of term(x[i]), in independent chains. The order of the additions depends only on dim.
 template <typename Term>
 double sum_of(const float* x, int64_t dim, const Term& term) {
   constexpr int64_t kChains = 8;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kMatmulThreads = 128;  // four warps, as matmul.cu has it
 constexpr int64_t kFewRows = 8;      // most rows of one block; more rows are multiplied in tiles
-constexpr int64_t kSplitRows = 8;    // segments with more rows have blocks enough without splitting their keys
+constexpr int64_t kSplitRows = 8;    // segments with more rows have enough blocks without splitting their keys
 constexpr int64_t kMostPartialBytes = int64_t{16} << 20;
 constexpr int64_t kTableBytes = int64_t{1} << 20;  // bytes of a per-layer table that are sent at a time
 
@@ -30,7 +30,7 @@ Weight weight_of(const Matrix& matrix) {
   return {matrix.data, matrix.rows, matrix.cols, panel_bytes(matrix.format, matrix.cols), matrix.format};
 }
 
-// The kernel `first` + `index`, of kernels that follow each other in the list.
+// The kernel that comes `index` places after `first` in the list.
 Kernel next(Kernel first, int index) { return static_cast<Kernel>(static_cast<int>(first) + index); }
 
 // Kernels for few rows: each format in the order of the list has those for 1, 2, 4 and 8 rows. w4a16 has none.
@@ -40,8 +40,9 @@ Kernel few_kernel(Format format, int64_t rows) {
   return next(Kernel::matmul_f32_1, 4 * place + size);
 }
 
-// Three kinds of formats have none. f32 would lose too much in bf16. bf12 has exceptions, which tiles do not look for.
-// r8 to r2 have inputs that are integers times a scale, which bf16 cannot hold.
+// Kernels for many rows, in tiles. Three kinds of formats have none. f32 would lose too much in bf16. bf12 has
+// exceptions, which tiles do not look for. r8 to r2 have inputs that are integers times a scale, which bf16 cannot
+// hold.
 std::optional<Kernel> tile_kernel(Format format) {
   switch (format) {
     case Format::kF32:
@@ -66,7 +67,7 @@ Kernel attention_kernel(KvFormat format, int64_t head_dim) {
   return next(first, index);
 }
 
-// Memory of the device that outlives the backend, if need be.
+// Memory of the device. It keeps the device open, so it may outlive the backend.
 class Allocation : public DeviceMemory::Keeper {
  public:
   Allocation(std::shared_ptr<Device> device, size_t bytes)
@@ -166,7 +167,7 @@ void CudaBackend::multiply(const Product& product, const float* x, const float* 
 }
 
 void CudaBackend::matmul(std::span<const Product> products) {
-  const Product* before = nullptr;  // whose rounded input is there
+  const Product* before = nullptr;  // the product whose rounded input is in memory
   for (const Product& product : products) {
     const StaticRounding& rounding = product.weight->rounding;
     const float* x = product.x;

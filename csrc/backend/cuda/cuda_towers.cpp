@@ -1,4 +1,4 @@
-// Operations that only towers for images and sound need.
+// Operations that only the towers for images and sound need.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/launch_sizes.h"
 

@@ -15,13 +15,13 @@ constexpr const char* kNames[] = {
     GEMLET_CUDA_KERNELS(GEMLET_NAME)
 #undef GEMLET_NAME
 };
-constexpr size_t kNearBytes = 256;  // between neighbouring arrays of one copy
+constexpr size_t kNearBytes = 256;  // arrays that are less than this apart go into one copy
 
 api::Address address(const void* memory) { return reinterpret_cast<api::Address>(memory); }
 
 }  // namespace
 
-// The device is this thread's until the end of the scope.
+// Reserves the device for this thread until the end of the scope.
 class Device::Use {
  public:
   explicit Use(Device& device) : device_(device) {
@@ -70,7 +70,7 @@ Device::~Device() {
   if (generation_ == fork_generation()) close();
 }
 
-// Errors are left alone: the driver may have ended before this.
+// Ignores errors, because the driver may have shut down already.
 void Device::close() noexcept {
   const api::Functions& f = driver_.functions;
   if (f.cuCtxPushCurrent_v2(context_) == api::kSuccess) {
@@ -118,7 +118,7 @@ uint8_t* Device::allocate(size_t bytes) {
   return reinterpret_cast<uint8_t*>(memory);
 }
 
-// Launches that were recorded may use the memory, which is then freed after them.
+// If launches are recorded, they may use the memory, so it is freed after them.
 void Device::free(uint8_t* memory) noexcept {
   try {
     const Use use(*this);
@@ -183,7 +183,7 @@ void Device::send(const Upload& upload) {
         "copying arguments of kernels to the GPU");
 }
 
-// Neighbours are sent together with the few bytes between them, which nobody reads.
+// Arrays that lie close together are sent as one copy, with the few unused bytes between them.
 void Device::enqueue_upload(const void* host, size_t bytes, void* memory) {
   const Use use(*this);
   const Upload next = {static_cast<const uint8_t*>(host), static_cast<uint8_t*>(memory), bytes};

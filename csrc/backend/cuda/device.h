@@ -16,11 +16,11 @@
 
 namespace gemlet::cuda {
 
-// All functions may be called from any thread. They throw kMemory where the GPU has no memory left, kDevice where it
-// failed, and kUnsupported in a forked process, where it cannot be used.
+// All functions may be called from any thread. They throw kMemory if the GPU has no memory left, kDevice if it failed,
+// and kUnsupported in a forked process, which cannot use it.
 class Device {
  public:
-  Device();  // the first GPU that can be used. Throws kUnsupported where there is none.
+  Device();  // opens the first GPU that can be used; throws kUnsupported if there is none
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
@@ -34,7 +34,7 @@ class Device {
   uint8_t* allocate(size_t bytes);
   void free(uint8_t* memory) noexcept;
 
-  // Copies are complete when the call returns, and so is all that was launched before.
+  // When the call returns, the copy and everything that was launched before it are complete.
   void upload(const void* host, size_t bytes, void* memory);
   void download(const void* memory, size_t bytes, void* host);
   void synchronize();
@@ -47,10 +47,10 @@ class Device {
 
   // Whether launches from here on are recorded.
   void record(bool recording);
-  // Whether the GPU has done all that was asked of it.
+  // Whether the GPU has finished all its work.
   bool idle();
 
-  // Memory of the host that the GPU can read while the host goes on.
+  // Pinned memory of the host, which the GPU can read while the host continues.
   void* allocate_pinned(size_t bytes);
   void free_pinned(void* memory) noexcept;
 
@@ -71,7 +71,7 @@ class Device {
   Gpu gpu_;
   uint32_t generation_;
   std::mutex mutex_;
-  std::string lost_;  // what the GPU failed with, if it did
+  std::string lost_;  // the message of the GPU's failure; empty: it has not failed
   api::Context context_ = nullptr;
   api::Stream stream_ = nullptr;
   api::Module module_ = nullptr;

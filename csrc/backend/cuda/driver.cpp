@@ -10,10 +10,10 @@
 namespace gemlet::cuda {
 namespace {
 
-constexpr int kLeastVersion = 13000;  // of the compiler of the kernels
+constexpr int kLeastVersion = 13000;  // the version of the compiler of the kernels
 constexpr int kLeastCapability = 80;
 
-// Where the driver is. An emulated build names its own.
+// The file of the driver. An emulated build has its own.
 const char* library_name() {
   const char* const wanted = std::getenv("GEMLET_LIBCUDA");
   if (wanted && *wanted) return wanted;

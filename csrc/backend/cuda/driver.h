@@ -1,4 +1,4 @@
-// CUDA's driver, opened when it is first needed. Nothing is linked to it.
+// CUDA's driver, which is opened when it is first needed. Nothing links to it.
 #pragma once
 
 #include <string>
@@ -16,8 +16,8 @@ struct Gpu {
   std::string refusal;  // why it is not used; empty: it can be
 };
 
-// What there is on this machine. In a forked process whose parent had opened the driver, `refusal` says so: the driver
-// does not work there.
+// The driver and the GPUs of this machine. In a forked process whose parent had opened the driver, the driver does not
+// work, and `refusal` says so.
 struct Driver {
   api::Functions functions;
   int version = 0;  // of CUDA: 13000 for 13.0; 0: there is no driver

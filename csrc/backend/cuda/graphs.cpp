@@ -7,7 +7,7 @@ namespace gemlet::cuda {
 namespace {
 
 constexpr size_t kMostEntries = 256;  // a pass of a model with experts has a part for each layer
-constexpr size_t kLeastLaunches = 4;  // of a graph
+constexpr size_t kLeastLaunches = 4;  // a graph has at least this many
 constexpr size_t kAlignment = 16;
 
 constexpr size_t kArgBytes[] = {

@@ -21,7 +21,7 @@ class LaunchList {
     Kernel kernel;
     Grid grid;
     unsigned threads, shared_bytes;
-    size_t args;  // where they are in the list's bytes
+    size_t args;  // offset of the arguments in the list's bytes
   };
   void add(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args);
   void clear();
@@ -41,7 +41,7 @@ class Graphs {
  public:
   void open(const api::Functions& functions, std::vector<api::Function> kernels);
   void close() noexcept;
-  // Launches all of `list`, which is part `segment` of a pass. A list that comes for the first time makes no graph.
+  // Launches all of `list`, which is part `segment` of a pass. When a list comes for the first time, no graph is made.
   api::Result run(LaunchList& list, size_t segment, api::Stream stream);
   api::Result launch(Kernel kernel, const Grid& grid, unsigned threads, unsigned shared_bytes, const void* args,
                      api::Stream stream) const;

@@ -14,7 +14,8 @@ Parameters::Room Parameters::room(size_t bytes) {
   if (used_ + rounded > size_) {
     device_.synchronize();
     used_ = 0;
-    // One operation puts a few arrays. With room for 16 of the largest, those of one operation never overlap.
+    // An operation puts a few arrays into the ring. There is room for 16 of the largest, so the arrays of one operation
+    // never overlap.
     if (16 * rounded > size_) {
       const size_t size = std::max(kLeastBytes, 32 * rounded);
       release();

@@ -9,11 +9,11 @@
 
 namespace gemlet::cuda {
 
-// A ring of pinned memory and its twin on the device. put() copies an array into both, in the order of the stream. An
-// array stays until the ring wraps around, which first waits for the stream.
+// A ring buffer in pinned memory of the host, and its copy on the device. put() copies an array into both, in the order
+// of the stream. An array stays until the ring wraps around, which first waits for the stream.
 class Parameters {
  public:
-  static constexpr size_t kLeastBytes = size_t{4} << 20;  // of each
+  static constexpr size_t kLeastBytes = size_t{4} << 20;  // of each of the two
 
   explicit Parameters(Device& device) : device_(device) {}
   ~Parameters() { release(); }

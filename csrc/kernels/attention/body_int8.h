@@ -34,7 +34,7 @@ struct Row16 {
     uint8_t* to = bytes;
     for (int64_t i = 0; i < count; i += kLanes) {
       const VF rounded = round(x(i) * inverse);
-      const VF whole = select(rounded == rounded, rounded, splat(0.0f));  // infinity * 0; `step` shows it
+      const VF whole = select(rounded == rounded, rounded, splat(0.0f));  // infinity * 0 is NaN; `step` reports it
       const VF upper = round(whole * (1.0f / kHighUnit));
       const VI h = __builtin_convertvector(upper, VI);
       const VI l = __builtin_convertvector(whole - upper * (float)kHighUnit, VI);
@@ -51,9 +51,9 @@ struct Row16 {
   }
 };
 
-// products[r] = x[r] . lines / x[r].step, for the R rows of a tile and one vector of a panel. `next` are the lines in
-// the same place of what is read afterwards. They are prefetched: a line takes so many products that memory and
-// arithmetic would otherwise wait for each other.
+// products[r] = x[r] . lines / x[r].step, for the R rows of a tile and one vector of a panel. `next` are the lines at
+// the same place in the data that is read afterwards. They are prefetched, because each line takes many products, and
+// memory and arithmetic would otherwise wait for each other.
 template <int R>
 GEMLET_INLINE void integer_tile(const Row16<8>* x, const uint8_t* lines, const uint8_t* next, int64_t count,
                                 VF (&products)[R]) {
@@ -166,7 +166,7 @@ struct IntegerCache {
       }
       peak[r] = largest_magnitude(peaks);
     }
-    for (int64_t r = 0; r < a.rows; ++r) {  // a loop of its own, so that rows do not wait for each other
+    for (int64_t r = 0; r < a.rows; ++r) {  // a separate loop, so that rows do not wait for each other
       const float* const row = scores + r * kKvBlockTokens + first;
       p[r].set(count, peak[r], [&](int64_t i) { return load(row + i); });
     }

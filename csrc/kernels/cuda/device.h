@@ -1,4 +1,5 @@
-// What kernels are written with. nvcc compiles it for the GPU; any C++ compiler compiles it for the emulator.
+// The functions that kernels are written with. nvcc compiles it for the GPU; any C++ compiler compiles it for the
+// emulator.
 #pragma once
 
 #include <stdint.h>

@@ -23,7 +23,7 @@ __device__ __forceinline__ bool is_open(const MatmulArgs& args, int64_t panel) {
   return open;
 }
 
-// Four neighbouring columns of a row; 0 behind its end.
+// Four neighbouring columns of a row; 0 after its end.
 __device__ __forceinline__ void columns_of(const MatmulArgs& args, const float* x, int64_t col, float (&values)[4]) {
   if (args.vectors && col + 4 <= args.weight.cols) {
     const float4 all = *reinterpret_cast<const float4*>(x + col);

@@ -1,4 +1,4 @@
-// What only towers for images and sound need (backend.h has the definitions).
+// Operations that only the towers for images and sound need (backend.h has the definitions).
 #include "kernels/cuda/device.h"
 
 namespace gemlet::cuda {

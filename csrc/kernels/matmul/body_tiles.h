@@ -21,7 +21,7 @@ constexpr int64_t kWeightBytes = kPanelRows * kWeightColumns * 2;  // of one pan
 constexpr int64_t kActivationBytes = 768 * 1024;                   // of the piece of x that stays in L2
 
 // expand(panel, cols, column, columns, to): writes columns [column, + columns) of a panel of `cols` columns to `to` as
-// tiles: 16 lines of 16 outputs x 2 columns, with zeros behind the last column. Returns `to`, or the place in the panel
+// tiles: 16 lines of 16 outputs x 2 columns, with zeros after the last column. Returns `to`, or the place in the panel
 // where they lie in that order already. `column` is a multiple of kWeightColumns.
 struct Bf16Weights {
   static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {

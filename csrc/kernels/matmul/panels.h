@@ -11,9 +11,10 @@
 namespace gemlet::kernels {
 namespace {
 
-// Fetches weights while others are multiplied, a line for each line: a burst would delay the loads of the products. In
-// one pass over a panel, these are weights that lie kAhead bytes behind. If all rows need a few passes, each fetches
-// its share of the lines of the next panel. If they need many, the first pass brings the weights to L2.
+// Prefetches weights during the products: one line for each line that is multiplied, because many at once would delay
+// the loads of the products. If all rows take one pass over a panel, it fetches the weights that come kAhead bytes
+// later. If they take a few passes, each pass fetches its share of the lines of the next panel. If they take many, the
+// first pass brings the weights into L2.
 constexpr int64_t kFewPasses = 4;
 class LineFetch {
  public:
@@ -29,7 +30,7 @@ class LineFetch {
     const bool is_last = panel - a.panels >= (a.outputs - 1) / kPanelRows * a.panel_stride;
     lines_ = is_last ? 0 : kShare[passes] << row / pass_rows;
   }
-  // A line, the i-th of its block.
+  // `line` is the i-th line of its block.
   GEMLET_INLINE void operator()(const uint8_t* line, int i) const {
     if (kAhead > 0 && lines_ >> i & 1) __builtin_prefetch(line + distance_, 0, 2);
   }

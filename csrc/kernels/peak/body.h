@@ -1,4 +1,4 @@
-// The loop of the peak measurements: kChains sums that do not wait for each other.
+// The loop of the peak measurements. It has kChains independent sums, so that the instructions overlap.
 #pragma once
 
 #include "kernels/peak/peak.h"
@@ -15,9 +15,9 @@ inline int64_t peak(int64_t count, int64_t products, Factor factor, Step step) {
   for (; done < count; done += kChains * products) {
 #pragma GCC unroll 16
     for (int chain = 0; chain < kChains; ++chain) {
-      __asm__("" : "+v"(factor));  // the compiler cannot compute the product in advance
+      __asm__("" : "+v"(factor));  // keeps the compiler from computing the product in advance
       sums[chain] = step(sums[chain], factor);
-      __asm__ volatile("" : "+v"(sums[chain]));  // and cannot remove it
+      __asm__ volatile("" : "+v"(sums[chain]));  // keeps the compiler from removing the sum
     }
   }
   return done;

@@ -2,7 +2,7 @@
 // numbers of bf16 in 16 cycles. Vector code around it uses AVX-512 with BF16.
 //
 // This is inline assembly because gcc's intrinsics do not declare that they read and write memory. A store may then be
-// moved behind the load of a tile that needs it, or be removed: gcc 12 removes the tile configuration.
+// moved after the load of a tile that needs it, or be removed: gcc 12 removes the tile configuration.
 #pragma once
 
 #define GEMLET_TIER amx

@@ -14,7 +14,7 @@ constexpr int kRowTile = 4;          // rows of x that are computed together
 constexpr int kManyRows = kRowTile;  // no float tiles in two passes, because gcc would keep more sums in memory
 constexpr int kBitsRows = kRowTile;
 constexpr int kTileSums = 8;   // sums of a tile; there are as many for odd columns or integers: half of the registers
-constexpr int64_t kAhead = 0;  // not measured on a real processor
+constexpr int64_t kAhead = 0;  // nothing is prefetched, because no real processor was at hand to measure it
 typedef float VF __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 

@@ -14,11 +14,12 @@ namespace {
 
 constexpr int kLanes = 8;     // floats in a vector
 constexpr int kRowTile = 4;   // rows of x that are computed together: 2 x 4 sums and the weights fit 16 registers
-constexpr int kManyRows = 6;  // of float tiles in two passes: 12 sums, the weights and a number of x fit 16 registers
+constexpr int kManyRows = 6;  // rows of float tiles in two passes: 12 sums, the weights and one x fit 16 registers
 constexpr int kInt8Rows = 4;
-constexpr int kBitsRows = 4;  // of products with weights of other bits than 4 and 8
+constexpr int kBitsRows = 4;  // rows of x that the products of body_bits.h and body_rows.h compute together
 constexpr int kTileSums = kRowTile;
-constexpr int64_t kAhead = 3072;  // bytes of weights; 1,536 are too few, and 6,144 no better
+constexpr int64_t kAhead =
+    3072;  // bytes; weights this far ahead are prefetched. 1,536 are too few, and 6,144 are not faster
 typedef float VF __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 

@@ -23,9 +23,10 @@ constexpr int kLanes = 16;   // floats in a vector
 constexpr int kRowTile = 8;  // rows of x that are computed together: 2 x 8 sums and the weights fit 32 registers
 constexpr int kManyRows = kRowTile;  // a panel is one vector, so more rows would load as many numbers for a product
 constexpr int kInt8Rows = 8;
-constexpr int kBitsRows = 8;  // of products with weights of other bits than 4 and 8
+constexpr int kBitsRows = 8;  // rows of x that the products of body_bits.h and body_rows.h compute together
 constexpr int kTileSums = kRowTile;
-constexpr int64_t kAhead = 3072;  // bytes of weights; 1,536 are too few, and 6,144 no better
+constexpr int64_t kAhead =
+    3072;  // bytes; weights this far ahead are prefetched. 1,536 are too few, and 6,144 are not faster
 typedef float VF __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 

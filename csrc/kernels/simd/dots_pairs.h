@@ -35,7 +35,8 @@ struct BitsDot {
   static VI widened(VI pairs) { return widen_pairs(pairs); }
 };
 
-// Unsigned weights of 8 bits times any bytes, by their halves. The sums of pairs are at most 2 * 15 * 128.
+// Unsigned weights of 8 bits times any bytes. The two halves of a weight are multiplied separately. The sums of pairs
+// are at most 2 * 15 * 128.
 struct ByteDot {
   static VI add(VI sums, VI weight, const uint8_t* x) {
     const VI high = BitsDot::add(VI{}, (weight >> 4) & 0x0f0f0f0f, x);

@@ -46,7 +46,7 @@ void ForwardPass::attend_to_target(const LayerConfig& layer, AttentionShape shap
   }
 }
 
-// logits of the rows x [rows, hidden] behind the final norm, and the states for the next tokens.
+// logits of the rows x [rows, hidden] after the final norm, and the states for the next tokens.
 void ForwardPass::guess(const float* x) {
   const int64_t size = config_.target_size;
   if (batch_.states) {

@@ -48,7 +48,7 @@ void ForwardPass::multiply(std::span<Correction> corrections) {
   const int64_t low_room = model_.scratch.floats(Region::kAdapterLow);
   const int64_t delta_room = model_.scratch.floats(Region::kAdapterDelta);
   size_t first = 0;
-  do {  // once, except for experts: a row has several of them
+  do {  // once, except for experts, of which a row has several
     int64_t low = 0, delta = 0;
     size_t end = first;
     for (; end < corrections.size(); ++end) {

@@ -591,7 +591,7 @@ class SequenceBreakers:
         ],
     ) -> None:
         """
-        Pairs (heads, tail): each of the ids `heads` with the ids `tail` behind it is one of the sequences.
+        Pairs (heads, tail): each of the ids `heads` followed by the ids `tail` is one of the sequences.
         """
 
 class Sampler:
@@ -1025,7 +1025,7 @@ class MobileNetTower:
 
 def after_pieces(data: bytes, at: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
-    Where the run of pieces that begins at `at` ends in a file of SentencePiece, `data`.
+    The end of the run of pieces that begins at `at` in `data`, a file of SentencePiece.
     """
 
 def available_memory(*, files: str = "") -> int:
@@ -1093,7 +1093,7 @@ def number_limits() -> dict[str, tuple[float, float]]:
 
 def piece_encoder(model: bytes) -> PieceEncoder:
     """
-    The encoder of a SentencePiece model; None for one that SentencePiece refuses, and for other models than byte-pair encoding of text as it is.
+    The encoder of a SentencePiece model. None if SentencePiece refuses the model, or if the model is anything but byte-pair encoding of unchanged text.
     """
 
 def resize_image(

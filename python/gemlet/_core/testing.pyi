@@ -113,7 +113,7 @@ def assistant_logits(
     count: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[list[int], numpy.typing.NDArray[numpy.float32]]:
     """
-    The likeliest tokens that an assistant guesses one after the other behind some ids, and its logits, float32 [count, vocab].
+    The likeliest tokens that an assistant guesses one by one after some ids, and its logits, float32 [count, vocab].
     """
 
 def batch_logits(

@@ -158,6 +158,8 @@ def _converse(chat: Conversation, keyboard: Keyboard) -> None:
             print_error(str(error) if is_command else f"{error} (/reset starts afresh)")
         except OSError as error:
             print_error(f"{error.filename}: {error.strerror}")
+        except KeyboardInterrupt:  # before the reply began, for example while a video was read
+            print("\n(the message and its files are forgotten)")
 
 
 def _command(chat: Conversation, text: str) -> bool:

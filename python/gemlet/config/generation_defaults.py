@@ -13,7 +13,15 @@ from gemlet.config.limits import LIMITS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError
 
-__all__ = ["Sampling", "read_end_ids", "read_number", "read_recommended", "read_sampling", "read_suppressed"]
+__all__ = [
+    "GGUF_SAMPLING",
+    "Sampling",
+    "read_end_ids",
+    "read_number",
+    "read_recommended",
+    "read_sampling",
+    "read_suppressed",
+]
 
 
 @public
@@ -39,6 +47,7 @@ def read_end_ids(folder: str | os.PathLike[str], config: TextConfig) -> frozense
 
 # Keys of transformers' GenerationConfig that change the text and that gemlet does not follow -> the value
 # that changes nothing; None if only null changes nothing.
+GGUF_SAMPLING = "general.sampling."  # the keys of a GGUF file begin with this
 _NOT_FOLLOWED: dict[str, Any] = {
     "bad_words_ids": None,
     "begin_suppress_tokens": None,
@@ -146,9 +155,10 @@ def read_recommended(folder: str | os.PathLike[str], vocab_size: int) -> Samplin
     not_followed = {
         key: value
         for key, value in keys.raw.items()
-        if key in _NOT_FOLLOWED and not says_nothing(value) and value != _NOT_FOLLOWED[key]
+        if (key in _NOT_FOLLOWED and not says_nothing(value) and value != _NOT_FOLLOWED[key])
+        or key.startswith(GGUF_SAMPLING)  # a folder that was converted from GGUF has only those that count
     }
-    known = _FOLLOWED | _NOT_FOLLOWED.keys() | _BOOKKEEPING
+    known = _FOLLOWED | _NOT_FOLLOWED.keys() | not_followed.keys() | _BOOKKEEPING
     keys.token_ids("eos_token_id", vocab_size)
     passed_over = (*keys.passed_over, *(key for key in keys.raw if key not in known))
     return Sampling(values, not_followed, passed_over)

@@ -15,7 +15,7 @@ from gemlet.base.sizes import parse_memory
 from gemlet.base.strict_json import read_json_object
 from gemlet.config.matformer import cut_keys
 from gemlet.config.text_config import TextConfig
-from gemlet.errors import InvalidRequestError, ModelFileError, TokenizerError
+from gemlet.errors import InvalidRequestError, ModelFileError
 from gemlet.loading.builder import make_builder
 from gemlet.loading.calibration import Calibrate, check_calibrate, measure_inputs
 from gemlet.loading.for_memory import options_for_memory
@@ -190,13 +190,11 @@ def _describe(folder: str, files: ModelFiles) -> None:
     for name, text in files.config_texts.items():
         with open(os.path.join(folder, name), "wb") as described:
             described.write(text.encode("utf-8", "replace"))
-    # A folder says this in tokenizer.json, too, and a GGUF file in its metadata.
+    # A packed folder has no other file that says so.
     asked = {key: value for key, value in files.not_followed.items() if key in ASKED_OF_TEXTS}
     if asked:
-        path = os.path.join(folder, "tokenizer_config.json")
-        keys = read_json_object(path, error=TokenizerError) if os.path.lexists(path) else {}
-        with open(path, "w", encoding="utf-8") as written:
-            json.dump(keys | asked, written, indent=2)
+        with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as described:
+            json.dump(asked, described, indent=2)
     if files.vocabulary is not None:
         write_stored(os.path.join(folder, STORED_FILE), files.vocabulary)
 

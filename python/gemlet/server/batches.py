@@ -43,6 +43,10 @@ class _RevokedError(Exception):
     """The key of a batch was revoked."""
 
 
+class _WrongFileError(Exception):
+    """The file of a batch is wrong as a whole. The values are what :meth:`Batches._fail` takes."""
+
+
 class Batches:
     """The batches that are not over. Each is a task of the event loop.
 
@@ -69,11 +73,17 @@ class Batches:
         self._owners: dict[str, str] = {}
 
     def resume(self) -> None:
-        """Goes on with the batches that an earlier process did not finish."""
+        """Goes on with the batches that an earlier process did not finish. Those of keys that the server does
+        not know stay as they are: the file of keys may be lost, or an older one."""
+        waiting = 0
         for identifier, document in list(self.store.unfinished()):
             owner = self.store.owner_of(identifier)
-            if (owner == "") is (self._keys is None):
+            if owner == "" if self._keys is None else self._keys.has(owner):
                 self._begin(owner, document)
+            else:
+                waiting += 1
+        if waiting:
+            _log.warning("batches of unknown keys stay unfinished", extra={"fields": {"count": waiting}})
 
     async def stop(self) -> None:
         """Ends all tasks; the batches stay unfinished in the store."""
@@ -173,6 +183,8 @@ class Batches:
                 else:
                     self._fail(owner, document, *failure)
                 break
+            except _WrongFileError as error:
+                failure = error.args
             except WrongLineError as error:
                 failure = "invalid_line", error.problem, error.line
             except _RevokedError:
@@ -200,7 +212,7 @@ class Batches:
         """Takes the batch from its present state to its end."""
         source = self.store.path(document["input_file_id"])
         if not self.store.has(document["input_file_id"]):
-            raise WrongLineError(source, 1, " cannot be read: the file is gone")
+            raise _WrongFileError("invalid_file", "the file of the requests is gone")
         if document["status"] == "validating":
             check = partial(
                 checked_ids,
@@ -211,7 +223,7 @@ class Batches:
             )
             ids = await anyio.to_thread.run_sync(check, limiter=self._threads)
             if not ids:
-                raise WrongLineError(source, 1, " is missing: the file has no requests")
+                raise _WrongFileError("empty_file", "the file has no requests")
             document["request_counts"]["total"] = len(ids)
             if document["status"] == "validating":
                 self._move(owner, document, "in_progress")

@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import sqlite3
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gemlet.errors import ModelFileError, UnsupportedError
 
 __all__ = ["FileStore", "StoredFile", "new_id"]
 
+_log = logging.getLogger("gemlet.server")
 _SCHEMA = """
 create table if not exists files (
     id text primary key, owner text not null, filename text not null, purpose text not null,
@@ -124,14 +126,14 @@ class FileStore:
 
     def add(self, file: StoredFile, place: Path) -> None:
         """Adds a file. Its content is at ``place`` in the same folder, and is moved to its final name."""
-        os.replace(place, self.path(file.id))
-        try:
-            self._db.execute(
-                "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
-                (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
-            )
-        except sqlite3.Error:  # without a row, the file would be neither listed nor counted
-            self.path(file.id).unlink()
+        self._db.execute(
+            "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
+            (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
+        )
+        try:  # if the process ends here, the next start moves the content
+            os.replace(place, self.path(file.id))
+        except OSError:
+            self._db.execute("delete from files where id = ?", (file.id,))
             raise
 
     def find(self, owner: str, identifier: str) -> StoredFile | None:
@@ -186,9 +188,21 @@ class FileStore:
         return count + self._uploads[owner], int(size) + self._arriving[owner]
 
     def remove(self, identifier: str) -> None:
-        self._db.execute("delete from files where id = ?", (identifier,))
-        with contextlib.suppress(FileNotFoundError):
-            self.path(identifier).unlink()
+        self._remove([identifier])
+
+    def _remove(self, identifiers: Sequence[str]) -> None:
+        """Removes files. The database forgets them last: a content that it does not know would stay."""
+        marks = ", ".join("?" * len(identifiers))
+        self._db.execute("begin immediate")
+        try:
+            self._db.execute(f"delete from files where id in ({marks})", identifiers)
+            for identifier in identifiers:
+                self.path(identifier).unlink(missing_ok=True)
+            self._db.execute("commit")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have done it already
+                self._db.execute("rollback")
+            raise
 
     def remove_expired(self) -> bool:
         """Removes some of the expired files. Returns whether there may be more. If the clock was set forward,
@@ -205,18 +219,32 @@ class FileStore:
             "select id from files where expires <= ? limit ?", (int(wall), _MOST_REMOVED + len(kept))
         ).fetchall()
         found = [identifier for (identifier,) in rows if identifier not in kept]
-        self._db.execute(f"delete from files where id in ({', '.join('?' * len(found))})", found)
-        for identifier in found:
-            self.path(identifier).unlink(missing_ok=True)
+        if found:
+            self._remove(found)
         return len(found) >= _MOST_REMOVED
 
     def _sweep(self) -> None:
-        """Removes the unfinished files that a killed process left behind."""
-        known = {row[0] for row in self._db.execute("select id from files")}
-        running = {f"{identifier}.work" for identifier, _ in self.unfinished()}
-        for place in (self.folder / "files").iterdir():
-            if place.name not in known and place.name not in running:
-                place.unlink()
+        """Removes the unfinished files that a killed process left behind. All other files stay, even if the
+        database does not know them: the database may be lost, or an older one."""
+        sizes = dict(self._db.execute("select id, bytes from files"))
+        over = dict(self._db.execute("select id, over from batches"))
+        unknown = 0
+        with os.scandir(self.folder / "files") as entries:
+            for entry in entries:
+                name, _, ending = entry.name.partition(".")
+                is_file = entry.is_file(follow_symlinks=False)
+                if ending == "part" and is_file:
+                    if not self.has(name) and sizes.get(name) == entry.stat().st_size:
+                        os.replace(entry.path, self.path(name))
+                    else:
+                        os.unlink(entry.path)
+                elif ending == "work" and over.get(name) == 1 and is_file:
+                    os.unlink(entry.path)
+                elif entry.name not in sizes and (ending, over.get(name)) != ("work", 0):
+                    unknown += 1
+        if unknown:
+            fields = {"folder": str(self.folder / "files"), "count": unknown}
+            _log.warning("files that files.db does not know stay", extra={"fields": fields})
 
     # --- batches --------------------------------------------------------------------------------------------
 

@@ -209,6 +209,10 @@ class KeyStore:
         self._refresh()
         return self._known.get(identifier, (_NOBODY, None))[1]
 
+    def has(self, identifier: str) -> bool:
+        """Whether there is or was a key with this id."""
+        return self._db.execute("select 1 from keys where id = ?", (identifier,)).fetchone() is not None
+
     def _refresh(self) -> None:
         (version,) = self._db.execute("pragma data_version").fetchone()
         if version != self._version:

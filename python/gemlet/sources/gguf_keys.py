@@ -17,7 +17,7 @@ from gemlet.base.keys import Keys, says_nothing
 from gemlet.base.sampling_options import OPTIONS
 from gemlet.base.text import show
 from gemlet.checkpoint.gguf_format import GGUFFile
-from gemlet.config.generation_defaults import read_number, read_suppressed
+from gemlet.config.generation_defaults import GGUF_SAMPLING, read_number, read_suppressed
 from gemlet.config.limits import LIMITS, NUMBERS
 from gemlet.config.rope import LAYER_TYPES
 from gemlet.errors import ConfigError, ModelFileError, TensorError
@@ -43,7 +43,6 @@ _OTHERS = {
     "gemma4_assistant": f"a drafter of an early version of llama.cpp; take a newer file, for {_DRAFTER!r}",
     "clip": "the towers of a model for images and sound; give the file of the model itself",
 }
-_SAMPLING = "general.sampling."
 # The key that switches a sampling method on -> the numbers of the method. _SAMPLING_OFF has the value of the
 # key when the method is off, if it is not 0.
 _SAMPLING_METHODS = {
@@ -126,7 +125,7 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
     ``general.sampling.*``, and the tokens that must not be generated. Raises :class:`ConfigError` for an
     impossible value.
     """
-    keys = Keys(_sampling(gguf), gguf.path, _SAMPLING)
+    keys = Keys(_sampling(gguf), gguf.path, GGUF_SAMPLING)
     sampling: dict[str, Any] = {
         name: read_number(keys, option.gguf, name)
         for name, option in OPTIONS.items()
@@ -147,12 +146,14 @@ def not_followed(gguf: GGUFFile) -> dict[str, Any]:
         if given.get(method) in (None, 0, _SAMPLING_OFF.get(method, 0)):
             known.update(numbers)
     asked = {key: value for key, value in given.items() if key not in known}
-    return {_SAMPLING + key: value for key, value in asked.items() if value != 0 and not says_nothing(value)}
+    return {
+        GGUF_SAMPLING + key: value for key, value in asked.items() if value != 0 and not says_nothing(value)
+    }
 
 
 def _sampling(gguf: GGUFFile) -> dict[str, Any]:
-    found = {key: plain(value) for key, value in gguf.metadata.items() if key.startswith(_SAMPLING)}
-    return {key.removeprefix(_SAMPLING): value for key, value in found.items()}
+    found = {key: plain(value) for key, value in gguf.metadata.items() if key.startswith(GGUF_SAMPLING)}
+    return {key.removeprefix(GGUF_SAMPLING): value for key, value in found.items()}
 
 
 def _read_common(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Any]:

@@ -60,13 +60,16 @@ def open_gguf(
         checkpoint.close()
         raise
     end_ids = _gguf_end_ids(config, tokenizer)
-    asked = not_followed(gguf)
+    unknown = not_followed(gguf)
+    asked = dict(unknown)
     if not config.bidirectional:
         metadata = gguf.metadata
         asked |= asked_of_texts(*(metadata.get(f"tokenizer.ggml.add_{end}_token") for end in ("bos", "eos")))
     texts = {
         "config.json": json.dumps(keys, indent=2),
-        "generation_config.json": json.dumps({"eos_token_id": sorted(end_ids), **sampling}, indent=2),
+        "generation_config.json": json.dumps(
+            {"eos_token_id": sorted(end_ids), **sampling, **unknown}, indent=2
+        ),
     }
     if towers is not None:
         texts |= towers.texts

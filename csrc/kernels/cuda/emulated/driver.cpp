@@ -1,10 +1,10 @@
 // CUDA's driver over the emulator: the shared library that an emulated build opens in place of libcuda.so.1.
 //
 // It is as strict as the driver where that helps to find faults: what is asked of a stream happens when somebody waits
-// for it, new memory holds NaN, copies must lie in allocations, nothing may be written just behind one, every call
-// needs a context and the process that began, and after a fault every call fails. GEMLET_EMULATED_GPU tells what GPU it
-// is and how it fails, as in "version=12040,gpus=1,capability=75,memory=1000000,lost_after=10": the last one is a
-// number of launches.
+// for it, new memory holds NaN, copies must lie in allocations, nothing may be written just after one, every call needs
+// a context and the process that began, and after a fault every call fails. GEMLET_EMULATED_GPU tells what GPU it is
+// and how it fails, as in "version=12040,gpus=1,capability=75,memory=1000000,lost_after=10": the last one is a number
+// of launches.
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -61,7 +61,7 @@ namespace {
 constexpr size_t kAlignment = 256, kMostSharedBytes = 48 << 10;
 constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;  // kMostBlocks is for y and z
 constexpr Result kInvalidContext = 201;
-// What stands behind every allocation. AddressSanitizer looks there itself.
+// The bytes after every allocation. AddressSanitizer looks there itself.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kBehindBytes = 0;
 #else
