@@ -178,7 +178,7 @@ def test_a_file_replaced_after_opening_still_gives_the_old_bytes(tmp_path: Path)
 def test_what_to_do_about_other_weights(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(ModelFileError, match=f"holds no weights that gemlet reads.*{message}"):
+    with pytest.raises(ModelFileError, match=f"has no weights that gemlet reads.*{message}"):
         Checkpoint(tmp_path)
 
 
