@@ -279,6 +279,9 @@ class Draft:
                     f"{self.source}: {show(text)} has the id {identifier}; expected at most "
                     f"{last + MAX_GAP}, because the vocabulary ends at {last}"
                 )
+            # A gap before the token stays. Whoever wrote the file has trained the model with this id, and
+            # llama.cpp and transformers 4 (without tokenizer.json) follow it. transformers 5 gives the token
+            # the next free id instead. No published Gemma has a gap: its vocabulary has all ids.
             missing = identifier + 1 - len(self.pieces)
             self.pieces += [""] * missing
             self.types += [UNUSED] * missing
