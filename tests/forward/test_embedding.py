@@ -240,6 +240,7 @@ def change_json(path: Path, **changes: Any) -> None:
             {"activation_function": "torch.nn.modules.activation.Tanh"},
             "activation_function is '.*Tanh'",
         ),
+        ("3_Dense", {"activation_function": "mine.Identity"}, "activation_function is 'mine.Identity'"),
     ],
 )
 def test_modules_that_gemlet_does_not_compute_are_refused(
@@ -256,18 +257,32 @@ def test_modules_that_gemlet_does_not_compute_are_refused(
     [
         ({}, "holds a JSON dict; expected a list"),
         ([{"path": "", "type": 3}], "entry 0 is .*; expected an object with a type"),
-        ([{"path": "../up", "type": "a.Transformer"}], "entry 0 is"),
+        ([{"path": "../up", "type": "sentence_transformers.Transformer"}], "entry 0 is"),
         (
-            [{"path": "", "type": "a.Transformer"}, {"path": "1_LSTM", "type": "a.LSTM"}],
-            "'LSTM'.*; expected Transformer",
+            [{"path": "", "type": "sentence_transformers.Transformer"}, {"path": "1_LSTM", "type": "a.LSTM"}],
+            "'a.LSTM'.*; expected Transformer",
         ),
         (
             [
-                {"path": "", "type": "a.Transformer"},
-                {"path": "1_Pooling", "type": "a.Pooling"},
-                {"path": "3_Dense", "type": "a.Dense"},
+                {"path": "", "type": "sentence_transformers.Transformer"},
+                {"path": "1_Pooling", "type": "sentence_transformers.Pooling"},
+                {"path": "3_Dense", "type": "sentence_transformers.Dense"},
             ],
             "in '3_Dense'; expected 2_Dense",
+        ),
+        (
+            [
+                {"path": "", "type": "sentence_transformers.Transformer"},
+                {"path": "1_Pooling", "type": "mine.Pooling"},
+            ],
+            "'mine.Pooling'.*; expected Transformer, Pooling",
+        ),
+        (
+            [
+                {"path": "1_Pooling", "type": "sentence_transformers.Transformer"},
+                {"path": "", "type": "sentence_transformers.Pooling"},
+            ],
+            "puts the Transformer in '1_Pooling'; expected it in the folder itself",
         ),
     ],
 )
@@ -276,6 +291,32 @@ def test_other_lists_of_modules_are_refused(tmp_path: Path, modules: Any, messag
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(gemlet.ConfigError, match=message):
         gemlet.load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_lower_case": True},
+        {"max_seq_length": 0},
+        {"transformer_task": "fill-mask"},
+        {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
+        {"module_output_name": "sentence_embedding"},
+    ],
+)
+def test_what_else_the_transformer_could_give_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    said = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": text},
+        "module_output_name": "token_embeddings",
+        "do_lower_case": False,
+    }
+    (folder / "sentence_bert_config.json").write_text(json.dumps(said))
+    gemlet.inspect(folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(said | changes))
+    with pytest.raises(gemlet.ConfigError, match=f"sentence_bert_config.json: {next(iter(changes))} is"):
+        gemlet.inspect(folder)
 
 
 def test_dense_files_are_checked(tmp_path: Path) -> None:
