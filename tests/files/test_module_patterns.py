@@ -79,7 +79,15 @@ def test_case_is_ignored_where_the_pattern_says_so(pattern: str, name: str) -> N
 
 def test_flags_that_are_not_followed_are_refused() -> None:
     patterns = ModulePatterns()
-    for pattern in (r"(?a)\w", "(?s).*", "(?m)^q", "(?a:\\w)", "(?i)\u017f", "(?i)[\u212a]", "(?i)[!-\u212a]"):
+    for pattern in (
+        r"(?a)\w",
+        "(?s).*",
+        "(?m)^q",
+        "(?a:\\w)",
+        "(?i)\u017f",
+        "(?i)[\u212a]",
+        "(?i)[!-\u212a]",
+    ):
         with pytest.raises(PatternError, match=r"\(\?i\)|ASCII|subpattern"):
             patterns.fullmatch(pattern, "skq")
     with pytest.raises(PatternError, match="at the start"):  # as in PEFT, which fails there

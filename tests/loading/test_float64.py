@@ -54,7 +54,9 @@ def test_values_beyond_float32_are_refused(tmp_path: Path) -> None:
         gemlet.load(write_folder(tmp_path, CONFIGS["gemma"], tensors=tensors), cache=False)
 
 
-@pytest.mark.parametrize("name", ["gemma3-plain", "gemma3-saved", "gemma3-tokens", "gemma3-table", "gemma4-table"])
+@pytest.mark.parametrize(
+    "name", ["gemma3-plain", "gemma3-saved", "gemma3-tokens", "gemma3-table", "gemma4-table"]
+)
 def test_an_adapter_in_float64(tmp_path: Path, name: str) -> None:
     with Checkpoint(ADAPTERS / name, file="adapter_model.safetensors") as opened:
         tensors = {tensor: numbers(*opened.read(tensor)) for tensor in opened.tensors}

@@ -33,9 +33,7 @@ def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
     return typed(convert_tensors(CONFIGS[family], weights_of(CONFIGS[family])), kind)
 
 
-def split(
-    folder: Path, parts: int = 3, more: Sequence[bytes] = (), **changes: int | None
-) -> list[Path]:
+def split(folder: Path, parts: int = 3, more: Sequence[bytes] = (), **changes: int | None) -> list[Path]:
     """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool does. ``changes`` apply to the last part's
     keys, which get ``more``."""
     tensors = tensors_of()

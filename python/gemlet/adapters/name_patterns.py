@@ -85,7 +85,9 @@ class ModulePatterns:
         if _PLAIN.fullmatch(pattern):  # re is quick and safe here, and some models have thousands of these
             return re.fullmatch(rf"(?:.*\.)?{pattern}", name) is not None
         if self._parse(pattern).state.flags & re.IGNORECASE:  # PEFT puts something before it
-            raise PatternError("it sets a flag, which is possible only at the start of a pattern of whole names")
+            raise PatternError(
+                "it sets a flag, which is possible only at the start of a pattern of whole names"
+            )
         return self._matches(pattern, name, 1 | self._name(name).where.get(".", 0) << 1)
 
     def _matches(self, pattern: str, name: str, starts: int) -> bool:

@@ -144,7 +144,8 @@ def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str
     output = text.get("method_output_name") if isinstance(text, dict) else None
     if output not in (None, "last_hidden_state"):
         raise keys.wrong(
-            "modality_config", "'last_hidden_state' as method_output_name of text (gemlet supports nothing else)"
+            "modality_config",
+            "'last_hidden_state' as method_output_name of text (gemlet supports nothing else)",
         )
     if keys.get("module_output_name") not in (None, "token_embeddings"):
         raise keys.wrong("module_output_name", "'token_embeddings' (gemlet supports nothing else)")

@@ -133,7 +133,9 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> tuple[dict[str, Any],
         if option.gguf is not None and option.gguf in keys.raw
     }
     if (suppressed := gguf.metadata.get("tokenizer.ggml.suppress_tokens")) is not None:
-        own = Keys({"suppress_tokens": plain(suppressed)}, gguf.path, "tokenizer.ggml.", None, keys.passed_over)
+        own = Keys(
+            {"suppress_tokens": plain(suppressed)}, gguf.path, "tokenizer.ggml.", None, keys.passed_over
+        )
         sampling["suppress_tokens"] = read_suppressed(own, "suppress_tokens", vocab_size)
     return sampling, tuple(keys.passed_over)
 
