@@ -65,7 +65,7 @@ def test_an_adapter_in_float64(tmp_path: Path, name: str) -> None:
     ids, _ = read_golden(name)
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:
         if any("embed_tokens_per_layer" in tensor for tensor in tensors):
-            with pytest.raises(gemlet.TensorError, match="embed_tokens_per_layer.* is F64"):
+            with pytest.raises(gemlet.TensorError, match=r"embed_tokens_per_layer.* is F64"):
                 model.load_adapter(tmp_path)
             return
         model.load_adapter(ADAPTERS / name, name="narrow")

@@ -111,8 +111,8 @@ def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tupl
         )
     if places[0][1] and os.path.lexists(os.path.join(folder, places[0][1], "config.json")):
         raise ConfigError(
-            f"{path}: puts the Transformer in {show(places[0][1])}; expected it in the folder itself. Move the "
-            "files of that folder there, and set its path to an empty text"
+            f"{path}: puts the Transformer in {show(places[0][1])}; expected it in the folder itself. Move "
+            "the files of that folder there, and set its path to an empty text"
         )
     files = [_MODULES]
     if os.path.lexists(os.path.join(folder, places[1][1], "config.json")):

@@ -76,8 +76,8 @@ def filled_builder(
     table = next((name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE), None)
     if table is not None and files.checkpoint.is_wide(table):
         raise UnsupportedError(
-            f"{files.name}: tensor {show(table)} is F64; expected F32, BF16 or F16 for the table of per-layer "
-            "embeddings, which stays in its file. Run gemlet convert on the model, and load the result"
+            f"{files.name}: tensor {show(table)} is F64; expected F32, BF16 or F16 for the table of per-layer"
+            " embeddings, which stays in its file. Run gemlet convert on the model, and load the result"
         )
     packed = files.packed
     if packed is None and options.cache:
