@@ -195,6 +195,7 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"kasa_config": {"a": 1}}, "merge_and_unload()"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "merge_and_unload()"),
+        ({"use_qalora": True}, "cannot merge it; run it with PEFT, or train a plain LoRA"),
         ({"alora_invocation_tokens": [5]}, "run it with PEFT, or train a plain LoRA"),
     ],
 )

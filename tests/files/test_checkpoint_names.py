@@ -76,7 +76,9 @@ def test_wrong_shape(shape: tuple[int, ...]) -> None:
     "name",
     [
         "score.weight",
-        "model.layers.3.input_layernorm.weight",
+        "model.layers.-1.input_layernorm.weight",
+        "model.layers.\u0663.input_layernorm.weight",
+        "layers.3.input_layernorm.weight",
         "model.layers.0.self_attn.q_proj.bias",
         "model.layers.0.self_attn.q_norm.weight",
         "vision_tower.x",
@@ -85,6 +87,21 @@ def test_wrong_shape(shape: tuple[int, ...]) -> None:
 def test_unexpected_tensor(name: str) -> None:
     with pytest.raises(TensorError, match=f"unexpected tensor '{name}' of shape"):
         map_of("gemma", shapes_of("gemma") | {name: (64,)})
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_layers_beyond_the_configuration_are_passed_over_and_listed(family: str) -> None:
+    shapes = shapes_of(family, "model.language_model.")
+    of_last = {name: shape for name, shape in shapes.items() if ".layers.2." in name}
+    more = {name.replace(".2.", f".{i}."): shape for name, shape in of_last.items() for i in (3, 12)}
+    config = parse_config(CONFIGS[family], where="config.json")
+    found = map_tensors(shapes | more, config, where="folder")
+    assert found.slots == map_of(family, shapes)
+    assert found.passed_over == (f"layers 3 to 12 ({len(more)} tensors, but num_hidden_layers is 3)",)
+    one = map_tensors(
+        shapes | {"model.language_model.layers.3.x.qweight": (2, 2)}, config, where="folder"
+    ).passed_over
+    assert one == ("layer 3 (1 tensors, but num_hidden_layers is 3)",)
 
 
 def test_image_towers_of_gemma3_are_ignored() -> None:

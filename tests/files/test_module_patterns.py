@@ -53,6 +53,49 @@ def test_real_patterns_match_what_re_matches(pattern: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        (r"(?i).*\.(Q|down)_proj", NAME),
+        (r"(?i).*\.(Q|down)_proj", NAME.upper()),
+        (r".*(?i:Q_PROJ)", NAME),
+        (r".*(?i:Q_)PROJ", NAME),
+        (r"(?i).*(?-i:Q_)PROJ", NAME),
+        (r"(?i).*(?-i:q_)PROJ", NAME),
+        (r"(?i)[A-F]+", "abcDEF"),
+        (r"(?i)[^A-F]+", "abc"),
+        (r"(?i)[^A-F]+", "xyz.1"),
+        (r"(?i)[^a]", "A"),
+        (r"(?i)[abc][^x]", "BX"),
+        (r"(?i)\W\d[\D]", ".1a"),
+        (r"(?i:(?=A)a)|b", "B"),
+        (r"(?i:a)b", "AB"),
+    ],
+)
+def test_case_is_ignored_where_the_pattern_says_so(pattern: str, name: str) -> None:
+    patterns = ModulePatterns()
+    assert patterns.fullmatch(pattern, name) == bool(re.fullmatch(pattern, name))
+    assert not patterns.fullmatch("A", "a")  # the next pattern is as before
+
+
+def test_flags_that_are_not_followed_are_refused() -> None:
+    patterns = ModulePatterns()
+    for pattern in (
+        r"(?a)\w",
+        "(?s).*",
+        "(?m)^q",
+        "(?a:\\w)",
+        "(?i)\u017f",
+        "(?i)[\u212a]",
+        "(?i)[!-\u212a]",
+    ):
+        with pytest.raises(PatternError, match=r"\(\?i\)|ASCII|subpattern"):
+            patterns.fullmatch(pattern, "skq")
+    with pytest.raises(PatternError, match="at the start"):  # as in PEFT, which fails there
+        patterns.suffix_match("(?i)Q_PROJ", NAME)
+    assert patterns.suffix_match("(?i:Q)_proj", NAME)
+
+
+@pytest.mark.parametrize(
     "key", ["q_proj", "self_attn.q_proj", "layers.1.q", "lay.rs", "12.self_attn.q_proj", "proj"]
 )
 def test_plain_keys_are_endings_at_a_dot(key: str) -> None:
@@ -156,7 +199,7 @@ def test_the_patterns_of_the_largest_model_are_quick() -> None:
         "a{2,1}",
         r"(m)\1",
         ".*(?<=a)b",
-        "(?i)a",
+        "(?ia)a",
         "\\",
         "a" * 3000,
         "(" * 50,

@@ -387,3 +387,14 @@ def test_a_cut_model_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "2 widths for the 6 layers" in capsys.readouterr().err
     assert main(["bench", "--random", "gemma3n-e4b", "--matformer", "E2B"]) == 1
     assert "matformer needs a model in files" in capsys.readouterr().err
+
+
+def test_a_long_list_of_what_was_passed_over_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_folder(tmp_path, CONFIGS["gemma"] | {f"key{i}": None for i in range(50_000)})
+    found = gemlet.inspect(path)
+    assert len(found.passed_over) == 50_000
+    assert "'key39' and 49960 more" in str(found)
+    with caplog.at_level("INFO", "gemlet"), gemlet.load(path, threads=1, cache=False):
+        said = [record.getMessage() for record in caplog.records if "changes nothing" in record.getMessage()]
+    assert len(said) == 1
+    assert len(said[0]) < 1000

@@ -299,6 +299,10 @@ def test_parts_of_a_split_model_that_do_not_belong_together(tmp_path: Path) -> N
     paths = split(tmp_path)
     paths[2].write_bytes(paths[1].read_bytes())
     refused(paths[0], ModelFileError, paths[2].name, "split.no is 1; expected 2")
+    paths = split(tmp_path, more=[gguf_entry("general.architecture", STRING, "llama")])
+    refused(paths[0], ModelFileError, paths[2].name, "'llama'; expected 'gemma3'", "another model")
+    paths = split(tmp_path, split_tensors_count=7)
+    refused(paths[0], ModelFileError, paths[2].name, "split.tensors.count is 7", "another model")
     data = split(tmp_path, 2, split_no=1)[1].read_bytes()
     (tmp_path / "model-00002-of-00002.gguf").write_bytes(
         data.replace(b"blk.1.attn_k.weight", b"blk.0.attn_k.weight")

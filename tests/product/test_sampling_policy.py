@@ -73,6 +73,20 @@ def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
         assert set(greedy(model)).isdisjoint(likely)
 
 
+def test_suppressed_tokens_beyond_the_vocabulary_are_passed_over(tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", suppress_tokens=[5, 96, -1, -2, 1 << 70, 258_882, 258_883])
+    assert "suppress_tokens -2, 96, 258882 and 2 more" in gemlet.inspect(source).passed_over
+    entry = gguf_entry("tokenizer.ggml.suppress_tokens", ARRAY, (I32, [96, 5]))
+    with gemlet.load(source, threads=1) as model:
+        assert model.generation_config.suppress_tokens == (5,)
+    path = convert_folder(
+        write_folder(tmp_path / "b", CONFIGS["gemma3_text"]), tmp_path / "b.gguf", more=[entry]
+    )
+    assert "tokenizer.ggml.suppress_tokens 96" in gemlet.inspect(path).passed_over
+    with gemlet.load(path, threads=1) as model:
+        assert model.generation_config.suppress_tokens == (5,)
+
+
 def test_what_a_gguf_file_asks_of_sampling(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "folder", CONFIGS["gemma3_text"])
     asked = {
@@ -97,9 +111,9 @@ def test_what_a_gguf_file_asks_of_sampling(tmp_path: Path) -> None:
     assert found.not_followed["general.sampling.penalty_last_n"] == 64
 
 
-@pytest.mark.parametrize("ids", [[96], [-2], ["1"], 5, [True], [1.0]])
+@pytest.mark.parametrize("ids", [["1"], 5, [True], [1.0], {"1": 1}, [None]])
 def test_wrong_suppressed_tokens_are_named(tmp_path: Path, ids: Any) -> None:
-    with pytest.raises(gemlet.ConfigError, match=r"suppress_tokens is .*; expected up to"):
+    with pytest.raises(gemlet.ConfigError, match=r"suppress_tokens is .*; expected a list of up to"):
         gemlet.load(folder(tmp_path / "a", suppress_tokens=ids))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
     return typed(convert_tensors(CONFIGS[family], weights_of(CONFIGS[family])), kind)
 
 
-def split(folder: Path, parts: int = 3, **changes: int | None) -> list[Path]:
+def split(folder: Path, parts: int = 3, more: Sequence[bytes] = (), **changes: int | None) -> list[Path]:
     """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool does. ``changes`` apply to the last part's
-    keys."""
+    keys, which get ``more``."""
     tensors = tensors_of()
     names = sorted(tensors)
     paths = []
@@ -51,6 +52,7 @@ def split(folder: Path, parts: int = 3, **changes: int | None) -> list[Path]:
                     keys[key.replace("_", ".")] = (I32, value)
         entries = [gguf_entry(key, *value) for key, value in keys.items()]
         entries += metadata(CONFIGS["gemma3_text"]) if number == 0 else []
+        entries += more if number == parts - 1 else []
         path = folder / f"model-{number + 1:05}-of-{parts:05}.gguf"
         paths.append(write_gguf(path, entries, {name: tensors[name] for name in names[number::parts]}))
     return paths

@@ -107,7 +107,11 @@ def safetensors_bytes(
     for name, values in tensors.items():
         data = bf16_bits(values) if bf16 else values
         begin, end = end, end + data.nbytes
-        dtype = "BF16" if bf16 else {"float32": "F32", "float16": "F16", "int64": "I64"}[str(data.dtype)]
+        dtype = (
+            "BF16"
+            if bf16
+            else {"float32": "F32", "float64": "F64", "float16": "F16", "int64": "I64"}[str(data.dtype)]
+        )
         header[name] = {"dtype": dtype, "shape": list(data.shape), "data_offsets": [begin, end]}
         blobs.append(data.tobytes())
     return with_header(header, b"".join(blobs))

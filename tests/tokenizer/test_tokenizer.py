@@ -172,6 +172,20 @@ def test_added_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
         assert untrusted[-1] == 423
 
 
+@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("vocabulary", ["tokenizer.model", "tokenizer.json"])
+def test_an_added_token_keeps_its_id_behind_a_gap(tmp_path: Path, file: str, vocabulary: str) -> None:
+    save(tmp_path, vocabulary, trained_model() if vocabulary.endswith("model") else trained_json())
+    size = Tokenizer.from_file(tmp_path).vocab_size
+    entry = {"content": "<extra>", "special": True}
+    entries = {"<extra>": size + 3} if file == "added_tokens.json" else {str(size + 3): entry}
+    save(tmp_path, file, entries if file == "added_tokens.json" else {"added_tokens_decoder": entries})
+    tokenizer = Tokenizer.from_file(tmp_path)
+    assert tokenizer.vocab_size == size + 4
+    assert tokenizer.encode("<extra>", add_bos=False) == [size + 3]
+    assert tokenizer.decode([size, size + 1]) == ""
+
+
 def test_added_tokens_of_tokenizer_json_and_added_tokens_json(tmp_path: Path) -> None:
     data = trained_json()
     data["added_tokens"].append({"id": 420, "content": "<image_soft_token>", "special": True})

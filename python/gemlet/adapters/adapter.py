@@ -214,12 +214,20 @@ class AdapterFiles:
             order = np.argsort(own.ids)  # the core takes them by ascending id
             builder.add_rows(slot, np.ascontiguousarray(rows[order]), dtype, ids=sorted(own.ids))
             return
+        if self.checkpoint.is_wide(own.tensor):
+            builder.add_rows(slot, *self.checkpoint.read(own.tensor))
+            return
         for part, _, _ in self.checkpoint.file_rows(own.tensor, _BLOCK_BYTES):
             builder.add_rows(slot, part)
         self.checkpoint.files.check_unchanged(self.checkpoint.tensors[own.tensor].file, show(own.tensor))
 
     def _set_table(self, builder: _core.AdapterBuilder, own: OwnRows) -> None:
         info = self.checkpoint.tensors[own.tensor]
+        if self.checkpoint.is_wide(own.tensor):
+            raise TensorError(
+                f"{self._where(own.tensor)} is {info.dtype}, and this table is read while the model runs; "
+                "expected F32, BF16 or F16. Save the adapter in one of these types"
+            )
         rows, cols = info.shape
         builder.set_per_layer_table(
             descriptor=self.checkpoint.files.descriptor(info.file),

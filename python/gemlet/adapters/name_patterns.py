@@ -70,15 +70,24 @@ class ModulePatterns:
         self._parsed: dict[str, Any] = {}
         self._names: dict[str, _Name] = {}
         self._steps = 0
+        self._any_case = False  # whether the part that is being matched ignores case
 
     def fullmatch(self, pattern: str, name: str) -> bool:
         """Whether ``pattern`` matches all of ``name``."""
-        return self._matches(pattern, name, 1)
+        self._any_case = bool(self._parse(pattern).state.flags & re.IGNORECASE)
+        try:
+            return self._matches(pattern, name, 1)
+        finally:
+            self._any_case = False
 
     def suffix_match(self, pattern: str, name: str) -> bool:
         """Whether ``pattern`` matches ``name`` from its start to its end, or from after a dot to its end."""
         if _PLAIN.fullmatch(pattern):  # re is quick and safe here, and some models have thousands of these
             return re.fullmatch(rf"(?:.*\.)?{pattern}", name) is not None
+        if self._parse(pattern).state.flags & re.IGNORECASE:  # PEFT puts something before it
+            raise PatternError(
+                "it sets a flag, which is possible only at the start of a pattern of whole names"
+            )
         return self._matches(pattern, name, 1 | self._name(name).where.get(".", 0) << 1)
 
     def _matches(self, pattern: str, name: str, starts: int) -> bool:
@@ -101,8 +110,8 @@ class ModulePatterns:
                     parsed = _parser.parse(pattern)
             except (re.error, RecursionError, OverflowError) as problem:
                 raise PatternError(f"it cannot be read ({problem})") from None
-            if parsed.state.flags != re.UNICODE:
-                raise PatternError("it sets flags, which gemlet does not read")
+            if parsed.state.flags & ~re.IGNORECASE != re.UNICODE:
+                raise PatternError("it sets flags other than (?i), which gemlet does not read")
             self._parsed[pattern] = parsed
         return self._parsed[pattern]
 
@@ -122,14 +131,18 @@ class ModulePatterns:
         """Where a node of the pattern ends, if it begins at ``places``. Bit n is before character n."""
         self._count(1)
         if operation == "LITERAL":
-            return (places & name.where.get(chr(argument), 0)) << 1
+            return (places & self._of(chr(argument), name)) << 1
         if operation == "ANY":
             return (places & name.all) << 1
         if operation == "NOT_LITERAL":
-            return (places & ~name.where.get(chr(argument), 0) & name.all) << 1
+            return (places & ~self._of(chr(argument), name) & name.all) << 1
         if operation == "IN":
             self._count(len(argument) * len(name.where))
-            return (places & name.places(lambda character: _is_one(character, argument))) << 1
+            cases = self._cases
+            for kind, value in argument:
+                if kind.name in ("LITERAL", "RANGE"):
+                    cases(chr(value[1] if kind.name == "RANGE" else value))  # raises
+            return (places & name.places(lambda one: _is_one(cases(one), argument))) << 1
         if operation == "AT":
             return places & name.anchors[argument.name]
         if operation == "BRANCH":
@@ -137,8 +150,12 @@ class ModulePatterns:
             for branch in argument[1]:
                 reached |= self._sequence(branch, name, places)
             return reached
-        if operation == "SUBPATTERN" and not (argument[1] or argument[2]):  # flags on, flags off
-            return self._sequence(argument[3], name, places)
+        if operation == "SUBPATTERN" and not (argument[1] | argument[2]) & ~re.IGNORECASE:
+            outside = self._any_case
+            self._any_case = bool(argument[1] or (outside and not argument[2]))  # flags on, flags off
+            reached = self._sequence(argument[3], name, places)
+            self._any_case = outside
+            return reached
         if operation in ("ASSERT", "ASSERT_NOT") and argument[0] > 0:  # looks ahead
             wanted = operation == "ASSERT"
             each = (1 << place for place in range(name.length + 1) if places >> place & 1)
@@ -147,6 +164,21 @@ class ModulePatterns:
             least, most, nodes = argument
             return self._repeat(least, most, nodes, name, places)
         raise PatternError(f"its part {operation.lower()} is one that gemlet does not match")
+
+    def _cases(self, character: str) -> str:
+        """The character in all cases that stand for it."""
+        if not self._any_case:
+            return character
+        if not character.isascii():  # re has rules of its own for these
+            raise PatternError("it ignores case, which gemlet does only for ASCII characters")
+        return character.lower() + character.upper()
+
+    def _of(self, character: str, name: _Name) -> int:
+        """The places in the name where this character stands."""
+        found = 0
+        for one in self._cases(character):
+            found |= name.where.get(one, 0)
+        return found
 
     def _repeat(self, least: int, most: int, nodes: Any, name: _Name, places: int) -> int:
         # A repetition moves forward or stays, so more repetitions than this lead to no new place.
@@ -162,18 +194,19 @@ class ModulePatterns:
         return places
 
 
-def _is_one(character: str, choices: Any) -> bool:
-    """Whether the character is in a set, as re's parser gives it."""
+def _is_one(cases: str, choices: Any) -> bool:
+    """Whether a character is in a set, as re's parser gives it. ``cases`` are the characters that stand for
+    it."""
     found, negated = False, False
     for operation, value in choices:
         if operation.name == "NEGATE":  # always the first
             negated = True
         elif operation.name == "LITERAL":
-            found |= ord(character) == value
+            found |= chr(value) in cases
         elif operation.name == "RANGE":
-            found |= value[0] <= ord(character) <= value[1]
+            found |= any(value[0] <= ord(one) <= value[1] for one in cases)
         else:
             category = value.name.removeprefix("CATEGORY_")
-            inside = _CATEGORIES[category.removeprefix("NOT_")].fullmatch(character) is not None
+            inside = _CATEGORIES[category.removeprefix("NOT_")].fullmatch(cases[0]) is not None
             found |= inside != category.startswith("NOT_")
     return found != negated

@@ -68,7 +68,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
 # Keys that gemlet does not follow, and what to do instead. Unset keys are not checked.
 _REFUSED = {
-    "use_qalora": _MERGE,
+    "use_qalora": "this kind acts on a model in GPTQ, and PEFT cannot merge it; run it with PEFT, or train a "
+    "plain LoRA",
     "layer_replication": _MERGE,
     # In the engine, a sequence has one adapter from its first token on. PEFT cannot merge this kind either.
     "alora_invocation_tokens": "an activated LoRA (aLoRA) acts only from these tokens on, which gemlet "

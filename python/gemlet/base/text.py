@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gemlet.base.patterns import late_pattern
 
@@ -66,6 +66,16 @@ def reason_of(problem: object) -> str:
     "'cannot identify image file <_io.BytesIO object>'"
     """
     return show_argument(_ADDRESS.sub("", str(problem)))
+
+
+def listed(names: Sequence[str], most: int = 40) -> str:
+    """The first ``most`` of ``names``, which come from a file, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    "'a', 'b' and 1 more"
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(show, names[:most])) + more
 
 
 def asked_for(values: Mapping[str, object]) -> str:

@@ -28,6 +28,8 @@ _READABLE = {
     "F16": ("f16", "<u2"),
     **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
+# What the parts of a split model cannot disagree on.
+_OF_ALL_PARTS = ("general.architecture", "general.name", "split.tensors.count")
 _SPLIT_NAME = late_pattern(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Types in the names of mmproj files, the best first. Then the words in them that do not name the model.
 _MMPROJ_TYPES = ("bf16", "f16", "f32", "q8_0")
@@ -66,6 +68,7 @@ class GGUFCheckpoint(TensorFiles):
                 self._check_part(part, number, names)
                 if number == 0:
                     self.gguf = part
+                self._check_same_model(part)
                 for info in part.tensors.values():
                     if info.name in tensors:
                         raise ModelFileError(
@@ -124,6 +127,16 @@ class GGUFCheckpoint(TensorFiles):
                 f"{self.path(info.file)}: tensor {show(name)} is {got}; expected a vector of F32"
             )
         return self.read(name)[0]
+
+    def _check_same_model(self, part: GGUFFile) -> None:
+        """Checks that a later part says nothing else than the first. Most say nothing about the model."""
+        for key in _OF_ALL_PARTS:
+            got, first = (gguf.metadata.get(key) for gguf in (part, self.gguf))
+            if None not in (got, first) and got != first:
+                raise ModelFileError(
+                    f"{part.path}: {key} is {show(got)}; expected {show(first)}, as in the first "
+                    "part. The file is a part of another model"
+                )
 
     def _check_part(self, part: GGUFFile, number: int, names: list[str]) -> None:
         expected: dict[str, Any] = {"split.count": len(names), "split.no": number}

@@ -39,7 +39,7 @@ MAX_TENSORS = 1 << 16
 
 MAX_RANK = 8
 
-# dtype -> bits per element. gemlet reads three of them; tensors that it does not use may have the others.
+# dtype -> bits per element. gemlet reads four of them; tensors that it does not use may have the others.
 _DTYPE_BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -62,8 +62,8 @@ _DTYPE_BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
 }
-# dtype -> (its name in the core, NumPy type of the array; bf16 and f16 are read as bits)
-_READABLE = {"F32": ("f32", "<f4"), "BF16": ("bf16", "<u2"), "F16": ("f16", "<u2")}
+# dtype -> (the core's name of what is read, NumPy type of the array; bf16 and f16 are read as bits)
+_READABLE = {"F32": ("f32", "<f4"), "BF16": ("bf16", "<u2"), "F16": ("f16", "<u2"), "F64": ("f32", "<f8")}
 # Integers with scales. No header has these types: gemlet.checkpoint.scaled_tensors makes them.
 _READABLE |= {name: (f"i{name[3:].lower()}", "u1") for name in ("INT8", "INT4", "INT2", "INT4X32")}
 

@@ -259,6 +259,9 @@ class TensorFiles:
         """Turns stored rows, beginning with row ``first``, into values. Integers become the weights that they
         stand for."""
 
+        if array.dtype == np.float64:
+            with np.errstate(over="ignore"):  # packing finds infinities
+                return array.astype(np.float32), tag
         if name not in self.scales:
             return array, tag
         bits = {"i8": 8, "i2": 2}.get(tag, 4)
@@ -271,10 +274,15 @@ class TensorFiles:
         scales = self.read_scales(name, first, len(array))
         return q * np.repeat(scales, q.shape[1] // scales.shape[1], axis=1), "f32"
 
+    def is_wide(self, name: str) -> bool:
+        """Whether a tensor has values in float64. They are read as float32, which the core cannot do."""
+        return self.tensors[name].dtype == "F64"
+
     def replace_tensor(self, name: str, other: TensorFiles, tensor: str) -> None:
         """Replaces the tensor ``name`` by ``tensor`` of ``other``."""
         info, tag = other.tensors[tensor], other.dtype(tensor)
-        dtype = next(own for own, (known, _) in self._readable.items() if known == tag)
+        same = [own for own, (known, _) in self._readable.items() if known == tag]
+        dtype = info.dtype if info.dtype in same else same[0]
         file = self.files.share(other.files, info.file)
         self.tensors = MappingProxyType(
             {**self.tensors, name: replace(info, name=name, file=file, dtype=dtype)}

@@ -9,6 +9,7 @@ from gemlet.base.front_door import public
 from gemlet.base.keys import Keys, says_nothing
 from gemlet.base.sampling_options import MAX_SUPPRESSED, MOST_STOP_CHARACTERS, MOST_STOPS, OPTIONS
 from gemlet.base.strict_json import read_json_object
+from gemlet.base.text import show
 from gemlet.config.limits import LIMITS
 from gemlet.config.text_config import TextConfig
 from gemlet.errors import ConfigError
@@ -113,7 +114,7 @@ class Sampling(NamedTuple):
     Attributes:
         values: by their names in GenerationConfig.
         not_followed: keys that ask for something gemlet does not do -> their values.
-        passed_over: keys that neither gemlet nor the reference knows, and end ids outside the vocabulary.
+        passed_over: keys that neither gemlet nor the reference knows, and ids outside the vocabulary.
     """
 
     values: dict[str, Any]
@@ -175,17 +176,16 @@ def read_number(keys: Keys, key: str, name: str) -> int | float:
 
 
 def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
-    """A list of token ids that are never to be generated; -1 stands for none."""
+    """A list of token ids that are never to be generated. -1 stands for none, and other numbers that are no
+    ids of the vocabulary are passed over: no model writes them."""
     ids = keys.get(key)
-    if isinstance(ids, list):
-        ids = [i for i in ids if not (type(i) is int and i == -1)]
-    if (
-        not isinstance(ids, list)
-        or len(ids) > MAX_SUPPRESSED
-        or any(type(i) is not int or not 0 <= i < vocab_size for i in ids)
-    ):
-        raise keys.wrong(key, f"up to {MAX_SUPPRESSED} token ids from 0 to {vocab_size - 1}")
-    return tuple(sorted(set(ids)))
+    if not isinstance(ids, list) or len(ids) > MAX_SUPPRESSED or any(type(i) is not int for i in ids):
+        raise keys.wrong(key, f"a list of up to {MAX_SUPPRESSED} token ids")
+    inside = {i for i in ids if 0 <= i < vocab_size}
+    if others := sorted(set(ids) - inside - {-1}):
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        keys.pass_over(f"{key} {', '.join(map(show, others[:3]))}{more}")
+    return tuple(sorted(inside))
 
 
 def _read_stops(keys: Keys) -> tuple[str, ...]:

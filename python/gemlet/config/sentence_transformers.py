@@ -39,6 +39,8 @@ _DENSE = frozenset(  # the keys of a dense layer
         "module_output_name",
     ]
 )
+_PACKAGE = "sentence_transformers."
+_NO_ACTIVATION = ("torch.nn.modules.linear.Identity", "torch.nn.Identity")
 _NO_LIMIT = 10**40  # some tools write a huge number
 MAX_DENSE = 16
 MAX_PROMPTS = 1024
@@ -107,6 +109,11 @@ def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tupl
         raise ConfigError(
             f"{path}: lists the modules {show(kinds)}; expected Transformer, Pooling, {dense}Normalize"
         )
+    if places[0][1] and os.path.lexists(os.path.join(folder, places[0][1], "config.json")):
+        raise ConfigError(
+            f"{path}: puts the Transformer in {show(places[0][1])}; expected it in the folder itself. Move "
+            "the files of that folder there, and set its path to an empty text"
+        )
     files = [_MODULES]
     if os.path.lexists(os.path.join(folder, places[1][1], "config.json")):
         files.append(f"{places[1][1]}/config.json")
@@ -131,6 +138,17 @@ def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str
     keys = Keys(read_json_object(path, error=ConfigError), path, "")
     if keys.get("do_lower_case") not in (None, False):
         raise keys.wrong("do_lower_case", "false (gemlet supports nothing else)")
+    if keys.get("transformer_task") not in (None, "feature-extraction"):
+        raise keys.wrong("transformer_task", "'feature-extraction' (gemlet supports nothing else)")
+    text = keys.mapping("modality_config").get("text")
+    output = text.get("method_output_name") if isinstance(text, dict) else None
+    if output not in (None, "last_hidden_state"):
+        raise keys.wrong(
+            "modality_config",
+            "'last_hidden_state' as method_output_name of text (gemlet supports nothing else)",
+        )
+    if keys.get("module_output_name") not in (None, "token_embeddings"):
+        raise keys.wrong("module_output_name", "'token_embeddings' (gemlet supports nothing else)")
     if keys.get("max_seq_length") is not None:
         length = keys.integer("max_seq_length", _NO_LIMIT)
         config = replace(config, max_position_embeddings=min(length, config.max_position_embeddings))
@@ -149,7 +167,8 @@ def _module(path: str, index: int, module: Any) -> tuple[str, str]:
             f"{path}: entry {index} is {show(module)}; expected an object with a type and, as path, "
             "the name of a folder"
         )
-    return kind.rpartition(".")[2], str(place)
+    # A class of another package may compute something else.
+    return kind.rpartition(".")[2] if kind.startswith(_PACKAGE) else kind, str(place)
 
 
 def _check_pooling(path: str) -> None:
@@ -177,7 +196,7 @@ def _read_dense(path: str, inputs: int) -> int:
     if keys.raw.get("bias", True) not in (False, None):  # the default is true
         raise keys.wrong("bias", "false (gemlet supports nothing else)")
     activation = keys.get("activation_function")
-    if not isinstance(activation, str) or activation.rpartition(".")[2] != "Identity":
+    if activation not in _NO_ACTIVATION:
         raise keys.wrong(
             "activation_function", "'torch.nn.modules.linear.Identity' (gemlet supports nothing else)"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.progress import reporting
+from gemlet.base.text import show
 from gemlet.chat.base import ChatFormat
 from gemlet.config.sentence_transformers import Prompts
 from gemlet.config.text_config import TextConfig
@@ -71,6 +72,12 @@ def filled_builder(
             "merge_adapter: the adapter changes the table of per-layer embeddings, which stays in the file "
             f"of {files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet "
             "convert --adapter, or load the adapter beside the model with load_adapter()"
+        )
+    table = next((name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE), None)
+    if table is not None and files.checkpoint.is_wide(table):
+        raise UnsupportedError(
+            f"{files.name}: tensor {show(table)} is F64; expected F32, BF16 or F16 for the table of per-layer"
+            " embeddings, which stays in its file. Run gemlet convert on the model, and load the result"
         )
     packed = files.packed
     if packed is None and options.cache:

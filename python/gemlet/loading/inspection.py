@@ -9,7 +9,7 @@ from typing import Any
 from gemlet.base.late import dataclasses
 from gemlet.base.records import field, record
 from gemlet.base.sizes import size_text
-from gemlet.base.text import asked_for, show
+from gemlet.base.text import asked_for, listed, show
 from gemlet.config.layers import LayerSpec
 from gemlet.config.text_config import TextConfig
 from gemlet.loading.for_memory import Recommendation
@@ -113,7 +113,7 @@ class Inspection:
             + (f"; {size_text(self.plan.on_disk)} stay on disk" if self.plan.on_disk else ""),
             *([f"advice     for {size_text(best.memory)}: {best}"] if (best := self.recommended) else []),
             *([f"not done   {asked_for(self.not_followed)}"] if self.not_followed else []),
-            *([f"passed over {', '.join(map(show, self.passed_over))}"] if self.passed_over else []),
+            *([f"passed over {listed(self.passed_over)}"] if self.passed_over else []),
             f"runs here  {'yes' if self.problem is None else f'no: {self.problem}'}",
         ]
         return "\n".join(lines)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from gemlet.base.front_door import public
 from gemlet.base.late import log
 from gemlet.base.progress import Progress
+from gemlet.base.text import listed
 from gemlet.loading.builder import digest_of, filled_builder, finish_model, not_packed
 from gemlet.loading.drafter import open_drafter
 from gemlet.loading.memory_plan import check_memory, room_for
@@ -193,7 +194,7 @@ def load(
         if options.embedding_on_disk and files.packed is None and not options.cache:
             raise not_packed(files)
         if files.passed_over:
-            log.info("%s: ignored, because it changes nothing: %s", files.name, ", ".join(files.passed_over))
+            log.info("%s: ignored, because it changes nothing: %s", files.name, listed(files.passed_over))
         options = options.with_context(files.config.max_position_embeddings)
         if options.cache and options.weights == "auto":
             from gemlet.packing.cache import know_formats

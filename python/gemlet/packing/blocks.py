@@ -62,7 +62,8 @@ def blocks(files: ModelFiles) -> Iterator[Block]:
             if part == "embed_tokens" and files.token_order is not None:
                 yield from _ordered(files, name, files.token_order)
             elif files.is_changed(name):
-                row_bytes = checkpoint.tensors[name].nbytes // checkpoint.tensors[name].shape[0]
+                info = checkpoint.tensors[name]
+                row_bytes = info.nbytes // (info.shape[0] if info.shape else 1)
                 for array, dtype in files.read_rows(name, min(_BLOCK_BYTES, _CHANGED_BYTES), entry=entry):
                     count = array.shape[0] if array.ndim else 1
                     yield Block(part, name, (array, dtype), first_row, count * row_bytes)

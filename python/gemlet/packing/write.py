@@ -83,7 +83,7 @@ def write_packed(
             scales = files.checkpoint.scales[table_name].info
             entries[TABLE_SCALES] = ("F32", list(scales.shape), scales.nbytes)
         exact = table_name in files.merged and weights == "f32"
-        if exact:
+        if exact or files.checkpoint.is_wide(table_name):
             entries[PER_LAYER_TABLE] = ("F32", list(shape), 4 * shape[0] * shape[1])
     order = files.token_order
     if order is not None:

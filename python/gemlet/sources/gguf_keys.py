@@ -120,10 +120,10 @@ def read_gguf_keys(
     return keys | {"model_type": _MODEL_TYPES[architecture], "gguf": own}, tuple(data.passed_over)
 
 
-def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
+def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The sampling values that the file recommends, by their names in GenerationConfig:
-    ``general.sampling.*``, and the tokens that must not be generated. Raises :class:`ConfigError` for an
-    impossible value.
+    ``general.sampling.*``, and the tokens that must not be generated. Then the keys that were passed over.
+    Raises :class:`ConfigError` for an impossible value.
     """
     keys = Keys(_sampling(gguf), gguf.path, GGUF_SAMPLING)
     sampling: dict[str, Any] = {
@@ -132,9 +132,11 @@ def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> dict[str, Any]:
         if option.gguf is not None and option.gguf in keys.raw
     }
     if (suppressed := gguf.metadata.get("tokenizer.ggml.suppress_tokens")) is not None:
-        own = Keys({"suppress_tokens": plain(suppressed)}, gguf.path, "tokenizer.ggml.")
+        own = Keys(
+            {"suppress_tokens": plain(suppressed)}, gguf.path, "tokenizer.ggml.", None, keys.passed_over
+        )
         sampling["suppress_tokens"] = read_suppressed(own, "suppress_tokens", vocab_size)
-    return sampling
+    return sampling, tuple(keys.passed_over)
 
 
 def not_followed(gguf: GGUFFile) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def open_gguf(
             if not config.bidirectional:
                 template = chat_template or _chat_template(gguf)
                 chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
-        sampling = read_gguf_sampling(gguf, config.vocab_size)
+        sampling, others = read_gguf_sampling(gguf, config.vocab_size)
     except BaseException:
         checkpoint.close()
         raise
@@ -89,7 +89,7 @@ def open_gguf(
         vocabulary=vocabulary,
         config_texts=texts,
         prompts=Prompts() if config.bidirectional else None,
-        passed_over=config.passed_over,
+        passed_over=(*config.passed_over, *others),
         token_order=order,
     )
 

@@ -130,7 +130,7 @@ class ModelFiles:
 
     def is_changed(self, name: str) -> bool:
         """Whether :meth:`read_rows` gives other rows than the file has."""
-        return name in self.cuts or name in self.merged
+        return name in self.cuts or name in self.merged or self.checkpoint.is_wide(name)
 
     @property
     def packed(self) -> PackedCheckpoint | None:

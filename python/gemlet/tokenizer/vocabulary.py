@@ -279,6 +279,9 @@ class Draft:
                     f"{self.source}: {show(text)} has the id {identifier}; expected at most "
                     f"{last + MAX_GAP}, because the vocabulary ends at {last}"
                 )
+            # A gap before the token stays, as the file says. There are gaps between the ids that Gemma 3n's
+            # config.json gives its tokens for images and sound (262145, 262272). transformers 5 gives such a
+            # token the next free id without a word, which is the row of another token.
             missing = identifier + 1 - len(self.pieces)
             self.pieces += [""] * missing
             self.types += [UNUSED] * missing

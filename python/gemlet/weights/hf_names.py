@@ -209,15 +209,36 @@ def map_tensors(
     }  # shapes as stored
     unused = unused_tensors(config, prefix, head_prefix)
     constants = {name for name in plain if _is_constant(name) or name.startswith(_VALUE_HEAD)}
-    ignored = {name for name in plain if name in unused or name in constants or is_tower(name, config.family)}
+    beyond = _layers_beyond(plain, prefix, config.num_layers)
+    ignored = {*unused, *constants, *beyond, *(name for name in plain if is_tower(name, config.family))}
     found = match_tensors(
         {name: shapes[tensor] for name, tensor in plain.items()}, config, names, slots, ignored, where=where
     )
     return MappedTensors(
         {plain[name]: slot for name, slot in found.items()},
         config,
-        (*left_out, *(plain[name] for name in sorted(constants))),
+        (*left_out, *(plain[name] for name in sorted(constants)), *_named_layers(beyond, config.num_layers)),
     )
+
+
+def _layers_beyond(plain: Collection[str], prefix: str, num_layers: int) -> dict[str, int]:
+    """Tensor -> its layer, for layers that the configuration does not have. The reference does not read
+    them."""
+    found: dict[str, int] = {}
+    begin = f"{prefix}layers."
+    for name in plain:
+        index = name[len(begin) :].partition(".")[0] if name.startswith(begin) else ""
+        if index.isascii() and index.isdecimal() and len(index) < 10 and int(index) >= num_layers:
+            found[name] = int(index)
+    return found
+
+
+def _named_layers(beyond: Mapping[str, int], num_layers: int) -> tuple[str, ...]:
+    if not beyond:
+        return ()
+    first, last = min(beyond.values()), max(beyond.values())
+    which = f"layer {first}" if first == last else f"layers {first} to {last}"
+    return (f"{which} ({len(beyond)} tensors, but num_hidden_layers is {num_layers})",)
 
 
 def _whole_towers(
