@@ -6,8 +6,6 @@ import contextlib
 import json
 import logging
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,8 @@ from unittest import mock
 
 import pytest
 
-from support.processes import environment_of
+from support.processes import run_program
+from support.programs.patterns import pump_all
 from support.scripted_streams import chunk, saying
 from support.servers import RunningServer, serving
 from support.waiting import PATIENCE, until
@@ -139,28 +138,9 @@ def test_an_integer_of_too_many_digits() -> None:
     assert "sys." not in error["message"]
 
 
-PUMPED = """
-import contextlib, gc, importlib, itertools, pkgutil, string
-import gemlet
-from gemlet.base.patterns import _Pattern
-
-for info in pkgutil.walk_packages(gemlet.__path__, "gemlet."):
-    if not info.name.endswith("__main__"):
-        with contextlib.suppress(ImportError):  # an extra that is not installed
-            importlib.import_module(info.name)
-found = [one for one in gc.get_objects() if isinstance(one, _Pattern)]
-assert len(found) > 90
-for pattern in found:
-    for unit in map("".join, itertools.chain(string.printable, itertools.product("a1_-.: /[(", repeat=2))):
-        for text in (unit * 40 + "!", unit * 3000):
-            given = text.encode() if isinstance(pattern.pattern, bytes) else text
-            pattern.match(given), pattern.fullmatch(given)
-"""
-
-
 def test_no_pattern_takes_long() -> None:
     """A Host header of 60 letters and a `!` kept the server busy for ever. Files have patterns, too."""
-    subprocess.run([sys.executable, "-c", PUMPED], env=environment_of(), timeout=PATIENCE, check=True)
+    assert run_program(pump_all, timeout=PATIENCE) > 90
 
 
 def test_long_names_of_hosts() -> None:

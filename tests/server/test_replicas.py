@@ -8,12 +8,10 @@ import json
 import pytest
 
 from gemlet.errors import InvalidRequestError
-from support.extras import why_absent
 from support.processes import run_program
 from support.programs.replicas import answer_with_ray_data, serve_and_kill
 
-REASON = why_absent("ray") or why_absent("serve")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
+pytestmark = [pytest.mark.slow, pytest.mark.extra("ray"), pytest.mark.extra("serve")]
 
 
 def test_two_replicas_of_which_one_is_killed() -> None:
