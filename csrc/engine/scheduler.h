@@ -9,15 +9,16 @@
 
 #include "engine/job.h"
 #include "engine/step_times.h"
+#include "model/config.h"
 
 namespace gemlet {
 
 class Scheduler {
  public:
   struct Limits {
-    int64_t rows = 512;    // most rows of a step
-    int64_t running = 32;  // most requests that run at a time
-    bool whole = false;    // whether each text is read in one step, even if it has more tokens than `rows`
+    int64_t rows = kChunkTokens;  // most rows of a step
+    int64_t running = 32;         // most requests that run at a time
+    bool whole = false;           // whether each text is read in one step, even if it has more tokens than `rows`
   };
   struct Part {
     Job* job;

@@ -79,5 +79,11 @@ constexpr int64_t kKvBlockTokens = 64;  // of a block
 constexpr int64_t kMaxHeadDim = 1024;   // the largest head that attention takes
 constexpr int kKvInt8Zero = 128;        // added to the numbers of the int8 cache, so that they are unsigned
 static_assert(kKvBlockTokens % kSuperblock == 0 && kMaxHeadDim % kPanelRows == 0);
+// Attention is computed in pieces of this many tokens, from multiples of it on. The results of the pieces are added one
+// after the other, each scaled to the largest score so far. So a row's result is the same bits, whether one call reads
+// all pieces or each piece is a call of its own.
+constexpr int64_t kPieceTokens = 4 * kKvBlockTokens;
+
+constexpr int64_t kMaxStreams = 16;  // the most residual streams of AltUp
 
 }  // namespace gemlet

@@ -24,7 +24,7 @@ constexpr Limits<int64_t> kSizeLimits[] = {
     {"layers", 1, 1024},
     {"per_layer_input_size", 0, kMaxWidth},
     {"per_layer_vocab_size", 0, kMaxVocab},
-    {"altup_streams", 1, 16},
+    {"altup_streams", 1, kMaxStreams},
     {"laurel_rank", 0, kMaxWidth},
     {"dense_sizes", 1, kMaxWidth},
     {"longest_span", 0, kMaxContextTokens},

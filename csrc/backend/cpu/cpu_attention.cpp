@@ -84,7 +84,7 @@ void rotate_for_int4(int64_t head_dim, float* head) {
 }  // namespace
 
 int64_t CpuBackend::attention_bytes(int64_t num_heads, int64_t, int64_t head_dim, int64_t tokens) const {
-  const int64_t pieces = quotient(tokens, kernels::kPieceTokens) + 1;  // the first may begin anywhere
+  const int64_t pieces = quotient(tokens, kPieceTokens) + 1;  // the first may begin anywhere
   const int64_t floats = partial_floats(kMaxSplitRows * num_heads, head_dim) * pieces;
   return std::min(kMostPartialBytes, floats * static_cast<int64_t>(sizeof(float)));
 }
@@ -192,7 +192,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
         ahead = shape.window > 0 ? shape.window - 1 : last;
         end = std::min(last, end + ahead);
       }
-      const int64_t pieces = quotient(end, kernels::kPieceTokens) - begin / kernels::kPieceTokens;
+      const int64_t pieces = quotient(end, kPieceTokens) - begin / kPieceTokens;
       const int64_t floats = partial_floats(tokens * shape.num_heads, dim) * pieces;
       const bool split = segment.rows <= kMaxSplitRows && pieces > 1 &&
                          (partials + floats) * static_cast<int64_t>(sizeof(float)) <= kMostPartialBytes;
@@ -208,7 +208,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
           merges.push_back({tasks.size(), 0});
           for (int64_t at = begin; at < end; at = task.kv_end) {
             task.kv_begin = at;
-            task.kv_end = std::min(end, (at / kernels::kPieceTokens + 1) * kernels::kPieceTokens);
+            task.kv_end = std::min(end, (at / kPieceTokens + 1) * kPieceTokens);
             task.partial = partials;
             partials += partial_floats(task.rows(), dim);
             tasks.push_back(task);

@@ -10,11 +10,10 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/sums.h"
+#include "formats/layout.h"
 
 namespace gemlet {
 namespace {
-
-constexpr size_t kMaxStreams = 16;
 
 void copy_floats(const float* x, int64_t count, float* out) {
   std::memcpy(out, x, static_cast<size_t>(count) * sizeof(float));

@@ -17,7 +17,6 @@ constexpr int64_t kSplitRows = 8;    // segments with more rows have enough bloc
 constexpr int64_t kMostPartialBytes = int64_t{16} << 20;
 constexpr int64_t kTableBytes = int64_t{1} << 20;  // bytes of a per-layer table that are sent at a time
 
-static_assert(kKvTokens == kKvBlockTokens);
 static_assert(static_cast<int>(Kernel::matmul_q4_8) - static_cast<int>(Kernel::matmul_f32_1) ==
               4 * static_cast<int>(Format::kQ4) + 3);
 static_assert(static_cast<int>(Kernel::matmul_r8_1) - static_cast<int>(Kernel::matmul_q4_8) == 1 &&
@@ -151,7 +150,7 @@ void CudaBackend::multiply(const Product& product, const float* x, const float* 
   const MatmulArgs args = {weight_of(weight), x, product.y, product.rows, y_stride, vectors, gate};
   const std::optional<Kernel> tiles = tile_kernel(weight.format);
   const bool in_tiles = product.rows > kFewRows && !exact_batches_ && tiles && weight.rounding.input == 0;
-  const Grid grid = in_tiles ? Grid{quotient(weight.rows, kTileOutputs), quotient(product.rows, kTileRows)}
+  const Grid grid = in_tiles ? Grid{quotient(weight.rows, kTileOutputs), quotient(product.rows, kProductRows)}
                              : Grid{weight.panels(), quotient(product.rows, kFewRows)};
   bytes_read_.fetch_add(weight.bytes() * grid.y, std::memory_order_relaxed);
   if (in_tiles) {
@@ -344,7 +343,7 @@ void CudaBackend::rope_and_store(const AttentionShape& shape, std::span<const St
       KvPlace& place = places[static_cast<size_t>(segment.row + i)];
       place.position = position;
       if (!k) continue;
-      const auto& block = segment.kv.blocks[static_cast<size_t>(position / kKvTokens - segment.kv.first_block)];
+      const auto& block = segment.kv.blocks[static_cast<size_t>(position / kKvBlockTokens - segment.kv.first_block)];
       place.block = block.head(segment.kv.first_head);
       place.stride = block.stride;
     }
@@ -398,7 +397,7 @@ void CudaBackend::attention(const AttentionShape& shape, std::span<const Attenti
     most_rows = std::max(most_rows, segment.rows);
   }
   const int64_t count = size_of(rows.size()), dim = shape.head_dim;
-  bytes_read_.fetch_add(tokens_read * shape.num_kv_heads * kv_head_bytes(dim, shape.kv_format) / kKvTokens,
+  bytes_read_.fetch_add(tokens_read * shape.num_kv_heads * kv_head_bytes(dim, shape.kv_format) / kKvBlockTokens,
                         std::memory_order_relaxed);
   AttentionArgs args = {};
   args.rows = gpu().parameters.put(std::span<const AttentionRow>(rows));

@@ -48,12 +48,8 @@ constexpr int64_t attention_scratch(int64_t head_dim) {
          kKvBlockTokens * padded_head_dim(head_dim);
 }
 
-// Attention is computed in pieces of this many tokens, from multiples of it on. The results of the pieces are added one
-// after the other, each scaled to the largest score so far. So a row's result is the same bits, whether one call reads
-// all pieces or each piece is a call of its own.
-constexpr int64_t kPieceTokens = 4 * kKvBlockTokens;
-
-// Adds the result of a piece (`from`: out [head_dim], its largest score m and sum) to that of the pieces before.
+// Adds the result of a piece of kPieceTokens (`from`: out [head_dim], its largest score m and sum) to that of the
+// pieces before.
 void add_piece(const float* from, float from_max, float from_sum, int64_t head_dim, float* to, float& max, float& sum);
 
 struct AttentionArgs {

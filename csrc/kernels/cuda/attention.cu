@@ -52,7 +52,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
   int64_t last_piece = (row.end + kPieceTokens - 1) / kPieceTokens;
   if (first_piece + args.pieces_each < last_piece) last_piece = first_piece + args.pieces_each;
   const auto head_of = [&](int64_t token) {
-    const AttentionBlock block = args.blocks[row.first + token / kKvTokens - row.first_block];
+    const AttentionBlock block = args.blocks[row.first + token / kKvBlockTokens - row.first_block];
     return block.head + kv_head * block.stride;
   };
 
@@ -70,11 +70,11 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
         scores[i] = 0;
         if (token < row.begin || token >= row.end) continue;
         const uint8_t* const kv = head_of(token);
-        const int64_t slot = token % kKvTokens;
+        const int64_t slot = token % kKvBlockTokens;
         float score = 0;
         GEMLET_NOT_UNROLLED
         for (int64_t unit = 0; unit < padded / kUnit; ++unit) {
-          const uint4 numbers = *reinterpret_cast<const uint4*>(kv + (unit * kKvTokens + slot) * 16);
+          const uint4 numbers = *reinterpret_cast<const uint4*>(kv + (unit * kKvBlockTokens + slot) * 16);
           for (int n = 0; n < kUnit; ++n) score = fmaf(q[unit * kUnit + n], number_of<kFormat>(numbers, n), score);
         }
         if constexpr (kFormat == kKvInt8) score *= reinterpret_cast<const float*>(kv + scales_at)[slot];
@@ -108,9 +108,9 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
           const float weight = __shfl_sync(kAllLanes, scores[i], n);
           const int64_t token = begin + n;
           if (token < row.begin || token >= row.end) continue;
-          const int64_t slot = token % kKvTokens;
+          const int64_t slot = token % kKvBlockTokens;
           float factor = weight;
-          if constexpr (kFormat == kKvInt8) factor *= reinterpret_cast<const float*>(kv + scales_at)[kKvTokens + slot];
+          if constexpr (kFormat == kKvInt8) factor *= reinterpret_cast<const float*>(kv + scales_at)[kKvBlockTokens + slot];
           const uint8_t* const value = kv + values_at + slot * padded * kElement;
           for (int d = 0; d < kNumbers; ++d) {
             const int64_t at = d * 32 + lane;
@@ -247,10 +247,10 @@ GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
     return;
   }
   const KvPlace place = args.places[row];
-  const int64_t element = kv_element(args.kv_format), slot = place.position % kKvTokens;
+  const int64_t element = kv_element(args.kv_format), slot = place.position % kKvBlockTokens;
   uint8_t* const kv = place.block + head * place.stride;
   float* const scales = reinterpret_cast<float*>(kv + kv_scales_at(dim, element));
-  store_numbers(rotated, dim, args.kv_format, kv + slot * 16, kKvTokens * 16, scales + slot, sums);
+  store_numbers(rotated, dim, args.kv_format, kv + slot * 16, kKvBlockTokens * 16, scales + slot, sums);
   const float* const v = args.v + (row * args.kv_heads + head) * dim;
   const float v_factor = args.v_norm ? inverse_rms(v) : 1.0f;
   __syncthreads();
@@ -258,7 +258,7 @@ GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
   __syncthreads();
   const int64_t value_bytes = kv_padded(dim, element) * element;
   store_numbers(rotated, dim, args.kv_format, kv + kv_values_at(dim, element) + slot * value_bytes, 16,
-                scales + kKvTokens + slot, sums);
+                scales + kKvBlockTokens + slot, sums);
 }
 
 }  // namespace gemlet::cuda

@@ -276,27 +276,25 @@ enum class Kernel : int {
       kCount
 };
 
-constexpr int64_t kPieceTokens = 256;  // attention adds the results of such pieces, from multiples of it on, in order
-constexpr int kTileRows = 64;          // rows and outputs of one block of a product in tiles
+constexpr int kProductRows = 64;  // rows and outputs of one block of a product in tiles
 constexpr int kTileOutputs = 64;
 constexpr int kTileDepth = 64;               // columns of a step
 constexpr int kTileStride = kTileDepth + 8;  // bf16 numbers from row to row in shared memory: no conflicts of banks
-constexpr int kTileSharedBytes = (kTileRows + kTileOutputs) * kTileStride * 2;
+constexpr int kTileSharedBytes = (kProductRows + kTileOutputs) * kTileStride * 2;
 
 // The cache of this backend. A head of a block has, for 64 tokens: the keys as [head_dim / E] [64] [E] with E numbers
 // in 16 bytes, the values as [64] [head_dim], both padded to 16 bytes; of an int8 cache also 64 scales of the keys and
 // 64 of the values, float32.
-constexpr int64_t kKvTokens = 64;
 constexpr int64_t kv_padded(int64_t head_dim, int64_t element) {
   const int64_t unit = 16 / element;
   return (head_dim + unit - 1) / unit * unit;
 }
 constexpr int64_t kv_values_at(int64_t head_dim, int64_t element) {
-  return kKvTokens * kv_padded(head_dim, element) * element;
+  return kKvBlockTokens * kv_padded(head_dim, element) * element;
 }
 constexpr int64_t kv_scales_at(int64_t head_dim, int64_t element) { return 2 * kv_values_at(head_dim, element); }
 constexpr int64_t kv_head_size(int64_t head_dim, int64_t element) {
-  return kv_scales_at(head_dim, element) + (element == 1 ? 2 * kKvTokens * 4 : 0);
+  return kv_scales_at(head_dim, element) + (element == 1 ? 2 * kKvBlockTokens * 4 : 0);
 }
 
 }  // namespace gemlet::cuda

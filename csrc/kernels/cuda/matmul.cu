@@ -106,7 +106,7 @@ __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shar
 
 // A tile of x as bf16, 64 rows x 64 columns from column `col` on.
 __device__ __forceinline__ void stage_x(const MatmulArgs& args, int64_t first, int64_t col, uint16_t* tile) {
-  for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kTileDepth / 4; i += static_cast<int>(blockDim.x)) {
+  for (int i = static_cast<int>(threadIdx.x); i < kProductRows * kTileDepth / 4; i += static_cast<int>(blockDim.x)) {
     const int row = i / (kTileDepth / 4), c = i % (kTileDepth / 4) * 4;
     float values[4] = {0, 0, 0, 0};
     if (first + row < args.rows) columns_of(args, args.x + (first + row) * args.weight.cols, col + c, values);
@@ -139,10 +139,10 @@ __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t co
 template <Format kFormat>
 __device__ __forceinline__ void multiply_tiles(const MatmulArgs& args, uint16_t* shared) {
   uint16_t* const x_tile = shared;
-  uint16_t* const w_tile = shared + kTileRows * kTileStride;
+  uint16_t* const w_tile = shared + kProductRows * kTileStride;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int warp_row = warp / 2 * 32, warp_output = warp % 2 * 32;  // a warp has a quarter of the block's outputs
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kTileRows;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * kProductRows;
   float sums[2][4][4] = {};
   for (int64_t col = 0; col < args.weight.cols; col += kTileDepth) {
     __syncthreads();

@@ -5,8 +5,6 @@
 namespace gemlet::cuda {
 namespace {
 
-constexpr int64_t kMaxStreams = 16;
-
 // 1 / rms of the block's row.
 __device__ __forceinline__ float inverse_rms(const float* x, int64_t dim, float eps, float* shared) {
   float sum = 0;
