@@ -14,6 +14,7 @@ import pytest
 import gemlet
 from gemlet.media.preparing import ImageView
 from support.extras import optional
+from support.guides import example
 from support.vision import write_with_vocabulary
 
 pillow = optional("PIL.Image")
@@ -81,6 +82,16 @@ def test_a_message_with_an_image(model: gemlet.Model, form: str, tmp_path: Path)
     assert reply.token_ids == expected.token_ids
     assert expected.image_tokens == TOKENS
     assert model.count_tokens([{"role": "user", "content": content}]) == len(ids)
+
+
+@needs_pillow
+def test_the_example_of_the_guide(
+    model: gemlet.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.jpg").write_bytes(png(IMAGE))
+    exec(example("images"), {"model": model})
+    assert capsys.readouterr().out.endswith(f" {TOKENS}\n")
 
 
 def test_an_image_that_is_seen_in_parts(model: gemlet.Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from reference.forward import embedding
 from reference.model import Model
 from support.audio import difference
 from support.embedding import FOLDER, PROMPTS, golden, media_of, write_with_vocabulary
+from support.extras import optional
+from support.guides import example
 from support.inside import taps_of
 from support.tower_adapters import EMBEDDING_NAMES, embedding_of, prompt_of
 from support.tower_adapters import FOLDERS as ADAPTERS
@@ -238,6 +241,20 @@ def test_parts_markers_and_ids_are_the_same(reader: gemlet.Model) -> None:
     np.testing.assert_array_equal(mixed[:1], reader.embed("a dog"))
     np.testing.assert_array_equal(mixed[2:], reader.embed("", images=[IMAGE]))
     np.testing.assert_array_equal(asyncio.run(reader.aembed(["a dog", parts, [image()]])), mixed)
+
+
+@pytest.mark.extra("vision")
+def test_the_example_of_the_guide(
+    reader: gemlet.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    optional("PIL.Image").fromarray(IMAGE).save("dog.jpg", "PNG")
+    with wave.open("bark.wav", "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((WAVE * 32767).astype("<i2").tobytes())
+    code, names = example("embeddings"), {"model": reader}
+    exec(code.replace("model.embed(", "vectors = model.embed("), names)
+    assert np.shape(names["vectors"]) == (4, reader.config.embedding_size)
 
 
 def test_prompts_and_texts_of_media_alone(reader: gemlet.Model) -> None:

