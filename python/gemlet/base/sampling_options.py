@@ -23,7 +23,7 @@ __all__ = [
     "MOST_STOP_CHARACTERS",
     "MOST_STOP_IDS",
     "OPTIONS",
-    "Number",
+    "NumberOption",
 ]
 
 MAX_INT = 2**31 - 1
@@ -39,7 +39,7 @@ MOST_ALTERNATIVES = 20  # tokens with their log probabilities, in addition to th
 
 
 @record(frozen=True)
-class Number:
+class NumberOption:
     """One option that is a number.
 
     Attributes:
@@ -69,10 +69,10 @@ class Number:
 
 
 OPTIONS = {
-    "max_tokens": Number(
+    "max_tokens": NumberOption(
         256, 1, MAX_INT, f"an integer from 1 to {MAX_INT}", "N", "most tokens to write", in_files=False
     ),
-    "min_tokens": Number(
+    "min_tokens": NumberOption(
         0,
         0,
         MAX_INT,
@@ -81,10 +81,10 @@ OPTIONS = {
         "do not end before N tokens (default 0)",
         key="min_new_tokens",
     ),
-    "temperature": Number(
+    "temperature": NumberOption(
         1.0, 0.0, 100.0, "a number from 0 (greedy) to 100", "T", "0 is greedy (default: the model's)", "temp"
     ),
-    "top_p": Number(
+    "top_p": NumberOption(
         0.95,
         0.0,
         1.0,
@@ -93,7 +93,7 @@ OPTIONS = {
         "nucleus; 1 keeps all (default: the model's)",
         "top_p",
     ),
-    "top_k": Number(
+    "top_k": NumberOption(
         64,
         -1,
         MAX_INT,
@@ -102,7 +102,7 @@ OPTIONS = {
         "keep the K likeliest; 0 keeps all (default: the model's)",
         "top_k",
     ),
-    "min_p": Number(
+    "min_p": NumberOption(
         0.0,
         0.0,
         1 - 2**-53,  # the largest double below 1
@@ -111,7 +111,7 @@ OPTIONS = {
         "drop tokens rarer than P times the likeliest",
         "min_p",
     ),
-    "typical_p": Number(
+    "typical_p": NumberOption(
         1.0,
         2**-53,
         1.0,
@@ -119,7 +119,7 @@ OPTIONS = {
         "P",
         "keep tokens that are as surprising as usual; 1 keeps all",
     ),
-    "repetition_penalty": Number(
+    "repetition_penalty": NumberOption(
         1.0,
         0.01,
         100.0,
@@ -128,7 +128,7 @@ OPTIONS = {
         "above 1 repeats less (default 1)",
         "penalty_repeat",
     ),
-    "frequency_penalty": Number(
+    "frequency_penalty": NumberOption(
         0.0,
         -2.0,
         2.0,
@@ -136,7 +136,7 @@ OPTIONS = {
         "F",
         "above 0 makes a token rarer, the more often it was written",
     ),
-    "presence_penalty": Number(
+    "presence_penalty": NumberOption(
         0.0,
         -2.0,
         2.0,
@@ -144,7 +144,7 @@ OPTIONS = {
         "F",
         "above 0 makes a token rarer once it was written",
     ),
-    "no_repeat_ngram_size": Number(
+    "no_repeat_ngram_size": NumberOption(
         0,
         0,
         MAX_INT,
@@ -152,7 +152,7 @@ OPTIONS = {
         "N",
         "never write the same N tokens in a row twice",
     ),
-    "dry_multiplier": Number(
+    "dry_multiplier": NumberOption(
         0.0,
         0.0,
         100.0,
@@ -161,7 +161,7 @@ OPTIONS = {
         "above 0 shortens repetitions (DRY); 0.8 is usual",
         in_files=False,
     ),
-    "dry_base": Number(
+    "dry_base": NumberOption(
         1.75,
         1.0,
         100.0,
@@ -170,7 +170,7 @@ OPTIONS = {
         "how fast DRY's penalty grows (default 1.75)",
         in_files=False,
     ),
-    "dry_allowed_length": Number(
+    "dry_allowed_length": NumberOption(
         2,
         1,
         MAX_INT,

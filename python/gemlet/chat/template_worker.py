@@ -35,7 +35,7 @@ _KEPT = 8  # compiled templates
 def main() -> None:
     """Answers requests until the input ends. ``sys.argv`` has the folders of jinja2 and what it needs."""
     sys.path += sys.argv[1:]
-    worker = Worker()
+    worker = TemplateWorker()
     worker.warm_up()
     base = _address_space()
     for limit in ("CORE", "FSIZE", "NPROC", "NOFILE"):
@@ -63,11 +63,11 @@ def _address_space() -> int:
         return 0
 
 
-class Worker:
+class TemplateWorker:
     """Compiles and renders.
 
     >>> request = {"template": "{{ 6 * n }}", "texts": [{"n": 7}, {}], "longest": 100}
-    >>> Worker().answer(request)["results"]
+    >>> TemplateWorker().answer(request)["results"]
     [{'text': '42'}, {'error': 'failed', 'message': "UndefinedError: 'n' is undefined"}]
     """
 

@@ -11,7 +11,7 @@ from gemlet.base.cache_entries import cache_folder, cache_limit
 from gemlet.base.sizes import size_text
 from gemlet.cli.common import one_line, print_table
 from gemlet.errors import InvalidRequestError
-from gemlet.packing.kept import Kept, kept_entries, remove_entries
+from gemlet.packing.kept import KeptEntry, kept_entries, remove_entries
 
 __all__ = ["run"]
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _clear(entries, arguments.entries) if arguments.action == "clear" else _list(entries, arguments)
 
 
-def _list(entries: list[Kept], arguments: argparse.Namespace) -> int:
+def _list(entries: list[KeptEntry], arguments: argparse.Namespace) -> int:
     total, limit = sum(entry.nbytes for entry in entries), cache_limit()
     if arguments.json:
         listed = [dataclasses.asdict(entry) for entry in entries]
@@ -45,7 +45,7 @@ def _list(entries: list[Kept], arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _clear(entries: list[Kept], beginnings: list[str]) -> int:
+def _clear(entries: list[KeptEntry], beginnings: list[str]) -> int:
     for beginning in beginnings:
         if not beginning or not any(entry.name.startswith(beginning) for entry in entries):
             raise InvalidRequestError(f"there is no entry {beginning!r}; gemlet cache list shows them")

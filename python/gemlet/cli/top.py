@@ -20,7 +20,7 @@ from gemlet.base.strict_json import parse_json_object
 from gemlet.cli.common import bold, dim, one_line, table_lines
 from gemlet.errors import InvalidRequestError, UnsupportedError
 
-__all__ = ["Look", "Server", "lines_of", "quantile", "rates", "run"]
+__all__ = ["Look", "RemoteServer", "lines_of", "quantile", "rates", "run"]
 
 _MOST_BYTES = 8_000_000
 _PATIENCE = 10.0  # seconds
@@ -40,7 +40,7 @@ class Look:
     seen: float
 
 
-class Server:
+class RemoteServer:
     """The server at an address. Raises :class:`InvalidRequestError` if it is not an address."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -205,7 +205,7 @@ def run(arguments: argparse.Namespace) -> int:
     interval = arguments.interval
     if not 0.1 <= interval <= 3600:
         raise InvalidRequestError(f"interval: got {interval:g}, expected seconds from 0.1 to 3600")
-    server = Server(arguments.url, arguments.key or os.environ.get("GEMLET_KEY"))
+    server = RemoteServer(arguments.url, arguments.key or os.environ.get("GEMLET_KEY"))
     if arguments.once or arguments.json or not sys.stdout.isatty():
         before = server.look()
         time.sleep(interval)
@@ -224,7 +224,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _watch(server: Server, interval: float) -> None:
+def _watch(server: RemoteServer, interval: float) -> None:
     """Shows the server until Ctrl-C."""
     before = server.look()  # what is wrong at once is an error of the command
     lines = lines_of(server.url, before, None)

@@ -37,7 +37,7 @@ LIMITS: dict[str, Any] = {
 def main() -> None:
     """Answers requests until the input ends. ``sys.argv`` has the folders of llguidance."""
     sys.path += sys.argv[1:]
-    worker = Worker()
+    worker = GrammarWorker()
     worker.answer({"grammar": "start: /a/", "control": []})
     base = _address_space()
     for limit in ("CORE", "FSIZE", "NOFILE"):
@@ -84,10 +84,10 @@ class Bytes:
         return list(data)
 
 
-class Worker:
+class GrammarWorker:
     """Compiles a grammar and asks for its first bytes.
 
-    >>> Worker().answer({"grammar": "start: /[0-9]+/", "control": []})
+    >>> GrammarWorker().answer({"grammar": "start: /[0-9]+/", "control": []})
     {'error': ''}
     """
 

@@ -11,14 +11,14 @@ from gemlet.base.records import record
 from gemlet.checkpoint.safetensors_files import Checkpoint
 from gemlet.errors import GemletError
 
-__all__ = ["Kept", "kept_entries", "note_source", "remove_entries"]
+__all__ = ["KeptEntry", "kept_entries", "note_source", "remove_entries"]
 
 _SOURCE = "source"
 _MOST_CHARACTERS = 500
 
 
 @record(frozen=True)
-class Kept:
+class KeptEntry:
     """An entry of the cache.
 
     Attributes:
@@ -42,7 +42,7 @@ def note_source(folder: str, source: str) -> None:
         file.write(source[:_MOST_CHARACTERS])
 
 
-def kept_entries() -> list[Kept]:
+def kept_entries() -> list[KeptEntry]:
     """All entries; the one used last comes first. Raises OSError if the folder cannot be read."""
     found = []
     folder = cache_folder()
@@ -53,7 +53,9 @@ def kept_entries() -> list[Kept]:
                 continue
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # just removed, or not an entry
                 sizes = [file.stat(follow_symlinks=False).st_size for file in os.scandir(path)]
-                found.append(Kept(name, _what(path, name), _source(path), sum(sizes), os.stat(path).st_mtime))
+                found.append(
+                    KeptEntry(name, _what(path, name), _source(path), sum(sizes), os.stat(path).st_mtime)
+                )
     return sorted(found, key=lambda entry: -entry.used)
 
 

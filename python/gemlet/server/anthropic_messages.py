@@ -27,12 +27,10 @@ from gemlet.server.schema import (
     ListOf,
     Number,
     Object,
+    OneOf,
     Refused,
     Schema,
     Text,
-)
-from gemlet.server.schema import (
-    Choice as OneOf,
 )
 from gemlet.server.sent_media import check_part, media_part
 from gemlet.server.service import event, fields_of, service_of

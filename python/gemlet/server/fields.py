@@ -26,7 +26,6 @@ from gemlet.base.sampling_options import (
 from gemlet.base.text import show
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
-    Choice,
     Either,
     Flag,
     Ignored,
@@ -35,6 +34,7 @@ from gemlet.server.schema import (
     ListOf,
     Number,
     Object,
+    OneOf,
     Refused,
     Schema,
     Text,
@@ -83,7 +83,7 @@ _FUNCTION = Object(
     },
     ["name"],
 )
-TOOLS = ListOf(Object({"type": Choice("function"), "function": _FUNCTION}, ["function"]), MOST_TOOLS)
+TOOLS = ListOf(Object({"type": OneOf("function"), "function": _FUNCTION}, ["function"]), MOST_TOOLS)
 
 
 class Biases(Kind):

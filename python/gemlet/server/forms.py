@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Choice, Either, Flag, Ignored, Kind, ListOf, Object, Schema, Text
+from gemlet.server.schema import Either, Flag, Ignored, Kind, ListOf, Object, OneOf, Schema, Text
 
 __all__ = ["FORMS", "SCHEMA_FORMAT", "form_names", "form_of", "of_format"]
 
@@ -18,7 +18,7 @@ _NAMED = Object(
 # The format of /v1/responses and of Anthropic's dialect has the schema directly, not in an object inside.
 SCHEMA_FORMAT = Object(
     {
-        "type": Choice("text", "json_object", "json_schema"),
+        "type": OneOf("text", "json_object", "json_schema"),
         "name": Text(64),
         "description": Text(1 << 16),
         "schema": Schema(),
@@ -28,7 +28,7 @@ SCHEMA_FORMAT = Object(
 )
 FORMS: Mapping[str, Kind] = {
     "response_format": Object(
-        {"type": Choice("text", "json_object", "json_schema"), "json_schema": _NAMED}, ["type"]
+        {"type": OneOf("text", "json_object", "json_schema"), "json_schema": _NAMED}, ["type"]
     ),
     "structured_outputs": Object(
         {

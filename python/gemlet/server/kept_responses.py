@@ -9,11 +9,11 @@ from typing import Any
 
 from gemlet.base.records import record
 
-__all__ = ["Kept", "KeptResponses"]
+__all__ = ["KeptResponse", "KeptResponses"]
 
 
 @record(frozen=True)
-class Kept:
+class KeptResponse:
     """A response, and the conversation up to its end.
 
     Attributes:
@@ -39,7 +39,7 @@ class KeptResponses:
     def __init__(self, most: int) -> None:
         self._most = most
         self._size = 0
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: OrderedDict[str, KeptResponse] = OrderedDict()
 
     def put(
         self,
@@ -49,13 +49,13 @@ class KeptResponses:
         size: int,
     ) -> None:
         """Keeps a response, which has ``size`` bytes as JSON, with its messages."""
-        self._kept[response["id"]] = Kept(owner, response, messages, size)
+        self._kept[response["id"]] = KeptResponse(owner, response, messages, size)
         self._size += size
         while self._size > self._most:
             _, oldest = self._kept.popitem(last=False)
             self._size -= oldest.size
 
-    def find(self, owner: str | None, name: str) -> Kept | None:
+    def find(self, owner: str | None, name: str) -> KeptResponse | None:
         found = self._kept.get(name)
         if found is None or found.owner != owner:
             return None

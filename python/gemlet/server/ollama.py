@@ -22,7 +22,6 @@ from gemlet.server.openai_embeddings import INPUT, embed, is_large, texts_of
 from gemlet.server.problems import Problem
 from gemlet.server.schema import (
     Anything,
-    Choice,
     Either,
     Flag,
     Ignored,
@@ -30,6 +29,7 @@ from gemlet.server.schema import (
     Kind,
     ListOf,
     Object,
+    OneOf,
     Refused,
     Schema,
     Text,
@@ -77,8 +77,8 @@ _EVERYWHERE: Mapping[str, Kind] = {
 _REPLY: Mapping[str, Kind] = {
     **_EVERYWHERE,
     "stream": Flag(),
-    "think": Either("true, false, low, medium, high or max", Flag(), Choice("low", "medium", "high", "max")),
-    "format": Either("json, or a JSON schema of at most 256 KB", Choice("json", ""), Schema()),
+    "think": Either("true, false, low, medium, high or max", Flag(), OneOf("low", "medium", "high", "max")),
+    "format": Either("json, or a JSON schema of at most 256 KB", OneOf("json", ""), Schema()),
     "logprobs": Flag(),
     "top_logprobs": TOP_LOGPROBS,
 }

@@ -20,7 +20,7 @@ from gemlet.server.fields import NAME
 from gemlet.server.models import Served
 from gemlet.server.openai_chat import usage_of
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.schema import Choice, Kind, Number, Refused, Text, read
+from gemlet.server.schema import Kind, Number, OneOf, Refused, Text, read
 from gemlet.server.sent_media import MOST_DECODED
 from gemlet.server.service import service_of
 from gemlet.server.uploads import read_form
@@ -35,7 +35,7 @@ _FIELDS: Mapping[str, Kind] = {
     "model": NAME,
     "language": Text(40, 2),
     "prompt": Text(4096),
-    "response_format": Choice("json", "text"),
+    "response_format": OneOf("json", "text"),
     "temperature": Number(0, 2),
     "timestamp_granularities[]": Refused("gemlet does not know at what time a word was said"),
     "stream": Refused("gemlet answers with the whole text", "false"),

@@ -15,7 +15,7 @@ from gemlet.server.batch_lines import ENDPOINTS
 from gemlet.server.call import call_of
 from gemlet.server.openai_files import EXPIRY, batches_of, owner_of, page
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Choice, Integer, Kind, Text
+from gemlet.server.schema import Integer, Kind, OneOf, Text
 from gemlet.server.service import fields_of, query_of, service_of
 
 __all__ = ["CREATE", "batch", "batches", "cancel", "create"]
@@ -54,7 +54,7 @@ class _Metadata(Kind):
 
 CREATE: Mapping[str, Kind] = {
     "input_file_id": Text(100, 1),
-    "endpoint": Choice(*ENDPOINTS),
+    "endpoint": OneOf(*ENDPOINTS),
     "completion_window": _Window(),
     "metadata": _Metadata(),
     "output_expires_after": EXPIRY,

@@ -38,8 +38,18 @@ from gemlet.server.forms import FORMS, form_names, form_of
 from gemlet.server.logprobs import check_length, of_chat, of_prompt, top_of_prompt
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Anything, Either, Flag, Integer, Kind, ListOf, Object, Text, says_nothing
-from gemlet.server.schema import Choice as OneOf
+from gemlet.server.schema import (
+    Anything,
+    Either,
+    Flag,
+    Integer,
+    Kind,
+    ListOf,
+    Object,
+    OneOf,
+    Text,
+    says_nothing,
+)
 from gemlet.server.service import TextEvent, event, fields_of, service_of
 from gemlet.server.streamed_calls import StreamedCalls
 from gemlet.server.tool_choices import allowed

@@ -24,7 +24,7 @@ from gemlet.server.fields import IGNORED, NAME, SALT
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
 from gemlet.server.response_items import conversation_of
-from gemlet.server.schema import Anything, Choice, Either, Flag, Ignored, Kind, ListOf, Object, Text, read
+from gemlet.server.schema import Anything, Either, Flag, Ignored, Kind, ListOf, Object, OneOf, Text, read
 from gemlet.server.service import Service, fields_of, salt_of, service_of
 
 __all__ = ["DECISIONS", "decide"]
@@ -33,8 +33,8 @@ _MOST_QUESTIONS = 400
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PART = Either(
     "an input_text or an input_json",
-    Object({"type": Choice("input_text"), "text": Text(), "prompt_cache_breakpoint": Ignored()}, ["text"]),
-    Object({"type": Choice("input_json"), "data": Either("JSON", Anything(dict), Anything(list))}, ["data"]),
+    Object({"type": OneOf("input_text"), "text": Text(), "prompt_cache_breakpoint": Ignored()}, ["text"]),
+    Object({"type": OneOf("input_json"), "data": Either("JSON", Anything(dict), Anything(list))}, ["data"]),
 )
 _WORDS = Either("a text or a list of parts", Text(1 << 16, 1), ListOf(_PART, 256, 1))
 _SHARED: Mapping[str, Kind] = {"name": Text(256), "instructions": _WORDS}
@@ -61,8 +61,8 @@ class _Question(Kind):
     """A question of one of the three types."""
 
     def check(self, value: Any, where: str) -> dict[str, Any]:
-        kind = Choice(*_TYPES).check(value.get("type") if isinstance(value, dict) else value, f"{where}.type")
-        table = {"type": Choice(kind), **_TYPES[kind]}
+        kind = OneOf(*_TYPES).check(value.get("type") if isinstance(value, dict) else value, f"{where}.type")
+        table = {"type": OneOf(kind), **_TYPES[kind]}
         found = read(value, table, list(_TYPES[kind].keys() - {"name"}), where=where)
         values = [(type(one["value"]), one["value"]) for one in found.get("choices", ())]
         if len(set(values)) < len(values):
@@ -72,7 +72,7 @@ class _Question(Kind):
     def describe(self) -> dict[str, Any]:
         return {
             "oneOf": [
-                Object({"type": Choice(kind), **table}, ["type", *sorted(table.keys() - {"name"})]).describe()
+                Object({"type": OneOf(kind), **table}, ["type", *sorted(table.keys() - {"name"})]).describe()
                 for kind, table in _TYPES.items()
             ]
         }

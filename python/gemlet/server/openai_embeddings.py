@@ -18,7 +18,7 @@ from gemlet.server.call import Call, call_of
 from gemlet.server.fields import IGNORED, NAME, TOKENS
 from gemlet.server.models import Served
 from gemlet.server.problems import Problem, problem_of
-from gemlet.server.schema import Anything, Choice, Either, Integer, Kind, ListOf, Text
+from gemlet.server.schema import Anything, Either, Integer, Kind, ListOf, OneOf, Text
 from gemlet.server.sent_media import check_sent_inputs
 from gemlet.server.service import Service, fields_of, service_of
 
@@ -45,7 +45,7 @@ EMBEDDINGS: Mapping[str, Kind] = {
     "model": NAME,
     "input": _WITH_PARTS,
     "dimensions": Integer(1, 1 << 16),
-    "encoding_format": Choice("float", "base64"),
+    "encoding_format": OneOf("float", "base64"),
     "prompt_name": Text(100, 1),
     **IGNORED,
 }

@@ -18,7 +18,7 @@ from gemlet.server.batches import Batches
 from gemlet.server.call import call_of
 from gemlet.server.file_store import StoredFile, new_id
 from gemlet.server.problems import NO_RETRY, Problem
-from gemlet.server.schema import Choice, Integer, Kind, Object, Text, read
+from gemlet.server.schema import Integer, Kind, Object, OneOf, Text, read
 from gemlet.server.service import query_of, service_of
 from gemlet.server.uploads import nested, read_form
 
@@ -27,12 +27,12 @@ __all__ = ["EXPIRY", "batches_of", "content", "delete", "file", "files", "owner_
 _PIECE = 1 << 18  # bytes
 _MOST_FILES = 10_000  # files of one owner
 _MONTH = 30 * 86400
-EXPIRY = Object({"anchor": Choice("created_at"), "seconds": Integer(3600, _MONTH)}, ["anchor", "seconds"])
-_UPLOAD: Mapping[str, Kind] = {"purpose": Choice("batch"), "expires_after": EXPIRY}
+EXPIRY = Object({"anchor": OneOf("created_at"), "seconds": Integer(3600, _MONTH)}, ["anchor", "seconds"])
+_UPLOAD: Mapping[str, Kind] = {"purpose": OneOf("batch"), "expires_after": EXPIRY}
 _LIST: Mapping[str, Kind] = {
     "after": Text(100, 1),
     "limit": Integer(1, _MOST_FILES),
-    "order": Choice("asc", "desc"),
+    "order": OneOf("asc", "desc"),
     "purpose": Text(100, 1),
 }
 

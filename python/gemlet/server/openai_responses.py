@@ -28,19 +28,19 @@ from gemlet.server.fields import (
     library_options,
 )
 from gemlet.server.forms import SCHEMA_FORMAT, of_format
-from gemlet.server.kept_responses import Kept
+from gemlet.server.kept_responses import KeptResponse
 from gemlet.server.logprobs import of_chat
 from gemlet.server.problems import Problem
 from gemlet.server.response_items import OutputItems, conversation_of
 from gemlet.server.schema import (
     Anything,
-    Choice,
     Either,
     Flag,
     Ignored,
     Kind,
     ListOf,
     Object,
+    OneOf,
     Refused,
     Schema,
     Text,
@@ -53,7 +53,7 @@ __all__ = ["RESPONSES", "delete", "respond", "response"]
 
 _TOOL = Object(
     {
-        "type": Choice("function"),
+        "type": OneOf("function"),
         "name": Text(64, 1),
         "description": Text(1 << 16),
         "parameters": Schema(),
@@ -79,7 +79,7 @@ RESPONSES: Mapping[str, Kind] = {
     "max_output_tokens": REPLY,
     "reasoning": Object(
         {
-            "effort": Choice(*EFFORTS),
+            "effort": OneOf(*EFFORTS),
             "summary": Ignored(),
             "generate_summary": Ignored(),
             "context": Ignored(),
@@ -89,8 +89,8 @@ RESPONSES: Mapping[str, Kind] = {
     "tools": ListOf(_TOOL, MOST_TOOLS),
     "tool_choice": Either(
         "auto, none, required, a function or allowed_tools",
-        Choice("auto", "none", "required"),
-        Object({"type": Choice("function"), "name": Text(64, 1)}, ["type", "name"]),
+        OneOf("auto", "none", "required"),
+        Object({"type": OneOf("function"), "name": Text(64, 1)}, ["type", "name"]),
         ALLOWED,
     ),
     "parallel_tool_calls": Flag(),
@@ -190,7 +190,7 @@ async def delete(request: Request) -> Response:
     return JSONAnswer({"id": name, "object": "response", "deleted": True})
 
 
-def _found(request: Request) -> Kept:
+def _found(request: Request) -> KeptResponse:
     key = call_of(request).key
     found = service_of(request).kept.find(None if key is None else key.id, request.path_params["name"])
     if found is None:
@@ -198,7 +198,7 @@ def _found(request: Request) -> Kept:
     return found
 
 
-def _before(service: Service, owner: str | None, name: str | None) -> Kept | None:
+def _before(service: Service, owner: str | None, name: str | None) -> KeptResponse | None:
     """The response that a request continues. A response of another key counts as unknown."""
     if name is None:
         return None

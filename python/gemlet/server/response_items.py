@@ -9,13 +9,13 @@ from typing import Any
 
 from gemlet.chat.reply import Content, MalformedToolCall, Reasoning, ReplyEvent, ToolCall, ToolCallPiece
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Choice, Text, wrong
+from gemlet.server.schema import OneOf, Text, wrong
 from gemlet.server.sent_media import check_part
 
 __all__ = ["OutputItems", "conversation_of"]
 
 _TEXT = Text()
-_ROLE = Choice("user", "assistant", "system", "developer")
+_ROLE = OneOf("user", "assistant", "system", "developer")
 _PARTS = ("input_text", "output_text", "text", "refusal")
 _MEDIA = ("input_image", "input_audio", "input_video")
 

@@ -21,7 +21,6 @@ from gemlet.server.problems import Problem
 
 __all__ = [
     "Anything",
-    "Choice",
     "Either",
     "Flag",
     "Ignored",
@@ -30,6 +29,7 @@ __all__ = [
     "ListOf",
     "Number",
     "Object",
+    "OneOf",
     "Refused",
     "Schema",
     "Text",
@@ -138,7 +138,7 @@ class Flag(Kind):
         return {"type": "boolean"}
 
 
-class Choice(Kind):
+class OneOf(Kind):
     def __init__(self, *choices: str) -> None:
         self.choices = choices
 

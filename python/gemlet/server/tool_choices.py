@@ -8,21 +8,21 @@ from typing import Any
 from gemlet.base.text import show
 from gemlet.server.fields import MOST_TOOLS
 from gemlet.server.problems import Problem
-from gemlet.server.schema import Choice, ListOf, Object, Text
+from gemlet.server.schema import ListOf, Object, OneOf, Text
 
 __all__ = ["ALLOWED", "allowed"]
 
 _NAME = Text(64, 1)
-_MODE = Choice("auto", "required")
+_MODE = OneOf("auto", "required")
 _OF_CHAT = Object(
     {
-        "type": Choice("allowed_tools"),
+        "type": OneOf("allowed_tools"),
         "allowed_tools": Object(
             {
                 "mode": _MODE,
                 "tools": ListOf(
                     Object(
-                        {"type": Choice("function"), "function": Object({"name": _NAME}, ["name"])},
+                        {"type": OneOf("function"), "function": Object({"name": _NAME}, ["name"])},
                         ["function"],
                     ),
                     MOST_TOOLS,
@@ -36,9 +36,9 @@ _OF_CHAT = Object(
 # The same choice in /v1/responses.
 ALLOWED = Object(
     {
-        "type": Choice("allowed_tools"),
+        "type": OneOf("allowed_tools"),
         "mode": _MODE,
-        "tools": ListOf(Object({"type": Choice("function"), "name": _NAME}, ["name"]), MOST_TOOLS),
+        "tools": ListOf(Object({"type": OneOf("function"), "name": _NAME}, ["name"]), MOST_TOOLS),
     },
     ["type", "mode", "tools"],
 )

@@ -90,7 +90,7 @@ def download(
     return fetch(choose(name, revision, token), token, progress=progress is not False)
 
 
-class Choice(NamedTuple):
+class ChosenFiles(NamedTuple):
     """A model on the hub.
 
     Attributes:
@@ -127,7 +127,7 @@ def choose(
     *,
     mmproj: bool = True,
     as_drafter: bool = False,
-) -> Choice:
+) -> ChosenFiles:
     """The model that :func:`download` fetches for these arguments; errors are the same. Without ``mmproj``,
     the file of a GGUF model's towers is left out. With ``as_drafter``, the drafter in the repository is
     chosen, if there is one."""
@@ -185,7 +185,7 @@ def download_adapter(
 
 def _look_up(
     name: str, revision: str | None, token: str | bool | None, expected: str
-) -> tuple[Choice, str | None]:
+) -> tuple[ChosenFiles, str | None]:
     """The repository in ``name``, and the file or the quantization if ``name`` has one."""
     if not isinstance(name, str) or not is_repository(name):
         raise InvalidRequestError(f"name is {show(name)}; {expected}")
@@ -201,11 +201,11 @@ def _look_up(
     match = REPOSITORY.fullmatch(name)
     repository, file, quantization = match.groups() if match else (name, None, None)
     names, is_here = _list_files(repository, revision, token)
-    return Choice(repository, file, names, [], [], is_here, revision), quantization
+    return ChosenFiles(repository, file, names, [], [], is_here, revision), quantization
 
 
 def fetch(
-    choice: Choice,
+    choice: ChosenFiles,
     token: str | bool | None,
     *,
     without: Sequence[str] = (),

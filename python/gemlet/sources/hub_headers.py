@@ -17,7 +17,7 @@ from gemlet.base.patterns import late_pattern
 from gemlet.checkpoint.gguf_format import parse_gguf
 from gemlet.checkpoint.safetensors_files import MAX_HEADER_BYTES
 from gemlet.errors import GemletError, HubError, ModelFileError
-from gemlet.sources.hub import Choice, choose, explain, fetch
+from gemlet.sources.hub import ChosenFiles, choose, explain, fetch
 from gemlet.tokenizer.stored import STORED_FILE
 from gemlet.weights.gguf_names import ROPE_FREQS
 
@@ -74,7 +74,7 @@ def _is_weights(file: str) -> bool:
     return file.endswith((".safetensors", ".gguf")) and file != STORED_FILE
 
 
-def _fetch_head(path: str, choice: Choice, file: str, commit: str, token: str | bool | None) -> None:
+def _fetch_head(path: str, choice: ChosenFiles, file: str, commit: str, token: str | bool | None) -> None:
     """Makes ``path`` from the beginning of ``file`` and a hole."""
     import huggingface_hub
 
