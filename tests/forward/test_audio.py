@@ -21,6 +21,7 @@ def logits(model: gemlet.Model, name: str, index: int) -> NDArray[np.float32]:
     return model.logits(golden(name)[f"ids.{index}"], audio=waves(name, index))
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].has_encoder])
 def test_features_and_soft_tokens(name: str) -> None:
     expected = golden(name)
@@ -38,6 +39,7 @@ def test_features_and_soft_tokens(name: str) -> None:
                 assert difference(soft, expected[f"soft.{key}"]) < TOLERANCE
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("name", "index"), PROMPTS)
 def test_logits_and_greedy_text(name: str, index: int) -> None:
     expected = golden(name)
@@ -51,6 +53,7 @@ def test_logits_and_greedy_text(name: str, index: int) -> None:
         assert result.audio_tokens == ids.count(model.config.audio.token_id)
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_text_goes_on_from_the_cache_where_the_sound_is_the_same(name: str) -> None:
     ids, sounds = golden(name)["ids.0"].tolist(), waves(name, 0)
@@ -64,6 +67,7 @@ def test_a_text_goes_on_from_the_cache_where_the_sound_is_the_same(name: str) ->
     assert other.cached_tokens < ids.index(VARIANTS[name].config["audio_token_id"]) + 1
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.03), ("q8", 0.1), ("q4", 0.6)])
 @pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].has_encoder])
 def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> None:
@@ -75,6 +79,7 @@ def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> No
         assert np.isfinite(logits(model, name, 0)).all()
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_packed_folder_gives_the_same_bits(name: str, weights: str, tmp_path: Path) -> None:
@@ -88,6 +93,7 @@ def test_a_packed_folder_gives_the_same_bits(name: str, weights: str, tmp_path: 
         assert np.isfinite(model.logits([2, 5, 7])).all()
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_number_of_threads_changes_no_bit(name: str, threads: int) -> None:

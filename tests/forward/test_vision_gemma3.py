@@ -51,6 +51,7 @@ def test_pixels_are_the_references() -> None:
         np.testing.assert_allclose(found, golden(name)["pixels.0"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("name", NAMES)
 def test_features_and_soft_tokens(name: str) -> None:
     expected = golden(name)
@@ -64,6 +65,7 @@ def test_features_and_soft_tokens(name: str) -> None:
             assert difference(soft, expected[f"soft.{index}"]) < TOLERANCE
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("name", "index"), PROMPTS)
 def test_logits_and_greedy_text(name: str, index: int) -> None:
     expected = golden(name)
@@ -76,6 +78,7 @@ def test_logits_and_greedy_text(name: str, index: int) -> None:
         assert rows.argmax(axis=1)[len(ids) - 1 : -1].tolist() == written
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.01), ("q8", 0.03), ("q4", 0.25)])
 def test_soft_tokens_of_smaller_formats_come_close(weights: str, bound: float) -> None:
     expected = golden("gemma3")["soft.0"]
@@ -86,6 +89,7 @@ def test_soft_tokens_of_smaller_formats_come_close(weights: str, bound: float) -
     assert 0 < error < bound
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("weights", ["f32", "q8", "q4"])
 def test_a_packed_folder_gives_the_same_bits(weights: str, tmp_path: Path) -> None:
     gemlet.convert(FOLDERS / "gemma3", tmp_path / "packed", weights=weights)
@@ -98,6 +102,7 @@ def test_a_packed_folder_gives_the_same_bits(weights: str, tmp_path: Path) -> No
         assert np.isfinite(model.logits([2, 5, 7])).all()
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
     with gemlet.load(FOLDERS / "gemma3", weights="bf16", threads=2) as model:
@@ -114,6 +119,7 @@ def test_a_model_without_its_tower() -> None:
             logits(without, "gemma3", 0)
 
 
+@pytest.mark.tier
 def test_the_plan_counts_the_tower() -> None:
     plans = [
         gemlet.inspect(FOLDERS / "gemma3", weights="f32", vision=vision).plan for vision in (True, False)

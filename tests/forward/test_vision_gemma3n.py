@@ -57,6 +57,7 @@ def views(model: gemlet.Model, name: str, index: int) -> list[Any]:
     return [view for image in images for view in views_of(image, config)]
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("name", "index"), PROMPTS)
 def test_levels_features_and_soft_tokens(name: str, index: int) -> None:
     expected = golden(name)
@@ -72,6 +73,7 @@ def test_levels_features_and_soft_tokens(name: str, index: int) -> None:
     assert difference(np.concatenate(soft), expected[f"soft.{index}"]) < TOLERANCE
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("name", "index"), PROMPTS)
 def test_logits_and_greedy_text(name: str, index: int) -> None:
     expected = golden(name)
@@ -87,6 +89,7 @@ def test_logits_and_greedy_text(name: str, index: int) -> None:
         assert again.cached_tokens == len(ids) - 1
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("weights", "bound"), [("bf16", 0.05), ("q8", 0.15), ("q4", 0.9)])
 @pytest.mark.parametrize("name", NAMES)
 def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> None:
@@ -98,6 +101,7 @@ def test_smaller_formats_come_close(name: str, weights: str, bound: float) -> No
         assert np.isfinite(logits(model, name, 0)).all()
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_packed_folder_gives_the_same_bits(name: str, weights: str, tmp_path: Path) -> None:
@@ -123,6 +127,7 @@ def test_a_model_without_its_tower() -> None:
             logits(without, "gemma3n", 0)
 
 
+@pytest.mark.tier
 def test_the_plan_counts_the_tower() -> None:
     plans = [
         gemlet.inspect(FOLDERS / "gemma3n", weights="f32", vision=vision).plan for vision in (True, False)

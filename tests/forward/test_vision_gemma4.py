@@ -47,6 +47,7 @@ def logits(model: gemlet.Model, name: str, index: int, more: list[int] | None = 
     return model.logits(ids, images=images, image_tokens=budget(name, index))
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("name", "index"), PROMPTS)
 def test_levels_and_soft_tokens(name: str, index: int) -> None:
     expected = golden(name)
@@ -61,6 +62,7 @@ def test_levels_and_soft_tokens(name: str, index: int) -> None:
     assert difference(np.concatenate(soft), expected[f"soft.{index}"]) < TOLERANCE
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize(("name", "index"), PROMPTS)
 def test_logits_and_greedy_text(name: str, index: int) -> None:
     expected = golden(name)
@@ -73,6 +75,7 @@ def test_logits_and_greedy_text(name: str, index: int) -> None:
         assert rows.argmax(axis=1)[begin:-1].tolist() == written
 
 
+@pytest.mark.tier
 @pytest.mark.parametrize("name", NAMES)
 def test_a_packed_folder_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     gemlet.convert(FOLDERS / name, tmp_path / "packed", weights="bf16")

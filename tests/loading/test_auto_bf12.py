@@ -47,6 +47,7 @@ def test_a_small_model_stays_in_bf16() -> None:
         assert model.weights == "bf16"
 
 
+@pytest.mark.tier
 @pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("cache", [False, True])
 def test_the_values_and_results_are_those_of_bf16(
@@ -65,6 +66,7 @@ def test_the_values_and_results_are_those_of_bf16(
     assert (info.weights, info.kept_as["bf16"]) == ("bf16", "bf12 or bf16")  # the larger one
 
 
+@pytest.mark.tier
 @pytest.mark.usefixtures("every_size")
 def test_a_matrix_without_room_stays_in_bf16(wild: Path, tmp_path: Path) -> None:
     with pytest.raises(gemlet.TensorError, match="up_proj"):

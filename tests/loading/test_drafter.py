@@ -22,6 +22,7 @@ GOLDEN = TESTS / "golden"
 DEMO = Path(gemlet.__file__).parent / "demo"
 
 
+@pytest.mark.tier
 def test_texts_are_the_same_and_the_guesses_are_counted() -> None:
     with gemlet.load(threads=1) as plain, gemlet.load(threads=1, drafter=DEMO, draft_tokens=4) as model:
         for options in ({"temperature": 0.0}, {"seed": 3}):
@@ -42,6 +43,7 @@ def test_texts_are_the_same_and_the_guesses_are_counted() -> None:
             model.generate("x")
 
 
+@pytest.mark.tier
 @pytest.mark.extra("grammar")
 def test_texts_with_a_form_are_guessed_too() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}}
@@ -54,6 +56,7 @@ def test_texts_with_a_form_are_guessed_too() -> None:
             assert both[0].text == plain.generate("It was", **asked).text
 
 
+@pytest.mark.tier
 def test_several_texts_and_streams_that_are_closed() -> None:
     with gemlet.load(threads=1) as plain, gemlet.load(threads=1, drafter=DEMO) as model:
         options = {"max_tokens": 40, "seed": 2, "n": 3}
@@ -66,6 +69,7 @@ def test_several_texts_and_streams_that_are_closed() -> None:
         assert model.memory()["kv_cache"] == 0
 
 
+@pytest.mark.tier
 def test_the_plan_of_memory_counts_it() -> None:
     alone, both = inspect(weights="q8"), inspect(weights="q8", drafter=DEMO)
     assert alone.plan.drafter == 0
