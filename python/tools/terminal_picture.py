@@ -2,7 +2,8 @@
 
     python python/tools/terminal_picture.py    # writes python/tools/terminal.svg
 
-Run it in the folder where the README's lines for a real model put `gemma-3-270m.gguf`.
+Run it in the folder where the README's lines for a real model put `gemma-3-270m.gguf`. The text depends on
+the CPU tier; `GEMLET_CPU=avx2` gives the one in the picture.
 
 Each command runs in a pseudo-terminal, so it prints what a person would see. The picture breaks lines between
 words; a real terminal would also break them inside words.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 COMMANDS = (
     'gemlet generate "Once upon a time, a small fox set out to see the sea." \\\n'
-    "      --model gemma-3-270m.gguf --temperature 0.5 --repetition-penalty 1.1 --seed 31",
+    "      --model gemma-3-270m.gguf --temperature 0.5 --repetition-penalty 1.1 --seed 45",
 )
 COLUMNS = 92
 # Pixels. textLength gives every run of words its width, so the columns hold in any font.

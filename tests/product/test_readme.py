@@ -181,6 +181,10 @@ def test_the_picture_shows_commands_that_parse() -> None:
     assert found[0][0] == "generate"
     for arguments in found:
         parse(arguments)
+    command = (ROOT / "python/gemlet/cli/generate.py").read_text(encoding="utf-8")
+    assert [
+        note for note in re.findall("^gemlet: note: (.+)$", description, re.M) if note not in command
+    ] == []
 
 
 def without_blocks(path: Path) -> str:
