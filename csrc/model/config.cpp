@@ -16,12 +16,13 @@ constexpr int64_t kMaxVocab = int64_t{1} << 22;
 constexpr int64_t kMaxWidth = int64_t{1} << 16;
 constexpr int64_t kMaxContextTokens = int64_t{1} << 24;
 constexpr int64_t kMaxDense = 16;
+constexpr int64_t kMaxLayers = 1024;
 
 constexpr Limits<int64_t> kSizeLimits[] = {
     {"vocab_size", 1, kMaxVocab},
     {"hidden_size", 1, kMaxWidth},
     {"max_context", 1, kMaxContextTokens},
-    {"layers", 1, 1024},
+    {"layers", 1, kMaxLayers},
     {"per_layer_input_size", 0, kMaxWidth},
     {"per_layer_vocab_size", 0, kMaxVocab},
     {"altup_streams", 1, kMaxStreams},
@@ -88,7 +89,7 @@ void check_layer(const ModelConfig& config, size_t index) {
     check_range<int64_t>(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
     check_range<int64_t>(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);
   }
-  if (config.target_size > 0) return check_range<int64_t>(where, "kv_source", layer.kv_source, 0, 1023);
+  if (config.target_size > 0) return check_range<int64_t>(where, "kv_source", layer.kv_source, 0, kMaxLayers - 1);
   check_range<int64_t>(where, "kv_source", layer.kv_source, -1,
                        config.bidirectional ? -1 : static_cast<int64_t>(index) - 1);
   if (layer.kv_source >= 0) {

@@ -313,9 +313,9 @@ def _is_taken(kind: Any, value: Any) -> bool:
 
 def test_nothing_is_beyond_its_limit(server: RunningServer) -> None:
     """Every field of every route, also in options: a value beyond the limit is an error of its field."""
+    from gemlet.generation.grammar_text import MOST_BYTES
     from gemlet.server.app import ROUTES
     from gemlet.server.fields import MOST_CHOICES, MOST_TOOLS, STOPS, TOP_LOGPROBS
-    from gemlet.server.schema import MOST_SCHEMA
 
     tried = 0
     for way in ROUTES:
@@ -331,4 +331,4 @@ def test_nothing_is_beyond_its_limit(server: RunningServer) -> None:
     assert tried > 300
     assert (MOST_CHOICES, MOST_TOOLS, STOPS.most, TOP_LOGPROBS.high) == (16, 128, 16, 20)
     assert STOPS.item.most == 256  # type: ignore[attr-defined]
-    assert MOST_SCHEMA == 256 << 10
+    assert MOST_BYTES == 256 << 10

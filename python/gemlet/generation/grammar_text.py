@@ -16,7 +16,7 @@ from gemlet.generation.closed_schema import closed
 __all__ = ["FORMS", "MOST_BYTES", "GrammarText", "call_text", "grammar_text"]
 
 FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments; a call has at most one of them
-MOST_BYTES = 256 << 10
+MOST_BYTES = 256 << 10  # of a JSON schema, an expression, all choices together or a grammar
 MOST_CHOICES = 10_000
 
 # At most one space separates the parts of JSON. With free white space, a model may write spaces for ever.

@@ -17,6 +17,7 @@ from typing import Any
 from gemlet.base.names import not_known
 from gemlet.base.records import record
 from gemlet.base.text import show
+from gemlet.generation.grammar_text import MOST_BYTES
 from gemlet.server.problems import Problem
 
 __all__ = [
@@ -36,9 +37,6 @@ __all__ = [
     "read",
     "says_nothing",
 ]
-
-
-MOST_SCHEMA = 256 << 10  # bytes
 
 
 def wrong(where: str, value: object, expected: str) -> Problem:
@@ -239,9 +237,9 @@ class Schema(Kind):
         if not isinstance(value, dict):
             raise wrong(where, value, "a JSON schema, an object")
         length = len(json.dumps(value))
-        if length > MOST_SCHEMA:
+        if length > MOST_BYTES:
             raise Problem(
-                400, f"{where}: the schema has {length} bytes, expected at most {MOST_SCHEMA}", param=where
+                400, f"{where}: the schema has {length} bytes, expected at most {MOST_BYTES}", param=where
             )
         return value
 
