@@ -111,6 +111,7 @@ struct BitsProduct {
     const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
     RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
     RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
+    LineFetch fetch(a, row, kRows, panel);
     VF d[H] = {}, m[H] = {};
     const uint8_t* scales = panel;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -122,7 +123,7 @@ struct BitsProduct {
         panel += kLineBytes;
       }
       if (b % 2 == 0) {
-        if (h0 == 0 && row == 0) fetch_ahead(panel, kScaleBytes + 2 * Bits::kBlockBytes);
+        if (h0 == 0) fetch.superblock(panel, kScaleBytes + 2 * Bits::kBlockBytes);
         scales = panel;
         panel += kScaleBytes;
       }

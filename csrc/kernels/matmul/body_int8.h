@@ -26,7 +26,7 @@ struct Q8Lines {
   using Dot = Q8Dot;
   using Scales = AnyScales;
   template <int R, int H, typename X>
-  static void dot(const uint8_t* lines, const X& x, const LineFetch& fetch, VI (&dots)[R][H]) {
+  static void dot(const uint8_t* lines, const X& x, LineFetch& fetch, VI (&dots)[R][H]) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       fetch(lines + j * kLineBytes, j);
@@ -43,7 +43,7 @@ struct Q4Lines {
   using Dot = Q4Dot;
   using Scales = PowerScales;
   template <int R, int H, typename X>
-  static void dot(const uint8_t* lines, const X& x, const LineFetch& fetch, VI (&dots)[R][H]) {
+  static void dot(const uint8_t* lines, const X& x, LineFetch& fetch, VI (&dots)[R][H]) {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       fetch(lines + j * kLineBytes, j);
@@ -73,7 +73,7 @@ struct Int8Product {
     const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
     RowPointers<R> x(first, a.x_stride), scale(first + a.cols, a.x_stride);
     RowPointers<R> offset(first + a.cols + blocks * 4, a.x_stride);
-    const LineFetch fetch(a, row, kRows, panel);
+    LineFetch fetch(a, row, kRows, panel);
     float first_scales[R];
     for (int r = 0; r < R; ++r) first_scales[r] = number_at<float>(scale(r));
     for (int64_t b = 0; b < blocks; b += 2, panel += kScaleBytes + 2 * Lines::kBlockBytes) {

@@ -11,33 +11,42 @@
 namespace gemlet::kernels {
 namespace {
 
-// Prefetches weights during the products: one line for each line that is multiplied, because many at once would delay
-// the loads of the products. If all rows take one pass over a panel, it fetches the weights that come kAhead bytes
-// later. If they take a few passes, each pass fetches its share of the lines of the next panel. If they take many, the
-// first pass brings the weights into L2.
+// Prefetches weights in the order in which they lie, during the products: one line for each line that is multiplied,
+// because many at once would delay the loads of the products. If all rows take one pass over a panel, the lines are
+// those that come kAhead bytes later. If they take a few passes, each of the first two fetches a half of the next
+// panel. If they take many, the first pass brings the weights into L2.
 constexpr int64_t kFewPasses = 4;
 class LineFetch {
  public:
   LineFetch(const MatmulArgs& a, int64_t row, int64_t pass_rows, const uint8_t* panel) {
-    constexpr uint32_t kShare[kFewPasses + 1] = {0, 0, 0x55555555, 0x49249249, 0x11111111};
-    const int64_t passes = (a.rows + pass_rows - 1) / pass_rows;
-    if (passes == 1) return;
-    if (passes > kFewPasses) {
-      if (row > 0) lines_ = 0;
-      return;
-    }
-    distance_ = a.panel_stride;
-    const bool is_last = panel - a.panels >= (a.outputs - 1) / kPanelRows * a.panel_stride;
-    lines_ = is_last ? 0 : kShare[passes] << row / pass_rows;
+    const int64_t passes = (a.rows + pass_rows - 1) / pass_rows, pass = row / pass_rows;
+    if (passes == 1 || (passes > kFewPasses && pass == 0)) return;
+    next_ = panel + a.panel_stride + pass * (a.panel_stride / 2);
+    half_ = passes <= kFewPasses && pass < 2;
   }
   // `line` is the i-th line of its block.
-  GEMLET_INLINE void operator()(const uint8_t* line, int i) const {
-    if (kAhead > 0 && lines_ >> i & 1) __builtin_prefetch(line + distance_, 0, 2);
+  GEMLET_INLINE void operator()(const uint8_t* line, int i) {
+    if (kAhead == 0) return;
+    if (next_ == nullptr) {
+      __builtin_prefetch(line + kAhead, 0, 2);
+    } else if (i % 2 == 0 && half_) {
+      __builtin_prefetch(next_, 0, 2);
+      next_ += kLineBytes;
+    }
+  }
+  // The same for all lines of a superblock, which begins at `first`.
+  GEMLET_INLINE void superblock(const uint8_t* first, int64_t bytes) {
+    if (next_ == nullptr) {
+      fetch_ahead(first, bytes);
+    } else if (half_) {
+      fetch_ahead(next_ - kAhead, bytes / 2);
+      next_ += (bytes / 2 + kLineBytes - 1) / kLineBytes * kLineBytes;
+    }
   }
 
  private:
-  int64_t distance_ = kAhead;
-  uint32_t lines_ = ~uint32_t{0};
+  const uint8_t* next_ = nullptr;
+  bool half_ = false;
 };
 
 template <int R, int H>
