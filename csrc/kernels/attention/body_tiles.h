@@ -67,8 +67,22 @@ struct TileCache {
     }
   }
 
+  // Prefetches what is read of a block. With few rows, the products would wait for one line after the other.
+  void fetch(const uint8_t* keys, int64_t panel, int64_t panels) const {
+    const int64_t panel_bytes = kPanelRows * 2 * a.head_dim, token_bytes = kPanelRows * 2;
+    fetch_lines(keys + panel * panel_bytes, panels * panel_bytes);
+    const uint8_t* values = keys + kv_key_bytes(a.head_dim, kBits) + panel * kPanelRows * token_bytes;
+    for (int64_t d = 0; d < width; d += kPanelRows, values += kKvBlockTokens * token_bytes) {
+      fetch_lines(values, panels * kPanelRows * token_bytes);
+    }
+  }
+  static void fetch_lines(const uint8_t* first, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(first + at, 0, 2);
+  }
+
   void scores(const uint8_t* keys, int64_t panel, int64_t panels, float* to) {
     const int64_t panel_bytes = kPanelRows * 2 * a.head_dim;
+    if (a.rows <= kTileRows) fetch(keys, panel, panels);
     multiply(q, query_bytes, a.rows, keys + panel * panel_bytes, panel_bytes, panels, a.head_dim,
              to + panel * kPanelRows, kKvBlockTokens, false);
   }
