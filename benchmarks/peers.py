@@ -36,8 +36,9 @@ TYPES = {  # matrices, embedding
 PROMPT, ROOM, MOST_SEQUENCES = 32, 256, 16
 
 
-def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
-    """Writes a Gemma 3 or 4 as GGUF, without a vocabulary. The weights are random, of a trained size."""
+def write_gguf(path: str, shape: dict[str, Any], weights: str, vocabulary: str = "") -> None:
+    """Writes a Gemma 3 or 4 as GGUF. The weights are random, of a trained size. `vocabulary` is a GGUF file
+    whose vocabulary is copied."""
     import gguf
     import numpy as np
 
@@ -52,7 +53,13 @@ def write_gguf(path: str, shape: dict[str, Any], weights: str) -> None:
     writer.add_sliding_window(layers[0]["sliding_window"])
     writer.add_head_count(layers[0]["num_heads"])
     writer.add_vocab_size(shape["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    if vocabulary:
+        for name, field in gguf.GGUFReader(vocabulary).fields.items():
+            if name.startswith("tokenizer.ggml."):
+                kind, inner = field.types[0], field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(name, field.contents(), kind, inner)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     per_layer = shape["per_layer_input_size"]
     if family == "gemma3":
         writer.add_feed_forward_length(layers[0]["intermediate_size"])
@@ -315,7 +322,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--write"]:
-        return write_gguf(sys.argv[2], json.loads(sys.argv[3]), sys.argv[4])
+        return write_gguf(sys.argv[2], json.loads(sys.argv[3]), *sys.argv[4:6])
     if sys.argv[1:2] == ["--serve-llama"]:
         return serve(LlamaCpp(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
     if sys.argv[1:2] == ["--serve-gemlet"]:

@@ -70,32 +70,35 @@ def body(prompt: str, tokens: int, seed: int) -> bytes:
     content = json.dumps(
         {"prompt": prompt, "max_tokens": tokens, "seed": seed, "ignore_eos": True, "stream": True}
     ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def over_http(port: int, prompts: Sequence[str], tokens: int) -> tuple[float, float]:
-    """Seconds until the first piece of the first stream, and until the end of all."""
+def over_http(port: int, prompts: Sequence[str], tokens: int) -> tuple[list[float], float]:
+    """Seconds until the first piece of each stream, and until the end of all."""
     with selectors.DefaultSelector() as selector:
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in prompts]
-        started, first = time.perf_counter(), 0.0
+        started, firsts = time.perf_counter(), dict.fromkeys(clients, 0.0)
         for index, client in enumerate(clients):
             client.sendall(body(prompts[index], tokens, index))
             selector.register(client, selectors.EVENT_READ, bytearray())
         while selector.get_map():
             for key, _ in selector.select():
-                piece = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                client = key.fileobj
+                assert isinstance(client, socket.socket)
+                piece = client.recv(1 << 16)
                 tail = key.data
-                if not first and b"data: " in piece:
-                    first = time.perf_counter() - started
+                if not firsts[client] and b"data: " in piece:
+                    firsts[client] = time.perf_counter() - started
                 tail += piece
-                del tail[:-64]
                 if b"[DONE]" in tail:
-                    selector.unregister(key.fileobj)
+                    selector.unregister(client)
+                assert piece or b"[DONE]" in tail, bytes(tail)
+                del tail[:-64]
         whole = time.perf_counter() - started
         for client in clients:
             client.close()
-    return first, whole
+    return list(firsts.values()), whole
 
 
 async def in_process(model: gemlet.Model, prompts: Sequence[str], tokens: int) -> tuple[float, float]:
@@ -164,7 +167,7 @@ def main() -> None:
                 rates["library"].append(total / own_whole)
         for turn in range(1000, 1040):
             text = prompts(turn, 1)
-            firsts["server"].append(over_http(port, text, 4)[0] * 1000)
+            firsts["server"].append(over_http(port, text, 4)[0][0] * 1000)
             firsts["library"].append(asyncio.run(in_process(model, text, 4))[0] * 1000)
     for name in ("server", "library"):
         shown(f"{arguments.streams} streams, {name}", rates[name], "tokens/s")
