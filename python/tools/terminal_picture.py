@@ -43,7 +43,7 @@ Run = tuple[str, str]  # style, text
 
 
 def run_in_terminal(command: str) -> str:
-    """What ``command`` prints on a terminal, with standard error. ``gemlet`` runs in this Python."""
+    """Runs ``command`` and returns all that it prints on a terminal. ``gemlet`` runs in this Python."""
     words = shlex.split(command.replace("\\\n", " "))
     if words[0] != "gemlet":
         raise ValueError(f"{command!r}: only gemlet commands are drawn")

@@ -1,4 +1,4 @@
-"""Which tensor of an adapter in PEFT's form changes which weight: :func:`map_peft`.
+"""Finds the weight that each tensor of an adapter in PEFT's form changes: :func:`map_peft`.
 
 A tensor is called ``base_model.model.``, then the module in the model it was trained on, then
 ``.lora_A.weight``, ``.lora_B.weight`` or, with DoRA, ``.lora_magnitude_vector``.
@@ -81,7 +81,7 @@ _NUMBERED = late_pattern(
 
 
 def map_peft(checkpoint: Checkpoint, file: str, adapter: AdapterConfig, config: TextConfig) -> Terms:
-    """What an adapter changes: the one whose tensors are in ``file``.
+    """Returns the changes of the adapter whose tensors are in ``file``.
 
     Raises:
         TensorError: a tensor is missing, unexpected or does not fit the model.

@@ -112,7 +112,7 @@ _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 @record(frozen=True)
 class AdapterConfig:
-    """Which modules an adapter changes, and how strongly.
+    """The modules that an adapter changes, and the factor on each change.
 
     Attributes:
         where: the file, for errors.

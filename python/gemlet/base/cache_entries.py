@@ -28,7 +28,7 @@ _LOOK = 0.05  # seconds between two looks at a lock
 
 
 def cache_folder() -> str:
-    """Where the entries are; the folder may not exist yet."""
+    """The folder of the entries, which may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the specification's rule for an empty or a relative path
         base = os.path.join(os.path.expanduser("~"), ".cache")

@@ -1,4 +1,4 @@
-"""How every public function answers a wrong call: :func:`public`."""
+"""Gives every public function the same answer to a wrong call: :func:`public`."""
 
 from __future__ import annotations
 

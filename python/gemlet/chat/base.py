@@ -59,7 +59,7 @@ class CallGrammar:
 
 
 class ChatFormat(ABC):
-    """How a family writes a conversation; :data:`gemlet.chat.GEMMA` is one.
+    """The form in which a family of models writes a conversation, such as :data:`gemlet.chat.GEMMA`.
 
     Attributes:
         name: for messages.

@@ -93,7 +93,7 @@ class PieceWriter:
         return ends + (", " if rest else "") + more
 
     def _end_of_part(self) -> str:
-        """What ends the string or the member that is being written."""
+        """The text that ends the string or the member that is being written."""
         if self._expects == "string":
             return '"'
         return "null" if self._expects == "value" and self._open[-1] == "}" else ""

@@ -189,7 +189,7 @@ class Checkpoint(TensorFiles):
 
 
 def _other_weights(folder: str) -> str:
-    """What to do if ``folder`` has weights in another form; the end of an error message."""
+    """The end of an error message, which says what to do if ``folder`` has weights in another form."""
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = sorted(os.listdir(folder))

@@ -96,7 +96,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """What argparse takes for the type of an option: errors of gemlet become errors of usage."""
+    """Turns a reader of gemlet into a ``type`` for argparse: errors of gemlet become errors of usage."""
 
     def convert(text: str) -> Any:
         try:
@@ -120,7 +120,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_tower_tests(parser: argparse.ArgumentParser) -> None:
-    """What ``gemlet bench`` measures instead of texts."""
+    """Adds the options that make ``gemlet bench`` measure a tower instead of texts."""
     size: Any = {"dest": "image_size", "type": image_size, "nargs": "?", "const": (896, 896)}
     what = "time the tower on an image of this size (896x896) instead of texts"
     parser.add_argument("--image", **size, metavar="WxH", help=what)

@@ -1,4 +1,4 @@
-"""What the commands share: opening the model, reading the options, writing to terminals and pipes."""
+"""Steps that the commands share: opening the model, reading the options, writing to terminals and pipes."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ def quantile(share: float, steps: Sequence[tuple[float | None, int]]) -> float |
 
 
 def rates(model: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """What a model did between two looks. Times to the first token are those of requests in between, or of
-    all requests if there were none."""
+    """The work of a model between two looks at its counters. Times to the first token are those of requests
+    in between, or of all requests if there were none."""
     found: dict[str, Any] = dict.fromkeys(("tokens_per_second", "prompt_tokens_per_second", "cached_share"))
     now, then = model.get("engine"), (before or {}).get("engine")
     if now is not None and then is not None and seconds > 0:

@@ -57,7 +57,7 @@ class ConformerConfig:
 
 @record(frozen=True)
 class AudioConfig:
-    """How a model hears.
+    """The part of a model that encodes sound.
 
     Attributes:
         encoder: makes soft tokens from log-mel spectra; None for a model that takes the samples themselves.
@@ -155,7 +155,7 @@ _GEMMA3N_VISION: Mapping[str, Any] = {
 
 
 def read_audio(outer: Keys, family: str) -> AudioConfig | None:
-    """How the model that ``outer``, the object of a multimodal file, describes hears; None if it does not.
+    """Reads the encoder for sound from ``outer``, the object of a multimodal file; None if it has none.
 
     Raises :class:`ConfigError` for a value that has a wrong type, is out of range, or occurs in no published
     model.

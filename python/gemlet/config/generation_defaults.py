@@ -1,4 +1,4 @@
-"""What a folder's ``generation_config.json`` says: which tokens end a text, and how to sample."""
+"""Reads a folder's ``generation_config.json``: the tokens that end a text, and the settings of sampling."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ _BOOKKEEPING = {
 
 
 class Sampling(NamedTuple):
-    """What a model's files recommend for sampling.
+    """The settings that a model's files recommend for sampling.
 
     Attributes:
         values: by their names in GenerationConfig.

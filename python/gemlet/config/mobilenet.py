@@ -98,7 +98,7 @@ class MobileNetConfig:
         )
 
     def tower(self, model: _core.Model) -> _core.MobileNetTower:
-        """What encodes images with the weights of ``model``."""
+        """The core's encoder of images, which uses the weights of ``model``."""
         return _core.MobileNetTower(model, self.to_core())
 
     def activation_bytes(self, hidden_size: int, weights: str) -> int:

@@ -1,4 +1,4 @@
-"""How a folder of sentence-transformers describes an embedding model.
+"""Reads the description of an embedding model in a folder of sentence-transformers.
 
 ``modules.json`` lists the stages: the transformer, the mean over its tokens, dense layers (matrices without
 bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what comes

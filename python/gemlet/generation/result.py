@@ -19,7 +19,7 @@ def _rate(count: int, seconds: float) -> float:
 
 @record(frozen=True)
 class TokenLogprob:
-    """How probable the model found a token, in its own distribution: before temperature, penalties, filters.
+    """The probability that the model gave a token, before temperature, penalties and filters change it.
 
     Attributes:
         token_id: the token.

@@ -107,12 +107,12 @@ class RunningText:
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens the prompt has."""
+        """The number of tokens of the prompt."""
         return len(self._prepared.ids)
 
     @property
     def read_tokens(self) -> int:
-        """How many of them have been read."""
+        """The number of tokens of the prompt that the model has read."""
         found = [one.read_tokens for one in (self._scoring, self._request) if one is not None]
         self._read_tokens = max([self._read_tokens, *found])
         return self._read_tokens

@@ -1,4 +1,4 @@
-"""How much of a prompt is known already, and where it differs from the nearest kept text."""
+"""Reports how much of a prompt is known already, and where it differs from the nearest kept text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AROUND = 16  # tokens that are shown of each text
 
 @record(frozen=True)
 class PrefixReport:
-    """What :meth:`gemlet.Model.explain_prefix` found.
+    """The result of :meth:`gemlet.Model.explain_prefix`.
 
     Attributes:
         prompt_tokens: how many tokens the prompt has.
