@@ -31,8 +31,8 @@ struct LayerConfig {
   bool qk_norm = false;            // every query and key head has an RMS norm before the rotation
   bool post_norms = false;         // each branch has an RMS norm before it is added to the residual
   bool v_norm = false;             // every value head has an RMS norm without weight
-  bool key_is_value =
-      false;  // there is no value projection; the values are the key projection before its norm and rotation
+  // There is no value projection. The values are the key projection before its norm and rotation.
+  bool key_is_value = false;
   double rope_partial_factor = 1;  // the share of the pairs that rotate; the others stay as they are
   int64_t kv_source = -1;          // the earlier layer whose keys and values this one reads; -1: its own
   // The gate keeps what exceeds its mean by this many standard deviations; if none, it keeps everything.

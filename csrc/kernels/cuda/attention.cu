@@ -151,8 +151,8 @@ __device__ __forceinline__ void store_numbers(const float* x, int64_t dim, KvFor
                                               int64_t unit_stride, float* scale_at, float* shared) {
   const int64_t element = kv_element(format), padded = kv_padded(dim, element), unit = 16 / element;
   float factor = 1;
-  bool broken =
-      false;  // x is not finite: every number becomes 1, so that the scale (infinity or NaN) spoils the result
+  // If x is not finite, every number becomes 1, so that the scale (infinity or NaN) reaches all of the result.
+  bool broken = false;
   if (format == kKvInt8) {
     float peak = 0;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) peak = larger(peak, fabsf(x[i]));
