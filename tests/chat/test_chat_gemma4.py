@@ -301,7 +301,7 @@ def test_nothing_a_client_sends_becomes_a_control_token(tokenizer: Tokenizer) ->
         assert len(controls[0]) > 40
 
 
-def test_which_format_a_model_has(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_each_model_type_has_its_chat_format(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for kind in ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"):
         found = chat_format_for(kind, tokenizer, template=template_text(OLDER))
         assert isinstance(found, Gemma4Format)

@@ -52,7 +52,7 @@ def test_only_a_text_of_the_assistant_is_continued(messages: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["thinking", "continue_final_message"])
-def test_a_wish_is_true_or_false(name: str) -> None:
+def test_switches_must_be_true_or_false(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"{name}: got 'yes', expected True or False"):
         ScriptedModel("").chat([QUESTION], **cast(Any, {name: "yes"}))
     assert ScriptedModel("Cold.<turn|>").chat([QUESTION], **cast(Any, {name: None})).text == "Cold."

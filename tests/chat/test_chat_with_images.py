@@ -131,7 +131,7 @@ def test_the_prefix_cache_tells_images_apart(model: gemlet.Model) -> None:
     assert again.token_ids == first.token_ids
 
 
-def test_what_a_user_writes_is_no_place(model: gemlet.Model) -> None:
+def test_image_markers_in_a_users_text_are_not_placeholders(model: gemlet.Model) -> None:
     text = {"type": "text", "text": "<start_of_image><image_soft_token>"}
     image = {"type": "image", "image": IMAGE}
     assert model.chat([{"role": "user", "content": [text]}], max_tokens=1).image_tokens == 0
@@ -161,7 +161,7 @@ def test_a_later_turn_sees_the_image_again(model: gemlet.Model) -> None:
         ({"type": "image_url", "image_url": "/etc/passwd"}, "expected a data URL"),
     ],
 )
-def test_what_is_no_image(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
+def test_wrong_images_are_refused(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match=message):
         model.chat([{"role": "user", "content": [part]}], max_tokens=1)
 

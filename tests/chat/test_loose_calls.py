@@ -172,7 +172,7 @@ def test_slips_with_only_one_meaning(raw: str, arguments: dict[str, Any], end: s
         f"call:{QUOTE}{{a:1}}",
     ],
 )
-def test_what_may_mean_two_things_stays_to_be_seen(raw: str) -> None:
+def test_ambiguous_calls_stay_visible(raw: str) -> None:
     event, shown = read_call(raw)
     assert isinstance(event, MalformedToolCall)
     assert event.raw == raw
@@ -188,7 +188,7 @@ def test_a_call_that_was_cut_off_is_not_completed(raw: str) -> None:
     assert read_call("call:f(a='x')", "") == [ToolCall("f", {"a": "x"})]  # this one is closed
 
 
-def test_no_turn_is_empty() -> None:
+def test_an_empty_call_stays_visible() -> None:
     for raw in ("", " ", "{}", "call:"):
         assert read_call(raw)[1] == Content(f"<|tool_call>{raw}<tool_call|>")
 

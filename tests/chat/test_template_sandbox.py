@@ -65,7 +65,7 @@ def test_one_endless_template_in_the_quick_tests() -> None:
     check_refused(next(islice(ENDLESS.values(), 1)))
 
 
-def test_what_a_template_may_do() -> None:
+def test_templates_can_do_the_same_as_in_transformers() -> None:
     """A template may do the same as in transformers."""
     for template, expected in {
         "{% for a in [1, 2, 3] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}": "13",

@@ -84,7 +84,7 @@ def test_nothing_is_run_without_being_asked() -> None:
         ScriptedModel("").chat([QUESTION], tools=[never], approve=lambda call: True)
 
 
-def test_what_goes_wrong_is_told_to_the_model() -> None:
+def test_the_model_is_told_about_errors_of_functions() -> None:
     def fails() -> None:
         raise ZeroDivisionError("by zero")
 
@@ -141,7 +141,7 @@ def test_an_interrupt_goes_through() -> None:
         ScriptedModel(calls("interrupted{}")).chat([QUESTION], tools=[interrupted], run_tools=True)
 
 
-def test_what_cannot_be_run() -> None:
+def test_tools_that_cannot_be_run_are_refused() -> None:
     async def later() -> None: ...
 
     described = {"type": "function", "function": {"name": "double"}}
@@ -223,7 +223,7 @@ def test_a_session_runs_functions_too() -> None:
     assert "response:double{" in model.asked[2]
 
 
-def test_nobody_goes_on_with_a_message_and_runs_functions() -> None:
+def test_running_functions_excludes_continuing_a_message() -> None:
     begun = [QUESTION, {"role": "assistant", "content": "It"}]
     with pytest.raises(InvalidRequestError, match="continue_final_message"):
         ScriptedModel("").chat(begun, tools=[double], run_tools=True, continue_final_message=True)

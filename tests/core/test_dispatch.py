@@ -137,7 +137,7 @@ def test_an_unknown_feature_is_refused() -> None:
 
 
 @pytest.mark.tier
-def test_this_machine() -> None:
+def test_this_machine_uses_one_of_its_tiers() -> None:
     assert INFO["tiers"][0] == "scalar"
     assert INFO["tier"] in INFO["tiers"]
     assert INFO["kernels"] == kernels_of(INFO["tier"])
@@ -171,7 +171,7 @@ def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
 
 
 @pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2", "avx2\udcff"])
-def test_forcing_a_missing_tier_is_an_error_that_names_the_tiers_there_are(forced: str) -> None:
+def test_the_error_for_a_missing_tier_names_the_available_ones(forced: str) -> None:
     done = start_program(dispatch.load_the_demo, environment={"GEMLET_CPU": forced})
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -159,7 +159,7 @@ def test_a_forked_child_guesses_too() -> None:
     assert begun + reader.read(request)[0][0] == expected
 
 
-def test_what_is_guessed() -> None:
+def test_the_tokens_after_the_longest_match_are_guessed() -> None:
     """The tokens after the longest match with the end; if two are equally long, after the last one."""
     ids = [1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3]
     assert testing.guess(ids, [len(ids)], 4) == [[4, 5, 9, 2]]
@@ -211,7 +211,7 @@ def test_guesses_do_not_cost_more_than_they_gain(
 
 
 @pytest.mark.parametrize("others", [1, 3, 7])
-def test_no_text_pays_for_the_guesses_about_another(others: int) -> None:
+def test_guesses_about_a_text_do_not_delay_the_others(others: int) -> None:
     texts = [TEXTS["repeats"][:500], *(RANDOM.integers(0, 10**5, 500) for _ in range(others))]
     ends, _, _ = testing.write_with_drafts(
         [ids.tolist() for ids in texts], [200] * (1 + others), MEMORY_BOUND

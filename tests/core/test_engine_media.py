@@ -127,7 +127,7 @@ def test_one_image_of_several_is_another_one() -> None:
     assert cached(reader, ids, placed((10, 60, 1, True), (80, 60, 2, True), (140, 60, 3, True))) == 299
 
 
-def test_no_text_begins_within_a_span() -> None:
+def test_a_reused_prefix_does_not_end_within_a_span() -> None:
     """If two texts differ within an image, the second one computes the image again."""
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=1 << 24))
     rows = rows_of(100, 1)
@@ -142,7 +142,7 @@ def test_no_text_begins_within_a_span() -> None:
     assert cached(reader, other, [(40, sound)]) == 90
 
 
-def test_on_disk_and_in_another_process(tmp_path: pathlib.Path) -> None:
+def test_the_prefix_cache_on_disk_tells_media_apart(tmp_path: pathlib.Path) -> None:
     core, part = core_of(), (50, 100, 1, True)
     options = {
         "prefix_cache_bytes": 1 << 24,
@@ -164,7 +164,7 @@ def test_on_disk_and_in_another_process(tmp_path: pathlib.Path) -> None:
         engine.close()
 
 
-def test_in_a_file_of_a_session(tmp_path: pathlib.Path) -> None:
+def test_a_saved_session_keeps_its_media(tmp_path: pathlib.Path) -> None:
     core, ids, found = core_of(), IDS[:300], placed((50, 100, 1, True))
     options = {"prefix_cache_bytes": 1 << 24, "model_digest": MODEL}
     reader = Reader(_core.Engine(core, **options))  # type: ignore[arg-type]

@@ -307,7 +307,9 @@ def test_the_largest_score_may_come_anywhere(operation: str, tier: str) -> None:
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("operand", ["query", "key", "value"])
-def test_what_is_not_finite_shows(operation: str, tier: str, operand: str, value: float) -> None:
+def test_values_that_are_not_finite_reach_the_result(
+    operation: str, tier: str, operand: str, value: float
+) -> None:
     """An overflow must reach the logits, where it becomes an error. It must not become a weight of zero."""
     q, _, keys, values = case(7, 3, 32, 100)
     keys[2, 5] = np.sign(q[2, 5])  # so that an infinite key has the score inf and not -inf

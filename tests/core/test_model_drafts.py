@@ -93,7 +93,7 @@ def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> 
     assert stats["steps"] < 50
 
 
-def test_it_goes_on_from_where_an_earlier_text_ended() -> None:
+def test_the_drafter_continues_an_earlier_text_from_its_cache() -> None:
     """The drafter has a prefix cache too, without the tokens that were guessed wrong."""
     core = core_of()
     drafter = beside(core, seed=2)
@@ -264,7 +264,7 @@ def test_a_vocabulary_of_another_length(vocab: int) -> None:
     assert reader.engine.stats()["drafted_tokens"] > 0
 
 
-def test_rehearsed_guesses_are_right_as_often_as_is_said() -> None:
+def test_the_share_of_right_guesses_in_a_simulation_is_as_asked() -> None:
     core = core_of()
     greedy = {"sampler": sampler(temperature=0.0), "max_tokens": 500, "most_unread": 1000}
     plain = Reader(_core.Engine(core, drafts="never"))

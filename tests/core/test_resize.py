@@ -38,7 +38,7 @@ def test_impossible_sizes_are_refused(height: int, width: int) -> None:
         _core.resize_image(image, height=height, width=width, filter="bilinear")
 
 
-def test_what_is_no_image_is_refused() -> None:
+def test_wrong_images_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="height, width, 3"):
         _core.resize_image(np.zeros((4, 4), np.uint8), height=2, width=2, filter="bilinear")
     with pytest.raises(InvalidRequestError, match="'bilinear' or 'bicubic'"):

@@ -159,7 +159,7 @@ def test_a_long_text_that_repeats_itself_is_no_trap() -> None:
         assert sum(found.values()) == pytest.approx(1)
 
 
-def test_no_token_is_left() -> None:
+def test_an_error_says_why_no_token_is_left() -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="no_repeat_ngram and min_tokens together leave no"):
         chances(made(0, 4), history(0), suppressed=[0, 1], no_repeat_ngram=1)
 

@@ -86,7 +86,7 @@ def test_a_short_prompt_beside_a_long_one(core: _core.Model, short: int, median:
     assert max(times) < most
 
 
-def test_no_piece_beside_an_end(core: _core.Model) -> None:
+def test_a_single_short_prompt_gets_a_step_of_its_own(core: _core.Model) -> None:
     """If a single short prompt comes, it gets a step without a piece of the long one, however large it is."""
     requests = beside_a_long_one(8, [3.5, 6.0])
     steps = Steps(core, requests, seconds_of_a_fast_chip)
@@ -105,7 +105,7 @@ def test_the_long_one_goes_on(core: _core.Model, seconds_of: object) -> None:
     assert max(b - a for a, b in itertools.pairwise(reading)) <= 4
 
 
-def test_quick_steps_are_few(core: _core.Model) -> None:
+def test_only_one_in_16_steps_leaves_out_the_long_prompt(core: _core.Model) -> None:
     """One in 16 steps ends a short prompt without the piece of the long one that it could read."""
     requests = beside_a_long_one(20, [3.0 + 0.1 * i for i in range(300)])
     steps = Steps(core, requests, seconds_of_a_fast_chip)

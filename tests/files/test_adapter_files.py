@@ -256,9 +256,7 @@ def test_every_tensor_is_used_or_named(name: str, tmp_path: Path, model: gemlet.
     )
 
 
-def test_tensors_that_the_config_does_not_name_are_refused_are_refused(
-    tmp_path: Path, model: gemlet.Model
-) -> None:
+def test_tensors_that_the_config_does_not_name_are_refused(tmp_path: Path, model: gemlet.Model) -> None:
     config = {**CONFIG, "target_modules": list(TARGETS[1:])}
     refuse(write(tmp_path / "a", config), model, gemlet.TensorError, Q.format("A"), "target_modules")
     config = {**CONFIG, "layers_to_transform": [1, 2]}

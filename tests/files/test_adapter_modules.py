@@ -69,7 +69,7 @@ def test_a_module_saved_whole_is_there_whole(tmp_path: Path, model: gemlet.Model
 @pytest.mark.parametrize(
     "start", [True, "gaussian", "eva", "orthogonal", "mica", "lora_ga", "pissa", "OLoRA"]
 )
-def test_how_training_began(
+def test_the_initialization_is_read_from_the_config(
     start: Any, tmp_path: Path, model: gemlet.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     others = {"loftq_config": {"loftq_bits": 4}, "lora_ga_config": {"direction": "ArB2r"}}
@@ -80,7 +80,7 @@ def test_how_training_began(
     assert ("lora_ga" in caplog.text) == (start == "lora_ga")
 
 
-def test_what_loading_takes_out_of_a_tied_head_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_initialization_that_changes_a_tied_head_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
     """Otherwise the part would be subtracted from the embedding table, too."""
     at = "base_model.model.lm_head."
     tensors = {f"{at}lora_A.weight": np.ones((2, 64), np.float32)}

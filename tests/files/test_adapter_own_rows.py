@@ -114,7 +114,7 @@ ROWS = np.ones((2, 64), np.float32)
 
 
 @pytest.mark.parametrize("target", ["model.embed_tokens", "embed_tokens", ["embed_tokens"], None])
-def test_an_adapter_of_tokens_alone(target: object, tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_adapter_may_change_only_some_tokens(target: object, tmp_path: Path, model: gemlet.Model) -> None:
     name = END.format("trainable_tokens_delta")
     path = write(tmp_path / "a", {**TOKENS, "target_modules": target}, {name: ROWS})
     adapter = model.load_adapter(path, "tokens")

@@ -175,7 +175,7 @@ def test_a_file_replaced_after_opening_still_gives_the_old_bytes(tmp_path: Path)
         (["adapter_config.json", "adapter_model.safetensors"], r"load_adapter\(\)"),
     ],
 )
-def test_what_to_do_about_other_weights(tmp_path: Path, names: list[str], message: str) -> None:
+def test_the_error_for_other_weights_says_what_to_do(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(ModelFileError, match=f"has no weights that gemlet reads.*{message}"):

@@ -97,7 +97,7 @@ def test_a_number_of_what_other_families_have_is_refused_unless_it_means_none() 
             parse(CONFIGS["gemma2"], **changes)
 
 
-def test_what_a_multimodal_gemma3_says_of_its_text() -> None:
+def test_the_text_part_of_a_multimodal_model_is_always_gemma3() -> None:
     """The reference treats every text part as a Gemma 3, and does not cap the logits."""
     whole = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"]}
     unnamed = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"] | {"model_type": None}}

@@ -225,7 +225,7 @@ def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # --- Files that are too large -------------------------------------------------------------------------------
 
 
-def test_json_larger_than_any_real_file_real_file(tmp_path: Path) -> None:
+def test_json_larger_than_any_real_file_is_refused(tmp_path: Path) -> None:
     """They are refused because of their size, before they are read."""
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -169,7 +169,7 @@ def test_gguf_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.extra("hub")
-def test_what_can_go_wrong(tmp_path: Path) -> None:
+def test_errors_of_the_hub_say_what_to_do(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         cases = {
             (

@@ -47,7 +47,7 @@ def test_a_track_is_what_its_samples_are(container: str, codec: str, bound: floa
     assert np.abs(found.samples[4000:12000] - waves @ share).max() < bound
 
 
-def test_no_more_is_decoded_than_is_heard() -> None:
+def test_only_the_samples_that_are_heard_are_decoded() -> None:
     data = recording(TONE[:, None], RATE, container="mov", codec="pcm_s16le")
     whole, first = read_sound(data), read_sound(data, most=8000)
     assert first.seconds == whole.seconds

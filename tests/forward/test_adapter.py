@@ -274,7 +274,7 @@ def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) -> None:
+def test_a_prefill_without_logits_leaves_the_same_cache(name: str) -> None:
     """The adapter changes keys and values of tokens that the last layers do not compute."""
     ids, _ = read_golden(name)
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:

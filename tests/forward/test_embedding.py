@@ -288,7 +288,7 @@ def test_the_plan_counts_a_pass_over_the_longest_text() -> None:
 
 
 @pytest.mark.parametrize("context", [1, 64, 65, 500, 2048])
-def test_no_pass_takes_more_than_was_planned(context: int) -> None:
+def test_passes_stay_within_the_memory_plan(context: int) -> None:
     random = np.random.default_rng(context)
     texts = [[5] * int(random.integers(1, 1 + min(context, 90))) for _ in range(200)] + [[5] * context]
     planned = gemlet.inspect(FOLDER, max_context=context).plan.total + 2**22

@@ -240,7 +240,7 @@ def test_parts_markers_and_ids_are_the_same(reader: gemlet.Model) -> None:
     np.testing.assert_array_equal(asyncio.run(reader.aembed(["a dog", parts, [image()]])), mixed)
 
 
-def test_prompts_and_texts_of_media_alone(reader: gemlet.Model) -> None:
+def test_prompts_are_added_to_media_without_a_text(reader: gemlet.Model) -> None:
     assert list(reader.prompts) == ["Document", "SearchQuery"]
     (ids,) = reader.embedding_ids([[image()]], "Document")
     (same,) = reader.embedding_ids(["title: none | text: <|image|>"], images=[[IMAGE]])

@@ -117,7 +117,7 @@ def test_the_logits_of_last_and_none_are_rows_of_all(
 
 @pytest.mark.parametrize("wanted", ["none", "last"])
 @pytest.mark.parametrize("chunk", [1, 7, 16, 38, 512])
-def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
+def test_a_prefill_without_logits_leaves_the_same_cache(
     model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
 ) -> None:
     """A token without logits leaves the pass after the last layer with a cache has its keys and values."""

@@ -106,7 +106,7 @@ def test_a_block_lives_as_long_as_one_of_its_sequences() -> None:
     assert core.memory()["kv_cache"] == core.memory()["kv_cache_used"] == 0
 
 
-def test_closed_in_any_order_all_memory_comes_back() -> None:
+def test_closing_sequences_in_any_order_frees_all_memory() -> None:
     core = window_core()
     random = np.random.default_rng(1)
     sequences = [fed(core, 150)]
@@ -153,7 +153,7 @@ def test_a_growing_sequence_gets_neighbouring_blocks() -> None:
     assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 32]
 
 
-def test_windows_drop_what_nobody_sees() -> None:
+def test_windows_drop_tokens_that_no_query_sees() -> None:
     core = random_core(model_config(layer_config(sliding_window=100), max_context=4000))
     sequence = fed(core, 1000)
     assert testing.cache_bytes(sequence) == 2 * BLOCK  # blocks of the tokens from 901 on

@@ -100,7 +100,7 @@ def test_a_placeholder_is_never_written(tmp_path: Path, model_type: str) -> None
         assert likely not in model.generate(ids, suppress_tokens=[1], **options).token_ids
 
 
-def test_which_ids_they_are() -> None:
+def test_the_ids_of_placeholders_follow_from_the_config() -> None:
     large = CONFIGS["gemma4_text"] | {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
     whole = {"model_type": "gemma4", "text_config": large}
     assert parse_config(whole, where="c").placeholder_ids == (258880, 258881, 258884)
@@ -136,7 +136,7 @@ def test_gguf_files_have_the_published_ids() -> None:
     assert parse_config({**config, "gguf": widths}, where="c").placeholder_ids == (258880, 258881, 258884)
 
 
-def test_goldens_have_none() -> None:
+def test_golden_folders_have_no_placeholders() -> None:
     for name in ("gemma3-4b", "gemma3n-e2b", "gemma4-e2b", "gemma4-12b"):
         config = read_config(TESTS / "golden" / name)
         assert (config.placeholder_ids, config.text_ids) == ((), None)

@@ -183,7 +183,9 @@ def test_a_module_of_a_tower_that_is_not_named(tmp_path: Path) -> None:
         ("vision/gemma3n", "embed_vision.embedding.lora_embedding_A", "vision"),
     ],
 )
-def test_what_is_not_changed_is_refused_with_media(base: str, tensor: str, kind: str, tmp_path: Path) -> None:
+def test_adapters_with_unsupported_modules_of_towers_refuse_media(
+    base: str, tensor: str, kind: str, tmp_path: Path
+) -> None:
     tensors = adapter_tensors(gemlet.config.read_config(HERE / base), prefix="model.language_model.")
     tensors[f"base_model.model.model.{tensor}"] = np.ones((2, 4), np.float32)
     path = write_adapter(tmp_path / "mine", tensors=tensors)

@@ -136,7 +136,7 @@ def test_a_child_of_a_fork_guesses_too() -> None:
         assert begun + reader.read(request)[0][0] == expected
 
 
-def test_it_guesses_about_texts_with_adapters() -> None:
+def test_an_assistant_guesses_for_texts_with_adapters() -> None:
     adapter = GOLDEN / "adapters" / "gemma4-shared"
     with gemlet.load(TARGET, threads=1) as plain, pair("e2b") as model:
         for one in (plain, model):
@@ -148,7 +148,7 @@ def test_it_guesses_about_texts_with_adapters() -> None:
             )
 
 
-def test_it_writes_nothing_alone() -> None:
+def test_an_assistant_cannot_write_without_its_target() -> None:
     with pytest.raises(UnsupportedError, match="drafter="):
         gemlet.load(GOLDEN / "drafters" / "e2b")
     with pytest.raises(UnsupportedError, match="without embedding_on_disk"), pytest.MonkeyPatch.context():

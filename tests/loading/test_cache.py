@@ -72,7 +72,7 @@ def test_the_second_load_packs_nothing(tmp_path: Path, folder: Path, family: str
     assert len(entries(folder)) == 1
 
 
-def test_what_identifies_an_entry(tmp_path: Path, folder: Path) -> None:
+def test_format_and_content_identify_an_entry(tmp_path: Path, folder: Path) -> None:
     """The format and the content of the source make another entry. Its name, and arguments that do not change
     the weights, do not."""
     source = source_of(tmp_path / "source")

@@ -42,7 +42,7 @@ def refuse(source: Path, why: str) -> None:
         load(source, packs=True)
 
 
-def test_the_folders_are_for_this_user_alone(source: Path, folder: Path) -> None:
+def test_only_this_user_can_read_the_folders(source: Path, folder: Path) -> None:
     previous = os.umask(0)
     try:
         load(source, packs=True)
@@ -90,7 +90,7 @@ def fifo(path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["", "model.safetensors", "stamp"])
 @pytest.mark.parametrize("make", [link, fifo])
-def test_entries_that_are_no_files_are_made_again(
+def test_entries_that_are_not_files_are_made_again(
     source: Path, folder: Path, make: Callable[[Path], None], what: str
 ) -> None:
     load(source, packs=True)
@@ -101,7 +101,7 @@ def test_entries_that_are_no_files_are_made_again(
 
 
 @pytest.mark.parametrize("make", ["link", "fifo", "folder"])
-def test_locks_that_are_no_files(source: Path, folder: Path, tmp_path: Path, make: str) -> None:
+def test_locks_that_are_not_files_are_refused(source: Path, folder: Path, tmp_path: Path, make: str) -> None:
     load(source, packs=True)
     (entry,) = (item for item in folder.iterdir() if item.is_dir())
     lock = entry.with_name(entry.name + ".lock")

@@ -55,7 +55,7 @@ def test_inputs_that_never_vary_are_no_error() -> None:
     assert round_with_feedback(w, feedback_of(gram), gram, "q4").blocks.shape == (16, 18)
 
 
-def test_what_reaches_the_matrices() -> None:
+def test_the_inputs_of_the_matrices_are_measured() -> None:
     with gemlet.load(threads=1, weights="f32", kv_cache="f32") as model:
         ids = model.tokenizer.encode(TEXT.read_text("utf-8")[:600])  # more than a piece of 64
         assert len(ids) > 64
@@ -118,7 +118,9 @@ def test_the_command_line_says_what_it_goes_with(tmp_path: Path, capsys: pytest.
         ({"weights": "q4", "calibrate": b"\0"}, "calibrate"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_wrong_options_of_calibration_are_refused(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         gemlet.convert(None, tmp_path / "model", **options)  # type: ignore[arg-type]
 

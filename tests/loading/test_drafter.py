@@ -78,7 +78,7 @@ def test_the_plan_of_memory_counts_it() -> None:
 
 
 @pytest.mark.parametrize("embeds", ["embeddinggemma"])
-def test_what_is_no_drafter_is_refused(embeds: str) -> None:
+def test_a_model_that_cannot_draft_is_refused(embeds: str) -> None:
     with pytest.raises(InvalidRequestError, match="another vocabulary"):
         gemlet.load(GOLDEN / "gemma3-1b", drafter=DEMO)
     with pytest.raises(UnsupportedError, match="makes embeddings"):

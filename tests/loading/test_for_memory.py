@@ -75,7 +75,7 @@ def test_the_formats_of_the_file_are_kept_where_they_fit() -> None:
     )  # not q8, which is larger
 
 
-def test_what_fits_nowhere_is_refused_with_the_smallest_plan() -> None:
+def test_a_model_that_never_fits_is_refused_with_its_smallest_plan() -> None:
     with pytest.raises(MemoryLimitError, match=r"for_memory is 100 MB.*weights='q4'.*max_context=4096"):
         options_for_memory(100_000_000, shape_config("gemma3-1b"), LoadOptions())
 

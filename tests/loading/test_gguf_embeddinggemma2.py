@@ -55,7 +55,7 @@ def test_the_same_vectors_as_from_the_folder(folder: Path, tmp_path: Path) -> No
         assert model.embed(["\u4e00\u4e01"]).shape == (1, 40)
 
 
-def test_the_text_alone(tmp_path: Path) -> None:
+def test_a_file_without_towers_embeds_texts(tmp_path: Path) -> None:
     path = convert_folder(FOLDER, tmp_path / "tiny.gguf")
     with gemlet.load(path, weights="f32", threads=2) as model:
         assert np.abs(vector(model, 0) - GOLDEN["embedding.0"]).max() < 1e-5

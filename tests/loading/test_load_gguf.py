@@ -70,7 +70,7 @@ def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
         gemlet.load(tmp_path)
 
 
-def test_a_folder_with_parts_of_gguf_models_alone(tmp_path: Path) -> None:
+def test_a_folder_with_only_parts_of_gguf_models_is_refused(tmp_path: Path) -> None:
     for name in ("mmproj-model.gguf", "model-00002-of-00002.gguf"):
         write_gguf(tmp_path / name, [gguf_entry("general.architecture", STRING, "clip")], {})
     with pytest.raises(

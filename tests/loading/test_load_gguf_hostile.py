@@ -60,7 +60,7 @@ def test_an_importance_matrix(tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", entries, {}), ModelFileError, "importance matrix", "model's file")
 
 
-def test_no_architecture(tmp_path: Path) -> None:
+def test_a_file_without_an_architecture_is_refused(tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", [], {}), ModelFileError, "general.architecture is missing")
 
 

@@ -161,7 +161,7 @@ def test_a_token_that_nothing_uses_stands_for_images_where_the_vocabulary_has_no
         assert 133 in model.config.placeholder_ids
 
 
-def test_which_file_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_matching_mmproj_file_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_model(FOLDERS["gemma3"], tmp_path / "tiny-it-f32.gguf")
     write_mmproj(FOLDERS["gemma4-small"], tmp_path / "mmproj-tiny-it-bf16.gguf")  # for another model
     with gemlet.load(path, threads=1) as model:

@@ -50,7 +50,7 @@ GOOD = {
 }
 
 
-def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
+def test_allowed_imports_pass(check: ModuleType, tmp_path: Path) -> None:
     assert check.check_imports(package(tmp_path, GOOD)) == []
 
 
@@ -112,7 +112,9 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_each_kind_of_wrong_import_is_refused(
+    check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     assert expected in check.check_imports(package(tmp_path, GOOD | files))
 
 

@@ -54,7 +54,9 @@ def test_the_beginning_of_a_name_is_enough() -> None:
         ("--versoin", "did you mean --version?"),
     ],
 )
-def test_what_was_probably_meant(command: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_suggest_the_option_that_was_meant(
+    command: str, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(command.split())
     assert caught.value.code == 2

@@ -67,7 +67,7 @@ def test_chat_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("word", ["exit", "quit", "Exit", "/exit", "/quit"])
-def test_words_that_leave(word: str) -> None:
+def test_exit_words_end_the_chat(word: str) -> None:
     assert on_terminal(["chat", *FAST], [("\n> ", f"{word}\n")])[0] == 0
 
 

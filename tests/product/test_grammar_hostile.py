@@ -32,7 +32,7 @@ def outcome(model: gemlet.Model, options: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_it_ends_soon(model: gemlet.Model, name: str) -> None:
+def test_hostile_grammars_end_soon(model: gemlet.Model, name: str) -> None:
     options = HOSTILE[name]()
 
     def work() -> None:

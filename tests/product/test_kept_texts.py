@@ -21,7 +21,7 @@ def cached(model: gemlet.Model, text: str = TEXT, **options: Any) -> int:
     return model.generate(text, **OPTIONS, **options).cached_tokens
 
 
-def test_on_in_memory_by_default() -> None:
+def test_by_default_texts_are_kept_in_memory() -> None:
     with gemlet.load(threads=1) as model:
         assert cached(model) == 0
         assert cached(model) == model.generate(TEXT, **OPTIONS).prompt_tokens - 1

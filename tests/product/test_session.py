@@ -137,7 +137,7 @@ def test_a_text_without_a_stop_string_keeps_its_tokens(model: gemlet.Model) -> N
     assert session.token_ids[-result.completion_tokens :] == result.token_ids
 
 
-def test_what_does_not_go_together(model: gemlet.Model) -> None:
+def test_sessions_do_not_mix_chat_and_text(model: gemlet.Model) -> None:
     talk, text = model.session(), model.session()
     talk.chat("Who?", **OPTIONS)
     text.generate("Who", **OPTIONS)
@@ -209,7 +209,7 @@ def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
         assert again.token_ids[: len(session.token_ids)] == session.token_ids
 
 
-def test_another_model_takes_the_messages_alone(model: gemlet.Model, tmp_path: Path) -> None:
+def test_another_model_takes_only_the_messages_of_a_session(model: gemlet.Model, tmp_path: Path) -> None:
     """A chat is saved as messages, so a model with another vocabulary or a shorter context can read it. A
     text is saved only as tokens, which need the same vocabulary."""
     talk, text = model.session(), model.session()

@@ -128,7 +128,7 @@ def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, mea
         assert f"did you mean {meant}?" in call(function, name)
 
 
-def test_what_is_done_in_another_way_is_said() -> None:
+def test_errors_name_the_other_way_to_do_it() -> None:
     with gemlet.load(threads=1) as model:
         with pytest.raises(
             gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
@@ -138,7 +138,7 @@ def test_what_is_done_in_another_way_is_said() -> None:
             model.chat("Hello", system="Be brief.")  # type: ignore[call-arg]
 
 
-def test_a_name_that_means_nothing_is_answered_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_name_lists_all_names() -> None:
     assert "has no argument 'colour'; it has max_tokens, min_tokens" in call(GenerationConfig, "colour")
     assert len(call(GenerationConfig, "x" * 10**6)) < 500
 

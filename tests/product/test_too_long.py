@@ -72,7 +72,7 @@ def test_messages_are_refused_before_they_are_written(model: gemlet.Model) -> No
         refuse(lambda messages=messages: model.chat(messages), "messages: [0-9]{8,9} characters", 0.3)
 
 
-def test_what_a_prompt_may_leave_out_does_not_count(model: gemlet.Model) -> None:
+def test_text_that_a_prompt_leaves_out_does_not_count(model: gemlet.Model) -> None:
     blank = {"role": "user", "content": " " * 1_000_000 + "Hello" + "\n" * 1_000_000}
     assert model.chat([blank], max_tokens=1).completion_tokens == 1
     thought = {"role": "assistant", "content": "<|channel>thought\n" + "a" * 1_000_000 + "<channel|>Yes."}

@@ -131,7 +131,7 @@ def test_files_that_a_wrong_clock_hides(tmp_path: Path) -> None:
         assert server.ask("GET", f"/v1/files/{found}").status == 404
 
 
-def test_hidden_files_take_nobodys_room(tmp_path: Path) -> None:
+def test_hidden_files_do_not_count_towards_the_limits(tmp_path: Path) -> None:
     from gemlet.server.settings import Settings
 
     settings = Settings(data=str(tmp_path / "d"), max_file=10_000, max_storage=15_000)

@@ -151,7 +151,7 @@ def test_a_file_that_has_expired_is_gone(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_is_no_upload(client: Any, server: RunningServer) -> None:
+def test_wrong_uploads_are_refused(client: Any, server: RunningServer) -> None:
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=io.BytesIO(b"x"), purpose="assistants")
     with pytest.raises(openai.APIStatusError) as caught:
@@ -283,7 +283,7 @@ def test_odd_names_of_requests(client: Any) -> None:
     assert read(client, batch.output_file_id).keys() == set(names)
 
 
-def test_what_is_no_batch(client: Any) -> None:
+def test_wrong_batches_are_refused(client: Any) -> None:
     name = upload(client, lines([chat()])).id
     good = {"input_file_id": name, "endpoint": CHAT, "completion_window": "24h"}
     for field, value in (

@@ -158,7 +158,7 @@ for pattern in found:
 """
 
 
-def test_no_pattern_takes_long() -> None:
+def test_patterns_take_linear_time() -> None:
     """A Host header of 60 letters and a `!` kept the server busy for ever. Files have patterns, too."""
     subprocess.run([sys.executable, "-c", PUMPED], env=environment_of(), timeout=PATIENCE, check=True)
 
@@ -228,7 +228,7 @@ def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
             assert checked_ids(source) == {"1"}
 
 
-def test_a_key_sees_the_names_of_its_models_alone(tmp_path: Path) -> None:
+def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
     """The error for an unknown name named all models."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import ModelSpec, Settings

@@ -93,7 +93,7 @@ def test_nothing_else_is_opened(client: Any, part: dict[str, Any]) -> None:
     assert "root:" not in str(caught.value)
 
 
-def test_tokenize_takes_texts_alone(server: RunningServer) -> None:
+def test_tokenize_takes_only_texts(server: RunningServer) -> None:
     part = {"type": "image_url", "image_url": {"url": data_url()}}
     answer = server.post("/tokenize", {"model": "sees", "messages": question(part)})
     assert answer.status == 400

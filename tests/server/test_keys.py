@@ -111,7 +111,7 @@ def test_comparing_takes_as_long(store: Any) -> None:
     assert max(fastest.values()) < 3 * min(fastest.values())
 
 
-def test_no_secret_in_the_file(server: RunningServer, store: Any) -> None:
+def test_the_file_of_keys_has_no_secrets(server: RunningServer, store: Any) -> None:
     key = create(store, "hashed")
     secret = key.rpartition("-")[2].encode()
     path = Path(store.path)
@@ -268,7 +268,7 @@ def test_limits_begin_with_what_was_used_before(server: RunningServer, store: An
     assert refused.value.status == 429
 
 
-def test_files_that_are_no_keys(tmp_path: Path) -> None:
+def test_files_that_are_not_keys_are_refused(tmp_path: Path) -> None:
     from gemlet.server.keys import KeyStore
 
     with pytest.raises(ModelFileError, match="gemlet keys create"):

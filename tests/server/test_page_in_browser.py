@@ -71,7 +71,7 @@ def test_a_conversation_with_the_demo_model(page: Any) -> None:
     assert page.locator("#welcome").is_visible()
 
 
-def test_what_is_asked(page: Any) -> None:
+def test_the_page_sends_its_settings(page: Any) -> None:
     page.click("#open-settings")
     page.fill("#system", "Be brief.")
     for name, value in {"temperature": "0.5", "top_k": "7", "seed": "3", "max_tokens": "4"}.items():
@@ -178,7 +178,7 @@ def test_nothing_can_add_a_script(browser: Browser, server: RunningServer) -> No
     opened.context.close()
 
 
-def test_errors_are_told(page: Any, browser: Browser) -> None:
+def test_the_page_shows_errors(page: Any, browser: Browser) -> None:
     with saying(chunk(Content("Half")), ZeroDivisionError("x")):
         say(page, "One", ".problem")
     assert "the server failed" in page.locator(".problem").inner_text()

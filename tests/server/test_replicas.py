@@ -46,7 +46,7 @@ def test_ray_data() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Ray, because of how it uses pydantic
-def test_what_begins_alike() -> None:
+def test_requests_that_begin_alike_are_recognized() -> None:
     from gemlet.replicas.request import Request
     from gemlet.replicas.router import beginnings
 

@@ -35,7 +35,7 @@ def rests(monkeypatch: pytest.MonkeyPatch, count: int, most: float) -> list[floa
     return slept
 
 
-def test_the_more_streams_rest_the_longer_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_rest_longer_if_more_of_them_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rests(monkeypatch, 4, math.inf) == pytest.approx([0.006, 0.012, 0.018, 0.024])
 
 

@@ -59,7 +59,7 @@ def test_pings_while_a_prompt_is_read(quick: RunningServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_what_is_there_at_once_is_sent_together(quick: RunningServer, path: str) -> None:
+def test_chunks_that_are_ready_together_are_sent_together(quick: RunningServer, path: str) -> None:
     steps = [chunk(Content(f"{word} ")) for word in ("One", "two", "three")]
     with saying(*steps, 0.3, chunk(Content("four")), END), begin(quick, path) as connection:
         received = b""
@@ -114,7 +114,9 @@ def test_an_error_in_the_middle(quick: RunningServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_what_nobody_expected(quick: RunningServer, path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_errors_end_a_stream_and_are_logged(
+    quick: RunningServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with saying(ZeroDivisionError("pomegranate")):
         whole = quick.post(path, {**ROUTES[path], "stream": False})
         body = quick.post(path, {**ROUTES[path], "stream": True}).body

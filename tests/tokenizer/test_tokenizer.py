@@ -118,7 +118,7 @@ def test_broken_utf8_is_decoded_as_in_sentencepiece(trained: Tokenizer, ids: lis
     assert trained.decode(ids, skip_control=False) == original.decode(ids)
 
 
-def test_of_two_files_the_json_says_how_text_is_cut(tmp_path: Path, trained: Tokenizer) -> None:
+def test_tokenizer_json_decides_how_text_is_split(tmp_path: Path, trained: Tokenizer) -> None:
     save(tmp_path, "model.gguf", trained_gguf())
     assert Tokenizer.from_file(tmp_path).source.endswith("model.gguf")
     save(tmp_path, "tokenizer.json", trained_json())
@@ -223,7 +223,7 @@ def refused(path: Path, *words: str, error: type[GemletError] = TokenizerError) 
         assert word in str(caught.value)
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "absent.model", "absent.model", error=ModelFileError)
     refused(tmp_path, "tokenizer.model, tokenizer.json or *.gguf", error=ModelFileError)
     refused(tmp_path / "nul\0", "nul", error=ModelFileError)

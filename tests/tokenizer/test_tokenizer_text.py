@@ -86,7 +86,7 @@ def test_the_longest_of_overlapping_control_tokens_wins(gemma4_tokenizer: Tokeni
     assert pieces == ["<", "<|image|>", "<|image>", "<image|>"]
 
 
-def test_no_bos_in_the_vocabulary(tmp_path: Path) -> None:
+def test_a_vocabulary_may_lack_bos(tmp_path: Path) -> None:
     path = save(tmp_path, "tokenizer.model", trained_model(bos_id=-1, eos_id=1, unk_id=2))
     tokenizer = Tokenizer.from_file(path)
     assert tokenizer.bos_id is None
