@@ -37,7 +37,7 @@ STYLES = {
     "prompt": "fill:#7ee787;font-weight:700",
     "command": "fill:#79c0ff",
 }
-_WORDS = re.compile(r"[^ ]+(?: [^ ]+)*")  # with single spaces between them
+_WORDS = re.compile(r"[^ ]+(?: [^ ]+)*")  # words with single spaces between them
 _SELECT_GRAPHIC = re.compile(r"\x1b\[([01])m")
 Run = tuple[str, str]  # style, text
 

@@ -55,7 +55,7 @@ WRONG_NATIVE = (
     f"call:weather{{city:{Q}x{Q},days:1.5}}",
     f"call:weather{{city:{Q}x{Q},unit:{Q}k{Q}}}",
     f"call:weather{{city:{Q}x{Q},other:1}}",
-    f"call:weather{{days:1,city:{Q}x{Q}}}",  # in another order
+    f"call:weather{{days:1,city:{Q}x{Q}}}",  # the arguments are in another order
     f"call:weather{{city:{Q}x{Q},more:{{}}}}",
     "call:then{}",
     "call:now{a:1}",

@@ -163,7 +163,7 @@ def test_a_key_that_is_there_twice() -> None:
     )  # as in JSON, the last one counts
 
 
-def test_calls_without_pieces_are_as_before() -> None:
+def test_by_default_a_call_is_one_event() -> None:
     parser = ReplyParser(REPLY_MARKERS)
     parser.begin()
     events = [

@@ -78,7 +78,7 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
 
 @pytest.mark.parametrize("template", [CURRENT, OLDER])
 @pytest.mark.extra("templates")
-def test_a_description_of_null(template: str) -> None:
+def test_a_null_description_is_written_as_none(template: str) -> None:
     """The templates write None as Python writes it."""
     text = template_text(template)
     tool = {"type": "function", "function": {"name": "now", "description": None}}

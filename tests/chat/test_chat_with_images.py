@@ -99,7 +99,7 @@ def test_an_image_that_is_seen_in_parts(model: gemlet.Model) -> None:
     assert reply.token_ids == expected.token_ids
 
 
-def test_a_text_with_places(model: gemlet.Model) -> None:
+def test_a_text_can_have_placeholders(model: gemlet.Model) -> None:
     found = model.generate("see <start_of_image> and <start_of_image>", images=[IMAGE, OTHER], **OPTIONS)
     ids = ids_of(model, f"<bos>see {BLOCK} and {BLOCK}")
     expected = model.generate(ids, images=[IMAGE, OTHER], **OPTIONS)

@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def test_a_text_with_places(model: gemlet.Model) -> None:
+def test_a_text_can_have_placeholders(model: gemlet.Model) -> None:
     options = {"temperature": 0, "max_tokens": 4}
     found = model.generate("Say <|audio|> twice <|audio|>", audio=[SOUND, SOUND], **options)
     run = [BEGIN, *[PLACE] * TOKENS, END]
@@ -113,7 +113,7 @@ def test_a_model_that_does_not_hear_takes_text_only() -> None:
         model.chat([{"role": "user", "content": [{"type": "audio", "audio": SOUND}]}])
 
 
-def test_a_sentinel_is_another_one_each_time() -> None:
+def test_each_sentinel_is_different() -> None:
     messages = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}] * 2}]
     first, second = (take_media(messages, ["audio"])[1] for _ in range(2))
     assert len({part.sentinel for part in (*first, *second)}) == 4

@@ -116,7 +116,7 @@ def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
     ],
 )
 @pytest.mark.parametrize("end", ["<tool_call|>", "<turn|>", "<|tool_response>"])
-def test_slips_with_only_one_meaning(raw: str, arguments: dict[str, Any], end: str) -> None:
+def test_mistakes_with_only_one_meaning_are_repaired(raw: str, arguments: dict[str, Any], end: str) -> None:
     (event,) = read_call(raw, end)
     assert isinstance(event, ToolCall)
     assert event.name == "f"
@@ -234,7 +234,7 @@ pieces = st.sampled_from(
 
 @settings(deadline=None, max_examples=500)
 @given(st.lists(pieces, max_size=16).map("".join), st.booleans())
-def test_a_repaired_call_holds_json_and_no_sign_for_quotes(raw: str, complete: bool) -> None:
+def test_a_repaired_call_has_json_without_special_quotes(raw: str, complete: bool) -> None:
     try:
         name, arguments = repair_call(raw, complete=complete)
     except MalformedCallError:

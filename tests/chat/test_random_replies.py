@@ -156,7 +156,7 @@ def test_calls_in_loose_forms(family: str) -> None:
                 assert read_ids(gemma4_tokenizer().encode(reply, add_bos=False)) == events
         except Exception as problem:
             raise AssertionError(case) from problem
-    assert read > CASES // 3  # of the calls that were not changed, most are read
+    assert read > CASES // 3  # most calls that were not changed are read
 
 
 def test_calls_in_plain_text() -> None:

@@ -21,7 +21,8 @@ from support.replies import gemma4_tokenizer
 pytestmark = pytest.mark.extra("grammar")
 
 NAMED = {"type": "function", "function": {"name": "weather"}}
-HOT = {"temperature": 100.0, "max_tokens": 400}  # all tokens that fit are about as likely
+# With these options, all tokens that fit are about equally likely.
+HOT = {"temperature": 100.0, "max_tokens": 400}
 
 
 def weather(unit: Literal["c", "f"], days: int, hourly: bool = False) -> str:

@@ -104,7 +104,7 @@ def test_the_model_is_told_about_errors_of_functions() -> None:
     assert reply.text == "So be it."
 
 
-def test_approval() -> None:
+def test_calls_run_only_if_they_are_approved() -> None:
     asked: list[Any] = []
 
     def approve(call: ToolCall) -> Any:
@@ -133,7 +133,7 @@ def test_a_reply_that_was_cut_off_is_not_run() -> None:
     assert (reply.finish_reason, results(reply)) == ("length", [])
 
 
-def test_an_interrupt_goes_through() -> None:
+def test_an_interrupt_in_a_function_ends_the_chat() -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 

@@ -241,7 +241,7 @@ def test_folders_that_are_refused(folder: Path) -> None:
         engine(folder)
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing(folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_ignored(folder: Path) -> None:
     engines = Engines(folder)
     engines.cached(IDS[:300])
     folder.chmod(0o500)

@@ -18,8 +18,8 @@ from support.programs import dispatch
 
 INFO = _core.cpu_info()
 AVX = 0x6  # XCR0: the operating system saves SSE and AVX registers
-AVX512 = 0xE6  # also the mask registers and the upper halves of ZMM
-AMX = 0x600E6  # also the tiles and their configuration
+AVX512 = 0xE6  # it also saves the mask registers and the upper halves of ZMM
+AMX = 0x600E6  # it also saves the tiles and their configuration
 AVX2_FEATURES = ["sse2", "osxsave", "avx", "f16c", "fma", "avx2"]
 AVX512_FEATURES = [*AVX2_FEATURES, "avx512f", "avx512bw", "avx512vl", "avx512dq"]
 AVX512VNNI_FEATURES = [*AVX512_FEATURES, "avx512vnni"]

@@ -177,7 +177,7 @@ def steps_of(*times: float) -> Callable[[int], float]:
     return lambda rows: float(np.interp(rows, np.linspace(1, 15, len(times)), times))
 
 
-MEMORY_BOUND = steps_of(14.7, 18.0, 24.0, 30.0, 34.6)  # a 1B model in q4 on two cores
+MEMORY_BOUND = steps_of(14.7, 18.0, 24.0, 30.0, 34.6)  # the steps of a 1B model in q4 on two cores
 COMPUTE_BOUND = steps_of(10.0, 150.0)
 TEXTS = {
     "random": RANDOM.integers(0, 10**5, 800),

@@ -110,7 +110,8 @@ def test_the_same_media_are_found_again(first: int, rows: int) -> None:
     assert cached(reader, ids, placed(part)) == 0
     assert cached(reader, ids, placed(part)) == len(ids) - 1
     assert cached(reader, ids, placed((first, rows, 2, True))) == first  # another image
-    assert cached(reader, ids, placed((first, rows, 1, False))) == first  # whose tokens do not see each other
+    # The tokens of this one do not see each other.
+    assert cached(reader, ids, placed((first, rows, 1, False))) == first
     assert cached(reader, ids, []) == first
     assert cached(reader, ids, placed(part)) == len(ids) - 1
     other = ids.copy()

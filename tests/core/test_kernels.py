@@ -54,9 +54,9 @@ from support.kernel_cases import (
 )
 
 INT8_FORMATS = ["q8", "q4", "q5"]  # formats with one scale for 32 columns
-GROUPED = {"q4k": 4, "q5k": 5, "q6k": 6}  # bits of those with a scale and small scales
+GROUPED = {"q4k": 4, "q5k": 5, "q6k": 6}  # the bits of formats that have a scale and small scales
 MINIMA = ("q4k", "q5k")
-ROW_SCALED = {"r8": 8, "r4": 4, "r2": 2}  # bits of those with one scale for a row
+ROW_SCALED = {"r8": 8, "r4": 4, "r2": 2}  # the bits of formats with one scale for a row
 STEP = 2.0**-4  # the fixed scale of x
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)

@@ -209,7 +209,7 @@ def test_masks_behind_other_tokens_than_were_chosen_change_nothing() -> None:
     only = np.array([0, 0, 1 << 31], np.uint32)
     request.set_mask(0, only)  # too late
     request.set_mask(1, only, [first[0] ^ 1])
-    request.set_mask(2, only, [first[0], 5])  # for this text, nothing was guessed
+    request.set_mask(2, only, [first[0], 5])  # nothing was guessed for this text
     for position, behind in ((3, [1]), (0, [1]), (2, [])):
         with pytest.raises(InvalidRequestError, match="the mask is for position"):
             request.set_mask(position, only, behind)
@@ -238,7 +238,7 @@ def test_a_text_is_cancelled_while_guesses_wait_for_masks() -> None:
     assert reader.read(reader.submit(PROMPTS[2], **ids)) == plain.read(plain.submit(PROMPTS[2], **ids))
 
 
-def test_a_forked_child_asks_it_too() -> None:
+def test_a_forked_child_uses_the_drafter() -> None:
     core = core_of()
     greedy = {"sampler": sampler(temperature=0.0), "max_tokens": 200}
     plain = Reader(_core.Engine(core, drafts="never"))

@@ -22,7 +22,7 @@ def test_levels_are_torchvisions(index: int, mode: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_plain_image_stays_plain_in_every_size() -> None:
+def test_an_image_of_one_color_keeps_its_color() -> None:
     for level in (0, 1, 127, 254, 255):
         image = np.full((7, 5, 3), level, np.uint8)
         for size in ((1, 1), (3, 9), (40, 2)):

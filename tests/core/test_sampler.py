@@ -150,7 +150,7 @@ def test_breakers_of_several_tokens(text: list[int], breakers: Any, after: int) 
     assert penalty == pytest.approx(2.0 ** (after - 1) if after else 0.0)
 
 
-def test_a_long_text_that_repeats_itself_is_no_trap() -> None:
+def test_penalties_of_a_long_repetitive_text_take_linear_time() -> None:
     """Time is linear in the text, and a penalty without bounds is still a number."""
     ids = np.zeros(131_072, np.int32)
     for options in ({"dry_multiplier": 100.0, "dry_base": 100.0}, {"no_repeat_ngram": 65_536}):

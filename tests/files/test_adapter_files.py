@@ -76,7 +76,9 @@ def test_names_with_the_adapter_in_them_are_read(tmp_path: Path, model: gemlet.M
     check(write(tmp_path / "b", tensors=wrapped), model)
 
 
-def test_all_linear_is_what_the_tool_took_for_it_in_every_layer(tmp_path: Path, model: gemlet.Model) -> None:
+def test_all_linear_accepts_any_set_that_is_the_same_in_every_layer(
+    tmp_path: Path, model: gemlet.Model
+) -> None:
     config = {**CONFIG, "target_modules": "all-linear"}
     some = {name: t for name, t in adapter_tensors().items() if "self_attn" in name}
     check(write(tmp_path / "a", config, some), model)
@@ -199,7 +201,7 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"alora_invocation_tokens": [5]}, "run it with PEFT, or train a plain LoRA"),
     ],
 )
-def test_a_refusal_says_the_way_out(
+def test_a_refusal_says_what_to_do(
     changes: dict[str, Any], way_out: str, tmp_path: Path, model: gemlet.Model
 ) -> None:
     path = write(tmp_path / "a", {**CONFIG, **changes})
@@ -296,7 +298,7 @@ def test_shapes_must_be_those_of_the_model(
 
 
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_a_factor_without_the_other_is_refused(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_one_factor_without_the_other_is_refused(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
     tensors = adapter_tensors()
     del tensors[Q.format(factor)]
     refuse(write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), "missing")

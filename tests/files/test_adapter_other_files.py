@@ -86,7 +86,7 @@ def test_shapes_of_mlx_must_fit(tmp_path: Path) -> None:
     refuse(write_mlx(tmp_path / "c", described, {}), gemlet.TensorError, "holds nothing")
 
 
-def test_old_forms_are_named_with_the_way_out(tmp_path: Path) -> None:
+def test_errors_about_old_forms_say_what_to_do(tmp_path: Path) -> None:
     path = write_mlx(tmp_path / "a", *mlx_files("gemma3-plain"))
     (path / "adapters.safetensors").rename(path / "adapters.npz")
     with pytest.raises(gemlet.GemletError):

@@ -27,7 +27,7 @@ def parse(quantization: Any, **changes: Any) -> Any:
     return parse_config(raw, where="config.json")
 
 
-def test_the_methods() -> None:
+def test_each_method_is_recognized() -> None:
     assert parse(None).quantization is None
     assert parse(GEMMA).quantization == "gemma"
     assert parse(compressed()).quantization == "compressed-tensors"

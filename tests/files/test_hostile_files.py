@@ -150,7 +150,7 @@ MODELS: dict[Callable[[Path], None], tuple[str, ...]] = {
         for name in names
     ],
 )
-def test_a_part_of_a_model_that_is_not_a_file(
+def test_parts_of_a_model_that_are_not_files_are_refused(
     tmp_path: Path, make: Callable[[Path], None], name: str, what: str
 ) -> None:
     folder = tmp_path / "model"

@@ -332,7 +332,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.extra("hub")
-def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
+def test_a_path_out_of_the_repository_writes_no_file(tmp_path: Path) -> None:
     """Such a path may raise an error or not, but no file is written outside."""
     folders = tmp_path / "deep" / "down"
     folders.mkdir(parents=True)

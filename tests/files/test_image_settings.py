@@ -138,7 +138,7 @@ def test_the_preprocessor_has_to_fit_the_tower(name: str, wrong: dict[str, Any],
         gemlet.inspect(tmp_path / "model")
 
 
-def test_a_tower_by_its_defaults() -> None:
+def test_missing_keys_of_a_tower_have_defaults() -> None:
     config = VARIANTS["gemma3"].config | {"vision_config": {"model_type": "siglip_vision_model"}}
     found = parse_config(config, where="config.json").vision
     assert isinstance(found, SiglipConfig)

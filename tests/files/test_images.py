@@ -37,7 +37,7 @@ def test_every_form_gives_the_same_levels(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
-    flipped = np.ascontiguousarray(LEVELS[::-1])[::-1]  # not contiguous
+    flipped = np.ascontiguousarray(LEVELS[::-1])[::-1]  # this array is not contiguous
     for form in (LEVELS, flipped, data, bytearray(data), path, str(path), url, Image.fromarray(LEVELS)):
         np.testing.assert_array_equal(read_image(form), LEVELS)
 
@@ -50,7 +50,7 @@ def test_an_image_that_needs_no_change_is_not_copied() -> None:
         np.testing.assert_array_equal(read_image(data), LEVELS)
 
 
-def test_messages_have_no_addresses() -> None:
+def test_errors_have_no_memory_addresses() -> None:
     with pytest.raises(InvalidRequestError, match="not an image, or is damaged") as error:
         read_image(b"BM" + bytes(60))
     assert "0x" not in str(error.value)
@@ -141,7 +141,7 @@ def test_a_file_in_many_pieces(kind: str) -> None:
         read_image(in_pieces(kind, 2100))
 
 
-def test_a_jpeg_that_goes_over_its_pixels_again_and_again() -> None:
+def test_a_jpeg_with_too_many_scans_is_refused() -> None:
     data = encoded(Image.fromarray(LEVELS), "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
     again = [data[:-2] + last * count + data[-2:] for count in (20, 60)]

@@ -59,7 +59,7 @@ class Stream(io.RawIOBase):
         return self._data.read(size)
 
 
-def test_a_stream() -> None:
+def test_a_stream_is_read() -> None:
     assert bytes_of(Stream(DATA), "it", 256) == DATA
 
 

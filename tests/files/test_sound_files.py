@@ -64,7 +64,7 @@ def header(**changes: int) -> bytes:
         ({"format": "RF64", "subtype": "FLOAT"}, 1e-6),
     ],
 )
-def test_a_file_is_what_its_samples_are(options: dict[str, str], bound: float) -> None:
+def test_a_file_gives_its_samples(options: dict[str, str], bound: float) -> None:
     samples = tone(channels=2)
     data = encoded(samples, **options)
     assert kind_of(data[:HEAD_BYTES]) == "audio"
@@ -172,7 +172,7 @@ def test_wrong_headers_are_refused(data: bytes, message: str) -> None:
 
 @needs_soundfile
 def test_a_file_that_says_that_it_is_longer() -> None:
-    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # as in streams
+    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # streams have such sizes
     assert len(found.samples) == 1600
 
 

@@ -31,7 +31,7 @@ TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float3
     ],
 )
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_track_is_what_its_samples_are(container: str, codec: str, bound: float, channels: int) -> None:
+def test_a_track_gives_its_samples(container: str, codec: str, bound: float, channels: int) -> None:
     samples = np.stack([TONE, 0.5 * TONE][:channels], axis=1)
     data = recording(samples, RATE, container=container, codec=codec)
     found, expected = read_sound(data), read_sound((samples, RATE))

@@ -83,7 +83,7 @@ def test_frames_stand_upright(short: bytes, quarters: int) -> None:
         np.testing.assert_array_equal(frame, np.rot90(other, -quarters))
 
 
-def test_sound_beside_the_picture_does_not_count() -> None:
+def test_a_track_of_sound_does_not_change_the_frames() -> None:
     frames, _ = read(clip(40, sound=True))
     assert [seen_of(one) for one in frames] == [i * 40 // 32 for i in range(32)]
 

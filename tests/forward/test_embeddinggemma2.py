@@ -104,7 +104,7 @@ def test_dimensions_and_length(tmp_path: Path, model: gemlet.Model) -> None:
     np.testing.assert_allclose(part, whole[:16] / np.linalg.norm(whole[:16]), atol=1e-6)
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps(modules[:2]))  # as they are, without Normalize
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))  # these modules have no Normalize
     with gemlet.load(folder, weights="f32", threads=1) as plain:
         assert difference(embed(plain, 3), GOLDEN["mean.3"]) < TOLERANCE
     dense = {**modules[2], "path": "2_Dense", "type": "sentence_transformers.base.modules.dense.Dense"}
@@ -315,7 +315,7 @@ def test_a_text_with_an_image_is_never_cut(reader: gemlet.Model) -> None:
 
 
 # --- Configuration ------------------------------------------------------------------------------------------
-def test_a_saved_configuration_means_the_same() -> None:
+def test_a_saved_configuration_is_read_as_the_published_one() -> None:
     """As transformers 5 writes it, with everything that the published form leaves out."""
     found = read_config(FOLDER)
     text = {**EMBEDDINGGEMMA2["text_config"]}

@@ -14,7 +14,7 @@ from support.inside import testing
 
 pytestmark = pytest.mark.tier
 
-BLOCK = 64 * 2 * 2 * 16 * 4  # bytes of a block: 64 tokens, keys and values of 2 heads of 16 floats
+BLOCK = 64 * 2 * 2 * 16 * 4  # the bytes of a block: 64 tokens with keys and values of 2 heads of 16 floats
 IDS = np.random.default_rng(5).integers(0, 96, 2000).astype(np.int32)
 
 
@@ -129,7 +129,7 @@ def test_closing_sequences_in_any_order_frees_all_memory() -> None:
 def test_blocks_are_used_again_with_the_same_results() -> None:
     """Blocks of an ended sequence hold its numbers; the next one must not see them."""
     core = window_core()
-    keeper = fed(core, 1)  # so that slabs stay
+    keeper = fed(core, 1)  # it keeps the slabs alive
     expected = fed(core, 30, 70).logits()
     memory = []
     for _ in range(5):
@@ -201,7 +201,7 @@ def test_a_prefix_needs_what_its_window_sees() -> None:
 
 # --- No memory ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("blocks", range(14))
-def test_an_extension_without_memory_changes_nothing(blocks: int) -> None:
+def test_a_pass_that_gets_no_memory_changes_nothing(blocks: int) -> None:
     """Memory is refused at every possible place: in one kind of layer or the other, for a copy or for
     growth."""
     core = window_core(100)
@@ -211,7 +211,7 @@ def test_an_extension_without_memory_changes_nothing(blocks: int) -> None:
     before = testing.cache_bytes(fork), used(core), core.memory()["kv_cache"]
     limit = before[2] + blocks * BLOCK
     testing.limit_kv_cache(core, limit)
-    if blocks < 12:  # in each kind of layer a copy and five more
+    if blocks < 12:  # each kind of layer needs a copy and five more blocks
         with pytest.raises(gemlet.MemoryLimitError, match=f"at most {limit};"):
             fork.extend(IDS[100:400])
         assert (testing.cache_bytes(fork), used(core), core.memory()["kv_cache"]) == before

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.tier
 
 # The window of the goldens is 8 tokens, so that some spans are longer than it.
 SPANS = [[(2, 7)], [(0, 1), (5, 25)], [(1, 13), (13, 20), (24, 30)], [(0, 30)]]
-LOOKING = ["gemma3-4b", "gemma3-270m", "gemma4-12b", "gemma4-31b"]  # in all layers, or in sliding ones
+# These look ahead in all layers, or in sliding ones.
+LOOKING = ["gemma3-4b", "gemma3-270m", "gemma4-12b", "gemma4-31b"]
 CAUSAL = ["gemma3n-e2b", "gemma4-e2b", "gemma2-2b"]
 opened = cache(lambda name: Model.open(HERE / name))
 

@@ -29,7 +29,7 @@ SOUND_DORA = "gemma4-sound-dora"
 # The logits of the other adapter differ from the golden by 8.2e-5 with the AVX2 kernels, 1.6e-4 with scalar
 # ones, and 2.6e-4 with AVX2 kernels under the sanitizers, which gcc compiles with -O1.
 AMPLIFYING = {SOUND_DORA, "gemma3n-dora"}
-BIASES = "gemma3-biases"  # changes biases of the model
+BIASES = "gemma3-biases"  # this adapter changes biases of the model
 
 
 def test_every_golden_adapter_of_a_tower_is_there() -> None:
@@ -161,7 +161,7 @@ def test_damaged_tensors_of_a_tower(
         assert model.adapters == {}
 
 
-def test_a_module_of_a_tower_that_is_not_named(tmp_path: Path) -> None:
+def test_a_module_of_a_tower_must_be_in_target_modules(tmp_path: Path) -> None:
     path = changed(tmp_path / "a", "gemma3-linear")
     config = json.loads((path / "adapter_config.json").read_text())
     config["target_modules"].remove("fc1")

@@ -50,7 +50,7 @@ def test_guesses_are_those_of_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
-def test_a_rounded_cache_changes_guesses_little(kv_cache: str) -> None:
+def test_a_rounded_cache_hardly_changes_the_guesses(kv_cache: str) -> None:
     """The keys in the cache are divided by factors, and the drafter's queries are multiplied by them. Keys in
     int4 are also rotated."""
     golden = load_file(GOLDEN / "drafters" / "e2b-plain" / "golden.safetensors")

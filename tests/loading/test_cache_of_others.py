@@ -118,7 +118,9 @@ def test_locks_that_are_not_files_are_refused(source: Path, folder: Path, tmp_pa
     assert victim.read_text() == "keep me"
 
 
-def test_a_lock_that_is_never_given_back(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_released_is_not_waited_for(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load(source, packs=True)
     (entry,) = (item for item in folder.iterdir() if item.is_dir())
     shutil.rmtree(entry)

@@ -16,7 +16,7 @@ from support.inside import core_of, testing
 from support.paths import DATA
 
 TEXT = DATA / "heldout.txt"
-_UNSEEN = 3000  # characters at its end
+_UNSEEN = 3000  # the calibration does not use these last characters
 
 
 def correlated(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
@@ -104,7 +104,9 @@ def test_texts_of_the_model_itself(tmp_path: Path) -> None:
         assert not np.array_equal(model.logits([2, 50, 60]), plain.logits([2, 50, 60]))
 
 
-def test_the_command_line_says_what_it_goes_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_the_formats_for_calibrate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["convert", str(tmp_path), str(tmp_path / "x"), "--weights", "q8", "--calibrate"]) != 0
     assert "goes with weights='q4' or 'q5'" in capsys.readouterr().err
 

@@ -100,7 +100,7 @@ def test_a_file_that_is_replaced_moved_or_removed_stays_in_use(
         np.testing.assert_array_equal(model.logits(IDS), before)
 
 
-def test_the_table_is_that_of_the_file_that_was_checked(tmp_path: Path) -> None:
+def test_the_table_comes_from_the_file_that_was_checked(tmp_path: Path) -> None:
     """Another file takes its place while the other weights are packed."""
     config = CONFIGS["gemma4_text"]
     folder = write_folder(tmp_path / "model", config)

@@ -44,7 +44,7 @@ TEXTS = (
     "<bos>x",
     "abcabc ab c",
 )
-MADE_UP = "\u4e02\u4e03\u4e04"  # pieces in the vocabulary of gguf_package
+MADE_UP = "\u4e02\u4e03\u4e04"  # the vocabulary of gguf_package has these pieces
 
 
 def converted(source: Path, **arguments: Any) -> Path:

@@ -66,7 +66,7 @@ def test_several_texts_and_streams_that_are_closed() -> None:
         assert model.memory()["kv_cache"] == 0
 
 
-def test_the_plan_of_memory_counts_it() -> None:
+def test_the_memory_plan_counts_the_drafter() -> None:
     alone, both = inspect(weights="q8"), inspect(weights="q8", drafter=DEMO)
     assert alone.plan.drafter == 0
     kept = alone.plan.weights + alone.plan.embedding + alone.plan.kv_cache + alone.plan.activations

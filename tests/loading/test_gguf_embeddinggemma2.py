@@ -68,7 +68,7 @@ def test_a_file_without_towers_embeds_texts(tmp_path: Path) -> None:
     assert found.problem is None
 
 
-def test_a_packed_folder_of_it(tmp_path: Path) -> None:
+def test_a_gguf_model_with_towers_can_be_packed(tmp_path: Path) -> None:
     write_mmproj(FOLDER, tmp_path / "mmproj-tiny-f32.gguf")
     path = write_model(FOLDER, tmp_path / "tiny-f32.gguf")
     gemlet.convert(path, tmp_path / "packed", weights="f32")

@@ -64,7 +64,9 @@ def logits(folder: Path, **options: Any) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("flags", FLAGS)
-def test_the_tensors_decide(tmp_path: Path, layout: str, flags: tuple[Any, Any]) -> None:
+def test_the_tensors_decide_whether_the_head_is_tied(
+    tmp_path: Path, layout: str, flags: tuple[Any, Any]
+) -> None:
     prefix, head = LAYOUTS[layout]
     tensors = dict(weights_of(CONFIG, prefix))
     table = tensors[f"{prefix}embed_tokens.weight"]

@@ -82,7 +82,7 @@ def regrouped(folder: Path, *, groups: bool, dtype: str = "BF16") -> Path:
     return folder
 
 
-def test_a_scale_for_a_row_is_the_same_one_for_each_group(tmp_path: Path) -> None:
+def test_one_scale_for_a_row_equals_that_scale_for_each_group(tmp_path: Path) -> None:
     ids = golden("w4a16")[0][0]
     with gemlet.load(regrouped(tmp_path / "groups", groups=True), threads=1) as model:
         expected = model.logits(ids)

@@ -319,7 +319,7 @@ def test_a_model_drains_before_it_closes() -> None:
     assert stuck.result.finish_reason == "cancelled"
 
 
-def test_tokens_that_are_there_are_joined(model: Any) -> None:
+def test_tokens_that_are_ready_together_are_joined(model: Any) -> None:
     """Fewer chunks have the same text, tokens and log probabilities. Cancelling loses nothing."""
 
     async def write(joins: bool, cancel: bool = False) -> tuple[list[Chunk], Generation]:

@@ -151,7 +151,7 @@ def test_a_test_that_imports_a_test(check: ModuleType, tmp_path: Path, text: str
     assert found.startswith("tests/test_b.py:1: imports ")
 
 
-def test_a_table_that_differs(check: ModuleType, tmp_path: Path) -> None:
+def test_a_table_that_differs_is_reported(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "python").mkdir()
     text = (ROOT / "python/README.md").read_text()
     (tmp_path / "python/README.md").write_text(text.replace("| `config` | `base` |", "| `config` | |"))

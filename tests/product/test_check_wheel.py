@@ -181,9 +181,7 @@ def test_a_wrong_content(
     assert (said in errors) if said else (errors == "")
 
 
-def test_files_that_are_not_those_of_record(
-    check: Any, make: Callable[..., Path], assemble: ModuleType
-) -> None:
+def test_files_must_match_record(check: Any, make: Callable[..., Path], assemble: ModuleType) -> None:
     wheel = make()
     with zipfile.ZipFile(wheel) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}

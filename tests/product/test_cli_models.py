@@ -79,7 +79,7 @@ def test_models_works_without_any_models(home: Path, capsys: pytest.CaptureFixtu
     assert json.loads(output(capsys, "models", "--json")) == {"models": [], "cache": []}
 
 
-def test_the_snapshot_without_a_main_branch_is_the_newest(
+def test_without_a_main_branch_the_newest_snapshot_is_used(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = put_into_hub(home, "someone/demo", commit="old", main_branch=False)

@@ -55,7 +55,7 @@ def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float)
         check_person(result.text)
 
 
-def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None:
+def test_a_text_of_a_loose_schema_ends(model: gemlet.Model) -> None:
     """The object has no other keys, and no number has a hundred digits."""
     inner = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
     schema = {
@@ -165,7 +165,7 @@ def test_a_text_that_max_tokens_cuts_says_so(model: gemlet.Model) -> None:
     assert (exact.text, exact.finish_reason) == (whole.text, "stop")
 
 
-def test_the_same_alone_together_and_streamed(model: gemlet.Model) -> None:
+def test_streams_and_batches_do_not_change_a_text(model: gemlet.Model) -> None:
     prompts = ["The door", "A star", "It was a dark night, and nobody " * 5]
     options: dict[str, Any] = {"json_schema": PERSON, "max_tokens": 150, "seed": 5, "temperature": 1.5}
     together = model.generate(prompts, **options)

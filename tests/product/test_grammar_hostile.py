@@ -14,7 +14,7 @@ from support.programs import grammar as programs
 
 pytestmark = pytest.mark.extra("grammar")
 
-SECONDS = 20.0  # of processor time, of a grammar and a text of 60 tokens
+SECONDS = 20.0  # the limit in processor time for a grammar and a text of 60 tokens
 
 
 @pytest.fixture(scope="module")

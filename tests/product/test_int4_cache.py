@@ -69,7 +69,7 @@ def test_many_at_once_with_guesses(fresh: gemlet.Model) -> None:
 
 
 @pytest.mark.extra("serve")
-def test_a_server_with_it(fresh: gemlet.Model) -> None:
+def test_a_server_can_use_an_int4_cache(fresh: gemlet.Model) -> None:
     from gemlet.server.settings import ModelSpec
 
     expected = fresh.generate("The door opened", **OPTIONS).text
@@ -107,5 +107,5 @@ def test_the_plan_and_the_inspection() -> None:
         for ids in ([2, 7, 11], [2, 9] * 40):
             model.generate(ids, max_tokens=5)
         assert 0 < model.memory()["prefix_cache"] < plans["int4"]
-    head = config.layers[0].head_dim  # of a key of a head, with its scale: head / 2 + 4 bytes, or head + 4
+    head = config.layers[0].head_dim  # a key of a head takes head / 2 + 4 bytes with its scale, or head + 4
     assert np.isclose(plans["int4"] / plans["int8"], (head / 2 + 4) / (head + 4), rtol=0.02)

@@ -65,7 +65,7 @@ def test_log_probabilities_are_the_official_ones(name: str) -> None:
             check(found, row, 5)
 
 
-def test_options_do_not_change_them(model: gemlet.Model) -> None:
+def test_sampling_options_do_not_change_log_probabilities(model: gemlet.Model) -> None:
     """The log probabilities are those of the model, whatever options change the choice of tokens."""
     options: dict[str, Any] = {
         "temperature": 3.0,
@@ -102,7 +102,7 @@ def test_wrong_counts(model: gemlet.Model, name: str) -> None:
             model.generate(PROMPT, **{name: value})  # type: ignore[arg-type]
 
 
-def test_a_stream_gives_those_of_its_tokens(model: gemlet.Model) -> None:
+def test_a_stream_gives_the_log_probabilities_of_its_tokens(model: gemlet.Model) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "seed": 4, "logprobs": 2}
     with model.stream(PROMPT, stop="e", min_tokens=3, **options) as stream:
         chunks = list(stream)

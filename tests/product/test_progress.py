@@ -46,7 +46,7 @@ def shown(terminal: Terminal) -> list[str]:
     return [text.rstrip() for text in texts[:-2]]
 
 
-def test_the_line(terminal: Terminal) -> None:
+def test_the_line_shows_bytes_and_time(terminal: Terminal) -> None:
     with reporting(None, "loading", 3_000_000) as advance:
         advance(600_000)
         advance(2_400_000)
@@ -109,16 +109,16 @@ def test_a_wrong_progress_argument_is_refused() -> None:
         gemlet.load(progress=3)  # type: ignore[arg-type]
 
 
-def test_loading_shows_it(terminal: Terminal) -> None:
+def test_loading_shows_progress(terminal: Terminal) -> None:
     gemlet.load(threads=1).close()
     assert shown(terminal)[-1].startswith("loading: 100%")
 
 
-def test_a_prompt_shows_it(terminal: Terminal) -> None:
+def test_reading_a_prompt_shows_progress(terminal: Terminal) -> None:
     with gemlet.load(threads=1, progress=False) as model:
         stream = model.stream([2] + [100] * 799, max_tokens=1)
         next(stream)
-        assert terminal.getvalue() == ""  # by default, only notebooks show it
+        assert terminal.getvalue() == ""  # by default, only notebooks show progress
         stream = model.stream([2] + [101] * 799, max_tokens=1)  # this prompt is not in the prefix cache
         stream.prompt_progress = None
         next(stream)
@@ -126,7 +126,7 @@ def test_a_prompt_shows_it(terminal: Terminal) -> None:
     assert last.startswith("reading the prompt: 100%, 800 tokens of 800 tokens")
 
 
-def test_random_weights_show_it(terminal: Terminal) -> None:
+def test_making_random_weights_shows_progress(terminal: Terminal) -> None:
     random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)).close()
     steps = shown(terminal)
     assert len(steps) > 50

@@ -189,7 +189,7 @@ def test_the_picture_shows_commands_that_parse() -> None:
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_every_link_has_a_target(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     headings = {
         re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
@@ -231,7 +231,7 @@ def test_the_page_of_the_package_index_has_absolute_links() -> None:
     assert restored.replace(address, "REPOSITORY") == README
 
 
-def test_the_address_of_the_project_stands_in_one_place() -> None:
+def test_the_address_of_the_project_is_in_one_place() -> None:
     (address,) = re.findall(
         r'^Repository = "(\S+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )

@@ -102,7 +102,7 @@ def test_several_messages_in_one_turn(model: gemlet.Model) -> None:
     assert len(session.messages) == 4
 
 
-def test_a_text_goes_on(model: gemlet.Model, fresh: gemlet.Model) -> None:
+def test_a_session_continues_its_text(model: gemlet.Model, fresh: gemlet.Model) -> None:
     session = model.session()
     first = session.generate("The door opened", **OPTIONS)
     second = session.generate(" and then", **OPTIONS)
@@ -172,7 +172,7 @@ def test_saved_and_loaded_in_another_process(
         assert reply.cached_tokens >= first.prompt_tokens - 1
     expected = fresh.chat([*session.messages, user("And then?")], **OPTIONS)
     assert reply.token_ids == expected.token_ids
-    with gemlet.load(weights="q8", threads=1) as other:  # whose keys and values differ
+    with gemlet.load(weights="q8", threads=1) as other:  # its keys and values differ
         again = other.load_session(path)
         assert again.messages == session.messages
         assert again.chat("And then?", **OPTIONS).cached_tokens == 0

@@ -23,7 +23,7 @@ DEMO = gemlet.Tokenizer.from_file(Path(gemlet.__file__).parent / "demo")
 WRITES = ("generate", "stream", "chat", "stream_chat")
 
 
-def test_type_hints_of_everything_public_can_be_had() -> None:
+def test_every_public_function_has_type_hints() -> None:
     found = dict(functions())
     assert {"gemlet.load", "gemlet.Model.generate", "gemlet.Model.__enter__"} <= found.keys()
     for name, thing in found.items():

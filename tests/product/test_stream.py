@@ -92,7 +92,7 @@ def test_max_tokens(max_tokens: int) -> None:
     assert stream.result.finish_reason == "length"
 
 
-def test_a_full_context_has_a_reason_of_its_own() -> None:
+def test_a_full_context_has_its_own_finish_reason() -> None:
     stream = scripted(b"abcdefgh", prompt=6, context_length=8)
     assert len(list(stream)) == 3
     assert (stream.result.text, stream.result.finish_reason) == ("abc", "context")

@@ -108,7 +108,7 @@ def test_many_biases(model: gemlet.Model) -> None:
 
 
 @pytest.mark.parametrize("kind", IDS)
-def test_ids(model: gemlet.Model, kind: str) -> None:
+def test_too_many_ids_are_refused_quickly(model: gemlet.Model, kind: str) -> None:
     ids = IDS[kind]()
     for call in (model.generate, model.stream, model.score, model.logits):
         refuse(lambda call=call: call(ids), f"{MANY} tokens, but the context holds 1024", 0.1)
@@ -151,5 +151,5 @@ def test_ctrl_c_while_a_text_is_encoded(text: str, times: int) -> None:
     assert in_time(taken, 1)
 
 
-def test_exit_in_the_longest_call_of_sentencepiece() -> None:
+def test_a_process_can_exit_in_the_longest_call_of_sentencepiece() -> None:
     run_program(exit_in_a_long_call)

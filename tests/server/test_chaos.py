@@ -142,7 +142,7 @@ def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
     assert answer.status == 200
 
 
-def test_nothing_of_a_request_stays(server: RunningServer) -> None:
+def test_a_request_is_freed_when_it_is_over(server: RunningServer) -> None:
     """Everything that a request took is freed when it is over, however it ended, even if its connection stays
     open. It may be large, and it has a file descriptor. If it were in a cycle, it would stay until Python has
     made many new objects."""

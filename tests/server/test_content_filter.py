@@ -27,7 +27,7 @@ openai, anthropic, ollama = map(optional, ("openai", "anthropic", "ollama"))
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("filter")]
 GOOD: Any = [{"role": "user", "content": "Who is there?"}]
 BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
-LONG = "All is well in the old house. " * 20  # longer than the window
+LONG = "All is well in the old house. " * 20  # this text is longer than the window of the filter
 PATHS = [
     "/v1/chat/completions",
     "/v1/completions",
@@ -156,7 +156,7 @@ def texts(events: Sequence[Any]) -> str:
 @pytest.mark.parametrize(
     "text", ["A goblin is here, look at it.", "x" * 50 + " goblin", "goblin", "a goblin"]
 )
-def test_a_word_in_any_pieces(text: str) -> None:
+def test_a_word_is_found_in_any_pieces(text: str) -> None:
     random_ = random.Random(text)
     for _ in range(60):
         cuts = sorted(random_.choices(range(len(text) + 1), k=random_.randrange(8)))
@@ -197,7 +197,7 @@ def test_invisible_letters_do_not_hide_a_word() -> None:
     assert texts(events).strip() in ("", "a")
 
 
-def test_a_pattern_that_goes_on_is_held() -> None:
+def test_text_that_may_still_match_is_held_back() -> None:
     events, blocked = shown([[Content("see ")], *[[Content("sk-" + "a" * 40)]] * 9], [], ["sk-[^ ]*x"])
     assert not blocked
     events, blocked = shown(
@@ -420,7 +420,7 @@ def test_a_filter_that_is_off_does_nothing(tmp_path: Path) -> None:
         assert "content_filter_verdicts_total{" not in server.ask("GET", "/metrics").body.decode()
 
 
-def test_a_filter_of_ones_own() -> None:
+def test_an_administrator_can_add_a_filter() -> None:
     from gemlet.server.app import make_app
     from gemlet.server.content_filter import Filter, ReplyCheck, Said
     from gemlet.server.settings import ModelSpec, Settings

@@ -63,7 +63,7 @@ def begin(server: RunningServer, file: str) -> Any:
     return server.post("/v1/batches", {"input_file_id": file, **endpoint})
 
 
-def test_a_full_disk_keeps_what_there_was(server: RunningServer) -> None:
+def test_a_full_disk_loses_no_stored_file(server: RunningServer) -> None:
     file = upload(server).json["id"]
     store = store_of(server)
     with mock.patch.object(store, "_db", Stuck(store._db)):

@@ -188,7 +188,7 @@ def test_the_event_of_a_response_that_failed(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), STREAMS)
-def test_a_stop_ends_streams_and_answers(kind: str, name: str) -> None:
+def test_stopping_the_server_ends_streams_and_answers(kind: str, name: str) -> None:
     """After ``drain_seconds``, requests that still run end with an error in the form of their dialect."""
     from gemlet.server.settings import Settings
 

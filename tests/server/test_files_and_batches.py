@@ -199,7 +199,7 @@ def test_odd_forms(server: RunningServer, client: Any, body: bytes, status: int)
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "file-", "lock", "files.db", "'"])
-def test_names_lead_nowhere(server: RunningServer, name: str) -> None:
+def test_names_that_are_not_ids_find_nothing(server: RunningServer, name: str) -> None:
     for path in (f"/v1/files/{name}", f"/v1/files/{name}/content", f"/v1/batches/{name}"):
         assert server.ask("GET", path).status == 404
 
@@ -360,7 +360,7 @@ def test_async(server: RunningServer) -> None:
 # --- owners and limits --------------------------------------------------------------------------------------
 
 
-def test_owners(tmp_path: Path) -> None:
+def test_each_key_sees_only_its_own_files(tmp_path: Path) -> None:
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.settings import Settings

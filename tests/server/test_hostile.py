@@ -102,7 +102,7 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
         store.close()
 
 
-def test_the_log_of_others_has_no_text() -> None:
+def test_logs_of_other_libraries_have_no_text() -> None:
     """Messages of asyncio quote unhandled errors, and these may quote prompts."""
     from gemlet.server.logs import JSONLines
 
@@ -247,7 +247,7 @@ def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
             assert b"secret" in server.post(path, body, key=all_of_them).body
 
 
-def test_windows_of_a_server_that_starts_again(tmp_path: Path) -> None:
+def test_a_restarted_server_counts_usage_in_the_right_window(tmp_path: Path) -> None:
     """The usage of the whole hour counted for the last minute. Usage that was written while the clock was
     wrong counted for ever."""
     from gemlet.server.call import Call
@@ -331,7 +331,7 @@ def _is_taken(kind: Any, value: Any) -> bool:
     return False
 
 
-def test_nothing_is_beyond_its_limit(server: RunningServer) -> None:
+def test_values_beyond_their_limit_are_errors_of_their_field(server: RunningServer) -> None:
     """Every field of every route, also in options: a value beyond the limit is an error of its field."""
     from gemlet.server.app import ROUTES
     from gemlet.server.fields import MOST_CHOICES, MOST_TOOLS, STOPS, TOP_LOGPROBS

@@ -87,7 +87,7 @@ def test_a_video_in_a_chat(client: Any) -> None:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     ],
 )
-def test_nothing_else_is_opened(client: Any, part: dict[str, Any]) -> None:
+def test_other_addresses_are_not_opened(client: Any, part: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="sees", messages=question(part), max_tokens=1)
     assert "root:" not in str(caught.value)

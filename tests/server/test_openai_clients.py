@@ -142,7 +142,7 @@ def test_token_ids_as_prompt(client: Any, server: RunningServer) -> None:
     assert of_ids.choices[0].text == text.choices[0].text
 
 
-def test_a_completion_has_16_tokens_unless_it_says(client: Any) -> None:
+def test_by_default_a_completion_has_16_tokens(client: Any) -> None:
     reply = client.completions.create(model="demo", prompt="The door opened", extra_body={"ignore_eos": True})
     assert reply.usage.completion_tokens == 16
 

@@ -415,7 +415,7 @@ def test_a_file_can_say_what_flags_can(tmp_path: Path) -> None:
             assert "has no key" not in str(error)  # noqa: PT017  the value is wrong, not the key
 
 
-def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_can_check_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "serve.toml"
     path.write_text("[server]\nport = 9000\n[models.demo]\nweights = 'q8'\n")
     assert main(["serve", "--config", str(path), "--check", "--drain-seconds", "5"]) == 0

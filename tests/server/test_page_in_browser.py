@@ -341,7 +341,7 @@ def test_everything_has_a_name(page: Any) -> None:
 
 
 @pytest.mark.parametrize("look", ["light", "dark"])
-def test_colors(browser: Browser, server: RunningServer, look: str) -> None:
+def test_light_and_dark_colors_can_be_read(browser: Browser, server: RunningServer, look: str) -> None:
     page = browser.open(server.url, color_scheme=look)
     page.wait_for_selector(READY)
     text = "Yes, `x`.\n\n> q\n\n[a](https://example.com)\n\n```\ncode\n```"

@@ -16,7 +16,7 @@ REASON = why_absent("ray") or why_absent("serve")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
 
 
-def test_two_replicas_of_which_one_is_killed() -> None:
+def test_killing_one_of_two_replicas_loses_no_service() -> None:
     found = run_program(serve_and_kill, timeout=300)
     assert found["page"][0] == 200
     assert b"<title>gemlet" in found["page"][1]
@@ -45,7 +45,7 @@ def test_ray_data() -> None:
             assert answer["error"]["code"] == "invalid_line"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Ray, because of how it uses pydantic
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's use of pydantic causes these warnings
 def test_requests_that_begin_alike_are_recognized() -> None:
     from gemlet.replicas.request import Request
     from gemlet.replicas.router import beginnings

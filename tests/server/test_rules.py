@@ -164,7 +164,7 @@ def test_websockets_are_refused(locked: tuple[RunningServer, str]) -> None:
 # --- DNS rebinding and other web pages ----------------------------------------------------------------------
 
 
-def test_a_page_whose_name_points_here(server: RunningServer) -> None:
+def test_requests_with_a_foreign_host_are_refused(server: RunningServer) -> None:
     for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example"):
         answer = server.ask("GET", "/v1/models", headers={"Host": host})
         assert (answer.status, answer.error["code"]) == (403, "bad_host")

@@ -77,7 +77,7 @@ def test_chunks_that_are_ready_together_are_sent_together(quick: RunningServer, 
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("stream", [True, False])
-def test_work_stops_when_the_client_goes(quick: RunningServer, path: str, stream: bool) -> None:
+def test_work_stops_when_the_client_disconnects(quick: RunningServer, path: str, stream: bool) -> None:
     with saying(chunk(Content("Yes")), 2 * PATIENCE, END) as begun:
         connection = begin(quick, path, stream=stream)
         until(lambda: begun)
@@ -140,7 +140,7 @@ def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: 
         assert b"error" in quick.post(path, {**ROUTES[path], "stream": True}).body
 
 
-def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
+def test_a_client_that_reads_nothing_loses_its_stream(quick: RunningServer) -> None:
     large = chunk(Content("x" * 100_000))
     with saying(*[large] * 1000, END) as begun:
         connection = begin(quick, "/v1/chat/completions", buffer=2048)

@@ -124,7 +124,7 @@ STATE: dict[str, Any] = {
         {**STATE, "models": [{**STATE["models"][0], "first_token_seconds": [[0.1, 5], ["x", 9]]}]},
     ],
 )
-def test_states_that_are_none(state: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_refuses_a_state_that_is_not_gemlets(state: object, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(200, json.dumps(state).encode()) as url:
         assert "is not that of a gemlet serve" in failed(run_here(capsys, "top", url, *SHORT))
 
@@ -133,7 +133,7 @@ def test_states_that_are_none(state: object, capsys: pytest.CaptureFixture[str])
     ("status", "body"),
     [(200, b"<html>"), (200, b"[1]"), (302, b""), (500, b"{}"), (200, b"\xff"), (200, b"")],
 )
-def test_other_answers(status: int, body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_refuses_other_answers(status: int, body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(status, body) as url:
         failed(run_here(capsys, "top", url, *SHORT))
 

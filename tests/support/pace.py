@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_ROOM = 3  # times the limit
+_ROOM = 3  # a test fails if it takes this many times the limit
 _REFERENCE = 0.0041  # seconds that the piece of work takes on an AMD EPYC (Zen 3) at rest
 
 

@@ -339,7 +339,7 @@ def test_pieces_in_every_layout(pieces: list[tuple[bytes, int | None, str]]) -> 
     assert (model.tags, model.ends) == (tags, ends)
 
 
-def test_the_core_passes_over_the_same_pieces_as_the_reader() -> None:
+def test_the_core_and_the_reader_ignore_the_same_pieces() -> None:
     data, chance = bytearray(trained_model()), random.Random(0)
     for _ in range(50):
         data[chance.randrange(len(data))] = chance.randrange(256)

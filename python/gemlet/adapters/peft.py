@@ -77,7 +77,7 @@ _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors 
 _OF_TRAINING = late_pattern(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
-)  # how PEFT finds the number of a layer
+)  # PEFT finds the number of a layer in the same way
 
 
 def map_peft(checkpoint: Checkpoint, file: str, adapter: AdapterConfig, config: TextConfig) -> Terms:

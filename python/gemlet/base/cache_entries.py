@@ -117,7 +117,7 @@ def new_entry(entry: str, process: int) -> Iterator[str]:
     made = f"{entry}.tmp"
     try:
         with only_in(process, made):
-            _remove(made)  # what a killed process left
+            _remove(made)  # a killed process left it
             os.mkdir(made, mode=0o700)
         yield made
         with only_in(process, made):

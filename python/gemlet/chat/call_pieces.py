@@ -45,7 +45,7 @@ class PieceWriter:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._text = ""  # what has not been read
+        self._text = ""  # text that has not been read
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are still expected
         self._expects = "head"  # or "key", "value", "comma", "string"

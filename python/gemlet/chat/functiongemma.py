@@ -114,7 +114,7 @@ class FunctionGemmaFormat(ChatFormat):
             for index, tool in enumerate(declared):
                 write_tool(out, tool, f"tools[{index}]", _STYLE)
             out.end_turn()
-        before = ""  # what the previous message ended with: "calls", "results" or ""
+        before = ""  # the end of the previous message: "calls", "results" or ""
         caller: list[tuple[str, Any]] = []  # name and id of the calls that results answer
         for index, (where, message) in enumerate(rest[offset:], offset):
             role = role_of(message, where, _ROLES, self.name)

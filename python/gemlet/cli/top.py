@@ -226,7 +226,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _watch(server: Server, interval: float) -> None:
     """Shows the server until Ctrl-C."""
-    before = server.look()  # what is wrong at once is an error of the command
+    before = server.look()  # if the first look fails, the command ends with an error
     lines = lines_of(server.url, before, None)
     sys.stdout.write(_BEGIN)
     try:

@@ -174,7 +174,7 @@ def _module(path: str, index: int, module: Any) -> tuple[str, str]:
 def _check_pooling(path: str) -> None:
     keys = Keys(read_json_object(path, error=ConfigError), path, "")
     wanted = "mean"
-    if keys.get("pooling_mode") is not None:  # how later versions write it
+    if keys.get("pooling_mode") is not None:  # later versions write it in this way
         modes = keys.get("pooling_mode")
         found = modes if isinstance(modes, list) else [modes]
     else:

@@ -83,7 +83,7 @@ def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _joins(schema: dict[str, Any]) -> bool:
     keys, parts = {*schema}, schema.get("allOf")
-    if isinstance(parts, list) and len(parts) == 1:  # how some write a reference with a description
+    if isinstance(parts, list) and len(parts) == 1:  # some write a reference with a description in this way
         keys = keys - {"allOf"} | {"$ref"}
     return not keys.isdisjoint(_JOIN) or (not keys.isdisjoint(_REFER) and not keys <= _SILENT)
 

@@ -179,14 +179,14 @@ class Choice:
 
     ask: Ask
     stream: AsyncTextStream | NoReply
-    place: int = 0  # its index among the texts of the stream
+    place: int = 0  # the index among the texts of the stream
     gate: ReplyGate | None = None
     is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)  # this and logprobs have only what may be shown
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
-    has_called: bool = False  # its first call is complete, and it may have only one
+    has_called: bool = False  # the first call is complete, and there may be only one
     reasoning_tokens: int = 0
     arrived: float = 0.0  # time of its last chunk
     together: int = 0  # tokens that came in the same chunk as the first one

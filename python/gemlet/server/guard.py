@@ -94,7 +94,7 @@ class Guard:
         self._tracing = tracing
         self._hosts = {host.lower() for host in hosts or (() if asks_for_keys else _LOOPBACK)}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
-        self._calls: dict[str, Call] = {}  # those of connections, by their ids
+        self._calls: dict[str, Call] = {}  # the running calls, by the ids of their connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
