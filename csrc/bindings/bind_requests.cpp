@@ -64,8 +64,8 @@ class Ticket {
   Request& operator*() const { return *request_; }
   Request* operator->() const { return request_.get(); }
 
-  const int64_t width;                   // of its rows
-  std::vector<Logprobs> taken_logprobs;  // of the last take()
+  const int64_t width;                   // the width of its rows
+  std::vector<Logprobs> taken_logprobs;  // the log probabilities of the last take()
 
  private:
   const std::shared_ptr<Request> request_;

@@ -50,7 +50,7 @@ Place place_of(Format format, int64_t at) {
   return (at - kLineBytes) % superblock < kScaleBytes ? Place::kSmallScale : Place::kWeight;
 }
 
-constexpr float kStaticScale = 0.0625f;  // of x in forms with a fixed scale
+constexpr float kStaticScale = 0.0625f;  // the scale of x in forms with a fixed scale
 
 // Fills panels with any bits that the format allows.
 void fill_with_bits(Random& random, Format format, int64_t stride, uint8_t* panels, int64_t bytes) {

@@ -34,12 +34,12 @@ struct DraftChoice {
 struct ModelDrafts {
   Drafts* text;
   int64_t most;       // the most tokens that may be guessed
-  int64_t depth = 0;  // how many tokens are to be guessed
+  int64_t depth = 0;  // the number of tokens to guess
 };
 
 class Drafts {
  public:
-  // Without a drafter nothing is guessed. `model_chance`: how often what a model guesses has been right.
+  // Without a drafter nothing is guessed. `model_chance` is the share of a model's guesses that were right.
   explicit Drafts(std::unique_ptr<Drafter> drafter, double model_chance = 0.6) : drafter_(std::move(drafter)) {
     chances_[kModelKind] = model_chance;
   }
@@ -74,8 +74,9 @@ class Drafts {
   Draft draft_;
   std::vector<int32_t> run_;
   int64_t taken_ = 0;
-  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8, 0.6};  // of the next token of a guess being right
-  double account_ = 0.5;                                            // unit: steps
+  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8,
+                                              0.6};  // the chance that the next token of a guess is right
+  double account_ = 0.5;                             // unit: steps
 };
 
 // Takes guessed tokens, at most `most` in all, of the texts of a step that only writes and has `rows` rows without

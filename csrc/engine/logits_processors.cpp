@@ -10,7 +10,7 @@ namespace gemlet {
 namespace {
 
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
-constexpr double kMostPenalty = 1e30;  // what remains of a logit is still a float
+constexpr double kMostPenalty = 1e30;  // with this penalty, a logit is still a float
 
 void forbid(std::span<float> logits, std::span<const int32_t> ids) {
   for (const int32_t id : ids) {

@@ -34,10 +34,10 @@ class LogitsProcessors {
 
   const SamplerConfig& config_;
   std::vector<uint32_t> counts_;         // count of each id of the vocabulary; 0 between two steps
-  std::vector<int32_t> counted_;         // those that are not 0
+  std::vector<int32_t> counted_;         // the ids whose count is not 0
   std::vector<size_t> repeated_;         // repeated_lengths() of the history
   std::vector<int32_t> longest_ids_;     // ids that would continue a repetition
-  std::vector<size_t> longest_lengths_;  // for each id of the vocabulary the length of the longest such repetition
+  std::vector<size_t> longest_lengths_;  // the length of the longest such repetition for each id of the vocabulary
 };
 
 }  // namespace gemlet

@@ -28,9 +28,9 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled,
 
 // The wanted result for the prompt.
 enum class Wanted : uint8_t {
-  kText,       // its continuation, token by token
+  kText,       // the continuation of the text, token by token
   kLogits,     // the logits after each of its tokens, from number `first_row` on
-  kEmbedding,  // its embedding, from a bidirectional model
+  kEmbedding,  // the embedding of the text, from a bidirectional model
 };
 
 struct RequestOptions {
@@ -105,10 +105,10 @@ class Request {
   bool has_mask() const { return masks_.contains(generated_.size()); }
   void guess(std::span<const int32_t> ids);
   void add(int32_t id);
-  std::optional<int32_t> token_at(size_t position) const;  // also of a guessed one
+  std::optional<int32_t> token_at(size_t position) const;  // the token may be a guessed one
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;                                          // how many of them the reader has taken
+  size_t taken_ = 0;                                          // the number of them that the reader has taken
   std::vector<Logprobs> logprobs_;                            // logprobs of the tokens that were not taken
   std::map<size_t, std::shared_ptr<const TokenMask>> masks_;  // masks of the next tokens, by position
   std::vector<int32_t> guessed_;                              // tokens from guessed_from_ on; masks_ count on them

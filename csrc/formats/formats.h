@@ -105,7 +105,7 @@ std::string format_names();  // all of them, for messages: "f32, bf16, ..."
 std::string_view kv_format_name(KvFormat format);
 std::optional<KvFormat> kv_format_from_name(std::string_view name);
 std::string kv_format_names();
-int64_t bits_of(KvFormat format);  // of a number
+int64_t bits_of(KvFormat format);  // bits of a number
 
 // The number that is added to q to make it unsigned; 0 for formats without such a q.
 int32_t zero_point(Format format);
@@ -113,7 +113,7 @@ int32_t zero_point(Format format);
 int64_t block_bytes(Format format);
 bool has_minimum(Format format);  // q4k, q5k
 bool in_groups(Format format);    // q4k, q5k, q6k
-int row_bits(Format format);      // of r8, r4, r2: the bits of a weight; 0 for other formats
+int row_bits(Format format);      // the bits of a weight in r8, r4 and r2; 0 for other formats
 // Where superblock `index` of a panel begins. The line of d and m stands before the first superblock of a group.
 int64_t superblock_offset(Format format, int64_t index);
 // Whether channels may be balanced before a matrix is rounded to it (model/balance.h).

@@ -44,7 +44,7 @@ class RowTable {
   std::shared_ptr<const OpenFile> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
   int64_t stride_ = 0;         // values from one row to the next in the file
-  std::vector<Columns> kept_;  // what is read of a row, cols_ values in all
+  std::vector<Columns> kept_;  // the columns that are read of a row, cols_ values in all
   SourceType type_ = SourceType::kBf16;
   std::vector<float> scales_;
   uint64_t seed_ = 0;

@@ -236,7 +236,8 @@ void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t
   if (const auto own = formats_.find(name); own != formats_.end()) format = own->second;
   *matrix = {format, rows, cols, nullptr};
   if (rounded_.count(name) > 0) {
-    matrix->rounding = {1.0f, 1.0f};  // what a plan needs to know; take_roundings() has the numbers
+    matrix->rounding = {1.0f,
+                        1.0f};  // a plan needs only to know that there is a rounding; take_roundings() sets the scales
     declare_vector(name + "_rounding", {2}, 0.25f, &roundings_[name]);
   }
   if (!backend_->multiplies(*matrix)) {

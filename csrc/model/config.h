@@ -73,7 +73,7 @@ struct ModelConfig {
   double norm_offset = 0;            // added to every norm weight while loading; 1 where checkpoints store w of (1 + w)
   bool tied_embeddings = true;       // the output head is the embedding table
   int64_t per_layer_input_size = 0;  // width of the token embedding that each layer has for itself; 0: none
-  int64_t per_layer_vocab_size = 0;  // its rows; ids beyond them take row 0. 0: there is no table
+  int64_t per_layer_vocab_size = 0;  // rows of its table; ids beyond them take row 0. 0: there is no table
   int64_t altup_streams = 1;         // residual streams; with more than 1 all layers are AltUp layers (Gemma 3n)
   int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
   bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output

@@ -31,7 +31,7 @@ struct MobileNetBlock {
 };
 
 struct MobileNetConfig {
-  int64_t height = 0, width = 0;  // of an image, in pixels
+  int64_t height = 0, width = 0;  // the size of an image in pixels
   int64_t stem_channels = 0;
   std::vector<std::vector<MobileNetBlock>> stages;  // the last two are fused
   int64_t fused_inner = 0;                          // channels of the expansion in the fusion

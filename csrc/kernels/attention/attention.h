@@ -24,7 +24,7 @@ namespace gemlet::kernels {
 constexpr int64_t kMaxAttentionRows = 32;
 
 constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + kPanelRows - 1) / kPanelRows * kPanelRows; }
-// `bits`: of one number, 32, 16, 8 or 4.
+// `bits` is the size of a number: 32, 16, 8 or 4.
 constexpr int64_t kv_line_columns(int64_t bits) { return 8 * kUnitBytes / bits; }
 // The columns of K are padded to whole lines.
 constexpr int64_t kv_key_columns(int64_t head_dim, int64_t bits) {
@@ -65,7 +65,7 @@ struct AttentionArgs {
   int64_t first_block;
   int64_t kv_begin, kv_end;  // the tokens to read, kv_begin < kv_end
   int64_t window;            // 0: no limit
-  int64_t ahead;             // how many tokens after its own a query sees
+  int64_t ahead;             // the number of tokens after its own that a query sees
   float softcap;             // 0 = none
   float* const* out;         // [rows] pointers to head_dim floats
   float* max;                // [rows], or null. If given, `out` is not divided by the sum, and m and the sum are

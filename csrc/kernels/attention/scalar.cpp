@@ -46,7 +46,7 @@ struct Int4 {
   static float scale_of(const float* x, int64_t dim) {
     const float peak = peak_of(x, dim);
     if (peak <= kZeroKvPeak) return 0.0f;
-    float squares = 0.0f;  // of x / peak, which cannot overflow
+    float squares = 0.0f;  // the squares of x / peak, which cannot overflow
     for (int64_t d = 0; d < dim; ++d) squares += (x[d] / peak) * (x[d] / peak);
     return sqrtf(squares / static_cast<float>(dim)) * peak / kInt4Unit;  // NaN if x is not finite
   }

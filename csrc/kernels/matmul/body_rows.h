@@ -85,7 +85,7 @@ struct FloatRowsProduct {
     for (int line = 0; line < kSuperblockParts; line += Rows::kPartsOfLine) {
 #pragma GCC unroll 4
       for (int j = 0; j < Rows::kPartsOfLine; ++j) {
-        const int first = 4 * Rows::column(line + j);  // its byte
+        const int first = 4 * Rows::column(line + j);  // the byte of this column
         VI four[H];
         for (int h = 0; h < H; ++h) four[h] = Rows::weights(lines, line + j, h);
 #pragma GCC unroll 4

@@ -33,7 +33,7 @@ def chat_format_for(
 
     Args:
         model_type: that of config.json, or ``general.architecture`` of GGUF.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
         template: the text of the model's chat template (:func:`read_chat_template`), or None. A published
             template of Gemma, or one that writes the same text, gives a format that gemlet implements. Any
             other gives a format that runs the template in a sandbox, which needs jinja2.

@@ -130,7 +130,7 @@ def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | 
 
     Args:
         template: the text of the model's chat template.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
         known: the format of gemlet's own that the template may be; None if there is none to try.
 
     Returns:

@@ -27,7 +27,7 @@ class Conversation:
 
     Args:
         system: instructions that precede all turns; None: none.
-        options: those of :meth:`gemlet.Model.stream_chat`.
+        options: the options of :meth:`gemlet.Model.stream_chat`.
         drops: leave out the oldest turns when the context is full; otherwise a full context is an error.
         as_json: replies are written as JSON objects.
         stats: the timings of each reply are written too.

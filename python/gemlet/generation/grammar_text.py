@@ -32,7 +32,7 @@ class GrammarText:
 
     Attributes:
         name: the argument that it comes from, for error messages.
-        lark: its text.
+        lark: the text of the grammar.
         control: the control tokens that it names.
     """
 

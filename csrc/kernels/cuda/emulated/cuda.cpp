@@ -40,7 +40,7 @@ struct Fiber {
   const Meeting* waits_for = nullptr;
   unsigned generation = 0;
   bool done = false;
-  void* fake_stack = nullptr;  // of AddressSanitizer
+  void* fake_stack = nullptr;  // the stack that AddressSanitizer uses for this fiber
 };
 
 // Memory of `bytes` bytes that ends at a page that nobody can read or write.
