@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// How often a waiting thread lets signal handlers run.
+// A waiting thread lets signal handlers run at this interval.
 constexpr std::chrono::milliseconds kSlice(20);
 constexpr double kMostSeconds = 1e9;
 

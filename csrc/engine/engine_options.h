@@ -1,4 +1,4 @@
-// What an engine is made with, and what it counts.
+// The options of an engine, and its counters.
 #pragma once
 
 #include <cstdint>

@@ -54,7 +54,7 @@ void LogitsProcessors::leave_torn_behind() {
   leave_behind(longest_lengths_);
 }
 
-// How often each of the ids occurs. The caller sets the counts to 0 again.
+// Counts how often each of the ids occurs. The caller sets the counts to 0 again.
 void LogitsProcessors::count(std::span<const int32_t> ids, size_t vocab) {
   counts_.resize(vocab);
   counted_.clear();

@@ -1,5 +1,5 @@
-// What changes logits before a token is chosen from them: biases, penalties, and tokens that may not come. The order is
-// that of Hugging Face's generate(), as far as it has the step. All depends on the ids of the text alone.
+// Changes logits before a token is chosen from them, by biases, penalties and forbidden tokens. The order is that of
+// Hugging Face's generate(), as far as it has the step. Everything depends only on the ids of the text.
 #pragma once
 
 #include <cstddef>

@@ -83,7 +83,7 @@ class Request {
   // they are chosen. A mask changes nothing if its token was chosen meanwhile, or if other tokens than `behind` were
   // chosen. Throws kInvalidRequest if the position is neither the next one nor one after guesses.
   void set_mask(int64_t position, TokenMask mask, std::span<const int32_t> behind = {});
-  // How many tokens were chosen, and which ones are guessed to come next.
+  // The number of chosen tokens, and the tokens that are guessed to follow.
   std::pair<int64_t, std::vector<int32_t>> guessed() const;
   // Ends the request with kCancelled at the next opportunity, unless it has ended already.
   void cancel();

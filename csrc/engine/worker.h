@@ -1,4 +1,4 @@
-// What computes the steps of an engine (see engine.h), in one process.
+// Computes the steps of an engine (see engine.h) in one process.
 #pragma once
 
 #include <chrono>
@@ -23,7 +23,7 @@
 
 namespace gemlet {
 
-// What changes under fork_safe_mutex() is complete in a forked process. Only the worker uses the rest.
+// Members that change under fork_safe_mutex() are complete in a forked process. Only the worker uses the others.
 struct Worker {
  private:
   const std::shared_ptr<Model> model_;
@@ -44,7 +44,7 @@ struct Worker {
 
   // Returns false if there was nothing to compute. What nobody else has caught ends all requests.
   bool step_or_fail();
-  // How long the worker may wait: until the next deadline of a request that does not advance.
+  // The time that the worker may wait: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
   void close();  // closes the caches of the worker

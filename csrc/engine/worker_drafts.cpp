@@ -1,4 +1,4 @@
-// When a drafting model guesses, and about which texts.
+// Decides when a drafting model guesses, and about which texts.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -77,7 +77,7 @@ int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   if (!none_loses || texts.empty()) return found.count;
   const DraftChoice best = choose_depths(texts, rows, options_.most_drafted, pass, times_);
   if (best.count == 0 && found.count == 0 && times_.knows(rows)) {
-    // How often its guesses are right is measured only by making some.
+    // Only guessing shows how often the guesses are right.
     const int64_t depth = std::min({kTried, texts[0].most, options_.most_drafted, StepTimes::kMostRows - rows});
     const double price = step * (pass * static_cast<double>(depth) + times_.cost(rows + depth, rows) - 1);
     if (depth <= 0 || credit_ < price) return 0;

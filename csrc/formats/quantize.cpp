@@ -11,8 +11,8 @@
 namespace gemlet {
 namespace {
 
-// Where fitted_scale tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range. The
-// second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
+// The places where fitted_scale tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the
+// range. The second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
 struct Try {
   float steps;
   bool clamp;

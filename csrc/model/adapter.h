@@ -47,7 +47,7 @@ enum class Target : uint8_t {
   kCount,
 };
 
-// What an adapter adds to one matrix [rows, cols]. For a table (kEmbedTokens, kPerLayerTable), it adds to the
+// The term that an adapter adds to one matrix [rows, cols]. For a table (kEmbedTokens, kPerLayerTable), it adds to the
 // transpose.
 struct LowRank {
   Matrix a;  // [rank, cols]; of a table [tokens, rank], to be read by row

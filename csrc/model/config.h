@@ -92,7 +92,7 @@ struct ModelConfig {
   // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
 
-  // How many numbers the embedding of a text has.
+  // The number of values in the embedding of a text.
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
 
   // The token whose rows of the embedding tables are those of `id`.

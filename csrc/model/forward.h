@@ -46,7 +46,7 @@ class ForwardPass {
     const Adapter* adapter;
     int64_t row, rows;
   };
-  // What an adapter adds to a product of some rows.
+  // The term that an adapter adds to a product of some rows.
   struct Correction {
     const LowRank* term;
     const float* x;  // [rows, cols]

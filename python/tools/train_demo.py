@@ -167,7 +167,8 @@ class Schedule:
 
     @property
     def learning_rate(self) -> float:
-        """For 3 % of the run it rises, then it stays, and over the last 60 % it falls linearly to zero."""
+        """The learning rate. It rises for 3 % of the run, then stays, and falls linearly to zero in the last
+        60 %."""
         progress = self.progress
         return self.peak * (min(progress / 0.03, 1.0, (1.0 - progress) / 0.6) + 1e-4)
 

@@ -193,7 +193,7 @@ def test_a_session_with_images(model: gemlet.Model, tmp_path: Path) -> None:
 def test_the_tower_runs_once_for_all_texts_of_a_prompt(
     model: gemlet.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the images are too large to be kept for other prompts."""
+    """This is also true if the images are too large to be kept for other prompts."""
     runs, pixels = 0, ImageView.pixels
 
     def counted(view: ImageView) -> Any:

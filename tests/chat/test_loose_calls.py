@@ -21,7 +21,7 @@ BOTH = {"city": "Oslo", "days": 2}
 
 
 def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
-    """From text and from token ids, which give the same."""
+    """Reads a call from text and from token ids, which give the same."""
     reply = f"<|tool_call>{raw}{end}"
     events = read(reply)
     assert read_ids(gemma4_tokenizer().encode(reply, add_bos=False)) == events

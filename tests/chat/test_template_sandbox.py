@@ -84,7 +84,8 @@ def test_templates_can_do_the_same_as_in_transformers() -> None:
 
 
 def test_every_filter_and_test_of_jinja_works() -> None:
-    """Also if it imports something at its first use: the process can no longer open files."""
+    """This is also true if it imports something at its first use, because the process can no longer open
+    files."""
     environment = compiled("").environment
     for name in sorted(environment.filters.keys() - {"random"}):
         for value in ("'<b>a</b> &amp; b'", "[2, 1]", "{'a': 1}", "1.5"):

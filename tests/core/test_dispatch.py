@@ -219,7 +219,7 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 @pytest.mark.tier
 @pytest.mark.slow
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    """For long and short prompts, and in decoding, which reads the cache in several pieces. Each format has a
+    """The prompts are long and short, and decoding reads the cache in several pieces. Each format has a
     different size of tasks."""
     ids = np.random.default_rng(0).integers(4, 4000, 560, dtype=np.int32)
     for weights, counts in (("bf16", (1, 2, 8)), ("q8", (1, 3)), ("q4", (1, 8))):

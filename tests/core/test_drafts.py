@@ -66,7 +66,8 @@ def texts_of(
 def test_the_texts_are_the_same(
     model: dict[str, Any], settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """With and without guesses, at the same time, from the prefix cache and after memory ran out."""
+    """Texts run with and without guesses, at the same time, from the prefix cache and after memory ran
+    out."""
     core = small_core(**model)
     expected, plain = texts_of(core, "never", settings, **options)
     assert plain["drafted_tokens"] == 0
@@ -90,7 +91,7 @@ def loop(core: _core.Model, **options: Any) -> tuple[Reader, list[int], Ids]:
 
 
 def test_a_text_ends_in_the_middle_of_a_guess() -> None:
-    """At an end token, at max_tokens, and when the context is full."""
+    """The text ends at an end token, at max_tokens, or when the context is full."""
     core = small_core()
     reader, expected, prompt = loop(core)
     greedy = {"sampler": sampler(temperature=0.0), "most_unread": 1000}

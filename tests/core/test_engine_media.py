@@ -182,7 +182,7 @@ def test_a_saved_session_keeps_its_media(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("first_row", [0, 20, 120, 170])
 def test_logits_of_a_text_with_a_span(first_row: int) -> None:
-    """Also for tokens that come after others in a span."""
+    """This is also true for tokens that come after others in a span."""
     core = core_of()
     news, part = _core.News(), (50, 100, 1, True)
     sequence = _core.TokenSequence(core)

@@ -249,7 +249,7 @@ def test_products_of_groups_do_not_saturate(operation: str, tier: str) -> None:
 
 @kernels(*FIXED)
 def test_products_with_fixed_scales_do_not_saturate(operation: str, tier: str) -> None:
-    """With -128 and 127 on both sides; the integer sums are exact."""
+    """Both sides have values of -128 and 127. The integer sums are exact."""
     x = np.full((20, 320), 1e3, np.float32)
     x[1::2] *= -1
     x[4, ::2] *= -1

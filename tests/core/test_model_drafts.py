@@ -80,7 +80,7 @@ def test_the_texts_are_the_same(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> None:
-    """Also at a temperature above 0: it guesses with the next random numbers."""
+    """This is also true at a temperature above 0, because it guesses with the next random numbers."""
     core = core_of()
     reader = Reader(_core.Engine(core, drafts="always", drafter=beside(core), draft_tokens=4))
     request = reader.submit(

@@ -1,4 +1,4 @@
-"""From the caller's value to the bytes of a file: the same for images, sounds and videos."""
+"""The caller's value becomes the bytes of a file in the same way for images, sounds and videos."""
 
 from __future__ import annotations
 

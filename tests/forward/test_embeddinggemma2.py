@@ -316,7 +316,7 @@ def test_a_text_with_an_image_is_never_cut(reader: gemlet.Model) -> None:
 
 # --- Configuration ------------------------------------------------------------------------------------------
 def test_a_saved_configuration_is_read_as_the_published_one() -> None:
-    """As transformers 5 writes it, with everything that the published form leaves out."""
+    """transformers 5 writes it with everything that the published form leaves out."""
     found = read_config(FOLDER)
     text = {**EMBEDDINGGEMMA2["text_config"]}
     for key in ("global_head_dim", "num_global_key_value_heads", "sliding_window_pattern"):

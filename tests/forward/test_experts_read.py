@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def routed(folder: Path) -> list[list[set[int]]]:
-    """Of the prompt and of the last token."""
+    """The experts of the prompt and of the last token."""
     return routes(folder, [PROMPT, [LAST]])
 
 

@@ -88,8 +88,8 @@ def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
     [{"weights": "f32"}, pytest.param({"weights": "q8", "kv_cache": "int4"}, marks=pytest.mark.slow)],
 )
 def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str, Any]) -> None:
-    """At the same time, with and without an adapter, at temperature 0 and above, also from the prefix
-    cache."""
+    """Texts run at the same time, with and without an adapter, at temperature 0 and above, also from the
+    prefix cache."""
     random = np.random.default_rng(5)
     prompts = [random.integers(5, 140, n).astype(np.int32) for n in (3, 9, 63, 64, 65, 130)]
     with pair(name, **options) as model:

@@ -69,7 +69,7 @@ def test_the_inputs_of_the_matrices_are_measured() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibrated on the text without its end."""
+    """A model that was calibrated on the text without its end."""
     folder = tmp_path_factory.mktemp("calibrated")
     (folder / "text.txt").write_text(TEXT.read_text("utf-8")[:-_UNSEEN], "utf-8")
     gemlet.convert(None, folder / "model", weights="q4", calibrate=folder / "text.txt", threads=1)
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_calibrated_model_is_closer(folder: Path) -> None:
-    """On a text that the calibration did not use."""
+    """It is closer on a text that the calibration did not use."""
     text = TEXT.read_text("utf-8")[-_UNSEEN:]
     with (
         gemlet.load(threads=1, weights="f32") as exact,

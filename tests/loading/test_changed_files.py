@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(params=["mapped", "table"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """For a model that uses its file until it is closed: packed weights, or a per-layer table."""
+    """Makes a model that uses its file until it is closed: it has packed weights, or a per-layer table."""
     if request.param == "table":
         return write_folder(tmp_path / "table", CONFIGS["gemma4_text"])
     source = write_folder(tmp_path / "source", CONFIGS["gemma3_text"])

@@ -103,7 +103,7 @@ def test_an_import_costs_little() -> None:
 
 
 def test_a_start_loads_only_what_a_text_needs(tmp_path: Path) -> None:
-    """From a packed folder to a token. NumPy and SentencePiece would be half of the start."""
+    """The start is from a packed folder to a token. NumPy and SentencePiece would be half of it."""
     gemlet.convert(None, tmp_path / "q4", weights="q4", threads=1)
     program = f"""
 import sys, gemlet

@@ -74,7 +74,7 @@ def test_a_folder_outlives_the_process(tmp_path: Path) -> None:
 
 
 def test_a_changed_model_uses_no_old_texts(tmp_path: Path) -> None:
-    """Also a model in a packed folder."""
+    """This is also true for a model in a packed folder."""
     gemlet.convert(None, tmp_path / "packed", weights="q8")
     options: dict[str, Any] = {"threads": 1, "prefix_cache": tmp_path / "texts"}
     for expected in (False, True):

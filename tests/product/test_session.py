@@ -117,7 +117,7 @@ def test_a_session_continues_its_text(model: gemlet.Model, fresh: gemlet.Model) 
 
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_text_goes_on_from_what_was_shown(model: gemlet.Model, echo: bool) -> None:
-    """For every stop string of one to three characters of a text, within tokens and over several."""
+    """The stop strings are all of one to three characters of a text, within tokens and over several."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     prompt = "The door opened"

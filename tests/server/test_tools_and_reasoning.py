@@ -107,7 +107,7 @@ def test_tool_choice(server: RunningServer, ask: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_a_forced_call(server: RunningServer, ask: Any) -> None:
-    """In every dialect, and even with a model that would not call anything by itself."""
+    """This is true in every dialect, and even with a model that would not call anything by itself."""
     city = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},

@@ -9,7 +9,7 @@
 // of formats/formats.h (lines of 16 outputs x 4 bytes), so both products of attention use the tiles of matmul:
 //   K: 64 outputs (tokens) x head_dim columns, then V: head_dim outputs (padded to 16) x 64 columns (tokens).
 // An int8 cache holds round(x / scale) + 128 as bytes, with scale = max|x| / 127 over one token's key or value of one
-// head. Behind V are 64 scales of the keys and 64 scales of the values, f32.
+// head. After V there are 64 scales of the keys and 64 scales of the values, in f32.
 // An int4 cache has such scales too. It holds the index i of the nearest level of x: the levels are scale * (2
 // kInt4Levels[i] - 63), with scale = the root mean square of x / kInt4Unit. The low halves of the 4 bytes hold columns
 // 8 c to 8 c + 3, the high halves 8 c + 4 to 8 c + 7.
@@ -89,8 +89,8 @@ constexpr int kInt4Middle = 63;
 // Numbers above the i-th border, in units of the scale, have a level above the i-th.
 constexpr float int4_border(int i) { return (float)(kInt4Levels[i] + kInt4Levels[i + 1] - kInt4Middle); }
 
-// How many slots share the 4-byte units of V. Storing reads and writes whole units, so two threads may not store tokens
-// of the same unit (slot / kv_slots_together) at the same time.
+// The number of slots that share the 4-byte units of V. Storing reads and writes whole units, so two threads may not
+// store tokens of the same unit (slot / kv_slots_together) at the same time.
 constexpr int64_t kv_slots_together(int64_t bits) { return kv_line_columns(bits); }
 
 // Writes one token's key and value (f32 [head_dim]) into its slot (0 to 63) of one head of a block.

@@ -61,7 +61,7 @@ struct Int4 {
   }
 };
 
-// Where column c of output o of a packed matrix is: its unit of 4 bytes, and its column there.
+// The place of column c of output o in a packed matrix: its unit of 4 bytes, and its column in the unit.
 template <typename Cache>
 int64_t unit_of(int64_t o, int64_t c, int64_t cols) {
   constexpr int64_t kColumns = kv_line_columns(Cache::kBits);

@@ -73,7 +73,7 @@ __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]
   words[3] = all.w;
 }
 
-// What one lane reads of a panel in a step of its warp. With quad = lane % 4, it reads the rows 4 * quad to
+// The part of a panel that one lane reads in a step of its warp. With quad = lane % 4, it reads the rows 4 * quad to
 // 4 * quad + 3. With group = lane / 4, it reads kCount columns of these rows: up to four from column() on, and each
 // next four kApart columns further on.
 template <Format kFormat>

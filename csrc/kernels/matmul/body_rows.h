@@ -78,7 +78,8 @@ struct FloatRowsProduct {
   }
 
  private:
-  // Which sums a column adds to is a constant of the unrolled loops: a choice at run time would keep them in memory.
+  // The unrolled loops know at compile time to which sums a column adds. A choice at run time would keep the sums in
+  // memory.
   template <int R, int H>
   static GEMLET_INLINE void superblock(const RowPointers<R>& x, const uint8_t* lines, VF (&even)[R][H],
                                        VF (&odd)[R][H]) {

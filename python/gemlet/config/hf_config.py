@@ -157,7 +157,8 @@ def _with_gguf(config: TextConfig, family: Family, raw: Mapping[str, Any], where
 
 
 def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
-    """With images or sound: the text part is ``text_config``, which leaves out keys equal to the defaults."""
+    """Reads a model with images or sound. Its text part is ``text_config``, which lacks keys equal to the
+    defaults."""
     text_type, ignored = MULTIMODAL[model_type]
     family = FAMILIES[text_type]
     repeated = [key for key in raw if key in family.defaults and key not in ignored]

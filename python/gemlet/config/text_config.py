@@ -179,8 +179,8 @@ class TextConfig:
 def without_towers(
     config: TextConfig, *, vision: bool = False, audio: bool = False, tables: Collection[str] | None = None
 ) -> TextConfig:
-    """``config`` without the towers that are not kept, and with only the ``tables`` of these names; None:
-    those of the towers.
+    """``config`` without the towers that are not kept, and with only the ``tables`` of these names. None
+    keeps the tables of the towers that are kept.
 
     >>> from gemlet.config import shape_config
     >>> without_towers(shape_config("gemma3-1b")).vision is None

@@ -1,4 +1,4 @@
-"""For product/test_handlers.py."""
+"""Functions that product/test_handlers.py runs in separate processes."""
 
 from __future__ import annotations
 

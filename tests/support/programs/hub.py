@@ -1,5 +1,5 @@
-"""For files/test_hub.py. huggingface_hub reads its settings when it is imported, so each test needs a
-process."""
+"""Functions that files/test_hub.py runs in separate processes. huggingface_hub reads its settings when it is
+imported, so each test needs a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For core/test_memory.py."""
+"""Functions that core/test_memory.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For loading/test_packed.py and test_packed_mapped.py."""
+"""Functions that loading/test_packed.py and test_packed_mapped.py run in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For product/test_cli_chat.py."""
+"""Functions that product/test_cli_chat.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For chat/test_template_sandbox.py."""
+"""Functions that chat/test_template_sandbox.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For product/test_threads.py."""
+"""Functions that product/test_threads.py runs in separate processes."""
 
 from __future__ import annotations
 
