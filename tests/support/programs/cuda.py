@@ -1,5 +1,4 @@
-"""Functions that forward/test_cuda_driver.py runs in separate processes: each program runs in a separate
-process, with its own GPU."""
+"""Functions that forward/test_cuda_driver.py runs in separate processes, each with its own GPU."""
 
 from __future__ import annotations
 
