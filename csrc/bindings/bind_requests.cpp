@@ -28,7 +28,7 @@ constexpr double kMostSeconds = 1e9;
 using Seconds = std::chrono::duration<double>;
 using Mask = py::array_t<uint32_t, py::array::c_style>;
 
-// More seconds than kMostSeconds count as for ever.
+// More seconds than kMostSeconds count as forever.
 std::optional<std::chrono::nanoseconds> duration(const std::optional<double>& seconds, const char* name) {
   if (!seconds) return std::nullopt;
   if (!(*seconds >= 0)) fail(ErrorCode::kInvalidRequest, name, " is ", *seconds, ", expected seconds >= 0");

@@ -52,7 +52,7 @@ void KvTable::append(std::vector<KvBlockRef> blocks, int64_t tokens) {
   const int64_t index = length_ / kKvBlockTokens;
   for (size_t i = 0; i < kinds_.size(); ++i) {
     Kind& kind = kinds_[i];
-    kind.keep(static_cast<size_t>(index - kind.first_block));  // the reserve does not go to it
+    kind.keep(static_cast<size_t>(index - kind.first_block));  // drops the blocks in reserve
     if (blocks[i]) {
       kind.refs.push_back(std::move(blocks[i]));
       kind.sync();
@@ -132,8 +132,8 @@ void KvGrowth::grow(size_t index, int64_t last_block) {
     kinds_[index].shared = std::exchange(kind.refs[first], std::move(copy[0]));
     kind.blocks[first] = kind.refs[first].read();
   }
-  // Several blocks at once, as many as are there already, because the system can give huge pages from 2 MB on. But no
-  // more than the context can need.
+  // Takes several blocks at once, because the system can give huge pages from 2 MB on: as many as the table has
+  // already, but no more than the context can need.
   const int64_t have = static_cast<int64_t>(kind.refs.size()), needed = last_block - kind.first_block + 1 - have;
   const int64_t left = std::min(sizes.peak_blocks, sizes.context_blocks - kind.first_block) - have;
   int64_t wanted = std::clamp<int64_t>(std::min(have, left), needed, std::max(needed, sizes.slab_blocks()));

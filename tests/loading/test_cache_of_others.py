@@ -1,5 +1,5 @@
 """A cache that somebody else could have written to, or that has files that gemlet does not write: the model
-loads without the cache, and nothing waits for ever."""
+loads without the cache, and nothing waits forever."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_vocabularies_of_others_are_not_read(tmp_path: Path, folder: Path) -> No
     gemlet.load(model, cache=True).close()
     (entry,) = folder.glob("tokenizer-*[0-9a-f]")
     fifo(entry / "tokenizer.safetensors")
-    gemlet.load(model, cache=True).close()  # opening the pipe would wait for ever
+    gemlet.load(model, cache=True).close()  # opening the pipe would wait forever
     folder.chmod(0o777)
     with pytest.warns(UserWarning, match="others may write"):
         gemlet.load(model, cache=True).close()

@@ -159,7 +159,7 @@ for pattern in found:
 
 
 def test_patterns_take_linear_time() -> None:
-    """A Host header of 60 letters and a `!` kept the server busy for ever. Files have patterns, too."""
+    """A Host header of 60 letters and a `!` kept the server busy forever. Files have patterns, too."""
     subprocess.run([sys.executable, "-c", PUMPED], env=environment_of(), timeout=PATIENCE, check=True)
 
 
@@ -249,7 +249,7 @@ def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
 
 def test_a_restarted_server_counts_usage_in_the_right_window(tmp_path: Path) -> None:
     """The usage of the whole hour counted for the last minute. Usage that was written while the clock was
-    wrong counted for ever."""
+    wrong counted forever."""
     from gemlet.server.call import Call
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.limits import Limiter

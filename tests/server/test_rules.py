@@ -233,7 +233,7 @@ def test_no_part_of_a_message_opens_a_file(
     server: RunningServer, part: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This does not depend on what the model can see or hear, because it is never asked. The file is a pipe,
-    and opening it would wait for ever."""
+    and opening it would wait forever."""
     from gemlet.model.model import Model
 
     def never(*_: Any, **__: Any) -> Any:

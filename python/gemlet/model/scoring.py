@@ -110,7 +110,7 @@ class Scoring:
             cache_salt: as in :meth:`generate`.
 
         Raises:
-            InvalidRequestError: there are no choices, one is empty, or one is there twice; also as in
+            InvalidRequestError: there are no choices, one is empty, or one occurs twice; also as in
                 :meth:`generate`.
             ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
