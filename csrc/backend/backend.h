@@ -80,8 +80,8 @@ struct AttentionShape {
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
-  int64_t rope_parts =
-      1;  // parts of a head; each rotates like a separate head, by the angles after those of the previous part
+  // Parts of a head. Each is rotated like a separate head, by the angles after those of the part before it.
+  int64_t rope_parts = 1;
 };
 
 // A convolution with square kernels over a grid [rows, cols, channels]. The grid is padded with zeros: `top` rows

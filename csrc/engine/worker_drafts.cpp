@@ -14,8 +14,8 @@ constexpr int64_t kNear = 8;      // tokens that the drafter may have to read in
 constexpr int64_t kPiece = 448;   // tokens that it reads at once
 constexpr int64_t kTried = 2;     // tokens of a guess that tells whether guesses have become better
 constexpr double kCredit = 0.01;  // the most that trying may cost, as a share of a step without guesses
-constexpr double kReadingPays =
-    0.5;  // the most that reading the beginning of a text may cost, as a share of its possible gain
+// The most that reading the beginning of a text may cost, as a share of its possible gain.
+constexpr double kReadingPays = 0.5;
 
 void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
 

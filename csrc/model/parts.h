@@ -22,9 +22,8 @@ struct ModelParts {
   std::shared_ptr<const FileMapping> mapping;  // the file whose weights are used in place; null: none
   std::shared_ptr<Backend> backend;            // a drafter shares that of the model it drafts for
   std::unique_ptr<KvPool> kv;
-  Format weight_format;  // the format of matrices without one of their own
-  std::map<size_t, std::vector<float>> key_factors =
-      {};  // the factors of layers whose keys are balanced (model/balance.h)
+  Format weight_format;                                   // the format of matrices without one of their own
+  std::map<size_t, std::vector<float>> key_factors = {};  // only layers whose keys are balanced (model/balance.h)
   Balances balances = {};
   Tensors towers = {};
   Scratch scratch = {};

@@ -1,4 +1,4 @@
-// The vector body of the row operations, compiled once for each tier. All are bound by memory.
+// The vector body of the row operations, compiled once for each tier. Memory limits the speed of all of them.
 #pragma once
 
 #include "kernels/rowwise/rowwise.h"

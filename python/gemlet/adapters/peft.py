@@ -40,8 +40,9 @@ from gemlet.weights.tower_slots import tower_module, tower_names, tower_slots
 __all__ = ["map_peft"]
 
 _OUTER = "base_model.model."
-# Which part of its module a tensor is. PEFT leaves out the name of the adapter; tools that save its modules
-# write it, as in "lora_A.default.weight". The last two are parts of the embedding table and the output head.
+# The names of the tensors of a module, and the parts that they are. PEFT leaves out the name of the adapter;
+# tools that save its modules write it, as in "lora_A.default.weight". The last two are parts of the embedding
+# table and the output head.
 _PARTS = late_pattern(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
     r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
@@ -73,7 +74,7 @@ _TRUNK = (
 )
 
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
-# Only training uses these, of VeLoRA and MonteCLoRA.
+# Only the training of VeLoRA and MonteCLoRA uses these.
 _OF_TRAINING = late_pattern(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."

@@ -100,7 +100,7 @@ class ToolCallPiece:
     Attributes:
         name: the function.
         arguments: a piece of the arguments; the pieces of a call add up to its arguments as JSON.
-        id: that of the call.
+        id: the id of the call.
 
     >>> from gemlet.chat import TextReplyParser
     >>> parser = TextReplyParser(pieces=True)

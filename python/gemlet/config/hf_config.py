@@ -68,8 +68,8 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
 
 @public
 def shape_config(name: str, *, towers: bool = False) -> TextConfig:
-    """The configuration of a published size, by its name in ``SHAPES``, without a file; with ``towers``
-    including its towers for images and sound.
+    """The configuration of a published size, by its name in ``SHAPES``. It needs no file. With ``towers``, it
+    includes the towers for images and sound.
 
     Raises:
         InvalidRequestError: there is no such name; the message lists them.
