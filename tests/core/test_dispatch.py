@@ -1,4 +1,4 @@
-"""Which kernels run and on how many threads. The results do not depend on either."""
+"""The choice of kernels and of the number of threads. The results do not depend on either."""
 
 from __future__ import annotations
 

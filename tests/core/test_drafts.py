@@ -184,7 +184,7 @@ TEXTS = {
     "random": RANDOM.integers(0, 10**5, 800),
     "few tokens": RANDOM.integers(0, 8, 800),
     "repeats": np.tile(RANDOM.integers(0, 10**5, 60), 14)[:800],
-    # What is known ends after three tokens each time.
+    # Each time, the known text ends after three tokens.
     "traps": np.ravel(
         [
             [*(50 * [10**5] + np.arange(50))[i : i + 3], 2 * 10**5 + n]

@@ -85,7 +85,7 @@ def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
 
 
 def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
-    """What a kernel computes, in float64, and the bound on the error of float32 (see the top of this
+    """The result of a kernel, computed in float64, and the bound on the error of float32 (see the top of this
     file)."""
     v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]

@@ -21,10 +21,10 @@ from support.tower_adapters import FOLDERS, NAMES, base_of, inputs_of, logits_of
 
 pytestmark = pytest.mark.tier
 
-# What differs here is rounding. In float64, transformers + PEFT give the same logits with the adapter live as
-# with a merged one, within 3e-12 of the largest. PEFT's float32 logits differ from these by 6.7e-4 live, as
-# in the golden, and by 2e-5 merged. gemlet's differ by 6.1e-4 live and 2.9e-4 merged; from the golden, they
-# differ by 7e-5 and 9.6e-4.
+# The differences here come from rounding. In float64, transformers + PEFT give the same logits with the
+# adapter live as with a merged one, within 3e-12 of the largest. PEFT's float32 logits differ from these by
+# 6.7e-4 live, as in the golden, and by 2e-5 merged. gemlet's differ by 6.1e-4 live and 2.9e-4 merged; from
+# the golden, they differ by 7e-5 and 9.6e-4.
 SOUND_DORA = "gemma4-sound-dora"
 # The logits of the other adapter differ from the golden by 8.2e-5 with the AVX2 kernels, 1.6e-4 with scalar
 # ones, and 2.6e-4 with AVX2 kernels under the sanitizers, which gcc compiles with -O1.

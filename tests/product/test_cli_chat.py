@@ -81,7 +81,7 @@ def test_a_reply_that_was_cut_has_a_mark() -> None:
 
 
 def saved(folder: Path, *typed: str) -> list[str]:
-    """What the user says in a chat on a terminal, as /save writes it."""
+    """The messages of the user in a chat on a terminal, as /save writes them."""
     path = folder / "chat.json"
     keys = [*typed, f"/save {path}\n", "/exit\n"]
     code, screen = on_terminal(["chat", *FAST, "--system", "Be kind."], [("\n> ", text) for text in keys])

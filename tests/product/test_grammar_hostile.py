@@ -24,7 +24,7 @@ def model() -> Any:
 
 
 def outcome(model: gemlet.Model, options: dict[str, Any]) -> str:
-    """Why the text ended, or the error."""
+    """The reason why the text ended, or the error."""
     try:
         return model.generate("It was", max_tokens=60, temperature=5.0, seed=1, **options).finish_reason
     except gemlet.InvalidRequestError as error:

@@ -166,7 +166,7 @@ def test_rude_clients(limited: tuple[Process, str]) -> None:
 
 
 def test_a_thousand_slow_clients() -> None:
-    """How long a fast client waits while there are slow and stuck clients. (On a busy machine, other
+    """Measures how long a fast client waits while there are slow and stuck clients. (On a busy machine, other
     processes disturb both measurements, so the best of six rounds counts.)"""
     with spawned("--idle-seconds", "300", "--body-seconds", "300", "--stuck-seconds", "300") as server:
         client = RunningServer(server.port, None)

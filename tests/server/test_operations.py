@@ -1,4 +1,4 @@
-"""What an operator uses: starting, readiness, metrics, several models, settings, stopping."""
+"""The work of an operator: starting, readiness, metrics, several models, settings, stopping."""
 
 from __future__ import annotations
 

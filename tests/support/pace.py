@@ -16,7 +16,7 @@ _REFERENCE = 0.0041  # seconds that the piece of work takes on an AMD EPYC (Zen 
 
 
 def slowness() -> float:
-    """How many times slower than the reference this machine is now, and at least 1: the worst of a few
+    """The factor by which this machine is now slower than the reference, at least 1: the worst of a few
     moments."""
     return max(1.0, *(_piece_of_work() / _REFERENCE for _ in range(9)))
 

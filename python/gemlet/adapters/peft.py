@@ -276,8 +276,8 @@ class _Mapping:
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
         """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
         kind, adapter = kind_of(slot), self.adapter
-        # What PEFT takes out of a tied output head is missing in the embedding table too, but the file
-        # usually has the rest.
+        # PEFT takes this out of a tied output head, and so out of the embedding table. But the file usually
+        # has the rest.
         tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
         not_initial = kind in EXPERTS or tied_head
         wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""

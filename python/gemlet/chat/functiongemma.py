@@ -58,7 +58,7 @@ _TOKENS = {
     "<|tool_response>": "<start_function_response>",
     "<tool_response|>": "<end_function_response>",
 }
-# What a token does in a reply (:mod:`gemlet.chat.reply`).
+# The meaning of each token in a reply (:mod:`gemlet.chat.reply`).
 REPLY_MARKERS: Mapping[str, str] = {
     "<start_of_turn>": "turn_start",
     "<end_of_turn>": "turn_end",

@@ -168,7 +168,7 @@ def collect(events: Iterable[ReplyEvent]) -> Reply:
 
 # --- the state machine --------------------------------------------------------------------------------------
 
-# What a control token does, by its name. One that is not listed does nothing.
+# The meaning of each control token, by its name. A token that is not listed has none.
 GEMMA4_MARKERS: Mapping[str, str] = {
     "<|turn>": "turn_start",
     "<turn|>": "turn_end",

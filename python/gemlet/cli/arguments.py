@@ -13,7 +13,7 @@ from gemlet.errors import GemletError
 
 __all__ = ["ArgumentParser", "add_tower_tests", "checked", "image_size"]
 
-# What other tools call an option in short -> what gemlet calls it.
+# The short names of options in other tools -> their names in gemlet.
 _SHORT_ELSEWHERE = {
     "-m": "--model",
     "-hf": "--model",
@@ -25,7 +25,7 @@ _SHORT_ELSEWHERE = {
     "-p": "the text as an argument of its own",
     "--prompt": "the text as an argument of its own",
 }
-# What other tools call a command -> what gemlet calls it.
+# The names of commands in other tools -> their names in gemlet.
 _COMMANDS_ELSEWHERE = {
     "complete": "generate",
     "help": "--help",

@@ -182,7 +182,7 @@ def _calibrated_context(files: ModelFiles) -> int:
 
 
 def _describe(folder: str, files: ModelFiles) -> None:
-    """All but the weights."""
+    """Writes all files of the folder except the weights."""
     for file in files.config_files:
         copy = os.path.join(folder, os.path.relpath(file, files.checkpoint.folder))
         os.makedirs(os.path.dirname(copy), exist_ok=True)

@@ -15,7 +15,7 @@ from gemlet.generation import TextStream
 from support.core_models import int32, model_config, random_core
 from support.inside import context_of
 
-# How often a test interrupts or forks. The moments are random, so more rounds find more.
+# A test interrupts or forks so often. The moments are random, so more rounds find more.
 ROUNDS = int(os.environ.get("GEMLET_ROUNDS", "2"))
 
 TEXT = "The door opened, and an old man came in. " * 20
