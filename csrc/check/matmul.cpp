@@ -242,7 +242,7 @@ void check_case(const Case& c, const Tiers& tiers) {
       expect_same_bits(few.as<float>(), y.as<float>(), c.rows * c.outputs, "in the kernel for few rows");
     }
 
-    // A row alone, and a panel alone, has the same bits. Nothing is written between the rows of y.
+    // A single row, and a single panel, has the same bits. Nothing is written between the rows of y.
     const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
     const GuardedBytes alone((c.outputs + 3) * 4);
     for (int64_t r = 0; r < c.rows; ++r) {

@@ -81,7 +81,7 @@ void resample(Chance& chance) {
   if (channels > 100) return;
   const int64_t count = frames * std::max<int64_t>(channels, 1);
   GuardedBytes samples = chance.bytes(count * (int16 ? 2 : 4));
-  if (!int16 && !chance.one_in(4)) {  // else most floats are no sound
+  if (!int16 && !chance.one_in(4)) {  // otherwise most floats would not be a sound
     for (int64_t i = 0; i < count; ++i) samples.as<float>()[i] = static_cast<float>(chance.below(200) - 100) / 100;
   }
   const int64_t most = chance.size(500);

@@ -24,7 +24,7 @@ class SequenceBreakers {
 
   explicit SequenceBreakers(std::vector<Group> groups);
 
-  // Whether the token alone is one.
+  // Whether the token is a breaker by itself.
   bool is_breaker(int32_t id) const;
 
   // The number of tokens after the last breaker in `ids`, or of all tokens if there is none. If several breakers begin

@@ -40,9 +40,9 @@ struct RequestOptions {
   std::vector<int32_t> prompt;
   std::vector<PlacedMedia> media;  // media of the prompt; they are in order and do not overlap
   int64_t first_row = 0;
-  std::shared_ptr<const Adapter> adapter;     // null: the model alone
+  std::shared_ptr<const Adapter> adapter;     // null: only the model
   SamplerConfig sampler;                      // this and the next three are for kText
-  std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
+  std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and does not belong to it
   int64_t max_tokens = 1;                     // it is at least 1
   bool masked = false;                        // no token of a kText is chosen before set_mask() for it
   std::optional<size_t> logprobs;             // give those of each token, and of this many likely ones

@@ -50,7 +50,7 @@ class RowTable {
   uint64_t seed_ = 0;
 };
 
-// Fills out with uniformly distributed values in [-1, 1), which depend on the seed alone.
+// Fills out with uniformly distributed values in [-1, 1), which depend only on the seed.
 void random_uniform(uint64_t seed, int64_t count, float* out);
 
 }  // namespace gemlet
