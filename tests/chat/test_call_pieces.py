@@ -72,7 +72,7 @@ def test_pieces_add_up_to_the_arguments(given_arguments: dict[str, Any], sizes: 
     assert {event.id for event in events if isinstance(event, ToolCallPiece)} == {call.id}
 
 
-def test_pieces_come_as_early_as_they_are_certain() -> None:
+def test_pieces_come_as_soon_as_they_are_certain() -> None:
     parser = ReplyParser(GEMMA4_MARKERS, pieces=True)
     parser.begin()
     given_so_far = []

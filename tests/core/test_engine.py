@@ -64,7 +64,7 @@ def test_a_text_that_memory_has_no_room_for_waits_and_is_the_same() -> None:
     assert core.memory()["kv_cache_used"] == 0
 
 
-def test_reasons_to_end() -> None:
+def test_each_end_of_a_text_has_its_reason() -> None:
     core = small_core()
     reader = Reader(_core.Engine(core))
     text = alone(core, IDS[:50], 1, 20)

@@ -199,7 +199,7 @@ def test_masked_texts_are_guessed_beside_others(ahead: bool) -> None:
         assert drafts == "paying" or min(right) > 0
 
 
-def test_masks_behind_other_tokens_than_were_chosen_change_nothing() -> None:
+def test_masks_after_other_tokens_than_the_chosen_ones_change_nothing() -> None:
     core = core_of()
     reader = Reader(_core.Engine(core, drafts="never"))
     request = reader.submit(PROMPTS[0], max_tokens=4, masked=True)

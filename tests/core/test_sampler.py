@@ -167,7 +167,7 @@ def test_an_error_says_why_no_token_is_left() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 8}, {"typical_p": 0.6}, {"temperature": 0.5, "top_p": 0.8}], ids=str
 )
-def test_tokens_come_as_often_as_they_should(options: dict[str, Any]) -> None:
+def test_tokens_are_drawn_with_the_right_frequency(options: dict[str, Any]) -> None:
     """Chi squared of 20,000 draws, within six standard deviations."""
     logits = made(3, 40) / 6
     values = {"temperature": 1.0, "seed": 5, **options}

@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
 
 # --- What is read -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model.", ""])
-def test_names_of_every_way_to_wrap_the_model(prefix: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_names_of_every_wrapper_are_read(prefix: str, tmp_path: Path, model: gemlet.Model) -> None:
     path = write(tmp_path / "a", tensors=adapter_tensors(prefix=prefix))
     with open_adapter(path, model.config) as files:
         assert len(files.terms.low_rank) == 7 * model.config.num_layers
@@ -86,7 +86,7 @@ def test_all_linear_accepts_any_set_that_is_the_same_in_every_layer(
     refuse(write(tmp_path / "b", config, some), model, gemlet.TensorError, Q.format("A"), "missing")
 
 
-def test_towers_saved_whole_are_passed_over(tmp_path: Path, model: gemlet.Model) -> None:
+def test_whole_towers_in_an_adapter_are_listed(tmp_path: Path, model: gemlet.Model) -> None:
     config = {**CONFIG, "modules_to_save": ["multi_modal_projector", "model.vision_tower"]}
     name = "base_model.model.model.multi_modal_projector.mm_input_projection_weight"
     path = write(tmp_path / "a", config, {**adapter_tensors(), name: np.ones((4, 4), np.float32)})

@@ -85,7 +85,7 @@ def test_shards(tmp_path: Path) -> None:
         assert opened.tensors["b"].file == "model-00002-of-00002.safetensors"
 
 
-def test_links_of_the_hub_cache(tmp_path: Path) -> None:
+def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abcd"
     blobs.mkdir()
     snapshot.mkdir(parents=True)

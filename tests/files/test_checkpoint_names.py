@@ -223,7 +223,7 @@ def test_quantized_weights_are_named(ending: str, tool: str, kept: bool) -> None
         map_of("gemma2", shapes | {at + ending: (4,)})
 
 
-def test_the_same_weight_twice_is_refused() -> None:
+def test_two_tensors_for_one_weight_are_refused() -> None:
     name = "model.norm.weight"
     with pytest.raises(TensorError, match="are the same weight"):
         map_of("gemma", shapes_of("gemma") | {f"_orig_mod.{name}": (64,)})

@@ -63,7 +63,9 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("family", "changes", "keys"), PASSED_OVER)
-def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> None:
+def test_unknown_keys_without_an_effect_are_listed(
+    family: str, changes: dict[str, Any], keys: list[str]
+) -> None:
     """A key without an effect is accepted, and listed if gemlet does not know it."""
     config = parse(CONFIGS[family], **changes)
     assert list(config.passed_over) == keys

@@ -194,7 +194,9 @@ def linked(folder: Path, elsewhere: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
-def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_links_out_of_the_folder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Links are refused, except in the hub's cache or if the user allows them."""
     if kind == "model":
         blobs = write_folder(tmp_path / "repository" / "blobs", CONFIGS["gemma"])

@@ -215,7 +215,7 @@ def said(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def test_parts_markers_and_ids_are_the_same(reader: gemlet.Model) -> None:
+def test_parts_markers_and_ids_give_the_same_vector(reader: gemlet.Model) -> None:
     assert reader.tokenizer is not None
     assert reader.config.vision is not None
     parts = [said("  a dog "), image(), said("barks"), sound()]

@@ -85,7 +85,7 @@ def test_a_row_of_a_span_has_the_bits_that_more_threads_give(name: str, threads:
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_a_span_behind_a_cached_prompt_and_before_decoding(name: str) -> None:
+def test_a_span_may_follow_a_cached_prompt_and_precede_decoding(name: str) -> None:
     ids, seen = prompt(name, 60), Cache()
     steps: list[tuple[int, int, list[tuple[int, int]]]] = [
         (0, 20, [(15, 20)]),
@@ -114,7 +114,7 @@ BORDERS = [
 
 @pytest.mark.parametrize("spans", BORDERS, ids=str)
 @pytest.mark.parametrize("name", ["gemma3-4b", "gemma4-31b"])
-def test_a_span_across_the_border_of_a_chunk(name: str, spans: list[tuple[int, int]]) -> None:
+def test_a_span_may_cross_the_border_of_a_chunk(name: str, spans: list[tuple[int, int]]) -> None:
     ids = prompt(name, 550)
     expected = forward(opened(name), ids, spans=spans)
     with load(name) as model:

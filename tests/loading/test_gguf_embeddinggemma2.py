@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_the_same_vectors_as_from_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_gives_the_vectors_of_its_folder(folder: Path, tmp_path: Path) -> None:
     with gemlet.load(folder, weights="f32", threads=2) as model:
         expected = [vector(model, index) for index in PROMPTS]
         layers = model.config.layers

@@ -392,7 +392,7 @@ def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
 # --- other files, and sampling --------------------------------------------------------------------
 
 
-def test_the_weights_file_stands_for_its_folder() -> None:
+def test_a_weights_file_means_its_folder() -> None:
     folder = Path(gemlet.__file__).parent / "demo"
     with gemlet.load(folder / "model.safetensors", threads=1) as model:
         assert model.generate("The door", max_tokens=3, temperature=0).completion_tokens == 3

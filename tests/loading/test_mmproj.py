@@ -83,7 +83,7 @@ def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_same_logits_as_from_the_folder(name: str, tmp_path: Path) -> None:
+def test_a_gguf_file_gives_the_logits_of_its_folder(name: str, tmp_path: Path) -> None:
     with gemlet.load(folder_of(name, tmp_path / "folder"), weights="f32", threads=2) as model:
         expected, towers = logits(model, name), model.config.towers
     with gemlet.load(write(name, tmp_path), threads=2) as model:

@@ -112,7 +112,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         ),
     ],
 )
-def test_false_headers(
+def test_wrong_headers_are_refused(
     packed: Path, tmp_path: Path, change: Change, error: type[Exception], message: str
 ) -> None:
     header, data = read_header(packed / "model.safetensors")

@@ -117,7 +117,7 @@ def test_a_good_wheel_is_accepted(check: Any, make: Callable[..., Path]) -> None
     assert check(make()) == []
 
 
-def test_the_same_files_make_the_same_bytes(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_equal_files_make_equal_wheels(make: Callable[..., Path], tmp_path: Path) -> None:
     first = make().read_bytes()
     assert make().read_bytes() == first
 

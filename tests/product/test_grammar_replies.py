@@ -89,7 +89,7 @@ def test_a_thought_does_not_end_the_reply() -> None:
         assert refused([*begun, *ids_of(end)], thinking=True), end
 
 
-def test_calls_of_tools_may_stand_in_place_of_the_answer() -> None:
+def test_tool_calls_may_replace_the_answer() -> None:
     result = reply(CALL, tools=TOOLS)
     assert (result.text, result.tool_calls) == ("", [OSLO])
     assert [type(call) for call in reply(CALL + CALL, tools=TOOLS).tool_calls] == [ToolCall, ToolCall]

@@ -120,7 +120,7 @@ def test_folders_and_sizes_that_are_refused(tmp_path: Path) -> None:
             gemlet.load(**arguments)  # type: ignore[arg-type]
 
 
-def test_the_byte_that_broke_the_reuse() -> None:
+def test_explain_prefix_finds_the_byte_that_prevents_reuse() -> None:
     with gemlet.load(threads=1) as model:
         nothing = model.explain_prefix(TEXT)
         assert (nothing.cached_tokens, nothing.byte, nothing.kept) == (0, 0, "")

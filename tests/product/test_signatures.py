@@ -157,7 +157,7 @@ def test_other_names_are_answered_too(wrong: Callable[[], object], meant: str) -
         wrong()
 
 
-def test_names_of_adapters_and_prompts() -> None:
+def test_errors_suggest_names_of_adapters_and_prompts() -> None:
     with gemlet.load(HERE / "gemma3-270m", threads=1) as model:
         model.load_adapter(HERE / "adapters" / "gemma3-plain", name="polite")
         with pytest.raises(gemlet.InvalidRequestError, match="did you mean 'polite'"):

@@ -238,7 +238,7 @@ def test_an_error_in_a_step_propagates_after_what_came_before() -> None:
     assert (stream.result.finish_reason, stream.result.text) == ("cancelled", "a")
 
 
-def test_several_texts_come_in_turn_with_their_index() -> None:
+def test_chunks_of_several_texts_alternate_and_have_an_index() -> None:
     prepared = [scripted(script) for script in (b"abc", b"xy" + bytes([END]))]
     stream = TextStream(
         [one._texts[0]._prepared for one in prepared],

@@ -75,7 +75,7 @@ def assert_nothing_is_lost(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_odd_fields(server: RunningServer, path: str) -> None:
+def test_odd_fields_do_no_harm(server: RunningServer, path: str) -> None:
     random_ = random.Random(path)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for _ in range(150):
@@ -92,7 +92,7 @@ def test_odd_fields(server: RunningServer, path: str) -> None:
     assert_nothing_is_lost(server)
 
 
-def test_odd_bytes(server: RunningServer) -> None:
+def test_odd_bytes_do_no_harm(server: RunningServer) -> None:
     random_ = random.Random(1)
     whole = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 74\r\n\r\n"

@@ -130,7 +130,7 @@ def raised(server: RunningServer, kind: str, name: str, *, stream: bool, **more:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_errors_instead_of_answers(server: RunningServer, status: int) -> None:
+def test_clients_get_errors_instead_of_answers(server: RunningServer, status: int) -> None:
     from gemlet.server.problems import Problem
 
     problem = Problem(status, "it went wrong", kind="some_error", param="there", code="so")
@@ -160,7 +160,7 @@ def _check(error: Any, kind: str, status: int) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), STREAMS)
 @pytest.mark.parametrize("begun", [False, True])
-def test_errors_in_streams(server: RunningServer, kind: str, name: str, begun: bool) -> None:
+def test_clients_get_errors_in_streams(server: RunningServer, kind: str, name: str, begun: bool) -> None:
     steps = [chunk(Content("Yes"))] if begun else []
     with saying(*steps, MemoryLimitError("no memory for more")):
         for error in raised(server, kind, name, stream=True):

@@ -189,7 +189,7 @@ def test_half_of_a_pair_is_named_by_its_field(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_log_probabilities_in_lines(server: RunningServer, stream: bool) -> None:
+def test_lines_have_log_probabilities(server: RunningServer, stream: bool) -> None:
     body = {"messages": [QUESTION], "options": {"num_predict": 4, "temperature": 0}, "stream": stream}
     answer = server.post("/api/chat", {**body, "model": "demo", "logprobs": True, "top_logprobs": 2})
     lines = answer.body.splitlines()

@@ -274,7 +274,7 @@ def test_a_wrong_file(client: Any, data: bytes, line: int | None, message: str) 
     assert "/files/" not in error.message  # no path of this machine
 
 
-def test_odd_names_of_requests(client: Any) -> None:
+def test_requests_may_have_odd_names(client: Any) -> None:
     names = ["\ud83d", "<end_of_turn>", "\x00", "é" * 512, '"', "a\nb"]
     data = "".join(
         json.dumps({"custom_id": n, "method": "POST", "url": CHAT, "body": chat(1)}) + "\n" for n in names
@@ -318,7 +318,7 @@ def test_cancelling(client: Any) -> None:
     client.files.delete(begun.input_file_id)
 
 
-def test_a_window_that_ends(tmp_path: Path) -> None:
+def test_a_batch_expires_with_its_window(tmp_path: Path) -> None:
     from gemlet.server.file_store import FileStore
     from gemlet.server.settings import Settings
 

@@ -165,7 +165,7 @@ def test_models(client: Any) -> None:
     assert error.value.code == "model_not_found"
 
 
-def test_errors_in_openais_form(client: Any) -> None:
+def test_errors_have_openais_form(client: Any) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-9", messages=QUESTION)
     with pytest.raises(openai.BadRequestError) as error:

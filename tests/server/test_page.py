@@ -54,7 +54,7 @@ def test_the_page_cannot_turn_text_into_markup() -> None:
     assert not re.search(r"\son\w+=|\sstyle=|<style", page)
 
 
-def test_the_state(server: RunningServer) -> None:
+def test_the_status_has_the_state_of_the_server(server: RunningServer) -> None:
     before = server.ask("GET", "/status").json["models"][0]["engine"]["generated_tokens"]
     server.post("/v1/completions", BODY)
     state = server.ask("GET", "/status").json

@@ -87,7 +87,7 @@ def change(path: Path, alter: Callable[[Tensors, dict[str, Any]], object]) -> No
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_the_same_tokenizer(tmp_path: Path, name: str) -> None:
+def test_a_stored_tokenizer_equals_its_source(tmp_path: Path, name: str) -> None:
     folder = folder_of(tmp_path / "source", name)
     write_stored(tmp_path / STORED_FILE, read_vocabulary(folder))
     assert (read_stored(tmp_path / STORED_FILE).merge_encoder is None) == (name != "merges")

@@ -89,7 +89,7 @@ def test_gemma_4_ids(gemma4_tokenizer: Tokenizer) -> None:
 @given(text=crafted_text, allow_control=st.booleans())
 @example(text=" " * 40 + "the", allow_control=True)
 @example(text="<start_of_turn>user\nthe door<end_of_turn>\n", allow_control=False)
-def test_the_formats_agree(
+def test_all_formats_give_the_same_ids(
     trained: Tokenizer,
     trained_json_tokenizer: Tokenizer,
     trained_gguf_tokenizer: Tokenizer,
@@ -174,7 +174,7 @@ def test_added_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("vocabulary", ["tokenizer.model", "tokenizer.json"])
-def test_an_added_token_keeps_its_id_behind_a_gap(tmp_path: Path, file: str, vocabulary: str) -> None:
+def test_an_added_token_keeps_its_id_after_a_gap(tmp_path: Path, file: str, vocabulary: str) -> None:
     save(tmp_path, vocabulary, trained_model() if vocabulary.endswith("model") else trained_json())
     size = Tokenizer.from_file(tmp_path).vocab_size
     entry = {"content": "<extra>", "special": True}
