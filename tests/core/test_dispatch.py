@@ -218,7 +218,7 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 
 @pytest.mark.tier
 @pytest.mark.slow
-def test_the_number_of_threads_changes_no_bit() -> None:
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     """The prompts are long and short, and decoding reads the cache in several pieces. Each format has a
     different size of tasks."""
     ids = np.random.default_rng(0).integers(4, 4000, 560, dtype=np.int32)
@@ -240,7 +240,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.tier
 @pytest.mark.parametrize("name", ["gemma2-27b", "gemma3-1b"])
-def test_the_number_of_threads_changes_no_bit_of_a_golden_model(name: str) -> None:
+def test_any_number_of_threads_gives_the_same_bits_in_golden_models(name: str) -> None:
     results = []
     for threads in (1, 2, 3, 8):
         with gemlet.load(HERE / name, weights="q4", threads=threads) as model:

@@ -50,7 +50,7 @@ def test_an_image_that_needs_no_change_is_not_copied() -> None:
         np.testing.assert_array_equal(read_image(data), LEVELS)
 
 
-def test_errors_have_no_memory_addresses() -> None:
+def test_errors_have_no_addresses() -> None:
     with pytest.raises(InvalidRequestError, match="not an image, or is damaged") as error:
         read_image(b"BM" + bytes(60))
     assert "0x" not in str(error.value)

@@ -169,7 +169,7 @@ def test_several_changes_are_recommended_if_no_single_one_is_enough() -> None:
     ("value", "size"),
     [(1, 1), ("17", 17), ("2GB", 2 * 10**9), (" 1.5 gib ", 3 << 29), ("800MB", 8 * 10**8), ("64kB", 64_000)],
 )
-def test_sizes_of_memory_are_parsed(value: int | str, size: int) -> None:
+def test_texts_of_sizes_are_parsed(value: int | str, size: int) -> None:
     assert parse_memory(value) == size
 
 

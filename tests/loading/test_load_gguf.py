@@ -215,7 +215,7 @@ def test_every_type_works_in_a_whole_model(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EXACT if kind != "IQ4_NL"])
-def test_a_model_takes_as_many_bytes_as_its_file(kind: str) -> None:
+def test_a_model_takes_as_much_memory_as_its_file(kind: str) -> None:
     """The memory is within 10 % of the file's size, which is the purpose of GGUF's mixed types."""
     values, size, format = _core.source_types()[kind.lower()]
     assert format == EXACT[kind][0]

@@ -89,7 +89,7 @@ def test_without_a_main_branch_the_newest_snapshot_is_used(
     assert found["path"] == str(new)
 
 
-def test_models_says_which_models_fit_into_memory(
+def test_models_says_which_models_fit(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_into_hub(home, "someone/demo")
