@@ -73,7 +73,8 @@ def write_wheel(
         lines.append(f"{name},sha256={digest},{len(files[name])}")
     contents = {name: files[name] for name in sorted(files)}
     contents[record] = "\n".join([*lines, f"{record},,", ""]).encode()
-    year, month, day, hour, minute, second = time.gmtime(max(epoch, 315532800))[:6]  # not before 1980
+    # Zip files cannot have a time before 1980.
+    year, month, day, hour, minute, second = time.gmtime(max(epoch, 315532800))[:6]
     moment = (hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day)
     local, central = bytearray(), bytearray()
     for name, content in contents.items():

@@ -19,7 +19,7 @@ TEXT = {".py", ".pyi", ".md", ".toml", ".txt", ".cmake", ".h", ".cpp", ".list", 
 def files() -> list[Path]:
     if not (ROOT / ".git").exists():
         return [path for path in ROOT.rglob("*") if path.is_file()]
-    # New files too. The checkout may belong to another user.
+    # The list includes new files. The checkout may belong to another user.
     git = ["git", "-c", "safe.directory=*"]
     command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout

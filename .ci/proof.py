@@ -31,8 +31,8 @@ FAMILIES = [
 
 def main() -> None:
     warnings.simplefilter("error")
-    # A Python without the lock warns that it turns the lock on, because gemlet does not declare that it works
-    # without.
+    # A free-threaded Python warns that it turns its lock on, because gemlet does not declare that it works
+    # without the lock.
     warnings.filterwarnings("ignore", "The global interpreter lock", RuntimeWarning)
     import gemlet
     from gemlet import _core

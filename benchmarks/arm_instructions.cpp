@@ -1,5 +1,5 @@
 // Writes tokens with a model of random weights, for counting their instructions: arm_instructions.py builds and runs
-// it. A call of getppid() stands before the first token and behind each. One thread.
+// it. It calls getppid() before the first token and after each token. It uses one thread.
 //   arm_instructions LAYERS HIDDEN INTERMEDIATE HEADS TOKENS
 #include <unistd.h>
 

@@ -221,7 +221,7 @@ class Gemlet:
             seen = news.value
             for i, request in enumerate(requests):
                 written[i] += len(request.take()[0])
-            if not began and min(written) > 0:  # from now on, all of them are being written
+            if not began and min(written) > 0:  # from now on, all texts are being written
                 began, started = sum(written), time.perf_counter()
             engine.wait(news, seen)
         seconds, tokens = time.perf_counter() - started, sum(written) - began

@@ -27,8 +27,8 @@ from typing import Any
 @dataclasses.dataclass(frozen=True)
 class Tower:
     shape: str  # the model that has it
-    size: tuple[int, int]  # of the image, height and width; (0, 0): 30 s of sound
-    teraflop: float  # of a pass, counted by torch.utils.flop_counter with eager attention
+    size: tuple[int, int]  # height and width of the image; (0, 0) means 30 s of sound
+    teraflop: float  # the work of a pass, counted by torch.utils.flop_counter with eager attention
 
 
 TOWERS = {

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kKernel = 3, kStride = 2;  // both convolutions have these
 constexpr int64_t kWide = 4;                 // the hidden layer of an MLP is this many times as wide as the residual
 constexpr int64_t kPatchFloats = 1 << 20;    // floats of the convolutions' input that are in memory at a time
-constexpr float kNormEps = 1e-6f;            // of the norms that do not use rms_norm_eps
+constexpr float kNormEps = 1e-6f;            // used by the norms that do not use rms_norm_eps
 
 int64_t half(int64_t count) { return (count + 1) / 2; }
 
@@ -56,7 +56,8 @@ int64_t subsampling_floats(const ConformerConfig& config, int64_t frames) {
   return floats;
 }
 
-// Floats of a row of the blocks: the residual, five others, the hidden layer of an MLP, and what is clamped.
+// The floats that the blocks need for a row: the residual, five more buffers, the hidden layer of an MLP, and a clamped
+// input.
 int64_t row_floats(const ConformerConfig& config) {
   return (6 + kWide + (config.clipped ? kWide : 0)) * config.hidden_size;
 }

@@ -56,9 +56,9 @@ class Conformer {
   const ConformerConfig& config() const { return config_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
-  // From log-mel spectra [frames, bins] to soft tokens, out [tokens(), hidden_size()]. Other passes of the model go on
-  // between its layers. Throws kInvalidRequest if there is no token or if there are too many frames, kCancelled once
-  // *cancel is true, and what Model::run() throws.
+  // Makes soft tokens, out [tokens(), hidden_size()], from log-mel spectra [frames, bins]. Other passes of the model
+  // can run between its layers. Throws kInvalidRequest if there is no token or if there are too many frames, kCancelled
+  // once *cancel is true, and the errors of Model::run().
   void encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 

@@ -43,7 +43,7 @@ void RealFft::transform(const double* in, std::complex<double>* out) {
   }
   for (int64_t k = 0; k <= half_; ++k) {
     const std::complex<double> a = work_[at(k % half_)], b = std::conj(work_[at((half_ - k) % half_)]);
-    const std::complex<double> even = (a + b) * 0.5, odd = (a - b) * 0.5;  // odd: times i
+    const std::complex<double> even = (a + b) * 0.5, odd = (a - b) * 0.5;  // odd is multiplied by i
     const std::complex<double> w = k < half_ ? twiddles_[at(k)] : std::complex<double>(-1, 0);
     out[k] = even + std::complex<double>(odd.imag() * w.real() + odd.real() * w.imag(),
                                          odd.imag() * w.imag() - odd.real() * w.real());

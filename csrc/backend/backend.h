@@ -80,8 +80,8 @@ struct AttentionShape {
   float softcap;       // 0 = none
   float query_scale;
   KvFormat kv_format;
-  int64_t rope_parts =
-      1;  // parts of a head; each rotates like a separate head, by the angles after those of the previous part
+  // Parts of a head. Each is rotated like a separate head, by the angles after those of the part before it.
+  int64_t rope_parts = 1;
 };
 
 // A convolution with square kernels over a grid [rows, cols, channels]. The grid is padded with zeros: `top` rows
@@ -251,7 +251,7 @@ class Backend {
   // The inputs of each place of the output rows [first_row, first_row + rows) of a convolution, in the order of its
   // weights: out [rows * out_cols, channels * kernel * kernel].
   virtual void unfold(const Convolution& convolution, const float* x, int64_t first_row, int64_t rows, float* out) = 0;
-  // A convolution of each channel alone: out [rows * out_cols, channels] for the same rows, weight [kernel * kernel,
+  // A separate convolution of each channel: out [rows * out_cols, channels] for the same rows, weight [kernel * kernel,
   // channels]
   virtual void depthwise(const Convolution& convolution, const float* x, const float* weight, int64_t first_row,
                          int64_t rows, float* out) = 0;

@@ -268,7 +268,7 @@ class GuardedBackend : public Backend {
     return end;
   }
 
-  // Where `count` values are in the inner backend's memory. Null stays null.
+  // The address of `count` values in the inner backend's memory. Null stays null.
   template <typename Value>
   Value* at(Value* values, int64_t count) {
     if (!values || count <= 0) return values;

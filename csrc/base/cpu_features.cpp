@@ -14,7 +14,7 @@ namespace gemlet {
 namespace {
 
 constexpr uint64_t kXcr0Avx = 0x6;      // SSE and AVX registers
-constexpr uint64_t kXcr0Avx512 = 0xe6;  // also mask registers and the upper halves of ZMM registers
+constexpr uint64_t kXcr0Avx512 = 0xe6;  // this adds the mask registers and the upper halves of ZMM registers
 constexpr uint64_t kXcr0Amx = 0x60000;  // tile configuration and tile data
 
 #if defined(GEMLET_NO_AMX)

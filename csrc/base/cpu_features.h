@@ -1,6 +1,6 @@
-// Which instruction sets this process may use. That depends on what the CPU has (CPUID, HWCAP), which registers the
-// operating system saves (XCR0) and what it grants (AMX tile data). A CPU feature that the operating system does not
-// support counts as absent.
+// Finds the instruction sets that this process may use. They depend on the CPU (CPUID, HWCAP), on the registers that
+// the operating system saves (XCR0), and on what it grants (AMX tile data). A CPU feature that the operating system
+// does not support counts as absent.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ enum class Tier {
 #undef GEMLET_DECLARE_TIER
 };
 
-// What the CPU and the operating system report. Tests make up their own.
+// The facts that the CPU and the operating system report. Tests make up their own.
 struct CpuFacts {
   bool sse2 = false, avx = false, f16c = false, fma = false, avx2 = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false, avx512vnni = false, avx512bf16 = false;

@@ -157,7 +157,7 @@ int64_t available_memory(const std::string& files) {
     const int64_t limit = std::min(read_bytes(directory + "/memory.max", INT64_MAX),
                                    read_bytes(directory + "/memory.limit_in_bytes", INT64_MAX));
     if (limit == INT64_MAX) return;
-    // What processes use; the page cache does not count, as it is freed when memory is needed.
+    // The memory that processes use. The page cache does not count, because it is freed when memory is needed.
     const std::string stat = read_text(directory + "/memory.stat");
     const int64_t used = number_of(stat, "total_rss", number_of(stat, "anon", 0));
     available = std::min(available, std::max<int64_t>(0, limit - used));

@@ -1,4 +1,4 @@
-// How many threads and how much memory this process may use.
+// The number of threads and the memory that this process may use.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct ThreadChoice {
 // min(affinity, quota, physical cores), and a text that names the three.
 ThreadChoice default_threads(const CpuLimits& limits);
 
-// Which of the first 64 NUMA nodes have memory, one bit each. parse_nodes() reads the system's lists, like "0-1,4".
+// A bit for each of the first 64 NUMA nodes that has memory. parse_nodes() reads the system's lists, like "0-1,4".
 uint64_t memory_nodes();
 uint64_t parse_nodes(const std::string& list);
 

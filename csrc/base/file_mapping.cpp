@@ -17,7 +17,7 @@ FileMapping::FileMapping(int descriptor, std::string path) : file_(descriptor, s
   }
 #ifdef MADV_HUGEPAGE
   // Asks for huge pages, where the file system has them: a page fault then maps 2 MB of the file instead of 64 kB.
-  // Where the kernel has none, nothing changes.
+  // If the kernel has no huge pages for files, this changes nothing.
   madvise(memory, static_cast<size_t>(file_.size()), MADV_HUGEPAGE);
 #endif
   data_ = static_cast<const uint8_t*>(memory);

@@ -40,7 +40,7 @@ void ForkMutex::lock() {
   for (;;) {
     Node* node = node_.load();
     if (node->generation != fork_generation()) {
-      Node* fresh = new Node;  // the old one leaks: it may be locked for ever
+      Node* fresh = new Node;  // the old one leaks: it may be locked forever
       fresh->torn = torn();
       if (!node_.compare_exchange_strong(node, fresh)) delete fresh;
       continue;

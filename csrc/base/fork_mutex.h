@@ -15,8 +15,8 @@ uint32_t fork_generation();
 // In such a child: whether this is the thread that called fork(). Only that thread continues in the child.
 bool came_by_fork();
 
-// A mutex for short sections. fork() waits until nobody holds it, so that the data behind it is whole in the child.
-// There is one for the process.
+// A mutex for short sections. fork() waits until nobody holds it, so that the data that it guards is complete in the
+// child. There is one for the process.
 std::mutex& fork_safe_mutex();
 
 class ForkMutex {

@@ -27,7 +27,7 @@ namespace {
 
 bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
-// Links, owner, mode and name change the time of the status alone.
+// Links, owner, mode and name change only the time of the status.
 bool explains_status(const struct stat& before, const struct stat& now, const std::string& path) {
   if (before.st_nlink != now.st_nlink || before.st_mode != now.st_mode || before.st_uid != now.st_uid ||
       before.st_gid != now.st_gid) {

@@ -39,7 +39,7 @@ inline void relax() {
 // done, so both are valid. The caller never waits for a worker that has taken no task: on a busy machine a worker may
 // be off its CPU for milliseconds, and a forward pass has hundreds of runs.
 struct ThreadPool::State {
-  static constexpr int kBits = 20;  // of `end` and of `next`; the other bits are the round
+  static constexpr int kBits = 20;  // bits of `end` and of `next`; the other bits are the round
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
   struct alignas(64) Share {
     std::atomic<uint64_t> ticket{0};
@@ -52,7 +52,7 @@ struct ThreadPool::State {
   std::vector<Share> shares;
   alignas(64) std::atomic<uint32_t> round{0};  // changes with every run; sleeping workers wait for it
   alignas(64) std::atomic<int64_t> done{0};    // tasks finished in this round
-  std::atomic<int64_t> tasks{0};               // of this round
+  std::atomic<int64_t> tasks{0};               // the tasks of this round
   std::atomic<int> used;                       // workers from this number on sleep until it changes
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;

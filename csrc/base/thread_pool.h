@@ -21,7 +21,7 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // From now on runs use the first `threads` threads, at least 1 and at most threads(). The others sleep.
+  // Makes later runs use only the first `threads` threads, at least 1 and at most threads(). The others sleep.
   void use(int threads);
 
   // Calls fn(task, thread) for every task in [0, tasks). fn must not throw. The caller makes sure that only one run is

@@ -76,7 +76,7 @@ py::array_t<float> widened(const py::array_t<uint8_t, py::array::c_style>& data,
 }  // namespace
 
 void register_facts(py::module_& m) {
-  m.attr("LAYOUT_VERSION") = kLayoutVersion;  // of the packed form of weights
+  m.attr("LAYOUT_VERSION") = kLayoutVersion;  // the version of the packed form of weights
   m.attr("MAX_THREADS") = kMaxThreads;
   m.attr("MAX_DRAFT_TOKENS") = StepTimes::kMostRows - 1;
   m.def("source_types", &source_types,

@@ -102,8 +102,8 @@ py::array_t<float> blocks(const std::string& dtype, const Bytes& data, const std
 }
 
 // x [rows, cols] times w^T [cols, outputs] with the kernel that `tier` has for `operation`, a name of kernel_entries().
-// `expand`: weights in bf12 are expanded to bf16 first, as for many rows. `scale`: of x, for operations on integers
-// with a fixed scale.
+// `expand` says that weights in bf12 are expanded to bf16 first, as for many rows. `scale` is the scale of x, for
+// operations on integers with a fixed scale.
 py::array_t<float> matmul(const std::string& tier, const std::string& operation, const Floats& x, const Floats& w,
                           bool expand, float scale) {
   const kernels::KernelTable table = kernel_table(tier);

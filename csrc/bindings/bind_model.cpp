@@ -165,7 +165,7 @@ std::map<std::string, int64_t> memory(const Model& model) {
   return result;
 }
 
-// Not normalised: float32 [texts, embedding_size].
+// Returns float32 [texts, embedding_size], which is not normalised.
 py::array_t<float> embeddings(const std::shared_ptr<Model>& model, const std::vector<std::vector<int32_t>>& texts,
                               const std::optional<std::shared_ptr<Adapter>>& adapter) {
   py::array_t<float> out({static_cast<int64_t>(texts.size()), model->config().embedding_size()});

@@ -21,14 +21,14 @@ namespace py = pybind11;
 namespace gemlet::bindings {
 namespace {
 
-// How often a waiting thread lets signal handlers run.
+// A waiting thread lets signal handlers run at this interval.
 constexpr std::chrono::milliseconds kSlice(20);
 constexpr double kMostSeconds = 1e9;
 
 using Seconds = std::chrono::duration<double>;
 using Mask = py::array_t<uint32_t, py::array::c_style>;
 
-// More seconds than kMostSeconds count as for ever.
+// More seconds than kMostSeconds count as forever.
 std::optional<std::chrono::nanoseconds> duration(const std::optional<double>& seconds, const char* name) {
   if (!seconds) return std::nullopt;
   if (!(*seconds >= 0)) fail(ErrorCode::kInvalidRequest, name, " is ", *seconds, ", expected seconds >= 0");
@@ -64,8 +64,8 @@ class Ticket {
   Request& operator*() const { return *request_; }
   Request* operator->() const { return request_.get(); }
 
-  const int64_t width;                   // of its rows
-  std::vector<Logprobs> taken_logprobs;  // of the last take()
+  const int64_t width;                   // the width of its rows
+  std::vector<Logprobs> taken_logprobs;  // the log probabilities of the last take()
 
  private:
   const std::shared_ptr<Request> request_;

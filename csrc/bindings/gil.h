@@ -2,7 +2,7 @@
 //
 // When Python ends, it ends every thread that wants the lock, and before 3.14 it does so by unwinding the thread's
 // stack. Destructors of C++ cannot be unwound, and objects of Python must not be released without the lock. So such a
-// thread waits here for ever, as it does in 3.14, and the process ends without it. It holds no lock of the core
+// thread waits here forever, as it does in 3.14, and the process ends without it. It holds no lock of the core
 // meanwhile.
 #pragma once
 

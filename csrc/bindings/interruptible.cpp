@@ -25,7 +25,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kPatience(20);
 
-// Also in a forked process, whose one thread is Python's main thread.
+// This is also true in a forked process, whose one thread is Python's main thread.
 bool on_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
 // Shared with the thread that works, which may release it last.

@@ -1,4 +1,4 @@
-// A lock for code in Python that a signal handler, a fork and the end of Python cannot turn into a wait for ever.
+// A lock for code in Python that a signal handler, a fork and the end of Python cannot turn into a wait forever.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,7 @@ constexpr double kNormal = 0x1p-126;  // smaller numbers may count as zero in bf
 
 struct Operation {
   const char* name;
-  int64_t bits;  // of a number in the cache
+  int64_t bits;  // bits of a number in the cache
   kernels::kv_store_f32_fn* kernels::KernelTable::* store;
   kernels::attention_f32_fn* kernels::KernelTable::* attention;
 };
@@ -81,7 +81,7 @@ struct Case {
   std::vector<int32_t> positions;
   int64_t ahead = 0;
   std::vector<double> cached_keys = {}, cached_values = {};  // the values that the cache holds
-  std::vector<double> value_scales = {};                     // of each token
+  std::vector<double> value_scales = {};                     // the scale of each token
 };
 
 Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t begin, int64_t window, double softcap,
@@ -260,10 +260,10 @@ void check_case(std::string_view name, const Operation& operation, Case c, const
 }
 
 void check_not_finite(std::string_view name, const Operation& operation, float value, const Tiers& tiers) {
-  for (const int operand : {0, 1, 2}) {  // of query, key, value
+  for (const int operand : {0, 1, 2}) {  // query, key and value
     Case c = make_case(7, 3, 32, 100, 0, 0, 0, 2);
     c.positions = {0, 99, 40};
-    c.keys[2 * 32 + 5] = c.q[2 * 32 + 5] < 0 ? -1.0f : 1.0f;  // so that an infinite key has the score inf and not -inf
+    c.keys[2 * 32 + 5] = c.q[2 * 32 + 5] < 0 ? -1.0f : 1.0f;  // an infinite key then has the score inf and not -inf
     (operand == 0 ? c.q : operand == 1 ? c.keys : c.values)[2 * 32 + 5] *= value;
     const Cache cache = store(c, operation);
     for (const Tier tier : tiers) {

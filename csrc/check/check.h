@@ -1,4 +1,4 @@
-// What the checks share: random numbers, memory that ends at an unreadable page, and error bounds.
+// Helpers of all checks: random numbers, memory that ends at an unreadable page, and error bounds.
 //
 // gemlet_check runs where Python and NumPy do not, for example under an emulator or on a small board. It compares every
 // kernel of every tier that the machine has with the operation's formula in float64, for many shapes and kinds of

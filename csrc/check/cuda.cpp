@@ -13,7 +13,7 @@
 namespace gemlet::check {
 namespace {
 
-// What is compared: |got - expected| <= bound * size, where size is the sum of the magnitudes that were added.
+// The checks require |got - expected| <= bound * size, where size is the sum of the magnitudes that were added.
 constexpr double kFloat = 2e-6;       // float32 arithmetic
 constexpr double kTiles = 2.0 / 256;  // activations and weights rounded to bf16
 constexpr double kAttention = 2e-5;

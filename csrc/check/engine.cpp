@@ -88,7 +88,7 @@ Written read(Engine& engine, Random& random, Beginnings& beginnings) {
   options.max_tokens = 1 + random.below(40);
   options.most_unread = 1 + random.below(8);
   options.priority = random.below(3);
-  const bool masked = options.masked = random.below(3) == 0;  // its masks allow all tokens
+  const bool masked = options.masked = random.below(3) == 0;  // the masks allow all tokens
   options.news = std::make_shared<Event>();
   if (random.below(10) == 0)
     options.deadline = RequestOptions::Clock::now() + std::chrono::milliseconds(random.below(9));

@@ -83,7 +83,7 @@ class Bytes {
     std::memcpy(out, rest_.data(), have);
     for (; have < count; have *= 2) std::memcpy(out + have, out, std::min(have, count - have));
   }
-  // On the heap and exactly that long, so that the sanitizer detects reads past the end.
+  // The copy is on the heap and exactly that long, so that the sanitizer detects reads past the end.
   std::vector<uint8_t> data(int64_t count) const {
     std::vector<uint8_t> out(static_cast<size_t>(count));
     fill(out.data(), out.size());
@@ -117,7 +117,7 @@ enum class Family { kGemma2, kGemma3n, kGemma4 };
 constexpr std::array kFamilies = {Family::kGemma2, Family::kGemma3n, Family::kGemma4};
 constexpr int64_t kVocab = 33, kPerLayer = 8;
 
-// As small as possible. No size is a multiple of a panel or a block.
+// The model is as small as possible. No size is a multiple of a panel or a block.
 ModelConfig config_of(Family family) {
   ModelConfig config;
   config.vocab_size = kVocab;
@@ -176,7 +176,7 @@ struct Kept {  // one for each format; the builder is used to pack only
   std::vector<Slot> slots;
 };
 
-// What all inputs share.
+// The state that all inputs share.
 struct State {
   InputFile weights{16 << 10}, table{5000};
   std::vector<Tier> tiers;
@@ -311,7 +311,7 @@ void pack_rows(Bytes in) {
   if (values > 1 << 14) values = 0;  // more than any slot holds
   const std::vector<uint8_t> data = in.data(file ? 0 : source_bytes(source.type, values));
   if (!file) source.data = data.data();
-  // As many bytes as the bindings provide.
+  // The buffer has as many bytes as the bindings provide.
   std::vector<uint8_t> out(
       static_cast<size_t>(kept.builder->packed_bytes(name, slot.matrix && !shape.empty() ? shape[0] : 1)));
   expect_errors([&] { kept.builder->pack(name, source, first_row, out.data()); });

@@ -41,7 +41,7 @@ void fill_bf12(Random& random, int64_t cols, uint8_t* panel) {
 
 enum class Place : uint8_t { kHalf, kSmallScale, kWeight };
 
-// What byte `at` of a panel of a format in blocks is: a part of an f16 scale, a small scale, or weights.
+// The kind of byte `at` in a panel of a format in blocks: a part of an f16 scale, a small scale, or weights.
 Place place_of(Format format, int64_t at) {
   const int64_t superblock = kScaleBytes + 2 * block_bytes(format);
   if (!in_groups(format)) return at % superblock < kScaleBytes ? Place::kHalf : Place::kWeight;
@@ -50,13 +50,13 @@ Place place_of(Format format, int64_t at) {
   return (at - kLineBytes) % superblock < kScaleBytes ? Place::kSmallScale : Place::kWeight;
 }
 
-constexpr float kStaticScale = 0.0625f;  // of x in forms with a fixed scale
+constexpr float kStaticScale = 0.0625f;  // the scale of x in forms with a fixed scale
 
 // Fills panels with any bits that the format allows.
 void fill_with_bits(Random& random, Format format, int64_t stride, uint8_t* panels, int64_t bytes) {
   if (format == Format::kF32 || format == Format::kBf16) {
     for (int64_t i = 0; i < bytes; i += 4) {
-      // Of two bf16 both halves are floats. Numbers up to 2^56 keep all sums finite.
+      // Both halves of two bf16 are floats. Numbers up to 2^56 keep all sums finite.
       const uint32_t bits = static_cast<uint32_t>(random.bits()) & 0xdbffdbffu;
       std::memcpy(panels + i, &bits, 4);
     }
@@ -242,7 +242,7 @@ void check_case(const Case& c, const Tiers& tiers) {
       expect_same_bits(few.as<float>(), y.as<float>(), c.rows * c.outputs, "in the kernel for few rows");
     }
 
-    // A row alone, and a panel alone, has the same bits. Nothing is written between the rows of y.
+    // A single row, and a single panel, has the same bits. Nothing is written between the rows of y.
     const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
     const GuardedBytes alone((c.outputs + 3) * 4);
     for (int64_t r = 0; r < c.rows; ++r) {

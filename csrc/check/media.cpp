@@ -22,7 +22,7 @@
 namespace gemlet::check {
 namespace {
 
-// What a plan for one image or sound may say: that of Gemma 4 is about 2^46 bytes where all sizes are the largest ones.
+// The most bytes in a plan for one image or sound. The plan of Gemma 4 with all sizes at their limits has about 2^46.
 constexpr int64_t kMostBytes = int64_t{1} << 48;
 constexpr std::array<int64_t, 8> kRates = {8000, 16000, 24000, 32000, 48000, 999, 0, -16000};
 constexpr std::array<double, 8> kNumbers = {0,    -1,      1e-6,     0.5,
@@ -81,7 +81,7 @@ void resample(Chance& chance) {
   if (channels > 100) return;
   const int64_t count = frames * std::max<int64_t>(channels, 1);
   GuardedBytes samples = chance.bytes(count * (int16 ? 2 : 4));
-  if (!int16 && !chance.one_in(4)) {  // else most floats are no sound
+  if (!int16 && !chance.one_in(4)) {  // otherwise most floats would not be a sound
     for (int64_t i = 0; i < count; ++i) samples.as<float>()[i] = static_cast<float>(chance.below(200) - 100) / 100;
   }
   const int64_t most = chance.size(500);

@@ -19,7 +19,7 @@ struct Operands {
 
 struct Operation {
   const char* name;
-  double largest;  // of |x|
+  double largest;  // the largest |x|
   float scalar;
   void (*run)(const KernelTable&, const Operands&, const float* x, const float* other, const float* third, float* out);
   // the value of out[i] and its error bound

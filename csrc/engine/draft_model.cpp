@@ -26,7 +26,7 @@ int32_t choose_guess(const Job& job, const float* logits, int64_t count, int64_t
   }
   try {
     return job.sampler->guess(row, history, ahead);
-  } catch (const Error&) {  // a drafter's logits are no reason to end a text
+  } catch (const Error&) {  // a fault in a drafter's logits does not end the text
     return -1;
   }
 }

@@ -10,12 +10,12 @@
 namespace gemlet {
 
 struct DraftState {
-  // What a smaller model needs:
+  // A smaller model needs these:
   std::unique_ptr<KvTable> kv;   // null: nothing yet
   int64_t certain = 0;           // tokens of the text whose keys and values are in it
   std::vector<int32_t> guessed;  // guessed tokens after those
   int64_t kept_blocks = 0;       // blocks that its prefix cache has
-  // What an assistant needs: the model's states [rows, hidden] of the last pass, and which of them chose the last
+  // An assistant needs the model's states [rows, hidden] of the last pass, and the index of the one that chose the last
   // token.
   std::vector<float> states;
   int64_t right = 0;

@@ -12,7 +12,7 @@ constexpr size_t kMost = 32;       // tokens that are compared
 constexpr int kMostPlaces = 32;    // places that are looked at
 constexpr size_t kSlots = 1 << 8;  // slots of a new table
 
-// How many tokens just before the two places are the same, at most kMost. `place` < `end`.
+// The number of equal tokens just before the two places, at most kMost. `place` < `end`.
 size_t common_before(std::span<const int32_t> ids, size_t place, size_t end) {
   size_t count = 0;
   while (count < std::min(place, kMost) && ids[place - 1 - count] == ids[end - 1 - count]) ++count;

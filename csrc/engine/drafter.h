@@ -18,8 +18,8 @@ struct Draft {
 class Drafter {
  public:
   virtual ~Drafter() = default;
-  // At most `most` tokens that may come after `ids`; none if it has no guess. `ids` must begin with the ids of the call
-  // before.
+  // Guesses at most `most` tokens that may come after `ids`; none if it has no guess. `ids` must begin with the ids of
+  // the call before.
   virtual Draft propose(std::span<const int32_t> ids, int64_t most) = 0;
 };
 

@@ -6,8 +6,8 @@
 namespace gemlet {
 namespace {
 
-constexpr double kMostChance = 0.95;  // so that texts which repeat themselves count the same
-constexpr double kRate = 0.1;         // how fast a chance follows what happens
+constexpr double kMostChance = 0.95;  // the largest chance, so that all texts that repeat themselves count the same
+constexpr double kRate = 0.1;         // the weight of the newest guess in a chance
 constexpr double kGrant = 0.01;       // added to an account at each step, so that guesses can be tried; in steps
 constexpr double kMostSaved = 3;      // the most that an account holds, in steps
 constexpr double kLeastGain = 0.03;   // guesses must gain at least this share of the tokens

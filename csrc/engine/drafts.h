@@ -1,4 +1,4 @@
-// How much of a guess about a text goes through a pass.
+// Chooses how many guessed tokens of a text go through a pass.
 //
 // A pass over the last token of a text and k guessed ones costs more time than one over the last token alone, but less
 // than k + 1 passes, as long as the CPU waits for the weights. From the logits of all these rows the text's own sampler
@@ -25,7 +25,8 @@ namespace gemlet {
 
 class Drafts;
 
-// How many guessed tokens go through a pass, and what they gain: a share of the tokens for the same time.
+// The number of guessed tokens that go through a pass, and their gain: the share of tokens that the same time gives in
+// addition.
 struct DraftChoice {
   int64_t count = 0;
   double gain = 0;
@@ -34,12 +35,12 @@ struct DraftChoice {
 struct ModelDrafts {
   Drafts* text;
   int64_t most;       // the most tokens that may be guessed
-  int64_t depth = 0;  // how many tokens are to be guessed
+  int64_t depth = 0;  // the number of tokens to guess
 };
 
 class Drafts {
  public:
-  // Without a drafter nothing is guessed. `model_chance`: how often what a model guesses has been right.
+  // Without a drafter nothing is guessed. `model_chance` is the share of a model's guesses that were right.
   explicit Drafts(std::unique_ptr<Drafter> drafter, double model_chance = 0.6) : drafter_(std::move(drafter)) {
     chances_[kModelKind] = model_chance;
   }
@@ -74,8 +75,9 @@ class Drafts {
   Draft draft_;
   std::vector<int32_t> run_;
   int64_t taken_ = 0;
-  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8, 0.6};  // of the next token of a guess being right
-  double account_ = 0.5;                                            // unit: steps
+  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8,
+                                              0.6};  // the chance that the next token of a guess is right
+  double account_ = 0.5;                             // unit: steps
 };
 
 // Takes guessed tokens, at most `most` in all, of the texts of a step that only writes and has `rows` rows without
@@ -87,7 +89,7 @@ DraftChoice choose_drafts(std::span<Drafts* const> texts, int64_t rows, int64_t 
 DraftChoice choose_depths(std::span<ModelDrafts> texts, int64_t rows, int64_t most, double pass,
                           const StepTimes& times);
 
-// What a text that is alone would gain from the best number of guesses, if each is right with this chance.
+// The gain of a text that runs alone from the best number of guesses, if each is right with this chance.
 double gain_alone(double chance, double pass, const StepTimes& times);
 
 }  // namespace gemlet

@@ -1,4 +1,4 @@
-// What an engine is made with, and what it counts.
+// The options of an engine, and its counters.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ struct EngineStats {
   int64_t generated_tokens = 0;
   int64_t drafts = 0;           // guesses, one for each text and step
   int64_t drafted_tokens = 0;   // guessed tokens that went through a pass
-  int64_t accepted_tokens = 0;  // those of them that were right
+  int64_t accepted_tokens = 0;  // the guessed tokens that were right
   int64_t preemptions = 0;
   int64_t prefix_cache_bytes = 0;                       // now
   int64_t kv_bytes = 0;                                 // blocks in use now

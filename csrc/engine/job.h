@@ -31,17 +31,17 @@ struct Job {
   KvTable kv;
   std::vector<int32_t> ids;  // prompt and generated
   TextKey key;               // the key of these ids
-  SoftText soft;             // which of these ids are soft tokens
+  SoftText soft;             // the soft tokens among these ids
   std::unique_ptr<Sampler> sampler;
   std::unique_ptr<Drafts> drafts = nullptr;  // guesses how the text goes on; null: there are no guesses
   int64_t unread = 0;                        // tokens that its reader has not taken
-  bool paused = false;                       // its reader is slow
-  DraftState draft_state = {};               // what a drafting model has read and computed for it
+  bool paused = false;                       // true if the reader is slow
+  DraftState draft_state = {};               // the tokens that a drafting model has read for it, and their results
   std::vector<float> held = {};  // the logits of its next token, whose mask is missing, and of the guesses after it
   int64_t right = 0;             // guesses of the last pass that have been chosen, while logits are held
   double slowed = 1;             // the factor by which guesses made that pass longer
   bool needs_mask = false;       // it gave up its place while it waited for a mask, and begins again when it has one
-  std::optional<int32_t> chosen = std::nullopt;  // its next token, see Worker::choose_together()
+  std::optional<int32_t> chosen = std::nullopt;  // the next token of the text, see Worker::choose_together()
   std::optional<RequestOptions::Clock::time_point> slow_since = std::nullopt;  // waits_for_reader()
   int64_t kept_blocks = 0;                                                     // blocks that the prefix cache has
   std::shared_ptr<DiskCache::Reading> reading = nullptr;  // from the disk; the request waits for that

@@ -25,7 +25,7 @@ struct Header {
   uint64_t salt;
   int64_t numbers;
   uint64_t present;   // a bit for each kind
-  uint64_t checksum;  // of everything before the keys and values, with 0 in this field
+  uint64_t checksum;  // it covers everything before the keys and values, with 0 in this field
 };
 static_assert(sizeof(Header) == 112);
 

@@ -20,7 +20,8 @@
 
 namespace gemlet {
 
-// What keys and values depend on besides the tokens. The digest of a model covers weights, formats and kernels.
+// The facts on which keys and values depend besides the tokens. The digest of a model covers weights, formats and
+// kernels.
 struct KvOwner {
   Digest model = {}, adapter = {};  // adapter: zeros for none
   uint64_t salt = 0;

@@ -10,7 +10,7 @@ namespace gemlet {
 namespace {
 
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
-constexpr double kMostPenalty = 1e30;  // what remains of a logit is still a float
+constexpr double kMostPenalty = 1e30;  // with this penalty, a logit is still a float
 
 void forbid(std::span<float> logits, std::span<const int32_t> ids) {
   for (const int32_t id : ids) {
@@ -54,7 +54,7 @@ void LogitsProcessors::leave_torn_behind() {
   leave_behind(longest_lengths_);
 }
 
-// How often each of the ids occurs. The caller sets the counts to 0 again.
+// Counts how often each of the ids occurs. The caller sets the counts to 0 again.
 void LogitsProcessors::count(std::span<const int32_t> ids, size_t vocab) {
   counts_.resize(vocab);
   counted_.clear();

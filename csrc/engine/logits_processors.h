@@ -1,5 +1,5 @@
-// What changes logits before a token is chosen from them: biases, penalties, and tokens that may not come. The order is
-// that of Hugging Face's generate(), as far as it has the step. All depends on the ids of the text alone.
+// Changes logits before a token is chosen from them, by biases, penalties and forbidden tokens. The order is that of
+// Hugging Face's generate(), as far as it has the step. Everything depends only on the ids of the text.
 #pragma once
 
 #include <cstddef>
@@ -34,10 +34,10 @@ class LogitsProcessors {
 
   const SamplerConfig& config_;
   std::vector<uint32_t> counts_;         // count of each id of the vocabulary; 0 between two steps
-  std::vector<int32_t> counted_;         // those that are not 0
+  std::vector<int32_t> counted_;         // the ids whose count is not 0
   std::vector<size_t> repeated_;         // repeated_lengths() of the history
   std::vector<int32_t> longest_ids_;     // ids that would continue a repetition
-  std::vector<size_t> longest_lengths_;  // for each id of the vocabulary the length of the longest such repetition
+  std::vector<size_t> longest_lengths_;  // the length of the longest such repetition for each id of the vocabulary
 };
 
 }  // namespace gemlet

@@ -1,5 +1,4 @@
-// How probable the model finds a token: the logarithms of probabilities in its own distribution, before anything that
-// changes how tokens are chosen.
+// The logarithms of the probabilities that the model gives to tokens, before penalties and filters change them.
 #pragma once
 
 #include <cstddef>

@@ -244,7 +244,7 @@ void PrefixCache::close() {
 
 // --- On disk --------------------------------------------------------------------------------------------------------
 
-// What a text's keys and values depend on; nothing if another process could not know it.
+// The facts on which a text's keys and values depend; nothing if another process could not know them.
 std::optional<KvOwner> PrefixCache::owner_of(const Root& root) const {
   KvOwner owner = {model_, {}, root.salt};
   if (const std::shared_ptr<const Adapter> adapter = root.adapter.lock()) {

@@ -75,8 +75,8 @@ class PrefixCache {
   // The kept text that has the most first tokens in common with `text`.
   struct Nearest {
     int64_t common = 0;         // tokens that are the same
-    int64_t usable = 0;         // how many of them a text can begin with: the rest lacks blocks of windows
-    std::vector<int32_t> next;  // what the kept text goes on with, kShown tokens at most
+    int64_t usable = 0;         // the number of them that a text can begin with; the rest lacks blocks of windows
+    std::vector<int32_t> next;  // the next tokens of the kept text, at most kShown
   };
   static constexpr int64_t kShown = 16;
   Nearest nearest(const Root& root, const TextKey& text);
@@ -101,12 +101,12 @@ class PrefixCache {
   using Children = std::map<Numbers, std::unique_ptr<Entry>>;
   struct Use {
     uint64_t time = 0;
-    std::list<Entry*>::iterator place = {};  // its place in the list of all entries
+    std::list<Entry*>::iterator place = {};  // the place in the list of all entries
   };
   struct Entry {
     Entry* parent;
     Children* siblings;              // the map that this entry is in
-    const Numbers* numbers;          // its key there
+    const Numbers* numbers;          // the key in that map
     std::vector<KvBlockRef> blocks;  // one for each kind of layer; those of kinds with a window may be missing
     Children children = {};
     Use whole = {}, window = {};  // window: only if it has such blocks
@@ -138,7 +138,7 @@ class PrefixCache {
   uint64_t time_ = 0;
   std::map<Root, Children> roots_;
   std::list<Entry*> entries_;  // the last one was used last. A parent comes after its children.
-  std::list<Entry*> windows_;  // those with blocks of windows, in that order
+  std::list<Entry*> windows_;  // the entries with blocks of windows, in the same order
 };
 
 }  // namespace gemlet

@@ -1,4 +1,4 @@
-// Where a text repeats itself.
+// Finds where a text repeats itself.
 #pragma once
 
 #include <cstddef>
@@ -24,11 +24,11 @@ class SequenceBreakers {
 
   explicit SequenceBreakers(std::vector<Group> groups);
 
-  // Whether the token alone is one.
+  // Whether the token is a breaker by itself.
   bool is_breaker(int32_t id) const;
 
-  // How many tokens follow the last one in `ids`; all, if there is none. Of breakers that begin with the same token,
-  // the longest counts.
+  // The number of tokens after the last breaker in `ids`, or of all tokens if there is none. If several breakers begin
+  // with the same token, the longest counts.
   size_t tokens_after_last(std::span<const int32_t> ids) const;
 
  private:

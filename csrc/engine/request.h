@@ -28,9 +28,9 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kContext, kCancelled,
 
 // The wanted result for the prompt.
 enum class Wanted : uint8_t {
-  kText,       // its continuation, token by token
+  kText,       // the continuation of the text, token by token
   kLogits,     // the logits after each of its tokens, from number `first_row` on
-  kEmbedding,  // its embedding, from a bidirectional model
+  kEmbedding,  // the embedding of the text, from a bidirectional model
 };
 
 struct RequestOptions {
@@ -40,9 +40,9 @@ struct RequestOptions {
   std::vector<int32_t> prompt;
   std::vector<PlacedMedia> media;  // media of the prompt; they are in order and do not overlap
   int64_t first_row = 0;
-  std::shared_ptr<const Adapter> adapter;     // null: the model alone
+  std::shared_ptr<const Adapter> adapter;     // null: only the model
   SamplerConfig sampler;                      // this and the next three are for kText
-  std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and is no part of it
+  std::vector<int32_t> end_ids;               // the first of these to be chosen ends the text and does not belong to it
   int64_t max_tokens = 1;                     // it is at least 1
   bool masked = false;                        // no token of a kText is chosen before set_mask() for it
   std::optional<size_t> logprobs;             // give those of each token, and of this many likely ones
@@ -83,7 +83,7 @@ class Request {
   // they are chosen. A mask changes nothing if its token was chosen meanwhile, or if other tokens than `behind` were
   // chosen. Throws kInvalidRequest if the position is neither the next one nor one after guesses.
   void set_mask(int64_t position, TokenMask mask, std::span<const int32_t> behind = {});
-  // How many tokens were chosen, and which ones are guessed to come next.
+  // The number of chosen tokens, and the tokens that are guessed to follow.
   std::pair<int64_t, std::vector<int32_t>> guessed() const;
   // Ends the request with kCancelled at the next opportunity, unless it has ended already.
   void cancel();
@@ -105,10 +105,10 @@ class Request {
   bool has_mask() const { return masks_.contains(generated_.size()); }
   void guess(std::span<const int32_t> ids);
   void add(int32_t id);
-  std::optional<int32_t> token_at(size_t position) const;  // also of a guessed one
+  std::optional<int32_t> token_at(size_t position) const;  // the token may be a guessed one
 
   std::vector<int32_t> generated_;
-  size_t taken_ = 0;                                          // how many of them the reader has taken
+  size_t taken_ = 0;                                          // the number of them that the reader has taken
   std::vector<Logprobs> logprobs_;                            // logprobs of the tokens that were not taken
   std::map<size_t, std::shared_ptr<const TokenMask>> masks_;  // masks of the next tokens, by position
   std::vector<int32_t> guessed_;                              // tokens from guessed_from_ on; masks_ count on them

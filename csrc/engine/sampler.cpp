@@ -10,7 +10,7 @@
 namespace gemlet {
 namespace {
 
-// What is added to the logits of 8 ids, for each of their 256 masks: 0, or -infinity for those that are forbidden.
+// The numbers that are added to the logits of 8 ids, for each of their 256 masks: 0, or -infinity for forbidden ids.
 struct Addends {
   constexpr Addends() {
     for (size_t bits = 0; bits < 256; ++bits) {
@@ -175,7 +175,7 @@ void Sampler::select_candidates(size_t count) {
     while (keep > 1 && weights_[keep - 1] < config_.min_p * weights_[0]) --keep;
     weights_.resize(std::max<size_t>(1, keep));
   } else if (config_.top_p < 1) {
-    // Those near the largest are nearly always enough: widen the reach until they are.
+    // The logits near the largest one are nearly always enough. If they are not, the range is widened until they are.
     const double wanted = config_.top_p * row_.exp_sum(inverse_temperature);
     for (double reach = 4.0 * std::min(1.0, config_.temperature);; reach *= 2) {
       row_.collect(static_cast<float>(largest - std::min(reach, negligible)), candidates_);

@@ -27,9 +27,9 @@ class Sampler {
   // logits [vocab]; history: the ids of the prompt and of what was generated; mask: see TokenMask. Throws kTensor if
   // the logits hold NaN or infinity, and kInvalidRequest if no token may be chosen.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask = {});
-  // What sample() would choose after `ahead` more calls. Draws nothing.
+  // The token that sample() would choose after `ahead` more calls. It draws nothing.
   int32_t guess(std::span<const float> logits, std::span<const int32_t> history, int64_t ahead);
-  // What sample() draws from: the tokens that may be chosen, with their probabilities. Draws nothing.
+  // The tokens that sample() may choose, with their probabilities. It draws nothing.
   std::vector<std::pair<int32_t, double>> distribution(std::span<const float> logits, std::span<const int32_t> history);
 
  private:

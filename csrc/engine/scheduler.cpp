@@ -6,7 +6,7 @@ namespace gemlet {
 namespace {
 
 constexpr int64_t kLeastPiece = 16;  // the number of rows of a tile
-constexpr int64_t kMostWaiters = 4;  // for each text that is written, at most this many waiting ones count
+constexpr int64_t kMostWaiters = 4;  // at most this many waiting texts count for each text that is being written
 constexpr int64_t kOldestTurn = 4;   // the prompt that has waited longest comes first at least once in this many steps
 constexpr int64_t kQuickTurn = 16;   // at most once in this many steps, the last step of a prompt reads nothing else
 

@@ -1,5 +1,5 @@
-// Which requests advance in the next step, and by how many tokens. A step has no phases: texts that are being written
-// advance by one token while chunks of prompts are read beside them.
+// Chooses the requests that advance in the next step, and the number of tokens of each. A step has no phases: texts
+// that are being written advance by one token while chunks of prompts are read in the same step.
 #pragma once
 
 #include <cstdint>

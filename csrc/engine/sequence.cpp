@@ -9,7 +9,7 @@
 namespace gemlet {
 namespace {
 
-// Where a chunk that begins at `first` ends. No chunk cuts a span.
+// The end of a chunk that begins at `first`. No chunk cuts a span.
 int64_t chunk_end(const TokenRun& tokens, int64_t first) {
   const int64_t end = whole_tokens(tokens.spans, std::min(first + kChunkTokens, tokens.rows()));
   return end > first ? end : next_whole(tokens.spans, first);

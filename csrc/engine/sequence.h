@@ -33,7 +33,7 @@ class Sequence {
   std::unique_ptr<Sequence> fork() const;
   // Another sequence with the first `blocks` * kKvBlockTokens tokens, without logits. It shares the keys and values of
   // these tokens. Throws kInvalidRequest if there are fewer tokens, if a window has dropped some that it needs, or if a
-  // span goes on behind them.
+  // span continues after them.
   std::unique_ptr<Sequence> prefix(int64_t blocks) const;
 
   // The next token, from the last row of logits. Throws kInvalidRequest if the last extension kept none.
@@ -45,7 +45,7 @@ class Sequence {
   const Model& model() const { return *model_; }
   int64_t cache_bytes() const;
 
-  // From any thread: a running extend() ends with Error{kCancelled} at the next layer. Later extends work again.
+  // Ends a running extend() with Error{kCancelled} at the next layer. Any thread may call it. Later extends work again.
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
   void close();
 

@@ -1,6 +1,6 @@
-// How long steps take. It tells how much of a prompt may be read while texts are being written: as much as doubles the
-// time of a step, so that those who read the texts wait about twice as long for a token. And it tells what guessed
-// tokens cost (engine/drafts.h).
+// Measures the time of steps. It tells how much of a prompt may be read while texts are being written: as much as
+// doubles the time of a step. Then readers of the texts wait about twice as long for a token. It also tells what
+// guessed tokens cost (engine/drafts.h).
 #pragma once
 
 #include <algorithm>
@@ -37,10 +37,10 @@ class StepTimes {
     }
   }
 
-  // How many times as long a step that only writes takes with `rows` rows, at most kMostRows, as with `plain` rows,
-  // whose time must be known. It is the ratio of the shortest times, because other programs disturb many steps, or of
-  // the means if that is larger: if other programs use the CPUs, steps with more rows may slow down more, because they
-  // use more threads.
+  // The time of a step that only writes with `rows` rows, at most kMostRows, divided by its time with `plain` rows,
+  // which must be known. It is the ratio of the shortest times, because other programs disturb many steps, or of the
+  // means if that is larger: if other programs use the CPUs, steps with more rows may slow down more, because they use
+  // more threads.
   double cost(int64_t rows, int64_t plain) const {
     return std::max(writing(rows, &Time::best) / writing(plain, &Time::best),
                     writing(rows, &Time::mean) / writing(plain, &Time::mean));
@@ -62,8 +62,8 @@ class StepTimes {
 
   struct Time {
     void add(double value) {
-      constexpr double kMostMeans =
-          4;  // in means; a longer time counts as this much, because the step may have been interrupted
+      // In means. A longer time counts as this much, because the step may have been interrupted.
+      constexpr double kMostMeans = 4;
       best += (steps == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
       mean += steps == 0 ? value : 0.1 * (std::min(value, kMostMeans * mean) - mean);
       ++steps;

@@ -1,4 +1,4 @@
-// What the prefix cache knows a text by, in memory and on disk: a list of numbers, one for each token.
+// The key of a text in the prefix cache, in memory and on disk: a list of numbers, one for each token.
 //
 // A token's number is its id. That of a token with a soft row is negative, and has the id too. The first one of an
 // image or a sound comes after numbers that belong to no token: how many rows it has, whether they see each other, and
@@ -31,7 +31,7 @@ class TextKey {
   // `tokens`, or fewer, so that the first ones end within no image whose tokens see each other.
   int64_t whole(int64_t tokens) const { return whole_tokens(spans_, tokens); }
 
-  // What a list of numbers contains: how many tokens, how many numbers the first tokens take, and the ids.
+  // These read a list of numbers: how many tokens it has, how many numbers the first `tokens` take, and the ids.
   static int64_t tokens_in(std::span<const int32_t> numbers);
   static size_t numbers_of(std::span<const int32_t> numbers, int64_t tokens);
   static std::vector<int32_t> ids_in(std::span<const int32_t> numbers);
@@ -45,7 +45,7 @@ class TextKey {
   int64_t tokens_ = 0;
 };
 
-// How many numbers at the beginning of two texts are the same.
+// The number of equal numbers at the beginning of two texts.
 int64_t common_numbers(std::span<const int32_t> a, std::span<const int32_t> b);
 
 }  // namespace gemlet

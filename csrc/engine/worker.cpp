@@ -228,7 +228,7 @@ void Worker::show_guesses(const Parts& parts) {
   }
 }
 
-// How many tokens may be guessed about a text.
+// The most tokens that may be guessed for a text.
 int64_t Worker::most_drafted(const Job& job) const {
   const RequestOptions& options = job.request->options;
   const auto length = static_cast<int64_t>(job.ids.size());
@@ -367,8 +367,8 @@ void Worker::end(Job* job, FinishReason reason, const Error* error) {
     stats.running = static_cast<int64_t>(scheduler_.running().size());
     stats.waiting = static_cast<int64_t>(scheduler_.waiting().size());
     stats.prefix_cache_bytes = cached_bytes;
-    // From here on, the reader knows that the request has ended. What the request holds, such as an adapter, is freed
-    // when the reader releases it.
+    // From here on, the reader knows that the request has ended. When the reader releases the request, everything that
+    // it holds is freed, such as an adapter.
     if (owned->request.use_count() > 1) owned->request.reset();
   }
   news->notify();

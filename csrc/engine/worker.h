@@ -1,4 +1,4 @@
-// What computes the steps of an engine (see engine.h), in one process.
+// Computes the steps of an engine (see engine.h) in one process.
 #pragma once
 
 #include <chrono>
@@ -23,7 +23,7 @@
 
 namespace gemlet {
 
-// What changes under fork_safe_mutex() is complete in a forked process. Only the worker uses the rest.
+// Members that change under fork_safe_mutex() are complete in a forked process. Only the worker uses the others.
 struct Worker {
  private:
   const std::shared_ptr<Model> model_;
@@ -34,7 +34,7 @@ struct Worker {
   // Under fork_safe_mutex().
   const uint32_t forks = fork_generation();
   std::vector<std::shared_ptr<Request>> live;       // all that have not ended
-  std::vector<std::shared_ptr<Request>> submitted;  // those that the worker has not seen yet
+  std::vector<std::shared_ptr<Request>> submitted;  // the requests that the worker has not seen yet
   EngineStats stats;
   bool closing = false;
   bool has_thread = false;
@@ -44,10 +44,10 @@ struct Worker {
 
   // Returns false if there was nothing to compute. What nobody else has caught ends all requests.
   bool step_or_fail();
-  // How long the worker may wait: until the next deadline of a request that does not advance.
+  // The time that the worker may wait: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
-  void close();  // its caches
+  void close();  // closes the caches of the worker
 
   std::mutex stepping;  // if the system grants no thread for a worker, callers of wait() take turns
   PrefixCache cache;    // any thread may use it
@@ -111,9 +111,9 @@ struct Worker {
   double pass_seconds_ = 0;    // time of one guessing pass; 0: not known
   double read_seconds_ = 0;    // time for each token that it reads; 0: not known
   double credit_ = 0;          // seconds that it may lose by being tried
-  AlignedBuffer outputs_;      // what the last pass wrote: rows of logits, or embeddings
+  AlignedBuffer outputs_;      // the results of the last pass: rows of logits, or embeddings
   std::vector<float> states_;  // [rows, hidden] of these rows of logits, for a drafter that takes them
-  std::vector<int64_t> rows_;  // for each part of the last pass its first row in outputs_; -1: it has none
+  std::vector<int64_t> rows_;  // the first row in outputs_ of each part of the last pass; -1: the part has none
   uint64_t arrivals_ = 0;
   RequestOptions::Clock::time_point step_start_;
 };

@@ -1,4 +1,4 @@
-// When a drafting model guesses, and about which texts.
+// Decides when a drafting model guesses, and about which texts.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -10,11 +10,12 @@ namespace {
 
 using Clock = RequestOptions::Clock;
 
-constexpr int64_t kNear = 8;          // tokens that the drafter may have to read in the first pass of a guess
-constexpr int64_t kPiece = 448;       // tokens that it reads at once
-constexpr int64_t kTried = 2;         // tokens of a guess that tells whether guesses have become better
-constexpr double kCredit = 0.01;      // what trying may cost, as a share of a step without guesses
-constexpr double kReadingPays = 0.5;  // what reading the beginning of a text may cost, as a share of what it could gain
+constexpr int64_t kNear = 8;      // tokens that the drafter may have to read in the first pass of a guess
+constexpr int64_t kPiece = 448;   // tokens that it reads at once
+constexpr int64_t kTried = 2;     // tokens of a guess that tells whether guesses have become better
+constexpr double kCredit = 0.01;  // the most that trying may cost, as a share of a step without guesses
+// The most that reading the beginning of a text may cost, as a share of its possible gain.
+constexpr double kReadingPays = 0.5;
 
 void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
 
@@ -76,7 +77,7 @@ int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   if (!none_loses || texts.empty()) return found.count;
   const DraftChoice best = choose_depths(texts, rows, options_.most_drafted, pass, times_);
   if (best.count == 0 && found.count == 0 && times_.knows(rows)) {
-    // How often its guesses are right is measured only by making some.
+    // Only guessing shows how often the guesses are right.
     const int64_t depth = std::min({kTried, texts[0].most, options_.most_drafted, StepTimes::kMostRows - rows});
     const double price = step * (pass * static_cast<double>(depth) + times_.cost(rows + depth, rows) - 1);
     if (depth <= 0 || credit_ < price) return 0;

@@ -77,7 +77,7 @@ void Worker::hand_out(const Parts& parts) {
   for (size_t i = 0; i < parts.size(); ++i) {
     Job* const job = parts[i].job;
     Request& request = *job->request;
-    const auto keep = [&] {  // what is certain
+    const auto keep = [&] {  // the tokens that are certain
       if (job->wanted() == Wanted::kEmbedding || !job->held.empty()) return;
       job->kept_blocks = cache.keep(root_of(request), job->key, job->kv, job->kept_blocks, false);
     };
@@ -157,8 +157,8 @@ void Worker::count_step(Request& request, bool wrote) const {
   request.has_first_ |= wrote;
 }
 
-// Chooses the next token of a text, and those after it for as long as its guesses are right. Where a mask is missing,
-// it keeps the logits until it is there. `held`: these were kept.
+// Chooses the next token of a text, and the tokens after it for as long as the guesses are right. If a mask is missing,
+// the logits are kept until it is there. `held` says that these logits were kept.
 FinishReason Worker::next_tokens(Job& job, const float* logits, bool held) {
   const bool is_masked = job.request->options.masked;
   const int64_t drafted = job.drafted(), first = std::exchange(job.right, 0), width = row_width();
@@ -192,7 +192,7 @@ FinishReason Worker::next_tokens(Job& job, const float* logits, bool held) {
   return reason;
 }
 
-// Chooses the next token of a text from its logits. `held`: they were kept until its mask was there.
+// Chooses the next token of a text from its logits. `held` says that the logits were kept until the mask was there.
 FinishReason Worker::next_token(Job& job, const float* logits, const std::shared_ptr<const TokenMask>& mask,
                                 bool held) {
   Request& request = *job.request;
@@ -211,7 +211,7 @@ FinishReason Worker::next_token(Job& job, const float* logits, const std::shared
   }
   {
     const Lock lock(fork_safe_mutex());
-    if (held) {  // its pass was counted
+    if (held) {  // the pass that computed it was counted
       request.times_.tokens += request.has_first_ ? 1 : 0;
       request.has_first_ = true;
     } else {

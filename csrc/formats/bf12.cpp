@@ -21,7 +21,7 @@ inline uint16_t bf16_of(float x) { return f32_to_bf16(x); }
 inline uint16_t bf16_of(uint16_t bits) { return bits; }
 
 struct Exponents {
-  int first;           // of the 15 consecutive ones that cover the most weights of a row; 0 if one is not finite
+  int first;  // the first of the 15 consecutive exponents that cover the most weights; 0: a weight is not finite
   int64_t exceptions;  // weights that they do not cover
 };
 

@@ -1,5 +1,5 @@
-// How a block of 32 columns lies in lines, for all formats in blocks (formats.h). Integers are unsigned, as they are
-// stored.
+// The layout of a block of 32 columns in lines, for all formats in blocks (formats.h). Integers are unsigned, as they
+// are stored.
 #pragma once
 
 #include <cstdint>

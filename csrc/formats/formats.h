@@ -16,7 +16,7 @@
 //   q5    A superblock is 64 bytes of scales as above, then 5 lines for each of its two blocks.
 //         Lines 0 to 3 of a block: the low four bits of q + 16, in the order of q4. Line 4: bit k of byte 4r + i is the
 //         fifth bit of W[r][4k + i]. q is in [-16, 15] and the weight is q * scale.
-//   q4k   A group is up to four superblocks (256 columns) behind a line of d and m: f16, d of 16 rows, then m.
+//   q4k   A group is up to four superblocks (256 columns) after a line of d and m: f16, d of 16 rows, then m.
 //         A superblock is a line of small scales, then the lines of its two blocks as in q4, with q in [0, 15]. The
 //         small scales are bytes: s of 16 rows and t of 16 rows, for the first block and then for the second. The
 //         weight is d * s * q - m * t.
@@ -81,7 +81,7 @@ enum class Format : uint8_t {
 #undef GEMLET_DECLARE_FORMAT
 };
 
-// How the cache stores keys and values, once: X(identifier, name, bits of a number). int8 and int4 have one scale for
+// The list of the formats of the KV cache: X(identifier, name, bits of a number). int8 and int4 have one scale for
 // each token and head.
 #define GEMLET_KV_FORMATS(X) \
   X(F32, f32, 32)            \
@@ -105,7 +105,7 @@ std::string format_names();  // all of them, for messages: "f32, bf16, ..."
 std::string_view kv_format_name(KvFormat format);
 std::optional<KvFormat> kv_format_from_name(std::string_view name);
 std::string kv_format_names();
-int64_t bits_of(KvFormat format);  // of a number
+int64_t bits_of(KvFormat format);  // bits of a number
 
 // The number that is added to q to make it unsigned; 0 for formats without such a q.
 int32_t zero_point(Format format);
@@ -113,8 +113,8 @@ int32_t zero_point(Format format);
 int64_t block_bytes(Format format);
 bool has_minimum(Format format);  // q4k, q5k
 bool in_groups(Format format);    // q4k, q5k, q6k
-int row_bits(Format format);      // of r8, r4, r2: the bits of a weight; 0 for other formats
-// Where superblock `index` of a panel begins. The line of d and m stands before the first superblock of a group.
+int row_bits(Format format);      // the bits of a weight in r8, r4 and r2; 0 for other formats
+// The offset of superblock `index` in a panel. The line of d and m is before the first superblock of a group.
 int64_t superblock_offset(Format format, int64_t index);
 // Whether channels may be balanced before a matrix is rounded to it (model/balance.h).
 bool takes_balance(Format format);

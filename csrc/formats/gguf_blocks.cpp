@@ -9,7 +9,7 @@
 //   q8_0    d, 32 of q              d q, q signed
 //   iq4_nl  d, 16 of q              d kIq4[q]
 //
-// Where q has four bits, byte i of q holds value i in its low half and value i + 16 in its high half. Bit i of h is the
+// If q has four bits, byte i of q holds value i in its low half and value i + 16 in its high half. Bit i of h is the
 // fifth bit of value i.
 //
 // The other types hold 256 values in groups. Each group has a small integer scale s (and minimum m), which is
@@ -30,7 +30,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int kHalf = 16;  // of the 32 values of a block are in the low halves of its bytes
+constexpr int kHalf = 16;  // so many of the 32 values of a block are in the low halves of its bytes
 
 constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 

@@ -11,13 +11,13 @@ namespace gemlet {
 
 // A matrix is stored as panels of 16 rows, a panel as lines: 16 rows x 4 bytes of consecutive columns.
 constexpr int64_t kPanelRows = 16;
-constexpr int kUnitBytes = 4;                        // of one row in a line
+constexpr int kUnitBytes = 4;                        // bytes of one row in a line
 constexpr int kLineBytes = kPanelRows * kUnitBytes;  // a cache line
 
 // Formats in blocks: a block of columns has one scale. Two blocks, their scales in front, are a superblock.
 constexpr int64_t kBlock = 32;
 constexpr int64_t kSuperblock = 2 * kBlock;
-constexpr int kScaleBytes = 2 * kPanelRows * 2;  // of a superblock: f16
+constexpr int kScaleBytes = 2 * kPanelRows * 2;  // bytes of the scales of a superblock, in f16
 constexpr int64_t kQ8BlockBytes = kPanelRows * kBlock;
 constexpr int64_t kQ4BlockBytes = kPanelRows * kBlock / 2;
 constexpr int64_t kQ8SuperblockBytes = kScaleBytes + 2 * kQ8BlockBytes;
@@ -48,7 +48,7 @@ static_assert(kQ8Zero == 128, "adding it flips the highest bit");
 // bf12: superblocks of 8 columns, which are four lines in bf16 and three in bf12.
 constexpr int kBf12Columns = 8;
 constexpr int64_t kBf12SuperblockBytes = 3 * kLineBytes;
-constexpr int64_t kBf12ExpandedBytes = 4 * kLineBytes;  // of a superblock in bf16
+constexpr int64_t kBf12ExpandedBytes = 4 * kLineBytes;  // bytes of a superblock that is expanded to bf16
 constexpr int kBf12Words = kPanelRows * kBf12Columns;   // weights of a superblock
 constexpr uint16_t kBf12Kept = 0x807f;                  // sign and mantissa of bf16, which bf12 stores as they are
 constexpr uint16_t kBf12Code = 0x0780;                  // the code of an exponent, where its base can be added
@@ -75,7 +75,7 @@ constexpr int64_t kTileBytes = kTileRows * kLineBytes;
 static_assert(kTileRows == kPanelRows && kTileColumns == kBlock);
 
 // The KV cache.
-constexpr int64_t kKvBlockTokens = 64;  // of a block
+constexpr int64_t kKvBlockTokens = 64;  // tokens of a block of the KV cache
 constexpr int64_t kMaxHeadDim = 1024;   // the largest head that attention takes
 constexpr int kKvInt8Zero = 128;        // added to the numbers of the int8 cache, so that they are unsigned
 static_assert(kKvBlockTokens % kSuperblock == 0 && kMaxHeadDim % kPanelRows == 0);

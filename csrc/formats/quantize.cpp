@@ -11,8 +11,8 @@
 namespace gemlet {
 namespace {
 
-// Where fitted_scale tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the range. The
-// second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
+// The places where fitted_scale tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the
+// range. The second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
 struct Try {
   float steps;
   bool clamp;
@@ -52,7 +52,7 @@ Floats peak_of(const Tile x, int group) {
 }
 
 // The best of the scales that are fitted by least squares to q = round(x / (peak / steps)). The first try puts the peak
-// at the lowest q. `importance`: of the 32 columns, null without `weighted`.
+// at the lowest q. `importance` has a weight for each of the 32 columns; null without `weighted`.
 template <bool weighted>
 Floats fitted_scale(const Tile x, int group, const Tries& tries, const float* importance) {
   const Floats peak = peak_of(x, group);
@@ -142,7 +142,7 @@ bool pack_panel(Format format, const float* rows, int64_t row_count, int64_t col
   if (row_bits(format) > 0) return round_row_scaled(format, rows, row_count, cols, panel);
   if (in_groups(format)) return pack_groups(format, rows, row_count, cols, panel, importance);
   const int64_t padded = padded_cols(format, cols);
-  const int64_t column_bytes = panel_bytes(format, cols) / padded;  // of f32 and bf16
+  const int64_t column_bytes = panel_bytes(format, cols) / padded;  // bytes of a column, for f32 and bf16
   alignas(64) Tile x;
   for (int64_t c = 0; c < padded; c += kBlock) {
     bool fits = load_tile(rows, row_count, cols, c, x);

@@ -1,7 +1,7 @@
 // The definition of the weight formats: rows of float32 become packed panels and back. The kernels are tested against
 // these functions. Packing takes most of the time of loading a model, so it is written in vectors of four.
 //
-// How a block of 32 columns of a row gets its scale s, which is rounded to f16:
+// The scale s of a block of 32 columns of a row is found in these ways, and rounded to f16:
 //   q8: s = max|x| / 127, q = round(x / s).
 //   q4: A few scales are tried, which put the value of largest magnitude at the end of the range or a little beyond.
 //       For each, q = round(x / s), and the scale is then fitted to q by least squares: sum(x q) / sum(q q). The best

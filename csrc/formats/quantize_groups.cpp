@@ -1,4 +1,4 @@
-// How a block gets its scale (and minimum) before they are rounded:
+// Finds the scale (and the minimum) of a block, before they are rounded:
 //   q6k       For each 16 columns the best of three scales that are fitted by least squares, as for q4.
 //   q4k, q5k  Some ranges around [min(x, 0), max(x)] are tried. For each, q = round((x - low) / step), and step and
 //             minimum are fitted to q by least squares. The minimum is at least zero. The best one is kept.

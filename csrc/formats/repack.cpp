@@ -32,7 +32,7 @@ void clear(Format format, uint8_t* panel, int64_t bytes) {
 
 bool finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
-// `q`: the integers of a row of a block, as they are stored.
+// `q` has the integers of a row of a block, as they are stored.
 void store_row(Format format, const uint8_t* q, int64_t r, uint8_t* lines) {
   uint32_t words[8], stored[kMostBlockLines];
   std::memcpy(words, q, kBlock);

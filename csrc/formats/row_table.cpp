@@ -16,7 +16,7 @@ uint64_t mix(uint64_t x) {  // splitmix64
   return x ^ (x >> 31);
 }
 
-constexpr int64_t kMaxColumns = int64_t{1} << 40;  // so that sizes computed from it fit 64 bits
+constexpr int64_t kMaxColumns = int64_t{1} << 40;  // with this limit, sizes computed from it fit into 64 bits
 
 }  // namespace
 

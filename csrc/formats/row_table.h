@@ -44,13 +44,13 @@ class RowTable {
   std::shared_ptr<const OpenFile> file_;  // null: random
   int64_t offset_ = 0, rows_ = 0, cols_ = 0;
   int64_t stride_ = 0;         // values from one row to the next in the file
-  std::vector<Columns> kept_;  // what is read of a row, cols_ values in all
+  std::vector<Columns> kept_;  // the columns that are read of a row, cols_ values in all
   SourceType type_ = SourceType::kBf16;
   std::vector<float> scales_;
   uint64_t seed_ = 0;
 };
 
-// Fills out with uniformly distributed values in [-1, 1), which depend on the seed alone.
+// Fills out with uniformly distributed values in [-1, 1), which depend only on the seed.
 void random_uniform(uint64_t seed, int64_t count, float* out);
 
 }  // namespace gemlet

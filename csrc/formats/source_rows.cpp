@@ -47,7 +47,7 @@ void widen(const void* data, SourceType type, int64_t first, int64_t count, floa
       out[i] = convert(bits);
     }
   };
-  if (has_own_scales(type)) {  // the integers alone
+  if (has_own_scales(type)) {  // only the integers
     const float one = 1.0f;
     return widen_scaled(source, type, 1, count, &one, 1, out);
   }

@@ -11,7 +11,7 @@ namespace gemlet {
 
 // Row-major. Rows in a file begin at byte `offset`; they are read a few at a time, while they are packed.
 struct SourceRows {
-  std::vector<int64_t> shape;  // of these rows
+  std::vector<int64_t> shape;  // the shape of these rows
   SourceType type;
   const void* data = nullptr;  // null: in the file
   int descriptor = -1;

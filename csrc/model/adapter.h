@@ -47,7 +47,7 @@ enum class Target : uint8_t {
   kCount,
 };
 
-// What an adapter adds to one matrix [rows, cols]. For a table (kEmbedTokens, kPerLayerTable), it adds to the
+// The term that an adapter adds to one matrix [rows, cols]. For a table (kEmbedTokens, kPerLayerTable), it adds to the
 // transpose.
 struct LowRank {
   Matrix a;  // [rank, cols]; of a table [tokens, rank], to be read by row
@@ -55,7 +55,7 @@ struct LowRank {
   float scale = 0;
   const float* gain = nullptr;     // [rows] of DoRA (Liu et al. 2024, arXiv 2402.09353): it multiplies the corrected y;
                                    // of the embedding table [hidden]
-  const float* changed = nullptr;  // for AltUp's coefficients, instead of all that: the corrected matrix itself
+  const float* changed = nullptr;  // only for AltUp's coefficients: the corrected matrix, instead of all the above
 };
 
 // Rows that replace those of the embedding table or of the output head. The low-rank term, if there is one, is added to
@@ -116,8 +116,8 @@ class Adapter {
   }
   std::shared_ptr<const Model> model_;
   std::vector<std::unique_ptr<LowRank>> terms_;
-  std::unordered_map<const uint8_t*, std::unique_ptr<LowRank>> tower_terms_;  // by the matrix's data
-  std::unordered_map<const float*, const float*> norms_;                      // by the model's weight
+  std::unordered_map<const uint8_t*, std::unique_ptr<LowRank>> tower_terms_;  // key: the data of the matrix
+  std::unordered_map<const float*, const float*> norms_;                      // key: the weight of the model
   OwnRows embedding_rows_, head_rows_;
   RowTable per_layer_table_;
   std::vector<DeviceMemory> storage_;

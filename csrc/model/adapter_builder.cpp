@@ -237,7 +237,7 @@ void AdapterBuilder::add(const std::string& slot, const SourceRows& a, const Sou
   }
   const Place& place = found->second;
   if (term_of(place)) fail(ErrorCode::kTensor, "'", slot, "' was given twice");
-  const bool table = place.by_row();  // its A comes transposed, to be read by row
+  const bool table = place.by_row();  // A of a table comes transposed, so that it can be read by row
   const int64_t rank = b.shape.size() == 2 ? b.shape[1] : 0;
   const std::vector<int64_t> shape_a =
       table ? std::vector<int64_t>{place.rows, rank} : std::vector<int64_t>{rank, place.cols};

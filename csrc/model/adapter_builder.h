@@ -19,32 +19,36 @@ class AdapterBuilder {
   explicit AdapterBuilder(std::shared_ptr<Model> model);  // throws kClosed
   ~AdapterBuilder();
 
-  // A [rank, cols] and B [rows, rank], in memory, of the matrix that ModelBuilder calls `slot` ("layers.3.q_proj").
-  // `magnitudes` [rows] are DoRA's, empty for plain LoRA: the lengths that the rows of the corrected matrix get; the
-  // table of per-layer embeddings takes none. `bias` [rows] is added to B (A x), or empty. Throws kTensor if an adapter
-  // cannot change that matrix, for a shape that does not fit and for values that are not finite; kMemory.
+  // Adds A [rank, cols] and B [rows, rank], in memory, to the matrix that ModelBuilder calls `slot`
+  // ("layers.3.q_proj"). `magnitudes` [rows] are for DoRA: the lengths that the rows of the corrected matrix get. For
+  // plain LoRA and for the table of per-layer embeddings they are empty. `bias` [rows] is added to B (A x); it may be
+  // empty. Throws kTensor if an adapter cannot change that matrix, for a shape that does not fit, and for values that
+  // are not finite. Throws kMemory if the memory is not there.
   void add(const std::string& slot, const SourceRows& a, const SourceRows& b, float scale,
            std::span<const float> magnitudes = {}, std::span<const float> bias = {});
 
-  // The next rows, in memory or in a file, that replace those of the embedding table ("embed_tokens") or of the output
-  // head ("lm_head"): those of the tokens `ids`, ascending, or of all tokens if `ids` is empty. A call has a multiple
-  // of 16 rows, except the last. Throws as add() does, and kModelFile.
+  // Adds the next rows that replace rows of the embedding table ("embed_tokens") or of the output head ("lm_head").
+  // They are in memory or in a file. They replace the rows of the tokens `ids`, which ascend, or of all tokens if `ids`
+  // is empty. Each call except the last has a multiple of 16 rows. Throws the errors of add(), and kModelFile.
   void add_rows(const std::string& slot, const SourceRows& source, std::span<const int32_t> ids = {});
 
-  // The weight [dim] that replaces that of the norm `slot`; the model's norm_offset is added to it. Throws as add().
+  // Replaces the weight of the norm `slot` by `weight` [dim] + the norm_offset of the model. Throws the errors of
+  // add().
   void add_norm(const std::string& slot, std::vector<float> weight);
   // Replaces the table of per-layer embeddings. Throws kTensor.
   void set_per_layer_table(RowTable table);
 
-  // The matrix `slot` of the text model [rows, cols], as it is without a balance. Throws kTensor.
+  // Returns the matrix `slot` [rows, cols] of the text model, as it would be without a balance. Throws kTensor.
   std::vector<float> weight(const std::string& slot, int64_t* rows, int64_t* cols);
 
   void share_rows();  // the output head takes the rows that replace those of the embedding table
   int64_t rows_bytes(const std::string& slot, int64_t count) const;  // bytes that add_rows() keeps for `count` rows
-  // Further bytes of a tower's pass for a term of this rank, a bias included; 0 for a matrix of the text model.
+  // The bytes that a pass of a tower needs in addition for a term of this rank, which counts a bias; 0 for a matrix of
+  // the text model.
   int64_t tower_bytes(const std::string& slot, int64_t rank) const;
 
-  // The builder cannot be used afterwards. `digest`: of the adapter's content; zeros: not known.
+  // The builder cannot be used afterwards. `digest` is the digest of the adapter's content, or zeros if it is not
+  // known.
   std::shared_ptr<Adapter> finish(const std::array<uint8_t, 32>& digest = {});
 
  private:
@@ -54,7 +58,7 @@ class AdapterBuilder {
   void find_places(const ModelWeights& weights);
   void find_norms(const ModelWeights& weights);
   Matrix allocate(Format format, int64_t rows, int64_t cols);
-  // `balance`: what the columns of the model's matrix were multiplied by, or null.
+  // `balance` has the factors by which the columns of the model's matrix were multiplied; null if there are none.
   void pack(const std::string& what, const SourceRows& source, const Matrix& matrix, int64_t first_row = 0,
             const Balance* balance = nullptr);
   const float* keep(std::span<const float> values);
@@ -63,9 +67,9 @@ class AdapterBuilder {
 
   std::shared_ptr<Model> model_;
   std::shared_ptr<Adapter> adapter_;
-  std::map<std::string, int64_t> rows_filled_;  // how many rows add_rows() has filled
+  std::map<std::string, int64_t> rows_filled_;  // the number of rows that add_rows() has filled
   std::map<std::string, Place> places_;         // the matrices that an adapter can change; key: the slot
-  std::map<std::string, Norm> norms_;           // the same
+  std::map<std::string, Norm> norms_;           // the norms that an adapter can change; key: the slot
   Format format_;
   int64_t available_bytes_;
 };

@@ -6,7 +6,7 @@
 namespace gemlet {
 namespace {
 
-constexpr double kLeast = 1e-2;  // share of the largest: channels that matter less are left that much smaller
+constexpr double kLeast = 1e-2;  // the least size of a channel, as a share of the largest one
 
 // The size of a norm's weights for each pair of lanes, at least kLeast of the largest; ones if that is not a number.
 std::vector<double> pair_sizes(std::span<const float> norm) {

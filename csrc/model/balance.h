@@ -35,7 +35,7 @@ struct Balance {
 // of the key times that of the query, which is least if f^2 is k_norm's size / q_norm's.
 std::vector<float> key_factors(std::span<const float> k_norm, std::span<const float> q_norm, KvFormat format);
 
-// By the names of the matrices that are balanced.
+// The keys are the names of the matrices that are balanced.
 using Balances = std::map<std::string, std::shared_ptr<const Balance>>;
 
 }  // namespace gemlet

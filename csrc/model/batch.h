@@ -20,7 +20,7 @@ class Model;
 // Receives intermediate activations: name, float32 [rows, dim].
 using TapSink = std::function<void(const std::string& name, const float* data, int64_t rows, int64_t dim)>;
 
-// Which rows of a segment want logits.
+// The rows of a segment that want logits.
 enum class LogitsWanted : uint8_t { kNone, kLast, kAll };
 
 // Ready-made embeddings of consecutive tokens, for example of an image. They take the place of the scaled rows of the

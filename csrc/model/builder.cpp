@@ -88,12 +88,12 @@ ModelBuilder::ModelBuilder(ModelConfig config, Format weights, Format embedding,
   for (const auto& [name, format] : formats_) {
     const auto slot = slots_.find(name);
     if (slot == slots_.end() || !slot->second.matrix) {
-      fail(ErrorCode::kInvalidRequest, "formats names '", name, "', which is no matrix of this model");
+      fail(ErrorCode::kInvalidRequest, "formats names '", name, "', which is not a matrix of this model");
     }
   }
   for (const std::string& name : rounded_) {
     if (roundings_.count(name) == 0) {
-      fail(ErrorCode::kInvalidRequest, "rounded names '", name, "', which is no matrix of the text model");
+      fail(ErrorCode::kInvalidRequest, "rounded names '", name, "', which is not a matrix of the text model");
     }
   }
 }
@@ -236,7 +236,8 @@ void ModelBuilder::declare_matrix(const std::string& name, int64_t rows, int64_t
   if (const auto own = formats_.find(name); own != formats_.end()) format = own->second;
   *matrix = {format, rows, cols, nullptr};
   if (rounded_.count(name) > 0) {
-    matrix->rounding = {1.0f, 1.0f};  // what a plan needs to know; take_roundings() has the numbers
+    matrix->rounding = {1.0f,
+                        1.0f};  // a plan needs only to know that there is a rounding; take_roundings() sets the scales
     declare_vector(name + "_rounding", {2}, 0.25f, &roundings_[name]);
   }
   if (!backend_->multiplies(*matrix)) {
@@ -455,8 +456,9 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   take_roundings();
   if (config_.tied_embeddings) weights_.lm_head = weights_.embed_tokens;
   if ((config_.target_size > 0) != (target_ != nullptr)) {
-    fail(ErrorCode::kInvalidRequest, target_ ? "target_size is 0, so the model is no assistant; do not give `beside`"
-                                             : "an assistant needs the model that it guesses for; give it as `beside`");
+    fail(ErrorCode::kInvalidRequest, target_
+                                         ? "target_size is 0, so the model is not an assistant; do not give `beside`"
+                                         : "an assistant needs the model that it guesses for; give it as `beside`");
   }
   if (config_.centroids > 0 && weights_.token_order.empty()) {
     weights_.token_order.resize(static_cast<size_t>(config_.vocab_size));

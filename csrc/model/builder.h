@@ -1,6 +1,6 @@
-// Builds a Model tensor by tensor. Each tensor is checked and packed into its format on all threads, and the caller can
-// free it then, so loading never holds more than the packed model and a block of source rows. Weights that a file holds
-// in packed form are used in place; pack() makes that form.
+// Builds a Model tensor by tensor. All threads check each tensor and pack it into its format. Then the caller can free
+// it. So loading never needs memory for more than the packed model and a block of source rows. Weights that a file
+// holds in packed form are used in place; pack() makes that form.
 #pragma once
 
 #include <functional>
@@ -22,42 +22,44 @@ namespace gemlet {
 
 class PanelScratch;
 
-// What a builder is for.
+// The purpose of a builder.
 enum class BuildMode : uint8_t {
   kAllocate,  // it allocates all weights, and add() fills them
-  kFiles,     // the weights are in a file (use_packed()) or go to one (pack()); no add()
-  kPlan,      // plan() only
+  kFiles,     // the weights are in a file (use_packed()) or are written to one (pack()); add() cannot be called
+  kPlan,      // only plan() can be called
 };
 
 class ModelBuilder {
  public:
-  // `formats` names matrices with a format of their own. With `embedding_on_disk` the embedding and the output head
-  // must come from a mapped file; they are read through a small window of it and do not stay in memory. `towers` are
-  // weights that the forward pass does not know. `rounded` names the matrices of the text model whose products are
-  // rounded with fixed scales: each has a slot "..._rounding" for the two scales of StaticRounding. Throws kConfig
-  // for a bad configuration, kMemory if the weights do not fit, kInvalidRequest if `formats` or `rounded` names
-  // something that is no matrix of this model, kUnsupported for a matrix that the backend cannot multiply by.
+  // `formats` names matrices that have another format than `weights`. With `embedding_on_disk`, the embedding and the
+  // output head must come from a mapped file; they are read through a small window of it and do not stay in memory.
+  // `towers` are weights that the forward pass of the text model does not use. `rounded` names the matrices of the text
+  // model whose inputs and outputs are rounded with fixed scales. Each of these has a slot "..._rounding" for the two
+  // scales of StaticRounding. Throws kConfig for a bad configuration, kMemory if the weights do not fit,
+  // kInvalidRequest if `formats` or `rounded` names something that is not a matrix of this model, and kUnsupported for
+  // a matrix that the backend cannot multiply by.
   ModelBuilder(ModelConfig config, Format weights, Format embedding, KvFormat kv_format,
                std::shared_ptr<Backend> backend, BuildMode mode = BuildMode::kAllocate,
                std::map<std::string, Format> formats = {}, bool embedding_on_disk = false,
                const std::map<std::string, TensorSpec>& towers = {}, std::set<std::string> rounded = {});
 
-  // The plan of a model whose per-layer table has `table_type` in its file, for passes on `threads` threads; 0: as many
-  // as the backend has, or, for a builder that only plans, as many as this machine would get.
+  // Plans the memory of the model. `table_type` is the type of the per-layer table in its file. `threads` is the number
+  // of threads of a pass. 0 means the number that the backend has, or, if the builder only plans, the number that this
+  // machine would use.
   MemoryPlan plan(SourceType table_type = SourceType::kBf16, int threads = 0);
 
   struct Slot {
-    std::vector<int64_t> shape;  // [rows, cols] of a matrix; of towers and of a vector (kept as f32) the checkpoint's
-    Matrix* matrix = nullptr;    // null: a vector
+    std::vector<int64_t> shape;  // a matrix: [rows, cols]; a vector (kept as f32) or a tower: the checkpoint's shape
+    Matrix* matrix = nullptr;    // null: the slot is a vector
     const float** vector = nullptr;
-    uint8_t* storage = nullptr;        // lies in the backend's memory; null: not allocated
-    float offset = 0;                  // added to a vector's values
-    float neutral = 0;                 // what random vectors vary around
-    bool routed = false;               // an expert: a token reads only some of them
-    bool tower = false;                // not part of a forward pass
-    std::shared_ptr<Balance> balance;  // what a matrix and the norm before it are balanced by, if they can be
-    bool is_balance = false;  // whether it is such a vector itself, which is not part of the model's computation
-    int64_t rows_filled = 0;  // a vector is one row
+    uint8_t* storage = nullptr;        // in the backend's memory; null: not allocated
+    float offset = 0;                  // is added to a vector's values
+    float neutral = 0;                 // random vectors vary around this value
+    bool routed = false;               // the slot is an expert; a token reads only some experts
+    bool tower = false;                // the slot is not part of a forward pass of the text model
+    std::shared_ptr<Balance> balance;  // balances a matrix and the norm before it; null if that is not possible
+    bool is_balance = false;           // the slot is such a vector itself, which forward passes do not read
+    int64_t rows_filled = 0;           // a vector has one row
     int64_t rows() const { return matrix ? shape[0] : 1; }
     int64_t values() const;
     // Bytes of `count` rows in packed form, whole cache lines. `count` is a multiple of 16, except at the end.
@@ -66,19 +68,19 @@ class ModelBuilder {
   };
   std::map<std::string, Slot> slots();
 
-  // Fills a slot: with a whole tensor, or with the next rows of a matrix (a multiple of 16, except at the end), so that
-  // a large table passes through a small buffer. Blocks whose values the slot's format can hold keep every bit; all
-  // others are converted. Throws kTensor for an unknown name, a wrong shape, rows that are not the next ones, or values
-  // that are not finite in the slot's format; kModelFile if the file cannot be read.
+  // Fills a slot with a whole tensor, or with the next rows of a matrix, so that a large table passes through a small
+  // buffer. The number of rows is a multiple of 16, except at the end. Blocks whose values the slot's format can hold
+  // keep every bit; all others are converted. Throws kTensor for an unknown name, a wrong shape, rows that are not the
+  // next ones, or values that are not finite in the slot's format. Throws kModelFile if the file cannot be read.
   //
   // A slot "..._balance" takes a vector s. The columns of the matrices that it balances are multiplied by s, and the
-  // norm before them is divided by it, which changes no result; it reduces the rounding errors of matrices in q4
-  // (model/balance.h). It
-  // may be left out, which means ones. If it is given, it has to come before what it balances. If it has other values
-  // than ones, no block of these matrices keeps its bits, unless the rows are balanced already.
+  // norm before them is divided by s. This does not change the function that the model computes; it reduces the
+  // rounding errors of matrices in few bits (model/balance.h). If s is not given, all its values are 1. If it is given,
+  // it has to come before the tensors that it balances. If one of its values is not 1, no block of these matrices keeps
+  // its bits, unless the rows are balanced already.
   void add(const std::string& name, const SourceRows& source, int64_t first_row = 0);
 
-  // Bytes of the packed form of `rows` rows of a slot, or of all if it has fewer; 0 if there is no such slot.
+  // Bytes of the packed form of `rows` rows of a slot, or of all its rows if it has fewer. 0 if there is no such slot.
   int64_t packed_bytes(const std::string& name, int64_t rows);
   // Like add(), but the packed form goes to `out`, which has packed_bytes(), and the slot stays empty. If the results
   // are written in the order of the rows, they are what use_packed() takes.
@@ -86,13 +88,15 @@ class ModelBuilder {
 
   // Maps the file for use_packed(). The model keeps it mapped.
   void map_file(int descriptor, const std::string& path);
-  // Fills a slot with packed values of the mapped file, used in place. Throws kTensor for an unknown name, for another
-  // size than the slot has, and for a place that is outside of the file or not at a multiple of 64. The values are not
-  // checked: no bit pattern makes an access go wrong, but a NaN among the scales makes the results NaN.
+  // Fills a slot with packed values of the mapped file, which are used in place. Throws kTensor for an unknown name,
+  // for another size than the slot has, and for a place that is outside of the file or not at a multiple of 64. The
+  // values are not checked. No bit pattern can cause an access outside of the matrix, but a NaN among the scales makes
+  // the results NaN.
   void use_packed(const std::string& name, int64_t offset, int64_t bytes);
 
-  // For an assistant: sets the model that it guesses for, and, if it has centroids, the token of each row of its head.
-  // Throw kConfig if the two models do not fit, and kTensor for a list that does not name ids.
+  // These are for an assistant. The first sets the model that it guesses for, and throws kConfig if the two do not fit.
+  // The second is needed if it has centroids. It sets the token of each row of its head, and throws kTensor for a list
+  // that is not a list of ids.
   void draft_for(std::shared_ptr<const Model> target);
   void set_token_order(std::vector<int32_t> ids);
 
@@ -150,13 +154,13 @@ class ModelBuilder {
   const BuildMode mode_;
   const std::map<std::string, Format> formats_;
   const std::set<std::string> rounded_;
-  std::map<std::string, const float*>
-      roundings_;  // key: the name of the matrix. The values lie in the backend's memory.
+  // The key is the name of the matrix. The values are in the backend's memory.
+  std::map<std::string, const float*> roundings_;
   std::map<std::string, Slot> slots_;
   std::shared_ptr<PanelScratch> rows_scratch_, raw_scratch_;  // one holds rows as float32, the other rows of the file
   bool finished_ = false;
   const int64_t available_bytes_ = available_memory();
-  int64_t promised_bytes_ = 0;  // size of the buffers so far; the system grants memory that it does not have
+  int64_t promised_bytes_ = 0;  // size of the buffers so far, counted here because the system grants more than it has
   ForkMutex mutex_;             // calls from several threads run one after the other
 };
 

@@ -1,5 +1,5 @@
-// How a ModelBuilder's slots get their values: rows packed on all threads, packed values of a mapped file, or random
-// ones.
+// Fills the slots of a ModelBuilder: with rows that all threads pack, with packed values of a mapped file, or with
+// random values.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -274,7 +274,7 @@ void ModelBuilder::pack_rows(const std::string& name, Slot& slot, const SourceRo
   if (slot.balance && !slot.is_balance) slot.balance->settled = true;
   const bool matrix = slot.matrix != nullptr;
   const std::vector<int64_t>& shape = source.shape;
-  // What remains of the tensor, or the next full panels of it.
+  // The rest of the tensor, or its next full panels.
   const int64_t rows = matrix && !shape.empty() ? shape[0] : 1;
   const int64_t left = slot.rows() - first_row;
   const bool same_columns =

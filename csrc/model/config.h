@@ -31,8 +31,8 @@ struct LayerConfig {
   bool qk_norm = false;            // every query and key head has an RMS norm before the rotation
   bool post_norms = false;         // each branch has an RMS norm before it is added to the residual
   bool v_norm = false;             // every value head has an RMS norm without weight
-  bool key_is_value =
-      false;  // there is no value projection; the values are the key projection before its norm and rotation
+  // There is no value projection. The values are the key projection before its norm and rotation.
+  bool key_is_value = false;
   double rope_partial_factor = 1;  // the share of the pairs that rotate; the others stay as they are
   int64_t kv_source = -1;          // the earlier layer whose keys and values this one reads; -1: its own
   // The gate keeps what exceeds its mean by this many standard deviations; if none, it keeps everything.
@@ -73,7 +73,7 @@ struct ModelConfig {
   double norm_offset = 0;            // added to every norm weight while loading; 1 where checkpoints store w of (1 + w)
   bool tied_embeddings = true;       // the output head is the embedding table
   int64_t per_layer_input_size = 0;  // width of the token embedding that each layer has for itself; 0: none
-  int64_t per_layer_vocab_size = 0;  // its rows; ids beyond them take row 0. 0: there is no table
+  int64_t per_layer_vocab_size = 0;  // rows of its table; ids beyond them take row 0. 0: there is no table
   int64_t altup_streams = 1;         // residual streams; with more than 1 all layers are AltUp layers (Gemma 3n)
   int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
   bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output
@@ -92,7 +92,7 @@ struct ModelConfig {
   // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
 
-  // How many numbers the embedding of a text has.
+  // The number of values in the embedding of a text.
   int64_t embedding_size() const { return dense_sizes.empty() ? hidden_size : dense_sizes.back(); }
 
   // The token whose rows of the embedding tables are those of `id`.

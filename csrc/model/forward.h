@@ -29,8 +29,9 @@ class ForwardPass {
     const KvGrowth* kv;  // null for an assistant
     int64_t row, rows;
     int64_t position;  // absolute position of the first row
-    int64_t wanted;    // how many rows at the end are kept: those that want logits, or all in a bidirectional model
-    int64_t output;    // index of its first row in the batch's logits, or of its text in the embeddings
+    int64_t
+        wanted;  // the number of rows at the end that are kept: those that want logits, or all in a bidirectional model
+    int64_t output;                // index of its first row in the batch's logits, or of its text in the embeddings
     std::vector<TokenSpan> spans;  // spans that contain one of the rows, as absolute positions
   };
   // One matrix applied to x [rows, cols], and the corrections of the rows' adapters.
@@ -45,7 +46,7 @@ class ForwardPass {
     const Adapter* adapter;
     int64_t row, rows;
   };
-  // What an adapter adds to a product of some rows.
+  // The term that an adapter adds to a product of some rows.
   struct Correction {
     const LowRank* term;
     const float* x;  // [rows, cols]
@@ -108,7 +109,7 @@ class ForwardPass {
   void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);
   void adapt_head(const AdapterRun& run, const float* x, float* logits);
 
-  // Multiplies all in one call, like Backend::matmul. `index`: the layer or stream, see Target.
+  // Multiplies all in one call, like Backend::matmul. `index` is the layer or the stream (see Target).
   void project(size_t index, std::span<const Projection> projections);
   void project(size_t index, const Projection& projection) { project(index, {&projection, 1}); }
   // Computes products_ and what adapters add to them, as many at a time as the buffers have room for.
@@ -153,7 +154,7 @@ class ForwardPass {
   std::vector<Product> products_;  // products of the current call of project()
   std::vector<int32_t> ids_;
   int64_t rows_ = 0;
-  int64_t wanted_ = 0;              // how many rows want logits: the sum over parts_
+  int64_t wanted_ = 0;              // the number of rows that want logits, over all parts_
   bool keys_are_complete_ = false;  // whether complete_keys() has computed those of the next layer
 
   float* residual_;  // [streams, rows, hidden]

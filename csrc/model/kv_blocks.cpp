@@ -12,8 +12,8 @@ struct KvSlab {
   KvPool* pool;
   size_t kind;
   DeviceMemory memory;
-  std::vector<int32_t> references;  // how many each block has; 0: it is free
-  std::vector<int32_t> kept;        // how many of these references only keep it
+  std::vector<int32_t> references;  // the number of references to each block; 0: the block is free
+  std::vector<int32_t> kept;        // the number of these references that only keep the block
   int64_t free;                     // blocks
 
   int64_t blocks() const { return static_cast<int64_t>(references.size()); }

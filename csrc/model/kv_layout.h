@@ -1,4 +1,4 @@
-// Which blocks keep the keys and values of which layers. Computed once per model.
+// Assigns the keys and values of layers to blocks. It is computed once for a model.
 //
 // Layers of one kind (window, kv heads, head_dim) share their blocks: a block holds kKvBlockTokens tokens for every
 // head of all layers of the kind. Layers of a bidirectional model, whose tokens come in one pass, take turns in the
@@ -32,7 +32,7 @@ struct KvLayout {
   };
   struct Place {
     size_t kind;
-    int64_t first_head;  // among the heads of a block
+    int64_t first_head;  // the index of the layer's first head in a block
   };
 
   KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend& backend);

@@ -48,11 +48,11 @@ std::vector<KvBlockRef> KvTable::share(int64_t index) const {
 }
 
 void KvTable::append(std::vector<KvBlockRef> blocks, int64_t tokens) {
-  if (length_ % kKvBlockTokens != 0) fail(ErrorCode::kInternal, "a block was appended behind one that is not full");
+  if (length_ % kKvBlockTokens != 0) fail(ErrorCode::kInternal, "a block was appended to one that is not full");
   const int64_t index = length_ / kKvBlockTokens;
   for (size_t i = 0; i < kinds_.size(); ++i) {
     Kind& kind = kinds_[i];
-    kind.keep(static_cast<size_t>(index - kind.first_block));  // the reserve does not go to it
+    kind.keep(static_cast<size_t>(index - kind.first_block));  // drops the blocks in reserve
     if (blocks[i]) {
       kind.refs.push_back(std::move(blocks[i]));
       kind.sync();
@@ -122,7 +122,7 @@ void KvGrowth::grow(size_t index, int64_t last_block) {
   KvTable::Kind& kind = table_->kinds_[index];
   KvPool& pool = *table_->pool_;
   const KvLayout::Kind& sizes = pool.layout().kinds[index];
-  // The block that is not full yet belongs to this table alone, or becomes a copy that does.
+  // The block that is not full yet belongs only to this table, or becomes a copy that does.
   const int64_t first_slot = table_->length_ / kKvBlockTokens - kind.first_block;
   const auto first = static_cast<size_t>(first_slot);
   if (table_->length_ % kKvBlockTokens != 0 && !kind.refs[first].write()) {
@@ -132,8 +132,8 @@ void KvGrowth::grow(size_t index, int64_t last_block) {
     kinds_[index].shared = std::exchange(kind.refs[first], std::move(copy[0]));
     kind.blocks[first] = kind.refs[first].read();
   }
-  // Several blocks at once, as many as are there already, because the system can give huge pages from 2 MB on. But no
-  // more than the context can need.
+  // Takes several blocks at once, because the system can give huge pages from 2 MB on: as many as the table has
+  // already, but no more than the context can need.
   const int64_t have = static_cast<int64_t>(kind.refs.size()), needed = last_block - kind.first_block + 1 - have;
   const int64_t left = std::min(sizes.peak_blocks, sizes.context_blocks - kind.first_block) - have;
   int64_t wanted = std::clamp<int64_t>(std::min(have, left), needed, std::max(needed, sizes.slab_blocks()));
@@ -145,7 +145,7 @@ void KvGrowth::grow(size_t index, int64_t last_block) {
   kind.sync();
   for (int64_t i = first_slot; i <= last_block - kind.first_block; ++i) {
     const std::optional<WritableKvBlock> slot = kind.refs[static_cast<size_t>(i)].write();
-    if (!slot) fail(ErrorCode::kInternal, "a block behind the last token is shared");
+    if (!slot) fail(ErrorCode::kInternal, "a block after the last token is shared");
     kinds_[index].slots.push_back(*slot);
   }
 }

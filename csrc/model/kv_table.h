@@ -75,7 +75,7 @@ class KvGrowth {
 
  private:
   struct Kind {
-    size_t old_count;        // how many blocks the table had
+    size_t old_count;        // the number of blocks that the table had
     KvBlockRef shared = {};  // the block that was replaced by a copy, because another table has it too
     std::vector<WritableKvBlock> slots = {};
   };

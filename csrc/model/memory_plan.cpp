@@ -34,7 +34,7 @@ std::vector<std::vector<const Matrix*>> calls_of(const ModelWeights& weights) {
   return calls;
 }
 
-// Bytes of the inputs of the largest call, in the forms that its products take.
+// Bytes of the inputs of the largest call, in the forms that its products need.
 int64_t prepared_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend) {
   const int64_t rows = config.most_rows();
   int64_t most = 0;
@@ -63,7 +63,7 @@ int64_t prepared_bytes(const ModelConfig& config, const ModelWeights& weights, c
   return most;
 }
 
-// Bytes that a thread keeps for the matrix that takes most of them.
+// Bytes that a thread needs to expand panels, for the matrix that needs the most.
 int64_t expansion_bytes(const ModelWeights& weights, const Backend& backend) {
   int64_t most = 0;
   const auto look = [&](const Matrix& matrix) {
@@ -96,15 +96,15 @@ int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights,
 int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_format, const Backend& backend,
                                  int64_t max_rank) {
   if (max_rank == 0) return 0;
-  int64_t widest = config.hidden_size;  // input of a matrix that an adapter may correct
-  int64_t routed = 1;                   // experts that a row is sent to
+  int64_t widest = config.hidden_size;  // the widest input of a matrix that an adapter may correct
+  int64_t routed = 1;                   // the number of experts that a row is sent to
   for (const LayerConfig& layer : config.layers) {
     widest = std::max({widest, layer.num_heads * layer.head_dim, layer.intermediate_size});
     if (layer.num_experts > 0) routed = std::max(routed, layer.experts_per_token);
   }
   const int64_t floats = Scratch::floats_per_row(config, max_rank) - Scratch::floats_per_row(config, 0);
   const int64_t rows = config.most_rows();
-  // Rows with different adapters share no prepared input with the product of the weights.
+  // If rows have different adapters, the adapters cannot use the prepared input of the product with the weights.
   const int64_t prepared =
       std::max(backend.prepared_bytes({adapter_format, max_rank, widest}, rows),
                backend.prepared_bytes({adapter_format, max_rank, config.hidden_size}, rows * routed));

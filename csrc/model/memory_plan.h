@@ -19,11 +19,11 @@ struct MemoryPlan {
   int64_t on_disk = 0;      // the per-layer table, and the embedding if it is on disk
 };
 
-// What a pass over most_rows() keeps in memory: the scratch of the model, that of the backend on `threads` threads, and
+// The memory of a pass over most_rows(): the scratch of the model, the scratch of the backend on `threads` threads, and
 // one row of logits. It depends only on the shapes and formats of the weights.
 int64_t activation_bytes(const ModelConfig& config, const ModelWeights& weights, const Backend& backend, int threads);
 
-// What adapters of at most this rank add to that.
+// The memory that adapters of at most this rank add to it.
 int64_t adapter_activation_bytes(const ModelConfig& config, Format adapter_format, const Backend& backend,
                                  int64_t max_rank);
 

@@ -53,12 +53,13 @@ class Model {
   KvPool& kv() { return *parts_.kv; }
   const KvPool& kv() const { return *parts_.kv; }
   Format weight_format() const { return parts_.weight_format; }
-  // What the columns of a matrix (ModelBuilder's name) were multiplied by; null: ones. It outlives close().
+  // The factors by which the columns of a matrix were multiplied; null if all are 1. `matrix` is the name in
+  // ModelBuilder. The factors outlive close().
   const Balance* balance(const std::string& matrix) const {
     const auto found = parts_.balances.find(matrix);
     return found == parts_.balances.end() ? nullptr : found->second.get();
   }
-  // What the keys of a layer were divided by before they went into the cache; null: ones.
+  // The factors by which the keys of a layer were divided before they were stored in the cache; null if all are 1.
   const std::vector<float>* key_factors(int64_t layer) const {
     const auto found = parts_.key_factors.find(static_cast<size_t>(layer));
     return found == parts_.key_factors.end() ? nullptr : &found->second;
@@ -77,15 +78,15 @@ class Model {
   bool busy() const { return mutex_.held(); }  // whether a pass runs at this moment
 
   int64_t weight_bytes() const { return closed() ? 0 : size_.weight_bytes; }
-  int64_t decode_bytes(int64_t depth) const;  // read for one token after `depth` others: weights and cache
+  int64_t decode_bytes(int64_t depth) const;  // bytes of weights and cache that a token after `depth` others reads
   // Bytes of matrices, keys and values that all passes so far have read. Any thread may call it.
   int64_t bytes_read() const { return parts_.backend->bytes_read(); }
   int64_t parameter_count() const { return size_.parameters; }
   // Size of all adapters, including those being built and those that only a sequence still holds.
   int64_t adapter_bytes() const { return *adapter_total_; }
   const std::shared_ptr<std::atomic<int64_t>>& adapter_total() const { return adapter_total_; }
-  // What adapters of at most this rank add to the scratch of a pass. The scratch stays at the largest size that was
-  // needed.
+  // The bytes that adapters of at most this rank add to the scratch of a pass. The scratch stays at the largest size
+  // that was needed.
   int64_t adapter_scratch_bytes(int64_t max_rank) const;
 
   // Ends the running pass at its next layer, then gives the memory back.
@@ -96,7 +97,8 @@ class Model {
 
  private:
   void check_files() const;
-  // After a fork: a thread of the parent may have been changing these parts, and is not in this process.
+  // Is called after a fork. A thread of the parent may have been changing these parts, and this process lacks that
+  // thread.
   void leave_torn_behind();
 
   ModelParts parts_;

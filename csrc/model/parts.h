@@ -23,7 +23,7 @@ struct ModelParts {
   std::shared_ptr<Backend> backend;            // a drafter shares that of the model it drafts for
   std::unique_ptr<KvPool> kv;
   Format weight_format;                                   // the format of matrices without one of their own
-  std::map<size_t, std::vector<float>> key_factors = {};  // of layers whose keys are balanced (model/balance.h)
+  std::map<size_t, std::vector<float>> key_factors = {};  // only layers whose keys are balanced (model/balance.h)
   Balances balances = {};
   Tensors towers = {};
   Scratch scratch = {};

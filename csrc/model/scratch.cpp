@@ -9,7 +9,8 @@
 namespace gemlet {
 namespace {
 
-// When a region is in use. Two regions share memory if neither is in use for the whole pass and their uses differ.
+// The part of a pass in which a region is in use. Two regions share memory if neither is in use for the whole pass and
+// their uses differ.
 enum class Use : uint8_t { kPass, kAttention, kMlp, kExperts, kPerLayerInput, kHead, kCount };
 constexpr auto kUses = static_cast<size_t>(Use::kCount);
 constexpr auto kRegions = static_cast<size_t>(Region::kCount);

@@ -1,4 +1,4 @@
-// Products with the matrices of towers, and what an adapter adds to them.
+// Products with the matrices of towers, including the terms of an adapter.
 #pragma once
 
 #include <cstdint>

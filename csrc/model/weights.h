@@ -9,7 +9,7 @@
 
 namespace gemlet {
 
-// Most bytes of an embedding on disk that are resident at a time.
+// The most bytes of an embedding on disk that are resident at a time.
 inline constexpr int64_t kResidentEmbeddingBytes = int64_t{32} << 20;
 
 // Routed experts beside the MLP; m = expert_intermediate_size.
@@ -66,12 +66,12 @@ struct ModelWeights {
   RowTable per_layer_table;                          // [per_layer_vocab, layers * per_layer_input], stays in its file
   Matrix per_layer_model_projection;                 // [layers * per_layer_input, hidden]
   const float* per_layer_projection_norm = nullptr;  // [per_layer_input]
-  std::vector<Matrix> altup_projections;             // S - 1 of [hidden, hidden]: into the further streams
-  std::vector<Matrix> altup_unembed_projections;     // S - 1 of [hidden, hidden]: back out of them
-  Matrix pre_projection;                             // [hidden, 2 target_size], of an assistant; the next ones too
-  Matrix post_projection;                            // [target_size, hidden]
-  Matrix centroids;                                  // [centroids, hidden], if there are any
-  std::vector<int32_t> token_order;                  // the id of each row of lm_head, then
+  std::vector<Matrix> altup_projections;             // S - 1 matrices [hidden, hidden] to the other streams
+  std::vector<Matrix> altup_unembed_projections;     // S - 1 matrices [hidden, hidden] back from them
+  Matrix pre_projection;                             // only assistants: [hidden, 2 target_size]
+  Matrix post_projection;                            // only assistants: [target_size, hidden]
+  Matrix centroids;                                  // [centroids, hidden], if an assistant has centroids
+  std::vector<int32_t> token_order;                  // with centroids: the id of each row of lm_head
   std::vector<Matrix> dense;                         // [dense_sizes[i], dense_sizes[i - 1] or hidden]
   std::vector<LayerWeights> layers;
 };

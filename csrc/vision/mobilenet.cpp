@@ -11,7 +11,7 @@
 namespace gemlet::vision {
 namespace {
 
-constexpr float kEps = 1e-6f;  // of all norms but the embedder's
+constexpr float kEps = 1e-6f;  // used by all norms but the embedder's
 using Kind = MobileNetBlock::Kind;
 
 }  // namespace

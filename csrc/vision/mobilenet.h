@@ -23,8 +23,8 @@ class MobileNet {
   const MobileNetConfig& config() const { return config_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
-  // From pixels [height, width, 3] between 0 and 1 to soft tokens, out [tokens(), hidden_size()]. Other passes of the
-  // model go on between its blocks. Throws kCancelled once *cancel is true, and what Model::run() throws.
+  // Makes soft tokens, out [tokens(), hidden_size()], from pixels [height, width, 3] between 0 and 1. Other passes of
+  // the model can run between its blocks. Throws kCancelled once *cancel is true, and the errors of Model::run().
   void encode(const float* pixels, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 

@@ -31,7 +31,7 @@ struct MobileNetBlock {
 };
 
 struct MobileNetConfig {
-  int64_t height = 0, width = 0;  // of an image, in pixels
+  int64_t height = 0, width = 0;  // the size of an image in pixels
   int64_t stem_channels = 0;
   std::vector<std::vector<MobileNetBlock>> stages;  // the last two are fused
   int64_t fused_inner = 0;                          // channels of the expansion in the fusion
@@ -108,7 +108,7 @@ struct Resampling {
 };
 Resampling resampling(Grid grid, int64_t side);
 
-// Where in a grid of `from` rows or columns a place in one of `to` is, by torch's rule.
+// The place in a grid of `from` rows or columns that is nearest to place `at` in a grid of `to`, by torch's rule.
 int64_t nearest(int64_t at, int64_t from, int64_t to);
 
 }  // namespace gemlet::vision

@@ -14,7 +14,8 @@ struct Grid {
   int64_t rows, cols;
 };
 
-// From pixels [rows * size, cols * size, 3] to [rows * cols, size * size * 3], in the order row, column, channel.
+// Rearranges pixels [rows * size, cols * size, 3] into [rows * cols, size * size * 3], in the order row, column,
+// channel.
 inline std::vector<float> flat_patches(const float* pixels, Grid grid, int64_t size) {
   std::vector<float> flat;
   flat.reserve(static_cast<size_t>(grid.rows * grid.cols * size * size * kChannels));

@@ -40,8 +40,8 @@ class Siglip {
   const SiglipConfig& config() const { return config_; }
   int64_t hidden_size() const { return model_->config().hidden_size; }
 
-  // From pixels [image_size, image_size, 3], already normalised, to soft tokens, out [tokens(), hidden_size()]. Other
-  // passes of the model go on between its layers. Throws kCancelled once *cancel is true, and what Model::run() throws.
+  // Makes soft tokens, out [tokens(), hidden_size()], from normalised pixels [image_size, image_size, 3]. Other passes
+  // of the model can run between its layers. Throws kCancelled once *cancel is true, and the errors of Model::run().
   void encode(const float* pixels, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 

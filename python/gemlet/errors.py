@@ -192,7 +192,7 @@ class DeviceError(GemletError, RuntimeError):
 
 
 class MemoryLimitError(GemletError, MemoryError):
-    """What was asked for needs more memory than the limit or the machine has.
+    """A call needs more memory than the limit allows or the machine has.
 
     >>> import gemlet
     >>> try:

@@ -1,4 +1,4 @@
-"""How good a model is, in numbers: perplexity of a text, and accuracy in questions with several choices."""
+"""Measures how good a model is: perplexity of a text, and accuracy in questions with several choices."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def train_tokenizer(books: dict[str, Book], path: Path) -> spm.SentencePieceProc
     symbols += ["\n" * n for n in range(1, 9)] + ["▁" * n for n in range(2, 17)]
     own = [book for name, book in books.items() if name != MORE]
     paragraphs = [line for book in own for c in book.train for p in c for line in p.split("\n")]
-    model = io.BytesIO()  # in memory, because a file name would become part of the model
+    model = io.BytesIO()  # it is in memory, because a file name would become part of the model
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(paragraphs), max_sentence_length=1 << 20, model_writer=model, model_type="bpe",
         vocab_size=VOCAB_SIZE, byte_fallback=True, character_coverage=1.0, split_digits=True,

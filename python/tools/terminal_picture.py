@@ -38,13 +38,13 @@ STYLES = {
     "prompt": "fill:#7ee787;font-weight:700",
     "command": "fill:#79c0ff",
 }
-_WORDS = re.compile(r"[^ ]+(?: [^ ]+)*")  # with single spaces between them
+_WORDS = re.compile(r"[^ ]+(?: [^ ]+)*")  # words with single spaces between them
 _SELECT_GRAPHIC = re.compile(r"\x1b\[([01])m")
 Run = tuple[str, str]  # style, text
 
 
 def run_in_terminal(command: str) -> str:
-    """What ``command`` prints on a terminal, with standard error. ``gemlet`` runs in this Python."""
+    """Runs ``command`` and returns all that it prints on a terminal. ``gemlet`` runs in this Python."""
     words = shlex.split(command.replace("\\\n", " "))
     if words[0] != "gemlet":
         raise ValueError(f"{command!r}: only gemlet commands are drawn")

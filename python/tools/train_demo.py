@@ -147,7 +147,8 @@ def as_texts(chapters: list[list[str]]) -> list[str]:
 
 
 class Schedule:
-    """How far a run is, from 0 to 1: by its steps, or by the clock on a slow machine, so it always ends."""
+    """The progress of a run, from 0 to 1. It counts steps, or on a slow machine time, so that a run always
+    ends."""
 
     def __init__(self, args: argparse.Namespace, steps: int = 0, minutes: float = 0.0) -> None:
         self.last_step: int = args.steps
@@ -166,7 +167,8 @@ class Schedule:
 
     @property
     def learning_rate(self) -> float:
-        """For 3 % of the run it rises, then it stays, and over the last 60 % it falls linearly to zero."""
+        """The learning rate. It rises for 3 % of the run, then stays, and falls linearly to zero in the last
+        60 %."""
         progress = self.progress
         return self.peak * (min(progress / 0.03, 1.0, (1.0 - progress) / 0.6) + 1e-4)
 
@@ -226,7 +228,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What has been done in all runs, for the reports."""
+        """The work done in all runs, for the reports."""
         steps, minutes = self.schedule.steps, round(self.schedule.minutes, 1)
         done = {"steps": steps, "minutes": minutes, "tokens_seen": steps * self.args.batch_tokens}
         sums = {name: self.earlier[name] + value for name, value in done.items()}
@@ -411,7 +413,7 @@ text files with the title on the first line, an empty line after each paragraph 
 
 
 def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """How this run was started, for the reports: the options that are not the defaults, without paths."""
+    """The command of this run for the reports: the options that are not the defaults, without paths."""
     words = ["python python/tools/train_demo.py"]
     for name, value in vars(args).items():
         if name in ("corpus", "more", "start") and value is not None:

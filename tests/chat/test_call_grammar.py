@@ -55,7 +55,7 @@ WRONG_NATIVE = (
     f"call:weather{{city:{Q}x{Q},days:1.5}}",
     f"call:weather{{city:{Q}x{Q},unit:{Q}k{Q}}}",
     f"call:weather{{city:{Q}x{Q},other:1}}",
-    f"call:weather{{days:1,city:{Q}x{Q}}}",  # in another order
+    f"call:weather{{days:1,city:{Q}x{Q}}}",  # the arguments are in another order
     f"call:weather{{city:{Q}x{Q},more:{{}}}}",
     "call:then{}",
     "call:now{a:1}",
@@ -187,7 +187,7 @@ def test_a_single_function_is_called_once() -> None:
         assert takes(grammar, frame.format(text), frame.format(text + joint + text)) == [True, False]
 
 
-def test_names_of_every_kind() -> None:
+def test_grammars_take_names_of_every_kind() -> None:
     properties: dict[str, Any] = {"a b": {"type": "integer"}, 'q"': {"enum": ["\\\n"]}}
     tools: list[dict[str, Any]] = [{"name": 'odd"name', "parameters": {"properties": properties}}]
     call = f'<|tool_call>call:odd"name{{{Q}a b{Q}:1}}<tool_call|>'

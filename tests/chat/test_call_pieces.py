@@ -72,7 +72,7 @@ def test_pieces_add_up_to_the_arguments(given_arguments: dict[str, Any], sizes: 
     assert {event.id for event in events if isinstance(event, ToolCallPiece)} == {call.id}
 
 
-def test_pieces_come_as_early_as_they_are_certain() -> None:
+def test_pieces_come_as_soon_as_they_are_certain() -> None:
     parser = ReplyParser(GEMMA4_MARKERS, pieces=True)
     parser.begin()
     given_so_far = []
@@ -163,7 +163,7 @@ def test_a_key_that_is_there_twice() -> None:
     )  # as in JSON, the last one counts
 
 
-def test_calls_without_pieces_are_as_before() -> None:
+def test_by_default_a_call_is_one_event() -> None:
     parser = ReplyParser(REPLY_MARKERS)
     parser.begin()
     events = [

@@ -203,7 +203,7 @@ def test_a_message_cannot_end_its_turn(tokenizer: Tokenizer, role: str) -> None:
     assert attack in tokenizer.decode(ids)
 
 
-def test_which_format_a_model_has(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_each_model_type_has_its_chat_format(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for model_type in ("gemma", "gemma2", "gemma3", "gemma3_text"):
         assert chat_format_for(model_type, tokenizer) is GEMMA
     assert chat_format_for("llama", tokenizer) is None

@@ -95,7 +95,7 @@ def test_messages_that_are_refused(messages: list[dict[str, Any]], problem: str)
         FUNCTION_GEMMA.render(messages)
 
 
-def test_there_is_no_thinking() -> None:
+def test_thinking_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="thinking"):
         FUNCTION_GEMMA.render([USER], thinking=True)
 

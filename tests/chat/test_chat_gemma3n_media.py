@@ -64,7 +64,7 @@ def test_frames_of_a_video_are_images(model: gemlet.Model) -> None:
     assert reply.token_ids == model.generate(ids, images=[IMAGE, OTHER], **OPTIONS).token_ids
 
 
-def test_a_text_with_places(model: gemlet.Model) -> None:
+def test_a_text_can_have_placeholders(model: gemlet.Model) -> None:
     text = "see <image_soft_token> and <image_soft_token>"
     found = model.generate(text, images=[IMAGE, OTHER], **OPTIONS)
     ids = ids_of(model, f"<bos>see {BLOCK} and {BLOCK}")

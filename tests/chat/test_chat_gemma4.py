@@ -78,7 +78,7 @@ def test_the_official_template_byte_for_byte(template: str, native: bool, seed: 
 
 @pytest.mark.parametrize("template", [CURRENT, OLDER])
 @pytest.mark.extra("templates")
-def test_a_description_of_null(template: str) -> None:
+def test_a_null_description_is_written_as_none(template: str) -> None:
     """The templates write None as Python writes it."""
     text = template_text(template)
     tool = {"type": "function", "function": {"name": "now", "description": None}}
@@ -301,7 +301,7 @@ def test_nothing_a_client_sends_becomes_a_control_token(tokenizer: Tokenizer) ->
         assert len(controls[0]) > 40
 
 
-def test_which_format_a_model_has(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_each_model_type_has_its_chat_format(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for kind in ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"):
         found = chat_format_for(kind, tokenizer, template=template_text(OLDER))
         assert isinstance(found, Gemma4Format)

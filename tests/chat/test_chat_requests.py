@@ -52,20 +52,20 @@ def test_only_a_text_of_the_assistant_is_continued(messages: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["thinking", "continue_final_message"])
-def test_a_wish_is_true_or_false(name: str) -> None:
+def test_switches_must_be_true_or_false(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"{name}: got 'yes', expected True or False"):
         ScriptedModel("").chat([QUESTION], **cast(Any, {name: "yes"}))
     assert ScriptedModel("Cold.<turn|>").chat([QUESTION], **cast(Any, {name: None})).text == "Cold."
 
 
-THOUGHT = "Hm. " * 400  # longer than the 256 tokens of a reply without a thought
+THOUGHT = "Hm. " * 400  # this is longer than the 256 tokens that a reply without a thought may have
 LONG = f"<|channel>thought\n{THOUGHT}\n<channel|>Cold.<turn|>"
 
 
 @pytest.mark.parametrize(
     "messages", [[QUESTION], [{"role": "system", "content": "<|think|>Be brief."}, QUESTION]]
 )
-def test_a_thought_has_room(messages: Any) -> None:
+def test_with_thinking_a_reply_has_more_room(messages: Any) -> None:
     thinking = len(messages) == 1  # without it, the system message asks for it
     for config in (None, GenerationConfig(temperature=0), GenerationConfig().replace(seed=3)):
         reply = ScriptedModel(LONG).chat(messages, config, thinking=thinking)

@@ -58,7 +58,7 @@ def test_a_template_for_tools_is_not_passed_over_in_silence(
     assert "tool_use.jinja: the model has a chat template 'tool_use'" in caplog.text
 
 
-def test_where_the_template_is(tmp_path: Path) -> None:
+def test_the_chat_template_is_found_in_every_file(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"add_bos_token": true}')

@@ -110,7 +110,7 @@ def test_an_image_that_is_seen_in_parts(model: gemlet.Model) -> None:
     assert reply.token_ids == expected.token_ids
 
 
-def test_a_text_with_places(model: gemlet.Model) -> None:
+def test_a_text_can_have_placeholders(model: gemlet.Model) -> None:
     found = model.generate("see <start_of_image> and <start_of_image>", images=[IMAGE, OTHER], **OPTIONS)
     ids = ids_of(model, f"<bos>see {BLOCK} and {BLOCK}")
     expected = model.generate(ids, images=[IMAGE, OTHER], **OPTIONS)
@@ -142,7 +142,7 @@ def test_the_prefix_cache_tells_images_apart(model: gemlet.Model) -> None:
     assert again.token_ids == first.token_ids
 
 
-def test_what_a_user_writes_is_no_place(model: gemlet.Model) -> None:
+def test_image_markers_in_a_users_text_are_not_placeholders(model: gemlet.Model) -> None:
     text = {"type": "text", "text": "<start_of_image><image_soft_token>"}
     image = {"type": "image", "image": IMAGE}
     assert model.chat([{"role": "user", "content": [text]}], max_tokens=1).image_tokens == 0
@@ -172,7 +172,7 @@ def test_a_later_turn_sees_the_image_again(model: gemlet.Model) -> None:
         ({"type": "image_url", "image_url": "/etc/passwd"}, "expected a data URL"),
     ],
 )
-def test_what_is_no_image(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
+def test_wrong_images_are_refused(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match=message):
         model.chat([{"role": "user", "content": [part]}], max_tokens=1)
 
@@ -204,7 +204,7 @@ def test_a_session_with_images(model: gemlet.Model, tmp_path: Path) -> None:
 def test_the_tower_runs_once_for_all_texts_of_a_prompt(
     model: gemlet.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the images are too large to be kept for other prompts."""
+    """This is also true if the images are too large to be kept for other prompts."""
     runs, pixels = 0, ImageView.pixels
 
     def counted(view: ImageView) -> Any:

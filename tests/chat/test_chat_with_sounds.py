@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def test_a_text_with_places(model: gemlet.Model) -> None:
+def test_a_text_can_have_placeholders(model: gemlet.Model) -> None:
     options = {"temperature": 0, "max_tokens": 4}
     found = model.generate("Say <|audio|> twice <|audio|>", audio=[SOUND, SOUND], **options)
     run = [BEGIN, *[PLACE] * TOKENS, END]
@@ -39,7 +39,7 @@ def test_a_text_with_places(model: gemlet.Model) -> None:
     assert found.token_ids == expected.token_ids
 
 
-def test_as_many_places_as_sounds(model: gemlet.Model) -> None:
+def test_the_number_of_placeholders_must_match_the_sounds(model: gemlet.Model) -> None:
     with pytest.raises(InvalidRequestError, match=r"<\|audio\|> 1 times, but there are 2 sounds"):
         model.generate("<|audio|>", audio=[SOUND, SOUND], max_tokens=1)
     with pytest.raises(InvalidRequestError, match="for each of 2 prompts"):
@@ -81,7 +81,7 @@ def test_a_message_with_a_sound(model: gemlet.Model, form: str, tmp_path: Path) 
     assert reply.token_ids == expected.token_ids
 
 
-def test_what_a_user_writes_is_no_place(model: gemlet.Model) -> None:
+def test_audio_markers_in_a_users_text_are_not_placeholders(model: gemlet.Model) -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "<|audio|>"}]}
     assert model.chat([message], max_tokens=1).audio_tokens == 0
     sound = {"type": "audio", "audio": SOUND}
@@ -100,7 +100,7 @@ def test_what_a_user_writes_is_no_place(model: gemlet.Model) -> None:
         ({"type": "audio_url", "audio_url": "http://localhost/a.wav"}, "expected a data URL"),
     ],
 )
-def test_what_is_no_sound(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
+def test_wrong_sounds_are_refused(model: gemlet.Model, part: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         model.chat([{"role": "user", "content": [part]}], max_tokens=1)
 
@@ -113,7 +113,7 @@ def test_a_model_that_does_not_hear_takes_text_only() -> None:
         model.chat([{"role": "user", "content": [{"type": "audio", "audio": SOUND}]}])
 
 
-def test_a_sentinel_is_another_one_each_time() -> None:
+def test_each_sentinel_is_different() -> None:
     messages = [{"role": "user", "content": [{"type": "audio", "audio": SOUND}] * 2}]
     first, second = (take_media(messages, ["audio"])[1] for _ in range(2))
     assert len({part.sentinel for part in (*first, *second)}) == 4

@@ -44,7 +44,7 @@ def asked(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, TEXT]}]
 
 
-def test_the_sound_comes_behind_the_frames(model: gemlet.Model, video: bytes, tmp_path: Path) -> None:
+def test_the_sound_follows_the_frames(model: gemlet.Model, video: bytes, tmp_path: Path) -> None:
     frames, _ = read_video(video, "video", np.copy, np.copy)
     seen, heard = (
         {"type": "video", "video": (frames, 4)},

@@ -21,7 +21,7 @@ from support.vision import write_gemma4_with_vocabulary
 
 pytestmark = pytest.mark.extra("video")
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 2}
-SIZE = (96, 96)  # it becomes 8 x 8 soft tokens
+SIZE = (96, 96)  # an image of this size becomes 8 x 8 soft tokens
 TOKENS = 64
 
 
@@ -83,7 +83,7 @@ def test_a_text_with_the_place_of_a_video(model: gemlet.Model, video: bytes) -> 
     )
 
 
-def test_minutes_are_written(model: gemlet.Model) -> None:
+def test_times_of_frames_are_written_in_minutes(model: gemlet.Model) -> None:
     frames = [np.zeros((*SIZE, 3), np.uint8)] * 2
     found = model.generate("<|video|>", videos=[(frames, 1 / 75)], **OPTIONS)
     assert model.tokenizer is not None

@@ -158,7 +158,7 @@ def test_calls_without_content(chat_format: ChatFormat) -> None:
 
 
 @pytest.mark.parametrize("chat_format", WITH_TOOLS, ids=lambda one: one.name)
-def test_what_is_no_id_is_like_none(chat_format: ChatFormat) -> None:
+def test_ids_of_a_wrong_type_count_as_missing(chat_format: ChatFormat) -> None:
     for odd in (np.array([1, 2]), ["1"], {"a": 1}):
         calls = caller({"id": odd, "function": {"name": odd, "arguments": {}}}, call("f", "1"))
         with pytest.raises(InvalidRequestError, match=r"messages\[[12]\]"):
@@ -274,7 +274,7 @@ def test_a_reply_goes_on_after_a_result_and_after_a_thought() -> None:
     assert text.endswith("<|turn>model\n<|channel>thought\nHm.\n<channel|>")
 
 
-def test_what_the_model_adds_is_the_reply() -> None:
+def test_the_reply_has_only_the_text_that_the_model_adds() -> None:
     tokenizer = gemma4_tokenizer()
     ids = GEMMA4.encode_chat(tokenizer, [USER, assistant("It is")], continue_final_message=True)
     assert ids == tokenizer.encode(GEMMA4.render([USER, assistant("It is")], continue_final_message=True))
@@ -293,6 +293,8 @@ def test_what_the_model_adds_is_the_reply() -> None:
         ([], "empty"),
     ],
 )
-def test_what_cannot_go_on_is_refused(chat_format: ChatFormat, messages: list[Any], problem: str) -> None:
+def test_messages_that_cannot_be_continued_are_refused(
+    chat_format: ChatFormat, messages: list[Any], problem: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=problem):
         chat_format.render(messages, continue_final_message=True)

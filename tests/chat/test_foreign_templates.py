@@ -115,7 +115,7 @@ def test_any_other_template_is_not_gemma(tokenizer: Tokenizer, template: str) ->
             assert ids == tokenizer.encode(expected, add_bos=False)
 
 
-def test_no_template_and_a_blank_one_are_the_same(tokenizer: Tokenizer) -> None:
+def test_a_blank_template_counts_as_missing(tokenizer: Tokenizer) -> None:
     for blank in (None, "", " \n"):
         assert chat_format_for("gemma2", tokenizer, template=blank) is GEMMA
         assert isinstance(chat_format_for("gemma4", tokenizer, template=blank), type(None))
@@ -123,7 +123,7 @@ def test_no_template_and_a_blank_one_are_the_same(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("template", ["<start_of_turn>", "chatml", *list(HOSTILE.values())[-6:]])
-def test_what_cannot_be_run_says_so_when_it_is_used(tokenizer: Tokenizer, template: str) -> None:
+def test_a_template_that_cannot_run_is_an_error_when_it_is_used(tokenizer: Tokenizer, template: str) -> None:
     found = foreign(template, tokenizer)
     for _ in range(2):
         with pytest.raises(UnsupportedError, match=r"chat template.*chat_template=") as caught:
@@ -358,7 +358,7 @@ def test_no_message_becomes_a_token(with_added: Tokenizer, texts: list[str]) -> 
         assert text == found.render(messages)
 
 
-def test_what_ends_a_turn(tokenizer: Tokenizer, with_added: Tokenizer) -> None:
+def test_the_tokens_that_end_a_turn_are_found(tokenizer: Tokenizer, with_added: Tokenizer) -> None:
     end = tokenizer.token_id("<end_of_turn>")
     assert foreign(TOOLS, tokenizer).end_ids(tokenizer) == {tokenizer.eos_id, end}
     assert foreign(CHATML, with_added).end_ids(with_added) == {
@@ -373,7 +373,7 @@ def test_what_ends_a_turn(tokenizer: Tokenizer, with_added: Tokenizer) -> None:
     assert foreign(no_eos, tokenizer).stops == ("\n\n### Instruction:",)
 
 
-def test_what_ends_a_turn_where_no_talk_can_be_tried(tokenizer: Tokenizer) -> None:
+def test_templates_for_one_task_end_turns_with_the_usual_tokens(tokenizer: Tokenizer) -> None:
     end = tokenizer.token_id("<end_of_turn>")
     for template in (TRANSLATE, GUARD):
         assert foreign(template, tokenizer).end_ids(tokenizer) == {tokenizer.eos_id, end}

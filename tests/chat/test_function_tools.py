@@ -179,7 +179,7 @@ def test_wrong_functions() -> None:
         (endless, "20 deep"),
         (of_any_type, "which JSON has no type for"),
         (lambda: None, "define it with def"),
-        (print, "no annotation|no signature"),  # by the version of Python
+        (print, "no annotation|no signature"),  # the message depends on the version of Python
         (Path, "expected a function"),
         (3, "expected a function"),
     ):

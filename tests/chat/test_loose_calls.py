@@ -21,7 +21,7 @@ BOTH = {"city": "Oslo", "days": 2}
 
 
 def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
-    """From text and from token ids, which give the same."""
+    """Reads a call from text and from token ids, which give the same."""
     reply = f"<|tool_call>{raw}{end}"
     events = read(reply)
     assert read_ids(gemma4_tokenizer().encode(reply, add_bos=False)) == events
@@ -116,7 +116,7 @@ def read_call(raw: str, end: str = "<tool_call|>") -> list[ReplyEvent]:
     ],
 )
 @pytest.mark.parametrize("end", ["<tool_call|>", "<turn|>", "<|tool_response>"])
-def test_slips_with_only_one_meaning(raw: str, arguments: dict[str, Any], end: str) -> None:
+def test_mistakes_with_only_one_meaning_are_repaired(raw: str, arguments: dict[str, Any], end: str) -> None:
     (event,) = read_call(raw, end)
     assert isinstance(event, ToolCall)
     assert event.name == "f"
@@ -172,7 +172,7 @@ def test_slips_with_only_one_meaning(raw: str, arguments: dict[str, Any], end: s
         f"call:{QUOTE}{{a:1}}",
     ],
 )
-def test_what_may_mean_two_things_stays_to_be_seen(raw: str) -> None:
+def test_ambiguous_calls_stay_visible(raw: str) -> None:
     event, shown = read_call(raw)
     assert isinstance(event, MalformedToolCall)
     assert event.raw == raw
@@ -188,7 +188,7 @@ def test_a_call_that_was_cut_off_is_not_completed(raw: str) -> None:
     assert read_call("call:f(a='x')", "") == [ToolCall("f", {"a": "x"})]  # this one is closed
 
 
-def test_no_turn_is_empty() -> None:
+def test_an_empty_call_stays_visible() -> None:
     for raw in ("", " ", "{}", "call:"):
         assert read_call(raw)[1] == Content(f"<|tool_call>{raw}<tool_call|>")
 
@@ -234,7 +234,7 @@ pieces = st.sampled_from(
 
 @settings(deadline=None, max_examples=500)
 @given(st.lists(pieces, max_size=16).map("".join), st.booleans())
-def test_a_repaired_call_holds_json_and_no_sign_for_quotes(raw: str, complete: bool) -> None:
+def test_a_repaired_call_has_json_without_special_quotes(raw: str, complete: bool) -> None:
     try:
         name, arguments = repair_call(raw, complete=complete)
     except MalformedCallError:

@@ -85,7 +85,7 @@ def test_calls_and_results_in_the_history() -> None:
     assert turns[4] == "model\n"
 
 
-def test_names_that_no_call_can_have() -> None:
+def test_names_that_a_call_cannot_have_are_refused() -> None:
     for name in ("two words", "a(b", "3d"):
         with pytest.raises(InvalidRequestError, match="the name"):
             GEMMA.render([{"role": "user", "content": "Hi"}], tools=[{"name": name}])

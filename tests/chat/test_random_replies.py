@@ -59,7 +59,7 @@ def in_pieces(parser: Any, text: str, rng: random.Random | None, ended: bool) ->
 
 
 def without_pieces(events: list[ReplyEvent]) -> list[ReplyEvent]:
-    """The other events, after a look at the pieces."""
+    """Checks the pieces of calls, and returns the other events."""
     rest = joined([event for event in events if not isinstance(event, ToolCallPiece)])
     pieces = [event for event in events if isinstance(event, ToolCallPiece)]
     calls = [event for event in rest if isinstance(event, ToolCall | MalformedToolCall)]
@@ -97,7 +97,7 @@ def in_pieces_joined(parser: Any, text: str, rng: random.Random, ended: bool) ->
 
 
 def assert_nothing_is_lost(text: str, events: list[ReplyEvent]) -> None:
-    """Every word is in a text, a thought or a call. Of a key that is there twice, only the last counts."""
+    """Every word is in a text, a thought or a call. If a key occurs twice, only the last one counts."""
     words = WORD.findall(_NOT_OF_THE_REPLY.split(text)[0])
     if len(set(words)) == len(words):
         shown = [
@@ -112,7 +112,7 @@ def assert_nothing_is_lost(text: str, events: list[ReplyEvent]) -> None:
 
 
 def assert_meant(expected: list[tuple[str, Any]], events: list[ReplyEvent]) -> bool:
-    """A call that was read is the one that was meant. Whether it was read."""
+    """Checks that a call that was read is the one that was meant. Returns whether it was read."""
     calls = [(event.name, event.arguments) for event in events if isinstance(event, ToolCall)]
     assert not calls or same(calls, expected), (calls, expected)
     return bool(calls)
@@ -156,7 +156,7 @@ def test_calls_in_loose_forms(family: str) -> None:
                 assert read_ids(gemma4_tokenizer().encode(reply, add_bos=False)) == events
         except Exception as problem:
             raise AssertionError(case) from problem
-    assert read > CASES // 3  # of the calls that were not changed, most are read
+    assert read > CASES // 3  # most calls that were not changed are read
 
 
 def test_calls_in_plain_text() -> None:

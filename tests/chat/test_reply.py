@@ -98,7 +98,7 @@ def test_replies(reply: str, events: list[ReplyEvent]) -> None:
     assert read_ids(gemma4_tokenizer().encode(reply, add_bos=False)) == events
 
 
-def test_collect() -> None:
+def test_collect_joins_the_events_of_a_reply() -> None:
     events = read("<|channel>thought\nHm.\n<channel|>Look: " + CALL + "<|tool_call>x<tool_call|>done")
     reply = collect(events)
     assert (reply.reasoning, reply.tool_calls) == ("Hm.", [OSLO])

@@ -21,7 +21,7 @@ from support.tokenizer_files import trained_model
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "special_prompts.json").read_text(encoding="utf-8"))
 TRANSLATE = TranslateGemmaFormat(GOLDEN["languages"])
 PART = {"type": "text", "source_lang_code": "de", "target_lang_code": "pt_BR", "text": "Guten Tag"}
-REST = "{{ bos_token }} the rest"  # of a template like TranslateGemma's
+REST = "{{ bos_token }} the rest"  # the end of a template like TranslateGemma's
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_judged_text_has_no_control_tokens(tokenizer: Tokenizer) -> None:
     assert [ids.count(tokenizer.token_id(name) or -1) for name in asked.markers] == [1, 1, 1]
 
 
-def test_policies() -> None:
+def test_shieldgemma_takes_any_policy() -> None:
     for policy, (title, _) in POLICIES.items():
         asked = SHIELD_GEMMA.with_values(policy=policy)
         of_prompt, of_reply = (
@@ -98,7 +98,7 @@ def test_prompts_of_translategemma() -> None:
         assert TRANSLATE.render(case["messages"], case["add_generation_prompt"]) == case["text"]
 
 
-def test_languages_for_plain_texts() -> None:
+def test_languages_apply_to_plain_texts() -> None:
     chosen = TRANSLATE.with_values(source_lang_code="de").with_values(target_lang_code="pt_BR")
     expected = TRANSLATE.render([user([PART])])
     assert "German (de) to Portuguese (pt-BR)" in expected

@@ -65,7 +65,7 @@ def test_one_endless_template_in_the_quick_tests() -> None:
     check_refused(next(islice(ENDLESS.values(), 1)))
 
 
-def test_what_a_template_may_do() -> None:
+def test_templates_can_do_the_same_as_in_transformers() -> None:
     """A template may do the same as in transformers."""
     for template, expected in {
         "{% for a in [1, 2, 3] %}{% if a == 2 %}{% continue %}{% endif %}{{ a }}{% endfor %}": "13",
@@ -84,7 +84,8 @@ def test_what_a_template_may_do() -> None:
 
 
 def test_every_filter_and_test_of_jinja_works() -> None:
-    """Also if it imports something at its first use: the process can no longer open files."""
+    """This is also true if it imports something at its first use, because the process can no longer open
+    files."""
     environment = compiled("").environment
     for name in sorted(environment.filters.keys() - {"random"}):
         for value in ("'<b>a</b> &amp; b'", "[2, 1]", "{'a': 1}", "1.5"):
@@ -131,7 +132,7 @@ def test_the_texts_of_one_request_have_a_bound_together() -> None:
     assert run_template("{{ a * 500000 }}", [{"a": "\U0001f600"}]).texts == ["\U0001f600" * 500000]
 
 
-def test_any_text_goes_through() -> None:
+def test_the_sandbox_takes_any_text() -> None:
     for text in ("", "\n", "\u2028\x00\x1b\U0001f600", "\ud800", "x" * 3_000_000):
         assert run_template("{{ a }}", [{"a": text}]).texts == [text]
     with pytest.raises(InvalidRequestError, match="bytes"):

@@ -140,7 +140,7 @@ def test_the_deepest_arguments_are_read_back() -> None:
         (f"{{a:{QUOTE}<|image|><channel|>{QUOTE}}}", {"a": "<|image|><channel|>"}),
     ],
 )
-def test_other_notations_with_only_one_meaning(inside: str, arguments: dict[str, Any]) -> None:
+def test_other_notations_with_only_one_meaning_are_read(inside: str, arguments: dict[str, Any]) -> None:
     (event,) = read(f"<|tool_call>call:f{inside}<tool_call|>")
     assert isinstance(event, ToolCall)
     assert same(event.arguments, arguments)

@@ -21,7 +21,8 @@ from support.replies import gemma4_tokenizer
 pytestmark = pytest.mark.extra("grammar")
 
 NAMED = {"type": "function", "function": {"name": "weather"}}
-HOT = {"temperature": 100.0, "max_tokens": 400}  # all tokens that fit are about as likely
+# With these options, all tokens that fit are about equally likely.
+HOT = {"temperature": 100.0, "max_tokens": 400}
 
 
 def weather(unit: Literal["c", "f"], days: int, hourly: bool = False) -> str:
@@ -74,7 +75,7 @@ def test_the_first_reply_has_to_call(model: gemlet.Model) -> None:
     assert reply.messages[1]["content"].endswith("days of rain")
 
 
-def test_one_form_only(model: gemlet.Model) -> None:
+def test_a_tool_choice_excludes_other_forms(model: gemlet.Model) -> None:
     with pytest.raises(InvalidRequestError, match="regex: cannot be combined with a tool_choice"):
         model.chat("Hi", tools=[now], tool_choice="required", regex="a")
 

@@ -84,7 +84,7 @@ def test_nothing_is_run_without_being_asked() -> None:
         ScriptedModel("").chat([QUESTION], tools=[never], approve=lambda call: True)
 
 
-def test_what_goes_wrong_is_told_to_the_model() -> None:
+def test_the_model_is_told_about_errors_of_functions() -> None:
     def fails() -> None:
         raise ZeroDivisionError("by zero")
 
@@ -104,7 +104,7 @@ def test_what_goes_wrong_is_told_to_the_model() -> None:
     assert reply.text == "So be it."
 
 
-def test_approval() -> None:
+def test_calls_run_only_if_they_are_approved() -> None:
     asked: list[Any] = []
 
     def approve(call: ToolCall) -> Any:
@@ -133,7 +133,7 @@ def test_a_reply_that_was_cut_off_is_not_run() -> None:
     assert (reply.finish_reason, results(reply)) == ("length", [])
 
 
-def test_an_interrupt_goes_through() -> None:
+def test_an_interrupt_in_a_function_ends_the_chat() -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -141,7 +141,7 @@ def test_an_interrupt_goes_through() -> None:
         ScriptedModel(calls("interrupted{}")).chat([QUESTION], tools=[interrupted], run_tools=True)
 
 
-def test_what_cannot_be_run() -> None:
+def test_tools_that_cannot_be_run_are_refused() -> None:
     async def later() -> None: ...
 
     described = {"type": "function", "function": {"name": "double"}}
@@ -223,7 +223,7 @@ def test_a_session_runs_functions_too() -> None:
     assert "response:double{" in model.asked[2]
 
 
-def test_nobody_goes_on_with_a_message_and_runs_functions() -> None:
+def test_running_functions_excludes_continuing_a_message() -> None:
     begun = [QUESTION, {"role": "assistant", "content": "It"}]
     with pytest.raises(InvalidRequestError, match="continue_final_message"):
         ScriptedModel("").chat(begun, tools=[double], run_tools=True, continue_final_message=True)
@@ -252,7 +252,7 @@ def test_a_stream_says_where_functions_are_run() -> None:
 
 
 def test_functions_run_beside_the_event_loop() -> None:
-    """In separate threads, so that other tasks go on meanwhile."""
+    """They run in separate threads, so that other tasks go on meanwhile."""
     seen: list[threading.Thread] = []
 
     def slow(x: int) -> int:

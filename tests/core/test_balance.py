@@ -110,13 +110,13 @@ def test_an_adapter_sees_the_norm_as_it_was(matrix: str, dora: bool) -> None:
     np.testing.assert_allclose(*seen, rtol=1e-4 if dora else 0, atol=1e-5 if dora else 0)
 
 
-def test_without_vectors_they_are_ones() -> None:
+def test_missing_balance_vectors_are_ones() -> None:
     tensors = on_the_grid()
     ones = {slot: np.ones(HIDDEN, np.float32) for slot in NORMS}
     np.testing.assert_array_equal(logits(build(tensors)), logits(build(tensors, ones)))
 
 
-def test_only_norms_before_q4_have_one() -> None:
+def test_only_norms_before_matrices_of_few_bits_are_balanced() -> None:
     def slots(weights: str, config: Any = None, **formats: str) -> set[str]:
         layer = {f"layers.0.{name}": format for name, format in formats.items()}
         found = builder_of(config, weights=weights, formats=layer).tensors()

@@ -241,7 +241,7 @@ def test_folders_that_are_refused(folder: Path) -> None:
         engine(folder)
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing(folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_ignored(folder: Path) -> None:
     engines = Engines(folder)
     engines.cached(IDS[:300])
     folder.chmod(0o500)
@@ -293,7 +293,7 @@ def test_a_forked_child_has_a_cache_of_its_own(folder: Path) -> None:
     assert engines.cached(np.concatenate([IDS[:300], IDS[1000:1300]])) == 599
 
 
-def test_folders_inside_that_are_not_the_users_alone(folder: Path) -> None:
+def test_folders_that_others_may_change_count_as_missing(folder: Path) -> None:
     """A link, or a file that others may write to, is treated as missing."""
     engines = Engines(folder)
     engines.cached(IDS[:40])

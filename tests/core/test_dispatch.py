@@ -1,4 +1,4 @@
-"""Which kernels run and on how many threads. The results do not depend on either."""
+"""The choice of kernels and of the number of threads. The results do not depend on either."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from support.programs import dispatch
 
 INFO = _core.cpu_info()
 AVX = 0x6  # XCR0: the operating system saves SSE and AVX registers
-AVX512 = 0xE6  # also the mask registers and the upper halves of ZMM
-AMX = 0x600E6  # also the tiles and their configuration
+AVX512 = 0xE6  # it also saves the mask registers and the upper halves of ZMM
+AMX = 0x600E6  # it also saves the tiles and their configuration
 AVX2_FEATURES = ["sse2", "osxsave", "avx", "f16c", "fma", "avx2"]
 AVX512_FEATURES = [*AVX2_FEATURES, "avx512f", "avx512bw", "avx512vl", "avx512dq"]
 AVX512VNNI_FEATURES = [*AVX512_FEATURES, "avx512vnni"]
@@ -137,7 +137,7 @@ def test_an_unknown_feature_is_refused() -> None:
 
 
 @pytest.mark.tier
-def test_this_machine() -> None:
+def test_this_machine_uses_one_of_its_tiers() -> None:
     assert INFO["tiers"][0] == "scalar"
     assert INFO["tier"] in INFO["tiers"]
     assert INFO["kernels"] == kernels_of(INFO["tier"])
@@ -171,7 +171,7 @@ def test_a_forced_tier_is_the_one_that_runs(tier: str) -> None:
 
 
 @pytest.mark.parametrize("forced", ["sse9", "AVX2", "amx,avx2", "avx2\udcff"])
-def test_forcing_a_missing_tier_is_an_error_that_names_the_tiers_there_are(forced: str) -> None:
+def test_the_error_for_a_missing_tier_names_the_available_ones(forced: str) -> None:
     done = start_program(dispatch.load_the_demo, environment={"GEMLET_CPU": forced})
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -218,8 +218,8 @@ def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
 
 @pytest.mark.tier
 @pytest.mark.slow
-def test_the_same_bits_on_any_number_of_threads() -> None:
-    """For long and short prompts, and in decoding, which reads the cache in several pieces. Each format has a
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    """The prompts are long and short, and decoding reads the cache in several pieces. Each format has a
     different size of tasks."""
     ids = np.random.default_rng(0).integers(4, 4000, 560, dtype=np.int32)
     for weights, counts in (("bf16", (1, 2, 8)), ("q8", (1, 3)), ("q4", (1, 8))):
@@ -240,7 +240,7 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
 
 @pytest.mark.tier
 @pytest.mark.parametrize("name", ["gemma2-27b", "gemma3-1b"])
-def test_the_same_bits_on_any_number_of_threads_of_a_golden_model(name: str) -> None:
+def test_any_number_of_threads_gives_the_same_bits_in_golden_models(name: str) -> None:
     results = []
     for threads in (1, 2, 3, 8):
         with gemlet.load(HERE / name, weights="q4", threads=threads) as model:

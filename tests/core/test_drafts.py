@@ -66,7 +66,8 @@ def texts_of(
 def test_the_texts_are_the_same(
     model: dict[str, Any], settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """With and without guesses, at the same time, from the prefix cache and after memory ran out."""
+    """Texts run with and without guesses, at the same time, from the prefix cache and after memory ran
+    out."""
     core = small_core(**model)
     expected, plain = texts_of(core, "never", settings, **options)
     assert plain["drafted_tokens"] == 0
@@ -90,7 +91,7 @@ def loop(core: _core.Model, **options: Any) -> tuple[Reader, list[int], Ids]:
 
 
 def test_a_text_ends_in_the_middle_of_a_guess() -> None:
-    """At an end token, at max_tokens, and when the context is full."""
+    """The text ends at an end token, at max_tokens, or when the context is full."""
     core = small_core()
     reader, expected, prompt = loop(core)
     greedy = {"sampler": sampler(temperature=0.0), "most_unread": 1000}
@@ -159,7 +160,7 @@ def test_a_forked_child_guesses_too() -> None:
     assert begun + reader.read(request)[0][0] == expected
 
 
-def test_what_is_guessed() -> None:
+def test_the_tokens_after_the_longest_match_are_guessed() -> None:
     """The tokens after the longest match with the end; if two are equally long, after the last one."""
     ids = [1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3]
     assert testing.guess(ids, [len(ids)], 4) == [[4, 5, 9, 2]]
@@ -177,13 +178,13 @@ def steps_of(*times: float) -> Callable[[int], float]:
     return lambda rows: float(np.interp(rows, np.linspace(1, 15, len(times)), times))
 
 
-MEMORY_BOUND = steps_of(14.7, 18.0, 24.0, 30.0, 34.6)  # a 1B model in q4 on two cores
+MEMORY_BOUND = steps_of(14.7, 18.0, 24.0, 30.0, 34.6)  # the steps of a 1B model in q4 on two cores
 COMPUTE_BOUND = steps_of(10.0, 150.0)
 TEXTS = {
     "random": RANDOM.integers(0, 10**5, 800),
     "few tokens": RANDOM.integers(0, 8, 800),
     "repeats": np.tile(RANDOM.integers(0, 10**5, 60), 14)[:800],
-    # What is known ends after three tokens each time.
+    # Each time, the known text ends after three tokens.
     "traps": np.ravel(
         [
             [*(50 * [10**5] + np.arange(50))[i : i + 3], 2 * 10**5 + n]
@@ -211,7 +212,7 @@ def test_guesses_do_not_cost_more_than_they_gain(
 
 
 @pytest.mark.parametrize("others", [1, 3, 7])
-def test_no_text_pays_for_the_guesses_about_another(others: int) -> None:
+def test_guesses_about_a_text_do_not_delay_the_others(others: int) -> None:
     texts = [TEXTS["repeats"][:500], *(RANDOM.integers(0, 10**5, 500) for _ in range(others))]
     ends, _, _ = testing.write_with_drafts(
         [ids.tolist() for ids in texts], [200] * (1 + others), MEMORY_BOUND

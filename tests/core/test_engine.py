@@ -28,7 +28,7 @@ def small_core(**changes: Any) -> _core.Model:
 
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("kv_cache", ["f32", "int8"])
-def test_each_text_is_what_it_would_be_alone(weights: str, kv_cache: str) -> None:
+def test_other_texts_do_not_change_a_text(weights: str, kv_cache: str) -> None:
     """Prompts of 1 to 600 tokens are read in pieces while other texts are being written."""
     core = small_core(weights=weights, kv_cache=kv_cache)
     reader = Reader(_core.Engine(core, most_running=4, prefix_cache_bytes=1 << 24))
@@ -64,7 +64,7 @@ def test_a_text_that_memory_has_no_room_for_waits_and_is_the_same() -> None:
     assert core.memory()["kv_cache_used"] == 0
 
 
-def test_reasons_to_end() -> None:
+def test_each_end_of_a_text_has_its_reason() -> None:
     core = small_core()
     reader = Reader(_core.Engine(core))
     text = alone(core, IDS[:50], 1, 20)
@@ -77,7 +77,7 @@ def test_reasons_to_end() -> None:
     assert reader.read(reader.submit(IDS[:50], timeout=0.0))[0] == ([], "timeout")
 
 
-def test_a_slow_reader_holds_up_nobody() -> None:
+def test_a_slow_reader_does_not_delay_other_texts() -> None:
     """At most this many tokens wait for a reader; the text goes on when they are taken."""
     core = small_core()
     engine = _core.Engine(core)

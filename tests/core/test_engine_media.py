@@ -110,7 +110,8 @@ def test_the_same_media_are_found_again(first: int, rows: int) -> None:
     assert cached(reader, ids, placed(part)) == 0
     assert cached(reader, ids, placed(part)) == len(ids) - 1
     assert cached(reader, ids, placed((first, rows, 2, True))) == first  # another image
-    assert cached(reader, ids, placed((first, rows, 1, False))) == first  # whose tokens do not see each other
+    # The tokens of this one do not see each other.
+    assert cached(reader, ids, placed((first, rows, 1, False))) == first
     assert cached(reader, ids, []) == first
     assert cached(reader, ids, placed(part)) == len(ids) - 1
     other = ids.copy()
@@ -127,7 +128,7 @@ def test_one_image_of_several_is_another_one() -> None:
     assert cached(reader, ids, placed((10, 60, 1, True), (80, 60, 2, True), (140, 60, 3, True))) == 299
 
 
-def test_no_text_begins_within_a_span() -> None:
+def test_a_reused_prefix_does_not_end_within_a_span() -> None:
     """If two texts differ within an image, the second one computes the image again."""
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=1 << 24))
     rows = rows_of(100, 1)
@@ -142,7 +143,7 @@ def test_no_text_begins_within_a_span() -> None:
     assert cached(reader, other, [(40, sound)]) == 90
 
 
-def test_on_disk_and_in_another_process(tmp_path: pathlib.Path) -> None:
+def test_the_prefix_cache_on_disk_tells_media_apart(tmp_path: pathlib.Path) -> None:
     core, part = core_of(), (50, 100, 1, True)
     options = {
         "prefix_cache_bytes": 1 << 24,
@@ -164,7 +165,7 @@ def test_on_disk_and_in_another_process(tmp_path: pathlib.Path) -> None:
         engine.close()
 
 
-def test_in_a_file_of_a_session(tmp_path: pathlib.Path) -> None:
+def test_a_saved_session_keeps_its_media(tmp_path: pathlib.Path) -> None:
     core, ids, found = core_of(), IDS[:300], placed((50, 100, 1, True))
     options = {"prefix_cache_bytes": 1 << 24, "model_digest": MODEL}
     reader = Reader(_core.Engine(core, **options))  # type: ignore[arg-type]
@@ -181,7 +182,7 @@ def test_in_a_file_of_a_session(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("first_row", [0, 20, 120, 170])
 def test_logits_of_a_text_with_a_span(first_row: int) -> None:
-    """Also for tokens that come after others in a span."""
+    """This is also true for tokens that come after others in a span."""
     core = core_of()
     news, part = _core.News(), (50, 100, 1, True)
     sequence = _core.TokenSequence(core)

@@ -103,7 +103,7 @@ def test_load_has_every_option_and_the_command_line_every_one_of_text() -> None:
     assert command_line().keys() == names - {"progress"}
 
 
-def test_every_limit_is_of_a_field() -> None:
+def test_every_limit_belongs_to_a_field() -> None:
     fields = LAYER_FIELDS | set(dir(_core.ModelConfig))
     assert INTEGERS.keys() | NUMBERS.keys() <= fields
     assert LIMITS["head_dim"] == LIMITS["global_head_dim"] == INTEGERS["head_dim"][1]

@@ -170,7 +170,7 @@ def q_0(w: Doubles, low: int) -> Doubles:
 def test_q4_stores_values_of_q4_0_and_is_at_least_as_close(
     format: str, low: int, shape: tuple[int, int], kind: str, seed: int
 ) -> None:
-    """And q5 those of Q5_0."""
+    """q5 does the same with values of Q5_0."""
     w = numbers(np.random.default_rng(seed), kind, shape, LARGEST[format])
     v = roundtrip(format, w)
     old = blocks_of(w).astype(np.float64).reshape(-1, BLOCK)

@@ -54,9 +54,9 @@ from support.kernel_cases import (
 )
 
 INT8_FORMATS = ["q8", "q4", "q5"]  # formats with one scale for 32 columns
-GROUPED = {"q4k": 4, "q5k": 5, "q6k": 6}  # bits of those with a scale and small scales
+GROUPED = {"q4k": 4, "q5k": 5, "q6k": 6}  # the bits of formats that have a scale and small scales
 MINIMA = ("q4k", "q5k")
-ROW_SCALED = {"r8": 8, "r4": 4, "r2": 2}  # bits of those with one scale for a row
+ROW_SCALED = {"r8": 8, "r4": 4, "r2": 2}  # the bits of formats with one scale for a row
 STEP = 2.0**-4  # the fixed scale of x
 # (largest |x|, largest |w|): products and their sums stay within float32.
 WIDE = (1e17, 1e17)
@@ -85,7 +85,7 @@ def matmul(tier: str, operation: str, x: Floats, w: Floats) -> Floats:
 
 
 def expected(operation: str, x: Floats, w: Floats) -> tuple[Doubles, Doubles]:
-    """What a kernel computes, in float64, and the bound on the error of float32 (see the top of this
+    """The result of a kernel, computed in float64, and the bound on the error of float32 (see the top of this
     file)."""
     v = testing.kernel_roundtrip(format=MATMULS[operation], w=w).astype(np.float64)
     cols = x.shape[1]
@@ -249,7 +249,7 @@ def test_products_of_groups_do_not_saturate(operation: str, tier: str) -> None:
 
 @kernels(*FIXED)
 def test_products_with_fixed_scales_do_not_saturate(operation: str, tier: str) -> None:
-    """With -128 and 127 on both sides; the integer sums are exact."""
+    """Both sides have values of -128 and 127. The integer sums are exact."""
     x = np.full((20, 320), 1e3, np.float32)
     x[1::2] *= -1
     x[4, ::2] *= -1

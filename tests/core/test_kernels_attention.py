@@ -34,7 +34,7 @@ STEPS = 127 * 254
 LEVELS = np.array([-63, -47, -37, -29, -21, -15, -9, -3, 3, 9, 15, 21, 29, 37, 47, 63]) / 23.05
 # Tiers whose attention_bf16 rounds queries and weights to bf16.
 BF16_DOTS = ("avx512bf16", "amx", "amx_emulated")
-ZERO_PEAK = 1.001e-33  # rows of an int8 or int4 cache whose max|x| is smaller may become zeros
+ZERO_PEAK = 1.001e-33  # a row of an int8 or int4 cache may become zeros if its max|x| is smaller
 EXP = 2e-7 + 2 * UNIT
 TANH = 2e-7 + 2 * UNIT
 HEAD_DIMS = [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 66, 80, 96, 128, 256, 512]
@@ -258,7 +258,7 @@ def test_attention_that_looks_ahead(operation: str, tier: str, ahead: int) -> No
 
 
 @kernels(*ATTENTIONS)
-def test_tokens_out_of_sight_have_no_influence(operation: str, tier: str) -> None:
+def test_hidden_tokens_have_no_influence(operation: str, tier: str) -> None:
     kv = ATTENTIONS[operation]
     q, _, keys, values = case(9, 4, 32, 200)
     positions = [100, 101, 130, 131]
@@ -290,7 +290,7 @@ def test_attention_with_softcap(operation: str, tier: str, softcap: float, sprea
 
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("spread", [1e-6, 10.0, 100.0, 1e4])
-def test_attention_from_even_weights_to_a_single_one(operation: str, tier: str, spread: float) -> None:
+def test_attention_with_flat_and_with_peaked_weights(operation: str, tier: str, spread: float) -> None:
     check(tier, ATTENTIONS[operation], *case(5, 6, 64, 300, spread))
 
 
@@ -307,7 +307,9 @@ def test_the_largest_score_may_come_anywhere(operation: str, tier: str) -> None:
 @kernels(*ATTENTIONS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("operand", ["query", "key", "value"])
-def test_what_is_not_finite_shows(operation: str, tier: str, operand: str, value: float) -> None:
+def test_values_that_are_not_finite_reach_the_result(
+    operation: str, tier: str, operand: str, value: float
+) -> None:
     """An overflow must reach the logits, where it becomes an error. It must not become a weight of zero."""
     q, _, keys, values = case(7, 3, 32, 100)
     keys[2, 5] = np.sign(q[2, 5])  # so that an infinite key has the score inf and not -inf

@@ -148,7 +148,7 @@ def test_functions_on_a_fine_grid(operation: str, tier: str) -> None:
 
 @kernels("rms_norm", "rms_norm_add", "add", "gelu_mul", "exact_gelu_mul", "sigmoid_mul", "softcap", "rope")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_shows(operation: str, tier: str, value: float) -> None:
+def test_values_that_are_not_finite_reach_the_result(operation: str, tier: str, value: float) -> None:
     """An overflow must reach the logits, where it becomes an error. It must not become an ordinary number."""
     for dim, at in ((1, 0), (16, 3), (40, 39)):
         x, other, third, scalar = operands(operation, dim, "normal", 1)

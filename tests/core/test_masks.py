@@ -90,7 +90,7 @@ def test_each_token_is_drawn_from_those_that_may_come() -> None:
             assert text == by_hand(core, IDS[i : i + 9], i, 30, far_from_the_last)
 
 
-def test_a_text_without_its_mask_holds_up_nobody() -> None:
+def test_a_text_that_waits_for_its_mask_does_not_delay_others() -> None:
     reader = Reader(_core.Engine(small_core(), most_running=2))
     waiting = reader.submit(IDS[:9], max_tokens=8, masked=True)
     assert [reason for _, reason in reader.read(reader.submit(IDS[:50], max_tokens=100))] == ["length"]
@@ -135,7 +135,7 @@ def test_texts_that_memory_has_no_room_for_are_the_same() -> None:
     assert core.memory()["kv_cache_used"] == 0
 
 
-def test_one_that_waits_for_a_mask_can_end() -> None:
+def test_a_text_that_waits_for_a_mask_can_be_ended() -> None:
     core = small_core()
     engine = _core.Engine(core)
     reader = Reader(engine)

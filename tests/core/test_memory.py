@@ -52,7 +52,7 @@ def test_the_reported_size_of_a_cache_is_what_it_takes() -> None:
 
 @pytest.mark.tier
 @pytest.mark.parametrize(("weights", "longest_span"), [("f32", 0), ("bf16", 500), ("q8", 500), ("q4", 0)])
-def test_a_context_takes_what_was_planned(weights: str, longest_span: int) -> None:
+def test_a_full_context_takes_the_planned_memory(weights: str, longest_span: int) -> None:
     """Cache, scratch and logits of a full context. Its last chunk is short, so attention is split over the
     keys. Some tiers prepare inputs as bf16 or int8; the MLP is wide, so that these inputs count."""
     run_program(memory.fill_a_context, weights, longest_span)

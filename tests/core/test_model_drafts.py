@@ -80,7 +80,7 @@ def test_the_texts_are_the_same(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> None:
-    """Also at a temperature above 0: it guesses with the next random numbers."""
+    """This is also true at a temperature above 0, because it guesses with the next random numbers."""
     core = core_of()
     reader = Reader(_core.Engine(core, drafts="always", drafter=beside(core), draft_tokens=4))
     request = reader.submit(
@@ -93,7 +93,7 @@ def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> 
     assert stats["steps"] < 50
 
 
-def test_it_goes_on_from_where_an_earlier_text_ended() -> None:
+def test_the_drafter_continues_an_earlier_text_from_its_cache() -> None:
     """The drafter has a prefix cache too, without the tokens that were guessed wrong."""
     core = core_of()
     drafter = beside(core, seed=2)
@@ -199,7 +199,7 @@ def test_masked_texts_are_guessed_beside_others(ahead: bool) -> None:
         assert drafts == "paying" or min(right) > 0
 
 
-def test_masks_behind_other_tokens_than_were_chosen_change_nothing() -> None:
+def test_masks_after_other_tokens_than_the_chosen_ones_change_nothing() -> None:
     core = core_of()
     reader = Reader(_core.Engine(core, drafts="never"))
     request = reader.submit(PROMPTS[0], max_tokens=4, masked=True)
@@ -209,7 +209,7 @@ def test_masks_behind_other_tokens_than_were_chosen_change_nothing() -> None:
     only = np.array([0, 0, 1 << 31], np.uint32)
     request.set_mask(0, only)  # too late
     request.set_mask(1, only, [first[0] ^ 1])
-    request.set_mask(2, only, [first[0], 5])  # for this text, nothing was guessed
+    request.set_mask(2, only, [first[0], 5])  # nothing was guessed for this text
     for position, behind in ((3, [1]), (0, [1]), (2, [])):
         with pytest.raises(InvalidRequestError, match="the mask is for position"):
             request.set_mask(position, only, behind)
@@ -238,7 +238,7 @@ def test_a_text_is_cancelled_while_guesses_wait_for_masks() -> None:
     assert reader.read(reader.submit(PROMPTS[2], **ids)) == plain.read(plain.submit(PROMPTS[2], **ids))
 
 
-def test_a_forked_child_asks_it_too() -> None:
+def test_a_forked_child_uses_the_drafter() -> None:
     core = core_of()
     greedy = {"sampler": sampler(temperature=0.0), "max_tokens": 200}
     plain = Reader(_core.Engine(core, drafts="never"))
@@ -264,7 +264,7 @@ def test_a_vocabulary_of_another_length(vocab: int) -> None:
     assert reader.engine.stats()["drafted_tokens"] > 0
 
 
-def test_rehearsed_guesses_are_right_as_often_as_is_said() -> None:
+def test_the_share_of_right_guesses_in_a_simulation_is_as_asked() -> None:
     core = core_of()
     greedy = {"sampler": sampler(temperature=0.0), "max_tokens": 500, "most_unread": 1000}
     plain = Reader(_core.Engine(core, drafts="never"))

@@ -88,7 +88,7 @@ def test_the_tokens_are_those_without_a_cache(weights: str, kv_cache: str, windo
     assert sum(request.cached_tokens for request in requests) > 500
 
 
-def test_what_windows_need_goes_first() -> None:
+def test_blocks_of_windows_are_dropped_first() -> None:
     """The blocks of windows that are far from the end of a long text are dropped first, and the text still
     continues from its end. If a text needs dropped blocks, it begins earlier."""
     core = core_of(100)
@@ -121,6 +121,6 @@ def test_memory_tells_running_texts_and_kept_ones_apart() -> None:
     assert core.memory()["kv_cache_used"] == core.memory()["prefix_cache"] == 0
 
 
-def test_no_cache() -> None:
+def test_a_cache_of_zero_bytes_keeps_nothing() -> None:
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=0))
     assert cached(reader, IDS[:300]) == cached(reader, IDS[:300]) == 0

@@ -22,7 +22,7 @@ def test_levels_are_torchvisions(index: int, mode: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_plain_image_stays_plain_in_every_size() -> None:
+def test_an_image_of_one_color_keeps_its_color() -> None:
     for level in (0, 1, 127, 254, 255):
         image = np.full((7, 5, 3), level, np.uint8)
         for size in ((1, 1), (3, 9), (40, 2)):
@@ -38,7 +38,7 @@ def test_impossible_sizes_are_refused(height: int, width: int) -> None:
         _core.resize_image(image, height=height, width=width, filter="bilinear")
 
 
-def test_what_is_no_image_is_refused() -> None:
+def test_wrong_images_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="height, width, 3"):
         _core.resize_image(np.zeros((4, 4), np.uint8), height=2, width=2, filter="bilinear")
     with pytest.raises(InvalidRequestError, match="'bilinear' or 'bicubic'"):

@@ -114,7 +114,7 @@ def test_ids_in_other_integer_types_and_layouts(core: _core.Model) -> None:
         np.testing.assert_array_equal(sequence.logits(), expected)
 
 
-def test_no_ids(sequence: _core.TokenSequence) -> None:
+def test_an_empty_list_of_ids_is_refused(sequence: _core.TokenSequence) -> None:
     for ids in ([], np.empty(0, np.int32)):
         with pytest.raises(gemlet.InvalidRequestError, match="no token ids"):
             sequence.extend(ids)

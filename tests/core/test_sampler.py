@@ -150,7 +150,7 @@ def test_breakers_of_several_tokens(text: list[int], breakers: Any, after: int) 
     assert penalty == pytest.approx(2.0 ** (after - 1) if after else 0.0)
 
 
-def test_a_long_text_that_repeats_itself_is_no_trap() -> None:
+def test_penalties_of_a_long_repetitive_text_take_linear_time() -> None:
     """Time is linear in the text, and a penalty without bounds is still a number."""
     ids = np.zeros(131_072, np.int32)
     for options in ({"dry_multiplier": 100.0, "dry_base": 100.0}, {"no_repeat_ngram": 65_536}):
@@ -159,7 +159,7 @@ def test_a_long_text_that_repeats_itself_is_no_trap() -> None:
         assert sum(found.values()) == pytest.approx(1)
 
 
-def test_no_token_is_left() -> None:
+def test_an_error_says_why_no_token_is_left() -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="no_repeat_ngram and min_tokens together leave no"):
         chances(made(0, 4), history(0), suppressed=[0, 1], no_repeat_ngram=1)
 
@@ -167,7 +167,7 @@ def test_no_token_is_left() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 8}, {"typical_p": 0.6}, {"temperature": 0.5, "top_p": 0.8}], ids=str
 )
-def test_tokens_come_as_often_as_they_should(options: dict[str, Any]) -> None:
+def test_tokens_are_drawn_with_the_right_frequency(options: dict[str, Any]) -> None:
     """Chi squared of 20,000 draws, within six standard deviations."""
     logits = made(3, 40) / 6
     values = {"temperature": 1.0, "seed": 5, **options}

@@ -86,7 +86,7 @@ def test_a_short_prompt_beside_a_long_one(core: _core.Model, short: int, median:
     assert max(times) < most
 
 
-def test_no_piece_beside_an_end(core: _core.Model) -> None:
+def test_a_single_short_prompt_gets_a_step_of_its_own(core: _core.Model) -> None:
     """If a single short prompt comes, it gets a step without a piece of the long one, however large it is."""
     requests = beside_a_long_one(8, [3.5, 6.0])
     steps = Steps(core, requests, seconds_of_a_fast_chip)
@@ -98,14 +98,14 @@ def test_no_piece_beside_an_end(core: _core.Model) -> None:
 
 
 @pytest.mark.parametrize("seconds_of", [seconds_of, seconds_of_a_fast_chip])
-def test_the_long_one_goes_on(core: _core.Model, seconds_of: object) -> None:
+def test_short_prompts_do_not_stop_a_long_one(core: _core.Model, seconds_of: object) -> None:
     """A stream of short prompts keeps it out of at most three steps in a row."""
     requests = beside_a_long_one(20, [3.0 + 0.02 * i for i in range(1500)])
     reading = Steps(core, requests, seconds_of).of(LONG)
     assert max(b - a for a, b in itertools.pairwise(reading)) <= 4
 
 
-def test_quick_steps_are_few(core: _core.Model) -> None:
+def test_only_one_in_16_steps_leaves_out_the_long_prompt(core: _core.Model) -> None:
     """One in 16 steps ends a short prompt without the piece of the long one that it could read."""
     requests = beside_a_long_one(20, [3.0 + 0.1 * i for i in range(300)])
     steps = Steps(core, requests, seconds_of_a_fast_chip)
@@ -115,7 +115,7 @@ def test_quick_steps_are_few(core: _core.Model) -> None:
     assert 0 < len(quick) <= (reading[-1] - reading[0]) / 16 + 1
 
 
-def test_an_idle_engine_reads_all_that_a_step_holds(core: _core.Model) -> None:
+def test_an_idle_engine_reads_as_much_as_a_step_can_hold(core: _core.Model) -> None:
     steps = testing.plan_steps(core, [(0.0, 1300, 2), (0.5, 10, 1)], seconds_of)
     assert [parts for _, parts in steps[:3]] == [[(0, 512)], [(1, 10), (0, 502)], [(0, 286)]]
 

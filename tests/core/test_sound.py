@@ -89,7 +89,7 @@ def test_any_rate_keeps_a_tone(rate: int) -> None:
     assert np.abs(made - ideal)[middle].max() < 2e-6
 
 
-def test_what_is_too_high_for_16_khz_goes_away() -> None:
+def test_frequencies_above_8_khz_are_removed() -> None:
     wave = np.sin(2 * np.pi * 8100 * np.arange(44100) / 44100).astype(np.float32)
     assert np.abs(_core.mono(wave, rate=44100, most=10**9)[1000:-1000]).max() < 1e-5
 
@@ -128,7 +128,7 @@ def test_integers_are_divided_by_their_range() -> None:
         (np.zeros(1000 * 3600 + 1000, np.int16), 1000, "3601 seconds, expected at most 3600"),
     ],
 )
-def test_what_is_no_sound_is_refused(samples: np.ndarray, rate: int, message: str) -> None:
+def test_wrong_sounds_are_refused(samples: np.ndarray, rate: int, message: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         _core.mono(samples, rate=rate, most=10**9)
     assert message in str(caught.value)

@@ -28,7 +28,8 @@ SHA256 = (
     "36e3a42e5cf14cd0020e72d92e1fdd9970f59b82170e421f0cbe1bb42bead3f0",
     "2f1b4d75d067bae3fe44e676721c7f077d243bc007156cb9c2f8b5836613d082",
 )
-COUNT = 100  # conversations with results in the assistant's message; as many have messages of the role tool
+# The number of conversations of each form: results in the assistant's message, or messages of the role tool.
+COUNT = 100
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
 
 # --- What is read -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model.", ""])
-def test_names_of_every_way_to_wrap_the_model(prefix: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_names_of_every_wrapper_are_read(prefix: str, tmp_path: Path, model: gemlet.Model) -> None:
     path = write(tmp_path / "a", tensors=adapter_tensors(prefix=prefix))
     with open_adapter(path, model.config) as files:
         assert len(files.terms.low_rank) == 7 * model.config.num_layers
@@ -76,7 +76,9 @@ def test_names_with_the_adapter_in_them_are_read(tmp_path: Path, model: gemlet.M
     check(write(tmp_path / "b", tensors=wrapped), model)
 
 
-def test_all_linear_is_what_the_tool_took_for_it_in_every_layer(tmp_path: Path, model: gemlet.Model) -> None:
+def test_all_linear_accepts_any_set_that_is_the_same_in_every_layer(
+    tmp_path: Path, model: gemlet.Model
+) -> None:
     config = {**CONFIG, "target_modules": "all-linear"}
     some = {name: t for name, t in adapter_tensors().items() if "self_attn" in name}
     check(write(tmp_path / "a", config, some), model)
@@ -84,7 +86,7 @@ def test_all_linear_is_what_the_tool_took_for_it_in_every_layer(tmp_path: Path, 
     refuse(write(tmp_path / "b", config, some), model, gemlet.TensorError, Q.format("A"), "missing")
 
 
-def test_towers_saved_whole_are_passed_over(tmp_path: Path, model: gemlet.Model) -> None:
+def test_whole_towers_in_an_adapter_are_listed(tmp_path: Path, model: gemlet.Model) -> None:
     config = {**CONFIG, "modules_to_save": ["multi_modal_projector", "model.vision_tower"]}
     name = "base_model.model.model.multi_modal_projector.mm_input_projection_weight"
     path = write(tmp_path / "a", config, {**adapter_tensors(), name: np.ones((4, 4), np.float32)})
@@ -199,7 +201,7 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"alora_invocation_tokens": [5]}, "run it with PEFT, or train a plain LoRA"),
     ],
 )
-def test_a_refusal_says_the_way_out(
+def test_a_refusal_says_what_to_do(
     changes: dict[str, Any], way_out: str, tmp_path: Path, model: gemlet.Model
 ) -> None:
     path = write(tmp_path / "a", {**CONFIG, **changes})
@@ -256,9 +258,7 @@ def test_every_tensor_is_used_or_named(name: str, tmp_path: Path, model: gemlet.
     )
 
 
-def test_tensors_that_the_config_does_not_name_are_refused_are_refused(
-    tmp_path: Path, model: gemlet.Model
-) -> None:
+def test_tensors_that_the_config_does_not_name_are_refused(tmp_path: Path, model: gemlet.Model) -> None:
     config = {**CONFIG, "target_modules": list(TARGETS[1:])}
     refuse(write(tmp_path / "a", config), model, gemlet.TensorError, Q.format("A"), "target_modules")
     config = {**CONFIG, "layers_to_transform": [1, 2]}
@@ -298,7 +298,7 @@ def test_shapes_must_be_those_of_the_model(
 
 
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_a_factor_without_the_other_is_refused(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
+def test_one_factor_without_the_other_is_refused(factor: str, tmp_path: Path, model: gemlet.Model) -> None:
     tensors = adapter_tensors()
     del tensors[Q.format(factor)]
     refuse(write(tmp_path / "a", tensors=tensors), model, gemlet.TensorError, Q.format(factor), "missing")

@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
         yield loaded
 
 
-def test_a_module_saved_whole_is_there_whole(tmp_path: Path, model: gemlet.Model) -> None:
+def test_a_module_that_is_saved_must_be_complete(tmp_path: Path, model: gemlet.Model) -> None:
     """PEFT takes every module whose name ends with a name in the list, and the modules inside of it."""
     config = {**CONFIG, "modules_to_save": ["norm", "score"]}
     at = "base_model.model.model."
@@ -69,7 +69,7 @@ def test_a_module_saved_whole_is_there_whole(tmp_path: Path, model: gemlet.Model
 @pytest.mark.parametrize(
     "start", [True, "gaussian", "eva", "orthogonal", "mica", "lora_ga", "pissa", "OLoRA"]
 )
-def test_how_training_began(
+def test_the_initialization_is_read_from_the_config(
     start: Any, tmp_path: Path, model: gemlet.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     others = {"loftq_config": {"loftq_bits": 4}, "lora_ga_config": {"direction": "ArB2r"}}
@@ -80,7 +80,7 @@ def test_how_training_began(
     assert ("lora_ga" in caplog.text) == (start == "lora_ga")
 
 
-def test_what_loading_takes_out_of_a_tied_head_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_initialization_that_changes_a_tied_head_is_refused(tmp_path: Path, model: gemlet.Model) -> None:
     """Otherwise the part would be subtracted from the embedding table, too."""
     at = "base_model.model.lm_head."
     tensors = {f"{at}lora_A.weight": np.ones((2, 64), np.float32)}
@@ -156,9 +156,7 @@ def test_the_core_takes_no_table_that_the_model_does_not_have(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("saved", ["lm_head", "head"])
-def test_the_end_of_a_name_means_one_end_of_the_model(
-    saved: str, tmp_path: Path, model: gemlet.Model
-) -> None:
+def test_a_saved_head_does_not_replace_the_embedding(saved: str, tmp_path: Path, model: gemlet.Model) -> None:
     """A head that is saved in this way belongs to the adapter. The embedding table, which was the head
     before, stays."""
     tensors = {**adapter_tensors(), "base_model.model.lm_head.weight": np.ones((96, 64), np.float32)}

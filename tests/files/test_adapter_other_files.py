@@ -43,12 +43,14 @@ def refuse(path: Path, error: type[Exception], *words: str) -> None:
         ({"lora_parameters": [4]}, "lora_parameters"),
     ],
 )
-def test_what_mlx_says_is_followed_or_named(changes: Mapping[str, Any], word: str, tmp_path: Path) -> None:
+def test_every_setting_of_mlx_is_followed_or_named(
+    changes: Mapping[str, Any], word: str, tmp_path: Path
+) -> None:
     described, tensors = mlx_files("gemma3-plain")
     refuse(write_mlx(tmp_path / "a", {**described, **changes}, tensors), gemlet.ConfigError, word)
 
 
-def test_nulls_of_mlx_say_nothing(tmp_path: Path) -> None:
+def test_nulls_of_mlx_count_as_missing(tmp_path: Path) -> None:
     described, tensors = mlx_files("gemma3-plain")
     nulls = {"fine_tune_type": None, "use_dora": None, "model": None}
     parameters = described["lora_parameters"] | {"alpha": None, "keys": None}
@@ -84,7 +86,7 @@ def test_shapes_of_mlx_must_fit(tmp_path: Path) -> None:
     refuse(write_mlx(tmp_path / "c", described, {}), gemlet.TensorError, "holds nothing")
 
 
-def test_old_forms_are_named_with_the_way_out(tmp_path: Path) -> None:
+def test_errors_about_old_forms_say_what_to_do(tmp_path: Path) -> None:
     path = write_mlx(tmp_path / "a", *mlx_files("gemma3-plain"))
     (path / "adapters.safetensors").rename(path / "adapters.npz")
     with pytest.raises(gemlet.GemletError):
@@ -109,7 +111,7 @@ def test_old_forms_are_named_with_the_way_out(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_gguf_adapter_says_is_followed_or_named(
+def test_every_setting_of_a_gguf_adapter_is_followed_or_named(
     key: str, entry: bytes | None, error: type[Exception], tmp_path: Path
 ) -> None:
     path = tmp_path / "a.gguf"

@@ -74,7 +74,7 @@ def test_the_tokens_that_an_adapter_has_itself_must_fit(tmp_path: Path, model: g
     refuse(write(tmp_path / "e", config, both), model, gemlet.TensorError, name)
 
 
-def test_rows_of_tokens_stand_in_the_order_of_the_file(tmp_path: Path, model: gemlet.Model) -> None:
+def test_rows_of_tokens_have_the_order_of_the_file(tmp_path: Path, model: gemlet.Model) -> None:
     name = END.format("token_adapter.trainable_tokens_delta")
     rows = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
     found = []
@@ -114,7 +114,7 @@ ROWS = np.ones((2, 64), np.float32)
 
 
 @pytest.mark.parametrize("target", ["model.embed_tokens", "embed_tokens", ["embed_tokens"], None])
-def test_an_adapter_of_tokens_alone(target: object, tmp_path: Path, model: gemlet.Model) -> None:
+def test_an_adapter_may_change_only_some_tokens(target: object, tmp_path: Path, model: gemlet.Model) -> None:
     name = END.format("trainable_tokens_delta")
     path = write(tmp_path / "a", {**TOKENS, "target_modules": target}, {name: ROWS})
     adapter = model.load_adapter(path, "tokens")

@@ -71,7 +71,7 @@ def test_scalar_and_empty_file(tmp_path: Path) -> None:
         assert not opened.tensors
 
 
-def test_reads_larger_than_one_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_reads_take_several_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_files, "_READ_BYTES", 7)
     with Checkpoint(write_safetensors(tmp_path, safetensors_bytes({"b": B, "a": A}))) as opened:
         np.testing.assert_array_equal(opened.read("a")[0], A)
@@ -85,7 +85,7 @@ def test_shards(tmp_path: Path) -> None:
         assert opened.tensors["b"].file == "model-00002-of-00002.safetensors"
 
 
-def test_links_of_the_hub_cache(tmp_path: Path) -> None:
+def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abcd"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
@@ -175,21 +175,21 @@ def test_a_file_replaced_after_opening_still_gives_the_old_bytes(tmp_path: Path)
         (["adapter_config.json", "adapter_model.safetensors"], r"load_adapter\(\)"),
     ],
 )
-def test_what_to_do_about_other_weights(tmp_path: Path, names: list[str], message: str) -> None:
+def test_the_error_for_other_weights_says_what_to_do(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(ModelFileError, match=f"has no weights that gemlet reads.*{message}"):
         Checkpoint(tmp_path)
 
 
-def test_an_index_beside_a_single_file_is_passed_over(tmp_path: Path) -> None:
+def test_an_index_beside_a_single_file_is_ignored(tmp_path: Path) -> None:
     write_folder(tmp_path, CONFIGS["gemma"])
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "other.safetensors"}}')
     with Checkpoint(tmp_path) as checkpoint:
         assert checkpoint.passed_over == ["model.safetensors.index.json"]
 
 
-def test_a_type_that_is_not_read_comes_with_the_way_out(tmp_path: Path) -> None:
+def test_the_error_for_an_unsupported_type_says_what_to_do(tmp_path: Path) -> None:
     header = {"x": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
     (tmp_path / "model.safetensors").write_bytes(with_header(header, b"ab"))
     with Checkpoint(tmp_path) as checkpoint, pytest.raises(TensorError, match="load the bf16 original"):

@@ -37,7 +37,7 @@ def test_every_slot_is_filled_once(family: str, prefix: str) -> None:
     assert slots[f"{prefix}layers.2.self_attn.o_proj.weight"] == "layers.2.o_proj"
 
 
-def test_the_norm_whose_name_changed_its_meaning() -> None:
+def test_one_name_of_a_norm_has_two_meanings() -> None:
     name = "model.layers.0.post_attention_layernorm.weight"
     assert map_of("gemma", shapes_of("gemma"))[name] == "layers.0.pre_mlp_norm"
     assert map_of("gemma2", shapes_of("gemma2"))[name] == "layers.0.post_attention_norm"
@@ -223,7 +223,7 @@ def test_quantized_weights_are_named(ending: str, tool: str, kept: bool) -> None
         map_of("gemma2", shapes | {at + ending: (4,)})
 
 
-def test_the_same_weight_twice_is_refused() -> None:
+def test_two_tensors_for_one_weight_are_refused() -> None:
     name = "model.norm.weight"
     with pytest.raises(TensorError, match="are the same weight"):
         map_of("gemma", shapes_of("gemma") | {f"_orig_mod.{name}": (64,)})
@@ -235,7 +235,7 @@ def test_two_text_models_are_refused() -> None:
         map_of("gemma", shapes)
 
 
-def test_a_head_for_values_is_passed_over_and_one_for_classes_refused() -> None:
+def test_a_value_head_is_ignored_and_a_classification_head_is_refused() -> None:
     shapes = shapes_of("gemma2")
     found = map_tensors(
         {**shapes, "v_head.summary.weight": (1, 64), "v_head.summary.bias": (1,)},

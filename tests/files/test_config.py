@@ -228,7 +228,7 @@ def test_layer_types_win_over_the_pattern() -> None:
     assert [layer.sliding_window for layer in config.layers] == [0, 0, 16]
 
 
-def test_the_names_of_the_pattern() -> None:
+def test_the_layer_pattern_has_several_names() -> None:
     raw = without(
         PUBLISHED["gemma3_text"], "layer_types", "sliding_window_pattern", "_sliding_window_pattern"
     )

@@ -301,7 +301,7 @@ def test_vaultgemma_is_gemma2_without_norms_after_its_branches() -> None:
         ("gemma4-e4b", 42, 24, {22, 23}, 10240),
     ],
 )
-def test_which_layer_owns_the_keys(
+def test_sharing_layers_read_the_keys_of_the_right_layer(
     name: str, layers: int, first_sharing: int, sources: set[int], shared_width: int
 ) -> None:
     config = shape_config(name)

@@ -63,7 +63,9 @@ PASSED_OVER: list[tuple[str, dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("family", "changes", "keys"), PASSED_OVER)
-def test_passed_over(family: str, changes: dict[str, Any], keys: list[str]) -> None:
+def test_unknown_keys_without_an_effect_are_listed(
+    family: str, changes: dict[str, Any], keys: list[str]
+) -> None:
     """A key without an effect is accepted, and listed if gemlet does not know it."""
     config = parse(CONFIGS[family], **changes)
     assert list(config.passed_over) == keys
@@ -91,13 +93,13 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     assert read_config(tmp_path) == parse(CONFIGS["gemma"])
 
 
-def test_a_number_of_what_other_families_have_is_refused_unless_it_means_none() -> None:
+def test_keys_of_other_families_are_refused_unless_they_mean_none() -> None:
     for changes in ({"num_experts": 4}, {"num_experts": True}, {"partial_rotary_factor": 0.5}):
         with pytest.raises(ConfigError, match="unknown key"):
             parse(CONFIGS["gemma2"], **changes)
 
 
-def test_what_a_multimodal_gemma3_says_of_its_text() -> None:
+def test_the_text_part_of_a_multimodal_model_is_always_gemma3() -> None:
     """The reference treats every text part as a Gemma 3, and does not cap the logits."""
     whole = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"]}
     unnamed = {"model_type": "gemma3", "text_config": CONFIGS["gemma3_text"] | {"model_type": None}}
@@ -107,7 +109,7 @@ def test_what_a_multimodal_gemma3_says_of_its_text() -> None:
         parse({"model_type": "gemma3", "text_config": capped})
 
 
-def test_a_pattern_that_the_reference_writes_and_does_not_read() -> None:
+def test_a_pattern_that_the_reference_ignores_must_be_the_default() -> None:
     raw = {key: value for key, value in CONFIGS["gemma3_text"].items() if key != "sliding_window_pattern"}
     with pytest.raises(ConfigError, match="_sliding_window_pattern is 2; expected 6, or layer_types beside"):
         parse(raw, _sliding_window_pattern=2)

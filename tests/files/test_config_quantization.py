@@ -27,7 +27,7 @@ def parse(quantization: Any, **changes: Any) -> Any:
     return parse_config(raw, where="config.json")
 
 
-def test_the_methods() -> None:
+def test_each_method_is_recognized() -> None:
     assert parse(None).quantization is None
     assert parse(GEMMA).quantization == "gemma"
     assert parse(compressed()).quantization == "compressed-tensors"
@@ -69,7 +69,7 @@ def test_the_factor_on_embeddings_is_exact_where_they_are_quantized() -> None:
         ({"group_size": 32}, "unknown key 'group_size'"),
     ],
 )
-def test_what_gemma_cannot_say(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_configurations_of_gemma_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(gemlet.ConfigError, match=message):
         parse(GEMMA | wrong)
 
@@ -94,6 +94,6 @@ def test_what_gemma_cannot_say(wrong: dict[str, Any], message: str) -> None:
         ({"kv_cache_scheme": {"num_bits": 8}}, "unknown key 'kv_cache_scheme'"),
     ],
 )
-def test_what_compressed_tensors_cannot_say(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_configurations_of_compressed_tensors_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(gemlet.ConfigError, match=message):
         parse(compressed(**wrong))

@@ -84,7 +84,7 @@ def test_json_with_many_short_keys() -> None:
 
 @pytest.mark.slow
 def test_json_as_large_as_a_real_tokenizer_is_read() -> None:
-    """As many pieces and merges as Gemma 4 has, of the same average length, without white space."""
+    """Makes as many pieces and merges as Gemma 4 has, of the same average length, without white space."""
     vocab = ",".join(f'"piece{i}":{i}' for i in range(262_144))
     merges = ",".join(f'["pie{i}","ce"]' for i in range(514_906))
     data = f'{{"model":{{"vocab":{{{vocab}}},"merges":[{merges}]}}}}'.encode()

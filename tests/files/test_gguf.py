@@ -165,7 +165,7 @@ def test_cut_anywhere(tmp_path: Path) -> None:
         (gguf_file([gguf_entry("general.alignment", STRING, "32")]), ["general.alignment"]),
     ],
 )
-def test_false_metadata(tmp_path: Path, data: bytes, words: list[str]) -> None:
+def test_wrong_metadata_are_refused(tmp_path: Path, data: bytes, words: list[str]) -> None:
     refused(tmp_path, data, *words)
 
 
@@ -237,7 +237,7 @@ def test_more_entries_than_any_model(tmp_path: Path, tensors: int, entries: int)
         ([gguf_tensor("a", [16], 0, 0), gguf_tensor("b", [4], 0, 32)], ["a", "b", "overlap"]),
     ],
 )
-def test_a_false_tensor_directory(tmp_path: Path, tensors: list[bytes], words: list[str]) -> None:
+def test_a_wrong_tensor_directory_is_refused(tmp_path: Path, tensors: list[bytes], words: list[str]) -> None:
     refused(tmp_path, gguf_file([], tensors, bytes(64)), *words)
 
 

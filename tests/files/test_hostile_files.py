@@ -150,7 +150,7 @@ MODELS: dict[Callable[[Path], None], tuple[str, ...]] = {
         for name in names
     ],
 )
-def test_a_part_of_a_model_that_is_not_a_file(
+def test_parts_of_a_model_that_are_not_files_are_refused(
     tmp_path: Path, make: Callable[[Path], None], name: str, what: str
 ) -> None:
     folder = tmp_path / "model"
@@ -194,7 +194,9 @@ def linked(folder: Path, elsewhere: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
-def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_links_out_of_the_folder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Links are refused, except in the hub's cache or if the user allows them."""
     if kind == "model":
         blobs = write_folder(tmp_path / "repository" / "blobs", CONFIGS["gemma"])
@@ -225,7 +227,7 @@ def test_links_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # --- Files that are too large -------------------------------------------------------------------------------
 
 
-def test_json_larger_than_any_real_file_real_file(tmp_path: Path) -> None:
+def test_json_larger_than_any_real_file_is_refused(tmp_path: Path) -> None:
     """They are refused because of their size, before they are read."""
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -169,7 +169,7 @@ def test_gguf_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.extra("hub")
-def test_what_can_go_wrong(tmp_path: Path) -> None:
+def test_errors_of_the_hub_say_what_to_do(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         cases = {
             (
@@ -332,7 +332,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.extra("hub")
-def test_a_path_that_leads_out_of_the_repository(tmp_path: Path) -> None:
+def test_a_path_out_of_the_repository_writes_no_file(tmp_path: Path) -> None:
     """Such a path may raise an error or not, but no file is written outside."""
     folders = tmp_path / "deep" / "down"
     folders.mkdir(parents=True)

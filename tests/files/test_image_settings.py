@@ -26,7 +26,7 @@ def settings(folder: Path, **values: Any) -> ImageSettings:
     return read_image_settings(str(folder), DEFAULTS)
 
 
-def test_nothing_said_means_the_defaults(tmp_path: Path) -> None:
+def test_missing_settings_have_the_defaults(tmp_path: Path) -> None:
     assert read_image_settings(str(tmp_path), DEFAULTS) == DEFAULTS
     assert settings(tmp_path) == DEFAULTS
     published = VARIANTS["gemma3"].preprocessor
@@ -35,7 +35,7 @@ def test_nothing_said_means_the_defaults(tmp_path: Path) -> None:
     assert found.pan_and_scan == PanAndScan(256, 4, 1.2)
 
 
-def test_what_a_file_says(tmp_path: Path) -> None:
+def test_the_settings_of_a_file_are_read(tmp_path: Path) -> None:
     found = settings(
         tmp_path,
         resample=3,
@@ -138,7 +138,7 @@ def test_the_preprocessor_has_to_fit_the_tower(name: str, wrong: dict[str, Any],
         gemlet.inspect(tmp_path / "model")
 
 
-def test_a_tower_by_its_defaults() -> None:
+def test_missing_keys_of_a_tower_have_defaults() -> None:
     config = VARIANTS["gemma3"].config | {"vision_config": {"model_type": "siglip_vision_model"}}
     found = parse_config(config, where="config.json").vision
     assert isinstance(found, SiglipConfig)

@@ -37,12 +37,12 @@ def test_every_form_gives_the_same_levels(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
-    flipped = np.ascontiguousarray(LEVELS[::-1])[::-1]  # not contiguous
+    flipped = np.ascontiguousarray(LEVELS[::-1])[::-1]  # this array is not contiguous
     for form in (LEVELS, flipped, data, bytearray(data), path, str(path), url, Image.fromarray(LEVELS)):
         np.testing.assert_array_equal(read_image(form), LEVELS)
 
 
-def test_what_needs_no_change_is_not_copied() -> None:
+def test_an_image_that_needs_no_change_is_not_copied() -> None:
     """A copy of a large image takes hundreds of megabytes."""
     data = encoded(Image.fromarray(LEVELS))
     never = mock.Mock(side_effect=AssertionError("a copy"))
@@ -50,7 +50,7 @@ def test_what_needs_no_change_is_not_copied() -> None:
         np.testing.assert_array_equal(read_image(data), LEVELS)
 
 
-def test_messages_have_no_addresses() -> None:
+def test_errors_have_no_addresses() -> None:
     with pytest.raises(InvalidRequestError, match="not an image, or is damaged") as error:
         read_image(b"BM" + bytes(60))
     assert "0x" not in str(error.value)
@@ -65,7 +65,7 @@ def test_grey_and_palette_become_colours() -> None:
     np.testing.assert_array_equal(read_image(encoded(palette)), np.asarray(palette.convert("RGB")))
 
 
-def test_what_is_transparent_stands_on_white() -> None:
+def test_transparent_pixels_get_a_white_background() -> None:
     rgba = np.concatenate([LEVELS, np.full((5, 7, 1), 255, np.uint8)], axis=2)
     rgba[0, 0, 3], rgba[1, 1, 3] = 0, 51
     for form in (rgba, encoded(Image.fromarray(rgba)), Image.fromarray(rgba)):
@@ -141,7 +141,7 @@ def test_a_file_in_many_pieces(kind: str) -> None:
         read_image(in_pieces(kind, 2100))
 
 
-def test_a_jpeg_that_goes_over_its_pixels_again_and_again() -> None:
+def test_a_jpeg_with_too_many_scans_is_refused() -> None:
     data = encoded(Image.fromarray(LEVELS), "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
     again = [data[:-2] + last * count + data[-2:] for count in (20, 60)]
@@ -151,7 +151,7 @@ def test_a_jpeg_that_goes_over_its_pixels_again_and_again() -> None:
 
 
 @pytest.mark.parametrize("mode", ["I", "I;16", "F"])
-def test_values_that_pillow_cuts_are_said(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_clipping_by_pillow_gives_a_warning(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     deep = Image.fromarray(np.full((2, 3), 300, {"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
     assert deep.mode == mode
     assert (read_image(deep, "photo") == 255).all()
@@ -212,7 +212,7 @@ def test_damaged_files_are_refused() -> None:
         "a\0b",
     ],
 )
-def test_what_is_no_image_is_refused(wrong: object) -> None:
+def test_wrong_images_are_refused(wrong: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"photo"):
         read_image(wrong, "photo")
 

@@ -1,4 +1,4 @@
-"""From the caller's value to the bytes of a file: the same for images, sounds and videos."""
+"""The caller's value becomes the bytes of a file in the same way for images, sounds and videos."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Stream(io.RawIOBase):
         return self._data.read(size)
 
 
-def test_a_stream() -> None:
+def test_a_stream_is_read() -> None:
     assert bytes_of(Stream(DATA), "it", 256) == DATA
 
 
@@ -87,7 +87,7 @@ def closed() -> io.BytesIO:
         ("file:///etc/passwd", "gemlet fetches nothing"),
     ],
 )
-def test_what_cannot_be_read(given: Any, message: str) -> None:
+def test_media_that_cannot_be_read_are_refused(given: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
         bytes_of(given, "it[2]", 256)
     assert str(caught.value).startswith("it[2]: ")
@@ -103,7 +103,7 @@ def read_frames(given: object, name: str) -> object:
     "given",
     ["https://example.com/a", "no such file", io.StringIO("text"), "data:,x"],
 )
-def test_every_reader_says_it_once(read: Callable[[object, str], object], given: object) -> None:
+def test_every_reader_names_the_medium_once(read: Callable[[object, str], object], given: object) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         read(given, "it[2]")
     assert str(caught.value).count("it[2]") == 1

@@ -49,7 +49,7 @@ def make_link_to_pipe(path: Path) -> None:
     ],
     ids=["pipe", "link to a pipe", "zero", "null", "socket", "folder", "circle", "nothing"],
 )
-def test_what_is_no_file_is_refused_at_once(
+def test_a_path_that_is_not_a_file_is_refused_at_once(
     read: Callable[[Path], object], make: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "medium"

@@ -64,7 +64,7 @@ def header(**changes: int) -> bytes:
         ({"format": "RF64", "subtype": "FLOAT"}, 1e-6),
     ],
 )
-def test_a_file_is_what_its_samples_are(options: dict[str, str], bound: float) -> None:
+def test_a_file_gives_its_samples(options: dict[str, str], bound: float) -> None:
     samples = tone(channels=2)
     data = encoded(samples, **options)
     assert kind_of(data[:HEAD_BYTES]) == "audio"
@@ -85,7 +85,7 @@ def test_a_path_and_its_bytes(tmp_path: Path) -> None:
 
 
 @needs_soundfile
-def test_no_more_is_decoded_than_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_samples_that_are_heard_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = tone(seconds=4)
     data = encoded(samples)
     whole, first = read_sound(data), read_sound(data, most=8000)
@@ -147,7 +147,7 @@ def test_arrays_of_several_kinds(samples: Any) -> None:
         ({"format": "wav"}, "expected"),
     ],
 )
-def test_what_is_no_sound_is_an_error_with_a_name(sound: Any, message: str) -> None:
+def test_errors_about_sounds_name_the_sound(sound: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
         read_sound(sound, "audio[3]")
     assert str(caught.value).startswith("audio[3]")
@@ -165,14 +165,14 @@ def test_what_is_no_sound_is_an_error_with_a_name(sound: Any, message: str) -> N
         (header(channels=0) + bytes(4000), "cannot be decoded|0 channels"),
     ],
 )
-def test_what_a_file_says_of_itself_is_checked(data: bytes, message: str) -> None:
+def test_wrong_headers_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         read_sound(data)
 
 
 @needs_soundfile
 def test_a_file_that_says_that_it_is_longer() -> None:
-    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # as in streams
+    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # streams have such sizes
     assert len(found.samples) == 1600
 
 
@@ -204,6 +204,6 @@ def test_damaged_files_are_errors_or_sounds(format: str) -> None:
 
 
 @pytest.mark.parametrize("samples", [[[0.0, 0.1], 44108], [[0, 1], [2]], ["a", 1.0], [10**400]])
-def test_lists_that_are_no_samples(samples: list[object]) -> None:
+def test_lists_that_are_not_samples_are_refused(samples: list[object]) -> None:
     with pytest.raises(InvalidRequestError, match="sound"):
         sounds.read_sound((samples, 44100), "sound")

@@ -31,7 +31,7 @@ TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float3
     ],
 )
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_track_is_what_its_samples_are(container: str, codec: str, bound: float, channels: int) -> None:
+def test_a_track_gives_its_samples(container: str, codec: str, bound: float, channels: int) -> None:
     samples = np.stack([TONE, 0.5 * TONE][:channels], axis=1)
     data = recording(samples, RATE, container=container, codec=codec)
     found, expected = read_sound(data), read_sound((samples, RATE))
@@ -47,7 +47,7 @@ def test_a_track_is_what_its_samples_are(container: str, codec: str, bound: floa
     assert np.abs(found.samples[4000:12000] - waves @ share).max() < bound
 
 
-def test_no_more_is_decoded_than_is_heard() -> None:
+def test_only_the_samples_that_are_heard_are_decoded() -> None:
     data = recording(TONE[:, None], RATE, container="mov", codec="pcm_s16le")
     whole, first = read_sound(data), read_sound(data, most=8000)
     assert first.seconds == whole.seconds

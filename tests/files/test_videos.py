@@ -83,7 +83,7 @@ def test_frames_stand_upright(short: bytes, quarters: int) -> None:
         np.testing.assert_array_equal(frame, np.rot90(other, -quarters))
 
 
-def test_sound_beside_the_picture_does_not_count() -> None:
+def test_a_track_of_sound_does_not_change_the_frames() -> None:
     frames, _ = read(clip(40, sound=True))
     assert [seen_of(one) for one in frames] == [i * 40 // 32 for i in range(32)]
 
@@ -118,7 +118,7 @@ def test_a_video_that_is_cut_short_is_refused(container: str, codec: str, part: 
         read(data[: int(part * len(data))])
 
 
-def test_what_is_no_video_is_refused() -> None:
+def test_files_that_are_not_videos_are_refused() -> None:
     message = "the file is not a video; expected MP4, QuickTime, WebM, Matroska or AVI"
     for data in (b"x" * 100, b"#EXTM3U\nfile:///etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"):
         with pytest.raises(InvalidRequestError, match=message):
@@ -159,7 +159,7 @@ def test_limits_hold_before_anything_is_decoded(short: bytes, limit: str, value:
         read(short)
 
 
-def test_sizes_that_lie_do_not_count(short: bytes) -> None:
+def test_false_sizes_in_the_header_are_ignored(short: bytes) -> None:
     """The header of the track has a small size, but the frames are large."""
     at = short.index(b"mp4v") + 28
     lying = short[:at] + (8).to_bytes(2, "big") * 2 + short[at + 4 :]
@@ -167,7 +167,7 @@ def test_sizes_that_lie_do_not_count(short: bytes) -> None:
         read(lying)
 
 
-def test_a_rate_that_lies_does_not_count() -> None:
+def test_a_false_frame_rate_is_ignored() -> None:
     """The file says 1 frame a second, its timestamps say 25."""
     data = clip(container="matroska")
     duration = b"\x23\xe3\x83"  # DefaultDuration, in nanoseconds
@@ -199,6 +199,6 @@ def test_without_pyav_a_file_names_the_extra(short: bytes) -> None:
     assert len(frames) == 3
 
 
-def test_how_much_memory_a_file_takes(short: bytes) -> None:
+def test_the_memory_for_decoding_a_file_is_estimated(short: bytes) -> None:
     assert videos.decoded_bytes(short) >= 4 * 48 * 64
     assert videos.decoded_bytes(short[:100]) == videos.decoded_bytes(b"no video at all") == 0

@@ -208,7 +208,7 @@ def test_one_forward_pass_serves_adapters_of_experts(weights: str, count: int) -
             np.testing.assert_array_equal(logits, model.logits(text, adapter=name), err_msg=str(name))
 
 
-def test_ends_of_their_own_beside_an_embedding_on_disk(tmp_path: Path) -> None:
+def test_adapters_may_replace_an_embedding_on_disk(tmp_path: Path) -> None:
     names = [
         "gemma3-saved",
         "gemma3-ends",
@@ -261,7 +261,7 @@ def test_an_embedding_model_with_an_adapter_of_its_table(tmp_path: Path) -> None
     assert np.abs(beside - plain).max() > 0.01
 
 
-def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.Model) -> None:
+def test_threads_and_pieces_change_no_bit(adapted: gemlet.Model) -> None:
     ids, _ = read_golden("gemma3-plain")
     whole = adapted.logits(ids, adapter="gemma3-plain")
     sequence = context_of(adapted, "gemma3-plain")
@@ -274,7 +274,7 @@ def test_the_same_bits_on_one_thread_and_two_and_token_by_token(adapted: gemlet.
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(name: str) -> None:
+def test_a_prefill_without_logits_leaves_the_same_cache(name: str) -> None:
     """The adapter changes keys and values of tokens that the last layers do not compute."""
     ids, _ = read_golden(name)
     with gemlet.load(base_of(name), weights="f32", threads=1) as model:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.tier
         ("gemma3-towers", "mlx"),
     ],
 )
-def test_the_same_adapter_in_another_form(name: str, form: str, tmp_path: Path) -> None:
+def test_other_forms_of_an_adapter_give_the_same_results(name: str, form: str, tmp_path: Path) -> None:
     if form == "mlx":
         path = write_mlx(tmp_path / "a", *mlx_files(name))
     else:
@@ -55,7 +55,7 @@ def test_gguf_adapters_of_every_linear_module(name: str, tmp_path: Path) -> None
         assert difference(model.logits(ids, adapter="mine"), golden) < TOLERANCE
 
 
-def test_the_same_adapter_by_the_names_of_weights(tmp_path: Path) -> None:
+def test_patterns_may_name_weights_instead_of_modules(tmp_path: Path) -> None:
     """PEFT's target_parameters may name the weights of linear modules. Then the patterns name them, too."""
     folder = tmp_path / "a"
     shutil.copytree(ADAPTERS / "gemma3-patterns", folder)

@@ -13,7 +13,7 @@ from gemlet.errors import InvalidRequestError, UnsupportedError
 from support.audio import FOLDERS, PROMPTS, VARIANTS, difference, encoder_of, golden, waves
 from support.inside import testing
 
-TOLERANCE = 2e-5  # relative error of an encoder
+TOLERANCE = 2e-5  # the largest relative error of an encoder
 LOGITS_TOLERANCE = 2e-4
 
 
@@ -55,7 +55,7 @@ def test_logits_and_greedy_text(name: str, index: int) -> None:
 
 @pytest.mark.tier
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_text_goes_on_from_the_cache_where_the_sound_is_the_same(name: str) -> None:
+def test_the_cache_is_reused_only_for_the_same_sound(name: str) -> None:
     ids, sounds = golden(name)["ids.0"].tolist(), waves(name, 0)
     with gemlet.load(FOLDERS / name, weights="f32", threads=2) as model:
         options = {"temperature": 0, "max_tokens": 4, "ignore_eos": True}
@@ -124,7 +124,7 @@ def test_sound_at_another_rate_and_with_channels() -> None:
         assert difference(found, expected) < 0.05
 
 
-def test_placeholders_and_sounds_have_to_agree() -> None:
+def test_the_number_of_placeholders_must_match_the_sounds() -> None:
     ids, sounds = golden("gemma4")["ids.0"].tolist(), waves("gemma4", 0)
     with gemlet.load(FOLDERS / "gemma4", threads=1) as model:
         with pytest.raises(InvalidRequestError, match=r"14 placeholders of sound .* 2 sounds take 28"):

@@ -40,8 +40,9 @@ def test_the_logits_of_each_sequence_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
-def test_sequences_that_decode_together_have_the_bits_of_each_alone(weights: str) -> None:
-    """With caches of different lengths, some over several blocks and out of the window, and any threads.
+def test_decoding_together_changes_no_bit_of_a_sequence(weights: str) -> None:
+    """The caches have different lengths, some over several blocks and out of the window, and any threads
+    compute.
 
     15 sequences: from 16 rows on, a tier with a matrix unit rounds differently.
     """

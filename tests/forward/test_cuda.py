@@ -72,7 +72,7 @@ def test_a_tower_for_images() -> None:
         assert difference(soft, expected["soft.0"]) < TOLERANCE
 
 
-def test_texts_in_a_batch_are_those_of_each_alone() -> None:
+def test_a_batch_does_not_change_its_texts() -> None:
     prompts = ["The door opened", "My father was a man of", "In the morning", "Who is there?"]
     options = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
     with gemlet.load(threads=1, device="cuda", exact_batches=True) as model:

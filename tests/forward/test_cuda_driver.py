@@ -69,7 +69,7 @@ def test_memory_is_planned_and_refused() -> None:
     assert problem.startswith("max_memory is 1 MB")
 
 
-def test_memory_that_is_not_there_is_named() -> None:
+def test_a_failed_allocation_of_gpu_memory_is_named() -> None:
     name, said = run_program(cuda.allocate_too_much, environment={"GEMLET_EMULATED_GPU": "memory=100000"})
     assert name == "MemoryLimitError"
     with pytest.raises(

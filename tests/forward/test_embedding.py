@@ -74,7 +74,7 @@ def test_product_agrees_with_the_official_implementation(name: str, threads: int
         taps = taps_of(model, golden["ids"])
         vector = model.embed([golden["ids"].tolist()])
     errors = tap_errors(golden, taps)
-    for tap in expected_taps(BY_NAME[name]):  # in order of computation
+    for tap in expected_taps(BY_NAME[name]):  # the taps are in the order of computation
         assert errors[tap] < TOLERANCE, f"{tap}: {errors[tap]:.1e}"
     assert vector.dtype == np.float32
     assert error(vector[0], golden["embedding"]) < TOLERANCE
@@ -113,7 +113,7 @@ def test_the_window_in_the_file_counts_both_sides() -> None:
 
 
 @pytest.mark.parametrize("place", ["outer", "inner"])
-def test_a_model_with_images_is_no_embedding_model(place: str) -> None:
+def test_a_model_with_images_cannot_be_an_embedding_model(place: str) -> None:
     config = dict(BY_NAME["gemma3-4b-resaved"].config)
     flag = {"use_bidirectional_attention": True}
     config |= flag if place == "outer" else {"text_config": config["text_config"] | flag}
@@ -288,7 +288,7 @@ def test_the_plan_counts_a_pass_over_the_longest_text() -> None:
 
 
 @pytest.mark.parametrize("context", [1, 64, 65, 500, 2048])
-def test_no_pass_takes_more_than_was_planned(context: int) -> None:
+def test_passes_stay_within_the_memory_plan(context: int) -> None:
     random = np.random.default_rng(context)
     texts = [[5] * int(random.integers(1, 1 + min(context, 90))) for _ in range(200)] + [[5] * context]
     planned = gemlet.inspect(FOLDER, max_context=context).plan.total + 2**22
@@ -308,7 +308,7 @@ def test_gguf_agrees_with_the_official_implementation(tmp_path: Path, name: str)
         assert error(model.embed([golden["ids"].tolist()])[0], golden["embedding"]) < TOLERANCE
 
 
-def test_gguf_has_the_sizes_of_dense_layers_and_more(tmp_path: Path) -> None:
+def test_gguf_metadata_about_dense_layers_is_checked(tmp_path: Path) -> None:
     sizes = {"dense_2_feat_in": 48, "dense_2_feat_out": 88, "dense_3_feat_in": 88, "dense_3_feat_out": 40}
     given = {key: (U32, value) for key, value in sizes.items()} | {"attention__causal": (BOOL, False)}
     with gemlet.load(convert_folder(FOLDER, tmp_path / "model.gguf", **given), threads=1) as model:

@@ -44,13 +44,13 @@ def test_every_wrong_text_is_named_and_none_is_computed(model: gemlet.Model) -> 
 
 
 @pytest.mark.parametrize("texts", [b"text", {"a": 1}, {"a", "b"}, 3])
-def test_what_is_no_list_of_texts(model: gemlet.Model, texts: Any) -> None:
+def test_values_that_are_not_lists_of_texts_are_refused(model: gemlet.Model, texts: Any) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="expected a string or a list of them"):
         model.embed(texts)
 
 
 @pytest.mark.parametrize("text", [None, 3, b"text"])
-def test_what_is_no_text(model: gemlet.Model, text: Any) -> None:
+def test_values_that_are_not_texts_are_refused(model: gemlet.Model, text: Any) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match=r"texts\[1\]: got .*, expected a text or a list of"):
         model.embed([GOOD[0], text])
 
@@ -94,7 +94,9 @@ def changed(folder: Path, name: str, **values: Any) -> Path:
         ("sentence_bert_config.json", "max_seq_length", 0),
     ],
 )
-def test_what_would_change_the_vectors_is_refused(tmp_path: Path, file: str, key: str, value: Any) -> None:
+def test_settings_that_would_change_the_vectors_are_refused(
+    tmp_path: Path, file: str, key: str, value: Any
+) -> None:
     with pytest.raises(gemlet.ConfigError, match=f"{key} is"):
         gemlet.load(changed(tmp_path / "a", file, **{key: value}))
 
@@ -115,7 +117,7 @@ def test_an_unknown_key_of_a_dense_layer_is_refused_unless_it_says_nothing(tmp_p
         ("2_Dense/config.json", {"bias": None}),
     ],
 )
-def test_what_changes_nothing_runs(
+def test_settings_that_change_nothing_are_accepted(
     tmp_path: Path, file: str, values: dict[str, Any], model: gemlet.Model
 ) -> None:
     with gemlet.load(changed(tmp_path / "a", file, **values), threads=1, max_context=32) as loaded:

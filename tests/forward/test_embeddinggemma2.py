@@ -107,7 +107,7 @@ def test_dimensions_and_length(tmp_path: Path, model: gemlet.Model) -> None:
     np.testing.assert_allclose(part, whole[:16] / np.linalg.norm(whole[:16]), atol=1e-6)
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps(modules[:2]))  # as they are, without Normalize
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))  # these modules have no Normalize
     with gemlet.load(folder, weights="f32", threads=1) as plain:
         assert difference(embed(plain, 3), GOLDEN["mean.3"]) < TOLERANCE
     dense = {**modules[2], "path": "2_Dense", "type": "sentence_transformers.base.modules.dense.Dense"}
@@ -218,7 +218,7 @@ def said(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def test_parts_markers_and_ids_are_the_same(reader: gemlet.Model) -> None:
+def test_parts_markers_and_ids_give_the_same_vector(reader: gemlet.Model) -> None:
     assert reader.tokenizer is not None
     assert reader.config.vision is not None
     parts = [said("  a dog "), image(), said("barks"), sound()]
@@ -257,7 +257,7 @@ def test_the_example_of_the_guide(
     assert np.shape(names["vectors"]) == (4, reader.config.embedding_size)
 
 
-def test_prompts_and_texts_of_media_alone(reader: gemlet.Model) -> None:
+def test_prompts_are_added_to_media_without_a_text(reader: gemlet.Model) -> None:
     assert list(reader.prompts) == ["Document", "SearchQuery"]
     (ids,) = reader.embedding_ids([[image()]], "Document")
     (same,) = reader.embedding_ids(["title: none | text: <|image|>"], images=[[IMAGE]])
@@ -332,8 +332,8 @@ def test_a_text_with_an_image_is_never_cut(reader: gemlet.Model) -> None:
 
 
 # --- Configuration ------------------------------------------------------------------------------------------
-def test_a_saved_configuration_means_the_same() -> None:
-    """As transformers 5 writes it, with everything that the published form leaves out."""
+def test_a_saved_configuration_is_read_as_the_published_one() -> None:
+    """transformers 5 writes it with everything that the published form leaves out."""
     found = read_config(FOLDER)
     text = {**EMBEDDINGGEMMA2["text_config"]}
     for key in ("global_head_dim", "num_global_key_value_heads", "sliding_window_pattern"):

@@ -42,7 +42,7 @@ def test_logits_agree_with_transformers(name: str, tmp_path: Path) -> None:
     assert error(forward(Model.open(folder), ids), name) < TOLERANCE
 
 
-def test_which_keys_ask_for_it() -> None:
+def test_the_keys_of_each_family_select_the_exact_gelu() -> None:
     def asks(model_type: str, **keys: Any) -> bool:
         return parse_config({"model_type": model_type, **keys}, where="config.json").exact_gelu
 

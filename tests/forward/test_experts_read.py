@@ -28,7 +28,7 @@ pytestmark = pytest.mark.tier
 SIZES = {"hidden_size": 256, "moe_intermediate_size": 96, "num_experts": 12, "top_k_experts": 2}
 CONFIG = CONFIGS["gemma4_experts"] | SIZES
 PROMPT, LAST = [2, 17], 64
-MARGIN = 0.25  # between the last chosen expert's score and the next one; rounding is below it
+MARGIN = 0.25  # the last chosen expert leads the next one by so much that rounding does not decide
 
 
 def routes(folder: Path, ids: list[list[int]]) -> list[list[set[int]]]:
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def routed(folder: Path) -> list[list[set[int]]]:
-    """Of the prompt and of the last token."""
+    """The experts of the prompt and of the last token."""
     return routes(folder, [PROMPT, [LAST]])
 
 
@@ -90,7 +90,9 @@ def test_no_other_expert_is_read(
         np.testing.assert_array_equal(logits, wanted)
 
 
-def test_a_read_would_be_noticed(tmp_path: Path, folder: Path, routed: list[list[set[int]]]) -> None:
+def test_reading_another_expert_would_be_noticed(
+    tmp_path: Path, folder: Path, routed: list[list[set[int]]]
+) -> None:
     gemlet.convert(folder, tmp_path / "packed", weights="q4", threads=1)
     prompt, last = copy.deepcopy(routed)
     last[1].pop()

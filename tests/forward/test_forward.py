@@ -117,7 +117,7 @@ def test_the_logits_of_last_and_none_are_rows_of_all(
 
 @pytest.mark.parametrize("wanted", ["none", "last"])
 @pytest.mark.parametrize("chunk", [1, 7, 16, 38, 512])
-def test_a_prefill_whose_logits_nobody_wants_leaves_the_same_cache(
+def test_a_prefill_without_logits_leaves_the_same_cache(
     model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
 ) -> None:
     """A token without logits leaves the pass after the last layer with a cache has its keys and values."""
@@ -177,12 +177,12 @@ def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dic
     assert np.abs(together[0][-1] - together[1][-1]).max() > 0.1
 
 
-def test_the_same_bits_twice(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
+def test_a_second_pass_changes_no_bit(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
     ids = golden["ids"].tolist()
     np.testing.assert_array_equal(model.logits(ids), model.logits(ids))
 
 
-def test_the_same_bits_on_one_thread_and_two(
+def test_a_second_thread_changes_no_bit(
     name: str, model: gemlet.Model, golden: dict[str, NDArray[Any]]
 ) -> None:
     ids = golden["ids"]

@@ -66,7 +66,7 @@ def test_the_logits_of_a_token_do_not_depend_on_how_many_follow(
 
 @pytest.mark.parametrize("name", [None, *ALL_NAMES])
 def test_bf12_has_the_bits_of_bf16(name: str | None) -> None:
-    """In a prompt and in decoding, for every family and for the bundled model."""
+    """This is true in a prompt and in decoding, for every family and for the bundled model."""
     seen = []
     for weights in ("bf16", "bf12"):
         with gemlet.load(name and HERE / name, weights=weights, threads=1) as loaded:

@@ -34,7 +34,8 @@ BOUNDS = {"int8": 0.12, "int4": 0.7}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_computes_the_same(name: str) -> None:
-    """Also if layers share keys, if keys are values too, and if RoPE rotates a part of the lanes."""
+    """This is also true if layers share keys, if keys are values too, and if RoPE rotates a part of the
+    lanes."""
     ids = read_golden(name)["ids"][-41:].tolist()
     found = []
     for kv_cache in ("f32", *BOUNDS):

@@ -14,7 +14,7 @@ from support.inside import testing
 
 pytestmark = pytest.mark.tier
 
-BLOCK = 64 * 2 * 2 * 16 * 4  # bytes of a block: 64 tokens, keys and values of 2 heads of 16 floats
+BLOCK = 64 * 2 * 2 * 16 * 4  # the bytes of a block: 64 tokens with keys and values of 2 heads of 16 floats
 IDS = np.random.default_rng(5).integers(0, 96, 2000).astype(np.int32)
 
 
@@ -106,7 +106,7 @@ def test_a_block_lives_as_long_as_one_of_its_sequences() -> None:
     assert core.memory()["kv_cache"] == core.memory()["kv_cache_used"] == 0
 
 
-def test_closed_in_any_order_all_memory_comes_back() -> None:
+def test_closing_sequences_in_any_order_frees_all_memory() -> None:
     core = window_core()
     random = np.random.default_rng(1)
     sequences = [fed(core, 150)]
@@ -129,7 +129,7 @@ def test_closed_in_any_order_all_memory_comes_back() -> None:
 def test_blocks_are_used_again_with_the_same_results() -> None:
     """Blocks of an ended sequence hold its numbers; the next one must not see them."""
     core = window_core()
-    keeper = fed(core, 1)  # so that slabs stay
+    keeper = fed(core, 1)  # it keeps the slabs alive
     expected = fed(core, 30, 70).logits()
     memory = []
     for _ in range(5):
@@ -153,7 +153,7 @@ def test_a_growing_sequence_gets_neighbouring_blocks() -> None:
     assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 32]
 
 
-def test_windows_drop_what_nobody_sees() -> None:
+def test_windows_drop_tokens_that_no_query_sees() -> None:
     core = random_core(model_config(layer_config(sliding_window=100), max_context=4000))
     sequence = fed(core, 1000)
     assert testing.cache_bytes(sequence) == 2 * BLOCK  # blocks of the tokens from 901 on
@@ -201,7 +201,7 @@ def test_a_prefix_needs_what_its_window_sees() -> None:
 
 # --- No memory ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("blocks", range(14))
-def test_an_extension_without_memory_changes_nothing(blocks: int) -> None:
+def test_a_pass_that_gets_no_memory_changes_nothing(blocks: int) -> None:
     """Memory is refused at every possible place: in one kind of layer or the other, for a copy or for
     growth."""
     core = window_core(100)
@@ -211,7 +211,7 @@ def test_an_extension_without_memory_changes_nothing(blocks: int) -> None:
     before = testing.cache_bytes(fork), used(core), core.memory()["kv_cache"]
     limit = before[2] + blocks * BLOCK
     testing.limit_kv_cache(core, limit)
-    if blocks < 12:  # in each kind of layer a copy and five more
+    if blocks < 12:  # each kind of layer needs a copy and five more blocks
         with pytest.raises(gemlet.MemoryLimitError, match=f"at most {limit};"):
             fork.extend(IDS[100:400])
         assert (testing.cache_bytes(fork), used(core), core.memory()["kv_cache"]) == before

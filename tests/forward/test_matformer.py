@@ -165,7 +165,7 @@ def test_blocks_of_any_size_give_the_same_tensors(
     np.testing.assert_array_equal(logits_of(large, matformer=matformer), whole)
 
 
-def test_a_cut_of_the_official_implementations_checkpoint(tmp_path: Path) -> None:
+def test_a_cut_checkpoint_agrees_with_the_official_implementation(tmp_path: Path) -> None:
     config = dict(BY_NAME["gemma3n-e4b"].config)
     with Checkpoint(HERE / "gemma3n-e4b") as checkpoint:
         tensors = {name: checkpoint.read(name)[0] for name in checkpoint.tensors}

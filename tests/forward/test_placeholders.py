@@ -79,7 +79,7 @@ def test_gemma3n_refuses_ids_of_its_towers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["gemma4", "gemma3n", "gemma3"])
 def test_a_placeholder_is_never_written(tmp_path: Path, model_type: str) -> None:
-    """Also if the model's logits favour it, here at every second step."""
+    """This is also true if the model's logits favour it, here at every second step."""
     folder = folder_of(tmp_path / "model", multimodal(model_type))
     options: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     with gemlet.load(folder, threads=1) as model:
@@ -100,7 +100,7 @@ def test_a_placeholder_is_never_written(tmp_path: Path, model_type: str) -> None
         assert likely not in model.generate(ids, suppress_tokens=[1], **options).token_ids
 
 
-def test_which_ids_they_are() -> None:
+def test_the_ids_of_placeholders_follow_from_the_config() -> None:
     large = CONFIGS["gemma4_text"] | {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
     whole = {"model_type": "gemma4", "text_config": large}
     assert parse_config(whole, where="c").placeholder_ids == (258880, 258881, 258884)
@@ -136,14 +136,14 @@ def test_gguf_files_have_the_published_ids() -> None:
     assert parse_config({**config, "gguf": widths}, where="c").placeholder_ids == (258880, 258881, 258884)
 
 
-def test_goldens_have_none() -> None:
+def test_golden_folders_have_no_placeholders() -> None:
     for name in ("gemma3-4b", "gemma3n-e2b", "gemma4-e2b", "gemma4-12b"):
         config = read_config(TESTS / "golden" / name)
         assert (config.placeholder_ids, config.text_ids) == ((), None)
 
 
 def test_every_call_reads_the_ids_of_other_tables() -> None:
-    """For a Gemma 3n with its towers, also if the ids begin a session or come before choices."""
+    """This is about a Gemma 3n with its towers. The ids may also begin a session or come before choices."""
     ids = [2, 149, 5, 140, 9]
     with gemlet.load(TESTS / "golden" / "vision" / "gemma3n", weights="f32", threads=1) as model:
         rows = model.logits([*ids, 7])

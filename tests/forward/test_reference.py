@@ -44,7 +44,7 @@ def logits_error(name: str, logits: NDArray[Any]) -> float:
 
 def test_every_variant_is_on_disk_and_nothing_else() -> None:
     folders = {path.name for path in HERE.iterdir() if (path / "config.json").exists()}
-    assert folders == {*BY_NAME, "embeddinggemma2", "shieldgemma2"}  # which have separate tests
+    assert folders == {*BY_NAME, "embeddinggemma2", "shieldgemma2"}  # the last two have separate tests
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)

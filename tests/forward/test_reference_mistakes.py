@@ -378,7 +378,7 @@ def test_a_wrong_scale_of_the_per_layer_inputs_shows_in_their_tap(name: str) -> 
     "name",
     [*GEMMA2, "gemma3-4b", "gemma3-4b-resaved", "gemma3-27b", "gemma3n-e2b", "gemma4-31b", "gemma4-e4b"],
 )
-def test_kv_heads_in_turns_do_not_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interleaved_kv_heads_do_not_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Query head j must read kv head j // (H / K), not j % K. The two differ if 1 < K < H."""
     in_turns = lambda x, layer: np.tile(x, (1, layer.num_heads // layer.num_kv_heads, 1))  # noqa: E731
     monkeypatch.setattr(attention, "spread", in_turns)

@@ -37,7 +37,7 @@ def last_logits(core: _core.Model, pieces: list[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("weights", ["f32", "bf16", "q8", "q4"])
-def test_in_whatever_pieces_a_text_comes(weights: str, kv_cache: str) -> None:
+def test_the_pieces_of_a_text_change_no_bit(weights: str, kv_cache: str) -> None:
     """600 tokens are three pieces of attention. A call with at most 8 tokens is split over its keys."""
     core = core_of(weights, kv_cache)
     random = np.random.default_rng(3)
@@ -52,7 +52,7 @@ def test_in_whatever_pieces_a_text_comes(weights: str, kv_cache: str) -> None:
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
-def test_beside_whatever_other_texts(kv_cache: str) -> None:
+def test_other_texts_in_a_pass_change_no_bit(kv_cache: str) -> None:
     core = core_of("q4", kv_cache)
     texts = [IDS[i : i + length].tolist() for i, length in enumerate((400, 1, 30, 7, 60, 2))]
     together = testing.batch_logits(core, texts, [None] * len(texts))

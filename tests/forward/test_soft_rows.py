@@ -80,7 +80,7 @@ def test_the_id_of_a_soft_row_says_which_per_layer_row_it_takes(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["gemma3n-e2b", "gemma4-e2b"])
-def test_soft_rows_across_the_border_of_a_chunk(name: str) -> None:
+def test_soft_rows_may_cross_the_border_of_a_chunk(name: str) -> None:
     """The second chunk begins in the middle of the soft rows."""
     ids, soft_rows = prompt(name, 560), [(500, soft(name, 40)), (550, soft(name, 5, 3))]
     expected = forward(opened(name), ids, soft_rows=soft_rows)
@@ -92,7 +92,7 @@ def test_soft_rows_across_the_border_of_a_chunk(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_soft_rows_behind_a_cached_prompt_and_before_decoding(name: str) -> None:
+def test_soft_rows_may_follow_a_cached_prompt_and_precede_decoding(name: str) -> None:
     ids, rows, seen = prompt(name, 40), soft(name, 6), Cache()
     steps: list[tuple[int, int, list[tuple[int, Floats]]]] = [
         (0, 17, []),

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.tier
 
 # The window of the goldens is 8 tokens, so that some spans are longer than it.
 SPANS = [[(2, 7)], [(0, 1), (5, 25)], [(1, 13), (13, 20), (24, 30)], [(0, 30)]]
-LOOKING = ["gemma3-4b", "gemma3-270m", "gemma4-12b", "gemma4-31b"]  # in all layers, or in sliding ones
+# These look ahead in all layers, or in sliding ones.
+LOOKING = ["gemma3-4b", "gemma3-270m", "gemma4-12b", "gemma4-31b"]
 CAUSAL = ["gemma3n-e2b", "gemma4-e2b", "gemma2-2b"]
 opened = cache(lambda name: Model.open(HERE / name))
 
@@ -84,7 +85,7 @@ def test_a_row_of_a_span_has_the_bits_that_more_threads_give(name: str, threads:
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_a_span_behind_a_cached_prompt_and_before_decoding(name: str) -> None:
+def test_a_span_may_follow_a_cached_prompt_and_precede_decoding(name: str) -> None:
     ids, seen = prompt(name, 60), Cache()
     steps: list[tuple[int, int, list[tuple[int, int]]]] = [
         (0, 20, [(15, 20)]),
@@ -113,7 +114,7 @@ BORDERS = [
 
 @pytest.mark.parametrize("spans", BORDERS, ids=str)
 @pytest.mark.parametrize("name", ["gemma3-4b", "gemma4-31b"])
-def test_a_span_across_the_border_of_a_chunk(name: str, spans: list[tuple[int, int]]) -> None:
+def test_a_span_may_cross_the_border_of_a_chunk(name: str, spans: list[tuple[int, int]]) -> None:
     ids = prompt(name, 550)
     expected = forward(opened(name), ids, spans=spans)
     with load(name) as model:

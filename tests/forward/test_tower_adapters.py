@@ -21,15 +21,15 @@ from support.tower_adapters import FOLDERS, NAMES, base_of, inputs_of, logits_of
 
 pytestmark = pytest.mark.tier
 
-# What differs here is rounding. In float64, transformers + PEFT give the same logits with the adapter live as
-# with a merged one, within 3e-12 of the largest. PEFT's float32 logits differ from these by 6.7e-4 live, as
-# in the golden, and by 2e-5 merged. gemlet's differ by 6.1e-4 live and 2.9e-4 merged; from the golden, they
-# differ by 7e-5 and 9.6e-4.
+# The differences here come from rounding. In float64, transformers + PEFT give the same logits with the
+# adapter live as with a merged one, within 3e-12 of the largest. PEFT's float32 logits differ from these by
+# 6.7e-4 live, as in the golden, and by 2e-5 merged. gemlet's differ by 6.1e-4 live and 2.9e-4 merged; from
+# the golden, they differ by 7e-5 and 9.6e-4.
 SOUND_DORA = "gemma4-sound-dora"
 # The logits of the other adapter differ from the golden by 8.2e-5 with the AVX2 kernels, 1.6e-4 with scalar
 # ones, and 2.6e-4 with AVX2 kernels under the sanitizers, which gcc compiles with -O1.
 AMPLIFYING = {SOUND_DORA, "gemma3n-dora"}
-BIASES = "gemma3-biases"  # changes biases of the model
+BIASES = "gemma3-biases"  # this adapter changes biases of the model
 
 
 def test_every_golden_adapter_of_a_tower_is_there() -> None:
@@ -161,7 +161,7 @@ def test_damaged_tensors_of_a_tower(
         assert model.adapters == {}
 
 
-def test_a_module_of_a_tower_that_is_not_named(tmp_path: Path) -> None:
+def test_a_module_of_a_tower_must_be_in_target_modules(tmp_path: Path) -> None:
     path = changed(tmp_path / "a", "gemma3-linear")
     config = json.loads((path / "adapter_config.json").read_text())
     config["target_modules"].remove("fc1")
@@ -183,7 +183,9 @@ def test_a_module_of_a_tower_that_is_not_named(tmp_path: Path) -> None:
         ("vision/gemma3n", "embed_vision.embedding.lora_embedding_A", "vision"),
     ],
 )
-def test_what_is_not_changed_is_refused_with_media(base: str, tensor: str, kind: str, tmp_path: Path) -> None:
+def test_adapters_with_unsupported_modules_of_towers_refuse_media(
+    base: str, tensor: str, kind: str, tmp_path: Path
+) -> None:
     tensors = adapter_tensors(gemlet.config.read_config(HERE / base), prefix="model.language_model.")
     tensors[f"base_model.model.model.{tensor}"] = np.ones((2, 4), np.float32)
     path = write_adapter(tmp_path / "mine", tensors=tensors)

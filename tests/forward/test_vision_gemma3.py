@@ -22,7 +22,7 @@ PROMPTS = prompts_of(NAMES)
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Relative to the largest magnitude."""
+    """The largest difference, relative to the largest magnitude."""
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 

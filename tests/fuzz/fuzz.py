@@ -30,7 +30,7 @@ from fuzz.mutate import mutate_bytes
 from fuzz.readers import READERS, Reader
 from gemlet.errors import GemletError, MemoryLimitError
 
-SECONDS = 10  # of processor time, because elapsed time is useless on a busy machine
+SECONDS = 10  # the limit in processor time, because elapsed time is useless on a busy machine
 MEMORY = 256 << 20
 LEAK = 64 << 20
 # An input of n bytes may take IN_ANY_CASE + n * PER_BYTE. Python's objects for short JSON values cost the

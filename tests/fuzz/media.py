@@ -37,7 +37,7 @@ from support.videos import clip
 # The models that see and hear in different ways; Gemma 3n does both.
 MODELS = ("vision/gemma3", "vision/gemma3n", "vision/gemma4-small", "vision/gemma4-unified", "audio/gemma4")
 MODELS = (*MODELS, "audio/gemma4-unified")
-_SMALL = 1 << 16  # the most values of an array that differ from each other
+_SMALL = 1 << 16  # an array has at most so many different values
 
 
 @cache

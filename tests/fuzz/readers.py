@@ -45,7 +45,7 @@ from support.tokenizer_files import tokenizer_json as make_tokenizer_json
 from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 DEMO = Path(gemlet.__file__).parent / "demo"
-ENOUGH = 1 << 16  # how many bytes of a tensor, or tokens, are used
+ENOUGH = 1 << 16  # at most so many bytes of a tensor, or tokens, are used
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def whole_folder(data: bytes) -> None:
 
 
 def tokenizer_json(data: bytes) -> None:
-    _use(Tokenizer.from_file(_write("other.json", data)))  # not to be read with the next file
+    # The next file must not be read together with this one.
+    _use(Tokenizer.from_file(_write("other.json", data)))
 
 
 def tokenizer_model(data: bytes) -> None:

@@ -22,7 +22,7 @@ import gemlet
 
 TEXT = Path(__file__).resolve().parent.parent / "data" / "heldout.txt"
 CHUNK, CHUNKS, GREEDY = 512, 2, 64
-ROWS = 64  # of logits at a time
+ROWS = 64  # so many rows of logits are compared at a time
 PROMPT = "Once upon a time, a small fox set out to see the sea."
 
 

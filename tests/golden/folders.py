@@ -17,8 +17,8 @@ from .variants_gemma4 import GEMMA4
 HERE = Path(__file__).parent
 BY_NAME = {variant.name: variant for variant in (*VARIANTS, *GEMMA3N, *GEMMA4, *EMBEDDING)}
 EMBEDDING_NAMES = tuple(variant.name for variant in EMBEDDING)
-ALL_NAMES = tuple(name for name in BY_NAME if name not in EMBEDDING_NAMES)  # the models that write text
-TOLERANCE = 2e-4  # for float32, relative to a tap's largest magnitude
+ALL_NAMES = tuple(name for name in BY_NAME if name not in EMBEDDING_NAMES)  # all models that write text
+TOLERANCE = 2e-4  # the bound for float32, relative to a tap's largest magnitude
 # Checkpoints whose logits with the exact GELU are in exact_gelu.safetensors.
 EXACT_GELU = ("gemma2-2b", "gemma3n-e2b", "gemma4-e2b", "gemma4-26b-a4b")
 NOT_TAPS = ("ids", "rows", "greedy", "embedding")

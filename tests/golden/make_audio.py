@@ -44,8 +44,8 @@ sys.path.insert(0, str(HERE.parent))
 from golden.variants_audio import AUDIO_VARIANTS, AudioVariant  # noqa: E402
 
 GREEDY = 16
-LEAST_IDS = 5  # different tokens in a greedy text, so that it does not repeat one
-LEAST_LEAD = 0.02  # of the chosen logit over the next one, so that rounding does not decide
+LEAST_IDS = 5  # the least number of different tokens in a greedy text, so that it does not repeat one token
+LEAST_LEAD = 0.02  # the chosen logit leads the next one by so much that rounding does not decide
 EXTRACTORS: dict[str, Any] = {
     "gemma3n": Gemma3nAudioFeatureExtractor,
     "gemma4": Gemma4AudioFeatureExtractor,
@@ -186,7 +186,7 @@ def results(variant: AudioVariant, model: Any, index: int, lengths: tuple[int, .
         ids += [config["boa_token_id"], *[config["audio_token_id"]] * places, end]
         ids += generator.integers(3, 100, 2).tolist()
     if not gemma4:
-        ids += [143, 147, 155, 7, 159, 9]  # of the tables for images and sounds
+        ids += [143, 147, 155, 7, 159, 9]  # ids of the tables for images and sounds
 
     def logits_of(tokens: list[int]) -> torch.Tensor:
         return model(

@@ -34,7 +34,7 @@ sys.path.insert(0, str(HERE.parent))
 from golden.variants_gemma4 import DRAFTERS, DrafterVariant  # noqa: E402
 
 WRITTEN = 30
-LEAST_LEAD = 0.02  # of the first draft's logit over the next one, so that rounding does not decide
+LEAST_LEAD = 0.02  # the first draft's logit leads the next one by so much that rounding does not decide
 
 
 def draw(name: str, shape: torch.Size) -> torch.Tensor:

@@ -49,7 +49,7 @@ from golden.variants import Variant  # noqa: E402
 
 TRANSFORMERS = "5.24.0"
 MAX_BYTES = 1_000_000
-# How much larger the relative change of a tap or the logits may be than that of the weights. Random models
+# The most that a relative change of the weights may be magnified in a tap or in the logits. Random models
 # can be chaotic, unlike trained ones. Then even float32 rounding would use up the tolerance of the tests.
 MAX_NOISE_GAIN = 150
 

@@ -30,7 +30,7 @@ from transformers.integrations import gemma_quant
 
 HERE = Path(__file__).parent
 TRANSFORMERS = "5.24.0"
-MARGIN = 2e-5  # in steps
+MARGIN = 2e-5  # the least distance from a rounding border, in steps
 LEAD = 0.3
 PROMPT, PROMPTS, GREEDY = 5, 3, 8
 HIDDEN, VOCAB, LAYERS, SHARED, OWN = 64, 160, 5, 2, 8

@@ -160,7 +160,7 @@ def open_base(adapter: TowerAdapter) -> Any:
 
 
 def result_of(adapter: TowerAdapter) -> str:
-    """What is stored."""
+    """The kind of result that is stored."""
     return "embedding" if adapter.base == EMBEDDING else "logits"
 
 

@@ -42,7 +42,7 @@ from golden.make_vision_gemma4 import inputs_of, masks  # noqa: E402
 from golden.variants_vision import VISION_VARIANTS, VisionPrompt, VisionVariant  # noqa: E402
 
 GREEDY = 16
-LEAST_LEAD = 0.02  # of the chosen logit over the next one, so that rounding does not decide
+LEAST_LEAD = 0.02  # the chosen logit leads the next one by so much that rounding does not decide
 
 
 def draw(name: str, shape: torch.Size) -> torch.Tensor:
@@ -60,7 +60,7 @@ def draw(name: str, shape: torch.Size) -> torch.Tensor:
         return 0.2 * noise
     if name.endswith(("q_norm.weight", "k_norm.weight")) and "vision" not in name:
         return 0.6 + 0.3 * noise
-    if len(shape) == 1:  # of a norm
+    if len(shape) == 1:  # a norm's weight
         center = 0.8 if "vision" in name else 0.3
         return center + 0.3 * noise
     if "position_embedding" in name or "pos_embedding" in name:

@@ -185,7 +185,7 @@ def run(variant: Variant, model: Any) -> tuple[dict[str, torch.Tensor], float, f
 
 
 def noise_gain(model: Any, golden: dict[str, torch.Tensor], size: float = 1e-6) -> float:
-    """How much larger the relative change of a tap or the logits is than a random change of the weights.
+    """The relative change of a tap or of the logits, divided by a random relative change of the weights.
 
     The result is the largest of these ratios. A tap's change is relative to its largest value. The function
     changes the model.

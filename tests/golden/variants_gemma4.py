@@ -263,7 +263,7 @@ GEMMA4 = (
         ),
         tokens=700,
         rows=FAR_ROWS,
-        **WEIGHTS | {"head_norm": -0.55},  # with 700 tokens, a model is more likely to be chaotic
+        **WEIGHTS | {"head_norm": -0.55},  # a longer text (700 tokens) makes chaotic results more likely
     ),
 )
 
@@ -277,7 +277,7 @@ class DrafterVariant:
     why: str
     target: str
     config: dict[str, Any]
-    tokens: int = 19  # of the prompt
+    tokens: int = 19  # the number of tokens of the prompt
     drafts: int = 4
 
 

@@ -266,7 +266,7 @@ VISION_VARIANTS = [
     ),
     VisionVariant(
         "gemma3n-odd",
-        "other blocks, and sides that are no multiples of the strides and of the tokens in a row",
+        "other blocks, and sides that are not multiples of the strides and of the tokens in a row",
         gemma3n(9),
         preprocessor(106, 75, 9),
         (VisionPrompt(((50, 120),)),),

@@ -6,7 +6,7 @@ from typing import Any
 
 from .variants_gemma3n import gemma3n_text
 
-WIDTH = 20  # of the tower's output
+WIDTH = 20  # the width of the tower's output
 
 # The blocks of each stage, as timm writes them.
 Stages = tuple[tuple[str, ...], ...]

@@ -59,7 +59,7 @@ def test_formats_are_known_by_the_names_of_other_tools(name: Any, weights: str) 
         ("q7", None),
     ],
 )
-def test_what_no_format_is_exactly_is_refused_with_the_nearest(name: str, meant: str | None) -> None:
+def test_an_unknown_format_is_refused_with_a_suggestion(name: str, meant: str | None) -> None:
     with pytest.raises(gemlet.InvalidRequestError) as caught:
         gemlet.load(weights=name)
     choices = ", ".join(map(repr, ("auto", *PRESETS)))
@@ -68,7 +68,7 @@ def test_what_no_format_is_exactly_is_refused_with_the_nearest(name: str, meant:
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", None])
-def test_the_device_that_there_is(device: Any) -> None:
+def test_the_available_device_is_used(device: Any) -> None:
     with gemlet.load(device=device, threads=1) as model:
         assert model.generate("The door", max_tokens=1).completion_tokens == 1
 
@@ -82,7 +82,7 @@ def test_devices_of_other_tools(device: str) -> None:
     )
 
 
-def test_none_is_what_is_not_given() -> None:
+def test_none_counts_as_not_given() -> None:
     names = [name for name in LoadOptions.__dataclass_fields__ if name != "own_formats"]
     assert LoadOptions(**dict.fromkeys(names)) == LoadOptions()
     with gemlet.load(**dict.fromkeys(name for name in names), token=None, revision=None) as model:

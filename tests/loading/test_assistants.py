@@ -50,7 +50,7 @@ def test_guesses_are_those_of_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
-def test_a_rounded_cache_changes_guesses_little(kv_cache: str) -> None:
+def test_a_rounded_cache_hardly_changes_the_guesses(kv_cache: str) -> None:
     """The keys in the cache are divided by factors, and the drafter's queries are multiplied by them. Keys in
     int4 are also rotated."""
     golden = load_file(GOLDEN / "drafters" / "e2b-plain" / "golden.safetensors")
@@ -88,8 +88,8 @@ def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
     [{"weights": "f32"}, pytest.param({"weights": "q8", "kv_cache": "int4"}, marks=pytest.mark.slow)],
 )
 def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str, Any]) -> None:
-    """At the same time, with and without an adapter, at temperature 0 and above, also from the prefix
-    cache."""
+    """Texts run at the same time, with and without an adapter, at temperature 0 and above, also from the
+    prefix cache."""
     random = np.random.default_rng(5)
     prompts = [random.integers(5, 140, n).astype(np.int32) for n in (3, 9, 63, 64, 65, 130)]
     with pair(name, **options) as model:
@@ -136,7 +136,7 @@ def test_a_child_of_a_fork_guesses_too() -> None:
         assert begun + reader.read(request)[0][0] == expected
 
 
-def test_it_guesses_about_texts_with_adapters() -> None:
+def test_an_assistant_guesses_for_texts_with_adapters() -> None:
     adapter = GOLDEN / "adapters" / "gemma4-shared"
     with gemlet.load(TARGET, threads=1) as plain, pair("e2b") as model:
         for one in (plain, model):
@@ -148,7 +148,7 @@ def test_it_guesses_about_texts_with_adapters() -> None:
             )
 
 
-def test_it_writes_nothing_alone() -> None:
+def test_an_assistant_cannot_write_without_its_target() -> None:
     with pytest.raises(UnsupportedError, match="drafter="):
         gemlet.load(GOLDEN / "drafters" / "e2b")
     with pytest.raises(UnsupportedError, match="without embedding_on_disk"), pytest.MonkeyPatch.context():

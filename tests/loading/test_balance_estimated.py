@@ -82,13 +82,13 @@ def test_nothing_is_estimated_without_post_norms_or_over_several_streams(tmp_pat
     assert all((values == 1).all() for values in found.values())
 
 
-def test_other_formats_have_none(tmp_path: Path) -> None:
+def test_other_formats_are_not_balanced(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma3_text"])
     for weights in ("f32", "bf16", "bf12", "q8"):
         assert vectors_of(packed(tmp_path / weights, source, weights=weights, embedding="q4")) == {}
 
 
-def test_what_q4_holds_exactly_is_kept(tmp_path: Path) -> None:
+def test_matrices_that_q4_holds_exactly_are_kept(tmp_path: Path) -> None:
     """In layer 0 one matrix of each group is Q4_0 in the file; in layers 1 and 2 all are Q8_0."""
     config, tensors = model_of("gemma3_text")
     kinds = typed(tensors, "Q8_0")

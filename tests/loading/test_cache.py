@@ -72,7 +72,7 @@ def test_the_second_load_packs_nothing(tmp_path: Path, folder: Path, family: str
     assert len(entries(folder)) == 1
 
 
-def test_what_identifies_an_entry(tmp_path: Path, folder: Path) -> None:
+def test_format_and_content_identify_an_entry(tmp_path: Path, folder: Path) -> None:
     """The format and the content of the source make another entry. Its name, and arguments that do not change
     the weights, do not."""
     source = source_of(tmp_path / "source")
@@ -85,7 +85,7 @@ def test_what_identifies_an_entry(tmp_path: Path, folder: Path) -> None:
     assert len(entries(folder)) == 3
 
 
-def test_a_source_that_changed(tmp_path: Path) -> None:
+def test_a_changed_source_is_packed_again(tmp_path: Path) -> None:
     source = source_of(tmp_path / "source")
     assert packed_bytes(source) > 0
     path = source / "model.safetensors"
@@ -93,7 +93,8 @@ def test_a_source_that_changed(tmp_path: Path) -> None:
     tensors = weights_of(CONFIGS["gemma"])
     tensors["model.layers.1.mlp.up_proj.weight"] *= 2
     source_of(source, tensors=tensors)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if it changed within a tick of the clock
+    # The file looks as if it changed within a tick of the clock.
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
     expected = logits_of(source)
     np.testing.assert_array_equal(logits_of(source, cache=True), expected)
@@ -212,7 +213,7 @@ def test_a_cache_that_cannot_be_written(
     folder.parent.write_bytes(b"a file in its place")
     with pytest.warns(UserWarning, match=r"cache=True: .*packed cannot be used \(Not a directory\)") as told:
         np.testing.assert_array_equal(logits_of(source, cache=True), expected)
-    assert told[0].filename == __file__  # where load() is called
+    assert told[0].filename == __file__  # the warning points to the call of load()
     folder.parent.unlink()
 
     def full(descriptor: int, data: object) -> None:
@@ -279,7 +280,7 @@ def test_processes_at_the_same_time_pack_once(tmp_path: Path, folder: Path) -> N
     assert len(entries(folder)) == 1
 
 
-def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, folder: Path) -> None:
+def test_remains_of_a_killed_process_do_no_harm(tmp_path: Path, folder: Path) -> None:
     source = source_of(tmp_path / "source")
     run_program(programs.kill_while_packing, source)
     assert [name.rpartition(".")[2] for name in entries(folder)] == ["tmp"]

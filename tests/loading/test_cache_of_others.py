@@ -1,5 +1,5 @@
 """A cache that somebody else could have written to, or that has files that gemlet does not write: the model
-loads without the cache, and nothing waits for ever."""
+loads without the cache, and nothing waits forever."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refuse(source: Path, why: str) -> None:
         load(source, packs=True)
 
 
-def test_the_folders_are_for_this_user_alone(source: Path, folder: Path) -> None:
+def test_only_this_user_can_read_the_folders(source: Path, folder: Path) -> None:
     previous = os.umask(0)
     try:
         load(source, packs=True)
@@ -90,7 +90,7 @@ def fifo(path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["", "model.safetensors", "stamp"])
 @pytest.mark.parametrize("make", [link, fifo])
-def test_entries_that_are_no_files_are_made_again(
+def test_entries_that_are_not_files_are_made_again(
     source: Path, folder: Path, make: Callable[[Path], None], what: str
 ) -> None:
     load(source, packs=True)
@@ -101,7 +101,7 @@ def test_entries_that_are_no_files_are_made_again(
 
 
 @pytest.mark.parametrize("make", ["link", "fifo", "folder"])
-def test_locks_that_are_no_files(source: Path, folder: Path, tmp_path: Path, make: str) -> None:
+def test_locks_that_are_not_files_are_refused(source: Path, folder: Path, tmp_path: Path, make: str) -> None:
     load(source, packs=True)
     (entry,) = (item for item in folder.iterdir() if item.is_dir())
     lock = entry.with_name(entry.name + ".lock")
@@ -118,7 +118,9 @@ def test_locks_that_are_no_files(source: Path, folder: Path, tmp_path: Path, mak
     assert victim.read_text() == "keep me"
 
 
-def test_a_lock_that_is_never_given_back(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_released_is_not_waited_for(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load(source, packs=True)
     (entry,) = (item for item in folder.iterdir() if item.is_dir())
     shutil.rmtree(entry)
@@ -135,7 +137,7 @@ def test_vocabularies_of_others_are_not_read(tmp_path: Path, folder: Path) -> No
     gemlet.load(model, cache=True).close()
     (entry,) = folder.glob("tokenizer-*[0-9a-f]")
     fifo(entry / "tokenizer.safetensors")
-    gemlet.load(model, cache=True).close()  # opening the pipe would wait for ever
+    gemlet.load(model, cache=True).close()  # opening the pipe would wait forever
     folder.chmod(0o777)
     with pytest.warns(UserWarning, match="others may write"):
         gemlet.load(model, cache=True).close()

@@ -16,7 +16,7 @@ from support.inside import core_of, testing
 from support.paths import DATA
 
 TEXT = DATA / "heldout.txt"
-_UNSEEN = 3000  # characters at its end
+_UNSEEN = 3000  # the calibration does not use these last characters
 
 
 def correlated(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
@@ -55,7 +55,7 @@ def test_inputs_that_never_vary_are_no_error() -> None:
     assert round_with_feedback(w, feedback_of(gram), gram, "q4").blocks.shape == (16, 18)
 
 
-def test_what_reaches_the_matrices() -> None:
+def test_the_inputs_of_the_matrices_are_measured() -> None:
     with gemlet.load(threads=1, weights="f32", kv_cache="f32") as model:
         ids = model.tokenizer.encode(TEXT.read_text("utf-8")[:600])  # more than a piece of 64
         assert len(ids) > 64
@@ -69,7 +69,7 @@ def test_what_reaches_the_matrices() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibrated on the text without its end."""
+    """A model that was calibrated on the text without its end."""
     folder = tmp_path_factory.mktemp("calibrated")
     (folder / "text.txt").write_text(TEXT.read_text("utf-8")[:-_UNSEEN], "utf-8")
     gemlet.convert(None, folder / "model", weights="q4", calibrate=folder / "text.txt", threads=1)
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_calibrated_model_is_closer(folder: Path) -> None:
-    """On a text that the calibration did not use."""
+    """It is closer on a text that the calibration did not use."""
     text = TEXT.read_text("utf-8")[-_UNSEEN:]
     with (
         gemlet.load(threads=1, weights="f32") as exact,
@@ -104,7 +104,9 @@ def test_texts_of_the_model_itself(tmp_path: Path) -> None:
         assert not np.array_equal(model.logits([2, 50, 60]), plain.logits([2, 50, 60]))
 
 
-def test_the_command_line_says_what_it_goes_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_the_formats_for_calibrate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["convert", str(tmp_path), str(tmp_path / "x"), "--weights", "q8", "--calibrate"]) != 0
     assert "goes with weights='q4' or 'q5'" in capsys.readouterr().err
 
@@ -118,7 +120,9 @@ def test_the_command_line_says_what_it_goes_with(tmp_path: Path, capsys: pytest.
         ({"weights": "q4", "calibrate": b"\0"}, "calibrate"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_wrong_options_of_calibration_are_refused(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         gemlet.convert(None, tmp_path / "model", **options)  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(params=["mapped", "table"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """For a model that uses its file until it is closed: packed weights, or a per-layer table."""
+    """Makes a model that uses its file until it is closed: it has packed weights, or a per-layer table."""
     if request.param == "table":
         return write_folder(tmp_path / "table", CONFIGS["gemma4_text"])
     source = write_folder(tmp_path / "source", CONFIGS["gemma3_text"])
@@ -100,7 +100,7 @@ def test_a_file_that_is_replaced_moved_or_removed_stays_in_use(
         np.testing.assert_array_equal(model.logits(IDS), before)
 
 
-def test_the_table_is_that_of_the_file_that_was_checked(tmp_path: Path) -> None:
+def test_the_table_comes_from_the_file_that_was_checked(tmp_path: Path) -> None:
     """Another file takes its place while the other weights are packed."""
     config = CONFIGS["gemma4_text"]
     folder = write_folder(tmp_path / "model", config)

@@ -44,7 +44,7 @@ TEXTS = (
     "<bos>x",
     "abcabc ab c",
 )
-MADE_UP = "\u4e02\u4e03\u4e04"  # pieces in the vocabulary of gguf_package
+MADE_UP = "\u4e02\u4e03\u4e04"  # the vocabulary of gguf_package has these pieces
 
 
 def converted(source: Path, **arguments: Any) -> Path:
@@ -279,7 +279,7 @@ def test_facts_that_only_gguf_has_are_checked(tmp_path: Path) -> None:
         parse_config(keys | {"gguf": own}, where="config.json")
 
 
-def test_a_false_table_of_blocks(tmp_path: Path) -> None:
+def test_a_wrong_table_of_blocks_is_refused(tmp_path: Path) -> None:
     config, tensors = model_of("gemma3n_text")
     folder = converted(write_gguf(tmp_path / "model.gguf", metadata(config), typed(tensors, "Q8_0")))
     path = folder / "model.safetensors"

@@ -70,7 +70,7 @@ def test_several_texts_and_streams_that_are_closed() -> None:
 
 
 @pytest.mark.tier
-def test_the_plan_of_memory_counts_it() -> None:
+def test_the_memory_plan_counts_the_drafter() -> None:
     alone, both = inspect(weights="q8"), inspect(weights="q8", drafter=DEMO)
     assert alone.plan.drafter == 0
     kept = alone.plan.weights + alone.plan.embedding + alone.plan.kv_cache + alone.plan.activations
@@ -82,7 +82,7 @@ def test_the_plan_of_memory_counts_it() -> None:
 
 
 @pytest.mark.parametrize("embeds", ["embeddinggemma"])
-def test_what_is_no_drafter_is_refused(embeds: str) -> None:
+def test_a_model_that_cannot_draft_is_refused(embeds: str) -> None:
     with pytest.raises(InvalidRequestError, match="another vocabulary"):
         gemlet.load(GOLDEN / "gemma3-1b", drafter=DEMO)
     with pytest.raises(UnsupportedError, match="makes embeddings"):

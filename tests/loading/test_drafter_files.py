@@ -67,7 +67,7 @@ def test_gguf_files_and_what_is_packed_of_them(name: str, tmp_path: Path) -> Non
     check_guesses(name, tmp_path / "packed")
 
 
-def test_of_a_folder_the_file_that_drafts_is_meant(tmp_path: Path) -> None:
+def test_a_folder_given_as_drafter_means_its_drafting_file(tmp_path: Path) -> None:
     convert_folder(TARGET, tmp_path / "model.gguf")
     gguf_of("e2b-plain", tmp_path / "mtp-model.gguf")
     with gemlet.load(tmp_path, drafter=tmp_path, threads=1) as model:

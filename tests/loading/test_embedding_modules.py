@@ -100,7 +100,7 @@ def test_other_lists_of_modules_are_refused(tmp_path: Path, modules: Any, messag
         {"module_output_name": "sentence_embedding"},
     ],
 )
-def test_what_else_the_transformer_could_give_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_transformer_with_other_outputs_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = shutil.copytree(FOLDER, tmp_path / "model")
     text = {"method": "forward", "method_output_name": "last_hidden_state"}
     said = {

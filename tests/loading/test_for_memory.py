@@ -18,8 +18,8 @@ from golden.folders import HERE
 from support.paths import ROOT
 
 GB = 10**9
-OWN = {"layers.0.q_proj": "q8"}  # formats in a file
-ORDER = list(LOSSES)[::-1]  # from small to large
+OWN = {"layers.0.q_proj": "q8"}  # these matrices have another format in the file
+ORDER = list(LOSSES)[::-1]  # the formats from the smallest to the largest
 
 
 def formats_of(options: LoadOptions) -> tuple[str, str]:
@@ -70,19 +70,17 @@ def test_the_formats_of_the_file_are_kept_where_they_fit() -> None:
     stored = LoadOptions(weights="q4", own_formats=OWN)
     config = shape_config("gemma3-270m")
     assert options_for_memory(GB, config, stored).own_formats == OWN
-    assert (
-        options_for_memory(GB, config, LoadOptions(weights="q4")).weights == "q4"
-    )  # not q8, which is larger
+    assert options_for_memory(GB, config, LoadOptions(weights="q4")).weights == "q4"  # q8 would be larger
 
 
-def test_what_fits_nowhere_is_refused_with_the_smallest_plan() -> None:
+def test_a_model_that_never_fits_is_refused_with_its_smallest_plan() -> None:
     with pytest.raises(MemoryLimitError, match=r"for_memory is 100 MB.*weights='q4'.*max_context=4096"):
         options_for_memory(100_000_000, shape_config("gemma3-1b"), LoadOptions())
 
 
 def test_convert_packs_in_the_format_that_fits(tmp_path: Path) -> None:
     gemlet.convert(HERE / "gemma3-270m", tmp_path / "packed", for_memory="2GB")
-    assert gemlet.inspect(tmp_path / "packed").weights == "f32"  # as the file has it: nothing is lost
+    assert gemlet.inspect(tmp_path / "packed").weights == "f32"  # the file has f32, so nothing is lost
     with pytest.raises(MemoryLimitError, match="for_memory is 1 kB"):
         gemlet.convert(HERE / "gemma3-270m", tmp_path / "none", for_memory=1000)
     assert not (tmp_path / "none").exists()

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_the_same_vectors_as_from_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_gives_the_vectors_of_its_folder(folder: Path, tmp_path: Path) -> None:
     with gemlet.load(folder, weights="f32", threads=2) as model:
         expected = [vector(model, index) for index in PROMPTS]
         layers = model.config.layers
@@ -55,7 +55,7 @@ def test_the_same_vectors_as_from_the_folder(folder: Path, tmp_path: Path) -> No
         assert model.embed(["\u4e00\u4e01"]).shape == (1, 40)
 
 
-def test_the_text_alone(tmp_path: Path) -> None:
+def test_a_file_without_towers_embeds_texts(tmp_path: Path) -> None:
     path = convert_folder(FOLDER, tmp_path / "tiny.gguf")
     with gemlet.load(path, weights="f32", threads=2) as model:
         assert np.abs(vector(model, 0) - GOLDEN["embedding.0"]).max() < 1e-5
@@ -68,7 +68,7 @@ def test_the_text_alone(tmp_path: Path) -> None:
     assert found.problem is None
 
 
-def test_a_packed_folder_of_it(tmp_path: Path) -> None:
+def test_a_gguf_model_with_towers_can_be_packed(tmp_path: Path) -> None:
     write_mmproj(FOLDER, tmp_path / "mmproj-tiny-f32.gguf")
     path = write_model(FOLDER, tmp_path / "tiny-f32.gguf")
     gemlet.convert(path, tmp_path / "packed", weights="f32")

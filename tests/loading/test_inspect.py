@@ -44,7 +44,7 @@ def test_the_plan_is_what_the_model_takes(name: str, weights: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma3-270m", "gemma2-2b", "gemma4-e4b", "gemma3n-e2b"])
 @pytest.mark.parametrize("context", [1, 63, 64, 65, 700, 1500])
-def test_no_cache_outgrows_the_plan(name: str, context: int) -> None:
+def test_caches_stay_within_the_plan(name: str, context: int) -> None:
     plan = plan_memory(read_config(HERE / name), LoadOptions(weights="q8", max_context=context))
     random = np.random.default_rng(context)
     with gemlet.load(HERE / name, weights="q8", threads=1, max_context=context) as model:
@@ -169,7 +169,7 @@ def test_several_changes_are_recommended_if_no_single_one_is_enough() -> None:
     ("value", "size"),
     [(1, 1), ("17", 17), ("2GB", 2 * 10**9), (" 1.5 gib ", 3 << 29), ("800MB", 8 * 10**8), ("64kB", 64_000)],
 )
-def test_sizes(value: int | str, size: int) -> None:
+def test_texts_of_sizes_are_parsed(value: int | str, size: int) -> None:
     assert parse_memory(value) == size
 
 
@@ -303,7 +303,7 @@ def test_the_table_on_disk_has_the_size_in_its_file(tmp_path: Path, kind: str) -
     assert plan_memory(inspect(path).config, LoadOptions(weights="q4")).on_disk == table.size * 2
 
 
-def test_which_tokenizer(tmp_path: Path) -> None:
+def test_inspect_describes_the_tokenizer(tmp_path: Path) -> None:
     config, tensors = model_of("gemma3_text")
     entries, size = trained_entries()
     tensors["token_embd.weight"] = np.resize(tensors["token_embd.weight"], (size, 64))
@@ -340,7 +340,7 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     assert found.plan.process < before + 500 * 10**6
 
 
-def test_why_it_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_says_why_a_model_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--max-memory", "20MB"]) == 1
     assert "runs here  no: max_memory is 20 MB" in capsys.readouterr().out
     assert main(["inspect", "--max-memory", "20MB", "--json"]) == 1

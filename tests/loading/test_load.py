@@ -392,13 +392,13 @@ def test_lists_of_memory_nodes(text: str, nodes: int) -> None:
 # --- other files, and sampling --------------------------------------------------------------------
 
 
-def test_the_weights_file_stands_for_its_folder() -> None:
+def test_a_weights_file_means_its_folder() -> None:
     folder = Path(gemlet.__file__).parent / "demo"
     with gemlet.load(folder / "model.safetensors", threads=1) as model:
         assert model.generate("The door", max_tokens=3, temperature=0).completion_tokens == 3
 
 
-def test_another_file_does_not_stand_for_its_folder(tmp_path: Path) -> None:
+def test_another_file_does_not_mean_its_folder(tmp_path: Path) -> None:
     """gemlet loads the named file or nothing."""
     folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):

@@ -70,7 +70,7 @@ def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
         gemlet.load(tmp_path)
 
 
-def test_a_folder_with_parts_of_gguf_models_alone(tmp_path: Path) -> None:
+def test_a_folder_with_only_parts_of_gguf_models_is_refused(tmp_path: Path) -> None:
     for name in ("mmproj-model.gguf", "model-00002-of-00002.gguf"):
         write_gguf(tmp_path / name, [gguf_entry("general.architecture", STRING, "clip")], {})
     with pytest.raises(
@@ -80,7 +80,7 @@ def test_a_folder_with_parts_of_gguf_models_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "name"), [(4, "Q4_2"), (31, "Q4_0_4_4"), (38, "IQ4_NL_8_8")])
-def test_types_of_the_past_have_names(number: int, name: str, tmp_path: Path) -> None:
+def test_errors_name_types_of_the_past(number: int, name: str, tmp_path: Path) -> None:
     config, tensors = model_of("gemma3_text")
     path = write_gguf(tmp_path / "a.gguf", metadata(config), typed(tensors, "Q4_0"))
     data = bytearray(path.read_bytes())
@@ -176,7 +176,7 @@ def test_other_formats_are_close(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
-def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
+def test_every_type_works_in_a_whole_model(tmp_path: Path, kind: str) -> None:
     """The embedding, the per-layer table that stays in the file, and the experts each have their own code."""
     for family in ("gemma4_text", "gemma4_experts"):
         config = BLOCKED[family] | {
@@ -215,7 +215,7 @@ def test_a_whole_model_in_every_type(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in EXACT if kind != "IQ4_NL"])
-def test_a_file_takes_as_many_bytes_in_memory(kind: str) -> None:
+def test_a_model_takes_as_much_memory_as_its_file(kind: str) -> None:
     """The memory is within 10 % of the file's size, which is the purpose of GGUF's mixed types."""
     values, size, format = _core.source_types()[kind.lower()]
     assert format == EXACT[kind][0]

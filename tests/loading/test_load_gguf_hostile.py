@@ -60,7 +60,7 @@ def test_an_importance_matrix(tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", entries, {}), ModelFileError, "importance matrix", "model's file")
 
 
-def test_no_architecture(tmp_path: Path) -> None:
+def test_a_file_without_an_architecture_is_refused(tmp_path: Path) -> None:
     refused(write_gguf(tmp_path / "m.gguf", [], {}), ModelFileError, "general.architecture is missing")
 
 
@@ -85,7 +85,7 @@ def test_no_architecture(tmp_path: Path) -> None:
         (ARRAY, (ARRAY, [(U32, [3])] * 3)),
     ],
 )
-def test_sizes(tmp_path: Path, key: str, value: Change) -> None:
+def test_wrong_sizes_are_refused(tmp_path: Path, key: str, value: Change) -> None:
     path = write(tmp_path, **{key.replace(".", "__"): value})
     refused(path, ConfigError, f"gemma3.{key}")
 
@@ -325,7 +325,7 @@ def test_a_wrong_number_of_tensors_in_a_split_model(tmp_path: Path) -> None:
     refused(part, ModelFileError, "split.tensors.count is 7", f"{count} tensors")
 
 
-def test_names_of_parts(tmp_path: Path) -> None:
+def test_wrong_names_of_parts_are_refused(tmp_path: Path) -> None:
     for name in (
         "m-00000-of-00002.gguf",
         "m-00003-of-00002.gguf",

@@ -30,7 +30,7 @@ OF_DRAFTERS = {
     "masked_embd_centroids",
 }  # unknown to the package
 NEWER = {_DRAFTER, "gemma-embedding2"}  # architectures that the package does not know
-SCALES = {"ffn_gate_inp.scale", "ffn_down_exps.scale"}  # names of Gemma 4 that do not end in "weight"
+SCALES = {"ffn_gate_inp.scale", "ffn_down_exps.scale"}  # these names of Gemma 4 do not end in "weight"
 
 DENSE = ("dense_2", "dense_3")
 
@@ -52,7 +52,7 @@ def test_every_tap_agrees_with_the_golden(tmp_path: Path, name: str) -> None:
     assert errors[worst] < TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
 
-def test_every_architecture_is_among_them(tmp_path: Path) -> None:
+def test_these_models_have_every_architecture(tmp_path: Path) -> None:
     written = {read_gguf(write(name, tmp_path / name)).get("general.architecture", str) for name in NAMES}
     assert written | NEWER == set(_MODEL_TYPES)
 

@@ -57,7 +57,7 @@ def test_a_model_with_a_template_of_its_own(folder: Path, tmp_path: Path) -> Non
         assert isinstance(packed.chat_format, TemplateFormat)
 
 
-def test_a_mark_that_is_no_token_ends_a_reply() -> None:
+def test_an_end_mark_that_is_not_a_token_ends_a_reply() -> None:
     template = (
         "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}MARK{% endif %}{% endfor %}"
     )

@@ -83,7 +83,7 @@ def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_same_logits_as_from_the_folder(name: str, tmp_path: Path) -> None:
+def test_a_gguf_file_gives_the_logits_of_its_folder(name: str, tmp_path: Path) -> None:
     with gemlet.load(folder_of(name, tmp_path / "folder"), weights="f32", threads=2) as model:
         expected, towers = logits(model, name), model.config.towers
     with gemlet.load(write(name, tmp_path), threads=2) as model:
@@ -143,7 +143,7 @@ def test_early_files_name_the_matrices_of_mlps_the_other_way_round(tmp_path: Pat
         np.testing.assert_array_equal(logits(model, "gemma3"), expected)
 
 
-def test_a_token_that_nothing_uses_stands_for_images_where_the_vocabulary_has_none(tmp_path: Path) -> None:
+def test_an_unused_token_stands_for_images_if_there_is_no_other(tmp_path: Path) -> None:
     """Gemma 3's files in GGUF end before the row of the token that stands for an image."""
     config, tensors = read_folder(FOLDERS["gemma3"])
     config |= {"image_token_index": 262144}
@@ -161,9 +161,10 @@ def test_a_token_that_nothing_uses_stands_for_images_where_the_vocabulary_has_no
         assert 133 in model.config.placeholder_ids
 
 
-def test_which_file_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_matching_mmproj_file_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_model(FOLDERS["gemma3"], tmp_path / "tiny-it-f32.gguf")
-    write_mmproj(FOLDERS["gemma4-small"], tmp_path / "mmproj-tiny-it-bf16.gguf")  # for another model
+    # This file is for another model.
+    write_mmproj(FOLDERS["gemma4-small"], tmp_path / "mmproj-tiny-it-bf16.gguf")
     with gemlet.load(path, threads=1) as model:
         assert model.config.towers == frozenset()
         with pytest.raises(gemlet.UnsupportedError):
@@ -186,7 +187,7 @@ def test_several_files_that_could_be_meant(tmp_path: Path) -> None:
     path = write("gemma3", tmp_path)
     for name in ("mmproj-one-f32.gguf", "mmproj-two-f32.gguf"):
         shutil.copy(tmp_path / "mmproj-tiny-f32.gguf", tmp_path / name)
-    gemlet.load(path, threads=1).close()  # its own name decides
+    gemlet.load(path, threads=1).close()  # the file with the name of the model is used
     (tmp_path / "mmproj-tiny-f32.gguf").unlink()
     with pytest.raises(InvalidRequestError, match="mmproj-one-f32"):
         gemlet.load(path, threads=1)
@@ -212,7 +213,7 @@ def test_files_for_other_models_are_refused_where_they_are_named(tmp_path: Path)
 def test_a_tower_without_all_of_its_tensors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, lacking in (("gemma3", "v.post_ln.bias"), ("audio-gemma4", "a.blk.1.attn_k.weight")):
         path = write(name, tmp_path, tensors={lacking: None})
-        with gemlet.load(path, threads=1) as model:  # as a text model
+        with gemlet.load(path, threads=1) as model:  # it loads as a text model
             assert model.config.towers == frozenset()
         assert lacking in caplog.text
         with pytest.raises(TensorError, match=lacking):

@@ -64,7 +64,9 @@ def logits(folder: Path, **options: Any) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("flags", FLAGS)
-def test_the_tensors_decide(tmp_path: Path, layout: str, flags: tuple[Any, Any]) -> None:
+def test_the_tensors_decide_whether_the_head_is_tied(
+    tmp_path: Path, layout: str, flags: tuple[Any, Any]
+) -> None:
     prefix, head = LAYOUTS[layout]
     tensors = dict(weights_of(CONFIG, prefix))
     table = tensors[f"{prefix}embed_tokens.weight"]
@@ -95,7 +97,7 @@ def test_a_copy_in_another_type_is_the_same_matrix(tmp_path: Path) -> None:
     assert found.passed_over == ("tie_word_embeddings",)
 
 
-def test_a_packed_folder_keeps_what_the_tensors_said(tmp_path: Path) -> None:
+def test_a_packed_folder_keeps_a_separate_output_matrix(tmp_path: Path) -> None:
     tensors = dict(weights_of(CONFIG, "model."))
     other = np.random.default_rng(3).normal(0, 0.05, tensors["model.embed_tokens.weight"].shape)
     for name, head in (("copy", tensors["model.embed_tokens.weight"]), ("other", other.astype(np.float32))):

@@ -115,7 +115,7 @@ def test_inspect(packed: Path) -> None:
     assert found.stored == {"q4": 21, "f32": 19, "q8": 1}
 
 
-def test_existing_files_are_kept(tmp_path: Path, packed: Path) -> None:
+def test_convert_does_not_overwrite_files(tmp_path: Path, packed: Path) -> None:
     source = write_folder(tmp_path / "source", CONFIGS["gemma"])
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()

@@ -112,7 +112,7 @@ def shorten(header: dict[str, Any], data: bytearray) -> None:
         ),
     ],
 )
-def test_false_headers(
+def test_wrong_headers_are_refused(
     packed: Path, tmp_path: Path, change: Change, error: type[Exception], message: str
 ) -> None:
     header, data = read_header(packed / "model.safetensors")
@@ -136,7 +136,7 @@ def test_data_that_is_not_aligned(packed: Path, tmp_path: Path) -> None:
         gemlet.load(tmp_path, threads=1)
 
 
-def test_another_config(packed: Path, tmp_path: Path) -> None:
+def test_a_config_that_does_not_fit_the_tensors_is_refused(packed: Path, tmp_path: Path) -> None:
     for name, changes, message in (
         ("layers", {"num_hidden_layers": 4}, r"tensor 'layers\.3\.pre_attention_norm' is missing"),
         ("fewer", {"num_hidden_layers": 2}, r"unexpected tensor 'layers\.2\."),

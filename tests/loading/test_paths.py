@@ -88,7 +88,7 @@ def test_commands(folder: Any) -> None:
 
 
 @pytest.mark.parametrize("path", [b"model", "", "a\0b", "\ud800", "x/" * 5000, 3, ["a"]], ids=ascii)
-def test_what_is_no_path(path: Any, tmp_path: Path) -> None:
+def test_values_that_are_not_paths_are_refused(path: Any, tmp_path: Path) -> None:
     with pytest.raises((gemlet.InvalidRequestError, gemlet.ModelFileError)):
         gemlet.Tokenizer.from_file(path)
     calls: dict[str, Callable[[], object]] = {
@@ -118,7 +118,7 @@ def test_errors_can_be_printed(folder: Any, capfd: pytest.CaptureFixture[str]) -
     ],
     ids=["pipe", "folder", "link to nothing"],
 )
-def test_a_file_that_is_there_is_not_passed_over(
+def test_an_unreadable_optional_file_is_an_error(
     name: str, make: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
     """If a download was lost, the cache of the hub has such links. The file would have had tokens."""

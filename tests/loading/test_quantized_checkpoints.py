@@ -82,7 +82,7 @@ def regrouped(folder: Path, *, groups: bool, dtype: str = "BF16") -> Path:
     return folder
 
 
-def test_a_scale_for_a_row_is_the_same_one_for_each_group(tmp_path: Path) -> None:
+def test_one_scale_for_a_row_equals_that_scale_for_each_group(tmp_path: Path) -> None:
     ids = golden("w4a16")[0][0]
     with gemlet.load(regrouped(tmp_path / "groups", groups=True), threads=1) as model:
         expected = model.logits(ids)
@@ -92,7 +92,7 @@ def test_a_scale_for_a_row_is_the_same_one_for_each_group(tmp_path: Path) -> Non
         np.testing.assert_allclose(model.logits(ids), expected, rtol=0, atol=TOLERANCE)
 
 
-def test_scales_that_float16_has_not_are_kept_in_f32(tmp_path: Path) -> None:
+def test_scales_that_float16_cannot_hold_are_kept_in_f32(tmp_path: Path) -> None:
     folder = regrouped(tmp_path / "f32", groups=True, dtype="F32")
     assert gemlet.inspect(folder).weights == "f32"
     ids = golden("w4a16")[0][0]

@@ -13,7 +13,7 @@ from gemlet.loading.memory_plan import plan_memory
 from gemlet.loading.options import LoadOptions
 from gemlet.weights.slots import expected_slots, takes_format
 
-PROCESS = 120_000_000  # Python, NumPy and a tokenizer (gemlet.loading.for_memory)
+PROCESS = 120_000_000  # bytes of Python, NumPy and a tokenizer (gemlet.loading.for_memory)
 
 
 def published(name: str) -> tuple[TextConfig, LoadOptions]:

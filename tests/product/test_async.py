@@ -81,7 +81,7 @@ async def until_idle(model: gemlet.Model) -> None:
     raise AssertionError(model.stats())
 
 
-def test_many_tasks_get_what_each_would_alone(model: gemlet.Model) -> None:
+def test_many_tasks_do_not_change_each_others_texts(model: gemlet.Model) -> None:
     async def main() -> list[gemlet.Generation]:
         tasks = [model.agenerate(f"The door {i}", max_tokens=12, seed=i) for i in range(50)]
         return await asyncio.gather(*tasks)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_a_task_that_is_cancelled_ends_its_text(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_who_stops_reading_ends_the_text(model: gemlet.Model) -> None:
+def test_leaving_an_async_stream_ends_its_text(model: gemlet.Model) -> None:
     async def main() -> None:
         async with model.astream("The door", **FOREVER) as stream:
             async for _ in stream:
@@ -184,7 +184,7 @@ def test_wait_for_and_timeout(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_a_slow_reader_holds_up_nobody(model: gemlet.Model) -> None:
+def test_a_slow_reader_does_not_delay_other_texts(model: gemlet.Model) -> None:
     async def main() -> None:
         slow = model.astream("The door", **FOREVER)
         await anext(slow)
@@ -319,7 +319,7 @@ def test_a_model_drains_before_it_closes() -> None:
     assert stuck.result.finish_reason == "cancelled"
 
 
-def test_tokens_that_are_there_are_joined(model: Any) -> None:
+def test_tokens_that_are_ready_together_are_joined(model: Any) -> None:
     """Fewer chunks have the same text, tokens and log probabilities. Cancelling loses nothing."""
 
     async def write(joins: bool, cancel: bool = False) -> tuple[list[Chunk], Generation]:

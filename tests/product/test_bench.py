@@ -209,7 +209,7 @@ def test_commands_run_in_turns_and_ratios_are_paired(recorder: tuple[str, str, P
     assert "no difference shown" in lines["pp8"]
 
 
-def test_few_rounds_show_nothing(recorder: tuple[str, str, Path]) -> None:
+def test_a_few_rounds_prove_no_difference(recorder: tuple[str, str, Path]) -> None:
     a, b, _ = recorder
     output = compare("--a", a, "--b", b, "-r", "2")
     assert "B faster" not in output

@@ -50,7 +50,7 @@ GOOD = {
 }
 
 
-def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
+def test_allowed_imports_pass(check: ModuleType, tmp_path: Path) -> None:
     assert check.check_imports(package(tmp_path, GOOD)) == []
 
 
@@ -112,7 +112,9 @@ def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_each_kind_of_wrong_import_is_refused(
+    check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     assert expected in check.check_imports(package(tmp_path, GOOD | files))
 
 
@@ -149,7 +151,7 @@ def test_a_test_that_imports_a_test(check: ModuleType, tmp_path: Path, text: str
     assert found.startswith("tests/test_b.py:1: imports ")
 
 
-def test_a_table_that_differs(check: ModuleType, tmp_path: Path) -> None:
+def test_a_table_that_differs_is_reported(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "python").mkdir()
     text = (ROOT / "python/README.md").read_text()
     (tmp_path / "python/README.md").write_text(text.replace("| `config` | `base` |", "| `config` | |"))

@@ -64,7 +64,7 @@ def test_this_project_passes(check: ModuleType) -> None:
     assert check.problems(check.Sources(check.CSRC)) == []
 
 
-def test_what_is_allowed(check: ModuleType, tmp_path: Path) -> None:
+def test_allowed_includes_pass(check: ModuleType, tmp_path: Path) -> None:
     assert problems(check, tmp_path, GOOD) == []
 
 
@@ -111,7 +111,9 @@ CUDA = "kernels/cuda/ and backend/cuda/"
         ({"loose.h": ""}, "loose.h: not in a room"),
     ],
 )
-def test_what_is_refused(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_each_kind_of_wrong_include_is_refused(
+    check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     found = problems(check, tmp_path, GOOD | files)
     assert len(found) == 1
     assert found[0].startswith(expected)

@@ -117,7 +117,7 @@ def test_a_good_wheel_is_accepted(check: Any, make: Callable[..., Path]) -> None
     assert check(make()) == []
 
 
-def test_the_same_files_make_the_same_bytes(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_equal_files_make_equal_wheels(make: Callable[..., Path], tmp_path: Path) -> None:
     first = make().read_bytes()
     assert make().read_bytes() == first
 
@@ -181,9 +181,7 @@ def test_a_wrong_content(
     assert (said in errors) if said else (errors == "")
 
 
-def test_files_that_are_not_those_of_record(
-    check: Any, make: Callable[..., Path], assemble: ModuleType
-) -> None:
+def test_files_must_match_record(check: Any, make: Callable[..., Path], assemble: ModuleType) -> None:
     wheel = make()
     with zipfile.ZipFile(wheel) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}

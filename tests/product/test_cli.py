@@ -24,7 +24,7 @@ from support.waiting import PATIENCE
 # generate
 
 
-def test_a_pipe_gets_the_continuation_alone() -> None:
+def test_a_pipe_gets_only_the_continuation() -> None:
     done = run("generate", PROMPT, "--max-tokens", "20", "--seed", "3", "--threads", "1")
     assert done.returncode == 0, done.stderr
     with gemlet.load(threads=1) as model:

@@ -18,7 +18,7 @@ def test_underscores_are_hyphens() -> None:
     assert (arguments.stop, arguments.prompt) == (["a_b"], "--x_y")
 
 
-def test_the_beginning_of_a_name_is_enough() -> None:
+def test_an_option_may_be_abbreviated() -> None:
     assert build_parser().parse_args(["generate", "x", "--temp", "0.5"]).temperature == 0.5
 
 
@@ -54,7 +54,9 @@ def test_the_beginning_of_a_name_is_enough() -> None:
         ("--versoin", "did you mean --version?"),
     ],
 )
-def test_what_was_probably_meant(command: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_suggest_the_option_that_was_meant(
+    command: str, answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(command.split())
     assert caught.value.code == 2
@@ -70,7 +72,7 @@ def test_an_unknown_name_cannot_control_the_terminal(capsys: pytest.CaptureFixtu
         assert "\x1b" not in capsys.readouterr().err
 
 
-def test_the_spelling_changes_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_spellings_give_the_same_text(capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for name in ("--max-tokens", "--max_tokens"):
         assert main(["generate", "The door", name, "4", "--temperature", "0", "--json"]) == 0

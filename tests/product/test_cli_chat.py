@@ -67,7 +67,7 @@ def test_chat_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("word", ["exit", "quit", "Exit", "/exit", "/quit"])
-def test_words_that_leave(word: str) -> None:
+def test_exit_words_end_the_chat(word: str) -> None:
     assert on_terminal(["chat", *FAST], [("\n> ", f"{word}\n")])[0] == 0
 
 
@@ -81,7 +81,7 @@ def test_a_reply_that_was_cut_has_a_mark() -> None:
 
 
 def saved(folder: Path, *typed: str) -> list[str]:
-    """What the user says in a chat on a terminal, as /save writes it."""
+    """The messages of the user in a chat on a terminal, as /save writes them."""
     path = folder / "chat.json"
     keys = [*typed, f"/save {path}\n", "/exit\n"]
     code, screen = on_terminal(["chat", *FAST, "--system", "Be kind."], [("\n> ", text) for text in keys])
@@ -108,7 +108,7 @@ def test_a_turn_is_taken_back(tmp_path: Path) -> None:
     assert saved(tmp_path, "One\n", "Two\n", "/undo\n", "Three\n") == ["One", "Three"]
 
 
-def test_a_conversation_is_written_over_no_file(tmp_path: Path) -> None:
+def test_saving_a_conversation_overwrites_no_file(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("mine")
     done = run("chat", *FAST, stdin=f"/save {tmp_path}/here\n".encode())
     assert done.returncode == 1
@@ -326,7 +326,7 @@ def test_generate_says_that_it_does_not_chat() -> None:
     assert run("generate", turn, "--model", folder, "--max-tokens", "2").stderr == b""
 
 
-def test_a_thought_has_room() -> None:
+def test_with_thinking_a_reply_has_more_room() -> None:
     from_line = build_parser().parse_args
     for words, tokens in (
         (["chat"], 1024),

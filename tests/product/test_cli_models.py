@@ -74,12 +74,12 @@ def test_models_of_every_place(
     assert lines[-1].endswith("packed weights q4")
 
 
-def test_no_models(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_works_without_any_models(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "models").startswith("no models in ")
     assert json.loads(output(capsys, "models", "--json")) == {"models": [], "cache": []}
 
 
-def test_the_snapshot_without_a_main_branch_is_the_newest(
+def test_without_a_main_branch_the_newest_snapshot_is_used(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = put_into_hub(home, "someone/demo", commit="old", main_branch=False)
@@ -89,7 +89,7 @@ def test_the_snapshot_without_a_main_branch_is_the_newest(
     assert found["path"] == str(new)
 
 
-def test_whether_a_model_fits(
+def test_models_says_which_models_fit(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_into_hub(home, "someone/demo")
@@ -135,7 +135,7 @@ def test_the_cache_is_listed_and_cleared(home: Path, capsys: pytest.CaptureFixtu
     assert os.listdir(home / "gemlet" / "packed") == []
 
 
-def test_an_entry_that_there_is_not(home: Path) -> None:
+def test_clearing_an_unknown_entry_is_an_error(home: Path) -> None:
     assert "there is no entry 'abc'" in failed(run("cache", "clear", "abc", XDG_CACHE_HOME=str(home)))
     assert "there is no entry ''" in failed(run("cache", "clear", "", XDG_CACHE_HOME=str(home)))
 
@@ -169,7 +169,7 @@ def test_tokenize(capsys: pytest.CaptureFixture[str]) -> None:
     assert found == {"count": len(ids) - 1, "ids": ids[1:], "pieces": [*map(tokenizer.id_to_piece, ids[1:])]}
 
 
-def test_tokenize_standard_input_and_what_has_no_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenize_reads_standard_input_and_needs_a_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
     piped = run("tokenize", "-", "--json", stdin=b"The door\n")
     assert json.loads(piped.stdout)["ids"] == gemlet.Tokenizer.from_file(DEMO).encode("The door\n")
     folder = Path(__file__).parents[1] / "golden" / "gemma3-270m"

@@ -50,7 +50,7 @@ def test_text_from_somebody_else_has_no_control_token(model: gemlet.Model, text:
 
 
 @pytest.mark.parametrize("text", WRITTEN[:3])
-def test_without_the_wish_a_control_token_is_one(model: gemlet.Model, text: str) -> None:
+def test_by_default_control_tokens_in_text_are_tokens(model: gemlet.Model, text: str) -> None:
     assert model.tokenizer is not None
     for options in ({}, {"allow_control": True}, {"allow_control": None}):
         assert prompt_of(model, text, **options) == model.tokenizer.encode(text)
@@ -62,6 +62,6 @@ def test_plain_text_and_token_ids_are_the_same_either_way(model: gemlet.Model) -
         assert prompt_of(model, cast(Any, prompt)) == prompt_of(model, cast(Any, prompt), allow_control=False)
 
 
-def test_the_wish_is_true_or_false(model: gemlet.Model) -> None:
+def test_allow_control_must_be_true_or_false(model: gemlet.Model) -> None:
     with pytest.raises(InvalidRequestError, match="allow_control: got 'no', expected True or False"):
         model.generate("Hello", allow_control=cast(Any, "no"))

@@ -15,14 +15,14 @@ from support.programs.forks import ACTIONS, fork_beside, fork_beside_an_import
 
 
 @pytest.mark.slow
-def test_beside_a_thread_that_generates() -> None:
+def test_a_process_can_fork_beside_a_thread_that_generates() -> None:
     run_program(fork_beside, "stream", ACTIONS)
 
 
 @pytest.mark.parametrize("name", ["stream", "prefill", "logits", "embed", "chat", "load", "error"])
-def test_beside_other_threads(name: str) -> None:
+def test_a_process_can_fork_beside_other_threads(name: str) -> None:
     run_program(fork_beside, name, ["close"])
 
 
-def test_beside_a_thread_that_imports(tmp_path: Path) -> None:
+def test_a_process_can_fork_beside_a_thread_that_imports(tmp_path: Path) -> None:
     run_program(fork_beside_an_import, str(tmp_path))

@@ -25,7 +25,7 @@ def model() -> Any:
 
 
 @pytest.mark.tier
-def test_each_result_is_the_one_alone(model: gemlet.Model) -> None:
+def test_other_prompts_do_not_change_a_result(model: gemlet.Model) -> None:
     options: Any = {"max_tokens": 25, "stop": ["the"]}
     together = model.generate(PROMPTS * 12, seed=3, **options)
     assert len(together) == 36
@@ -66,7 +66,7 @@ def test_several_replies_to_a_conversation(model: gemlet.Model) -> None:
         model.session().chat("Who is there?", n=2)  # type: ignore[call-arg]
 
 
-def test_what_is_a_list_of_prompts(model: gemlet.Model) -> None:
+def test_lists_of_prompts_and_lists_of_ids_are_told_apart(model: gemlet.Model) -> None:
     assert model.tokenizer is not None
     ids = model.tokenizer.encode("The door")
     assert isinstance(model.generate(ids, max_tokens=2), gemlet.Generation)

@@ -55,7 +55,7 @@ def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float)
         check_person(result.text)
 
 
-def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None:
+def test_a_text_of_a_loose_schema_ends(model: gemlet.Model) -> None:
     """The object has no other keys, and no number has a hundred digits."""
     inner = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
     schema = {
@@ -107,7 +107,7 @@ def test_a_schema_that_says_little_comes_to_its_end(model: gemlet.Model) -> None
         {"anyOf": 3, "properties": 4, "type": 5, "$defs": [], "items": [7]},
     ],
 )
-def test_what_a_schema_says_is_kept(schema: dict[str, Any]) -> None:
+def test_closing_a_schema_does_not_change_it(schema: dict[str, Any]) -> None:
     """If a schema joins several parts, each part may have the keys of the others."""
     before = json.dumps(schema)
     assert json.dumps(closed(schema)) == before
@@ -156,7 +156,7 @@ def test_a_grammar_of_rules(model: gemlet.Model) -> None:
         assert re.fullmatch(r"[1-9]\d{0,2}(\+[1-9]\d{0,2})*[+=]?", text)
 
 
-def test_what_max_tokens_cuts_is_said(model: gemlet.Model) -> None:
+def test_a_text_that_max_tokens_cuts_says_so(model: gemlet.Model) -> None:
     result = model.generate("It was", json_schema=PERSON, max_tokens=4, seed=1)
     assert (result.finish_reason, result.completion_tokens) == ("length", 4)
     assert '{"name": "A long name'.startswith(result.text[:8])
@@ -165,7 +165,7 @@ def test_what_max_tokens_cuts_is_said(model: gemlet.Model) -> None:
     assert (exact.text, exact.finish_reason) == (whole.text, "stop")
 
 
-def test_the_same_alone_together_and_streamed(model: gemlet.Model) -> None:
+def test_streams_and_batches_do_not_change_a_text(model: gemlet.Model) -> None:
     prompts = ["The door", "A star", "It was a dark night, and nobody " * 5]
     options: dict[str, Any] = {"json_schema": PERSON, "max_tokens": 150, "seed": 5, "temperature": 1.5}
     together = model.generate(prompts, **options)
@@ -184,7 +184,7 @@ def test_the_same_alone_together_and_streamed(model: gemlet.Model) -> None:
     assert asyncio.run(write()) == texts
 
 
-def test_beside_free_texts_and_other_grammars(model: gemlet.Model) -> None:
+def test_free_texts_and_grammars_run_together(model: gemlet.Model) -> None:
     free = model.generate("The door", max_tokens=60, seed=3).text
     streams = [
         model.stream("The door", max_tokens=60, seed=3),
@@ -204,7 +204,7 @@ def test_beside_free_texts_and_other_grammars(model: gemlet.Model) -> None:
     check_person(texts[2])
 
 
-def test_with_stop_strings_penalties_and_biases(model: gemlet.Model) -> None:
+def test_grammars_work_with_stop_strings_penalties_and_biases(model: gemlet.Model) -> None:
     result = model.generate("It was", json_schema=PERSON, stop=["age"], **SHORT)
     assert result.finish_reason == "stop"
     assert result.text.startswith('{"name"')

@@ -14,7 +14,7 @@ from support.programs import grammar as programs
 
 pytestmark = pytest.mark.extra("grammar")
 
-SECONDS = 20.0  # of processor time, of a grammar and a text of 60 tokens
+SECONDS = 20.0  # the limit in processor time for a grammar and a text of 60 tokens
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model() -> Any:
 
 
 def outcome(model: gemlet.Model, options: dict[str, Any]) -> str:
-    """Why the text ended, or the error."""
+    """The reason why the text ended, or the error."""
     try:
         return model.generate("It was", max_tokens=60, temperature=5.0, seed=1, **options).finish_reason
     except gemlet.InvalidRequestError as error:
@@ -32,7 +32,7 @@ def outcome(model: gemlet.Model, options: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_it_ends_soon(model: gemlet.Model, name: str) -> None:
+def test_hostile_grammars_end_soon(model: gemlet.Model, name: str) -> None:
     options = HOSTILE[name]()
 
     def work() -> None:

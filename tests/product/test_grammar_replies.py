@@ -89,7 +89,7 @@ def test_a_thought_does_not_end_the_reply() -> None:
         assert refused([*begun, *ids_of(end)], thinking=True), end
 
 
-def test_calls_of_tools_may_stand_in_place_of_the_answer() -> None:
+def test_tool_calls_may_replace_the_answer() -> None:
     result = reply(CALL, tools=TOOLS)
     assert (result.text, result.tool_calls) == ("", [OSLO])
     assert [type(call) for call in reply(CALL + CALL, tools=TOOLS).tool_calls] == [ToolCall, ToolCall]
@@ -101,7 +101,7 @@ def test_calls_of_tools_may_stand_in_place_of_the_answer() -> None:
     assert refused("<|tool_call>call:weather{<turn|>", tools=TOOLS)
 
 
-def test_a_choice_of_tools_is_a_form() -> None:
+def test_a_tool_choice_makes_a_grammar() -> None:
     named = {"type": "function", "function": {"name": "weather"}}
     other = CALL.replace("weather", "now")
     for choice in ("required", named):
@@ -130,7 +130,7 @@ def test_only_the_first_of_several_replies_has_to_call() -> None:
     assert said.text == "Snow."
 
 
-def test_any_model_calls_where_it_has_to() -> None:
+def test_any_model_calls_a_required_tool() -> None:
     def weather(city: str, days: int) -> str:
         return city
 

@@ -13,17 +13,17 @@ from support.programs.handlers import ACTIONS, interrupt_work
 
 
 @pytest.mark.parametrize("name", ["stream", "prefill"])
-def test_while_the_main_thread_generates(name: str) -> None:
+def test_signals_may_come_while_the_main_thread_generates(name: str) -> None:
     run_program(interrupt_work, name, ACTIONS)
 
 
 @pytest.mark.parametrize("name", ["chat", "logits", "embed", "load"])
-def test_while_the_main_thread_does_something_else(name: str) -> None:
+def test_signals_may_come_while_the_main_thread_does_something_else(name: str) -> None:
     run_program(interrupt_work, name, ("close", "generate", "raise_error", "fork"))
 
 
 @pytest.mark.parametrize("name", ["convert", "cache"])
-def test_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
+def test_signals_may_come_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
     """A forked process leaves the folder that is being written to its parent."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     run_program(interrupt_work, name, ("raise_error", "fork"), environment=folders)

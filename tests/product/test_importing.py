@@ -102,8 +102,8 @@ def test_an_import_costs_little() -> None:
     assert len(loaded) <= 50, loaded
 
 
-def test_a_start_loads_no_module_and_reads_no_file_that_a_text_does_without(tmp_path: Path) -> None:
-    """From a packed folder to a token. NumPy and SentencePiece would be half of the start."""
+def test_a_start_loads_only_what_a_text_needs(tmp_path: Path) -> None:
+    """The start is from a packed folder to a token. NumPy and SentencePiece would be half of it."""
     gemlet.convert(None, tmp_path / "q4", weights="q4", threads=1)
     program = f"""
 import sys, gemlet
@@ -128,7 +128,7 @@ print(*sys.modules)
 
 
 @pytest.mark.extra("serve")
-def test_a_server_begins_without_what_a_text_does_without() -> None:
+def test_a_server_loads_no_more_than_it_needs() -> None:
     """No record is compiled for it, either, because the code only makes objects."""
     program = """
 import sys

@@ -33,7 +33,8 @@ def fresh() -> Iterator[gemlet.Model]:
 
 
 def test_sessions_and_the_cache_on_disk(fresh: gemlet.Model, tmp_path: Path) -> None:
-    """Also beyond the sliding window, whose blocks are dropped. Blocks of another format are not used."""
+    """This is also true beyond the sliding window, whose blocks are dropped. Blocks of another format are not
+    used."""
     path, folder = tmp_path / "talk", tmp_path / "cache"
     with gemlet.load(**LOADED, prefix_cache=folder) as model:
         session = model.session()
@@ -69,7 +70,7 @@ def test_many_at_once_with_guesses(fresh: gemlet.Model) -> None:
 
 
 @pytest.mark.extra("serve")
-def test_a_server_with_it(fresh: gemlet.Model) -> None:
+def test_a_server_can_use_an_int4_cache(fresh: gemlet.Model) -> None:
     from gemlet.server.settings import ModelSpec
 
     expected = fresh.generate("The door opened", **OPTIONS).text
@@ -81,7 +82,7 @@ def test_a_server_with_it(fresh: gemlet.Model) -> None:
 
 @pytest.mark.parametrize("name", ["gemma1-2b", "gemma3-270m", "gemma4-e2b"])
 def test_adapters_and_others_share_a_pass(name: str) -> None:
-    """Also in a family without norms on keys, where nothing is balanced."""
+    """This is also true in a family without norms on keys, where nothing is balanced."""
     adapter = {"gemma3-270m": "gemma3-plain", "gemma4-e2b": "gemma4-linear"}.get(name)
     prompts = [[2, 7, 11] * 30, [2, 9]]
     with gemlet.load(GOLDEN / name, **LOADED) as model, gemlet.load(GOLDEN / name, **LOADED) as other:
@@ -107,5 +108,5 @@ def test_the_plan_and_the_inspection() -> None:
         for ids in ([2, 7, 11], [2, 9] * 40):
             model.generate(ids, max_tokens=5)
         assert 0 < model.memory()["prefix_cache"] < plans["int4"]
-    head = config.layers[0].head_dim  # of a key of a head, with its scale: head / 2 + 4 bytes, or head + 4
+    head = config.layers[0].head_dim  # a key of a head takes head / 2 + 4 bytes with its scale, or head + 4
     assert np.isclose(plans["int4"] / plans["int8"], (head / 2 + 4) / (head + 4), rtol=0.02)

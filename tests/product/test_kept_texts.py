@@ -21,7 +21,7 @@ def cached(model: gemlet.Model, text: str = TEXT, **options: Any) -> int:
     return model.generate(text, **OPTIONS, **options).cached_tokens
 
 
-def test_on_in_memory_by_default() -> None:
+def test_by_default_texts_are_kept_in_memory() -> None:
     with gemlet.load(threads=1) as model:
         assert cached(model) == 0
         assert cached(model) == model.generate(TEXT, **OPTIONS).prompt_tokens - 1
@@ -73,8 +73,8 @@ def test_a_folder_outlives_the_process(tmp_path: Path) -> None:
         assert cached(model) == 0
 
 
-def test_a_model_that_changed_is_another(tmp_path: Path) -> None:
-    """Also a model in a packed folder."""
+def test_a_changed_model_uses_no_old_texts(tmp_path: Path) -> None:
+    """This is also true for a model in a packed folder."""
     gemlet.convert(None, tmp_path / "packed", weights="q8")
     options: dict[str, Any] = {"threads": 1, "prefix_cache": tmp_path / "texts"}
     for expected in (False, True):
@@ -120,7 +120,7 @@ def test_folders_and_sizes_that_are_refused(tmp_path: Path) -> None:
             gemlet.load(**arguments)  # type: ignore[arg-type]
 
 
-def test_the_byte_that_broke_the_reuse() -> None:
+def test_explain_prefix_finds_the_byte_that_prevents_reuse() -> None:
     with gemlet.load(threads=1) as model:
         nothing = model.explain_prefix(TEXT)
         assert (nothing.cached_tokens, nothing.byte, nothing.kept) == (0, 0, "")
@@ -140,7 +140,7 @@ def test_the_byte_that_broke_the_reuse() -> None:
 
 
 @pytest.mark.parametrize("begin", ["", "<bos>", "<bos><bos>"])
-def test_the_byte_is_one_of_the_callers_text(begin: str) -> None:
+def test_the_byte_counts_in_the_callers_text(begin: str) -> None:
     with gemlet.load(threads=1) as model:
         assert model.explain_prefix(f"{begin}The door").byte == 0
         model.generate("The door \U0001f642 opened", **OPTIONS)
@@ -165,7 +165,7 @@ def test_the_report_of_a_chat() -> None:
         assert model.explain_prefix(first).byte is None
 
 
-def test_the_command_line_goes_on_too(tmp_path: Path) -> None:
+def test_the_command_line_reuses_kept_texts(tmp_path: Path) -> None:
     asked = (
         "chat",
         "--json",

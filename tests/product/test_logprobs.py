@@ -42,7 +42,7 @@ def check(found: TokenLogprob, expected: NDArray[np.float64], top: int, within: 
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_NAMES if not name.endswith("-far")])
-def test_of_prompt_and_text_they_are_the_official_ones(name: str) -> None:
+def test_log_probabilities_are_the_official_ones(name: str) -> None:
     """Log probabilities of a prompt and of the greedy text after it, in float32, as in transformers."""
     golden = read_golden(name)
     ids, count = golden["ids"].tolist(), 3
@@ -65,7 +65,7 @@ def test_of_prompt_and_text_they_are_the_official_ones(name: str) -> None:
             check(found, row, 5)
 
 
-def test_options_do_not_change_them(model: gemlet.Model) -> None:
+def test_sampling_options_do_not_change_log_probabilities(model: gemlet.Model) -> None:
     """The log probabilities are those of the model, whatever options change the choice of tokens."""
     options: dict[str, Any] = {
         "temperature": 3.0,
@@ -85,7 +85,7 @@ def test_options_do_not_change_them(model: gemlet.Model) -> None:
     assert [one.token_id for one in result.logprobs] == result.token_ids
 
 
-def test_none_unless_asked_for(model: gemlet.Model) -> None:
+def test_log_probabilities_are_given_only_if_asked_for(model: gemlet.Model) -> None:
     result = model.generate(PROMPT, max_tokens=3)
     assert result.logprobs is None
     assert result.prompt_logprobs is None
@@ -102,7 +102,7 @@ def test_wrong_counts(model: gemlet.Model, name: str) -> None:
             model.generate(PROMPT, **{name: value})  # type: ignore[arg-type]
 
 
-def test_a_stream_gives_those_of_its_tokens(model: gemlet.Model) -> None:
+def test_a_stream_gives_the_log_probabilities_of_its_tokens(model: gemlet.Model) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "seed": 4, "logprobs": 2}
     with model.stream(PROMPT, stop="e", min_tokens=3, **options) as stream:
         chunks = list(stream)
@@ -117,14 +117,14 @@ def test_a_stream_gives_those_of_its_tokens(model: gemlet.Model) -> None:
     assert whole[: len(result.token_ids)] == result.logprobs
 
 
-def test_end_tokens_have_none(model: gemlet.Model) -> None:
+def test_end_tokens_have_no_log_probabilities(model: gemlet.Model) -> None:
     free = model.generate(PROMPT, max_tokens=8, temperature=0, logprobs=0)
     ended = model.generate(PROMPT, max_tokens=8, temperature=0, logprobs=0, stop_token_ids=free.token_ids[4])
     assert ended.finish_reason == "stop"
     assert ended.logprobs == (free.logprobs or [])[: len(ended.token_ids)]
 
 
-def test_of_a_prompt(model: gemlet.Model) -> None:
+def test_a_prompt_has_log_probabilities(model: gemlet.Model) -> None:
     one = model.generate([2], max_tokens=2, prompt_logprobs=3)
     assert one.prompt_logprobs == [None]
     long = list(range(50, 650))
@@ -138,7 +138,7 @@ def test_of_a_prompt(model: gemlet.Model) -> None:
     assert len(stream.result.prompt_logprobs or []) == 600
 
 
-def test_in_a_chat_and_with_an_event_loop(model: gemlet.Model) -> None:
+def test_chats_and_async_calls_give_log_probabilities(model: gemlet.Model) -> None:
     result = model.chat("Who is there?", max_tokens=4, logprobs=1, prompt_logprobs=0)
     assert len(result.logprobs or []) == len(result.token_ids)
     assert len(result.prompt_logprobs or []) == result.prompt_tokens
@@ -243,7 +243,7 @@ def test_echo_puts_the_prompt_in_front(model: gemlet.Model) -> None:
     assert "".join(chunk.text for chunk in chunks) == stream.result.text == echoed.text
 
 
-def test_no_stop_string_is_found_in_what_is_echoed(model: gemlet.Model) -> None:
+def test_stop_strings_in_an_echoed_prompt_are_ignored(model: gemlet.Model) -> None:
     result = model.generate(PROMPT, max_tokens=3, echo=True, stop="dark", seed=2)
     assert result.text.startswith(PROMPT)
     assert result.completion_tokens == 3

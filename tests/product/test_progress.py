@@ -46,7 +46,7 @@ def shown(terminal: Terminal) -> list[str]:
     return [text.rstrip() for text in texts[:-2]]
 
 
-def test_the_line(terminal: Terminal) -> None:
+def test_the_line_shows_bytes_and_time(terminal: Terminal) -> None:
     with reporting(None, "loading", 3_000_000) as advance:
         advance(600_000)
         advance(2_400_000)
@@ -55,7 +55,7 @@ def test_the_line(terminal: Terminal) -> None:
     assert last == "loading: 100%, 3 MB of 3 MB, 0 s left"
 
 
-def test_what_is_quick_shows_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_work_shows_no_progress(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_DELAY", 60)
     with reporting(True, "loading", 2) as advance:
         advance(2)
@@ -74,7 +74,9 @@ def test_the_line_goes_when_the_work_fails(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a pipe, True", "a terminal, False", "a notebook", "nothing"])
-def test_where_it_shows(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_progress_shows_in_the_right_places(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     place, _, value = what.partition(", ")
     if place == "a notebook":
         monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
@@ -88,7 +90,9 @@ def test_where_it_shows(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, wha
 
 
 @pytest.mark.extra("progress")
-def test_with_tqdm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_uses_tqdm_if_it_is_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "_DELAY", 0)
     gemlet.load(threads=1).close()
     gemlet.load(threads=1, progress=False).close()
@@ -100,21 +104,21 @@ def test_with_tqdm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert "loading" in capsys.readouterr().err
 
 
-def test_no_progress_argument() -> None:
+def test_a_wrong_progress_argument_is_refused() -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="progress is 3"):
         gemlet.load(progress=3)  # type: ignore[arg-type]
 
 
-def test_loading_shows_it(terminal: Terminal) -> None:
+def test_loading_shows_progress(terminal: Terminal) -> None:
     gemlet.load(threads=1).close()
     assert shown(terminal)[-1].startswith("loading: 100%")
 
 
-def test_a_prompt_shows_it(terminal: Terminal) -> None:
+def test_reading_a_prompt_shows_progress(terminal: Terminal) -> None:
     with gemlet.load(threads=1, progress=False) as model:
         stream = model.stream([2] + [100] * 799, max_tokens=1)
         next(stream)
-        assert terminal.getvalue() == ""  # by default, only notebooks show it
+        assert terminal.getvalue() == ""  # by default, only notebooks show progress
         stream = model.stream([2] + [101] * 799, max_tokens=1)  # this prompt is not in the prefix cache
         stream.prompt_progress = None
         next(stream)
@@ -122,7 +126,7 @@ def test_a_prompt_shows_it(terminal: Terminal) -> None:
     assert last.startswith("reading the prompt: 100%, 800 tokens of 800 tokens")
 
 
-def test_random_weights_show_it(terminal: Terminal) -> None:
+def test_making_random_weights_shows_progress(terminal: Terminal) -> None:
     random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)).close()
     steps = shown(terminal)
     assert len(steps) > 50

@@ -71,7 +71,7 @@ def test_every_format_stays_close_to_f32(
 
 
 @pytest.mark.parametrize("every", [1, 4])
-def test_the_measure_itself(chunks: list[Any], every: int) -> None:
+def test_the_measure_equals_its_definition(chunks: list[Any], every: int) -> None:
     """The result equals the definition, computed from the logits of the public interface."""
     with gemlet.load(weights="f32", threads=1) as f32, gemlet.load(weights="q4", threads=1) as q4:
         part = chunks[0][:100]

@@ -197,7 +197,7 @@ def headings_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_every_link_has_a_target(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
         if "://" in target:
             continue
@@ -235,7 +235,7 @@ def test_the_page_of_the_package_index_has_absolute_links() -> None:
     assert restored.replace(address, "REPOSITORY") == README
 
 
-def test_the_address_of_the_project_stands_in_one_place() -> None:
+def test_the_address_of_the_project_is_in_one_place() -> None:
     (address,) = re.findall(
         r'^Repository = "(\S+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )

@@ -34,7 +34,7 @@ KL = {
     "q4": 0.25,
     "q4k": 0.12,
     "auto": 3e-3,
-}  # with the rounding of llama.cpp's Q4_0, q4 has 0.33
+}  # if q4 rounded like llama.cpp's Q4_0, it would have 0.33
 WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0, "q4k": 1.5, "auto": 0.1}
 
 

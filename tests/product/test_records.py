@@ -143,7 +143,7 @@ def test_a_record_takes_no_option_of_a_field_that_it_does_not_know() -> None:
         field(default=1, kw_only=True)
 
 
-def test_questions_about_the_class_make_it() -> None:
+def test_asking_about_a_class_completes_it() -> None:
     @record
     class First:
         x: int = 5

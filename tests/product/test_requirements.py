@@ -40,7 +40,7 @@ def compiler(folder: Path, options: str) -> str:
     return str(path)
 
 
-def test_no_compiler(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     for wrong in ("/not/there", compiler(tmp_path, "-nostartfiles -nostdlib")):
         assert configure(tmp_path, CXX=wrong) == (
             f"gemlet needs a C++20 compiler (g++ 11, clang 14 or newer), and CXX={wrong} does not work. "
@@ -53,6 +53,6 @@ def test_a_compiler_that_is_too_old(tmp_path: Path) -> None:
     assert "(g++ 11, clang 14 or newer), and found GNU 9." in line
 
 
-def test_no_headers_of_the_library(tmp_path: Path) -> None:
+def test_missing_headers_of_the_library_are_named(tmp_path: Path) -> None:
     path = compiler(tmp_path, "-nostdinc++")
     assert f"the headers of a C++20 library, which {path} lacks. Debian" in configure(tmp_path, CXX=path)

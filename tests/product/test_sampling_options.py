@@ -98,7 +98,7 @@ def test_a_strong_bias_decides(model: gemlet.Model) -> None:
     assert free[0] not in greedy(model, logit_bias={free[0]: -100}).token_ids
 
 
-def test_each_text_of_a_list_is_what_it_would_be_alone(model: gemlet.Model) -> None:
+def test_other_texts_of_a_list_do_not_change_a_text(model: gemlet.Model) -> None:
     prompts = [PROMPT, "It was", "The door opened. " * 8]
     together = model.generate(prompts, max_tokens=30, seed=[1, 2, 3], **ALL)
     for prompt, seed, result in zip(prompts, (1, 2, 3), together, strict=True):
@@ -120,7 +120,7 @@ def test_ids_that_end_the_text(model: gemlet.Model) -> None:
     )
 
 
-def test_no_end_before_min_tokens(model: gemlet.Model) -> None:
+def test_texts_do_not_end_before_min_tokens(model: gemlet.Model) -> None:
     free = greedy(model).token_ids
     ends = sorted(set(free))
     result = greedy(model, stop_token_ids=ends, min_tokens=10, max_tokens=24)
@@ -149,6 +149,6 @@ def test_ids_that_the_model_does_not_have(model: gemlet.Model) -> None:
             greedy(model, **{name: value})
 
 
-def test_when_no_token_is_left(model: gemlet.Model) -> None:
+def test_an_error_says_why_no_token_is_left(model: gemlet.Model) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match="no logit is finite: the suppressed ids"):
         greedy(model, suppress_tokens=range(4096))

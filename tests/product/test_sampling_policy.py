@@ -87,7 +87,7 @@ def test_suppressed_tokens_beyond_the_vocabulary_are_passed_over(tmp_path: Path)
         assert model.generation_config.suppress_tokens == (5,)
 
 
-def test_what_a_gguf_file_asks_of_sampling(tmp_path: Path) -> None:
+def test_sampling_settings_of_a_gguf_file_are_followed_or_listed(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "folder", CONFIGS["gemma3_text"])
     asked = {
         "xtc_probability": (F32, 0.5),
@@ -117,7 +117,7 @@ def test_wrong_suppressed_tokens_are_named(tmp_path: Path, ids: Any) -> None:
         gemlet.load(folder(tmp_path / "a", suppress_tokens=ids))
 
 
-def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_sampling_gives_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = folder(tmp_path / "a", num_beams=3, eta_cutoff=0.9, epsilon_cutoff=0.0, bad_words_ids=None)
     found = gemlet.inspect(path)
     assert found.not_followed == {"num_beams": 3, "eta_cutoff": 0.9}
@@ -133,15 +133,15 @@ def test_what_gemlet_does_not_do_is_said_once(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.parametrize(
     ("key", "asked", "nothing"), [("num_return_sequences", 2, 1), ("token_healing", True, False)]
 )
-def test_what_changes_the_text_is_listed(key: str, asked: Any, nothing: Any, tmp_path: Path) -> None:
+def test_settings_that_would_change_the_text_are_listed(
+    key: str, asked: Any, nothing: Any, tmp_path: Path
+) -> None:
     assert gemlet.inspect(folder(tmp_path / "a", **{key: asked})).not_followed == {key: asked}
     assert gemlet.inspect(folder(tmp_path / "b", **{key: nothing})).not_followed == {}
 
 
 @pytest.mark.parametrize("key", ["max_new_tokens", "max_length"])
-def test_a_length_that_a_file_asks_for_is_said(
-    key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lengths_in_a_file_are_listed(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = folder(tmp_path / "a", **{key: 5})
     assert gemlet.inspect(path).not_followed == {key: 5}
     with caplog.at_level(logging.WARNING, "gemlet"), gemlet.load(path, threads=1) as model:
@@ -168,7 +168,7 @@ def test_fewer_tokens_than_a_file_asks_for(tmp_path: Path) -> None:
         ({"add_bos_token": None}, {}),
     ],
 )
-def test_ends_that_tokenizers_do_not_add_are_said(
+def test_end_tokens_that_tokenizers_would_add_are_listed(
     asked: dict[str, Any], said: dict[str, Any], tmp_path: Path
 ) -> None:
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
@@ -176,7 +176,7 @@ def test_ends_that_tokenizers_do_not_add_are_said(
     assert gemlet.inspect(path).not_followed == said
 
 
-def test_an_end_that_a_post_processor_adds_is_said(tmp_path: Path) -> None:
+def test_an_end_token_of_a_post_processor_is_listed(tmp_path: Path) -> None:
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
 
     def asked(processor: object, **more: object) -> dict[str, Any]:
@@ -194,13 +194,13 @@ def test_an_end_that_a_post_processor_adds_is_said(tmp_path: Path) -> None:
     assert asked(None) == asked({}) == asked({"single": [[]]}) == {}
 
 
-def test_ends_that_gguf_files_ask_for_are_said(tmp_path: Path) -> None:
+def test_end_tokens_that_gguf_files_ask_for_are_listed(tmp_path: Path) -> None:
     more = [gguf_entry("tokenizer.ggml.add_bos_token", BOOL, False)]
     path = convert_folder(folder(tmp_path / "f"), tmp_path / "a.gguf", more=more)
     assert gemlet.inspect(path).not_followed == {"add_bos_token": False}
 
 
-def test_ends_are_said_after_a_folder_is_converted(tmp_path: Path) -> None:
+def test_end_tokens_are_listed_after_a_conversion(tmp_path: Path) -> None:
     """A packed folder has no tokenizer.json, whose post-processor adds EOS."""
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
     eos = {"SpecialToken": {"id": "<eos>", "type_id": 0}}
@@ -210,7 +210,7 @@ def test_ends_are_said_after_a_folder_is_converted(tmp_path: Path) -> None:
     assert gemlet.inspect(packed).not_followed == {"add_eos_token": True}
 
 
-def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:
+def test_settings_that_change_nothing_are_ignored(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", presence_penalty=0.0, surprise=7, max_length=20, top_k=-1, top_p=1)
     found = gemlet.inspect(path)
     assert found.not_followed == {}
@@ -219,7 +219,7 @@ def test_what_changes_nothing_is_passed_over(tmp_path: Path) -> None:
         assert model.generation_config.top_k == 0
 
 
-def test_what_a_file_recommends_is_done(tmp_path: Path) -> None:
+def test_recommended_sampling_becomes_the_default(tmp_path: Path) -> None:
     wanted = {
         "typical_p": 0.9,
         "repetition_penalty": 1.1,

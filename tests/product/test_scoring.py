@@ -116,7 +116,7 @@ def test_an_adapter_changes_the_choice() -> None:
     assert alone.log_likelihood != adapted.log_likelihood
 
 
-def test_what_is_no_choice_is_refused(model: gemlet.Model) -> None:
+def test_wrong_choices_are_refused(model: gemlet.Model) -> None:
     for wrong in ([], "yes", ["a", "a"], ["a", ""], ["a", 3], None, ["x"] * 1001):
         with pytest.raises(InvalidRequestError, match="choices"):
             model.choose("Hello", wrong)  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def test_a_sentence_of_winogrande(tmp_path: Path) -> None:
             read_questions(file)
 
 
-def test_lines_end_with_a_newline_alone(tmp_path: Path) -> None:
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     query = "a\u2028b\x85c"
     lines = [json.dumps(QUESTION | {"query": query}, ensure_ascii=False)] * 2

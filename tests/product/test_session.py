@@ -102,7 +102,7 @@ def test_several_messages_in_one_turn(model: gemlet.Model) -> None:
     assert len(session.messages) == 4
 
 
-def test_a_text_goes_on(model: gemlet.Model, fresh: gemlet.Model) -> None:
+def test_a_session_continues_its_text(model: gemlet.Model, fresh: gemlet.Model) -> None:
     session = model.session()
     first = session.generate("The door opened", **OPTIONS)
     second = session.generate(" and then", **OPTIONS)
@@ -117,7 +117,7 @@ def test_a_text_goes_on(model: gemlet.Model, fresh: gemlet.Model) -> None:
 
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_text_goes_on_from_what_was_shown(model: gemlet.Model, echo: bool) -> None:
-    """For every stop string of one to three characters of a text, within tokens and over several."""
+    """The stop strings are all of one to three characters of a text, within tokens and over several."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     prompt = "The door opened"
@@ -137,7 +137,7 @@ def test_a_text_without_a_stop_string_keeps_its_tokens(model: gemlet.Model) -> N
     assert session.token_ids[-result.completion_tokens :] == result.token_ids
 
 
-def test_what_does_not_go_together(model: gemlet.Model) -> None:
+def test_sessions_do_not_mix_chat_and_text(model: gemlet.Model) -> None:
     talk, text = model.session(), model.session()
     talk.chat("Who?", **OPTIONS)
     text.generate("Who", **OPTIONS)
@@ -172,7 +172,7 @@ def test_saved_and_loaded_in_another_process(
         assert reply.cached_tokens >= first.prompt_tokens - 1
     expected = fresh.chat([*session.messages, user("And then?")], **OPTIONS)
     assert reply.token_ids == expected.token_ids
-    with gemlet.load(weights="q8", threads=1) as other:  # whose keys and values differ
+    with gemlet.load(weights="q8", threads=1) as other:  # its keys and values differ
         again = other.load_session(path)
         assert again.messages == session.messages
         assert again.chat("And then?", **OPTIONS).cached_tokens == 0
@@ -209,7 +209,7 @@ def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
         assert again.token_ids[: len(session.token_ids)] == session.token_ids
 
 
-def test_another_model_takes_the_messages_alone(model: gemlet.Model, tmp_path: Path) -> None:
+def test_another_model_takes_only_the_messages_of_a_session(model: gemlet.Model, tmp_path: Path) -> None:
     """A chat is saved as messages, so a model with another vocabulary or a shorter context can read it. A
     text is saved only as tokens, which need the same vocabulary."""
     talk, text = model.session(), model.session()

@@ -23,7 +23,7 @@ DEMO = gemlet.Tokenizer.from_file(Path(gemlet.__file__).parent / "demo")
 WRITES = ("generate", "stream", "chat", "stream_chat")
 
 
-def test_type_hints_of_everything_public_can_be_had() -> None:
+def test_every_public_function_has_type_hints() -> None:
     found = dict(functions())
     assert {"gemlet.load", "gemlet.Model.generate", "gemlet.Model.__enter__"} <= found.keys()
     for name, thing in found.items():
@@ -128,7 +128,7 @@ def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, mea
         assert f"did you mean {meant}?" in call(function, name)
 
 
-def test_what_is_done_in_another_way_is_said() -> None:
+def test_errors_name_the_other_way_to_do_it() -> None:
     with gemlet.load(threads=1) as model:
         with pytest.raises(
             gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
@@ -138,7 +138,7 @@ def test_what_is_done_in_another_way_is_said() -> None:
             model.chat("Hello", system="Be brief.")  # type: ignore[call-arg]
 
 
-def test_a_name_that_means_nothing_is_answered_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_name_lists_all_names() -> None:
     assert "has no argument 'colour'; it has max_tokens, min_tokens" in call(GenerationConfig, "colour")
     assert len(call(GenerationConfig, "x" * 10**6)) < 500
 
@@ -157,7 +157,7 @@ def test_other_names_are_answered_too(wrong: Callable[[], object], meant: str) -
         wrong()
 
 
-def test_names_of_adapters_and_prompts() -> None:
+def test_errors_suggest_names_of_adapters_and_prompts() -> None:
     with gemlet.load(HERE / "gemma3-270m", threads=1) as model:
         model.load_adapter(HERE / "adapters" / "gemma3-plain", name="polite")
         with pytest.raises(gemlet.InvalidRequestError, match="did you mean 'polite'"):

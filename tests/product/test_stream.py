@@ -92,7 +92,7 @@ def test_max_tokens(max_tokens: int) -> None:
     assert stream.result.finish_reason == "length"
 
 
-def test_a_full_context_has_a_reason_of_its_own() -> None:
+def test_a_full_context_has_its_own_finish_reason() -> None:
     stream = scripted(b"abcdefgh", prompt=6, context_length=8)
     assert len(list(stream)) == 3
     assert (stream.result.text, stream.result.finish_reason) == ("abc", "context")
@@ -238,7 +238,7 @@ def test_an_error_in_a_step_propagates_after_what_came_before() -> None:
     assert (stream.result.finish_reason, stream.result.text) == ("cancelled", "a")
 
 
-def test_several_texts_come_in_turn_with_their_index() -> None:
+def test_chunks_of_several_texts_alternate_and_have_an_index() -> None:
     prepared = [scripted(script) for script in (b"abc", b"xy" + bytes([END]))]
     stream = TextStream(
         [one._texts[0]._prepared for one in prepared],

@@ -16,7 +16,7 @@ from support.scripted import ScriptedModel, ScriptedRequest, ids_of
 
 START, END = (gemma4_tokenizer().token_id(name) for name in ("<|channel>", "<channel|>"))
 OPENED = ids_of("<|channel>thought\n")
-DIGITS = ids_of("123456")  # a token each
+DIGITS = ids_of("123456")  # each digit is a token
 THOUGHT = [*OPENED, *DIGITS, END]
 CHAT: Any = {"thinking": True, "max_tokens": 60}
 TOOLS: Any = [{"type": "function", "function": {"name": "weather"}}]
@@ -68,7 +68,7 @@ def test_streamed() -> None:
     assert stream.result.text == "Seven."
 
 
-def test_all_thoughts_of_a_reply_together() -> None:
+def test_the_budget_counts_all_thoughts_of_a_reply() -> None:
     first = [*OPENED, *DIGITS[:3], END]
     model = scripted(first, "Then: ", THOUGHT, "Seven.")
     assert model.chat("Count.", thinking_budget=5, **CHAT).reasoning == "123\n\n12"
@@ -95,7 +95,7 @@ def test_wrong_budgets() -> None:
         model.chat("Count.", thinking_budget=5)
 
 
-def test_masks_behind_guesses() -> None:
+def test_guessed_tokens_have_the_masks_of_the_budget() -> None:
     """A guess beyond the budget is refused, and the tokens after the end of the thought are free."""
     tokenizer = gemma4_tokenizer()
     asides = gemlet.chat.TokenReplyParser(tokenizer, GEMMA4_MARKERS).asides

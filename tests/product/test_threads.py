@@ -11,6 +11,6 @@ from support.programs.threads import KINDS, without_threads
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_thread_can_be_started(kind: str, tmp_path: Path) -> None:
+def test_a_process_that_cannot_start_threads_gets_errors(kind: str, tmp_path: Path) -> None:
     done = start_program(without_threads, kind, environment={"TMPDIR": str(tmp_path)})
     assert (done.returncode, done.stderr) == (0, "")

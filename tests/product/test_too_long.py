@@ -72,7 +72,7 @@ def test_messages_are_refused_before_they_are_written(model: gemlet.Model) -> No
         refuse(lambda messages=messages: model.chat(messages), "messages: [0-9]{8,9} characters", 0.3)
 
 
-def test_what_a_prompt_may_leave_out_does_not_count(model: gemlet.Model) -> None:
+def test_text_that_a_prompt_leaves_out_does_not_count(model: gemlet.Model) -> None:
     blank = {"role": "user", "content": " " * 1_000_000 + "Hello" + "\n" * 1_000_000}
     assert model.chat([blank], max_tokens=1).completion_tokens == 1
     thought = {"role": "assistant", "content": "<|channel>thought\n" + "a" * 1_000_000 + "<channel|>Yes."}
@@ -108,7 +108,7 @@ def test_many_biases(model: gemlet.Model) -> None:
 
 
 @pytest.mark.parametrize("kind", IDS)
-def test_ids(model: gemlet.Model, kind: str) -> None:
+def test_too_many_ids_are_refused_quickly(model: gemlet.Model, kind: str) -> None:
     ids = IDS[kind]()
     for call in (model.generate, model.stream, model.score, model.logits):
         refuse(lambda call=call: call(ids), f"{MANY} tokens, but the context holds 1024", 0.1)
@@ -151,5 +151,5 @@ def test_ctrl_c_while_a_text_is_encoded(text: str, times: int) -> None:
     assert in_time(taken, 1)
 
 
-def test_exit_in_the_longest_call_of_sentencepiece() -> None:
+def test_a_process_can_exit_in_the_longest_call_of_sentencepiece() -> None:
     run_program(exit_in_a_long_call)

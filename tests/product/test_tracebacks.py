@@ -12,7 +12,7 @@ import pytest
 import gemlet
 from gemlet import GenerationConfig
 
-MOST_FRAMES = 3  # the frame of the lambda, and of one or two public functions: chat() calls stream_chat()
+MOST_FRAMES = 3  # the lambda and one or two public functions, because chat() calls stream_chat()
 
 
 def wrong_calls(model: Any) -> dict[str, Callable[[], object]]:

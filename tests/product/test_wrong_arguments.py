@@ -206,7 +206,7 @@ def test_missing_arguments_are_those_of_the_model(name: str) -> None:
         getattr(model, name)()
 
 
-def test_no_prompts_at_all() -> None:
+def test_an_empty_list_of_prompts_is_refused() -> None:
     with gemlet.load(threads=1) as model:
         for call in (model.generate, model.stream):
             with pytest.raises(

@@ -120,10 +120,10 @@ class Config:
     final_softcap: float  # 0 = none
     tied_embeddings: bool
     layers: tuple[Layer, ...]
-    exact_gelu: bool = False  # with erf instead of tanh
+    exact_gelu: bool = False  # the GELU with erf instead of tanh
     per_layer_input_size: int = 0  # P; 0 = no per-layer inputs
     altup_streams: int = 1  # S; 1 = neither AltUp nor LAuReL
-    dense_layers: int = 0  # in an embedding model, after the mean over the tokens
+    dense_layers: int = 0  # the number of matrices after the mean over the tokens, in an embedding model
 
 
 def read_config(folder: Path) -> Config:

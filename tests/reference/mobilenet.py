@@ -64,7 +64,7 @@ def attention(x: Array, tensors: Tensors) -> Array:
         return y.reshape(-1, y.shape[-1])
 
     k, v = projected("key"), projected("value")
-    q = projected("query").reshape(-1, k.shape[-1])  # of all heads
+    q = projected("query").reshape(-1, k.shape[-1])  # the queries of all heads
     y = (softmax(q @ k.T * x.dtype.type(k.shape[-1] ** -0.5)) @ v).reshape(*x.shape[:2], -1)
     return convolution(y, tensors["attn.output.proj.weight"], 1) * tensors["layer_scale.gamma"]
 

@@ -14,7 +14,7 @@ from support.servers import RunningServer
 anthropic = optional("anthropic")
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
-GREEDY: Any = {"extra_body": {"temperature": 0}}  # the client no longer has the field
+GREEDY: Any = {"extra_body": {"temperature": 0}}  # the client no longer has a field for the temperature
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_system_message_in_between(client: Any, server: RunningServer) -> None
     assert text_of(reply) == same["choices"][0]["message"]["content"]
 
 
-def test_effort(client: Any) -> None:
+def test_every_effort_is_accepted(client: Any) -> None:
     for effort in ("low", "medium", "high", "xhigh", "max"):
         assert client.messages.create(
             model="demo", messages=QUESTION, max_tokens=1, output_config={"effort": effort}

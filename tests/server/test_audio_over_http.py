@@ -106,7 +106,7 @@ def test_a_sound_in_responses(client: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client does not like translations
 @pytest.mark.parametrize("what", ["transcriptions", "translations"])
-def test_what_is_said_in_a_file(client: Any, what: str) -> None:
+def test_a_file_is_transcribed_and_translated(client: Any, what: str) -> None:
     endpoint = getattr(client.audio, what)
     options = {"language": "en"} if what == "transcriptions" else {}
     found = endpoint.create(model="hears", file=("a.wav", io.BytesIO(SOUND)), prompt="names", **options)
@@ -137,7 +137,9 @@ def test_a_recording_that_is_heard_in_pieces(client: Any) -> None:
         ({"timestamp_granularities": ["word"], "response_format": "json"}, "timestamp_granularities"),
     ],
 )
-def test_what_a_transcription_refuses(client: Any, options: dict[str, Any], message: str) -> None:
+def test_wrong_requests_for_transcriptions_are_refused(
+    client: Any, options: dict[str, Any], message: str
+) -> None:
     data = options.pop("file", SOUND)
     with pytest.raises(openai.BadRequestError, match=message):
         client.audio.transcriptions.create(model="hears", file=("a.wav", io.BytesIO(data)), **options)
@@ -152,7 +154,7 @@ def test_what_a_transcription_refuses(client: Any, options: dict[str, Any], mess
         {"type": "input_audio", "input_audio": "/etc/passwd"},
     ],
 )
-def test_nobody_reads_files_of_the_server(server: RunningServer, part: dict[str, Any]) -> None:
+def test_clients_cannot_read_files_of_the_server(server: RunningServer, part: dict[str, Any]) -> None:
     answer = server.post("/v1/chat/completions", {"messages": question(part), "max_tokens": 1})
     assert answer.status == 400
     assert re.search("data URL|input_audio", answer.error["message"])

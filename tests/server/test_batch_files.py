@@ -73,7 +73,7 @@ def test_every_endpoint(tmp_path: Path) -> None:
     assert found["e"]["body"]["object"] == "response"
 
 
-def test_a_batch_gives_what_each_request_would_alone(tmp_path: Path) -> None:
+def test_a_batch_does_not_change_the_answers(tmp_path: Path) -> None:
     requests = [request(f"{i}", prompt=f"The door {i}", max_tokens=12, seed=i) for i in range(40)]
     run(write(tmp_path / "in", requests), tmp_path / "together", concurrent=16)
     run(tmp_path / "in", tmp_path / "alone", concurrent=1)
@@ -82,7 +82,7 @@ def test_a_batch_gives_what_each_request_would_alone(tmp_path: Path) -> None:
         assert response["body"]["choices"] == alone[name]["body"]["choices"]
 
 
-def test_what_is_answered_is_not_asked_again(tmp_path: Path) -> None:
+def test_answered_requests_are_not_sent_again(tmp_path: Path) -> None:
     requests = [request(f"{i}", prompt="The door", max_tokens=2) for i in range(6)]
     source, output = write(tmp_path / "in", requests), tmp_path / "out"
     assert run(source, output).answered == 6

@@ -75,7 +75,7 @@ def assert_nothing_is_lost(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_odd_fields(server: RunningServer, path: str) -> None:
+def test_odd_fields_do_no_harm(server: RunningServer, path: str) -> None:
     random_ = random.Random(path)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for _ in range(150):
@@ -92,7 +92,7 @@ def test_odd_fields(server: RunningServer, path: str) -> None:
     assert_nothing_is_lost(server)
 
 
-def test_odd_bytes(server: RunningServer) -> None:
+def test_odd_bytes_do_no_harm(server: RunningServer) -> None:
     random_ = random.Random(1)
     whole = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 74\r\n\r\n"
@@ -142,7 +142,7 @@ def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
     assert answer.status == 200
 
 
-def test_nothing_of_a_request_stays(server: RunningServer) -> None:
+def test_a_request_is_freed_when_it_is_over(server: RunningServer) -> None:
     """Everything that a request took is freed when it is over, however it ended, even if its connection stays
     open. It may be large, and it has a file descriptor. If it were in a cycle, it would stay until Python has
     made many new objects."""

@@ -26,9 +26,9 @@ from support.waiting import until
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.slow]
 COUNT = int(os.environ.get("GEMLET_CHAOS", "200"))
-PARTS = 4  # parts of the published document, each for one core: most of the time goes into making requests
-MOST_AGAIN = 8  # how often a request is sent again, each time with fewer mistakes
-ROUNDS = 12  # rounds of rude clients
+PARTS = 4  # the number of parts of the published document; a core makes the requests of a part
+MOST_AGAIN = 8  # a request is sent again at most so often, each time with fewer mistakes
+ROUNDS = 12  # the number of rounds with rude clients
 NOT_OF_THE_DEMO = ("/v1/embeddings", "/api/embed")  # the demo model makes no embeddings
 
 
@@ -166,7 +166,7 @@ def test_rude_clients(limited: tuple[Process, str]) -> None:
 
 
 def test_a_thousand_slow_clients() -> None:
-    """How long a fast client waits while there are slow and stuck clients. (On a busy machine, other
+    """Measures how long a fast client waits while there are slow and stuck clients. (On a busy machine, other
     processes disturb both measurements, so the best of six rounds counts.)"""
     with spawned("--idle-seconds", "300", "--body-seconds", "300", "--stuck-seconds", "300") as server:
         client = RunningServer(server.port, None)

@@ -73,7 +73,7 @@ def test_windows_of_limits(tmp_path: Path, jump: float) -> None:
 
 @pytest.mark.parametrize("jump", JUMPS)
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
-def test_a_stream(tmp_path: Path, jump: float, path: str) -> None:
+def test_a_stream_runs_on_after_the_clock_jumps(tmp_path: Path, jump: float, path: str) -> None:
     """The stream goes on to its end, and its tokens are counted."""
     asked: Any = {**ASKED, "stream": True} if path == CHAT else {"input": "Who?", "stream": True}
     with with_keys(tmp_path, tokens_per_minute=10_000) as (server, key):
@@ -91,7 +91,7 @@ def test_a_stream(tmp_path: Path, jump: float, path: str) -> None:
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_batch_runs_on(tmp_path: Path, jump: float) -> None:
+def test_a_batch_runs_on_after_the_clock_jumps(tmp_path: Path, jump: float) -> None:
     """The time limit of a batch counts from its beginning, whatever the clock says."""
     lines = [
         json.dumps({"custom_id": str(i), "method": "POST", "url": CHAT, "body": ASKED}).encode()
@@ -131,7 +131,7 @@ def test_files_that_a_wrong_clock_hides(tmp_path: Path) -> None:
         assert server.ask("GET", f"/v1/files/{found}").status == 404
 
 
-def test_hidden_files_take_nobodys_room(tmp_path: Path) -> None:
+def test_hidden_files_do_not_count_towards_the_limits(tmp_path: Path) -> None:
     from gemlet.server.settings import Settings
 
     settings = Settings(data=str(tmp_path / "d"), max_file=10_000, max_storage=15_000)

@@ -27,7 +27,7 @@ openai, anthropic, ollama = map(optional, ("openai", "anthropic", "ollama"))
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve"), pytest.mark.extra("filter")]
 GOOD: Any = [{"role": "user", "content": "Who is there?"}]
 BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
-LONG = "All is well in the old house. " * 20  # longer than the window
+LONG = "All is well in the old house. " * 20  # this text is longer than the window of the filter
 PATHS = [
     "/v1/chat/completions",
     "/v1/completions",
@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         ("", None),
     ],
 )
-def test_what_the_lists_find(text: str, found: str | None) -> None:
+def test_the_word_lists_find_words_and_patterns(text: str, found: str | None) -> None:
     from gemlet.server.word_lists import WordList
 
     lists = WordList(["goblin", "red hat", "Ärger"], ["sk-[a-z0-9]{8,}", r"(?i)SECRET\d+$"])
@@ -85,7 +85,7 @@ def test_what_the_lists_find(text: str, found: str | None) -> None:
 @pytest.mark.parametrize(
     "pattern", ["(a+)+$", "(a|a)*b", "(a|b)*a(a|b){12}c", "(.*)*x", "(?:a?){30}a{30}", r"(\w+\s?)+$"]
 )
-def test_no_pattern_takes_long(pattern: str) -> None:
+def test_patterns_take_linear_time(pattern: str) -> None:
     from gemlet.server.word_lists import WordList
 
     lists = WordList([], [pattern])
@@ -101,7 +101,7 @@ def test_patterns_that_are_refused(pattern: str, tmp_path: Path) -> None:
         WordList([], [pattern])
 
 
-def test_files_that_are_no_lists(tmp_path: Path) -> None:
+def test_files_that_are_not_lists_are_refused(tmp_path: Path) -> None:
     from gemlet.server.word_lists import read_lines
 
     place = tmp_path / "list"
@@ -156,7 +156,7 @@ def texts(events: Sequence[Any]) -> str:
 @pytest.mark.parametrize(
     "text", ["A goblin is here, look at it.", "x" * 50 + " goblin", "goblin", "a goblin"]
 )
-def test_a_word_in_any_pieces(text: str) -> None:
+def test_a_word_is_found_in_any_pieces(text: str) -> None:
     random_ = random.Random(text)
     for _ in range(60):
         cuts = sorted(random_.choices(range(len(text) + 1), k=random_.randrange(8)))
@@ -167,7 +167,7 @@ def test_a_word_in_any_pieces(text: str) -> None:
         assert text.startswith(texts(events))
 
 
-def test_what_breaks_no_rule_comes_whole() -> None:
+def test_text_that_breaks_no_rule_is_complete() -> None:
     random_ = random.Random(3)
     text = "A hobgoblin and goblins, a gob and a lin. " * 5 + "gobl"
     for _ in range(60):
@@ -178,7 +178,7 @@ def test_what_breaks_no_rule_comes_whole() -> None:
         assert texts(events) == text
 
 
-def test_it_is_shown_as_soon_as_it_may() -> None:
+def test_text_is_shown_as_soon_as_it_is_judged() -> None:
     async def main() -> list[int]:
         through, counts, count = gate(["goblin"], [], 12), [], 0
         for _ in range(40):
@@ -190,14 +190,14 @@ def test_it_is_shown_as_soon_as_it_may() -> None:
     assert asyncio.run(main()) == [max(0, 5 * i - 12) for i in range(1, 41)]
 
 
-def test_letters_that_nobody_sees_do_not_stretch_a_word() -> None:
+def test_invisible_letters_do_not_hide_a_word() -> None:
     pieces = [Content("a go"), *[Content("\u200b" * 50)] * 3, Content("blin is here and more")]
     events, blocked = shown([[piece] for piece in pieces], ["goblin"])
     assert blocked
     assert texts(events).strip() in ("", "a")
 
 
-def test_a_pattern_that_goes_on_is_held() -> None:
+def test_text_that_may_still_match_is_held_back() -> None:
     events, blocked = shown([[Content("see ")], *[[Content("sk-" + "a" * 40)]] * 9], [], ["sk-[^ ]*x"])
     assert not blocked
     events, blocked = shown(
@@ -335,7 +335,7 @@ def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
         assert answer.json["choices"][0]["finish_reason"] == "content_filter", messages
 
 
-def test_no_text_hides(server: RunningServer) -> None:
+def test_the_filter_finds_text_in_every_place(server: RunningServer) -> None:
     """Not in names, a part that looks like an image, parts that become one text, or JSON's escapes."""
 
     def status(messages: Any, tools: Any = None) -> Any:
@@ -379,7 +379,7 @@ def test_tokens_of_a_stop_string_are_judged(server: RunningServer, stream: bool)
         assert b"blin" not in answer
 
 
-def test_odd_parts_are_no_failure(server: RunningServer) -> None:
+def test_odd_parts_do_not_break_the_filter(server: RunningServer) -> None:
     for part in ({"type": []}, {"type": {}}, {"type": None}, 5, {"type": "text", "text": {"type": []}}):
         answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})
         assert answer.status == 400
@@ -399,7 +399,7 @@ def test_metrics_and_log(server: RunningServer, caplog: pytest.LogCaptureFixture
     assert 'finished_reason="content_filter"' in text
 
 
-def test_reporting_changes_nothing(tmp_path: Path) -> None:
+def test_a_filter_that_only_reports_changes_no_reply(tmp_path: Path) -> None:
     given = settings(tmp_path, filter_prompts="report", filter_replies="report")
     steps = [chunk(Content("a gob")), chunk(Content("lin")), chunk(reason="stop")]
     with serving(given) as server:
@@ -412,7 +412,7 @@ def test_reporting_changes_nothing(tmp_path: Path) -> None:
             assert f'action="report",engine="0",model_name="demo",place="{place}",rule="words"' in text
 
 
-def test_off(tmp_path: Path) -> None:
+def test_a_filter_that_is_off_does_nothing(tmp_path: Path) -> None:
     given = settings(tmp_path, filter_prompts="off", filter_replies="off")
     with serving(given) as server, saying(chunk(Content("goblin")), chunk(reason="stop")):
         answer = server.post("/v1/chat/completions", {"messages": BAD})
@@ -420,7 +420,7 @@ def test_off(tmp_path: Path) -> None:
         assert "content_filter_verdicts_total{" not in server.ask("GET", "/metrics").body.decode()
 
 
-def test_a_filter_of_ones_own() -> None:
+def test_an_administrator_can_add_a_filter() -> None:
     from gemlet.server.app import make_app
     from gemlet.server.content_filter import Filter, ReplyCheck, Said
     from gemlet.server.settings import ModelSpec, Settings

@@ -79,7 +79,7 @@ def test_other_pages(locked: tuple[RunningServer, str], origin: str) -> None:
         assert not cors(answer)
 
 
-def test_what_is_no_preflight_needs_a_key(locked: tuple[RunningServer, str]) -> None:
+def test_requests_that_are_not_preflights_need_a_key(locked: tuple[RunningServer, str]) -> None:
     server, _ = locked
     assert server.ask("OPTIONS", CHAT, headers={"Origin": PAGE}).status == 401
     assert server.ask("OPTIONS", CHAT).status == 401
@@ -88,14 +88,14 @@ def test_what_is_no_preflight_needs_a_key(locked: tuple[RunningServer, str]) -> 
     assert server.ask("GET", "/v1/models", headers={"Origin": PAGE, **asked}).status == 401
 
 
-def test_a_preflight_tells_nothing_of_paths(locked: tuple[RunningServer, str]) -> None:
+def test_a_preflight_does_not_reveal_paths(locked: tuple[RunningServer, str]) -> None:
     server, _ = locked
     first, other = (preflight(server, PAGE, path) for path in (CHAT, "/nothing"))
     assert cors(first) == cors(other)
     assert first.status == other.status
 
 
-def test_off_by_default(tmp_path: Path) -> None:
+def test_cors_is_off_by_default(tmp_path: Path) -> None:
     with serving() as server:
         own = {"Origin": f"http://127.0.0.1:{server.port}"}
         assert not cors(server.ask("GET", "/v1/models", headers=own))
@@ -105,7 +105,7 @@ def test_off_by_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "origin", ["*", "chat.example", "https://*.example", "null", "https://a b", "https://a/b"]
 )
-def test_what_is_no_origin(origin: str) -> None:
+def test_values_that_are_not_origins_are_refused(origin: str) -> None:
     from gemlet.server.settings import Settings
 
     with pytest.raises(InvalidRequestError, match="allowed_origins"):

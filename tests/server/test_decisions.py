@@ -45,7 +45,7 @@ def test_each_kind(client: Any) -> None:
     assert found.usage.input_tokens == found.usage.total_tokens > 20
 
 
-def test_it_is_what_choose_gives(client: Any) -> None:
+def test_a_decision_equals_the_result_of_choose(client: Any) -> None:
     found = client.decisions.create(model="demo", input="The moon rose.", questions=[PREDICATE])
     question = "The moon rose.\n\nIt is night.\n\nIs this true of the above? Answer with Yes or No alone."
     with gemlet.load() as model:
@@ -104,7 +104,7 @@ def many(count: int) -> list[Any]:
         ("questions", [{**SCORE, "levels": [{"label": "x"}]}]),
     ],
 )
-def test_what_is_refused(server: RunningServer, field: str, value: object) -> None:
+def test_wrong_fields_are_refused(server: RunningServer, field: str, value: object) -> None:
     body = {"model": "demo", "input": "x", "questions": [PREDICATE], field: value}
     answer = server.post("/v1/decisions", body)
     assert answer.status == 400
@@ -117,9 +117,7 @@ def test_too_long(server: RunningServer) -> None:
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
 
 
-def test_what_is_computed_for_a_key_is_shared_with_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_do_not_share_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gemlet.model.model import Model
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.settings import Settings

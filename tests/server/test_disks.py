@@ -63,7 +63,7 @@ def begin(server: RunningServer, file: str) -> Any:
     return server.post("/v1/batches", {"input_file_id": file, **endpoint})
 
 
-def test_a_full_disk_keeps_what_there_was(server: RunningServer) -> None:
+def test_a_full_disk_loses_no_stored_file(server: RunningServer) -> None:
     file = upload(server).json["id"]
     store = store_of(server)
     with mock.patch.object(store, "_db", Stuck(store._db)):
@@ -205,7 +205,7 @@ def test_a_start_whose_database_is_lost_removes_no_file_of_a_client(
         store = FileStore(str(tmp_path))
         (told,) = caplog.records
         assert vars(told)["fields"] == {"folder": str(files), "count": count}
-        # What an unfinished batch has answered stays, too.
+        # The answers of an unfinished batch stay, too.
         assert {*os.listdir(files)} == {"file-1", "batch_2.work", "batch_4.work", "folder.part"}
         assert [one.id for one in store._files("true")] == (["file-1"] if database == newer else [])
         store.close()

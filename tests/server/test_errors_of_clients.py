@@ -130,7 +130,7 @@ def raised(server: RunningServer, kind: str, name: str, *, stream: bool, **more:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_errors_instead_of_answers(server: RunningServer, status: int) -> None:
+def test_clients_get_errors_instead_of_answers(server: RunningServer, status: int) -> None:
     from gemlet.server.problems import Problem
 
     problem = Problem(status, "it went wrong", kind="some_error", param="there", code="so")
@@ -160,7 +160,7 @@ def _check(error: Any, kind: str, status: int) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), STREAMS)
 @pytest.mark.parametrize("begun", [False, True])
-def test_errors_in_streams(server: RunningServer, kind: str, name: str, begun: bool) -> None:
+def test_clients_get_errors_in_streams(server: RunningServer, kind: str, name: str, begun: bool) -> None:
     steps = [chunk(Content("Yes"))] if begun else []
     with saying(*steps, MemoryLimitError("no memory for more")):
         for error in raised(server, kind, name, stream=True):
@@ -188,7 +188,7 @@ def test_the_event_of_a_response_that_failed(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), STREAMS)
-def test_a_stop_ends_streams_and_answers(kind: str, name: str) -> None:
+def test_stopping_the_server_ends_streams_and_answers(kind: str, name: str) -> None:
     """After ``drain_seconds``, requests that still run end with an error in the form of their dialect."""
     from gemlet.server.settings import Settings
 

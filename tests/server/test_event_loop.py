@@ -55,7 +55,7 @@ def answering_during(server: RunningServer, owner: object, name: str) -> Iterato
 
 
 @pytest.mark.extra("vision")
-def test_while_a_picture_is_read(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_others_are_answered_while_an_image_is_read(tmp_path_factory: pytest.TempPathFactory) -> None:
     from gemlet.server.settings import ModelSpec
 
     out = io.BytesIO()
@@ -81,12 +81,12 @@ def test_while_a_picture_is_read(tmp_path_factory: pytest.TempPathFactory) -> No
         },
     ],
 )
-def test_while_a_grammar_is_compiled(server: RunningServer, more: dict[str, Any]) -> None:
+def test_others_are_answered_while_a_grammar_is_compiled(server: RunningServer, more: dict[str, Any]) -> None:
     with answering_during(server, requests, "compile_grammar"):
         assert server.post(CHAT, {**QUESTION, **more}).status == 200
 
 
-def test_while_a_long_text_is_encoded_or_decoded(server: RunningServer) -> None:
+def test_others_are_answered_while_a_long_text_is_encoded(server: RunningServer) -> None:
     with answering_during(server, requests.Requests, "replies"):
         long = {"role": "user", "content": "a door " * 5000}
         assert server.post(CHAT, {**QUESTION, "messages": [long]}).status == 400  # too long for the context
@@ -94,7 +94,7 @@ def test_while_a_long_text_is_encoded_or_decoded(server: RunningServer) -> None:
         assert server.post("/detokenize", {"tokens": [5] * 1000}).status == 200
 
 
-def test_while_the_fields_of_a_large_body_are_checked(server: RunningServer) -> None:
+def test_others_are_answered_while_a_large_body_is_checked(server: RunningServer) -> None:
     from gemlet.server import service
 
     for name in ("parse", "read"):

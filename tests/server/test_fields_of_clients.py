@@ -115,7 +115,8 @@ def test_the_guide_names_what_is_supported() -> None:
 
     code = re.findall(r"```.*?```|`[^`\n]+`", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     words = set(re.findall(r"\w+", " ".join(code)))
-    silent = {"verbose", "name"}  # of /api/show: verbose changes nothing, name is an older form of model
+    # Fields of /api/show: verbose changes nothing, and name is an older form of model.
+    silent = {"verbose", "name"}
     for way in ROUTES:
         table = way.table or {}
         supported = {name for name, kind in table.items() if not isinstance(kind, Ignored | Refused)}
@@ -188,7 +189,7 @@ def test_half_of_a_pair_is_named_by_its_field(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_log_probabilities_in_lines(server: RunningServer, stream: bool) -> None:
+def test_lines_have_log_probabilities(server: RunningServer, stream: bool) -> None:
     body = {"messages": [QUESTION], "options": {"num_predict": 4, "temperature": 0}, "stream": stream}
     answer = server.post("/api/chat", {**body, "model": "demo", "logprobs": True, "top_logprobs": 2})
     lines = answer.body.splitlines()
@@ -198,7 +199,7 @@ def test_log_probabilities_in_lines(server: RunningServer, stream: bool) -> None
     assert len(found) == 4
 
 
-def test_include_asks_for_nothing_in_silence(server: RunningServer) -> None:
+def test_include_is_never_ignored_silently(server: RunningServer) -> None:
     asked: Any = {"input": "a", "max_output_tokens": 2, "include": ["reasoning.encrypted_content"]}
     assert server.post("/v1/responses", asked).status == 200
     asked["include"] = ["message.output_text.logprobs"]

@@ -151,7 +151,7 @@ def test_a_file_that_has_expired_is_gone(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_is_no_upload(client: Any, server: RunningServer) -> None:
+def test_wrong_uploads_are_refused(client: Any, server: RunningServer) -> None:
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=io.BytesIO(b"x"), purpose="assistants")
     with pytest.raises(openai.APIStatusError) as caught:
@@ -199,7 +199,7 @@ def test_odd_forms(server: RunningServer, client: Any, body: bytes, status: int)
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "file-", "lock", "files.db", "'"])
-def test_names_lead_nowhere(server: RunningServer, name: str) -> None:
+def test_names_that_are_not_ids_find_nothing(server: RunningServer, name: str) -> None:
     for path in (f"/v1/files/{name}", f"/v1/files/{name}/content", f"/v1/batches/{name}"):
         assert server.ask("GET", path).status == 404
 
@@ -274,7 +274,7 @@ def test_a_wrong_file(client: Any, data: bytes, line: int | None, message: str) 
     assert "/files/" not in error.message  # no path of this machine
 
 
-def test_odd_names_of_requests(client: Any) -> None:
+def test_requests_may_have_odd_names(client: Any) -> None:
     names = ["\ud83d", "<end_of_turn>", "\x00", "é" * 512, '"', "a\nb"]
     data = "".join(
         json.dumps({"custom_id": n, "method": "POST", "url": CHAT, "body": chat(1)}) + "\n" for n in names
@@ -283,7 +283,7 @@ def test_odd_names_of_requests(client: Any) -> None:
     assert read(client, batch.output_file_id).keys() == set(names)
 
 
-def test_what_is_no_batch(client: Any) -> None:
+def test_wrong_batches_are_refused(client: Any) -> None:
     name = upload(client, lines([chat()])).id
     good = {"input_file_id": name, "endpoint": CHAT, "completion_window": "24h"}
     for field, value in (
@@ -318,7 +318,7 @@ def test_cancelling(client: Any) -> None:
     client.files.delete(begun.input_file_id)
 
 
-def test_a_window_that_ends(tmp_path: Path) -> None:
+def test_a_batch_expires_with_its_window(tmp_path: Path) -> None:
     from gemlet.server.file_store import FileStore
     from gemlet.server.settings import Settings
 
@@ -360,7 +360,7 @@ def test_async(server: RunningServer) -> None:
 # --- owners and limits --------------------------------------------------------------------------------------
 
 
-def test_owners(tmp_path: Path) -> None:
+def test_each_key_sees_only_its_own_files(tmp_path: Path) -> None:
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.settings import Settings

@@ -101,7 +101,7 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
         store.close()
 
 
-def test_the_log_of_others_has_no_text() -> None:
+def test_logs_of_other_libraries_have_no_text() -> None:
     """Messages of asyncio quote unhandled errors, and these may quote prompts."""
     from gemlet.server.logs import JSONLines
 
@@ -138,8 +138,8 @@ def test_an_integer_of_too_many_digits() -> None:
     assert "sys." not in error["message"]
 
 
-def test_no_pattern_takes_long() -> None:
-    """A Host header of 60 letters and a `!` kept the server busy for ever. Files have patterns, too."""
+def test_patterns_take_linear_time() -> None:
+    """A Host header of 60 letters and a `!` kept the server busy forever. Files have patterns, too."""
     assert run_program(pump_all, timeout=PATIENCE) > 90
 
 
@@ -208,7 +208,7 @@ def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
             assert checked_ids(source) == {"1"}
 
 
-def test_a_key_sees_the_names_of_its_models_alone(tmp_path: Path) -> None:
+def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
     """The error for an unknown name named all models."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import ModelSpec, Settings
@@ -227,9 +227,9 @@ def test_a_key_sees_the_names_of_its_models_alone(tmp_path: Path) -> None:
             assert b"secret" in server.post(path, body, key=all_of_them).body
 
 
-def test_windows_of_a_server_that_starts_again(tmp_path: Path) -> None:
+def test_a_restarted_server_counts_usage_in_the_right_window(tmp_path: Path) -> None:
     """The usage of the whole hour counted for the last minute. Usage that was written while the clock was
-    wrong counted for ever."""
+    wrong counted forever."""
     from gemlet.server.call import Call
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.limits import Limiter
@@ -311,7 +311,7 @@ def _is_taken(kind: Any, value: Any) -> bool:
     return False
 
 
-def test_nothing_is_beyond_its_limit(server: RunningServer) -> None:
+def test_values_beyond_their_limit_are_errors_of_their_field(server: RunningServer) -> None:
     """Every field of every route, also in options: a value beyond the limit is an error of its field."""
     from gemlet.generation.grammar_text import MOST_BYTES
     from gemlet.server.app import ROUTES

@@ -87,13 +87,13 @@ def test_a_video_in_a_chat(client: Any) -> None:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     ],
 )
-def test_nothing_else_is_opened(client: Any, part: dict[str, Any]) -> None:
+def test_other_addresses_are_not_opened(client: Any, part: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="sees", messages=question(part), max_tokens=1)
     assert "root:" not in str(caught.value)
 
 
-def test_tokenize_takes_texts_alone(server: RunningServer) -> None:
+def test_tokenize_takes_only_texts(server: RunningServer) -> None:
     part = {"type": "image_url", "image_url": {"url": data_url()}}
     answer = server.post("/tokenize", {"model": "sees", "messages": question(part)})
     assert answer.status == 400

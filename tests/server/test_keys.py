@@ -56,7 +56,7 @@ def create(store: Any, name: str, **limits: int) -> str:
     return str(store.create(name, Limits(**limits)))
 
 
-def test_both_headers(server: RunningServer, store: Any) -> None:
+def test_both_headers_take_a_key(server: RunningServer, store: Any) -> None:
     key = create(store, "headers")
     for headers in (
         {"Authorization": f"Bearer {key}"},
@@ -83,7 +83,7 @@ def test_both_headers(server: RunningServer, store: Any) -> None:
     assert server.ask("GET", f"/v1/models?api_key={key}").status == 401
 
 
-def test_all_failures_are_the_same(server: RunningServer, store: Any) -> None:
+def test_every_wrong_key_gets_the_same_answer(server: RunningServer, store: Any) -> None:
     key = create(store, "revoked soon")
     store.revoke("revoked soon")
     bodies = {
@@ -94,7 +94,7 @@ def test_all_failures_are_the_same(server: RunningServer, store: Any) -> None:
     assert len(bodies) == 1
 
 
-def test_comparing_takes_as_long(store: Any) -> None:
+def test_every_comparison_takes_the_same_work(store: Any) -> None:
     """Every attempt hashes once and compares the whole hash, whether or not the key exists."""
     key = create(store, "timing").encode()
     attempts = {"right": key, "wrong": key[:-1] + b"!", "unknown": b"gemlet-" + b"0" * 12 + b"-" + b"0" * 64}
@@ -111,7 +111,7 @@ def test_comparing_takes_as_long(store: Any) -> None:
     assert max(fastest.values()) < 3 * min(fastest.values())
 
 
-def test_no_secret_in_the_file(server: RunningServer, store: Any) -> None:
+def test_the_file_of_keys_has_no_secrets(server: RunningServer, store: Any) -> None:
     key = create(store, "hashed")
     secret = key.rpartition("-")[2].encode()
     path = Path(store.path)
@@ -205,7 +205,7 @@ def test_tokens(server: RunningServer, store: Any, limit: str) -> None:
     assert int(refused.headers["retry-after"]) <= (62 if limit == "tokens_per_minute" else 87_900)
 
 
-def test_the_nearest_of_two_limits(server: RunningServer, store: Any) -> None:
+def test_the_headers_show_the_nearest_of_two_limits(server: RunningServer, store: Any) -> None:
     key = create(store, "two", requests_per_minute=5, requests_per_hour=1)
     assert server.post(CHAT, BODY, key=key).headers["x-ratelimit-limit-requests"] == "1"
     refused = server.post(CHAT, BODY, key=key)
@@ -214,7 +214,7 @@ def test_the_nearest_of_two_limits(server: RunningServer, store: Any) -> None:
     assert 3000 < int(refused.headers["retry-after"]) <= 3662
 
 
-def test_concurrent(server: RunningServer, store: Any) -> None:
+def test_a_key_limits_concurrent_requests(server: RunningServer, store: Any) -> None:
     from support.scripted_streams import saying
 
     key = create(store, "single", concurrent=1)
@@ -268,7 +268,7 @@ def test_limits_begin_with_what_was_used_before(server: RunningServer, store: An
     assert refused.value.status == 429
 
 
-def test_files_that_are_no_keys(tmp_path: Path) -> None:
+def test_files_that_are_not_keys_are_refused(tmp_path: Path) -> None:
     from gemlet.server.keys import KeyStore
 
     with pytest.raises(ModelFileError, match="gemlet keys create"):

@@ -1,4 +1,4 @@
-"""What the official clients can send below the fields of a request: parts, items, blocks, tools."""
+"""Everything that the official clients can send inside of a request's fields: parts, items, blocks, tools."""
 
 from __future__ import annotations
 

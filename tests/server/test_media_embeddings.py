@@ -51,7 +51,7 @@ def ask(server: RunningServer, given: Any, **more: Any) -> Any:
     return server.post("/v1/embeddings", {"model": "embeds", "input": given, **more})
 
 
-def test_parts_beside_texts(server: RunningServer, folder: str) -> None:
+def test_an_input_may_mix_texts_and_parts(server: RunningServer, folder: str) -> None:
     text = {"type": "text", "text": "a dog"}
     mixed = ["a dog", [image_part()], [text, image_part(), sound_part()]]
     answer = ask(server, mixed, dimensions=16, prompt_name="Document")

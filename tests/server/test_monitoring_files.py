@@ -36,7 +36,7 @@ def test_metrics_that_are_named(name: str, known: set[str]) -> None:
     assert named <= known
 
 
-def test_the_board_is_whole() -> None:
+def test_the_dashboard_is_complete() -> None:
     board: Any = json.loads((FOLDER / "grafana.json").read_text())
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     for panel in board["panels"]:
@@ -50,7 +50,7 @@ def test_every_alert_has_an_explanation() -> None:
     assert count == text.count("expr:") == text.count("summary:") == text.count("severity:")
 
 
-def test_the_guide_names_them() -> None:
+def test_the_guide_names_the_files() -> None:
     guide = Path(FOLDER.parent / "README.md").read_text()
     assert "monitoring/alerts.yml" in guide
     assert "monitoring/grafana.json" in guide

@@ -64,13 +64,13 @@ def check(server: RunningServer, path: str, body: Any, begins: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "body", "begins"), NAMED)
-def test_of_prompts(server: RunningServer, path: str, body: Any, begins: str) -> None:
+def test_errors_name_the_fields_of_prompts(server: RunningServer, path: str, body: Any, begins: str) -> None:
     check(server, path, body, begins)
 
 
 @pytest.mark.extra("grammar")
 @pytest.mark.parametrize(("path", "body", "begins"), OF_FORMS)
-def test_of_forms(server: RunningServer, path: str, body: Any, begins: str) -> None:
+def test_errors_name_the_fields_of_forms(server: RunningServer, path: str, body: Any, begins: str) -> None:
     check(server, path, body, begins)
 
 
@@ -86,7 +86,7 @@ def embedder() -> Iterator[RunningServer]:
     ("given", "begins"),
     [([5, 99_999_999], "input: "), ([[5], [99_999_999]], "input[1]: "), ([[5, 99_999_999]], "input[0]: ")],
 )
-def test_of_embeddings(embedder: RunningServer, given: Any, begins: str) -> None:
+def test_errors_name_the_fields_of_embeddings(embedder: RunningServer, given: Any, begins: str) -> None:
     for path in ("/v1/embeddings", "/api/embed"):
         error = embedder.post(path, {"model": "e", "input": given}).error
         said = error if isinstance(error, str) else error["message"]

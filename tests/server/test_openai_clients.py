@@ -142,7 +142,7 @@ def test_token_ids_as_prompt(client: Any, server: RunningServer) -> None:
     assert of_ids.choices[0].text == text.choices[0].text
 
 
-def test_a_completion_has_16_tokens_unless_it_says(client: Any) -> None:
+def test_by_default_a_completion_has_16_tokens(client: Any) -> None:
     reply = client.completions.create(model="demo", prompt="The door opened", extra_body={"ignore_eos": True})
     assert reply.usage.completion_tokens == 16
 
@@ -165,7 +165,7 @@ def test_models(client: Any) -> None:
     assert error.value.code == "model_not_found"
 
 
-def test_errors_in_openais_form(client: Any) -> None:
+def test_errors_have_openais_form(client: Any) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt-9", messages=QUESTION)
     with pytest.raises(openai.BadRequestError) as error:

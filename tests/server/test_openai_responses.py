@@ -61,7 +61,7 @@ def test_a_conversation(client: Any, expected: list[gemlet.Generation]) -> None:
         client.responses.retrieve(first.id)
 
 
-def test_one_that_is_not_kept(client: Any) -> None:
+def test_a_response_that_is_not_stored_cannot_be_continued(client: Any) -> None:
     reply = client.responses.create(input="Who is there?", store=False, **GREEDY)
     with pytest.raises(openai.NotFoundError) as error:
         client.responses.create(input="Speak!", previous_response_id=reply.id, **GREEDY)
@@ -128,7 +128,7 @@ def test_items_become_messages() -> None:
         ("max_output_tokens", 0),
     ],
 )
-def test_what_is_refused(server: RunningServer, field: str, value: object) -> None:
+def test_wrong_fields_are_refused(server: RunningServer, field: str, value: object) -> None:
     answer = server.post("/v1/responses", {"model": "demo", "input": "?", field: value})
     assert answer.status == 400
     assert answer.error["param"].startswith(field)

@@ -1,4 +1,4 @@
-"""What an operator uses: starting, readiness, metrics, several models, settings, stopping."""
+"""The work of an operator: starting, readiness, metrics, several models, settings, stopping."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_deep_check(several: RunningServer) -> None:
         assert several.ask("GET", "/health").status == 200
 
 
-def test_a_path_of_this_machine_is_not_told(several: RunningServer) -> None:
+def test_errors_do_not_reveal_paths_of_this_machine(several: RunningServer) -> None:
     for path, body in (
         ("/v1/completions", {"model": "tiny", "prompt": "text"}),
         (CHAT, {"model": "tiny", "messages": QUESTION}),
@@ -168,7 +168,7 @@ def test_tokenize_and_detokenize(server: RunningServer) -> None:
     assert server.running() == 0
 
 
-def test_it_is_not_ready_until_the_model_is() -> None:
+def test_the_server_is_ready_only_after_its_model() -> None:
     from gemlet.server.models import Models
 
     go, load = threading.Event(), Models.load
@@ -203,7 +203,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     assert isinstance(server.failure, GemletError)
 
 
-def test_what_vllm_calls_ping_and_load(server: RunningServer) -> None:
+def test_ping_and_load_answer_as_in_vllm(server: RunningServer) -> None:
     answer = server.ask("GET", "/ping")
     assert (answer.status, answer.body) == (200, b"")
     assert server.ask("GET", "/load").json == {"server_load": 0}
@@ -291,7 +291,7 @@ def test_metrics() -> None:
     assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
 
 
-def test_no_paths_of_clients_in_metrics(server: RunningServer) -> None:
+def test_metrics_do_not_have_paths_of_clients(server: RunningServer) -> None:
     for i in range(5):
         assert server.ask("GET", f"/secret-{i}").status == 404
     server.wait_idle()
@@ -415,7 +415,7 @@ def test_a_file_can_say_what_flags_can(tmp_path: Path) -> None:
             assert "has no key" not in str(error)  # noqa: PT017  the value is wrong, not the key
 
 
-def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_can_check_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "serve.toml"
     path.write_text("[server]\nport = 9000\n[models.demo]\nweights = 'q8'\n")
     assert main(["serve", "--config", str(path), "--check", "--drain-seconds", "5"]) == 0

@@ -44,7 +44,7 @@ def test_the_page_names_no_other_server() -> None:
             assert not re.search(r"""["'(]\s*(https?:)?//\w""", text), path.name
 
 
-def test_the_page_has_no_way_to_make_text_to_markup() -> None:
+def test_the_page_cannot_turn_text_into_markup() -> None:
     for path in FOLDER.glob("*.js"):
         text = path.read_text()
         for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
@@ -54,7 +54,7 @@ def test_the_page_has_no_way_to_make_text_to_markup() -> None:
     assert not re.search(r"\son\w+=|\sstyle=|<style", page)
 
 
-def test_the_state(server: RunningServer) -> None:
+def test_the_status_has_the_state_of_the_server(server: RunningServer) -> None:
     before = server.ask("GET", "/status").json["models"][0]["engine"]["generated_tokens"]
     server.post("/v1/completions", BODY)
     state = server.ask("GET", "/status").json
@@ -73,7 +73,7 @@ def test_the_state(server: RunningServer) -> None:
     assert "usage" not in state
 
 
-def test_who_sees_what(tmp_path: Path) -> None:
+def test_each_key_sees_its_own_status(tmp_path: Path) -> None:
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 

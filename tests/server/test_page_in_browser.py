@@ -71,7 +71,7 @@ def test_a_conversation_with_the_demo_model(page: Any) -> None:
     assert page.locator("#welcome").is_visible()
 
 
-def test_what_is_asked(page: Any) -> None:
+def test_the_page_sends_its_settings(page: Any) -> None:
     page.click("#open-settings")
     page.fill("#system", "Be brief.")
     for name, value in {"temperature": "0.5", "top_k": "7", "seed": "3", "max_tokens": "4"}.items():
@@ -178,7 +178,7 @@ def test_nothing_can_add_a_script(browser: Browser, server: RunningServer) -> No
     opened.context.close()
 
 
-def test_errors_are_told(page: Any, browser: Browser) -> None:
+def test_the_page_shows_errors(page: Any, browser: Browser) -> None:
     with saying(chunk(Content("Half")), ZeroDivisionError("x")):
         say(page, "One", ".problem")
     assert "the server failed" in page.locator(".problem").inner_text()
@@ -341,7 +341,7 @@ def test_everything_has_a_name(page: Any) -> None:
 
 
 @pytest.mark.parametrize("look", ["light", "dark"])
-def test_colors(browser: Browser, server: RunningServer, look: str) -> None:
+def test_light_and_dark_colors_can_be_read(browser: Browser, server: RunningServer, look: str) -> None:
     page = browser.open(server.url, color_scheme=look)
     page.wait_for_selector(READY)
     text = "Yes, `x`.\n\n> q\n\n[a](https://example.com)\n\n```\ncode\n```"

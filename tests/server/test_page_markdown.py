@@ -82,7 +82,7 @@ def page(server: RunningServer) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_elements(page: Any, name: str) -> None:
+def test_markdown_becomes_elements(page: Any, name: str) -> None:
     text, expected = CASES[name]
     assert page.evaluate(SHOW, [text]) == expected
     # A stream shows every beginning of the text first, and ends with the same elements.

@@ -155,7 +155,7 @@ def test_a_video_is_heard_if_it_is_asked_for(page: Any) -> None:
         page.click("#open-settings")
 
 
-def test_what_cannot_be_attached(page: Any) -> None:
+def test_files_of_wrong_kinds_cannot_be_attached(page: Any) -> None:
     for name, kind, data, message in (
         ("a.png", "image/png", b"no image", "cannot be read as an image"),
         ("a.pdf", "application/pdf", b"%PDF", "takes images and videos and no sounds"),

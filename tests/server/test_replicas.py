@@ -14,7 +14,7 @@ from support.programs.replicas import answer_with_ray_data, serve_and_kill
 pytestmark = [pytest.mark.slow, pytest.mark.extra("ray"), pytest.mark.extra("serve")]
 
 
-def test_two_replicas_of_which_one_is_killed() -> None:
+def test_killing_one_of_two_replicas_loses_no_service() -> None:
     found = run_program(serve_and_kill, timeout=300)
     assert found["page"][0] == 200
     assert b"<title>gemlet" in found["page"][1]
@@ -43,8 +43,8 @@ def test_ray_data() -> None:
             assert answer["error"]["code"] == "invalid_line"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Ray, because of how it uses pydantic
-def test_what_begins_alike() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's use of pydantic causes these warnings
+def test_requests_that_begin_alike_are_recognized() -> None:
     from gemlet.replicas.request import Request
     from gemlet.replicas.router import beginnings
 

@@ -1,4 +1,4 @@
-"""How long streams rest after they have sent something."""
+"""Streams rest for a while after they have sent something."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.extra("serve")
 
 
 def rests(monkeypatch: pytest.MonkeyPatch, count: int, most: float) -> list[float]:
-    """How many seconds each of ``count`` streams rests if they begin together."""
+    """The seconds that each of ``count`` streams rests if they begin together."""
     from gemlet.server.answers import Rest
 
     rest, slept, go = Rest(step=0.006, most=0.1), [], asyncio.Event()
@@ -35,7 +35,7 @@ def rests(monkeypatch: pytest.MonkeyPatch, count: int, most: float) -> list[floa
     return slept
 
 
-def test_the_more_streams_rest_the_longer_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_rest_longer_if_more_of_them_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rests(monkeypatch, 4, math.inf) == pytest.approx([0.006, 0.012, 0.018, 0.024])
 
 

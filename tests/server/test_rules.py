@@ -82,7 +82,7 @@ def test_malformed_hosts(locked: tuple[RunningServer, str], host: str) -> None:
     assert status == 400
 
 
-def test_no_host_and_two_hosts(locked: tuple[RunningServer, str]) -> None:
+def test_a_request_needs_exactly_one_host(locked: tuple[RunningServer, str]) -> None:
     server, key = locked
     for hosts in ("", "Host: localhost\nHost: localhost\n"):
         status, _ = raw(
@@ -115,7 +115,7 @@ def test_no_host_and_two_hosts(locked: tuple[RunningServer, str]) -> None:
         "*",
     ],
 )
-def test_no_way_around_the_key(locked: tuple[RunningServer, str], method: str, path: str) -> None:
+def test_headers_do_not_replace_the_key(locked: tuple[RunningServer, str], method: str, path: str) -> None:
     server, _ = locked
     for more in ("", "X-Forwarded-For: 127.0.0.1\nX-Original-URL: /health\nX-Forwarded-Prefix: /health\n"):
         status, _ = raw(server, f"{method} {path} HTTP/1.1\nHost: localhost\n{more}Connection: close\n\n")
@@ -164,7 +164,7 @@ def test_websockets_are_refused(locked: tuple[RunningServer, str]) -> None:
 # --- DNS rebinding and other web pages ----------------------------------------------------------------------
 
 
-def test_a_page_whose_name_points_here(server: RunningServer) -> None:
+def test_requests_with_a_foreign_host_are_refused(server: RunningServer) -> None:
     for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example"):
         answer = server.ask("GET", "/v1/models", headers={"Host": host})
         assert (answer.status, answer.error["code"]) == (403, "bad_host")
@@ -183,7 +183,7 @@ def test_requests_of_other_pages(server: RunningServer) -> None:
     assert server.post("/v1/chat/completions", body, headers=own).status == 200
 
 
-def test_no_cors(server: RunningServer) -> None:
+def test_without_listed_origins_there_are_no_cors_headers(server: RunningServer) -> None:
     own = {"Origin": f"http://127.0.0.1:{server.port}"}
     answers = [server.ask("GET", "/v1/models", headers=own), server.ask("OPTIONS", "/v1/models", headers=own)]
     for answer in answers:
@@ -233,7 +233,7 @@ def test_no_part_of_a_message_opens_a_file(
     server: RunningServer, part: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This does not depend on what the model can see or hear, because it is never asked. The file is a pipe,
-    and opening it would wait for ever."""
+    and opening it would wait forever."""
     from gemlet.model.model import Model
 
     def never(*_: Any, **__: Any) -> Any:
@@ -264,7 +264,7 @@ def test_many_pictures(server: RunningServer) -> None:
     assert (answer.status, "at most 64" in answer.error["message"]) == (400, True)
 
 
-def test_no_way_to_bring_a_template_a_model_or_a_path(server: RunningServer) -> None:
+def test_requests_cannot_bring_a_template_a_model_or_a_path(server: RunningServer) -> None:
     answer = server.post("/v1/chat/completions", {"messages": QUESTION, "chat_template": "{{ messages }}"})
     assert (answer.status, answer.error["param"]) == (400, "chat_template")
     for path in (
@@ -362,7 +362,7 @@ def test_json_that_is_nested_too_deep(server: RunningServer, start: str, end: st
     ],
     ids=range(12),
 )
-def test_no_body_takes_long_to_parse(data: bytes) -> None:
+def test_bodies_are_parsed_quickly(data: bytes) -> None:
     """All other requests wait while a body is parsed."""
     from gemlet.server.bodies import parse
     from gemlet.server.problems import Problem
@@ -378,7 +378,7 @@ def test_no_body_takes_long_to_parse(data: bytes) -> None:
     "body",
     [b"", b"[]", b"5", b"{", b'{"a":1}{}', b'{"a":NaN}', b'{"n":1,"n":2}', b"\xff\xfe{}", b'"' * 100_000],
 )
-def test_what_is_no_json_object(server: RunningServer, body: bytes) -> None:
+def test_bodies_that_are_not_json_objects_are_refused(server: RunningServer, body: bytes) -> None:
     answer = server.post("/v1/chat/completions", body)
     assert (answer.status, answer.error["code"]) == (400, "invalid_json")
 
@@ -415,7 +415,7 @@ def test_one_key_does_not_see_what_another_has_in_the_cache(
 # --- pickle, metrics, logs ----------------------------------------------------------------------------------
 
 
-def test_no_pickle() -> None:
+def test_the_server_never_uses_pickle() -> None:
     for path in SERVER.glob("*.py"):
         assert not re.search(r"\b(pickle|marshal|shelve|eval|exec)\b", path.read_text()), path
 

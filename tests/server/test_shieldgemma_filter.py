@@ -84,7 +84,7 @@ def test_shieldgemma_judges_prompts_and_replies(shield: tuple[RunningServer, Jud
     assert 'rule="hate"' in server.ask("GET", "/metrics").body.decode()
 
 
-def test_shieldgemma_serves_nobody(shield: tuple[RunningServer, Judge]) -> None:
+def test_clients_cannot_use_the_shieldgemma_of_the_filter(shield: tuple[RunningServer, Judge]) -> None:
     server, _ = shield
     assert [m["id"] for m in server.ask("GET", "/v1/models").json["data"]] == ["demo"]
     answer = server.post("/v1/chat/completions", {"model": "shield", "messages": GOOD})
@@ -115,7 +115,7 @@ def test_a_filter_that_fails_lets_nothing_pass(
     assert server.running() == 0
 
 
-def test_what_is_no_shieldgemma() -> None:
+def test_models_that_are_not_shieldgemma_are_refused() -> None:
     from gemlet.server.app import make_app
     from gemlet.server.settings import ModelSpec, Settings
 

@@ -59,7 +59,7 @@ def test_pings_while_a_prompt_is_read(quick: RunningServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_what_is_there_at_once_is_sent_together(quick: RunningServer, path: str) -> None:
+def test_chunks_that_are_ready_together_are_sent_together(quick: RunningServer, path: str) -> None:
     steps = [chunk(Content(f"{word} ")) for word in ("One", "two", "three")]
     with saying(*steps, 0.3, chunk(Content("four")), END), begin(quick, path) as connection:
         received = b""
@@ -77,7 +77,7 @@ def test_what_is_there_at_once_is_sent_together(quick: RunningServer, path: str)
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("stream", [True, False])
-def test_work_stops_when_the_client_goes(quick: RunningServer, path: str, stream: bool) -> None:
+def test_work_stops_when_the_client_disconnects(quick: RunningServer, path: str, stream: bool) -> None:
     with saying(chunk(Content("Yes")), 2 * PATIENCE, END) as begun:
         connection = begin(quick, path, stream=stream)
         until(lambda: begun)
@@ -114,7 +114,9 @@ def test_an_error_in_the_middle(quick: RunningServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_what_nobody_expected(quick: RunningServer, path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_errors_end_a_stream_and_are_logged(
+    quick: RunningServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with saying(ZeroDivisionError("pomegranate")):
         whole = quick.post(path, {**ROUTES[path], "stream": False})
         body = quick.post(path, {**ROUTES[path], "stream": True}).body
@@ -138,7 +140,7 @@ def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: 
         assert b"error" in quick.post(path, {**ROUTES[path], "stream": True}).body
 
 
-def test_a_client_that_takes_nothing(quick: RunningServer) -> None:
+def test_a_client_that_reads_nothing_loses_its_stream(quick: RunningServer) -> None:
     large = chunk(Content("x" * 100_000))
     with saying(*[large] * 1000, END) as begun:
         connection = begin(quick, "/v1/chat/completions", buffer=2048)

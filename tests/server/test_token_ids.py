@@ -93,7 +93,7 @@ def test_prompt_logprobs(server: RunningServer, expected: dict[str, gemlet.Gener
         assert isinstance(own["decoded_token"], str)
 
 
-def test_what_is_refused(server: RunningServer) -> None:
+def test_wrong_fields_are_refused(server: RunningServer) -> None:
     def refused(path: str, **fields: Any) -> tuple[Any, ...]:
         asked = {"input": "The door"} if path == "/v1/responses" else body(path)
         answer = server.post(path, {**asked, **fields})

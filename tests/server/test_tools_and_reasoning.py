@@ -107,7 +107,7 @@ def test_tool_choice(server: RunningServer, ask: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_a_forced_call(server: RunningServer, ask: Any) -> None:
-    """In every dialect, and even with a model that would not call anything by itself."""
+    """This is true in every dialect, and even with a model that would not call anything by itself."""
     city = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
@@ -145,7 +145,7 @@ def test_thinking(server: RunningServer, ask: Any) -> None:
         ask(reasoning_effort="none", extra_body={"chat_template_kwargs": {"enable_thinking": True}})
 
 
-def test_what_comes_back(server: RunningServer) -> None:
+def test_the_chat_format_gets_the_messages_that_clients_send_back(server: RunningServer) -> None:
     """The chat format gets the reasoning under one name. The empty fields of OpenAI's messages change
     nothing."""
     from gemlet.server.openai_chat import as_said

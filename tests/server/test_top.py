@@ -22,7 +22,7 @@ BODY = {"prompt": "The door", "max_tokens": 5, "ignore_eos": True}
 SHORT = ("--interval", "0.1")
 
 
-def test_once(server: RunningServer) -> None:
+def test_top_can_show_the_state_once(server: RunningServer) -> None:
     server.post("/v1/completions", BODY)
     for arguments in ((), ("--once",)):  # it is also shown once if the output is a pipe
         done = run("top", server.url, *SHORT, *arguments)
@@ -73,7 +73,7 @@ def test_keys(tmp_path: Path) -> None:
         assert " ms" in everything
 
 
-def test_on_a_terminal(server: RunningServer) -> None:
+def test_top_updates_a_terminal(server: RunningServer) -> None:
     code, screen = on_terminal(["top", server.url, *SHORT], [("cache", ""), ("\x1b[H", "\x03")])
     assert code == 0
     assert screen.index("\x1b[?1049h") < screen.index("demo") < screen.index("\x1b[?1049l")
@@ -124,7 +124,7 @@ STATE: dict[str, Any] = {
         {**STATE, "models": [{**STATE["models"][0], "first_token_seconds": [[0.1, 5], ["x", 9]]}]},
     ],
 )
-def test_states_that_are_none(state: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_refuses_a_state_that_is_not_gemlets(state: object, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(200, json.dumps(state).encode()) as url:
         assert "is not that of a gemlet serve" in failed(run_here(capsys, "top", url, *SHORT))
 
@@ -133,7 +133,7 @@ def test_states_that_are_none(state: object, capsys: pytest.CaptureFixture[str])
     ("status", "body"),
     [(200, b"<html>"), (200, b"[1]"), (302, b""), (500, b"{}"), (200, b"\xff"), (200, b"")],
 )
-def test_other_answers(status: int, body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_refuses_other_answers(status: int, body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(status, body) as url:
         failed(run_here(capsys, "top", url, *SHORT))
 
@@ -154,6 +154,6 @@ def test_wrong_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "url" in failed(run_here(capsys, "top", url)).lower()
 
 
-def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_says_that_no_server_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not answer" in failed(run_here(capsys, "top", "http://127.0.0.1:9"))
     assert "interval" in failed(run_here(capsys, "top", "http://127.0.0.1:9", "--interval", "nan"))

@@ -68,7 +68,7 @@ def test_a_reply(traced: tuple[RunningServer, Any]) -> None:
     assert whole.resource.attributes["service.name"] == "gemlet"
 
 
-def test_no_text(traced: tuple[RunningServer, Any]) -> None:
+def test_traces_have_no_text(traced: tuple[RunningServer, Any]) -> None:
     server, exporter = traced
     text = server.post(CHAT, BODY).json["choices"][0]["message"]["content"]
     server.post(CHAT, {**BODY, SECRET: SECRET})

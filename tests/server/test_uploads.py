@@ -126,7 +126,7 @@ def test_an_upload_has_its_room_before_it_comes(tmp_path: Path) -> None:
         assert len(on_disk(tmp_path)) == 2
 
 
-def test_the_disk_is_asked_before(tmp_path: Path) -> None:
+def test_the_room_on_the_disk_is_checked_before_an_upload(tmp_path: Path) -> None:
     """The server does not begin to receive a file if the disk has no room for it."""
     with with_files(tmp_path) as server:
         left = os.statvfs_result((4096, 4096, 9000, 100, 100, 9, 9, 9, 0, 255))

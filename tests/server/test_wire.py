@@ -60,7 +60,7 @@ def answers(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
 
 
 class _Made:
-    """What http.client reads answers from, one after the other."""
+    """A connection from which http.client reads answers, one after the other."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

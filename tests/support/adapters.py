@@ -17,7 +17,8 @@ from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
-MERGED_ONLY = ["gemma3-modules", "gemma4-table-dora"]  # whole matrices, DoRA of a table in its file
+# They have whole matrices, or DoRA of a table that stays in its file.
+MERGED_ONLY = ["gemma3-modules", "gemma4-table-dora"]
 NAMES = sorted(folder.name for folder in ADAPTERS.iterdir() if folder.name not in MERGED_ONLY)
 Tensors = dict[str, NDArray[Any]]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

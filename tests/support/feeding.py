@@ -13,7 +13,7 @@ from support.core_models import int32
 from support.inside import context_of
 
 Floats = NDArray[np.float32]
-REORDERED = 5e-5  # two float32 computations of the same value that add in different orders
+REORDERED = 5e-5  # the relative difference of two float32 sums of the same values in different orders
 
 
 def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:

@@ -24,9 +24,9 @@ Doubles = NDArray[np.float64]
 UNIT = 2.0**-24
 TINY = 2.0**-149
 NORMAL = 2.0**-126  # the smallest float32 and bfloat16 that is not denormal
-BLOCK = 32  # columns under one scale, of weights and of int8 activations
-HALF_UNIT = 2.0**-11  # rounding error of float16
-HALF_TINY = 2.0**-25  # rounding error of its denormals
+BLOCK = 32  # weights and int8 activations have one scale for so many columns
+HALF_UNIT = 2.0**-11  # the relative rounding error of float16
+HALF_TINY = 2.0**-25  # the absolute rounding error of its denormals
 # Blocks of activations with a smaller max|x| may become zero, because 127 / max|x| leaves float32.
 FLUSHED = 127 / 3.4e38
 
@@ -58,7 +58,8 @@ MATMULS = {
     **{f"matmul_{form}_r{bits}": f"r{bits}" for form in ("f32", "s8", "s8_tiles") for bits in (8, 4, 2)},
 }
 PREPARED = ("quantize_i8", "round_bf16", "quantize_s8", "round_s8")
-FIXED = tuple(name for name in MATMULS if name.startswith("matmul_s8"))  # of x with a fixed scale
+# These multiply x that is rounded with a fixed scale.
+FIXED = tuple(name for name in MATMULS if name.startswith("matmul_s8"))
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 CACHES = ("f32", "bf16", "int8", "int4")
 ATTENTIONS = {f"attention_{name}": name for name in CACHES}
@@ -180,7 +181,8 @@ def int8_activations(x: Floats, format: str) -> tuple[Doubles, Doubles]:
     step = int8_steps(x, format)
     with np.errstate(invalid="ignore", divide="ignore"):
         q = np.where(step > 0, x / step, 0)
-    half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4  # in float32, q is off by at most 127 * 4 UNIT
+    # The error of q in float32 is at most 127 * 4 UNIT.
+    half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4
     rounded = np.rint(q) * step
     flushed = np.where(step * 127 < FLUSHED, np.abs(rounded), 0) if format != "q4" else 0
     return rounded, half_way * step + flushed

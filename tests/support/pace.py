@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_ROOM = 3  # times the limit
+_ROOM = 3  # a test fails if it takes this many times the limit
 _REFERENCE = 0.0041  # seconds that the piece of work takes on an AMD EPYC (Zen 3) at rest
 
 
 def slowness() -> float:
-    """How many times slower than the reference this machine is now, and at least 1: the worst of a few
+    """The factor by which this machine is now slower than the reference, at least 1: the worst of a few
     moments."""
     return max(1.0, *(_piece_of_work() / _REFERENCE for _ in range(9)))
 

@@ -13,7 +13,7 @@ from gemlet.config import SHAPES, parse_config
 from gemlet.weights.hf_names import PREFIXES, tensor_name
 from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
-_BLOCK = 1 << 26  # bytes of random weights, which are repeated
+_BLOCK = 1 << 26  # so many bytes of random weights are made and then repeated
 
 
 def write_real_shape(folder: Path, shape: str) -> None:

@@ -77,7 +77,7 @@ class RunningServer:
         return self.ask("POST", path, body, **more)
 
     def running(self) -> int:
-        """How many requests have a place."""
+        """The number of requests that have a place."""
         return int(self.server.app.service.limiter.running)
 
     def wait_idle(self) -> None:
@@ -100,7 +100,7 @@ class Process:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def files(self) -> int:
-        """How many files and connections are open."""
+        """The number of open files and connections."""
         return len(os.listdir(f"/proc/{self.id}/fd"))
 
     def wait_idle(self, key: str | None = None) -> None:

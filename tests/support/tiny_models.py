@@ -70,7 +70,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # a text for these models
+IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # the ids of a text for these models
 
 
 def logits_of(folder: Path, **arguments: Any) -> NDArray[np.float32]:
@@ -166,7 +166,8 @@ def write_judge(folder: Path, template: str) -> Path:
     vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
     sizes = {"vocab_size": vocab, "max_position_embeddings": 1024}
     config = CONFIGS["gemma2"] | sizes
-    tensors = {name: 8 * values for name, values in weights_of(config).items()}  # so that texts differ
+    # Larger weights make texts differ.
+    tensors = {name: 8 * values for name, values in weights_of(config).items()}
     write_folder(folder, config, tensors=tensors)
     shutil.copyfile(demo / "tokenizer.model", folder / "tokenizer.model")
     (folder / "chat_template.jinja").write_text(template)

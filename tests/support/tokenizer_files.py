@@ -67,7 +67,7 @@ def gguf_file(
 def gemma4() -> dict[str, Any]:
     """``pieces`` and ``types`` of all 262,144 ids (omitted ones are unused fillers), ``merges`` and
     ``vectors``."""
-    import lzma  # which a small Python may lack (.ci/proof.py)
+    import lzma  # a small Python may lack it (.ci/proof.py)
 
     data = json.loads(lzma.decompress((DATA / "gemma4_vocab.json.xz").read_bytes()))
     pieces = [f"<left out {i}>".replace(" ", "_") for i in range(data["size"])]

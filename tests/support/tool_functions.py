@@ -110,7 +110,7 @@ def nothing() -> str:
     return ""
 
 
-# What transformers describes too.
+# transformers describes these, too.
 COMMON: tuple[Callable[..., Any], ...] = (plain, collections, optionals, choices, nested, nothing)
 
 

@@ -10,7 +10,7 @@ from golden.folders import HERE, read_tensors
 from support import audio, vision
 
 FOLDERS = HERE / "tower_adapters"
-EMBEDDING = "embeddinggemma2"  # its adapters have vectors instead of logits
+EMBEDDING = "embeddinggemma2"  # the goldens of its adapters have vectors instead of logits
 _ALL = sorted(folder.name for folder in FOLDERS.iterdir())
 NAMES = [name for name in _ALL if not name.startswith(EMBEDDING)]
 EMBEDDING_NAMES = [name for name in _ALL if name.startswith(EMBEDDING)]

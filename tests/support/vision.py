@@ -88,7 +88,7 @@ def write_shieldgemma2(folder: Path) -> Path:
 
 
 GEMMA3N_MARKERS = ("<start_of_image>", "<start_of_audio>")
-# In separate tables, after the pieces of the text.
+# These ids have separate tables, after the pieces of the text.
 GEMMA3N_IMAGE_PIECES = ("<end_of_image>", "<image_soft_token>", *[f"<image{i}>" for i in range(6)])
 GEMMA3N_AUDIO_PIECES = ("<end_of_audio>", "<audio_soft_token>", *[f"<audio{i}>" for i in range(10)])
 

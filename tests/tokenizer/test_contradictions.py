@@ -108,7 +108,7 @@ def test_bytes_in_small_letters_are_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["<left out>", "<0x42>"])
-def test_bytes_that_are_not_all_there_are_refused(tmp_path: Path, other: str) -> None:
+def test_an_incomplete_set_of_bytes_is_refused(tmp_path: Path, other: str) -> None:
     pieces = [other if piece == "<0x41>" else piece for piece in trained_pieces()[0]]
     with pytest.raises(TokenizerError, match="byte pieces for 255 different bytes"):
         Tokenizer.from_file(save(tmp_path, "a.gguf", ollama("llama", tokens=(ARRAY, (STRING, pieces)))))

@@ -98,7 +98,7 @@ def test_the_first_ids_take_no_time(trained: Tokenizer) -> None:
     assert_quick(lambda: trained.first_ids(text, 1000), 0.5)  # all of them take ten seconds
 
 
-def test_the_most_characters_of_tokens(trained: Tokenizer) -> None:
+def test_the_most_characters_of_tokens_are_counted(trained: Tokenizer) -> None:
     longest = max(len(trained.id_to_piece(i)) for i in range(trained.vocab_size))
     assert trained.most_characters(10) == 10 * longest
     trained.check_length(10_000 * longest, 10_000, "prompt")

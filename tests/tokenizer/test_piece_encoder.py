@@ -150,7 +150,7 @@ def places(texts: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
 
 
 @pytest.mark.parametrize(("count", "known"), [(200, True), (400, False)])
-def test_pieces_with_the_same_place(count: int, known: bool) -> None:
+def test_too_many_pieces_with_the_same_place_are_refused(count: int, known: bool) -> None:
     """With thousands of them, every search would take as long as a search through all pieces."""
     letters = np.random.default_rng(1).integers(97, 123, (1_000_000, 8), np.uint8)
     texts = letters.view("<u8")[:, 0]

@@ -87,7 +87,7 @@ def change(path: Path, alter: Callable[[Tensors, dict[str, Any]], object]) -> No
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_the_same_tokenizer(tmp_path: Path, name: str) -> None:
+def test_a_stored_tokenizer_equals_its_source(tmp_path: Path, name: str) -> None:
     folder = folder_of(tmp_path / "source", name)
     write_stored(tmp_path / STORED_FILE, read_vocabulary(folder))
     assert (read_stored(tmp_path / STORED_FILE).merge_encoder is None) == (name != "merges")
@@ -339,7 +339,7 @@ def test_pieces_in_every_layout(pieces: list[tuple[bytes, int | None, str]]) -> 
     assert (model.tags, model.ends) == (tags, ends)
 
 
-def test_the_core_passes_over_the_same_pieces_as_the_reader() -> None:
+def test_the_core_and_the_reader_ignore_the_same_pieces() -> None:
     data, chance = bytearray(trained_model()), random.Random(0)
     for _ in range(50):
         data[chance.randrange(len(data))] = chance.randrange(256)

@@ -89,7 +89,7 @@ def test_gemma_4_ids(gemma4_tokenizer: Tokenizer) -> None:
 @given(text=crafted_text, allow_control=st.booleans())
 @example(text=" " * 40 + "the", allow_control=True)
 @example(text="<start_of_turn>user\nthe door<end_of_turn>\n", allow_control=False)
-def test_the_formats_agree(
+def test_all_formats_give_the_same_ids(
     trained: Tokenizer,
     trained_json_tokenizer: Tokenizer,
     trained_gguf_tokenizer: Tokenizer,
@@ -118,7 +118,7 @@ def test_broken_utf8_is_decoded_as_in_sentencepiece(trained: Tokenizer, ids: lis
     assert trained.decode(ids, skip_control=False) == original.decode(ids)
 
 
-def test_of_two_files_the_json_says_how_text_is_cut(tmp_path: Path, trained: Tokenizer) -> None:
+def test_tokenizer_json_decides_how_text_is_split(tmp_path: Path, trained: Tokenizer) -> None:
     save(tmp_path, "model.gguf", trained_gguf())
     assert Tokenizer.from_file(tmp_path).source.endswith("model.gguf")
     save(tmp_path, "tokenizer.json", trained_json())
@@ -174,7 +174,7 @@ def test_added_tokens_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("vocabulary", ["tokenizer.model", "tokenizer.json"])
-def test_an_added_token_keeps_its_id_behind_a_gap(tmp_path: Path, file: str, vocabulary: str) -> None:
+def test_an_added_token_keeps_its_id_after_a_gap(tmp_path: Path, file: str, vocabulary: str) -> None:
     save(tmp_path, vocabulary, trained_model() if vocabulary.endswith("model") else trained_json())
     size = Tokenizer.from_file(tmp_path).vocab_size
     entry = {"content": "<extra>", "special": True}
@@ -223,7 +223,7 @@ def refused(path: Path, *words: str, error: type[GemletError] = TokenizerError) 
         assert word in str(caught.value)
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     refused(tmp_path / "absent.model", "absent.model", error=ModelFileError)
     refused(tmp_path, "tokenizer.model, tokenizer.json or *.gguf", error=ModelFileError)
     refused(tmp_path / "nul\0", "nul", error=ModelFileError)

@@ -93,7 +93,7 @@ def test_ids_that_tokenizers_would_not_give_are_refused(
         Tokenizer.from_file(tmp_path)
 
 
-def test_of_two_added_tokens_with_one_text_the_first_counts(tmp_path: Path) -> None:
+def test_the_first_of_two_added_tokens_with_one_text_counts(tmp_path: Path) -> None:
     tokenizer = folder_with(tmp_path, added(420, "<x>"), added(421, "<x>"), added(421, "<y>"))
     assert tokenizer.encode("<x><y>", add_bos=False) == [420, 421]
 

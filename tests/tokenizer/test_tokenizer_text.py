@@ -21,7 +21,7 @@ from support.tokenizer_files import MARKERS, SPACE, save, trained_model
 # --- BOS and control tokens ---------------------------------------------------------------------------------
 
 
-def test_bos_exactly_once(trained: Tokenizer) -> None:
+def test_a_text_gets_exactly_one_bos(trained: Tokenizer) -> None:
     plain = trained.encode("the door", add_bos=False)
     assert trained.encode("the door") == [2, *plain]
     assert trained.encode("<bos>the door") == [2, *plain]
@@ -86,7 +86,7 @@ def test_the_longest_of_overlapping_control_tokens_wins(gemma4_tokenizer: Tokeni
     assert pieces == ["<", "<|image|>", "<|image>", "<image|>"]
 
 
-def test_no_bos_in_the_vocabulary(tmp_path: Path) -> None:
+def test_a_vocabulary_may_lack_bos(tmp_path: Path) -> None:
     path = save(tmp_path, "tokenizer.model", trained_model(bos_id=-1, eos_id=1, unk_id=2))
     tokenizer = Tokenizer.from_file(path)
     assert tokenizer.bos_id is None
@@ -153,7 +153,7 @@ def test_every_part_of_a_stream_is_a_prefix_of_whole_characters(trained: Tokeniz
     assert shown + decoder.finish() == trained.decode(ids) == text.replace(SPACE, " ")
 
 
-def test_half_a_character_waits_and_a_broken_one_is_replaced(trained: Tokenizer) -> None:
+def test_decoding_waits_for_half_a_character_and_replaces_broken_ones(trained: Tokenizer) -> None:
     first, second, third = trained.encode("日", add_bos=False)
     decoder = trained.stream_decoder()
     assert [decoder.push(first), decoder.push(second), decoder.push(third)] == ["", "", "日"]
@@ -203,7 +203,9 @@ def test_ids_out_of_range(trained: Tokenizer, bad: Any) -> None:
     + [" " * n + "x" for n in range(70)]
     + ["\n" * n + "\t" * (n % 5) + " " for n in range(40)],
 )
-def test_any_text_survives(trained: Tokenizer, gemma4_tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_can_be_encoded_and_decoded(
+    trained: Tokenizer, gemma4_tokenizer: Tokenizer, text: str
+) -> None:
     for tokenizer in (trained, gemma4_tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -33,7 +33,7 @@ struct Task {
   int64_t token, tokens;  // rows of the segment
   int64_t head, heads;    // query heads within the group
   int64_t kv_begin, kv_end;
-  int64_t ahead;    // how many tokens after its own a row sees, up to kv_end
+  int64_t ahead;    // the number of tokens after its own that a row sees, up to kv_end
   int64_t partial;  // index of this task's result among those of pieces; -1: it writes the output itself
   int64_t rows() const { return tokens * heads; }
 };

@@ -25,8 +25,8 @@ constexpr int64_t kTaskBytes = 64 * 1024;
 constexpr int64_t kWeightBytes = 256 * 1024;
 constexpr int64_t kActivationBytes = 256 * 1024;
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kFloatRows =
-    24;  // rows of float32 activations in a task: a multiple of this, so whole tiles of 4, 6 and 8
+// A task has a multiple of so many rows of float32 activations, which are whole tiles of 4, 6 and 8 rows.
+constexpr int64_t kFloatRows = 24;
 
 // For products in tiles: the most rows and the most panels of a task, and the least number of tasks for each thread.
 constexpr int64_t kTileRowBlock = 512;

@@ -140,7 +140,7 @@ class CpuBackend final : public Backend {
                  [&](int64_t piece) { fn(piece * kPiece, std::min(kPiece, count - piece * kPiece)); });
   }
   float* scratch(AlignedBuffer& buffer, int64_t floats);           // grows the buffer
-  MatmulInput input_of(const Matrix& weight, int64_t rows) const;  // its data is not set
+  MatmulInput input_of(const Matrix& weight, int64_t rows) const;  // the data of the result is not set
   void prepare_inputs(std::span<const Product> products);
 
   Tier tier_;

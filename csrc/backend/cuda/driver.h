@@ -20,7 +20,7 @@ struct Gpu {
 // work, and `refusal` says so.
 struct Driver {
   api::Functions functions;
-  int version = 0;  // of CUDA: 13000 for 13.0; 0: there is no driver
+  int version = 0;  // the version of CUDA: 13000 for 13.0; 0: there is no driver
   std::vector<Gpu> gpus;
   std::string refusal;  // why no GPU can be used; empty: one can be
   std::string error_name(api::Result error) const;

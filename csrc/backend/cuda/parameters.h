@@ -13,7 +13,7 @@ namespace gemlet::cuda {
 // of the stream. An array stays until the ring wraps around, which first waits for the stream.
 class Parameters {
  public:
-  static constexpr size_t kLeastBytes = size_t{4} << 20;  // of each of the two
+  static constexpr size_t kLeastBytes = size_t{4} << 20;  // the least size of each of the two buffers
 
   explicit Parameters(Device& device) : device_(device) {}
   ~Parameters() { release(); }

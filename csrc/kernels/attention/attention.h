@@ -9,7 +9,7 @@
 // of formats/formats.h (lines of 16 outputs x 4 bytes), so both products of attention use the tiles of matmul:
 //   K: 64 outputs (tokens) x head_dim columns, then V: head_dim outputs (padded to 16) x 64 columns (tokens).
 // An int8 cache holds round(x / scale) + 128 as bytes, with scale = max|x| / 127 over one token's key or value of one
-// head. Behind V are 64 scales of the keys and 64 scales of the values, f32.
+// head. After V there are 64 scales of the keys and 64 scales of the values, in f32.
 // An int4 cache has such scales too. It holds the index i of the nearest level of x: the levels are scale * (2
 // kInt4Levels[i] - 63), with scale = the root mean square of x / kInt4Unit. The low halves of the 4 bytes hold columns
 // 8 c to 8 c + 3, the high halves 8 c + 4 to 8 c + 7.
@@ -24,7 +24,7 @@ namespace gemlet::kernels {
 constexpr int64_t kMaxAttentionRows = 32;
 
 constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + kPanelRows - 1) / kPanelRows * kPanelRows; }
-// `bits`: of one number, 32, 16, 8 or 4.
+// `bits` is the size of a number: 32, 16, 8 or 4.
 constexpr int64_t kv_line_columns(int64_t bits) { return 8 * kUnitBytes / bits; }
 // The columns of K are padded to whole lines.
 constexpr int64_t kv_key_columns(int64_t head_dim, int64_t bits) {
@@ -61,7 +61,7 @@ struct AttentionArgs {
   int64_t first_block;
   int64_t kv_begin, kv_end;  // the tokens to read, kv_begin < kv_end
   int64_t window;            // 0: no limit
-  int64_t ahead;             // how many tokens after its own a query sees
+  int64_t ahead;             // the number of tokens after its own that a query sees
   float softcap;             // 0 = none
   float* const* out;         // [rows] pointers to head_dim floats
   float* max;                // [rows], or null. If given, `out` is not divided by the sum, and m and the sum are
@@ -85,8 +85,8 @@ constexpr int kInt4Middle = 63;
 // Numbers above the i-th border, in units of the scale, have a level above the i-th.
 constexpr float int4_border(int i) { return (float)(kInt4Levels[i] + kInt4Levels[i + 1] - kInt4Middle); }
 
-// How many slots share the 4-byte units of V. Storing reads and writes whole units, so two threads may not store tokens
-// of the same unit (slot / kv_slots_together) at the same time.
+// The number of slots that share the 4-byte units of V. Storing reads and writes whole units, so two threads may not
+// store tokens of the same unit (slot / kv_slots_together) at the same time.
 constexpr int64_t kv_slots_together(int64_t bits) { return kv_line_columns(bits); }
 
 // Writes one token's key and value (f32 [head_dim]) into its slot (0 to 63) of one head of a block.

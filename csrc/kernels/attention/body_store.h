@@ -50,7 +50,7 @@ struct Int4Element {
   void prepare(const float* x, int64_t dim) {
     const float peak = largest_magnitude(peaks_of(x, dim));
     if (peak <= kZeroKvPeak) return;
-    const float shrink = 127.0f / peak;  // so that no square overflows
+    const float shrink = 127.0f / peak;  // this way no square overflows
     VF squares = {};
     for (int64_t i = 0; i < dim; i += kLanes) {
       const VF small = head_vector(x, i, dim) * shrink;

@@ -22,7 +22,8 @@ inline void round_into_tiles(const float* x, int64_t count, uint8_t* to) {
 
 struct TileCache {
   static constexpr int64_t kBits = 16;
-  static constexpr int64_t kWeightBytes = kKvBlockTokens / kTileColumns * kTileBytes;  // of a group of rows
+  static constexpr int64_t kWeightBytes =
+      kKvBlockTokens / kTileColumns * kTileBytes;  // bytes of the weights of a group of rows
   const AttentionArgs& a;
   int64_t width, query_bytes;
   uint8_t *q, *p;  // groups of 16 rows in tiles; the columns of p are the tokens that mix() takes

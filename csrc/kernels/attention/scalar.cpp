@@ -46,7 +46,7 @@ struct Int4 {
   static float scale_of(const float* x, int64_t dim) {
     const float peak = peak_of(x, dim);
     if (peak <= kZeroKvPeak) return 0.0f;
-    float squares = 0.0f;  // of x / peak, which cannot overflow
+    float squares = 0.0f;  // the squares of x / peak, which cannot overflow
     for (int64_t d = 0; d < dim; ++d) squares += (x[d] / peak) * (x[d] / peak);
     return sqrtf(squares / static_cast<float>(dim)) * peak / kInt4Unit;  // NaN if x is not finite
   }
@@ -61,7 +61,7 @@ struct Int4 {
   }
 };
 
-// Where column c of output o of a packed matrix is: its unit of 4 bytes, and its column there.
+// The place of column c of output o in a packed matrix: its unit of 4 bytes, and its column in the unit.
 template <typename Cache>
 int64_t unit_of(int64_t o, int64_t c, int64_t cols) {
   constexpr int64_t kColumns = kv_line_columns(Cache::kBits);

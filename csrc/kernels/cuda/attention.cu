@@ -1,16 +1,17 @@
-// Rotation, the cache, and attention over it (the layout of the cache: kernels.h).
+// Rotation, stores into the cache, and attention over the cache. kernels.h has the layout of the cache.
 //
-// A block of attention computes one row and one key/value head, a warp one query head of the group at a time. Keys are
-// read in pieces of 256 tokens, 8 of them by each lane, so scores need no exchange between lanes. Then lanes share the
-// numbers of the values. The results of pieces are added in order, with an online softmax. So a row has the same bits
-// whether one block reads all pieces, or several blocks read them and attention_merge adds the results.
+// A block of threads computes attention for one row and one key/value head. Each of its warps computes one query head
+// of the group at a time. Keys are read in pieces of 256 tokens. Each lane reads 8 whole keys, so lanes exchange
+// nothing to compute scores. For the values, each lane adds its own share of the dimensions. The results of the pieces
+// are added in order, with an online softmax. So a row has the same bits whether one block reads all pieces, or several
+// blocks read them and attention_merge adds the results.
 #include "kernels/cuda/device.h"
 
 namespace gemlet::cuda {
 namespace {
 
 constexpr KvFormat kKvF32 = KvFormat::kF32, kKvBf16 = KvFormat::kBf16, kKvInt8 = KvFormat::kInt8;
-constexpr float kZeroPeak = 1e-33f;  // a key or value with smaller numbers becomes zeros
+constexpr float kZeroPeak = 1e-33f;  // int8: a key or value without a larger number becomes zeros
 
 constexpr int kv_element(KvFormat format) { return format == kKvF32 ? 4 : format == kKvBf16 ? 2 : 1; }
 
@@ -23,11 +24,12 @@ __device__ __forceinline__ float number_of(const uint4& unit, int i) {
   return static_cast<float>(static_cast<int8_t>(words[i / 4] >> i % 4 * 8 & 255));
 }
 
-// Adds a result (out, its largest score and sum) to those before. The lane has some numbers of out.
+// Adds the result of a piece (out, its largest score, its sum) to the result so far. A lane has kNumbers numbers of
+// out.
 template <int kNumbers>
 __device__ __forceinline__ void add_piece(const float (&from)[kNumbers], float from_max, float from_sum, bool first,
                                           float (&to)[kNumbers], float& max, float& sum) {
-  if (from_sum == 0.0f) return;  // nothing visible
+  if (from_sum == 0.0f) return;  // the piece has no visible key
   const bool none = first || sum == 0.0f;
   const float largest = none ? from_max : larger(max, from_max);
   const float old_factor = none ? 0.0f : expf(max - largest), factor = expf(from_max - largest);
@@ -39,7 +41,7 @@ __device__ __forceinline__ void add_piece(const float (&from)[kNumbers], float f
 template <KvFormat kFormat, int kDim>
 __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared) {
   constexpr int kElement = kv_element(kFormat), kUnit = 16 / kElement;
-  constexpr int kNumbers = kDim / 32;  // of out, for each lane
+  constexpr int kNumbers = kDim / 32;  // how many numbers of out a lane has
   constexpr int kKeys = static_cast<int>(kPieceTokens / 32);
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int warps = static_cast<int>(blockDim.x / 32);
@@ -47,7 +49,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
   const int64_t kv_head = blockIdx.y, dim = args.dim, padded = kv_padded(dim, kElement);
   const int64_t group = args.heads / args.kv_heads;
   const int64_t values_at = kv_values_at(dim, kElement), scales_at = kv_scales_at(dim, kElement);
-  float* const q = shared + warp * padded;  // of this warp's head, padded with zeros
+  float* const q = shared + warp * padded;  // the query of this warp's head, padded with zeros
   const int64_t first_piece = row.begin / kPieceTokens + blockIdx.z * args.pieces_each;
   int64_t last_piece = (row.end + kPieceTokens - 1) / kPieceTokens;
   if (first_piece + args.pieces_each < last_piece) last_piece = first_piece + args.pieces_each;
@@ -83,7 +85,7 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
         piece_max = any ? larger(piece_max, score) : score;
         any = true;
       }
-      // Lanes without a visible key must not decide what is largest.
+      // Lanes without a visible key do not count in the maximum.
       for (int step = 16; step > 0; step /= 2) {
         const float other = __shfl_xor_sync(kAllLanes, piece_max, step);
         const int other_any = __shfl_xor_sync(kAllLanes, static_cast<int>(any), step);
@@ -143,13 +145,14 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
   }
 }
 
-// Writes one key or value of the block's threads, `x` in shared memory, into the cache. `unit_stride`: bytes between
-// its units of 16 bytes.
+// All threads of the block write one key or value, `x` in shared memory, into the cache. `unit_stride` is the number of
+// bytes from one unit of 16 bytes to the next.
 __device__ __forceinline__ void store_numbers(const float* x, int64_t dim, KvFormat format, uint8_t* to,
                                               int64_t unit_stride, float* scale_at, float* shared) {
   const int64_t element = kv_element(format), padded = kv_padded(dim, element), unit = 16 / element;
   float factor = 1;
-  bool broken = false;  // not finite: then every number is 1, and the scale reaches all of the result
+  // If x is not finite, every number becomes 1, so that the scale (infinity or NaN) reaches all of the result.
+  bool broken = false;
   if (format == kKvInt8) {
     float peak = 0;
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) peak = larger(peak, fabsf(x[i]));
@@ -213,7 +216,7 @@ GEMLET_CUDA_KERNEL(attention_merge, MergeArgs) {
   }
 }
 
-// A block for each row and head: first those of q, then those of k and v.
+// A block for each row and head: first the heads of q, then the heads of k and v.
 GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
   GEMLET_SHARED(shared);
   float* const sums = reinterpret_cast<float*>(shared);
@@ -231,7 +234,7 @@ GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
     return 1.0f / sqrtf(block_sum(sum, sums) / static_cast<float>(dim) + args.eps);
   };
   const float factor = norm ? inverse_rms(x) : 1.0f;
-  const int64_t pairs = half / args.rope_parts;  // of a part, which rotates like a head of its own
+  const int64_t pairs = half / args.rope_parts;  // pairs of a part; each part is rotated like a head
   for (int64_t i = threadIdx.x; i < half; i += blockDim.x) {
     const int64_t low = i / pairs * 2 * pairs + i % pairs, high = low + pairs;
     const float cosine = args.cosines ? args.cosines[row * half + i] : 1.0f;

@@ -1,7 +1,7 @@
-# The CUDA backend, as GEMLET_CUDA says.
+# The CUDA backend. GEMLET_CUDA says how it is built:
 #
 #   off        device="cuda" is an error that says so.
-#   on         The kernels are compiled by GEMLET_NVCC and become part of the library. Nothing of CUDA is linked: the
+#   on         GEMLET_NVCC compiles the kernels, and they become part of the library. No library of CUDA is linked: the
 #              driver is opened when it is needed.
 #   emulated   The kernels are compiled as C++ into a library that stands in for the driver, and run on the CPU
 #              (kernels/cuda/emulated/driver.cpp).
@@ -24,7 +24,7 @@ function(gemlet_add_cuda_sources target)
   endif()
 endfunction()
 
-# Code for each kind of GPU since sm_80, and PTX, which the driver compiles for later ones.
+# Code for each kind of GPU since sm_80, and PTX, which the driver compiles for later kinds.
 function(gemlet_compile_kernels target)
   find_program(GEMLET_NVCC nvcc DOC "The compiler of CUDA 13")
   if(NOT GEMLET_NVCC)

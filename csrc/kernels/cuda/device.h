@@ -1,5 +1,5 @@
-// The functions that kernels are written with. nvcc compiles it for the GPU; any C++ compiler compiles it for the
-// emulator.
+// The functions that kernels are written with. nvcc compiles this file for the GPU, and any C++ compiler compiles it
+// for the emulator.
 #pragma once
 
 #include <stdint.h>
@@ -38,7 +38,7 @@ __device__ __forceinline__ uint32_t f32_to_bits(float x) {
 __device__ __forceinline__ float bf16_low(uint32_t pair) { return bits_to_f32(pair << 16); }
 __device__ __forceinline__ float bf16_high(uint32_t pair) { return bits_to_f32(pair & 0xffff0000u); }
 
-// Rounded to the nearest, ties to even. NaN stays NaN.
+// Rounds to the nearest, ties to even. NaN stays NaN.
 __device__ __forceinline__ uint16_t f32_to_bf16(float x) {
   const uint32_t bits = f32_to_bits(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 64);
@@ -55,8 +55,8 @@ __device__ __forceinline__ float f16_to_f32(uint16_t half) {
 #endif
 }
 
-// Sums and largest values that all threads of a warp or of a block get, always added in the same order. `shared` has
-// room for 33 numbers; all threads must meet between two calls with the same one, which the first barrier here ensures.
+// Sums and maxima over all threads of a warp or of a block. Every thread gets the result. The order of additions is
+// always the same. `shared` has room for 33 numbers. The first barrier makes sure that two calls can use the same room.
 __device__ __forceinline__ float warp_sum(float x) {
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return x;
@@ -84,7 +84,7 @@ __device__ __forceinline__ float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }
 
-// The number of this thread in the whole grid.
+// The index of this thread in the whole grid.
 __device__ __forceinline__ int64_t grid_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 }  // namespace gemlet::cuda

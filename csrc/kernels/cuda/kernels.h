@@ -1,7 +1,7 @@
 // The list of the CUDA kernels and their arguments. The backend launches a kernel by its place in the list.
 //
-// All addresses are in the memory of the device. The arguments travel by value, so they are plain structures of fixed
-// layout. This header is included by code for the device, by the emulator and by the backend.
+// All addresses are in the memory of the device. The arguments are passed by value, so they are plain structures with a
+// fixed layout. Code for the device, the emulator and the backend include this header.
 #pragma once
 
 #include <stdint.h>
@@ -27,8 +27,8 @@ struct MatmulArgs {
   const float* gate;  // null, or [weight.rows]: panels of 16 outputs whose gates are all 0 become 0
 };
 
-// out = clamp(round(x / scale), -128, 127) * scale. Rows of out lie `stride` numbers apart, those of x too if they are
-// the same.
+// out = clamp(round(x / scale), -128, 127) * scale. Rows of out are `stride` numbers apart. Rows of x are `dim` numbers
+// apart, or `stride` if x is out.
 struct RoundArgs {
   const float* x;
   float scale;
@@ -48,14 +48,14 @@ struct GeluArgs {
   int64_t gate_stride, up_stride, dim;
   float* out;
 };
-struct FactorArgs {  // of `count` numbers
+struct FactorArgs {  // for operations on `count` numbers
   const float* x;
   const float* vector;  // mul_rows: [dim]; scale_by: [1]
   float factor;
   int64_t count, dim;
   float* out;
 };
-struct RowArgs {  // of one row for each block
+struct RowArgs {  // for operations in which a block computes one row
   const float* x;
   float factor;
   int64_t dim;
@@ -106,7 +106,8 @@ struct AnglesArgs {
   float *cosines, *sines;
 };
 
-// Where a row's keys and values are in the cache: the first head of the layer in the row's block.
+// The place of a row's keys and values in the cache. `block` is the address of the layer's first head in the row's
+// block.
 struct KvPlace {
   uint8_t* block;
   int64_t stride;  // bytes from one head to the next
@@ -115,21 +116,22 @@ struct KvPlace {
 struct RopeArgs {
   const KvPlace* places;  // [rows]
   float *q, *k, *v;
-  const float *q_norm, *k_norm, *cosines, *sines;  // null cosines and sines: nothing rotates
+  const float *q_norm, *k_norm, *cosines, *sines;  // cosines and sines are null if nothing is rotated
   int64_t heads, kv_heads, dim, rope_parts;
   float query_scale, eps;
   int32_t v_norm;
   KvFormat kv_format;
 };
 
-// What a row attends to: tokens [begin, end), whose blocks stand in a list. blocks[first] has token 64 * first_block.
+// The tokens [begin, end) that a row attends to. Their blocks are in a list: blocks[first] begins with the token
+// 64 * first_block.
 struct AttentionRow {
   int64_t begin, end;
   int64_t first, first_block;
-  int64_t out_row;  // of q and out
+  int64_t out_row;  // the row in q and out
 };
 struct AttentionBlock {
-  const uint8_t* head;  // the layer's first
+  const uint8_t* head;  // the first head of the layer
   int64_t stride;       // bytes from one head to the next
 };
 struct AttentionArgs {
@@ -149,7 +151,7 @@ struct MergeArgs {
   int64_t heads, dim, splits;
 };
 
-// Of towers for images and sound.
+// The operations of the towers for images and sound.
 struct LayerNormArgs {
   const float *x, *weight, *bias;  // bias may be null
   float eps;
@@ -168,7 +170,7 @@ struct ClampArgs {
   float* out;
 };
 struct UnfoldArgs {
-  const float *x, *weight;  // weight [kernel * kernel, channels], of depthwise
+  const float *x, *weight;  // depthwise: weight [kernel * kernel, channels]
   int64_t rows, cols, channels, kernel, stride, top, left, out_cols, first_row;
   float* out;
 };
@@ -276,15 +278,15 @@ enum class Kernel : int {
       kCount
 };
 
-constexpr int kProductRows = 64;  // rows and outputs of one block of a product in tiles
+constexpr int kProductRows = 64;  // rows and outputs that one block of threads computes in a product in tiles
 constexpr int kTileOutputs = 64;
 constexpr int kTileDepth = 64;               // columns of a step
-constexpr int kTileStride = kTileDepth + 8;  // bf16 numbers from row to row in shared memory: no conflicts of banks
+constexpr int kTileStride = kTileDepth + 8;  // bf16 numbers from row to row in shared memory; avoids bank conflicts
 constexpr int kTileSharedBytes = (kProductRows + kTileOutputs) * kTileStride * 2;
 
-// The cache of this backend. A head of a block has, for 64 tokens: the keys as [head_dim / E] [64] [E] with E numbers
-// in 16 bytes, the values as [64] [head_dim], both padded to 16 bytes; of an int8 cache also 64 scales of the keys and
-// 64 of the values, float32.
+// The layout of the cache of this backend. A block has 64 tokens. A head of a block has first the keys as
+// [head_dim / E] [64] [E], where 16 bytes hold E numbers, and then the values as [64] [head_dim]. Both are padded to 16
+// bytes. In an int8 cache, 64 scales of the keys and 64 scales of the values follow, in float32.
 constexpr int64_t kv_padded(int64_t head_dim, int64_t element) {
   const int64_t unit = 16 / element;
   return (head_dim + unit - 1) / unit * unit;

@@ -1,11 +1,11 @@
 // y = x W^T on packed matrices.
 //
-// With few rows, the kernel waits for the weights. A block of four warps computes one panel, 16 outputs. The warps take
-// turns over the columns; a lane reads 16 bytes at a time, which are 4 rows of the panel, and multiplies them with up
-// to 8 rows of x in float32. So a row's bits do not depend on the others.
+// With few rows, reading the weights takes most of the time. A block of four warps computes one panel, which has 16
+// outputs. The warps take turns over the columns. A lane reads 16 bytes at a time, which are words of 4 rows of the
+// panel, and multiplies them by up to 8 rows of x in float32. So the bits of a row do not depend on the other rows.
 //
-// With many rows, it waits for arithmetic. There a block computes 64 rows x 64 outputs with tensor cores: x and the
-// weights are rounded to bf16 in shared memory, 64 columns at a time, and products are added in float32.
+// With many rows, arithmetic takes most of the time. A block then computes 64 rows x 64 outputs with tensor cores: x
+// and the weights are rounded to bf16 in shared memory, 64 columns at a time, and products are added in float32.
 #include "kernels/cuda/tensor_cores.h"
 #include "kernels/cuda/weights.h"
 
@@ -23,7 +23,7 @@ __device__ __forceinline__ bool is_open(const MatmulArgs& args, int64_t panel) {
   return open;
 }
 
-// Four neighbouring columns of a row; 0 after its end.
+// Four neighbouring columns of a row. Columns after its end are 0.
 __device__ __forceinline__ void columns_of(const MatmulArgs& args, const float* x, int64_t col, float (&values)[4]) {
   if (args.vectors && col + 4 <= args.weight.cols) {
     const float4 all = *reinterpret_cast<const float4*>(x + col);

@@ -1,11 +1,11 @@
-// Operations on rows: norms, activations, rows that are looked up or mixed. All are bound by memory.
+// Operations on rows: norms, activations, rows that are looked up or mixed. Memory limits the speed of all of them.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/weights.h"
 
 namespace gemlet::cuda {
 namespace {
 
-// 1 / rms of the block's row.
+// 1 / rms of the row that the block computes.
 __device__ __forceinline__ float inverse_rms(const float* x, int64_t dim, float eps, float* shared) {
   float sum = 0;
   for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) sum = fmaf(x[i], x[i], sum);
@@ -95,7 +95,7 @@ GEMLET_CUDA_KERNEL(round_rows, RoundArgs) {
   *out = x != x ? x : fminf(fmaxf(steps, -128.0f), 127.0f) * args.scale;
 }
 
-// A thread copies 16 bytes, or one where these are not aligned.
+// A thread copies 16 bytes, or one byte if the addresses are not aligned.
 GEMLET_CUDA_KERNEL(copy_bytes, CopyArgs) {
   const int64_t i = grid_thread(), first = args.units ? i * 16 : i;
   if (args.units && first + 16 <= args.bytes) {
@@ -126,7 +126,7 @@ GEMLET_CUDA_KERNEL(add_table, TableArgs) {
   if (i < args.count) args.x[i] = fmaf(args.table_scale, args.values[i], args.x[i]) * args.out_scale;
 }
 
-// One warp for each row. Each round finds the largest logit that is not chosen yet; of equal ones the first.
+// One warp for each row. Each round chooses the largest logit that is not chosen yet, and the first of equal ones.
 GEMLET_CUDA_KERNEL(route, RouteArgs) {
   const float* const logits = args.logits + blockIdx.x * args.experts;
   int32_t* const ids = args.ids + blockIdx.x * args.count;

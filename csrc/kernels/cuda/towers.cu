@@ -110,7 +110,8 @@ GEMLET_CUDA_KERNEL(depthwise, UnfoldArgs) {
   }
 }
 
-// Sums of a frame, or of its squares about the mean so far. In double precision, as the sums grow with every frame.
+// The sum of a frame's values, or of the squares of their differences from the mean so far. They are in double
+// precision because the totals grow with every frame.
 GEMLET_CUDA_KERNEL(frame_sums, FrameArgs) {
   GEMLET_SHARED(shared);
   double* const sums = reinterpret_cast<double*>(shared);
@@ -129,7 +130,7 @@ GEMLET_CUDA_KERNEL(frame_sums, FrameArgs) {
   (args.second ? args.squares : args.sums)[blockIdx.x] = all;
 }
 
-// One thread: means of all frames up to each one, or 1 / their standard deviation.
+// Runs as one thread. For each frame, computes the mean of all frames up to it, or 1 / their standard deviation.
 GEMLET_CUDA_KERNEL(frame_totals, FrameArgs) {
   if (threadIdx.x != 0) return;
   double* const values = args.second ? args.squares : args.sums;
@@ -159,7 +160,7 @@ GEMLET_CUDA_KERNEL(causal_convolution, ConvolutionArgs) {
   args.out[row * args.dim + i] = sum;
 }
 
-// A block for each row and head: first its threads share the keys, then the numbers of the values.
+// A block for each row and head. Its threads first divide the keys among themselves, then the dimensions of the values.
 GEMLET_CUDA_KERNEL(local_attention, LocalArgs) {
   GEMLET_SHARED(shared);
   float* const sums = reinterpret_cast<float*>(shared);
@@ -182,7 +183,7 @@ GEMLET_CUDA_KERNEL(local_attention, LocalArgs) {
     scores[i] = expf(scores[i] - largest);
     sum += scores[i];
   }
-  sum = block_sum(sum, sums);  // all threads have met: the scores are there
+  sum = block_sum(sum, sums);  // this has a barrier, so all scores are there afterwards
   for (int64_t d = threadIdx.x; d < args.head_dim; d += blockDim.x) {
     float value = 0;
     for (int64_t i = 0; i < keys; ++i) value = fmaf(scores[i], args.v[(first + i) * dim + lane + d], value);

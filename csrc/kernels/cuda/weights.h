@@ -1,4 +1,4 @@
-// How kernels read packed matrices (formats/formats.h): panels of 16 rows, in lines of 16 rows x 4 bytes.
+// Reads packed matrices in kernels (formats/formats.h): panels of 16 rows, in lines of 16 rows x 4 bytes.
 #pragma once
 
 #include "formats/layout.h"
@@ -18,7 +18,8 @@ __device__ __forceinline__ uint32_t swap_bytes(uint32_t pair) {
   return (pair & 0x00ff00ffu) << 8 | (pair >> 8 & 0x00ff00ffu);
 }
 
-// Two bf16 of bf12 from their kept bits, their codes, and the base of their row, each a pair of words.
+// Makes two bf16 numbers of bf12 from their kept bits, their codes, and the base of their row. Each argument has 16
+// bits for each of the two.
 __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uint32_t base) {
   uint32_t pair = kept & 0x807f807fu;
   codes &= 0x07800780u;
@@ -28,7 +29,8 @@ __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uin
   return pair;
 }
 
-// The four pairs of columns that a row has in a superblock of bf12. `words` are the row's words of its three lines.
+// The four pairs of columns that a row has in a superblock of bf12. `words` are the words of the row in the three lines
+// of the superblock.
 __device__ __forceinline__ void bf12_pairs(const uint32_t (&words)[3], uint32_t base, uint32_t (&pairs)[4]) {
   const uint32_t codes = words[2];
   pairs[0] = bf12_pair(words[0], codes, base);
@@ -37,8 +39,8 @@ __device__ __forceinline__ void bf12_pairs(const uint32_t (&words)[3], uint32_t 
   pairs[3] = bf12_pair(swap_bytes(words[1]), swap_bytes(codes), base);
 }
 
-// Calls fn(place among the panel's weights in bf16 order, exponent) for the exceptions that thread `first` of `step`
-// threads handles. The list may come from a damaged file: its count and its places are not trusted.
+// Calls fn(place, exponent) for each exception that thread `first` of `step` threads handles. Places count the panel's
+// weights in the order of bf16. The list may come from a damaged file, so its count and its places are checked.
 template <typename Function>
 __device__ __forceinline__ void for_bf12_exceptions(const uint8_t* panel, int64_t cols, int64_t first, int64_t step,
                                                     const Function& fn) {
@@ -52,7 +54,7 @@ __device__ __forceinline__ void for_bf12_exceptions(const uint8_t* panel, int64_
   }
 }
 
-// A weight of bf12 without regard to exceptions, as its 16 bits.
+// The 16 bits of a bf12 weight, if it is not an exception.
 __device__ __forceinline__ uint32_t bf12_bits(const uint8_t* panel, int64_t row, int64_t col) {
   const uint8_t* const block = panel + kLineBytes + col / kBf12Columns * kBf12SuperblockBytes + row * kUnitBytes;
   const uint32_t words[3] = {load_word(block), load_word(block + kLineBytes), load_word(block + 2 * kLineBytes)};
@@ -62,7 +64,7 @@ __device__ __forceinline__ uint32_t bf12_bits(const uint8_t* panel, int64_t row,
   return col % 2 ? pair >> 16 : pair & 0xffffu;
 }
 
-// The 16 bytes of four rows, as words of one row each.
+// Reads the 16 bytes of four rows as four words, one for each row.
 __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]) {
   const uint4 all = load_16(at);
   words[0] = all.x;
@@ -71,12 +73,13 @@ __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]
   words[3] = all.w;
 }
 
-// What one lane reads of a panel in a step of its warp: of the rows 4 * quad to 4 * quad + 3, quad = lane % 4, kCount
-// columns. group = lane / 4 says which: up to four from column() on, and the next four kApart columns later each time.
+// The part of a panel that one lane reads in a step of its warp. With quad = lane % 4, it reads the rows 4 * quad to
+// 4 * quad + 3. With group = lane / 4, it reads kCount columns of these rows: up to four from column() on, and each
+// next four kApart columns further on.
 template <Format kFormat>
 struct Reader;
 
-// Lines of one column (f32) or two (bf16). Behind the last line a lane reads nothing.
+// A line has one column (f32) or two (bf16). After the last line, a lane reads nothing.
 template <>
 struct Reader<Format::kF32> {
   static constexpr int kCount = 1, kStepColumns = 8;
@@ -108,7 +111,7 @@ struct Reader<Format::kBf16> {
   }
 };
 
-// One superblock for each group of lanes, without its exceptions.
+// Each group of lanes reads one superblock, without its exceptions.
 template <>
 struct Reader<Format::kBf12> {
   static constexpr int kCount = 8, kStepColumns = 64;
@@ -135,7 +138,7 @@ struct Reader<Format::kBf12> {
   }
 };
 
-// Half a superblock of q8, which is 8 lines.
+// A warp reads half a superblock of q8, which is 8 lines.
 template <>
 struct Reader<Format::kQ8> {
   static constexpr int kCount = 4, kStepColumns = 32;
@@ -156,7 +159,8 @@ struct Reader<Format::kQ8> {
   }
 };
 
-// Formats of four to six bits (formats/formats.h): a superblock. A lane has a line of low bits of one block.
+// Formats of four to six bits (formats/formats.h). A warp reads a superblock. A lane has one line of a block's low
+// bits.
 template <Format kFormat>
 struct BlockReader {
   static constexpr int kCount = 8, kStepColumns = kSuperblock;
@@ -182,9 +186,9 @@ struct BlockReader {
     if constexpr (kSix) words_of(lines + 5 * kLineBytes, last);
     for (int r = 0; r < 4; ++r) {
       const int row = quad * 4 + r;
-      float scale[2], minimum = 0;  // of the two runs
+      float scale[2], minimum = 0;  // a run has its own scale
       if constexpr (kGroups) {
-        // The line of d and m stands in front of the group's first superblock.
+        // The line of d and m is before the first superblock of the group.
         const uint16_t* const dm =
             reinterpret_cast<const uint16_t*>(scales - step % kGroupSuperblocks * kSuperblockBytes - kLineBytes);
         const float d = f16_to_f32(dm[row]);
@@ -230,8 +234,8 @@ struct Reader<Format::kQ4k> : BlockReader<Format::kQ4k> {};
 template <>
 struct Reader<Format::kQ4> : BlockReader<Format::kQ4> {};
 
-// Formats with one scale for a row. Half a superblock of r8; a superblock of r4, whose lines are those of q4; two of
-// r2, where a line has 16 columns.
+// Formats with one scale for a row. A warp reads half a superblock of r8, one of r4, or two of r2. A line of r4 is like
+// one of q4, and a line of r2 has 16 columns.
 template <Format kFormat>
 struct RowReader {
   static constexpr bool kEight = kFormat == Format::kR8, kTwo = kFormat == Format::kR2;
@@ -246,7 +250,7 @@ struct RowReader {
   }
   __device__ static __forceinline__ void read(const Weight& weight, const uint8_t* panel, int64_t step, int group,
                                               int quad, float (&w)[4][kCount]) {
-    const int64_t line = step * 8 + group, columns = kLineBytes * 8 / kBits / kPanelRows;  // of a line
+    const int64_t line = step * 8 + group, columns = kLineBytes * 8 / kBits / kPanelRows;  // columns of a line
     const bool exists = line * columns < (weight.cols + kSuperblock - 1) / kSuperblock * kSuperblock;
     uint32_t words[4] = {}, scales[4];
     if (exists) words_of(panel + kRowScaleBytes + line * kLineBytes + quad * 16, words);
@@ -267,7 +271,7 @@ struct Reader<Format::kR4> : RowReader<Format::kR4> {};
 template <>
 struct Reader<Format::kR2> : RowReader<Format::kR2> {};
 
-// One weight, as the lane that has it reads it.
+// One weight, read in the same way as by the lane that has it.
 template <Format kFormat>
 __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* panel, int64_t row, int64_t col) {
   using Read = Reader<kFormat>;
@@ -275,7 +279,7 @@ __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* p
   const int64_t step = col / Read::kStepColumns, rest = col % Read::kStepColumns;
   int group, i;
   if constexpr (Read::kApart == 16) {
-    constexpr int kSpan = 4 * Read::kCount;  // of four lanes
+    constexpr int kSpan = 4 * Read::kCount;  // columns that four lanes read
     group = static_cast<int>(rest / kSpan * 4 + rest % 16 / 4);
     i = static_cast<int>(rest % kSpan / 16 * 4 + rest % 4);
   } else {
@@ -286,7 +290,7 @@ __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* p
   return w[row % 4][i];
 }
 
-// One weight. Slow for bf12, which may have an exception there.
+// One weight. This is slow for bf12, because all exceptions of the panel have to be searched.
 __device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, int64_t col) {
   const uint8_t* const panel = panel_of(weight, row / kPanelRows);
   const int64_t r = row % kPanelRows;
@@ -315,7 +319,7 @@ __device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, in
       return read_one<Format::kR2>(weight, panel, r, col);
     case Format::kBf12:
       break;
-    case Format::kW4a16:  // CudaBackend::multiplies() says no to it
+    case Format::kW4a16:  // CudaBackend::multiplies() refuses it
       return 0.0f;
   }
   uint32_t bits = bf12_bits(panel, r, col);

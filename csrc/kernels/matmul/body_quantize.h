@@ -68,7 +68,7 @@ void quantize_i8(const QuantizeArgs& a) {
       scale = peak * (1.0f / 127.0f);
       inverse = peak > kZeroPeak ? 127.0f / peak : 0.0f;
     }
-    VI sums[2] = {};  // of the first 16 columns, and of the others
+    VI sums[2] = {};  // the sums of the first 16 columns and of the others
     for (int v = 0; v < kVectors; ++v) {
       const VF rounded = (x[v] * inverse + 12582912.0f) - 12582912.0f;
       const VI integer = __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI);

@@ -78,14 +78,15 @@ struct FloatRowsProduct {
   }
 
  private:
-  // Which sums a column adds to is a constant of the unrolled loops: a choice at run time would keep them in memory.
+  // The unrolled loops know at compile time to which sums a column adds. A choice at run time would keep the sums in
+  // memory.
   template <int R, int H>
   static GEMLET_INLINE void superblock(const RowPointers<R>& x, const uint8_t* lines, VF (&even)[R][H],
                                        VF (&odd)[R][H]) {
     for (int line = 0; line < kSuperblockParts; line += Rows::kPartsOfLine) {
 #pragma GCC unroll 4
       for (int j = 0; j < Rows::kPartsOfLine; ++j) {
-        const int first = 4 * Rows::column(line + j);  // its byte
+        const int first = 4 * Rows::column(line + j);  // the byte of this column
         VI four[H];
         for (int h = 0; h < H; ++h) four[h] = Rows::weights(lines, line + j, h);
 #pragma GCC unroll 4

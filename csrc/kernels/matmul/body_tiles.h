@@ -17,8 +17,8 @@ namespace gemlet::kernels {
 namespace {
 
 constexpr int64_t kWeightColumns = 256;
-constexpr int64_t kWeightBytes = kPanelRows * kWeightColumns * 2;  // of one panel
-constexpr int64_t kActivationBytes = 768 * 1024;                   // of the piece of x that stays in L2
+constexpr int64_t kWeightBytes = kPanelRows * kWeightColumns * 2;  // bytes of the expanded weights of one panel
+constexpr int64_t kActivationBytes = 768 * 1024;                   // bytes of the piece of x that stays in L2
 
 // expand(panel, cols, column, columns, to): writes columns [column, + columns) of a panel of `cols` columns to `to` as
 // tiles: 16 lines of 16 outputs x 2 columns, with zeros after the last column. Returns `to`, or the place in the panel

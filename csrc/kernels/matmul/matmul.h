@@ -144,7 +144,7 @@ constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
   return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
 }
 
-// Where `row` begins, and the bytes of all rows.
+// The offset of `row`, and the bytes of all rows.
 constexpr int64_t activation_offset(Activations form, int64_t row, int64_t stride) {
   return form == Activations::kTiles ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes
                                      : row * stride;

@@ -1,4 +1,4 @@
-// How the weights of formats with one scale for a row (r8, r4, r2) lie in their lines.
+// The layout of lines of formats with one scale for a row (r8, r4, r2).
 #pragma once
 
 #include "formats/layout.h"

@@ -1,4 +1,4 @@
-// Measures the arithmetic peak of one core, to compare the matmul kernels with it: multiply-adds on registers alone,
+// Measures the arithmetic peak of one core, to compare the matmul kernels with it: multiply-adds only on registers,
 // with the tier's multiplication instructions. A kernel does at least `count` multiply-adds and returns how many it
 // did.
 #pragma once

@@ -1,4 +1,4 @@
-// The vector body of the row operations, compiled once for each tier. All are bound by memory.
+// The vector body of the row operations, compiled once for each tier. Memory limits the speed of all of them.
 #pragma once
 
 #include "kernels/rowwise/rowwise.h"
@@ -85,7 +85,7 @@ void exact_gelu_mul(const float* gate, const float* up, int64_t dim, float* out)
 
 void sigmoid_mul(const float* gate, const float* x, int64_t dim, float* out) {
   for_each_vector(dim, [&](int64_t i, int64_t n) {
-    const VF e = exp(get(gate + i, n));  // its value is at most e^88
+    const VF e = exp(get(gate + i, n));  // the value of exp() is at most e^88
     put(out + i, get(x + i, n) * (e / (1.0f + e)), n);
   });
 }

@@ -1,4 +1,4 @@
-// Operations on one row of floats. The result depends on that row alone.
+// Operations on one row of floats. The result depends only on that row.
 #pragma once
 
 #include <stdint.h>

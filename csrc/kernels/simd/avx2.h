@@ -18,8 +18,8 @@ constexpr int kManyRows = 6;  // rows of float tiles in two passes: 12 sums, the
 constexpr int kInt8Rows = 4;
 constexpr int kBitsRows = 4;  // rows of x that the products of body_bits.h and body_rows.h compute together
 constexpr int kTileSums = kRowTile;
-constexpr int64_t kAhead =
-    3072;  // bytes; weights this far ahead are prefetched. 1,536 are too few, and 6,144 are not faster
+// Weights this many bytes ahead are prefetched. 1,536 are too few, and 6,144 are not faster.
+constexpr int64_t kAhead = 3072;
 typedef float VF __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 

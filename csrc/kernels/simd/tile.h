@@ -14,7 +14,8 @@ namespace {
 constexpr int kLineFloats = kLineBytes / 4;
 constexpr int kPanelVectors = kLineFloats / kLanes;
 
-// How many vectors of a panel a tile of `rows` rows computes at once. Up to kRowTile rows have at most kTileSums sums.
+// The number of vectors of a panel that a tile of `rows` rows computes at once. Up to kRowTile rows have at most
+// kTileSums sums.
 constexpr int vectors_at_once(int rows) {
   int vectors = kPanelVectors;
   if (rows > kRowTile) return vectors;

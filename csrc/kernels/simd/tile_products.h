@@ -38,8 +38,8 @@ struct TileShape {
   }
 };
 
-// How x lies in memory, in bytes: from one row to the next in a group of 16, from one step to the next, and from the
-// first group to the second.
+// The layout of x in memory. The numbers are the bytes from one row to the next in a group of 16, from one step to the
+// next, and from the first group to the second.
 struct RowPlace {
   int64_t row, step, group;
 };

@@ -1,5 +1,6 @@
-// How an assistant differs from an independent model (csrc/MODEL.md, "Assistants"): a row begins with what its target
-// knows of the text, its queries see the target's keys and values, and it gives a state for the next token.
+// The parts in which an assistant differs from an independent model (csrc/MODEL.md, "Assistants"): a row begins with
+// the target's state of the text, its queries see the target's keys and values, and it gives a state for the next
+// token.
 #include <algorithm>
 #include <vector>
 

@@ -31,7 +31,7 @@ void ForwardPass::attention(size_t index, bool keys_alone) {
                                 static_cast<float>(c.query_scale),
                                 model_.kv->layout().format};
   std::vector<StoreSegment> stores;
-  std::vector<const Adapter*> adapters;  // of each of `stores`
+  std::vector<const Adapter*> adapters;  // the adapter of each of `stores`
   std::vector<AttentionSegment> segments;
   for (const Part& part : parts_) {
     if (part.rows == 0) continue;

@@ -1,4 +1,4 @@
-// The beginning of the residual: the tokens' rows of the embedding table, scaled, or their soft rows.
+// Begins the residual with the scaled rows of the embedding table, or with soft rows.
 #include <algorithm>
 
 #include "backend/staging.h"
@@ -20,7 +20,7 @@ void ForwardPass::embed() {
   if (config_.altup_streams > 1) open_streams();
 }
 
-// Applies the rows' adapters: rows of their own, and a low-rank term.
+// Applies the adapters of the rows, which may replace rows and add a low-rank term.
 void ForwardPass::adapt_embeddings() {
   const int64_t hidden = config_.hidden_size;
   const auto scale = static_cast<float>(config_.embedding_scale);

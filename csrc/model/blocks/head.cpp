@@ -21,7 +21,7 @@ void ForwardPass::logits() {
     norm(residual_, weights_.final_norm, normed_);
     tap("final_norm", normed_, hidden);
   }
-  std::vector<int32_t> rows(static_cast<size_t>(wanted_));  // for each row of logits its row in the pass
+  std::vector<int32_t> rows(static_cast<size_t>(wanted_));  // the row in the pass for each row of logits
   for (const Part& part : parts_) {
     std::iota(rows.begin() + part.output, rows.begin() + part.output + part.wanted,
               static_cast<int32_t>(part.row + part.rows - part.wanted));

@@ -22,7 +22,7 @@ void ForwardPass::make_per_layer_inputs() {
   });
   if (!weights_.per_layer_table.empty()) {
     const auto scale = static_cast<float>(std::sqrt(static_cast<double>(size)));
-    const auto mean = static_cast<float>(std::sqrt(0.5));  // of the two halves
+    const auto mean = static_cast<float>(std::sqrt(0.5));  // the factor on the sum of the two halves
     const auto add_rows = [&](const RowTable& table, int64_t row, int64_t rows) {
       const std::span<const int32_t> ids(ids_.data() + row, static_cast<size_t>(rows));
       backend_.add_table_rows(table, ids, scale, mean, inputs + row * width);
@@ -42,7 +42,7 @@ void ForwardPass::make_per_layer_inputs() {
       const LowRank* const term = run.adapter->term(Target::kPerLayerTable, 0);
       if (!term) continue;
       std::vector<int32_t> ids(ids_.begin() + run.row, ids_.begin() + run.row + run.rows);
-      for (int32_t& id : ids) id = id < term->a.rows ? id : 0;  // as of the table
+      for (int32_t& id : ids) id = id < term->a.rows ? id : 0;  // the table does the same
       add_looked_up(*term, ids, scale * mean, inputs + run.row * width);
     }
   }

@@ -310,9 +310,9 @@ class AdapterFiles:
         )
 
     def changes(self, slot: str, entry: int | None = None) -> tuple[OwnRows | None, LowRank | None]:
-        """How the adapter changes the weight ``slot``; (None, None) means not at all. ``entry`` picks a
-        matrix of a stack whose matrices are single in the adapter; without it the first one that changes
-        counts."""
+        """The changes of the adapter to the weight ``slot``: new rows and a low-rank term, or None for each.
+        The adapter may have a separate tensor for each matrix of a stacked weight. ``entry`` then picks the
+        matrix; without it, the first matrix that the adapter changes is picked."""
         if slot in STREAMS:  # stacked in GGUF
             slots = [one for one in (*self.terms.own_rows, *self.terms.low_rank) if kind_of(one) == slot]
             slot = next(iter(slots), slot) if entry is None else f"{slot}.{entry}"

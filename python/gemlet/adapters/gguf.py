@@ -65,8 +65,8 @@ class GGUFAdapter(GGUFCheckpoint):
         self.base_model = name if isinstance(name, str) else ""
 
     def terms(self, config: TextConfig) -> Terms:
-        """What the adapter changes. Raises :class:`TensorError` for a tensor that is missing, unexpected or
-        does not fit the model."""
+        """Returns the changes of the adapter. Raises :class:`TensorError` for a tensor that is missing,
+        unexpected or does not fit the model."""
         where = self.gguf.path
         made_for = f"; the adapter was made for {show(self.base_model)}" if self.base_model else ""
         shapes = expected_slots(config)

@@ -27,7 +27,8 @@ _PARTS = ("lora_a", "lora_b", "m")
 
 
 class MlxConfig(NamedTuple):
-    """What ``adapter_config.json`` says about an adapter of mlx-lm; its other keys are about training."""
+    """The facts in the ``adapter_config.json`` of mlx-lm that gemlet needs; the other keys are about
+    training."""
 
     where: str
     base_model: str
@@ -68,8 +69,8 @@ def read_mlx_config(raw: Mapping[str, Any], where: str) -> MlxConfig:
 
 
 def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) -> Terms:
-    """What the adapter changes. Raises :class:`TensorError` for a tensor that is missing, unexpected or does
-    not fit the model."""
+    """Returns the changes of the adapter. Raises :class:`TensorError` for a tensor that is missing,
+    unexpected or does not fit the model."""
     where = checkpoint.path(MLX_FILE)
     found: dict[str, dict[str, str]] = {}
     towers: set[str] = set()

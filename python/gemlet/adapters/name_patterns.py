@@ -128,7 +128,8 @@ class ModulePatterns:
         return places
 
     def _node(self, operation: str, argument: Any, name: _Name, places: int) -> int:
-        """Where a node of the pattern ends, if it begins at ``places``. Bit n is before character n."""
+        """The places where a node of the pattern can end if it begins at ``places``. Bit n stands for the
+        place before character n."""
         self._count(1)
         if operation == "LITERAL":
             return (places & self._of(chr(argument), name)) << 1

@@ -1,4 +1,4 @@
-"""Which tensor of an adapter in PEFT's form changes which weight: :func:`map_peft`.
+"""Finds the weight that each tensor of an adapter in PEFT's form changes: :func:`map_peft`.
 
 A tensor is called ``base_model.model.``, then the module in the model it was trained on, then
 ``.lora_A.weight``, ``.lora_B.weight`` or, with DoRA, ``.lora_magnitude_vector``.
@@ -40,8 +40,9 @@ from gemlet.weights.tower_slots import tower_module, tower_names, tower_slots
 __all__ = ["map_peft"]
 
 _OUTER = "base_model.model."
-# Which part of its module a tensor is. PEFT leaves out the name of the adapter; tools that save its modules
-# write it, as in "lora_A.default.weight". The last two are parts of the embedding table and the output head.
+# The names of the tensors of a module, and the parts that they are. PEFT leaves out the name of the adapter;
+# tools that save its modules write it, as in "lora_A.default.weight". The last two are parts of the embedding
+# table and the output head.
 _PARTS = late_pattern(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
     r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
@@ -73,15 +74,15 @@ _TRUNK = (
 )
 
 _Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
-# Only training uses these, of VeLoRA and MonteCLoRA.
+# Only the training of VeLoRA and MonteCLoRA uses these.
 _OF_TRAINING = late_pattern(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
-)  # how PEFT finds the number of a layer
+)  # PEFT finds the number of a layer in the same way
 
 
 def map_peft(checkpoint: Checkpoint, file: str, adapter: AdapterConfig, config: TextConfig) -> Terms:
-    """What an adapter changes: the one whose tensors are in ``file``.
+    """Returns the changes of the adapter whose tensors are in ``file``.
 
     Raises:
         TensorError: a tensor is missing, unexpected or does not fit the model.
@@ -275,8 +276,8 @@ class _Mapping:
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
         """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
         kind, adapter = kind_of(slot), self.adapter
-        # What PEFT takes out of a tied output head is missing in the embedding table too, but the file
-        # usually has the rest.
+        # PEFT takes this out of a tied output head, and so out of the embedding table. But the file usually
+        # has the rest.
         tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
         not_initial = kind in EXPERTS or tied_head
         wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""

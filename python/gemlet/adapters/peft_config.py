@@ -105,14 +105,15 @@ _IGNORED = frozenset(
         "task_type",
     }
 )
-# How training began. When PEFT loads an adapter, only the values INITIAL matter: for them, PEFT subtracts
-# something from the model's weights. With lora_ga, only training does this, and loading does not.
+# The ways in which training can begin. When PEFT loads an adapter, only the values INITIAL matter: for them,
+# PEFT subtracts something from the model's weights. With lora_ga, only training does this, and loading does
+# not.
 _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 @record(frozen=True)
 class AdapterConfig:
-    """Which modules an adapter changes, and how strongly.
+    """The modules that an adapter changes, and the factor on each change.
 
     Attributes:
         where: the file, for errors.

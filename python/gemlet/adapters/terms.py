@@ -1,4 +1,4 @@
-"""What an adapter changes in a model: :class:`Terms`, by the core's names of the weights."""
+"""The changes that an adapter makes to a model, by the core's names of the weights: :class:`Terms`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
 
 class LowRank(NamedTuple):
-    """What is added to one weight: ``scale * B A``.
+    """A product that is added to one weight: ``scale * B A``.
 
     ``a``, ``b``, ``magnitude`` and ``bias`` are names of tensors in the adapter's file. ``transposed`` says
     whether the file has the transposes of A and B. With a magnitude (DoRA), every row of the sum gets that
@@ -74,7 +74,7 @@ class LowRank(NamedTuple):
 
 
 class OwnRows(NamedTuple):
-    """What replaces a weight: the tensor ``tensor`` in the adapter's file. Without ``ids``, it replaces the
+    """The tensor ``tensor`` in the adapter's file, which replaces a weight. Without ``ids``, it replaces the
     whole weight. In the embedding table and the output head, it may replace only the rows of the tokens
     ``ids``, in the order of the tensor's rows. ``offset`` is added to the weight of a norm, which then has
     the same form as in the model's files."""
@@ -85,7 +85,7 @@ class OwnRows(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What an adapter changes.
+    """All changes that an adapter makes.
 
     Attributes:
         low_rank: slot -> what is added to the weight, or to the transpose of a table.

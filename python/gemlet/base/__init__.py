@@ -1,1 +1,1 @@
-"""What every other package uses: text for messages, JSON, files, sizes, progress, cache entries."""
+"""Helpers that every other package uses: text for messages, JSON, files, sizes, progress, cache entries."""

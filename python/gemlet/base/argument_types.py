@@ -39,7 +39,7 @@ def wrong_argument(
     for name, value in bound.arguments.items():
         if name in hints and not _fits(value, hints[name]):
             written = inspect.get_annotations(function).get(name)
-            written = getattr(written, "__forward_arg__", written)  # of an option
+            written = getattr(written, "__forward_arg__", written)  # the type of an option
             expected = written if isinstance(written, str) else getattr(written, "__name__", str(written))
             return f"{name}: got {show_argument(value)}, expected {expected}"
     return None

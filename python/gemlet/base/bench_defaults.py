@@ -1,4 +1,4 @@
-"""What ``gemlet bench`` measures by default."""
+"""The lengths that ``gemlet bench`` measures by default."""
 
 from __future__ import annotations
 

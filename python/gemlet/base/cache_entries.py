@@ -28,7 +28,7 @@ _LOOK = 0.05  # seconds between two looks at a lock
 
 
 def cache_folder() -> str:
-    """Where the entries are; the folder may not exist yet."""
+    """The folder of the entries, which may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the specification's rule for an empty or a relative path
         base = os.path.join(os.path.expanduser("~"), ".cache")
@@ -117,7 +117,7 @@ def new_entry(entry: str, process: int) -> Iterator[str]:
     made = f"{entry}.tmp"
     try:
         with only_in(process, made):
-            _remove(made)  # what a killed process left
+            _remove(made)  # a killed process left it
             os.mkdir(made, mode=0o700)
         yield made
         with only_in(process, made):

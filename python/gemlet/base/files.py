@@ -112,7 +112,8 @@ def is_there(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-_READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")  # how the names of files that may be read end
+# The endings of the names of files that may be read.
+_READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")
 _MODULE = late_pattern(r"\d+_")  # a folder inside that of an embedding model
 
 

@@ -1,4 +1,4 @@
-"""How every public function answers a wrong call: :func:`public`."""
+"""Gives every public function the same answer to a wrong call: :func:`public`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def public(function: _Function) -> _Function:
                 raise _unknown(checked, name, list(takes.defaults))
             if any(value is None for value in options.values()):
                 options = {n: v for n, v in options.items() if v is not None or takes.defaults.get(n) is None}
-        for value in arguments:  # not a generator, which would take longer than some of the functions
+        for value in arguments:  # a generator would take longer than some of the functions
             if value is None:
                 defaults = _takes(checked).defaults.values()
                 given = [d if v is None else v for d, v in zip(defaults, arguments, strict=False)]
@@ -93,7 +93,7 @@ class _Takes:
         self.defaults |= {**(function.__kwdefaults__ or {}), **(options or {})}
 
 
-_takes = functools.cache(_Takes)  # at the first call that needs it, to keep a start quick
+_takes = functools.cache(_Takes)  # it is made in the first call that needs it, so that a start is quick
 
 
 async def _later(

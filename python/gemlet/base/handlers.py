@@ -25,7 +25,7 @@ def undisturbed() -> Iterator[None]:
 
     If a handler raised an exception such as KeyboardInterrupt during an import (see :func:`importing`), the
     module would be left half imported, and NumPy cannot be imported again. If a handler forked the process
-    while a thread starts, the child would wait for ever for that thread, which exists only in the parent.
+    while a thread starts, the child would wait forever for that thread, which exists only in the parent.
 
     >>> with undisturbed():
     ...     half_done = True
@@ -57,7 +57,7 @@ def importing() -> Iterator[None]:
     """Like :func:`undisturbed`, for an import inside a function. A fork in another thread waits until the
     import ends.
 
-    Python locks a module while it is imported. A process that is forked meanwhile would wait for ever for
+    Python locks a module while it is imported. A process that is forked meanwhile would wait forever for
     that lock, because the thread that holds it exists only in the parent.
 
     >>> with importing():

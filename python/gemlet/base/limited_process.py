@@ -23,8 +23,8 @@ from gemlet.errors import GemletError
 
 __all__ = ["LimitedProcess", "folder_of"]
 
-_START_SECONDS = 60.0  # on a machine that is busy
-_WALL_SECONDS = 30.0  # for a question that uses no CPU time, in a stopped process or on a machine that swaps
+_START_SECONDS = 60.0  # a busy machine takes long
+_WALL_SECONDS = 30.0  # the limit if no CPU time is used, in a stopped process or on a machine that swaps
 _PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
 
 

@@ -50,7 +50,7 @@ def show_argument(value: object) -> str:
 
 
 def _in_a_line(text: str) -> str:
-    """The ``repr`` of an object in one line; that of an array has many lines.
+    """The ``repr`` of an object in one line, because that of an array may have many lines.
 
     >>> _in_a_line("array([[1],\\n       [2]])")
     'array([[1], [2]])'

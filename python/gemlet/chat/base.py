@@ -47,7 +47,7 @@ class CallGrammar:
     """A grammar of replies that call functions.
 
     Attributes:
-        lark: its text; the rule of the whole reply is ``start``.
+        lark: the text of the grammar; the rule of the whole reply is ``start``.
         control: the control tokens that it names.
 
     >>> CallGrammar('start: "[now()]"', ()).control
@@ -59,7 +59,7 @@ class CallGrammar:
 
 
 class ChatFormat(ABC):
-    """How a family writes a conversation; :data:`gemlet.chat.GEMMA` is one.
+    """The form in which a family of models writes a conversation, such as :data:`gemlet.chat.GEMMA`.
 
     Attributes:
         name: for messages.
@@ -111,7 +111,7 @@ class ChatFormat(ABC):
         the result of a tool.
 
         Args:
-            tokenizer: the model's.
+            tokenizer: the tokenizer of the model.
             prompt_ids: the prompt, as :meth:`encode_chat` returns it.
             tools: the tools of the prompt. If the format has no tokens for calls, the reply's text is
                 searched for calls.

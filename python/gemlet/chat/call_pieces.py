@@ -45,7 +45,7 @@ class PieceWriter:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._text = ""  # what has not been read
+        self._text = ""  # text that has not been read
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are still expected
         self._expects = "head"  # or "key", "value", "comma", "string"
@@ -93,7 +93,7 @@ class PieceWriter:
         return ends + (", " if rest else "") + more
 
     def _end_of_part(self) -> str:
-        """What ends the string or the member that is being written."""
+        """The text that ends the string or the member that is being written."""
         if self._expects == "string":
             return '"'
         return "null" if self._expects == "value" and self._open[-1] == "}" else ""

@@ -32,8 +32,8 @@ def chat_format_for(
     """The chat format of a model.
 
     Args:
-        model_type: that of config.json, or ``general.architecture`` of GGUF.
-        tokenizer: the model's.
+        model_type: the ``model_type`` of config.json, or ``general.architecture`` of GGUF.
+        tokenizer: the tokenizer of the model.
         template: the text of the model's chat template (:func:`read_chat_template`), or None. A published
             template of Gemma, or one that writes the same text, gives a format that gemlet implements. Any
             other gives a format that runs the template in a sandbox, which needs jinja2.

@@ -1,4 +1,4 @@
-"""What a docstring says about a function, its arguments and its result: :func:`read_docstring`.
+"""Reads from a docstring what it says about a function, its arguments and its result: :func:`read_docstring`.
 
 It reads the styles of Google, NumPy and Sphinx, and knows them by their marks: ``Args:``, a line of dashes
 under ``Parameters``, or ``:param name:``. Everything else is description.

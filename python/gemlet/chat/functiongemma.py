@@ -58,7 +58,7 @@ _TOKENS = {
     "<|tool_response>": "<start_function_response>",
     "<tool_response|>": "<end_function_response>",
 }
-# What a token does in a reply (:mod:`gemlet.chat.reply`).
+# The meaning of each token in a reply (:mod:`gemlet.chat.reply`).
 REPLY_MARKERS: Mapping[str, str] = {
     "<start_of_turn>": "turn_start",
     "<end_of_turn>": "turn_end",
@@ -114,7 +114,7 @@ class FunctionGemmaFormat(ChatFormat):
             for index, tool in enumerate(declared):
                 write_tool(out, tool, f"tools[{index}]", _STYLE)
             out.end_turn()
-        before = ""  # what the previous message ended with: "calls", "results" or ""
+        before = ""  # the end of the previous message: "calls", "results" or ""
         caller: list[tuple[str, Any]] = []  # name and id of the calls that results answer
         for index, (where, message) in enumerate(rest[offset:], offset):
             role = role_of(message, where, _ROLES, self.name)

@@ -28,7 +28,7 @@ _NAME = late_pattern(r"\w+")
 
 @public
 def describe_function(function: Callable[..., Any]) -> dict[str, Any]:
-    """What a model is told of a Python function: ``{"type": "function", "function": {"name": ...,
+    """Describes a Python function to a model: ``{"type": "function", "function": {"name": ...,
     "description": ..., "parameters": JSON schema}}``.
 
     The schema comes from the annotations, and the texts from the docstring, in the style of Google, NumPy or

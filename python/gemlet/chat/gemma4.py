@@ -67,7 +67,7 @@ _ROLES = ("user", "assistant", *_SYSTEM, "tool")
 
 @record(frozen=True)
 class Gemma4Revision:
-    """How one revision of the official template differs from the others.
+    """The points in which one revision of the official template differs from the others.
 
     Attributes:
         name: for error messages.

@@ -42,7 +42,7 @@ _PLAIN_KEY = late_pattern(r'[^\s\u2581:,{}\[\]"](?:[^:,{}\[\]"]*[^\s\u2581:,{}\[
 
 @record(frozen=True)
 class SchemaStyle:
-    """How a revision of the template writes a property of a schema.
+    """The form in which a revision of the template writes a property of a schema.
 
     Attributes:
         nullable_first: ``nullable`` is written before ``enum`` and ``items``, not after, and an object's
@@ -71,7 +71,7 @@ class WrittenCall:
 
 @record(frozen=True)
 class ToolResult:
-    """What a tool answered; ``value`` is a checked JSON value."""
+    """The answer of a tool; ``value`` is a checked JSON value."""
 
     name: str
     value: Any

@@ -23,8 +23,9 @@ class Hiding:
     """Hides tokens in the values for a template, and takes its text apart.
 
     Args:
-        tokenizer: the model's.
-        template: an added token of the vocabulary is hidden if the template has it, a control token always.
+        tokenizer: the tokenizer of the model.
+        template: the text of the template. Control tokens are always hidden, and added tokens of the
+            vocabulary only if they are in this text.
 
     >>> import gemlet
     >>> hiding = Hiding(gemlet.load().tokenizer, "")

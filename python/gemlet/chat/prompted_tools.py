@@ -201,7 +201,8 @@ class CallFinder:
         return True
 
     def _kind(self) -> str:
-        """What the line begins with: "call", "text", or "maybe" if it needs more text to decide."""
+        """The kind of the line by its beginning: "call", "text", or "maybe" if it takes more text to
+        decide."""
         fence = _FENCE.match(self._text)
         if fence is None and _MAYBE_FENCE.fullmatch(self._text):
             return "maybe"
@@ -279,7 +280,8 @@ class _Scan:
         self._quote = ""
 
     def end(self, text: str) -> int | None:
-        """Where the call ends in ``text``, which has grown since the last call; None if it has not ended."""
+        """The place in ``text`` where the call of the tool ends; None if it has not ended. ``text`` has grown
+        since this method last saw it."""
         if self._is_fenced:
             found = text.find("\n```", max(self._start, self._at - 4))
             self._at = len(text)

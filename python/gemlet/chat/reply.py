@@ -100,7 +100,7 @@ class ToolCallPiece:
     Attributes:
         name: the function.
         arguments: a piece of the arguments; the pieces of a call add up to its arguments as JSON.
-        id: that of the call.
+        id: the id of the call.
 
     >>> from gemlet.chat import TextReplyParser
     >>> parser = TextReplyParser(pieces=True)
@@ -168,7 +168,7 @@ def collect(events: Iterable[ReplyEvent]) -> Reply:
 
 # --- the state machine --------------------------------------------------------------------------------------
 
-# What a control token does, by its name. One that is not listed does nothing.
+# The meaning of each control token, by its name. A token that is not listed has none.
 GEMMA4_MARKERS: Mapping[str, str] = {
     "<|turn>": "turn_start",
     "<turn|>": "turn_end",
@@ -194,7 +194,7 @@ _State = Literal[
     "over",  # the model's turn has ended, or another has begun; the rest is not part of the reply
 ]
 _CHANNEL = "thought"
-THOUGHT_HEADER = _CHANNEL + "\n"  # what comes before the text of a thought
+THOUGHT_HEADER = _CHANNEL + "\n"  # this comes before the text of a thought
 _OWN_ROLES = ("model", "assistant")
 _ROLES = (*_OWN_ROLES, "user", "system", "developer", "tool", "function")
 AsideKind = Literal["thought", "call"]
@@ -228,7 +228,7 @@ class ReplyParser:
         self._prompted_line: str | None = None  # the prompt's part of a header
         self._held = ""  # text that may be thought_end
         self._has_thought = False  # the reply has a thought with text, which may have ended
-        self._between_thoughts = ""  # what comes before the next text of a thought
+        self._between_thoughts = ""  # text that comes before the next text of a thought
         self._call: list[str] = []
         self._call_id = ""
         self._piece_writer: PieceWriter | None = None

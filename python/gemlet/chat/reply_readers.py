@@ -39,7 +39,7 @@ class TokenReplyParser:
     """Reads a reply's token ids. Only control tokens have a meaning; text that spells one stays text.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
         markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
         prompt_ids: the prompt. Its last turn is read to find the state in which the reply begins.
         thought_end, pieces: see :class:`ReplyParser`.

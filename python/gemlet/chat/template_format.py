@@ -41,7 +41,7 @@ __all__ = ["Template", "TemplateFormat"]
 
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_THINKING = ("enable_thinking", "thinking")  # what templates call it
+_THINKING = ("enable_thinking", "thinking")  # the names of the variable in templates
 _OWN = {"messages", "tools", "documents", "add_generation_prompt", *_THINKING}
 _HAS_DEFAULT = late_pattern(
     r"guideline\s*(?:\|\s*d|is\s+(?:not\s+)?(?:un)?defined)|if\s+(?:not\s+)?guideline"

@@ -126,12 +126,12 @@ _GEMMA_WITHOUT_TOOLS = _WithoutTools()
 
 
 def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | None) -> ChatFormat:
-    """The format that ``template`` is.
+    """Finds the format of ``template``.
 
     Args:
         template: the text of the model's chat template.
-        tokenizer: the model's.
-        known: the format of gemlet's own that the template may be; None if there is none to try.
+        tokenizer: the tokenizer of the model.
+        known: one of gemlet's formats, which the template may write; None if there is none to try.
 
     Returns:
         ``known`` itself, or a :class:`TemplateFormat`. If the template cannot be run, that format says so at

@@ -30,7 +30,7 @@ _PACKAGES = ("jinja2", "markupsafe")
 
 @record(frozen=True)
 class Rendered:
-    """What a template made of some sets of variables.
+    """The texts that a template made from several sets of variables.
 
     Attributes:
         names: the variables that it reads.

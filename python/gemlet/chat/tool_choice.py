@@ -1,4 +1,4 @@
-"""Which tools a request may use, and whether it has to: :func:`chosen_tools`."""
+"""Finds the tools that a request may use, and whether it has to use one: :func:`chosen_tools`."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _OF_IMAGE = (
     "do not output where the text is located, surrounding objects or any other explanation about the "
     "picture. Ignore symbols, pictogram, and arrows!\n\n\n"
 )
-_BEFORE_HISTORY = "\n        "  # what the template puts in front of an earlier reply
+_BEFORE_HISTORY = "\n        "  # the template writes this before an earlier reply
 
 
 def split_template(template: str) -> tuple[dict[str, str], str]:

@@ -28,7 +28,7 @@ _READABLE = {
     "F16": ("f16", "<u2"),
     **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
-# What the parts of a split model cannot disagree on.
+# The parts of a split model must have the same values of these keys.
 _OF_ALL_PARTS = ("general.architecture", "general.name", "split.tensors.count")
 _SPLIT_NAME = late_pattern(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Types in the names of mmproj files, the best first. Then the words in them that do not name the model.

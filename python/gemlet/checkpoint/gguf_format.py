@@ -164,7 +164,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Raises:
         ModelFileError: the file is missing, cut short, or of another kind or version; or it is damaged:
-            counts or sizes go beyond its end, a key or a name is there twice, UTF-8 is invalid, a type is
+            counts or sizes go beyond its end, a key or a name occurs twice, UTF-8 is invalid, a type is
             unknown, or tensors overlap.
     """
     name = os.fspath(path)

@@ -114,7 +114,7 @@ class Checkpoint(TensorFiles):
         self.passed_over = [f"{name} in {info.file}" for name in elsewhere for info in elsewhere[name]]
         self.passed_over += [f"{name} in {INDEX_FILE}" for name in self.absent]
         if weight_map is None and file == SINGLE_FILE and os.path.lexists(self.path(INDEX_FILE)):
-            self.passed_over.append(INDEX_FILE)  # as in the reference, the single file counts
+            self.passed_over.append(INDEX_FILE)  # the single file counts, as in the reference
         self.tensors = MappingProxyType(tensors)
 
     def add_folder(self, name: str) -> None:
@@ -189,7 +189,7 @@ class Checkpoint(TensorFiles):
 
 
 def _other_weights(folder: str) -> str:
-    """What to do if ``folder`` has weights in another form; the end of an error message."""
+    """The end of an error message, which says what to do if ``folder`` has weights in another form."""
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = sorted(os.listdir(folder))

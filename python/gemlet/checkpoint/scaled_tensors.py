@@ -74,7 +74,7 @@ def with_scales(
         name = f"{module}.weight"
         if name in tensors:
             raise TensorError(
-                f"{where}: tensor {show(name)} is there twice, as floats and as integers with scales; "
+                f"{where}: tensor {show(name)} occurs twice, as floats and as integers with scales; "
                 "expected one of them"
             )
         tensors[name] = replace(info, name=name)

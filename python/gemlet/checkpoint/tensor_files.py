@@ -33,7 +33,7 @@ __all__ = ["OpenFiles", "Scales", "TensorFiles", "TensorInfo", "numbers"]
 
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
-_SCAN_BYTES = 1 << 20  # as much as stays in the cache of a CPU core
+_SCAN_BYTES = 1 << 20  # so much stays in the cache of a CPU core
 _GROUP = 32  # columns that share a scale in "i4x32"
 _READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
 
@@ -65,7 +65,8 @@ class OpenFiles:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._files: dict[str, tuple[FileIO, os.stat_result]] = {}  # with their status when they were opened
+        # The files, and their status when they were opened.
+        self._files: dict[str, tuple[FileIO, os.stat_result]] = {}
 
     def path(self, file: str) -> str:
         """The path of ``file``."""
@@ -178,7 +179,8 @@ class TensorFiles:
     def __init__(self, files: OpenFiles) -> None:
         self.files = files
         self.tensors: Mapping[str, TensorInfo] = {}
-        self.scales: Mapping[str, Scales] = {}  # for tensors of integers (gemlet.checkpoint.scaled_tensors)
+        # The scales of tensors of integers (gemlet.checkpoint.scaled_tensors).
+        self.scales: Mapping[str, Scales] = {}
 
     @property
     def folder(self) -> str:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from gemlet.cli.parser import run
 
         return run(argv)
-    except KeyboardInterrupt:  # also while the modules are still being imported
+    except KeyboardInterrupt:  # this may come while the modules are still being imported
         print(file=sys.stderr)
         return 130
     finally:

@@ -13,7 +13,7 @@ from gemlet.errors import GemletError
 
 __all__ = ["ArgumentParser", "add_tower_tests", "checked", "image_size"]
 
-# What other tools call an option in short -> what gemlet calls it.
+# The short names of options in other tools -> their names in gemlet.
 _SHORT_ELSEWHERE = {
     "-m": "--model",
     "-hf": "--model",
@@ -25,7 +25,7 @@ _SHORT_ELSEWHERE = {
     "-p": "the text as an argument of its own",
     "--prompt": "the text as an argument of its own",
 }
-# What other tools call a command -> what gemlet calls it.
+# The names of commands in other tools -> their names in gemlet.
 _COMMANDS_ELSEWHERE = {
     "complete": "generate",
     "help": "--help",
@@ -96,7 +96,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """What argparse takes for the type of an option: errors of gemlet become errors of usage."""
+    """Turns a reader of gemlet into a ``type`` for argparse: errors of gemlet become errors of usage."""
 
     def convert(text: str) -> Any:
         try:
@@ -120,7 +120,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_tower_tests(parser: argparse.ArgumentParser) -> None:
-    """What ``gemlet bench`` measures instead of texts."""
+    """Adds the options that make ``gemlet bench`` measure a tower instead of texts."""
     size: Any = {"dest": "image_size", "type": image_size, "nargs": "?", "const": (896, 896)}
     what = "time the tower on an image of this size (896x896) instead of texts"
     parser.add_argument("--image", **size, metavar="WxH", help=what)

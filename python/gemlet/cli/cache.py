@@ -1,4 +1,4 @@
-"""``gemlet cache``: what ``--cache`` keeps, and how to be rid of it."""
+"""``gemlet cache``: lists and removes the entries that ``--cache`` keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command: 1 if an entry to be removed is in the making."""
+    """Runs the command. Returns 1 if an entry that should be removed is still being made."""
     entries = kept_entries()
     return _clear(entries, arguments.entries) if arguments.action == "clear" else _list(entries, arguments)
 

@@ -1,4 +1,4 @@
-"""What the commands share: opening the model, reading the options, writing to terminals and pipes."""
+"""Steps that the commands share: opening the model, reading the options, writing to terminals and pipes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def prepare_streams() -> None:
 
 
 def silence_stdout() -> None:
-    """After the reader of a pipe has gone or a disk is full: the interpreter's last flush must not fail
+    """Is for a pipe whose reader has gone, and for a full disk: the interpreter's last flush must not fail
     again."""
     with open(os.devnull, "wb") as devnull:
         os.dup2(devnull.fileno(), sys.stdout.fileno())

@@ -27,7 +27,7 @@ class Conversation:
 
     Args:
         system: instructions that precede all turns; None: none.
-        options: those of :meth:`gemlet.Model.stream_chat`.
+        options: the options of :meth:`gemlet.Model.stream_chat`.
         drops: leave out the oldest turns when the context is full; otherwise a full context is an error.
         as_json: replies are written as JSON objects.
         stats: the timings of each reply are written too.
@@ -124,7 +124,7 @@ class Conversation:
         """The stream of the reply. If the messages and a reply would not fit, the oldest turns are left out.
         Files that fit are read only once, because a video takes seconds."""
         context = self._model.context_length
-        room = min(self._most_tokens, context // 8)  # at least enough for a short reply
+        room = min(self._most_tokens, context // 8)  # this is at least enough for a short reply
         try:
             stream = self._stream(question)
             if not self._drops or stream.prompt_tokens + room <= context:

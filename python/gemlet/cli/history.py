@@ -1,4 +1,4 @@
-"""What was typed into ``gemlet chat``, kept for the next time: :class:`History`.
+"""The lines that the user typed into ``gemlet chat``, kept for the next time: :class:`History`.
 
 The file is ``$XDG_STATE_HOME/gemlet/chat-history`` (``~/.local/state/gemlet/chat-history``). Each line is a
 JSON string, because a message may have several lines. Only the user may read it. Without the file, for
@@ -19,7 +19,7 @@ _MOST_BYTES = 1 << 20
 
 
 def history_path() -> str:
-    """Where the history is kept; the file may not exist yet."""
+    """The file with the history, which may not exist yet."""
     base = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(base):  # the specification's rule for an empty or a relative path
         base = os.path.join(os.path.expanduser("~"), ".local", "state")

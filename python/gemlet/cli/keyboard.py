@@ -10,7 +10,7 @@ from gemlet.cli.history import History
 __all__ = ["Keyboard"]
 
 _QUOTES = '"""'
-_PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"  # what a terminal puts around a pasted text, if it is asked to
+_PASTE, _PASTE_END = "\x1b[200~", "\x1b[201~"  # a terminal puts these around a pasted text, if it is asked to
 
 
 class Keyboard:

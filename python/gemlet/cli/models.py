@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _problem(model: LocalModel) -> str | None:
-    """Why it does not run here."""
+    """The reason why the model does not run here; None if it does."""
     try:
         return inspect(model.path).problem
     except GemletError as error:

@@ -477,7 +477,7 @@ def run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         silence_stdout()
         return 0
-    except OSError as error:  # those about model files are GemletErrors
+    except OSError as error:  # errors about model files are GemletErrors
         silence_stdout()
         message = f"{error.filename or 'standard output or input'}: {error.strerror or error}"
     except GemletError as error:

@@ -100,8 +100,8 @@ def quantile(share: float, steps: Sequence[tuple[float | None, int]]) -> float |
 
 
 def rates(model: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """What a model did between two looks. Times to the first token are those of requests in between, or of
-    all requests if there were none."""
+    """The work of a model between two looks at its counters. Times to the first token are those of requests
+    in between, or of all requests if there were none."""
     found: dict[str, Any] = dict.fromkeys(("tokens_per_second", "prompt_tokens_per_second", "cached_share"))
     now, then = model.get("engine"), (before or {}).get("engine")
     if now is not None and then is not None and seconds > 0:
@@ -226,7 +226,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _watch(server: RemoteServer, interval: float) -> None:
     """Shows the server until Ctrl-C."""
-    before = server.look()  # what is wrong at once is an error of the command
+    before = server.look()  # if the first look fails, the command ends with an error
     lines = lines_of(server.url, before, None)
     sys.stdout.write(_BEGIN)
     try:

@@ -57,18 +57,18 @@ class ConformerConfig:
 
 @record(frozen=True)
 class AudioConfig:
-    """How a model hears.
+    """The part of a model that encodes sound.
 
     Attributes:
         encoder: makes soft tokens from log-mel spectra; None for a model that takes the samples themselves.
-        settings: how spectra are made from samples; None without an encoder.
+        settings: the settings for making spectra from samples; None without an encoder.
         frame_length: the samples of a token in a model without an encoder; 0 with an encoder.
         token_id: the id that stands for one soft token in a prompt.
         begin_id, end_id: the ids before and after the tokens of a sound.
         places: the fixed number of tokens for every sound (Gemma 3n fills up unused ones); 0: as many as the
             sound has.
         filler_id: the id whose row fills up unused places.
-        eps: of the norm before the last projection.
+        eps: the epsilon of the norm before the last projection.
     """
 
     encoder: ConformerConfig | None
@@ -155,7 +155,7 @@ _GEMMA3N_VISION: Mapping[str, Any] = {
 
 
 def read_audio(outer: Keys, family: str) -> AudioConfig | None:
-    """How the model that ``outer``, the object of a multimodal file, describes hears; None if it does not.
+    """Reads the encoder for sound from ``outer``, the object of a multimodal file; None if it has none.
 
     Raises :class:`ConfigError` for a value that has a wrong type, is out of range, or occurs in no published
     model.

@@ -1,4 +1,4 @@
-"""What the reader of ``config.json`` knows about each Gemma family: tables, no code.
+"""Tables of what the reader of ``config.json`` knows about each Gemma family. There is no code in here.
 
 A key of ``config.json`` is *used* (it has a default below, the one of the family's configuration class in
 transformers 5.24.0), *fixed* (only the listed values are supported), or *ignored* (it does not change the

@@ -1,5 +1,5 @@
-"""How Gemma 4 sees: with a tower for images of any aspect ratio, or, in the unified model, without a
-tower."""
+"""The vision of Gemma 4: a tower for images of any aspect ratio, or, in the unified model, a single layer
+without a tower."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Gemma4VisionConfig(_Budgeted):
         )
 
     def tower(self, model: _core.Model) -> _core.Gemma4VisionTower:
-        """What encodes images with the weights of ``model``."""
+        """The core's encoder of images, which uses the weights of ``model``."""
         return _core.Gemma4VisionTower(model, self.to_core())
 
     def activation_bytes(self, hidden_size: int, weights: str) -> int:
@@ -125,7 +125,7 @@ class UnifiedVisionConfig(_Budgeted):
         return {} if patch is None else {"pooling_kernel_size": self.token_side // patch}
 
     def tower(self, model: _core.Model) -> _core.UnifiedVisionEmbedder:
-        """What encodes images with the weights of ``model``."""
+        """The core's encoder of images, which uses the weights of ``model``."""
         return _core.UnifiedVisionEmbedder(
             model,
             tile_size=self.token_side,

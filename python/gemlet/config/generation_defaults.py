@@ -1,4 +1,4 @@
-"""What a folder's ``generation_config.json`` says: which tokens end a text, and how to sample."""
+"""Reads a folder's ``generation_config.json``: the tokens that end a text, and the settings of sampling."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ _BOOKKEEPING = {
 
 
 class Sampling(NamedTuple):
-    """What a model's files recommend for sampling.
+    """The settings that a model's files recommend for sampling.
 
     Attributes:
-        values: by their names in GenerationConfig.
-        not_followed: keys that ask for something gemlet does not do -> their values.
+        values: the recommended values, by their names in GenerationConfig.
+        not_followed: keys that ask for something that gemlet does not do -> their values.
         passed_over: keys that neither gemlet nor the reference knows, and ids outside the vocabulary.
     """
 
@@ -171,13 +171,13 @@ def read_number(keys: Keys, key: str, name: str) -> int | float:
     if option.kind is int:
         return max(
             0, keys.integer(key, int(option.high), int(option.low))
-        )  # -1: all, as other engines write it
+        )  # other engines write -1 for all tokens
     return keys.number(key, option.low, option.high)
 
 
 def read_suppressed(keys: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
-    """A list of token ids that are never to be generated. -1 stands for none, and other numbers that are no
-    ids of the vocabulary are passed over: no model writes them."""
+    """The ids of tokens that must never be generated. -1 in the list means no token. Other numbers that are
+    not ids of the vocabulary are ignored, because the model cannot write them."""
     ids = keys.get(key)
     if not isinstance(ids, list) or len(ids) > MAX_SUPPRESSED or any(type(i) is not int for i in ids):
         raise keys.wrong(key, f"a list of up to {MAX_SUPPRESSED} token ids")

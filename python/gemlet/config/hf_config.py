@@ -68,8 +68,8 @@ def read_config(folder: str | os.PathLike[str]) -> TextConfig:
 
 @public
 def shape_config(name: str, *, towers: bool = False) -> TextConfig:
-    """The configuration of a published size, by its name in ``SHAPES``, without a file; with ``towers``
-    including its towers for images and sound.
+    """The configuration of a published size, by its name in ``SHAPES``. It needs no file. With ``towers``, it
+    includes the towers for images and sound.
 
     Raises:
         InvalidRequestError: there is no such name; the message lists them.
@@ -157,7 +157,8 @@ def _with_gguf(config: TextConfig, family: Family, raw: Mapping[str, Any], where
 
 
 def _parse_multimodal(raw: Mapping[str, Any], where: str, model_type: str) -> TextConfig:
-    """With images or sound: the text part is ``text_config``, which leaves out keys equal to the defaults."""
+    """Reads a model with images or sound. Its text part is ``text_config``, which lacks keys equal to the
+    defaults."""
     text_type, ignored = MULTIMODAL[model_type]
     family = FAMILIES[text_type]
     repeated = [key for key in raw if key in family.defaults and key not in ignored]

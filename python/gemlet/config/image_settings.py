@@ -1,4 +1,5 @@
-"""How a model's images are prepared, as ``preprocessor_config.json`` says: :class:`ImageSettings`."""
+"""Reads ``preprocessor_config.json``, which says how a model's images are prepared:
+:class:`ImageSettings`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ _MOST_PIXELS = 1 << 20  # pixels of a side
 
 @record(frozen=True)
 class PanAndScan:
-    """When a long image is also seen in parts, and in how many.
+    """The rule by which a model also sees the parts of a long image, and the number of parts.
 
     ``min_crop_size`` is the least length of a side of a part, in pixels; an image is cut if its long side is
     at least ``min_ratio_to_activate`` times the short one.
@@ -70,8 +71,8 @@ class ImageSettings:
 def read_image_settings(
     folder: str, defaults: ImageSettings, absent: ImageSettings | None = None
 ) -> ImageSettings:
-    """How the files in ``folder`` prepare images; ``defaults`` if there is no such file. ``absent``, if it
-    differs, has the values for keys that a file lacks.
+    """Reads from the files in ``folder`` how images are prepared; ``defaults`` if there is no such file.
+    ``absent`` has the values for keys that a file lacks, if they differ from ``defaults``.
 
     Raises :class:`ConfigError` for a value that gemlet does not know.
     """
@@ -89,8 +90,8 @@ def read_image_settings(
 
 
 def parse_image_settings(keys: Keys, defaults: ImageSettings) -> ImageSettings:
-    """How ``keys`` prepare images; ``defaults`` for missing keys. As in the reference, null does not mean the
-    default: it turns a switch off, and is an error for any other key."""
+    """Reads from ``keys`` how images are prepared; missing keys have the values of ``defaults``. As in the
+    reference, null does not mean the default: it turns a switch off, and is an error for any other key."""
     raw = keys.raw
     for key in ("do_rescale", "do_resize"):
         if raw.get(key, True) is not True:

@@ -21,15 +21,32 @@ _NO_LIMIT = 1 << 62
 
 @record(frozen=True, repr=False)
 class LayerSpec:
-    """One transformer layer; the fields of the core's LayerConfig, by the same names.
+    """One transformer layer. The fields have the names of those of the core's LayerConfig.
 
-    ``query_scale`` multiplies the scores q.k; ``rope_scaling_factor`` divides the positions;
-    ``sliding_window`` is the number of keys a query sees, itself included, 0 for all (of an embedding model:
-    to one side); ``attention_softcap`` 0
-    means none. ``rope_partial_factor`` is the share of the pairs that rotate; ``kv_source`` the earlier layer
-    whose keys and values this one reads, -1 for its own; ``activation_sparsity`` how many standard deviations
-    above their mean the gate's values start to count, None if all count; ``num_experts`` 0 means none.
-    ``bidirectional_spans``: the tokens of an image see each other in both directions.
+    Attributes:
+        num_heads: the number of query heads.
+        num_kv_heads: the number of heads for keys and values.
+        head_dim: the size of a head.
+        intermediate_size: the width of the MLP.
+        query_scale: the factor on the scores q.k.
+        rope_theta: the base of the rotation.
+        rope_scaling_factor: the divisor of the positions.
+        sliding_window: the number of keys that a query sees, including its own; 0 means all. In an embedding
+            model it counts the keys on one side.
+        attention_softcap: the cap on the scores; 0 means none.
+        qk_norm: queries and keys are normalized.
+        post_norms: the outputs of the attention and of the MLP are normalized.
+        v_norm: values are normalized.
+        key_is_value: the values are the keys, before these are normalized and rotated.
+        rope_partial_factor: the share of the pairs in a head that are rotated.
+        kv_source: the earlier layer whose keys and values this one reads; -1 if it has its own.
+        activation_sparsity: the threshold that values of the MLP's gate must exceed to count, in standard
+            deviations above their mean; None if all values count.
+        num_experts: the number of experts; 0 means none.
+        experts_per_token: the number of experts that compute a token.
+        expert_intermediate_size: the width of an expert's MLP.
+        layer_scalar: the layer's output is multiplied by a weight.
+        bidirectional_spans: the tokens of an image see each other in both directions.
 
     >>> from gemlet.config import shape_config
     >>> last = shape_config("gemma4-e2b").layers[-1]
@@ -129,14 +146,14 @@ def _read_window(keys: Keys, family: Family) -> int:
     window = min(keys.integer("sliding_window", _NO_LIMIT), LIMITS["sliding_window"])
     if keys.get("sliding_window_size") not in (None, window):
         raise keys.wrong("sliding_window_size", f"the value of sliding_window ({window})")
-    if family.embeds:  # what a token sees to either side, besides itself
+    if family.embeds:  # the key counts the tokens on either side, without the token itself
         return window + 1
     # In an embedding model of Gemma 3, the window counts both sides.
     return window // 2 + 1 if embeds(keys, family) else window
 
 
 def embeds(keys: Keys, family: Family) -> bool:
-    """Whether it is an embedding model."""
+    """Whether ``keys`` describe an embedding model."""
     return family.embeds or keys.get("use_bidirectional_attention") is True
 
 

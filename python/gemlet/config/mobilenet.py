@@ -25,8 +25,8 @@ class MobileNetBlock:
             the expansion's convolution.
         middle_kernel: the side of the convolution after it, 0 for none; for an attention that of keys and
             values.
-        stride: of the last of these convolutions.
-        num_heads, head_dim: of an attention; otherwise 0.
+        stride: the stride of the last of these convolutions.
+        num_heads, head_dim: the sizes of an attention; 0 for other blocks.
     """
 
     kind: str
@@ -98,7 +98,7 @@ class MobileNetConfig:
         )
 
     def tower(self, model: _core.Model) -> _core.MobileNetTower:
-        """What encodes images with the weights of ``model``."""
+        """The core's encoder of images, which uses the weights of ``model``."""
         return _core.MobileNetTower(model, self.to_core())
 
     def activation_bytes(self, hidden_size: int, weights: str) -> int:

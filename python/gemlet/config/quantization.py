@@ -54,8 +54,8 @@ _WHOLE_NOTES = ("quant_method", "config_groups", "ignore", "version", "global_co
 
 
 def read_quantization(keys: Keys) -> str | None:
-    """How the weights are quantized: :data:`GEMMA`, :data:`COMPRESSED`, or None if they are not. A
-    ``quantization_config`` that asks for nothing is passed over.
+    """Reads the form in which the weights are quantized: :data:`GEMMA`, :data:`COMPRESSED`, or None if they
+    are not quantized. A ``quantization_config`` that asks for nothing is ignored.
 
     The bits of a matrix come from its tensor; the reference refuses a file in which the two differ. So only
     the form of name patterns is checked, because matching a file's regular expressions may take any time.
@@ -84,7 +84,7 @@ def read_quantization(keys: Keys) -> str | None:
 
 
 def quantizes_embeddings(keys: Keys) -> bool:
-    """Whether a :data:`GEMMA` configuration says so."""
+    """Whether a :data:`GEMMA` configuration says that the embeddings are quantized, too."""
     found = (keys.raw.get(key) for key in _KEYS)
     return any(isinstance(value, dict) and bool(value.get("quantize_embeddings")) for value in found)
 

@@ -1,4 +1,4 @@
-"""How a folder of sentence-transformers describes an embedding model.
+"""Reads the description of an embedding model in a folder of sentence-transformers.
 
 ``modules.json`` lists the stages: the transformer, the mean over its tokens, dense layers (matrices without
 bias or activation), the division by the length. ``config_sentence_transformers.json`` has prompts: what comes
@@ -174,7 +174,7 @@ def _module(path: str, index: int, module: Any) -> tuple[str, str]:
 def _check_pooling(path: str) -> None:
     keys = Keys(read_json_object(path, error=ConfigError), path, "")
     wanted = "mean"
-    if keys.get("pooling_mode") is not None:  # how later versions write it
+    if keys.get("pooling_mode") is not None:  # later versions write it in this way
         modes = keys.get("pooling_mode")
         found = modes if isinstance(modes, list) else [modes]
     else:

@@ -1,4 +1,5 @@
-"""How a model's sounds are prepared, as ``preprocessor_config.json`` says: :class:`SoundSettings`."""
+"""Reads ``preprocessor_config.json``, which says how a model's sounds are prepared:
+:class:`SoundSettings`."""
 
 from __future__ import annotations
 

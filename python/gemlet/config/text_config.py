@@ -20,29 +20,49 @@ __all__ = ["TextConfig", "embedding_scale"]
 
 @record(frozen=True, repr=False)
 class TextConfig:
-    """The text model a ``config.json`` describes.
+    """The text model that a ``config.json`` describes.
 
-    ``family`` is "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n", "gemma4" or "embeddinggemma2";
-    ``model_type`` is the name in the file. ``norm_offset`` is added to every norm weight (Gemma 1 to 3 store
-    ``w`` and compute with ``1 + w``; in GGUF the 1 is in the weights).
-    ``exact_gelu``: the GELU with erf, and not its approximation with tanh.
-    ``final_softcap`` 0 means none. ``per_layer_input_size`` is the width of each layer's own token embedding,
-    0 for none, and ``per_layer_vocab_size`` the rows of that table. ``altup_streams`` of more than 1 means
-    layers of Gemma 3n, with a branch of rank ``laurel_rank``. ``bidirectional`` makes it an embedding model,
-    with a matrix for each of ``dense_sizes`` outputs after the mean; with ``projects_itself``, the first of
-    these is a weight of the model itself. ``unit_vectors`` says that embeddings are divided by their length.
-    ``placeholder_ids`` stand for pictures, videos and sound, and are never written; in a text they have the
-    rows of the token ``placeholders_read_as``, or their own rows if that is None. Ids from ``text_ids`` on
-    are not embedded as text: Gemma 3n has other tables for them; None if all ids are text. ``vision`` is the
-    tower for images, ``audio`` that for sound; None if the model has none. ``tables`` are Gemma 3n's tables
-    for the ids from ``text_ids`` on. ``quantization`` is how the weights in the files are quantized
-    (:mod:`gemlet.config.quantization`), None if they are not, and ``rounded`` the core's names of the
-    matrices whose inputs and outputs are rounded with fixed scales. ``exact_embedding_scale``: the factor on
-    embeddings is not rounded to bfloat16. ``verdict_ids`` are the two tokens with which ShieldGemma 2 says
-    that an image breaks a policy, and that it follows it. ``target_size`` makes it an assistant, which drafts
-    for a model of this hidden size and reads its keys and values; its head may be in groups of rows, one for
-    each of ``centroids``, of which ``centroids_per_token`` are multiplied. ``passed_over`` are the keys of
-    the file that gemlet does not know and that change nothing.
+    Attributes:
+        family: "gemma", "gemma2", "vaultgemma", "gemma3", "gemma3n", "gemma4" or "embeddinggemma2".
+        model_type: the name in the file.
+        vocab_size: the number of token ids.
+        hidden_size: the width of the hidden states.
+        max_position_embeddings: the longest text in tokens.
+        rms_norm_eps: the epsilon of the norms.
+        final_softcap: the cap on the logits; 0 means none.
+        norm_offset: the number that is added to every norm weight. Gemma 1 to 3 store ``w`` and compute with
+            ``1 + w``; in GGUF the 1 is already in the weights.
+        tie_word_embeddings: the embedding table is also the output matrix.
+        pad_token_id, bos_token_id: the ids of these tokens; None if the model has none.
+        eos_token_ids: the tokens that end a text.
+        layers: the layers, from the first one on.
+        exact_gelu: the activation is the GELU with erf, not its approximation with tanh.
+        per_layer_input_size: the width of the embedding that every layer has for itself; 0 means none.
+        per_layer_vocab_size: the number of rows in the table of these embeddings; 0 means no table.
+        altup_streams: the number of hidden states of a token; more than 1 in Gemma 3n.
+        laurel_rank: the rank of Gemma 3n's LAuReL branch.
+        bidirectional: the model is an embedding model, in which a token also sees later ones.
+        dense_sizes: the output sizes of the matrices after the mean in an embedding model.
+        projects_itself: the first of these matrices is a weight of the model itself.
+        unit_vectors: embeddings are divided by their length.
+        placeholder_ids: the ids that stand for images, videos and sound; the model never writes them.
+        placeholders_read_as: the token whose embedding row a placeholder in a text has; None: its own row.
+        text_ids: the number of ids that are embedded as text. Gemma 3n has ``tables`` for the ids after them.
+            None: all ids are text.
+        vision: the tower for images; None if the model has none.
+        audio: the tower for sound; None if the model has none.
+        tables: Gemma 3n's tables for the ids from ``text_ids`` on.
+        quantization: the form in which the files have quantized weights (:mod:`gemlet.config.quantization`);
+            None if the weights are not quantized.
+        rounded: the core's names of the matrices whose inputs and outputs are rounded with fixed scales.
+        exact_embedding_scale: the factor on embeddings is not rounded to bfloat16.
+        verdict_ids: the two tokens with which ShieldGemma 2 says that an image breaks a policy, and that it
+            follows the policy.
+        target_size: the hidden size of the model that this one drafts for, whose keys and values it reads; 0
+            if this is not an assistant.
+        centroids: the number of groups into which the rows of an assistant's head are divided; 0 means none.
+        centroids_per_token: the number of these groups that are multiplied for a token.
+        passed_over: the keys of the file that gemlet does not know and that change nothing.
 
     >>> from gemlet.config import shape_config
     >>> config = shape_config("gemma3-1b")
@@ -96,18 +116,18 @@ class TextConfig:
 
     @property
     def towers(self) -> frozenset[str]:
-        """What the model takes besides text: "vision", "audio"."""
+        """The inputs that the model takes besides text: "vision", "audio"."""
         found = {"vision": self.vision, "audio": self.audio}
         return frozenset(name for name, tower in found.items() if tower is not None)
 
     @property
     def num_layers(self) -> int:
-        """Transformer layers."""
+        """The number of transformer layers."""
         return len(self.layers)
 
     @property
     def embedding_size(self) -> int:
-        """Numbers in an embedding."""
+        """The number of values in an embedding."""
         return self.dense_sizes[-1] if self.dense_sizes else self.hidden_size
 
     @property
@@ -159,8 +179,8 @@ class TextConfig:
 def without_towers(
     config: TextConfig, *, vision: bool = False, audio: bool = False, tables: Collection[str] | None = None
 ) -> TextConfig:
-    """``config`` without the towers that are not kept, and with only the ``tables`` of these names; None:
-    those of the towers.
+    """``config`` without the towers that are not kept, and with only the ``tables`` of these names. None
+    keeps the tables of the towers that are kept.
 
     >>> from gemlet.config import shape_config
     >>> without_towers(shape_config("gemma3-1b")).vision is None

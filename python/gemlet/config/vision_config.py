@@ -73,7 +73,7 @@ class SiglipConfig:
         )
 
     def tower(self, model: _core.Model) -> _core.SiglipTower:
-        """What encodes images with the weights of ``model``."""
+        """The core's encoder of images, which uses the weights of ``model``."""
         return _core.SiglipTower(model, self.to_core())
 
     def activation_bytes(self, hidden_size: int, weights: str) -> int:

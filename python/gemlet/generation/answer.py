@@ -39,10 +39,10 @@ class Answer:
     """Takes the tokens of one generation.
 
     Attributes:
-        end_ids: those that end it.
-        token_ids: those that belong to the text.
-        logprobs: of each of these, if they are wanted.
-        prompt_logprobs: of each token of the prompt, if they are wanted and known.
+        end_ids: the tokens that end the answer.
+        token_ids: the tokens that belong to the text.
+        logprobs: the log probabilities of these tokens, if they are wanted.
+        prompt_logprobs: the log probabilities of the tokens of the prompt, if they are wanted and known.
         ended: whether an end token came.
         result: the whole generation, after :meth:`end`.
         echo: the text that its text begins with.

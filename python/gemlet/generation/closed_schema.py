@@ -30,10 +30,10 @@ _OF_OBJECTS = {"additionalProperties", "patternProperties", "propertyNames", "mi
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """Changes the schema in place, so that it leaves less open.
 
-    An object with properties has no others, integers are ones that every reader of JSON keeps exactly, and
-    numbers with a range have nine digits after the point. A value that fits the result also fits the schema.
-    Without this, a model may write keys and digits for ever. A schema that says ``additionalProperties``
-    keeps it, and one whose parts join several schemas for a value stays as it is.
+    An object with properties may have no others. Integers must be small enough that every reader of JSON
+    keeps them exactly. Numbers with a range have at most nine digits after the point. A value that fits the
+    result also fits the schema. Without this, a model may write keys and digits forever. A schema that says
+    ``additionalProperties`` keeps it, and one whose parts join several schemas for a value stays as it is.
 
     >>> closed({"type": "object", "properties": {"a": {"type": "boolean"}}})["additionalProperties"]
     False
@@ -83,7 +83,7 @@ def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _joins(schema: dict[str, Any]) -> bool:
     keys, parts = {*schema}, schema.get("allOf")
-    if isinstance(parts, list) and len(parts) == 1:  # how some write a reference with a description
+    if isinstance(parts, list) and len(parts) == 1:  # some write a reference with a description in this way
         keys = keys - {"allOf"} | {"$ref"}
     return not keys.isdisjoint(_JOIN) or (not keys.isdisjoint(_REFER) and not keys <= _SILENT)
 

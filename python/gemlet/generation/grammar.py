@@ -226,5 +226,5 @@ _vocabularies: WeakKeyDictionary[Tokenizer, _Vocabulary] = WeakKeyDictionary()
 _process = LimitedProcess(
     grammar_worker.__file__, grammar_worker.HELLO, _folders, _not_started
 ).end_with_python()
-if hasattr(os, "register_at_fork"):  # otherwise a child would wait for ever for another thread's work
+if hasattr(os, "register_at_fork"):  # otherwise a child would wait forever for another thread's work
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

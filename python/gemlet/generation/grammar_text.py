@@ -19,7 +19,7 @@ FORMS = ("json_schema", "regex", "choice", "grammar")  # the arguments; a call h
 MOST_BYTES = 256 << 10  # of a JSON schema, an expression, all choices together or a grammar
 MOST_CHOICES = 10_000
 
-# At most one space separates the parts of JSON. With free white space, a model may write spaces for ever.
+# At most one space separates the parts of JSON. With free white space, a model may write spaces forever.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # The model chooses among all tokens that fit. Otherwise llguidance itself would encode text that has no
 # alternative.
@@ -32,7 +32,7 @@ class GrammarText:
 
     Attributes:
         name: the argument that it comes from, for error messages.
-        lark: its text.
+        lark: the text of the grammar.
         control: the control tokens that it names.
     """
 

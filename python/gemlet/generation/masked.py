@@ -19,13 +19,13 @@ class MaskPlan:
     """The rules that a text has to follow.
 
     Attributes:
-        grammar: of the answer; None: it is free.
+        grammar: the grammar of the answer; None: the answer is free.
         vocab_size: the ids that the core knows.
         asides: what may come before the answer: a thought, or calls, which then replace it. In a free text
             they may come anywhere.
         begins_in: the aside in which the text begins.
         end_ids: tokens that end the model's texts; they are never part of the answer.
-        stop_ids: those that end this one.
+        stop_ids: the tokens that end this text.
         thinking_budget: most tokens of all thoughts together; None: no limit.
     """
 

@@ -1,4 +1,5 @@
-"""How to generate: :class:`GenerationConfig`, and the types that give every function its options."""
+"""The options of generation: :class:`GenerationConfig`, and the types that give every function its
+options."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def _shows_defaults(function: _Function) -> _Function:
 
 @record(frozen=True, repr=False)
 class GenerationConfig:
-    """How to generate: validated once, then immutable.
+    """The options of a generation, which are checked once and then cannot change.
 
     The defaults are the ones Google publishes for Gemma 3 (``temperature`` 1, ``top_k`` 64, ``top_p`` 0.95).
     A token is drawn from the logits after, in this order, ``logit_bias``, ``repetition_penalty``,

@@ -19,7 +19,7 @@ def _rate(count: int, seconds: float) -> float:
 
 @record(frozen=True)
 class TokenLogprob:
-    """How probable the model found a token, in its own distribution: before temperature, penalties, filters.
+    """The probability that the model gave a token, before temperature, penalties and filters change it.
 
     Attributes:
         token_id: the token.
@@ -59,7 +59,7 @@ class Generation:
             passes than tokens if guessed tokens were accepted.
         decode_tokens: tokens that were chosen in ``decode_seconds``, including an end token.
         seed: the seed that was used, so that a run without one can be repeated.
-        reasoning: what the model thought before it answered (a chat with ``thinking``).
+        reasoning: the thoughts of the model before its answer (a chat with ``thinking``).
         tool_calls: the calls of tools in a chat, in order.
         malformed_calls: tool calls that cannot be read, or were cut off by ``max_tokens``.
         earlier_messages: if gemlet ran tools, the messages before this reply: replies with calls, and the
@@ -68,9 +68,9 @@ class Generation:
         accepted_tokens: the guessed tokens that were right.
         cached_tokens: tokens at the beginning of the prompt that were not computed, because an earlier text
             began with them too.
-        audio_tokens: those of the prompt that stand for sound.
-        image_tokens: those of the prompt that stand for images and for the frames of videos.
-        logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
+        audio_tokens: the number of tokens of the prompt that stand for sound.
+        image_tokens: the number of tokens of the prompt that stand for images and for the frames of videos.
+        logprobs: the log probabilities of ``token_ids``; None unless they were asked for.
         prompt_logprobs: how probable the model found each token of the prompt; None for the first token. None
             as a whole unless it was asked for.
 
@@ -184,7 +184,7 @@ class Chunk:
         events: the ``text`` and, in a chat, everything else, in order: Content, Reasoning, ToolCall and
             MalformedToolCall of :mod:`gemlet.chat`.
         index: the prompt that the step continues, if the stream has several.
-        logprobs: how probable the model found each of ``token_ids``; None unless it was asked for.
+        logprobs: the log probabilities of ``token_ids``; None unless they were asked for.
         call_pieces: in a chat, pieces of tool calls that are being written (:class:`ToolCallPiece`). A
             complete call is among the events.
 

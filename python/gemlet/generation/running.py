@@ -94,8 +94,8 @@ class RunningText:
         self._scoring: _Request | None = None  # computes the log probabilities of the prompt
         self._request: _Request | None = None
         self._guessed: list[int] = []  # drafted tokens after the known ones; their masks are set
-        self._ids: deque[int] = deque()  # not handed out yet
-        self._logprobs: deque[TokenLogprob] = deque()  # their log probabilities
+        self._ids: deque[int] = deque()  # tokens that are not handed out yet
+        self._logprobs: deque[TokenLogprob] = deque()  # the log probabilities of these tokens
         self._pushed: _Pushed | None = None  # the next of these tokens; the answer already has it
         self._reason: FinishReason | None = None  # why no more tokens will follow
         self._error: GemletError | None = None  # or the error to raise after these tokens
@@ -107,12 +107,12 @@ class RunningText:
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens the prompt has."""
+        """The number of tokens of the prompt."""
         return len(self._prepared.ids)
 
     @property
     def read_tokens(self) -> int:
-        """How many of them have been read."""
+        """The number of tokens of the prompt that the model has read."""
         found = [one.read_tokens for one in (self._scoring, self._request) if one is not None]
         self._read_tokens = max([self._read_tokens, *found])
         return self._read_tokens

@@ -32,7 +32,7 @@ def make_sampler(
         vocab_limit: ids from here on are never sampled (0: no limit).
         never: other ids that are never sampled.
         end_ids: the ids that end the text, not before ``min_tokens``.
-        prompt_tokens: how many of the text's tokens are its prompt.
+        prompt_tokens: the number of tokens of the prompt, with which the text begins.
         tokenizer: used to find the tokens of ``dry_sequence_breakers``.
     """
     # 32 bits are enough to tell runs apart, and short enough to type again.

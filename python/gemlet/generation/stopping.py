@@ -18,7 +18,7 @@ __all__ = ["ReplyEmitter", "ReplyReader", "StopScanner", "TextReader"]
 
 
 class ReplyReader(Protocol):
-    """What :meth:`gemlet.chat.ChatFormat.reply_parser` returns: token ids in, events out."""
+    """The type that :meth:`gemlet.chat.ChatFormat.reply_parser` returns. It turns token ids into events."""
 
     def push(self, ids: Iterable[int], /) -> list[ReplyEvent]: ...
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]: ...
@@ -127,13 +127,15 @@ class ReplyEmitter:
         return self._scanner.stopped
 
     def push(self, token_id: int, *, may_stop: bool = True) -> list[ReplyEvent]:
-        """What ``token_id`` makes certain (often nothing, sometimes more than the token itself)."""
+        """Adds ``token_id``, and returns the events that are now certain. Often there are none; sometimes
+        they cover more than this token."""
         return self._scan(self._reader.push((token_id,)), may_stop)
 
     def finish(self, *, ended: bool) -> list[ReplyEvent]:
-        """What was held back: bytes of an unfinished character, the beginning of a stop string.
+        """Returns the events that were held back: bytes of an unfinished character, or the beginning of a
+        stop string.
 
-        ``ended``: an end token, which was not pushed, ended the reply.
+        ``ended``: the reply ended with an end token, which was not pushed.
         """
         events = self._scan(self._reader.finish(ended=ended))
         return events + _content(self._scanner.flush())

@@ -89,7 +89,7 @@ class TextStream:
                     chunk = self._wait_for_chunk()
                 if not self._live:
                     self._release()
-            except BaseException:  # also what a signal handler raised: the text so far is kept
+            except BaseException:  # this includes errors of signal handlers; the text so far is kept
                 self._fail()
                 raise
         if self._close_is_due:

@@ -74,7 +74,7 @@ def reply_with_tools(
         ask: takes messages to add to the conversation and the options of the reply; returns the model's
             reply.
         messages: the first messages to add.
-        options: those of :meth:`gemlet.Model.chat`.
+        options: the options of :meth:`gemlet.Model.chat`.
 
     Returns:
         The last reply, with all messages that were added (:attr:`Generation.messages`).

@@ -1,1 +1,1 @@
-"""From files to a loaded model, to a packed folder, or to a description."""
+"""Makes a loaded model, a packed folder or a description from the files of a model."""

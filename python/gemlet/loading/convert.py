@@ -65,8 +65,8 @@ def convert(
     a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
 
     Args:
-        source: what :func:`gemlet.load` takes, not yet packed.
-        destination: the folder to make; it must not exist, or be empty.
+        source: a model as in :func:`gemlet.load`, which is not packed yet.
+        destination: the folder to make. If it exists, it must be empty.
         calibrate: with weights "q4" or "q5", rounds with statistics of the matrices' inputs on a text. It is
             the path of a file of about 8,000 tokens or more, or True for texts that the model writes itself.
             This takes some minutes, and as much memory as the model in its files. No adapter can be merged.
@@ -182,7 +182,7 @@ def _calibrated_context(files: ModelFiles) -> int:
 
 
 def _describe(folder: str, files: ModelFiles) -> None:
-    """All but the weights."""
+    """Writes all files of the folder except the weights."""
     for file in files.config_files:
         copy = os.path.join(folder, os.path.relpath(file, files.checkpoint.folder))
         os.makedirs(os.path.dirname(copy), exist_ok=True)
@@ -200,7 +200,7 @@ def _describe(folder: str, files: ModelFiles) -> None:
 
 
 def _rewrite_config(folder: str, whole: TextConfig, matformer: object) -> None:
-    """Makes the ``config.json`` in ``folder``, that of the ``whole`` model, that of the one cut out of it."""
+    """Changes the ``config.json`` of the ``whole`` model in ``folder`` into that of the smaller model."""
     path = os.path.join(folder, "config.json")
     keys = cut_keys(read_json_object(path, error=ModelFileError), whole, matformer)
     with open(path, "w", encoding="utf-8") as described:

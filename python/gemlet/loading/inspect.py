@@ -153,7 +153,7 @@ def inspect(
 
 
 def _parameters(files: ModelFiles, embedding_on_disk: bool) -> tuple[int, int]:
-    """All parameters of the text model, and those of the tables that stay on disk."""
+    """The number of parameters of the text model, and of the tables that stay on disk."""
     tables = (PER_LAYER_TABLE, "embed_tokens", "lm_head") if embedding_on_disk else (PER_LAYER_TABLE,)
     total = on_disk = 0
     for name, slot in files.slots.items():
@@ -171,7 +171,7 @@ def _table_type(files: ModelFiles) -> str | None:
 
 
 def _tokenizer(files: ModelFiles) -> dict[str, str] | None:
-    """The file that the vocabulary is in, and of what kind it is."""
+    """The file with the vocabulary, and the kind of the vocabulary."""
     vocabulary = files.vocabulary
     if vocabulary is None:
         return None

@@ -20,20 +20,33 @@ __all__ = ["Inspection", "layer_text"]
 
 @record(frozen=True, repr=False)
 class Inspection:
-    """What :func:`gemlet.inspect` found; ``print`` shows all of it.
+    """The result of :func:`gemlet.inspect`; ``print`` shows all of it.
 
-    ``stored`` counts the tensors by the type they are stored in; ``parameters`` counts those of the text
-    model (after a cut), ``parameters_on_disk`` the part of them that stays in the file while it runs.
-    ``formats`` are those in memory: of "weights", "embedding", "kv_cache" and, if it is a separate matrix,
-    "output". ``own_formats`` are those of single matrices that differ from "weights". ``kept_as`` has for
-    each type of a stored matrix the format that ``weights="auto"`` keeps it in, and is empty for other
-    weights. ``table_type`` is the stored type of the table of per-layer embeddings, None if there is none.
-    ``tokenizer`` has the "file" and the "kind" of the tokenizer, ``vocabulary`` counts its pieces.
-    ``recommended`` is what ``for_memory`` asked for. ``prompts`` are those of an embedding model.
-    ``not_followed`` has the keys of the model's files that ask for something gemlet does not do.
-    ``passed_over`` are keys and tensors that gemlet does not know and that change nothing. ``adapter`` is the
-    one in the model's folder, which is merged into the model. ``problem`` says why the model does not run
-    here; None if it does.
+    Attributes:
+        source: the file or folder.
+        config: the description of the text model, after a cut.
+        stored: the number of tensors of each type in the files.
+        file_bytes: the size of the tensors in the files.
+        parameters: the number of parameters of the text model, after a cut.
+        parameters_on_disk: the number of these that stay in the file while the model runs.
+        tokenizer: the "file" and the "kind" of the tokenizer; None if there is none.
+        vocabulary: the number of pieces of the tokenizer; None if there is none.
+        chat_format: the name of the chat format; None if there is none.
+        prompts: the prompts of an embedding model, by name.
+        weights: the format that ``weights`` asks for; "auto" is replaced by the one that it chooses.
+        formats: the formats in memory: of "weights", "embedding", "kv_cache" and, if it is a separate matrix,
+            "output".
+        own_formats: the formats of single matrices that differ from "weights".
+        kept_as: for each stored type of matrices, the format in which ``weights="auto"`` keeps it; empty if
+            ``weights`` names a format.
+        table_type: the stored type of the table of per-layer embeddings; None if there is none.
+        max_context: the longest text that the plan has room for, in tokens.
+        plan: the memory that the model takes.
+        problem: the reason why the model does not run here; None if it does.
+        recommended: the choice for the memory that ``for_memory`` names.
+        not_followed: the keys in the model's files that ask for something that gemlet does not do.
+        passed_over: the keys and tensors that gemlet does not know and that change nothing.
+        adapter: the adapter in the model's folder, which is merged into the model; None if there is none.
 
     >>> import gemlet
     >>> found = gemlet.inspect()
@@ -207,7 +220,7 @@ def _runs_text(runs: Sequence[tuple[int, int]]) -> str:
 
 
 def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
-    """What the layers of a kind, or all of them, have in common."""
+    """The lines about features that all layers, or all layers of one kind, have in common."""
     rotations: dict[str, list[str]] = {}
     for layer in config.layers:
         text = f"base {layer.rope_theta:,.12g}"

@@ -1,4 +1,4 @@
-"""From files to a :class:`~gemlet.model.model.Model`: :func:`load`."""
+"""Makes a :class:`~gemlet.model.model.Model` from files: :func:`load`."""
 
 from __future__ import annotations
 
@@ -49,35 +49,45 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Model:
-    """Loads a Gemma model of any family; ``source`` None is the small demo model that comes with gemlet.
+    """Loads a Gemma model of any family; without ``source``, the small demo model that comes with gemlet.
 
-    A folder is read as published on the Hugging Face hub: ``config.json``, ``model.safetensors`` (or its
-    shards and their index), ``tokenizer.model`` or ``tokenizer.json``, ``generation_config.json`` if there is
-    one: its end tokens end a text, and its sampling values are the model's defaults. A GGUF file (versions 2
-    and 3; of a split model, any of its files) says the same in its metadata. Weights are converted one at a
-    time; a folder that :func:`gemlet.convert` made is mapped and used in place, so it loads at once. The
-    table of per-layer embeddings of Gemma 3n and 4 stays in its file and is read while the model runs.
+    A folder has the files that are published on the Hugging Face hub: ``config.json``, ``model.safetensors``
+    (or its shards and their index), and ``tokenizer.model`` or ``tokenizer.json``. It may have a
+    ``generation_config.json``. The end tokens in it end a text, and its sampling values are the model's
+    defaults. A GGUF file (version 2 or 3) has the same facts in its metadata; for a split model, ``source``
+    may be any of its files.
+
+    Weights are converted one at a time. A folder that :func:`gemlet.convert` made is mapped into memory and
+    used in place, so it loads at once. The table of per-layer embeddings of Gemma 3n and 4 stays in its file
+    and is read while the model runs.
 
     Args:
-        source: the folder, or its safetensors file; or a GGUF file, or a folder with only one; or the name of
-            a model on the hub, which is downloaded once: "google/gemma-3-1b-it", or with a GGUF file
-            "someone/gemma-GGUF:gemma-Q4_0.gguf". Without a tokenizer in it the model still loads, and takes
-            and gives token ids.
-        weights: the format of the weights in memory: "bf16", "bf12" (the same values and results in three
-            quarters of the memory; faster if decoding waits for memory), "f32", "q8" (int8 in blocks of
-            32), "q6k", "q5k", "q5", "q4k", "q4" (six to four bits; the embedding table is q8). bf12 has codes
-            for 15 consecutive exponents of each row, and room for few others; a matrix with more is refused.
-            "auto": each matrix in a format that has all its values: for BF16 bf12 if it has room, but bf16
-            in models that take less than 64 MB; bf16 for float16 that came from it, else f32; of GGUF's types
-            q4, q5 and q8 for Q4_0, Q5_0 and Q8_0, q4k, q5k and q6k for Q4_K, Q5_K and Q6_K, and q8 for
-            IQ4_NL. Types whose values no format can hold become q8 (Q4_1, Q5_1, IQ4_XS) or q4 (Q2_K, Q3_K),
-            which adds little to their error. A packed folder keeps its format.
-        threads: how many threads compute, 1 to 1024. None: as many as this process may use, at most the
-            physical cores (``gemlet info`` shows the number and the reason), and fewer if the system does
-            not grant so many.
-        decode_threads: how many threads write the reply, once the prompt is read (passes of at most 8
-            tokens). None: as many as ``threads``. Decoding waits for memory, and few cores can use all of its
-            bandwidth.
+        source: one of these: a folder, or the safetensors file in it; a GGUF file, or a folder with only one;
+            the name of a model on the hub, such as "google/gemma-3-1b-it", or with a GGUF file
+            "someone/gemma-GGUF:gemma-Q4_0.gguf". A model from the hub is downloaded once. A model without a
+            tokenizer loads, too; it takes and gives token ids.
+        weights: the format of the weights in memory. Smaller formats take less memory and make decoding
+            faster, but the ones with few bits make answers worse. "auto" loses nothing where it can, so the
+            default is right unless memory is short; then choose "q8" or "q4".
+
+            "f32" and "bf16" are the usual floating-point formats. "bf12" has the values of bf16 in three
+            quarters of the memory, and the same results. It refuses a matrix in which a row has too many
+            different exponents: it has codes for 15 consecutive ones, and room for few others. "q8" is int8
+            in blocks of 32 values. "q6k", "q5k", "q5", "q4k" and "q4" have six to four bits; with them, the
+            embedding table is in q8.
+
+            "auto" chooses for each matrix by its type in the file. BF16 becomes bf12 if that can hold it, or
+            bf16 in models that take less than 64 MB. Float16 becomes bf16 if no value changes, else f32.
+            GGUF's Q4_0, Q5_0, Q8_0, Q4_K, Q5_K and Q6_K become the format of the same name, and IQ4_NL
+            becomes q8; all of these keep their values. No format can hold the values of the other types:
+            Q4_1, Q5_1 and IQ4_XS become q8, and Q2_K and Q3_K become q4, which adds little to their error. A
+            packed folder keeps its format.
+        threads: the number of threads that compute, 1 to 1024. None: the number that this process may use,
+            but at most the physical cores, and fewer if the system does not grant so many. ``gemlet info``
+            shows the number and the reason.
+        decode_threads: the number of threads that write the reply after the prompt is read (passes of at most
+            8 tokens). None: as many as ``threads``. Decoding waits for memory, and few cores can use all of
+            its bandwidth.
         max_context: the longest text, prompt and reply together, in tokens. It bounds the memory of the KV
             cache. None: the model's own limit.
         embedding: the format of the embedding table, which is also the output matrix. None: as ``weights``,
@@ -85,58 +95,61 @@ def load(
         kv_cache: the format of the KV cache: "f32", "bf16", "int8" (one scale per token and head), which
             takes half of bf16's memory, or "int4", which takes half of that and costs more quality. None:
             "bf16", but "f32" for weights in f32.
-        max_memory: bytes, or text such as "2GB": refuses, before anything is allocated, a model that would
-            make this process larger with one text of ``max_context`` tokens. The message shows the plan and
-            what would fit. Adapters that are loaded later have to fit into the rest.
+        max_memory: the most memory that this process may take, in bytes or as text such as "2GB". A model
+            that would need more for one text of ``max_context`` tokens is refused before anything is
+            allocated. The message shows the plan and what would fit. Adapters that are loaded later have to
+            fit into the rest.
         embedding_on_disk: reads the embedding from its file and keeps at most 32 MiB of it in memory at a
-            time, for the same results. It is read by row for the prompt, but whole for every token that is
-            written: from the system's page cache if that has room, else from the disk. The model has to be
-            packed, or ``cache`` True.
-        exact_batches: makes a text the same, bit for bit, whatever else is computed at the same time and in
-            whatever pieces its prompt is read. On CPUs without a matrix unit (AMX), and for weights in bf16,
-            bf12 and f32, this is always so and costs nothing. With AMX and weights in q8 to q4, prompts are
-            read without the matrix unit, at the speed of the next lower tier.
+            time. The results are the same. For the prompt, single rows are read. For every token that is
+            written, the whole table is read: from the system's page cache if that has room, else from the
+            disk. The model has to be packed, or ``cache`` has to be True.
+        exact_batches: makes a text the same, bit for bit, whatever else is computed at the same time, and
+            whatever pieces its prompt is read in. On CPUs without a matrix unit (AMX), and for weights in
+            bf16, bf12 and f32, texts are always the same, and this option costs nothing. With AMX and weights
+            in q8 to q4, it makes prompts be read without the matrix unit, at the speed of the next lower
+            tier.
         device: "cpu", "cuda" for an NVIDIA GPU, or "auto", which is "cuda" if a GPU can be used. No GPU
-            has run gemlet yet, and wheels are built without "cuda". On a GPU, ``max_memory`` bounds its
-            memory, and a model that does not fit into what is free of it is refused.
-        vision: False leaves out the tower for images of a model that has one, and its memory.
-        audio: False leaves out the encoder for sound, and its memory.
-        mmproj: the file of llama.cpp with the towers of a GGUF model. None: the one beside the model with
-            "mmproj" in its name, if there is one for this model. False: none.
-        drafter: a smaller Gemma of the same vocabulary, as in ``source``, which guesses how texts go on. The
-            model checks several guessed tokens in one pass. The text is the same as without it, even with
-            sampling, and it is used only when that measurably saves time. It is loaded with the same
-            ``weights``, without its towers.
-        draft_tokens: the most tokens that it guesses for a text at a time, 1 to 14. None: as many as save
-            time.
-        matformer: the smaller model to cut out of a Gemma 3n, of which only that part is read: "E2B" out of
-            E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size": width or list of
-            widths, "skip_layers": [...]}`` with a width for each layer that is kept.
+            has run gemlet yet, and wheels are built without "cuda". On a GPU, ``max_memory`` bounds the GPU's
+            memory. A model that does not fit into its free memory is refused.
+        vision: False leaves out the model's tower for images, if it has one, and saves its memory.
+        audio: False leaves out the encoder for sound, and saves its memory.
+        mmproj: the file of llama.cpp with the towers of a GGUF model. None: the file beside the model with
+            "mmproj" in its name, if there is one for this model. False: no file.
+        drafter: a smaller Gemma of the same vocabulary, given like ``source``, which guesses how texts go on.
+            The model checks several guessed tokens in one pass. The text is the same as without a drafter,
+            even with sampling. The drafter is used only when it measurably saves time. It is loaded with the
+            same ``weights``, without its towers.
+        draft_tokens: the most tokens that the drafter guesses for a text at a time, 1 to 14. None: as many as
+            save time.
+        matformer: the smaller model to cut out of a Gemma 3n. Only that part of the file is read. Possible
+            are "E2B" out of E4B, an MLP width for all layers, a list of widths, or ``{"intermediate_size":
+            width or list of widths, "skip_layers": [...]}`` with a width for each layer that is kept.
         merge_adapter: an adapter of PEFT, mlx-lm or llama.cpp to add into the weights before they are packed
-            (and before ``matformer`` cuts). To keep it apart and choose per request:
-            :meth:`Model.load_adapter`.
+            (and before ``matformer`` cuts). Use :meth:`Model.load_adapter` to keep an adapter apart and
+            choose it per request.
         chat_template: the Jinja template to write conversations with, as text or as the path of a file,
             instead of the model's own. A template that is not one of Gemma's runs in a sandbox, and needs the
             extra ``templates``. Do not take it from users, who could change what the model is told.
-        cache: keeps the packed weights and the parsed vocabulary in the user's cache directory
-            (``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``, at most ``$GEMLET_CACHE_SIZE``, by default
-            20 GB, the least recently used are removed first), and uses them the next time.
-        prefix_cache: keeps the keys and values of texts. A text that begins like an
-            earlier one, such as the next turn of a chat, reads only what is new. True: in memory, until the
-            model is closed. False: not at all. A folder: on disk too, for the next process; only this user
-            may have write access to it. Its files reveal what was in the texts.
-        prefix_cache_size: the most that is kept, written as in ``max_memory``; the least recently used texts
-            go first. With a folder it bounds the folder; None: 10 GB. Without one it bounds the memory and
-            counts in the plan; None: a quarter of what all texts share, which is an eighth of what is left,
-            but at most 2 GB.
+        cache: keeps the packed weights and the parsed vocabulary in the user's cache directory, and uses them
+            the next time. The directory is ``$XDG_CACHE_HOME/gemlet`` or ``~/.cache/gemlet``. It holds at
+            most ``$GEMLET_CACHE_SIZE``, by default 20 GB; the least recently used entries are removed first.
+        prefix_cache: keeps the keys and values of texts. Of a text that begins like an earlier one, such as
+            the next turn of a chat, the model then reads only the new part. True: keeps them in memory until
+            the model is closed. False: keeps nothing. A folder: keeps them on disk too, for the next process;
+            only this user may have write access to the folder. Its files reveal what was in the texts.
+        prefix_cache_size: the most bytes that are kept, written as in ``max_memory``; the least recently used
+            texts are dropped first. With a folder it bounds the folder, and None means 10 GB. Without a
+            folder it bounds the memory and counts in the plan. None then means a quarter of the memory that
+            all texts share, which is an eighth of the memory that is left, but at most 2 GB.
         progress: None shows a line on terminals and in notebooks if packing takes a while (a bar if tqdm
-            is installed), True everywhere, False nowhere; or a function that is called with the bytes done
-            and the bytes in total. An exception of it, or Ctrl-C, cancels the loading and leaves nothing
-            behind. The bars of the hub show with None and True.
-        revision, token: which branch, tag or commit of a model on the hub, and the access token.
+            is installed). True shows it everywhere, False nowhere. A function is called with the bytes done
+            and the bytes in total. If it raises, or on Ctrl-C, loading stops and leaves nothing behind. The
+            hub's own bars show with None and True.
+        revision: the branch, tag or commit of a model on the hub.
+        token: the access token for the hub.
 
     Returns:
-        The model, a context manager; ``close()`` gives its memory back.
+        The model, which is a context manager; ``close()`` gives its memory back.
 
     Raises:
         ModelFileError: the folder or one of its files is missing, cut short or inconsistent.

@@ -22,15 +22,20 @@ __all__ = ["MemoryPlan", "check_memory", "plan_memory", "room_for"]
 
 @record(frozen=True)
 class MemoryPlan:
-    """Bytes by use.
+    """The memory that a model takes, in bytes, by use.
 
-    ``embedding`` is the resident part if the embedding stays on disk. ``kv_cache`` is for one text as long as
-    the context, including dropped blocks that still share memory with others. ``activations`` are those of a
-    full chunk of a prompt with its logits. ``prefix_cache`` is for ended texts, if ``prefix_cache_size``
-    bounds it (otherwise it takes a part of what the plan leaves). ``process`` is the resident memory of this
-    process when the plan was made: Python, NumPy, the tokenizer. For a GPU it is 0, because all bytes are in
-    the GPU's memory. ``drafter`` is everything that a drafter takes, including its keys and values.
-    ``on_disk`` is read from the file while the model runs and is not part of the total.
+    Attributes:
+        weights: the weights without the embedding.
+        embedding: the embedding; if it stays on disk, only the part that is in memory.
+        kv_cache: the keys and values of one text as long as the context. They include dropped blocks that
+            still share memory with others.
+        prefix_cache: the keys and values of texts that have ended, if ``prefix_cache_size`` bounds them. If
+            not, this is 0, and they take a part of the memory that the plan leaves.
+        activations: the buffers for a full chunk of a prompt, with its logits.
+        process: the memory of this process when the plan was made: Python, NumPy, the tokenizer. It is 0 for
+            a GPU, because all other bytes are in the GPU's memory.
+        on_disk: the bytes that are read from the file while the model runs. The total does not count them.
+        drafter: everything that a drafter takes, including its keys and values.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))

@@ -1,4 +1,4 @@
-"""How a model is loaded, as one checked value: :class:`LoadOptions`."""
+"""The options of loading a model, as one checked value: :class:`LoadOptions`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
 
 @record(frozen=True)
 class CommandLine:
-    """How the command line shows an option of :class:`LoadOptions`.
+    """The form of an option of :class:`LoadOptions` on the command line.
 
     Attributes:
         help: one sentence.

@@ -85,7 +85,7 @@ def read_data_url(url: str, name: str, most: int) -> bytes:
 
 
 def decode_base64(text: str, name: str, most: int) -> bytes:
-    """What a text in base64 says, which may be cut into lines.
+    """Decodes a text in base64, which may be split into lines.
 
     >>> decode_base64("AA\\nEC\\n", "image", 10)
     b'\\x00\\x01\\x02'

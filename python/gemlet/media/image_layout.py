@@ -1,4 +1,4 @@
-"""How the file of an image is laid out, looked at before it is decoded: :func:`check_layout`.
+"""Checks the structure of an image file before the image is decoded: :func:`check_layout`.
 
 A small file can make a decoder work for hours: Pillow reads each of its segments by itself, even those that
 hold nothing, and a progressive JPEG may go over all its pixels thousands of times.

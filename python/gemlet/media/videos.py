@@ -120,7 +120,7 @@ def decoded_bytes(data: bytes) -> int:
 
 @record(frozen=True)
 class _Scan:
-    """What the packets of a file say: how many frames it has, and how many each second."""
+    """The facts that the packets of a file give: its number of frames, and the number per second."""
 
     frames: int
     rate: float
@@ -242,7 +242,7 @@ def _see(
     name: str,
     see: Callable[[Levels], _Seen],
 ) -> tuple[list[_Seen], int]:
-    """What ``see`` makes of the ``wanted`` frames, and how many were decoded for it."""
+    """The results of ``see`` for the ``wanted`` frames, and the number of frames that had to be decoded."""
     seen: list[_Seen] = []
     count = 0
     container.seek(0, backward=True)

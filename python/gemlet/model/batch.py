@@ -81,7 +81,7 @@ def _is_prompt(value: object) -> bool:
 
 
 def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
-    """How many continuations of each prompt a call returns (``n``), and how many it writes (``best_of``)."""
+    """The number of continuations of each prompt that a call returns (``n``) and writes (``best_of``)."""
     n, best_of = (options.get(name) for name in ("n", "best_of"))
     for name, value in (("n", n), ("best_of", best_of)):
         is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -38,7 +38,7 @@ class Heard:
 
     Attributes:
         samples: float32, mono, at 16 kHz.
-        tokens: how many placeholders stand for it.
+        tokens: the number of placeholders that stand for it.
         digest: a hash (32 bytes) of everything that its soft tokens depend on besides the model.
         seconds: the length of the whole sound; only the samples are heard.
     """

@@ -40,7 +40,7 @@ class Seen:
     """An image or a video, prepared for the tower.
 
     Attributes:
-        views: of an image the whole and its parts; of a video its frames.
+        views: for an image, the whole image and its parts; for a video, its frames.
         seconds: when each frame is shown; None for an image.
     """
 

@@ -132,8 +132,8 @@ class Model:
 
     @property
     def chat_format(self) -> ChatFormat | None:
-        """How a conversation becomes a prompt; None if the model has no chat format. Another one may be
-        assigned; sessions that have begun keep the one they began with.
+        """The format that makes a prompt of a conversation; None if the model has no chat format. Another
+        format may be assigned; sessions that have begun keep the one they began with.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -167,7 +167,7 @@ class Model:
         return self._resident.memory()
 
     def stats(self) -> dict[str, int | float]:
-        """What the engine does now, and what it has done since the model was loaded. The call is cheap.
+        """Counts the engine's work: now, and since the model was loaded. The call is cheap.
 
         Requests now: "running"; "waiting" until there is room for them; "longest_wait", the most seconds that
         one has been waiting for its first forward pass.

@@ -16,7 +16,7 @@ _MOST_MEMORY = 2 * 10**9  # the most bytes by default
 
 @record(frozen=True)
 class PrefixCacheOptions:
-    """Where the keys and values of texts that have ended are kept, and how many bytes of them.
+    """The places that keep the keys and values of texts that have ended, and the most bytes in each.
 
     Attributes:
         memory: the most bytes in memory; 0: nothing is kept; None: a quarter of the bytes that all texts

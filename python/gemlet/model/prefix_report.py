@@ -1,4 +1,4 @@
-"""How much of a prompt is known already, and where it differs from the nearest kept text."""
+"""Reports how much of a prompt is known already, and where it differs from the nearest kept text."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _AROUND = 16  # tokens that are shown of each text
 
 @record(frozen=True)
 class PrefixReport:
-    """What :meth:`gemlet.Model.explain_prefix` found.
+    """The result of :meth:`gemlet.Model.explain_prefix`.
 
     Attributes:
-        prompt_tokens: how many tokens the prompt has.
-        cached_tokens: how many of them need not be computed.
-        common_tokens: how many tokens at the start the prompt has in common with the nearest kept text. They
-            are more than ``cached_tokens`` if a sliding window needs keys and values that are no longer kept.
+        prompt_tokens: the number of tokens of the prompt.
+        cached_tokens: the number of them that need not be computed.
+        common_tokens: the number of tokens at the start that the prompt has in common with the nearest kept
+            text. They are more than ``cached_tokens`` if a sliding window needs keys and values that are no
+            longer kept.
         byte: the byte in the prompt's text (UTF-8) at which the two begin to differ. If the prompt is a text,
             it is counted in that text, without the BOS that gemlet adds. If the prompt is messages or token
             ids, it is counted in the text that they become, with BOS and other control tokens written by
             name. None if the kept text has the whole prompt, or if the model has no tokenizer.
         before: the end of the common text.
-        prompt: how the prompt goes on after it.
-        kept: how the kept text goes on after it; "" if it ends there.
+        prompt: the next characters of the prompt.
+        kept: the next characters of the kept text; "" if it ends there.
 
     >>> import gemlet
     >>> with gemlet.load() as model:

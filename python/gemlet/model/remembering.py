@@ -116,8 +116,8 @@ class Remembering:
         )
 
     def _added_bytes(self, prompt: object, options: Mapping[str, Any]) -> int:
-        """How many bytes the text of the tokens is longer than ``prompt``, if that is a text. The tokens
-        begin with exactly one BOS, however many are written at the start of ``prompt``."""
+        """The number of bytes by which the text of the tokens is longer than ``prompt``, if that is a text.
+        The tokens begin with exactly one BOS, however many are written at the start of ``prompt``."""
         tokenizer = self.requests.reader.tokenizer
         if not isinstance(prompt, str) or tokenizer is None or tokenizer.bos_id is None:
             return 0

@@ -24,9 +24,9 @@ class Resident:
     The formats and sizes of the model can be read after :meth:`close`, too.
 
     Attributes:
-        core: the core's model.
-        name: where the model came from, for people to read.
-        prefix_cache: what is kept of texts that have ended.
+        core: the model in the core.
+        name: the file, folder or name that the model came from, for people to read.
+        prefix_cache: the keys and values of texts that have ended.
         drafter: the core's model that guesses tokens; None if there is no drafter.
         lock: hold it to begin a stream or to add an adapter, and call :meth:`check_open` first.
             :meth:`close` takes it, so nothing begins after it.

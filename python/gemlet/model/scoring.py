@@ -1,4 +1,4 @@
-"""How probable a model finds a text, or each of several continuations: :class:`Scoring`."""
+"""Computes how probable a model finds a text, or each of several continuations: :class:`Scoring`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_CHOICES = 1000
 
 @record(frozen=True)
 class Score:
-    """What :meth:`gemlet.Model.score` found.
+    """The result of :meth:`gemlet.Model.score`.
 
     Attributes:
         log_likelihood: the natural logarithm of the probability of all tokens after the first one.
@@ -61,7 +61,7 @@ class Scoring:
 
     @public
     def score(self, text: Prompt, *, adapter: str | None = None, allow_control: bool = True) -> Score:
-        """How probable the model finds ``text``, token by token, at temperature 1.
+        """Computes how probable the model finds each token of ``text``, at temperature 1.
 
         Args:
             text: text (encoded with one BOS) or token ids, which are used as they are; at least two tokens.
@@ -110,7 +110,7 @@ class Scoring:
             cache_salt: as in :meth:`generate`.
 
         Raises:
-            InvalidRequestError: there are no choices, one is empty, or one is there twice; also as in
+            InvalidRequestError: there are no choices, one is empty, or one occurs twice; also as in
                 :meth:`generate`.
             ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
@@ -278,8 +278,8 @@ def _checked(choices: object) -> list[str]:
 
 
 def _shared(texts: Sequence[array[int]], prompt_tokens: int) -> int:
-    """How many tokens at their start all texts have in common. They are the tokens of the prompt, or fewer if
-    its last token changes when a choice follows it. Every text has at least one token more."""
+    """The number of tokens that all texts have in common at their start. They are the tokens of the prompt,
+    or fewer if its last token changes when a choice follows it. Every text has at least one more token."""
     shared = min(prompt_tokens, *(len(ids) - 1 for ids in texts)) if texts else prompt_tokens
     for ids in texts[1:]:
         if ids[:shared] != texts[0][:shared]:

@@ -62,7 +62,7 @@ def digest_of_source(files: ModelFiles, builder: _core.ModelBuilder, weights: st
 
 
 def _values(value: object) -> object:
-    """For a record: its type and the values of its fields. (Its ``repr`` would do, but needs code to be
+    """The type of a record, and the values of its fields. (Its ``repr`` would do, but needs code to be
     compiled first.)"""
     if not hasattr(value, "__record__"):
         return value

@@ -430,7 +430,7 @@ async def _pieces(running: Running, head: Mapping[str, Any]) -> AsyncIterator[by
     async for _, chunk in running:
         for happened in calls.events(chunk):
             begun = _block(happened)
-            if begun is None or isinstance(happened, ToolCall):  # its pieces came before it
+            if begun is None or isinstance(happened, ToolCall):  # the pieces of the call came before
                 continue
             block = begun["type"], begun.get("id", "")
             if block != opened:

@@ -256,7 +256,7 @@ async def _wait(
         await loaded
     except Exception as error:
         told = {"error": type(error).__name__}
-        if isinstance(error, GemletError | OSError):  # its message is about files, not about a prompt
+        if isinstance(error, GemletError | OSError):  # the message is about files, not about a prompt
             told["message"] = str(error)
         _log.error("loading failed", extra={"fields": told})
         on_failure(error)

@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 @record(frozen=True)
 class Ask:
-    """What a request asks of a model: one reply to a prompt, or several.
+    """The work that a request asks of a model: one reply to a prompt, or several replies.
 
     Attributes:
         prompt: a text, in which control tokens are plain text, or token ids. It is not used in a chat.
@@ -74,7 +74,7 @@ class Ask:
         return takes_long(asked, {**self.options, "tools": self.tools, "tool_choice": self.tool_choice})
 
     def said(self) -> Said:
-        """What the content filter judges. Raises :class:`Problem` if it is far too long."""
+        """The text that the content filter judges. Raises :class:`Problem` if it is far too long."""
         model = self.served.model
         if self.messages is not None:
             texts = [text for message in self.messages for text in texts_of(message)]
@@ -179,14 +179,14 @@ class Choice:
 
     ask: Ask
     stream: AsyncTextStream | NoReply
-    place: int = 0  # its index among the texts of the stream
+    place: int = 0  # the index among the texts of the stream
     gate: ReplyGate | None = None
     is_blocked: bool = False  # the content filter ended it
     events: list[ReplyEvent] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)  # this and logprobs have only what may be shown
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
-    has_called: bool = False  # its first call is complete, and it may have only one
+    has_called: bool = False  # the first call is complete, and there may be only one
     reasoning_tokens: int = 0
     arrived: float = 0.0  # time of its last chunk
     together: int = 0  # tokens that came in the same chunk as the first one
@@ -296,8 +296,9 @@ class Running:
         return self._chunks(0, self.before_waiting) if len(self._firsts) == 1 else self._all()
 
     def longest_rest(self) -> float:
-        """How many seconds the reader may pause. At the pace so far, by then either the replies have as many
-        tokens as they may, or the engine has written half of what it writes ahead. 0 before the first token.
+        """The number of seconds that the reader may pause; 0 before the first token. If the engine keeps its
+        pace, by then either the replies are complete, or half of the engine's room for tokens that nobody has
+        read is full.
         """
         call = self.call
         if call.first_token is None:

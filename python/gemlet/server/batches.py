@@ -277,7 +277,8 @@ class Batches:
             self._move(owner, document, "finalizing")
 
     def _most_of(self, owner: str) -> int:
-        """How many requests of a batch may run at a time. One place of the key stays free for others."""
+        """The number of requests of a batch that may run at a time. One place of the key stays free for
+        others."""
         key = self._inside(owner).key
         limit = None if key is None else key.limits.concurrent
         return self._concurrent if limit is None else min(self._concurrent, max(1, limit - 1))

@@ -55,7 +55,7 @@ class Call:
     prefill_seconds: float | None = None  # time of the forward passes up to the first token
     finish: str = ""
     problem: str = ""
-    verdicts: list[str] = field(default_factory=list)  # what the content filter found: place, rule, action
+    verdicts: list[str] = field(default_factory=list)  # verdicts of the content filter: place, rule, action
     headers: dict[str, str] = field(default_factory=dict)  # headers of the answer
     at_end: list[Callable[[Call], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)

@@ -102,8 +102,8 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def stuck_since(self, now: float) -> float:
-        """When the client last read a part of the answer; ``now`` if nothing waits to be sent. The time is
-        that of the call of this method that noticed it."""
+        """The time when the client last read a part of the answer; ``now`` if nothing waits to be sent. It is
+        the time of the call of this method that noticed it."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent:
             self._unsent, self._moved_at = unsent, now

@@ -42,7 +42,7 @@ Action = Literal["off", "report", "block"]
 
 @record(frozen=True)
 class Said:
-    """What a client says.
+    """The text that a client sent.
 
     Attributes:
         texts: all texts of the request.

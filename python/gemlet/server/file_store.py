@@ -180,7 +180,7 @@ class FileStore:
         return size <= found.f_bavail * found.f_frsize
 
     def used(self, owner: str) -> tuple[int, int]:
-        """How many files the owner has, and their bytes. Both include uploads that are still arriving."""
+        """The number of files of the owner, and their bytes. Both include uploads that are still arriving."""
         count, size = self._db.execute(
             "select count(*), total(bytes) from files where owner = ? and (expires is null or expires > ?)",
             (owner, int(time.time())),
@@ -288,7 +288,7 @@ class FileStore:
         return str(owner)
 
     def running(self, owner: str) -> int:
-        """How many batches of the owner have not ended."""
+        """The number of batches of the owner that have not ended."""
         (count,) = self._db.execute(
             "select count(*) from batches where owner = ? and not over", (owner,)
         ).fetchone()

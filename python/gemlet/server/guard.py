@@ -31,7 +31,7 @@ _BEHIND = -1  # the priority of the server's own requests
 # These requests need no key if they have no query. The page has no data, and asks its user for the key.
 OPEN = {("GET", path) for path in ("/health", "/ready", *page.FILES)}
 # A name, an IPv4 address, or an IPv6 address in brackets; then a port. A label has no dot, so the pattern can
-# match a name in only one way. A pattern that has to try many ways would take for ever.
+# match a name in only one way. A pattern that has to try many ways would take forever.
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST = late_pattern(rf"({_LABEL}(?:\.{_LABEL}){{0,31}}\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(\d{{1,5}}))?")
 _ORIGIN = late_pattern(r"https?://(\S+)")
@@ -94,7 +94,7 @@ class Guard:
         self._tracing = tracing
         self._hosts = {host.lower() for host in hosts or (() if asks_for_keys else _LOOPBACK)}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
-        self._calls: dict[str, Call] = {}  # those of connections, by their ids
+        self._calls: dict[str, Call] = {}  # the running calls, by the ids of their connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -19,7 +19,7 @@ __all__ = ["INSIDE", "App", "Inside", "answer"]
 
 App = Callable[..., Any]
 INSIDE = "gemlet.inside"  # the guard finds an Inside under this key, which no connection can set
-_PATIENCE = 40  # how often a request is tried again while the server is busy
+_PATIENCE = 40  # a request is tried again at most so often while the server is busy
 _LARGE = 1 << 16  # bytes of an answer; the line of a larger one is made beside the event loop
 _LONGEST_WAIT = 60.0  # seconds
 

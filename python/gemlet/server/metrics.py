@@ -184,8 +184,8 @@ class Metrics:
                 yield gaps.family(f"{prefix}:inter_token_latency_seconds", model)
 
     def _adapter_requests(self, name: str, names: Collection[str]) -> Metric:
-        """Which adapters have replies that run, and which have replies that wait for their first token. As in
-        vLLM, the names are labels and the value is the time."""
+        """Lists the adapters with running replies, and those with replies that wait for their first token. As
+        in vLLM, the names are labels and the value is the time."""
         family = GaugeMetricFamily(
             name,
             "adapters of requests; the value is the time",

@@ -96,7 +96,7 @@ async def show(request: Request) -> Response:
 
 
 def _capabilities(model: Model) -> list[str]:
-    """What the model can do, in Ollama's words. Clients read them to decide what they send."""
+    """The abilities of the model, in Ollama's words. Clients read them to decide what they send."""
     if model.prompts:
         return ["embedding"]
     senses = {"vision": model.config.vision, "audio": model.config.audio}

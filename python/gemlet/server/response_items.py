@@ -123,7 +123,7 @@ class OutputItems:
     def __init__(self) -> None:
         self.items: list[dict[str, Any]] = []
         self._is_open = False
-        self._logprobs: list[Any] = []  # of tokens whose text has not been pushed yet
+        self._logprobs: list[Any] = []  # log probabilities of tokens whose text has not been pushed yet
 
     def add_logprobs(self, found: Sequence[Mapping[str, Any]]) -> None:
         """Adds the log probabilities of the tokens in the next event. Only events of text show them."""
@@ -170,7 +170,7 @@ class OutputItems:
         item["status"] = "completed"
         more: dict[str, Any] = {}
         if part["type"] == "output_text":
-            part["logprobs"] += self._take_logprobs()  # of tokens that added no text
+            part["logprobs"] += self._take_logprobs()  # this includes tokens that added no text
             more["logprobs"] = part["logprobs"]
         done = [self._said(f"response.{part['type']}.done", text=part["text"], **more)]
         if part["type"] == "output_text":

@@ -14,7 +14,7 @@ class StreamedCalls:
     """Puts the events of one reply in order. A call without pieces gets two: its name, then its arguments.
 
     Attributes:
-        count: how many calls have begun.
+        count: the number of calls that have begun.
         has_whole: whether one of them is complete.
 
     >>> calls = StreamedCalls()

@@ -249,7 +249,7 @@ def _read_windows(data: Metadata, architecture: str, count: int) -> dict[str, An
     if architecture == "gemma3" and not window:  # without a window, llama.cpp ignores the pattern
         return {"layer_types": [LAYER_TYPES[1]] * count}
     if type(window) is int and window > LIMITS["sliding_window"]:
-        keys["sliding_window"] = window  # so large that it has no effect
+        keys["sliding_window"] = window  # the window is so large that it has no effect
     elif window is not None:
         keys["sliding_window"] = data.integer("attention.sliding_window", "sliding_window")
     if type(pattern) is int and 1 <= pattern <= LIMITS["num_hidden_layers"]:

@@ -65,7 +65,7 @@ def outline(
             yield folder if choice.file is None else os.path.join(folder, choice.file)
         except OSError as problem:
             raise HubError(f"{choice.repository}: {problem.strerror or problem}") from problem
-        except GemletError as problem:  # its message has the temporary folder, which the caller does not know
+        except GemletError as problem:  # the message has the temporary folder, which the caller does not know
             message = str(problem).replace(folder, choice.repository)
             raise type(problem)(message) from problem
 

@@ -111,7 +111,7 @@ def merge_strings(file: str | Path, merges: list[Any]) -> list[str]:
         try:
             return list(map(" ".join, merges))
         except TypeError:
-            pass  # not all are strings; the loop below finds which one
+            pass  # an entry is not a string; the loop below finds it
     strings = []
     for rank, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge

@@ -208,7 +208,8 @@ def check_model(data: bytes, longest: int) -> None:
 
 
 def model_type(data: bytes) -> str:
-    """How the model ``data`` cuts text into pieces: "BPE" in every Gemma. ``data`` must be checked before."""
+    """The algorithm by which the model ``data`` splits text into pieces: "BPE" in every Gemma. ``data`` must
+    have been checked before."""
     found = 1
     for number, wire, start, end in _other_fields(data):
         if number == 2 and wire == _BYTES:

@@ -250,7 +250,7 @@ class Tokenizer:
         except TypeError:
             raise InvalidRequestError(f"ids: got {show(ids)}, expected a list of token ids") from None
         decoder = self.stream_decoder(skip_control=skip_control)
-        data = bytearray()  # not a list of pieces: freeing millions of them after Ctrl-C takes long
+        data = bytearray()  # a list of millions of pieces would take long to free after Ctrl-C
         for identifier in ids:
             data += decoder.next_bytes(identifier)
         return data.decode("utf-8", REPLACE)

@@ -34,8 +34,8 @@ __all__ = ["CONTROL_NAMES", "MAX_PIECE", "SPACE", "AddedTokens", "Draft", "Vocab
 
 SPACE = "\u2581"  # stands for U+0020 in a piece
 
-# How an added token is found: it takes the white space on its left, or on its right; it is found only between
-# words; it is looked for after the others, in text that has U+2581 instead of spaces.
+# The ways in which an added token is found: it takes the white space on its left, or on its right; it is
+# found only between words; it is looked for after the others, in text that has U+2581 instead of spaces.
 LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED = 1, 2, 4, 8
 
 _FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}

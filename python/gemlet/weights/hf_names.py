@@ -139,7 +139,7 @@ _QUANTIZED = {
     (".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".input_scale"): "FP8, NVFP4 or int8",
     (".scales", ".biases"): "MLX",
 }
-# What training put on top of a model whose own weights it left whole: TRL's head for values.
+# Training puts these on top of a model and leaves the model's own weights complete: TRL's value head.
 _VALUE_HEAD = ("v_head.",)
 _CLASSIFIERS = ("score.", "classifier.", "classification_head.", "reward_head.")
 _CACHE_SCALES = (

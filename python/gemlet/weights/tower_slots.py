@@ -76,7 +76,7 @@ def in_tower(slot: str) -> bool:
 
 
 def kind_of(slot: str, shape: tuple[int, ...]) -> Kind:
-    """How the core keeps a tower's weight.
+    """The form in which the core keeps a tower's weight.
 
     >>> kind_of("vision.layers.0.fc1", (8, 4)), kind_of("vision.layers.0.fc1_bias", (8,))
     ('matrix', 'floats')

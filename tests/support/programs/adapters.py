@@ -1,4 +1,4 @@
-"""For forward/test_adapter_life.py."""
+"""Functions that forward/test_adapter_life.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For loading/test_cache.py."""
+"""Functions that loading/test_cache.py runs in separate processes."""
 
 from __future__ import annotations
 

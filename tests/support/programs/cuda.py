@@ -1,4 +1,4 @@
-"""For forward/test_cuda_driver.py: each program runs in a separate process, with its own GPU."""
+"""Functions that forward/test_cuda_driver.py runs in separate processes, each with its own GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For core/test_dispatch.py."""
+"""Functions that core/test_dispatch.py runs in separate processes."""
 
 from __future__ import annotations
 

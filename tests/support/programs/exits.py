@@ -1,4 +1,4 @@
-"""For product/test_exits.py."""
+"""Functions that product/test_exits.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For forward/test_experts_read.py."""
+"""Functions that forward/test_experts_read.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""For product/test_handlers.py: a signal handler forks at chosen steps of writing a folder."""
+"""Functions that product/test_handlers.py runs in separate processes: a signal handler forks at chosen steps
+of writing a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For product/test_forks.py."""
+"""Functions that product/test_forks.py runs in separate processes."""
 
 from __future__ import annotations
 

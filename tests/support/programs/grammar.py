@@ -1,4 +1,4 @@
-"""For product/test_grammar.py and test_grammar_hostile.py."""
+"""Functions that product/test_grammar.py and test_grammar_hostile.py run in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For forward/test_guarded_memory.py."""
+"""Functions that forward/test_guarded_memory.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For product/test_handlers.py."""
+"""Functions that product/test_handlers.py runs in separate processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Handlers:
 
     def step_stream(self) -> None:
         for stream in self.works.streams:
-            with contextlib.suppress(gemlet.InvalidRequestError):  # in the middle of a step
+            with contextlib.suppress(gemlet.InvalidRequestError):  # this may come in the middle of a step
                 next(stream, None)
 
     def generate(self) -> None:

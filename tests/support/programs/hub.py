@@ -1,5 +1,5 @@
-"""For files/test_hub.py. huggingface_hub reads its settings when it is imported, so each test needs a
-process."""
+"""Functions that files/test_hub.py runs in separate processes. huggingface_hub reads its settings when it is
+imported, so each test needs a process."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def inspect_errors(names: Iterable[str], max_metadata_bytes: int) -> list[tuple[
         with pytest.raises(gemlet.GemletError) as error:
             gemlet.inspect(name)
         errors.append((type(error.value).__name__, str(error.value)))
-        del error  # its frames hold what was read
+        del error  # the frames of the error hold what was read
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[-1] < peaks[0] + 40_000, peaks
     return errors

@@ -1,4 +1,4 @@
-"""For product/test_importing.py."""
+"""Functions that product/test_importing.py runs in separate processes."""
 
 from __future__ import annotations
 

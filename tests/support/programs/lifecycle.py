@@ -1,4 +1,4 @@
-"""For product/test_lifecycle.py."""
+"""Functions that product/test_lifecycle.py runs in separate processes."""
 
 from __future__ import annotations
 

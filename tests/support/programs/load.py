@@ -1,4 +1,4 @@
-"""For loading/test_load.py."""
+"""Functions that loading/test_load.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For product/test_too_long.py."""
+"""Functions that product/test_too_long.py runs in separate processes."""
 
 from __future__ import annotations
 

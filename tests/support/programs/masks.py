@@ -1,4 +1,4 @@
-"""For core/test_masks.py."""
+"""Functions that core/test_masks.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For core/test_memory.py."""
+"""Functions that core/test_memory.py runs in separate processes."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def fill_caches() -> None:
     sequences = [filled() for _ in range(10)]
     used = sum(testing.cache_bytes(sequence) for sequence in sequences)
     assert used == core.memory()["kv_cache_used"] == 10 * 2**20
-    size = core.memory()["kv_cache"]  # of the last pass four blocks, of which three are free now
+    size = core.memory()["kv_cache"]  # the last pass used four blocks, and three of them are free now
     assert size == 13 * 2**20
     grown = (resident() - before) * 2**20
     assert 0.95 * size < grown < 1.05 * size + 2**21, (grown, size)

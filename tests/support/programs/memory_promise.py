@@ -1,4 +1,4 @@
-"""For loading/test_memory_promise.py."""
+"""Functions that loading/test_memory_promise.py runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For loading/test_packed.py and test_packed_mapped.py."""
+"""Functions that loading/test_packed.py and test_packed_mapped.py run in separate processes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def peak_before() -> float:
 
 
 def load_over_its_size(folder: Path) -> float:
-    """How much the peak of loading exceeds the size of the weights, in MiB."""
+    """The peak of loading, in MiB more than the size of the weights."""
     before = peak_before()
     with gemlet.load(folder, weights="q4", threads=2) as model:
         return peak() - before - sum(model.memory()[key] for key in ("weights", "embedding")) / 2**20
@@ -114,7 +114,7 @@ def cost_of_loading(folder: Path, cache: bool) -> tuple[float, float]:
 
 
 def bytes_read() -> int:
-    """How many bytes this process has read so far. Mapped files do not count."""
+    """The bytes that this process has read so far. Mapped files do not count."""
     with open("/proc/self/io", encoding="ascii") as file:
         return int(file.readline().split()[1])
 

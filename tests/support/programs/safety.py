@@ -1,4 +1,4 @@
-"""For core/test_safety.py."""
+"""Functions that core/test_safety.py runs in separate processes."""
 
 from __future__ import annotations
 

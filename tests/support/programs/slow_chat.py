@@ -1,4 +1,4 @@
-"""For product/test_cli_chat.py."""
+"""Functions that product/test_cli_chat.py runs in separate processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemlet.cli import main
 from gemlet.generation import Chunk, TextStream
 from support.waiting import PATIENCE
 
-WAIT = "Wait"  # a message that takes long before its reply begins, as one with a video
+WAIT = "Wait"  # the reply to this message begins late, as for a message with a video
 
 
 def chat_slowly(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""For tokenizer/test_stored_tokenizer.py."""
+"""Functions that tokenizer/test_stored_tokenizer.py runs in separate processes."""
 
 from __future__ import annotations
 

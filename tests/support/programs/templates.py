@@ -1,4 +1,4 @@
-"""For chat/test_template_sandbox.py."""
+"""Functions that chat/test_template_sandbox.py runs in separate processes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def where_nothing_starts() -> list[str]:
 
 
 def in_a_handler() -> int:
-    """How often a signal handler was served while its thread waited for an endless template."""
+    """The number of times that a signal handler was served while its thread waited for an endless
+    template."""
     count = 0
 
     def handler(*_: object) -> None:

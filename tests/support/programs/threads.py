@@ -1,4 +1,4 @@
-"""For product/test_threads.py."""
+"""Functions that product/test_threads.py runs in separate processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import gemlet
 from support.core_models import model_config, random_core
 from support.processes import command_of, environment_of
 
-STACK = 1 << 40  # of a thread: more than the limit on the address space
+STACK = 1 << 40  # a thread's stack is larger than the limit on the address space
 ADDRESS_SPACE = 1 << 38
 
 

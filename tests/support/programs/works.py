@@ -15,11 +15,11 @@ from gemlet.generation import TextStream
 from support.core_models import int32, model_config, random_core
 from support.inside import context_of
 
-# How often a test interrupts or forks. The moments are random, so more rounds find more.
+# A test interrupts or forks so often. The moments are random, so more rounds find more.
 ROUNDS = int(os.environ.get("GEMLET_ROUNDS", "2"))
 
 TEXT = "The door opened, and an old man came in. " * 20
-LONG = [2, *random.Random(0).choices(range(300, 4000), k=900)]  # token ids
+LONG = [2, *random.Random(0).choices(range(300, 4000), k=900)]  # 900 random token ids
 
 WORKS = (
     "generate",
@@ -44,7 +44,7 @@ class Works:
     def __init__(self) -> None:
         self.embedding_model = random_core(model_config(bidirectional=True, max_context=2000))
         self.model = gemlet.load(threads=2, weights="q8")
-        self.streams: list[TextStream] = []  # of stream(), while they run
+        self.streams: list[TextStream] = []  # the running streams of stream()
 
     def generate(self) -> None:
         self.model.generate([2, 500], max_tokens=200, ignore_eos=True)

@@ -22,7 +22,7 @@ namespace {
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned kWarp = 32;
 
-// Where `expected` fibers meet. The one that arrives last lets the others go on.
+// A place where `expected` fibers meet. The last one to arrive lets the others go on.
 struct Meeting {
   unsigned expected = 0, arrived = 0, generation = 0;
 };
@@ -40,10 +40,10 @@ struct Fiber {
   const Meeting* waits_for = nullptr;
   unsigned generation = 0;
   bool done = false;
-  void* fake_stack = nullptr;  // of AddressSanitizer
+  void* fake_stack = nullptr;  // the stack that AddressSanitizer uses for this fiber
 };
 
-// Memory of `bytes` bytes that ends at a page which cannot be used.
+// Memory of `bytes` bytes that ends at a page that nobody can read or write.
 class Shared {
  public:
   unsigned char* resize(size_t bytes) {
@@ -209,7 +209,7 @@ float f16_to_f32(uint16_t half) {
 }
 
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  // Copied, because b arrives with the next operation.
+  // a is copied, because the bytes of an operation do not stay valid after the next one, which exchanges b.
   Given as[kWarp];
   memcpy(as, meet_warp(a, sizeof a), sizeof as);
   const Given* const bs = meet_warp(b, sizeof b);

@@ -23,15 +23,15 @@ struct Index {
   unsigned x, y, z;
 };
 
-// The running thread's own, and its block's.
+// The coordinates of the running thread and of its block.
 struct Place {
   Index thread, block, threads, blocks;
 };
 const Place& place();
 unsigned char* shared_memory();
 void meet_block();
-// Each lane of the warp gives 16 bytes and gets the address of those that all 32 gave. They stay until the warp's next
-// operation but one.
+// Each lane of the warp gives 16 bytes, and gets the address of the bytes that all 32 lanes gave. These bytes stay
+// valid during the next operation of the warp, but not after it.
 struct Given {
   alignas(16) unsigned char bytes[16];
 };
@@ -40,16 +40,16 @@ inline void meet_warp_only() { meet_warp("", 1); }
 
 struct Launch {
   Index blocks;
-  unsigned threads;  // of a block, a multiple of 32
+  unsigned threads;  // threads of a block, a multiple of 32
   size_t shared_bytes;
-  uint64_t seed;  // of the order of threads
+  uint64_t seed;  // shuffles the order in which threads run
 };
-// Runs the kernel to its end. Throws kInternal if threads wait for each other for ever.
+// Runs the kernel to its end. Throws kInternal if threads wait for each other forever.
 void run(void (*kernel)(const void* args), const void* args, const Launch& launch);
 
 float f16_to_f32(uint16_t half);
 
-// PTX operations on fragments: registers of one lane, as the PTX manual lays them out.
+// PTX operations on fragments. A fragment is the registers of one lane, in the layout of the PTX manual.
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void ldmatrix_x4(uint32_t (&out)[4], const void* row);
 

@@ -1,10 +1,13 @@
 // CUDA's driver over the emulator: the shared library that an emulated build opens in place of libcuda.so.1.
 //
-// It is as strict as the driver where that helps to find faults: what is asked of a stream happens when somebody waits
-// for it, new memory holds NaN, copies must lie in allocations, nothing may be written just after one, every call needs
-// a context and the process that began, and after a fault every call fails. GEMLET_EMULATED_GPU tells what GPU it is
-// and how it fails, as in "version=12040,gpus=1,capability=75,memory=1000000,lost_after=10": the last one is a number
-// of launches.
+// It is as strict as the driver where that helps to find faults:
+// - The work of a stream is done only when somebody waits for the stream.
+// - New memory holds NaN. Copies must be inside of allocations, and nothing may be written just after an allocation.
+// - Every call needs a context, and the process that called cuInit().
+// - After a fault, every call fails.
+//
+// GEMLET_EMULATED_GPU describes the GPU and how it fails, for example
+// "version=12040,gpus=1,capability=75,memory=1000000,lost_after=10", where the last number counts launches.
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -61,7 +64,7 @@ namespace {
 constexpr size_t kAlignment = 256, kMostSharedBytes = 48 << 10;
 constexpr unsigned kMostThreads = 1024, kMostBlocks = 65535;  // kMostBlocks is for y and z
 constexpr Result kInvalidContext = 201;
-// The bytes after every allocation. AddressSanitizer looks there itself.
+// The number of guard bytes after every allocation. AddressSanitizer has its own, so with it this is 0.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kBehindBytes = 0;
 #else
@@ -117,7 +120,7 @@ bool written_behind() {
   return false;
 }
 
-// Runs what is in the stream.
+// Runs all work of the stream.
 Result drain() {
   Machine& m = machine();
   while (!m.stream.empty() && m.fault == kSuccess) {
@@ -405,7 +408,7 @@ GEMLET_API cuGraphDestroy(Graph graph) {
   return kSuccess;
 }
 
-// A node may depend on the one before it alone, so the order of nodes is that of their launches.
+// A node may depend only on the node before it, so nodes are launched in the order in which they were added.
 GEMLET_API cuGraphAddKernelNode_v2(Node* node, Graph graph, const Node* dependencies, size_t count,
                                    const KernelNode* params) {
   GEMLET_ENTER(true);

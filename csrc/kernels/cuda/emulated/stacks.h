@@ -1,5 +1,5 @@
-// Stacks to switch between. swapcontext() would do, but it asks the system for the signal mask each time, which makes
-// kernels with many barriers ten times as slow.
+// Stacks to switch between. swapcontext() could do this, too. But it makes a system call for the signal mask each time,
+// and so kernels with many barriers would be ten times as slow.
 #pragma once
 
 #include <stddef.h>
@@ -14,10 +14,10 @@ namespace gemlet::cuda::emulated {
 #if defined(__x86_64__)
 
 struct SavedStack {
-  void* top = nullptr;  // the registers that a function must keep, and the address to go on at
+  void* top = nullptr;  // points to the registers that a function must keep, and to the address where it continues
 };
 
-// Saves this stack in `from` and goes on with `to`.
+// Saves this stack in `from` and continues with `to`.
 __attribute__((naked, noinline)) inline void switch_tops(void** /* from: rdi */, void* /* to: rsi */) {
   __asm__ volatile(
       "pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n\t"
