@@ -33,8 +33,8 @@ class AdapterBuilder {
 
   // The weight [dim] that replaces that of the norm `slot`; the model's norm_offset is added to it. Throws as add().
   void add_norm(const std::string& slot, std::vector<float> weight);
-  // Replaces the table of per-layer embeddings. Throws kTensor.
-  void set_per_layer_table(RowTable table);
+  // Replaces the table of per-layer embeddings, or its rows of the tokens `ids`, in this order. Throws kTensor.
+  void set_per_layer_table(RowTable table, std::span<const int32_t> ids = {});
 
   // The matrix `slot` of the text model [rows, cols], as it is without a balance. Throws kTensor.
   std::vector<float> weight(const std::string& slot, int64_t* rows, int64_t* cols);
