@@ -90,8 +90,8 @@ def test_rows_of_tokens_stand_in_the_order_of_the_file(tmp_path: Path, model: ge
 
 
 # --- Tokens of the table of per-layer embeddings ------------------------------------------------------------
-@pytest.mark.parametrize("name", ["gemma3n-table-tokens", "gemma4-table-tokens"])
-def test_the_tokens_of_the_table_must_fit(name: str, tmp_path: Path) -> None:
+def test_the_tokens_of_the_table_must_fit(tmp_path: Path) -> None:
+    name = "gemma4-table-tokens"
     config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
     tensors = dict(read_tensors(ADAPTERS / name / "adapter_model.safetensors"))
     rows = next(tensor for tensor in tensors if "embed_tokens_per_layer" in tensor)
@@ -103,8 +103,8 @@ def test_the_tokens_of_the_table_must_fit(name: str, tmp_path: Path) -> None:
         wrong[1, 2] = np.inf
         path = write(tmp_path / "b", config, {**tensors, rows: wrong})
         base.load_adapter(path, "wrong")  # a row is read when a text has its token
-        ids = config.get("token_indices") or config["trainable_token_indices"]["embed_tokens_per_layer"]
-        with pytest.raises(gemlet.TensorError, match=r"embed_tokens_per_layer|not finite|NaN"):
+        ids = config["token_indices"]
+        with pytest.raises(gemlet.TensorError, match="NaN or infinity"):
             base.logits([2, ids[1]], adapter="wrong")
         base.logits([2, ids[0]], adapter="wrong")
 
