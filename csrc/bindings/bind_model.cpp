@@ -440,14 +440,15 @@ void register_model(py::module_& m) {
       .def(
           "set_per_layer_table",
           [](AdapterBuilder& builder, int descriptor, const std::string& path, int64_t offset, int64_t rows,
-             int64_t cols, const std::string& dtype) {
+             int64_t cols, const std::string& dtype, const std::vector<int32_t>& ids) {
             const GilRelease release;
             builder.set_per_layer_table(
-                RowTable(descriptor, path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype)));
+                RowTable(descriptor, path, offset, rows, cols, source_type("embed_tokens_per_layer", dtype)), ids);
           },
           py::kw_only(), py::arg("descriptor"), py::arg("path"), py::arg("offset"), py::arg("rows"), py::arg("cols"),
-          py::arg("dtype"),
-          "Sets a table of per-layer embeddings that replaces the model's; arguments as in ModelBuilder.")
+          py::arg("dtype"), py::arg("ids") = std::vector<int32_t>(),
+          "Sets a table of per-layer embeddings that replaces the model's, or only its rows of the tokens `ids`; "
+          "other arguments as in ModelBuilder.")
       .def(
           "weight",
           [](AdapterBuilder& builder, const std::string& name) {

@@ -66,6 +66,12 @@ struct OwnRows {
   bool empty() const { return rows.empty(); }
 };
 
+// Rows that replace those of the table of per-layer embeddings. They stay in the adapter's file.
+struct OwnTable {
+  RowTable rows;
+  std::unordered_map<int32_t, int32_t> places;  // token -> its row; empty: every token, as in the model's table
+};
+
 // The format of an adapter's matrices, by that of the model's weights.
 inline Format adapter_format(Format weights) { return weights == Format::kF32 ? Format::kF32 : Format::kBf16; }
 
@@ -102,8 +108,8 @@ class Adapter {
   }
   const OwnRows& embedding_rows() const { return embedding_rows_; }
   const OwnRows& head_rows() const { return head_rows_; }
-  // Replaces the model's table, unless it is empty.
-  const RowTable& per_layer_table() const { return per_layer_table_; }
+  // Its rows are empty if the adapter has none.
+  const OwnTable& per_layer_table() const { return per_layer_table_; }
   int64_t max_rank() const { return max_rank_; }  // rank of the text model's terms; it is at least 1
   int64_t bytes() const { return bytes_; }
   // A digest of its content; zeros: not known.
@@ -119,7 +125,7 @@ class Adapter {
   std::unordered_map<const uint8_t*, std::unique_ptr<LowRank>> tower_terms_;  // key: the data of the matrix
   std::unordered_map<const float*, const float*> norms_;                      // key: the weight of the model
   OwnRows embedding_rows_, head_rows_;
-  RowTable per_layer_table_;
+  OwnTable per_layer_table_;
   std::vector<DeviceMemory> storage_;
   std::shared_ptr<std::atomic<int64_t>> total_;
   int64_t bytes_ = 0;

@@ -16,12 +16,10 @@ namespace gemlet {
 namespace {
 
 using Layer = LayerWeights;
-using Of = const Matrix& (*)(const Layer&);
-
 struct LayerTarget {
   const char* name;
   Target target;
-  Of weight;
+  const Matrix& (*weight)(const Layer&);
 };
 constexpr LayerTarget kLayerTargets[] = {
     {"q_proj", Target::kQProj, [](const Layer& w) -> const Matrix& { return w.q_proj; }},
@@ -407,16 +405,21 @@ std::vector<float> AdapterBuilder::weight(const std::string& slot, int64_t* rows
   return values;
 }
 
-void AdapterBuilder::set_per_layer_table(RowTable table) {
+void AdapterBuilder::set_per_layer_table(RowTable table, std::span<const int32_t> ids) {
   if (!adapter_) fail(ErrorCode::kInvalidRequest, "finish() was already called");
-  model_->read_weights([&](const ModelWeights& weights) {
-    const RowTable& own = weights.per_layer_table;
-    if (own.empty() || table.rows() != own.rows() || table.cols() != own.cols()) {
-      fail(ErrorCode::kTensor, "'embed_tokens_per_layer' has shape ", shape_text({table.rows(), table.cols()}),
-           ", expected ", shape_text({own.rows(), own.cols()}));
-    }
-  });
-  adapter_->per_layer_table_ = std::move(table);
+  const auto found = places_.find("embed_tokens_per_layer");
+  const Place place = found == places_.end() ? Place() : found->second;
+  const int64_t rows = ids.empty() ? place.rows : static_cast<int64_t>(ids.size());
+  if (table.rows() != rows || table.cols() != place.cols) {
+    fail(ErrorCode::kTensor, "'embed_tokens_per_layer' has shape ", shape_text({table.rows(), table.cols()}),
+         ", expected ", shape_text({rows, place.cols}));
+  }
+  adapter_->per_layer_table_ = {std::move(table), {}};
+  auto& places = adapter_->per_layer_table_.places;
+  for (const int32_t id : ids) {
+    const bool fits = id >= 0 && id < place.rows && places.emplace(id, static_cast<int32_t>(places.size())).second;
+    if (!fits) fail(ErrorCode::kTensor, "'embed_tokens_per_layer' has token ", id, ", expected ids below ", place.rows);
+  }
 }
 
 void AdapterBuilder::share_rows() {
@@ -429,7 +432,7 @@ void AdapterBuilder::share_rows() {
 
 int64_t AdapterBuilder::rows_bytes(const std::string& slot, int64_t count) const {
   const auto found = places_.find(slot);
-  if (found == places_.end()) return 0;
+  if (found == places_.end() || (slot != "embed_tokens" && slot != "lm_head")) return 0;
   return packed_bytes(own_rows_format(found->second.weight.format), count, found->second.cols);
 }
 
@@ -466,11 +469,10 @@ void AdapterBuilder::pack(const std::string& what, const SourceRows& source, con
     const int64_t count = std::min(kPanelRows, rows - row);
     if (source.data) {
       widen(source.data, source.type, row * cols, count * cols, values.data());
-    } else {
-      if (!read_fully(source.descriptor, source.offset + row * row_bytes, count * row_bytes, read.data())) {
-        fail(ErrorCode::kModelFile, "'", what, "': the file cannot be read or was cut short");
-      }
+    } else if (read_fully(source.descriptor, source.offset + row * row_bytes, count * row_bytes, read.data())) {
       widen(read.data(), source.type, 0, count * cols, values.data());
+    } else {
+      fail(ErrorCode::kModelFile, "'", what, "': the file cannot be read or was cut short");
     }
     for (int64_t i = 0; balance && i < count * cols; ++i) {
       values[static_cast<size_t>(i)] *= balance->scale[static_cast<size_t>(i % cols)];

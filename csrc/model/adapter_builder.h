@@ -35,8 +35,8 @@ class AdapterBuilder {
   // Replaces the weight of the norm `slot` by `weight` [dim] + the norm_offset of the model. Throws the errors of
   // add().
   void add_norm(const std::string& slot, std::vector<float> weight);
-  // Replaces the table of per-layer embeddings. Throws kTensor.
-  void set_per_layer_table(RowTable table);
+  // Replaces the table of per-layer embeddings, or its rows of the tokens `ids`, in this order. Throws kTensor.
+  void set_per_layer_table(RowTable table, std::span<const int32_t> ids = {});
 
   // Returns the matrix `slot` [rows, cols] of the text model, as it would be without a balance. Throws kTensor.
   std::vector<float> weight(const std::string& slot, int64_t* rows, int64_t* cols);

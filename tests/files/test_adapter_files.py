@@ -140,7 +140,7 @@ def test_the_tensors_must_match_a_list_with_an_exclusion(tmp_path: Path, model: 
         ("target_parameters", [1]),
         ("kasa_config", {"a": 1}),
         ("layer_replication", [[0, 2], [1, 3]]),
-        ("use_qalora", True),
+        ("use_qalora", "yes"),
         ("alora_invocation_tokens", [5]),
         ("megatron_config", {"a": 1}),
         ("init_lora_weights", "pissa_niter_16"),
@@ -197,7 +197,10 @@ def test_an_unsupported_key_is_named(key: str, value: Any, tmp_path: Path, model
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"kasa_config": {"a": 1}}, "merge_and_unload()"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "merge_and_unload()"),
-        ({"use_qalora": True}, "cannot merge it; run it with PEFT, or train a plain LoRA"),
+        (
+            {"qalora_group_size": 1, "use_qalora": True},
+            "cannot merge it; run it with PEFT, or train a plain LoRA",
+        ),
         ({"alora_invocation_tokens": [5]}, "run it with PEFT, or train a plain LoRA"),
     ],
 )
@@ -473,8 +476,8 @@ def test_the_core_takes_only_tensors_that_fit(slot: str, message: str, model: ge
 # --- Merging ------------------------------------------------------------------------------------------------
 def test_a_wrong_adapter_closes_the_files_of_the_model(tmp_path: Path) -> None:
     base = write_folder(tmp_path / "base", CONFIGS["gemma3_text"])
-    path = write(tmp_path / "a", {**CONFIG, "use_qalora": True})
-    with pytest.raises(gemlet.ConfigError, match="use_qalora"):
+    path = write(tmp_path / "a", {**CONFIG, "layer_replication": [[0, 2]]})
+    with pytest.raises(gemlet.ConfigError, match="layer_replication"):
         open_model_files(base, merge_adapter=path)
     with pytest.raises(gemlet.ModelFileError, match="no such folder"):
         gemlet.load(base, merge_adapter=tmp_path / "none")

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import gemlet
-from golden.folders import read_tensors
+from gemlet import _core
+from golden.folders import HERE, read_tensors
 from support.adapter_checks import check, refuse
 from support.adapters import ADAPTERS, CONFIG, adapter_tensors, base_of
 from support.adapters import write_adapter as write
+from support.inside import core_of
 from support.tiny_models import CONFIGS, write_folder
 
 pytestmark = pytest.mark.tier
@@ -85,6 +87,60 @@ def test_rows_of_tokens_have_the_order_of_the_file(tmp_path: Path, model: gemlet
         found.append(model.logits([2, 7, 3, 9], adapter="own"))
         model.unload_adapter("own")
     np.testing.assert_array_equal(found[0], found[1])
+
+
+# --- Tokens of the table of per-layer embeddings ------------------------------------------------------------
+def test_the_tokens_of_the_table_must_fit(tmp_path: Path) -> None:
+    name = "gemma4-table-tokens"
+    config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
+    tensors = dict(read_tensors(ADAPTERS / name / "adapter_model.safetensors"))
+    rows = next(tensor for tensor in tensors if "embed_tokens_per_layer" in tensor)
+    with gemlet.load(base_of(name), weights="f32", threads=1) as base:
+        less = {**tensors, rows: tensors[rows][1:]}
+        wrong_shape = str(list(less[rows].shape))
+        refuse(write(tmp_path / "a", config, less), base, gemlet.TensorError, "okens_per_layer", wrong_shape)
+        wrong = tensors[rows].copy()
+        wrong[1, 2] = np.inf
+        path = write(tmp_path / "b", config, {**tensors, rows: wrong})
+        base.load_adapter(path, "wrong")  # a row is read when a text has its token
+        ids = config["token_indices"]
+        with pytest.raises(gemlet.TensorError, match="NaN or infinity"):
+            base.logits([2, ids[1]], adapter="wrong")
+        base.logits([2, ids[0]], adapter="wrong")
+
+
+def test_a_model_without_the_table_is_named(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "trainable_token_indices": {"embed_tokens_per_layer": [7, 3]}}
+    refuse(
+        write(tmp_path / "a", config), model, gemlet.ConfigError, "embed_tokens_per_layer", "does not have"
+    )
+
+
+def test_the_core_takes_rows_of_the_table_for_tokens_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(bytes(4096))
+    with gemlet.load(HERE / "gemma4-e2b", threads=1) as base, open(tmp_path / "rows", "rb") as file:
+        builder = _core.AdapterBuilder(core_of(base))
+        for ids in ([-1, 2], [3, 3], [3, 1 << 30], [3]):
+            with pytest.raises(gemlet.TensorError, match="embed_tokens_per_layer"):
+                builder.set_per_layer_table(
+                    descriptor=file.fileno(), path="rows", offset=0, rows=2, cols=36, dtype="f32", ids=ids
+                )
+
+
+# --- QA-LoRA ------------------------------------------------------------------------------------------------
+def test_an_adapter_of_qa_lora_for_a_model_in_gptq_is_named(tmp_path: Path, model: gemlet.Model) -> None:
+    config = {**CONFIG, "use_qalora": True, "qalora_group_size": 4}
+    tensors = {**adapter_tensors(), Q.format("A"): np.ones((2, 16), np.float32)}
+    path = write(tmp_path / "a", config, tensors)
+    refuse(path, model, gemlet.TensorError, Q.format("A"), "[2, 16]", "QA-LoRA", "GPTQ", "run it with PEFT")
+
+
+def test_the_flag_of_qa_lora_is_passed_over_and_logged(
+    tmp_path: Path, model: gemlet.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    check(write(tmp_path / "a", {**CONFIG, "use_qalora": True}), model)
+    assert caplog.text.count("use_qalora is passed over") == 1
 
 
 # --- Biases, and adapters with only tokens

@@ -44,8 +44,8 @@ def adapted() -> Iterator[gemlet.Model]:
 
 # --- The official results -----------------------------------------------------------------------------------
 def test_every_golden_adapter_is_there() -> None:
-    assert len(NAMES) == 45
-    assert len(ON_270M) == 24
+    assert len(NAMES) == 48
+    assert len(ON_270M) == 25
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -79,6 +79,9 @@ def test_adapters_count_against_max_memory(weights: str) -> None:
         "gemma3-saved",
         "gemma3-tied",
         "gemma3n-linear",
+        "gemma3n-norms",
+        "gemma4-table",
+        "gemma4-table-tokens",
     ],
 )
 def test_the_memory_of_an_adapter_is_known_before_it_is_built(name: str, weights: str) -> None:

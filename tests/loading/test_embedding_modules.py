@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gemlet
 from golden.folders import HERE
 
 FOLDER = HERE / "embeddinggemma"
+SETTINGS, LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 
 
 def change_json(path: Path, **changes: Any) -> None:
@@ -130,3 +132,73 @@ def test_dense_files_are_checked(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(gemlet.ModelFileError, match=r"2_Dense/model.safetensors: cannot be opened"):
         gemlet.load(folder)
+
+
+def test_the_files_say_how_many_numbers_are_kept(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    ids = [[2, 5, 7, 1]]
+    with gemlet.load(folder) as model:
+        size = model.config.embedding_size
+        expected = model.embed(ids, dimensions=6)
+    save = folder / SETTINGS
+    for kept, shape in ((6, 6), (size + 5, size), (None, size)):
+        save.write_text(json.dumps({"truncate_dim": kept, "similarity_fn_name": "dot"}))
+        gemlet.convert(folder, tmp_path / f"packed{kept}")
+        for path in (folder, tmp_path / f"packed{kept}"):
+            with gemlet.load(path) as model:
+                found = model.embed(ids)
+                assert found.shape == (1, shape)
+                assert model.embed(ids, dimensions=size).shape == (1, size)
+                assert abs(float(np.linalg.norm(found)) - 1) < 1e-5
+                if kept == 6 and path == folder:
+                    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            SETTINGS,
+            {"model_type": "SparseEncoder"},
+            "model_type is 'SparseEncoder'.*one vector",
+        ),
+        (SETTINGS, {"model_type": "CrossEncoder"}, "model_type is 'CrossEncoder'"),
+        (SETTINGS, {"model_type": "ColBERT"}, "model_type is 'ColBERT'"),
+        (SETTINGS, {"max_active_dims": 64}, "max_active_dims is 64.*sparse"),
+        (SETTINGS, {"truncate_dim": 0}, "truncate_dim is 0"),
+        (SETTINGS, {"truncate_dim": -5}, "truncate_dim is -5"),
+        (SETTINGS, {"truncate_dim": "256"}, "truncate_dim is '256'"),
+        (LIMITS, {"query_length": 32}, "query_length"),
+        (LIMITS, {"query_expansion": {"a": 1}}, "query_expansion"),
+        (LIMITS, {"processing_kwargs": {"text": {"max_length": 32}}}, "processing_kwargs"),
+        (
+            LIMITS,
+            {"tokenizer_name_or_path": "a/b"},
+            "tokenizer_name_or_path",
+        ),
+        (LIMITS, {"model_args": {"revision": "a"}}, "model_args"),
+    ],
+)
+def test_keys_that_ask_for_something_else_are_refused(
+    tmp_path: Path, file: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    (folder / file).write_text(json.dumps(changes))
+    with pytest.raises(gemlet.ConfigError, match=message):
+        gemlet.load(folder)
+
+
+def test_keys_that_change_no_embedding_are_passed_over(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    about = {
+        "__version__": {"pytorch": "2"},
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+    }
+    (folder / SETTINGS).write_text(json.dumps({**about, "authors": "me", "max_active_dims": None}))
+    plain = {"unpad_inputs": None, "query_length": None, "processing_kwargs": {}, "do_lower_case": False}
+    loading = {"model_args": {"dtype": "bfloat16", "attn_implementation": "sdpa"}}
+    (folder / LIMITS).write_text(json.dumps(plain | loading))
+    assert "authors" in gemlet.inspect(folder).passed_over
+    with gemlet.load(folder) as model, gemlet.load(FOLDER) as expected:
+        np.testing.assert_array_equal(model.embed([[2, 5, 1]]), expected.embed([[2, 5, 1]]))

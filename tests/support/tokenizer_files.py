@@ -278,8 +278,12 @@ def trained_gguf() -> bytes:
 
 
 def trained_json() -> dict[str, Any]:
+    """Its merges make no runs of spaces. They are found as in the other formats: the longest first."""
     pieces, _, types = trained_pieces()
-    return tokenizer_json(pieces, types, trained_merges())
+    data = tokenizer_json(pieces, types, trained_merges())
+    for entry in data["added_tokens"]:
+        entry["normalized"] = SPACE in entry["content"]
+    return data
 
 
 def save(folder: Path, name: str, data: bytes | dict[str, Any]) -> Path:

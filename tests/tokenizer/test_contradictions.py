@@ -30,7 +30,7 @@ from support.tokenizer_files import (
 )
 
 TEXTS = ["the door", "The  door\n\nopened.", "é ☂ naïve", "<start_of_turn>user\nHi<end_of_turn>", "   x\t"]
-BYTE, NORMAL, USER_DEFINED = 6, 1, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 def ollama(model: str, **changes: Any) -> bytes:
@@ -206,3 +206,31 @@ def test_a_piece_that_is_special_between_words_only_is_refused(tmp_path: Path) -
     identifier = trained_json()["model"]["vocab"][piece]
     with pytest.raises(TokenizerError, match=r"special only between words \(single_word\)"):
         folder_with(tmp_path, added(identifier, piece, special=True, single_word=True))
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma4"])
+def test_unused_pieces_that_merges_make_are_used(tmp_path: Path, model: str) -> None:
+    """llama.cpp looks a merged piece up by its text, whatever its type is."""
+    count = len(trained_pieces()[0])
+    data = ollama(model, token_type=(ARRAY, (I32, [UNUSED] * count)))
+    found = Tokenizer.from_file(save(tmp_path, "a.gguf", data))
+    expected = Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json()))
+    for text in TEXTS[:1] + TEXTS[2:4]:
+        assert found.encode(text) == expected.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "merges"),
+    [(UNKNOWN, True), (CONTROL, True), (USER_DEFINED, True)]
+    + [(kind, False) for kind in (UNKNOWN, CONTROL, USER_DEFINED, UNUSED)],
+)
+def test_types_without_an_ordinary_piece_are_refused(tmp_path: Path, kind: int, merges: bool) -> None:
+    """All pieces have this type, or all but the characters."""
+    pieces, scores, _ = trained_pieces()
+    for types in ([kind] * len(pieces), [NORMAL if len(piece) == 1 else kind for piece in pieces]):
+        changes: dict[str, Any] = {"token_type": (ARRAY, (I32, types))}
+        if not merges:
+            changes |= {"merges": None, "scores": (ARRAY, (F32, scores))}
+        path = save(tmp_path, "a.gguf", ollama("llama", **changes))
+        with pytest.raises(TokenizerError, match=r"NORMAL.* none of the .*convert the model again"):
+            Tokenizer.from_file(path)

@@ -33,6 +33,34 @@ def json_folder(folder: Path, data: dict[str, Any], **config: Any) -> Tokenizer:
     return Tokenizer.from_file(folder)
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_added_runs_of_spaces_without_merges(tmp_path: Path, normalized: bool) -> None:
+    """The library tokenizers finds them in the text as it is, before spaces become U+2581, or, if they are
+    normalized, after that. No merge makes them."""
+    data = trained_json()
+    pieces = data["model"]["vocab"]
+    one, two, three = (pieces["\u2581" * count] for count in (1, 2, 3))
+    runs = {"\u2581" * count for count in range(2, 20)}
+    data["added_tokens"] = [entry for entry in data["added_tokens"] if entry["content"] not in runs]
+    data["added_tokens"] += [added(i, run, normalized=normalized) for run, i in pieces.items() if run in runs]
+    made = [merge for merge in data["model"]["merges"] if merge.replace(" ", "") not in runs]
+    data["model"]["merges"] = made
+    tokenizer = json_folder(tmp_path, data)
+    assert tokenizer.encode("  ", add_bos=False) == ([two] if normalized else [one, one])
+    assert tokenizer.encode("\u2581\u2581\u2581 ", add_bos=False)[0] == three
+    assert tokenizer.decode([two, three]) == " " * 5
+
+
+def test_a_special_run_of_spaces_that_merges_make_is_refused(tmp_path: Path) -> None:
+    data = trained_json()
+    two = data["model"]["vocab"]["\u2581\u2581"]
+    data["added_tokens"] = [entry for entry in data["added_tokens"] if entry["id"] != two]
+    data["added_tokens"].append(added(two, "\u2581\u2581", special=True))
+    data["model"]["merges"] = ["\u2581 \u2581", *data["model"]["merges"]]
+    with pytest.raises(TokenizerError, match="special, but the merges make it of spaces"):
+        json_folder(tmp_path, data)
+
+
 def test_pieces_that_no_merge_makes_change_no_other_merge(tmp_path: Path) -> None:
     data = trained_json()
     pieces, merges = data["model"]["vocab"], data["model"]["merges"]
@@ -52,6 +80,8 @@ def test_spaces_in_a_row_follow_the_merges(tmp_path: Path) -> None:
     pieces = data["model"]["vocab"]
     one, two, three = (pieces["\u2581" * count] for count in (1, 2, 3))
     data["model"]["merges"] = ["\u2581 \u2581", "\u2581\u2581 \u2581", *data["model"]["merges"]]
+    for entry in data["added_tokens"]:
+        entry["normalized"] = False
     tokenizer = json_folder(tmp_path, data)
     assert tokenizer.encode(" " * 7, add_bos=False) == [two, two, three]
     assert tokenizer.encode(" \u2581\u2581 ", add_bos=False) == [one, two, one]  # found as it is
@@ -152,3 +182,24 @@ def test_other_spellings_of_the_same_pipeline(tmp_path: Path) -> None:
     ):
         with pytest.raises(TokenizerError, match=r"normalizer is|pre_tokenizer is"):
             Tokenizer.from_file(save(tmp_path, "tokenizer.json", trained_json() | changes))
+
+
+@pytest.mark.parametrize("name", [None, "GemmaTokenizer", "PreTrainedTokenizerFast"])
+def test_tokens_that_the_configuration_lacks_count(
+    tmp_path: Path, name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library tokenizers and the class PreTrainedTokenizerFast read them. For Gemma's own class,
+    transformers 5 reads only the tokens of added_tokens_decoder, if the file has it."""
+    data = trained_json()
+    data["added_tokens"].append(added(420, "[note]"))
+    entries = {str(entry["id"]): entry for entry in data["added_tokens"][:-1]}
+    named = {} if name is None else {"tokenizer_class": name}
+    tokenizer = json_folder(tmp_path, data, added_tokens_decoder=entries, **named)
+    assert tokenizer.encode("the[note]", add_bos=False)[-1] == 420
+    assert ("lacks 1 tokens" in caplog.text and "'[note]'" in caplog.text) == (
+        name != "PreTrainedTokenizerFast"
+    )
+    caplog.clear()
+    entries["420"] = added(420, "[note]")
+    json_folder(tmp_path, data, added_tokens_decoder=entries, **named)
+    assert not caplog.text

@@ -23,21 +23,32 @@ void ForwardPass::make_per_layer_inputs() {
   if (!weights_.per_layer_table.empty()) {
     const auto scale = static_cast<float>(std::sqrt(static_cast<double>(size)));
     const auto mean = static_cast<float>(std::sqrt(0.5));  // the factor on the sum of the two halves
-    const auto add_rows = [&](const RowTable& table, int64_t row, int64_t rows) {
-      const std::span<const int32_t> ids(ids_.data() + row, static_cast<size_t>(rows));
-      backend_.add_table_rows(table, ids, scale, mean, inputs + row * width);
+    int64_t next = 0;                                      // the first row whose row of a table is not added yet
+    const auto add_model_rows = [&](int64_t end) {
+      const std::span<const int32_t> ids(ids_.data() + next, static_cast<size_t>(end - next));
+      if (!ids.empty()) backend_.add_table_rows(weights_.per_layer_table, ids, scale, mean, inputs + next * width);
     };
-    int64_t next = 0;
     for (const AdapterRun& run : runs_) {
-      const RowTable& own = run.adapter->per_layer_table();
-      if (own.empty()) continue;
-      own.check();
-      if (next < run.row) add_rows(weights_.per_layer_table, next, run.row - next);
-      add_rows(own, run.row, run.rows);
-      own.check();
-      next = run.row + run.rows;
+      const OwnTable& own = run.adapter->per_layer_table();
+      if (own.rows.empty()) continue;
+      own.rows.check();
+      if (own.places.empty()) {
+        add_model_rows(run.row);
+        next = run.row + run.rows;
+        const std::span<const int32_t> ids(ids_.data() + run.row, static_cast<size_t>(run.rows));
+        backend_.add_table_rows(own.rows, ids, scale, mean, inputs + run.row * width);
+      }
+      for (int64_t row = run.row; row < run.row + run.rows && !own.places.empty(); ++row) {
+        const int32_t id = ids_[static_cast<size_t>(row)];
+        const auto found = own.places.find(id < weights_.per_layer_table.rows() ? id : 0);  // as of the model's table
+        if (found == own.places.end()) continue;
+        add_model_rows(row);
+        next = row + 1;
+        backend_.add_table_rows(own.rows, {&found->second, 1}, scale, mean, inputs + row * width);
+      }
+      own.rows.check();
     }
-    if (next < rows_) add_rows(weights_.per_layer_table, next, rows_ - next);
+    add_model_rows(rows_);
     for (const AdapterRun& run : runs_) {
       const LowRank* const term = run.adapter->term(Target::kPerLayerTable, 0);
       if (!term) continue;

@@ -447,9 +447,10 @@ class AdapterBuilder:
         rows: typing.SupportsInt | typing.SupportsIndex,
         cols: typing.SupportsInt | typing.SupportsIndex,
         dtype: str,
+        ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Sets a table of per-layer embeddings that replaces the model's; arguments as in ModelBuilder.
+        Sets a table of per-layer embeddings that replaces the model's, or only its rows of the tokens `ids`; other arguments as in ModelBuilder.
         """
     def share_rows(self) -> None:
         """

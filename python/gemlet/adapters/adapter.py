@@ -236,6 +236,7 @@ class AdapterFiles:
             rows=rows,
             cols=cols,
             dtype=self.checkpoint.dtype(own.tensor),
+            ids=own.ids,
         )
         self.checkpoint.files.check_unchanged(info.file, show(own.tensor))  # the core checks from here on
 

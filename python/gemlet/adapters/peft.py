@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from math import prod
 
-from gemlet.adapters.peft_config import CONFIG_FILE, AdapterConfig
+from gemlet.adapters.peft_config import CONFIG_FILE, NOT_IN_GPTQ, AdapterConfig
 from gemlet.adapters.terms import (
+    BY_ROW,
     COEFFICIENTS,
     ENDS,
     EXPERTS,
@@ -34,7 +35,7 @@ from gemlet.weights.hf_names import (
     unused_tensors,
     without_wrappers,
 )
-from gemlet.weights.slots import expected_slots
+from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 from gemlet.weights.tower_slots import tower_module, tower_names, tower_slots
 
 __all__ = ["map_peft"]
@@ -191,12 +192,11 @@ class _Mapping:
             if part == "weight" and slot not in ENDS:
                 slot = self.whole.get(module, "")
             of_rows = part in ("embedding_A", "embedding_B", "tokens")
-            by_row = slot in (ENDS if part == "tokens" else (*ENDS, *TABLES))
             if is_tower(module, self.config.family):
                 towers.setdefault(module, {})[part] = tensor
             elif module in unused and part:
                 pass
-            elif not slot or part in ("", "own_bias") or (of_rows and not by_row):
+            elif not slot or part in ("", "own_bias") or (of_rows and slot not in BY_ROW):
                 kinds = ", ".join(dict.fromkeys(map(kind_of, self.stored)))
                 raise TensorError(
                     f"{self.where}: unexpected tensor {show(tensor)} of shape {list(info.shape)}; gemlet "
@@ -257,10 +257,11 @@ class _Mapping:
             keys = {"magnitude": "use_dora", "bias": "lora_bias"}
             hint = f": {CONFIG_FILE} does not set {keys[part]}" if part in keys else ""
             raise TensorError(f"{self.where}: unexpected tensor {show(found[part])}{hint}")
+        why = f"rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols}"
+        if self.adapter.pooled:
+            why += f". {NOT_IN_GPTQ[0].upper()}{NOT_IN_GPTQ[1:]}"
         for part, shape in expected.items():
-            self._check(
-                stored, part, found, shape, f"rank {rank} in {CONFIG_FILE}, on a matrix of {rows} x {cols}"
-            )
+            self._check(stored, part, found, shape, why)
         return LowRank(
             a=found[a],
             b=found[b],
@@ -283,7 +284,7 @@ class _Mapping:
         wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""
         if adapter.dora and kind in EXPERTS:
             wrong = "use_dora is true"
-        elif adapter.dora and kind == "embed_tokens" and ("weight" in found or "tokens" in found):
+        elif adapter.dora and kind in TABLES and ("weight" in found or "tokens" in found):
             if "tokens" in found or adapter.saves(kind):
                 wrong = "use_dora is true, and the adapter also replaces rows,"
         elif adapter.bias and kind in (*EXPERTS, *COEFFICIENTS, *TABLES):
@@ -295,7 +296,7 @@ class _Mapping:
             )
 
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
-        """The rows of the embedding table and of the output head that the adapter replaces."""
+        """What the adapter replaces: tables or rows of them, and other modules."""
         vocab, hidden = self.shapes["embed_tokens"]
         saved = {slot for slot in ENDS if self.adapter.saves(slot)}
         tokens = dict(self.adapter.tokens)
@@ -320,26 +321,7 @@ class _Mapping:
                 )
                 rows[slot] = OwnRows(parts["weight"])
             if "tokens" in parts or slot in tokens:
-                ids = tokens.get(slot, ())
-                if slot in rows or not ids:
-                    raise TensorError(
-                        f"{self.where}: unexpected tensor {show(parts.get('tokens', slot))}: "
-                        f"trainable_token_indices in {CONFIG_FILE} has no tokens for it, or the adapter has "
-                        "all rows of this matrix"
-                    )
-                if max(ids) >= vocab:
-                    raise ConfigError(
-                        f"{self.adapter.where}: trainable_token_indices has {max(ids)}; expected tokens "
-                        f"below {vocab}"
-                    )
-                self._check(
-                    self.stored[slot],
-                    "tokens",
-                    parts,
-                    (len(ids), hidden),
-                    f"trainable_token_indices in {CONFIG_FILE}",
-                )
-                rows[slot] = OwnRows(parts["tokens"], ids)
+                rows[slot] = self._own_tokens(slot, parts, () if slot in rows else tokens.get(slot, ()))
         if one and len(rows) == 2 and not (rows["embed_tokens"].ids or rows["lm_head"].ids):
             tensors = rows["embed_tokens"].tensor, rows["lm_head"].tensor
             if self.checkpoint.same_values(*tensors):
@@ -350,7 +332,32 @@ class _Mapping:
             shared = slot not in saved and not own.ids  # the model's own weight, which both share
             if shared or (other == "lm_head" and (own.ids or self.adapter.tied)):
                 rows[other] = own
+        parts = found.get(PER_LAYER_TABLE, {})
+        if "tokens" in parts or PER_LAYER_TABLE in tokens:
+            rows[PER_LAYER_TABLE] = self._own_tokens(PER_LAYER_TABLE, parts, tokens.get(PER_LAYER_TABLE, ()))
         return rows | self._own_modules(found)
+
+    def _own_tokens(self, slot: str, parts: dict[str, str], ids: tuple[int, ...]) -> OwnRows:
+        """The rows of the tokens ``ids`` that replace those of the weight ``slot``."""
+        if slot not in self.modules:
+            raise ConfigError(
+                f"{self.adapter.where}: has tokens of {slot}, which this {self.config.family} model does not "
+                f"have{self.suffix}"
+            )
+        if not ids:
+            raise TensorError(
+                f"{self.where}: unexpected tensor {show(parts.get('tokens', slot))}: "
+                f"trainable_token_indices in {CONFIG_FILE} has no tokens for it, or the adapter has "
+                "all rows of this matrix"
+            )
+        rows, width = self.shapes[slot]
+        if max(ids) >= rows:
+            raise ConfigError(
+                f"{self.adapter.where}: trainable_token_indices has {max(ids)}; expected tokens below {rows}"
+            )
+        why = f"trainable_token_indices in {CONFIG_FILE}"
+        self._check(self.stored[slot], "tokens", parts, (len(ids), width), why)
+        return OwnRows(parts["tokens"], ids)
 
     def _own_modules(self, found: _Found) -> dict[str, OwnRows]:
         """The other modules that the adapter replaces. As in PEFT, a name of ``modules_to_save`` means every

@@ -14,7 +14,7 @@ from typing import Any
 
 from gemlet.adapters.initial import INITIAL
 from gemlet.adapters.name_patterns import ModulePatterns, PatternError
-from gemlet.adapters.terms import ENDS
+from gemlet.adapters.terms import BY_ROW
 from gemlet.base.keys import Keys
 from gemlet.base.late import log
 from gemlet.base.records import field, record
@@ -47,6 +47,8 @@ _DEFAULTS: dict[str, Any] = {
     "base_model_name_or_path": None,
     "lora_bias": False,
     "target_parameters": None,
+    "use_qalora": False,
+    "qalora_group_size": 16,
 }
 # The keys of TRAINABLE_TOKENS, which replaces rows and nothing else.
 _TOKENS_DEFAULTS: dict[str, Any] = {
@@ -68,8 +70,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
 # Keys that gemlet does not follow, and what to do instead. Unset keys are not checked.
 _REFUSED = {
-    "use_qalora": "this kind acts on a model in GPTQ, and PEFT cannot merge it; run it with PEFT, or train a "
-    "plain LoRA",
     "layer_replication": _MERGE,
     # In the engine, a sequence has one adapter from its first token on. PEFT cannot merge this kind either.
     "alora_invocation_tokens": "an activated LoRA (aLoRA) acts only from these tokens on, which gemlet "
@@ -79,6 +79,10 @@ _REFUSED = {
     "kasa_config": "it also changed the model's own weights; " + _MERGE,
     "arrow_config": "it mixes several adapters; merge one of them with PEFT and load the result",
 }
+NOT_IN_GPTQ = (
+    "an adapter of QA-LoRA for a model in GPTQ fits no other model, and PEFT cannot merge it; run it with "
+    "PEFT, or train a plain LoRA"
+)
 # Objects that choose a variant of LoRA even if they are empty: PEFT fills in their defaults.
 _VARIANTS = ("arrow_config", "kasa_config", "use_bdlora")
 # Kinds of adapters that change the model's input and not its weights.
@@ -99,7 +103,6 @@ _IGNORED = frozenset(
         "lora_dropout",
         "megatron_core",
         "peft_version",
-        "qalora_group_size",
         "revision",
         "runtime_config",
         "task_type",
@@ -124,6 +127,7 @@ class AdapterConfig:
         parameters: endings of names of parameters (of experts). The adapter changes each as one stack.
         bias: whether B has a bias.
         tokens: module -> the tokens whose rows of that module the adapter replaces.
+        pooled: how many inputs QA-LoRA takes together in a model in GPTQ; 0: not QA-LoRA.
         initial: what loading subtracts from the model's weights (:mod:`gemlet.adapters.initial`); "" for
             nothing.
         tied: whether the output head follows the embedding table in a model that ties them.
@@ -145,6 +149,7 @@ class AdapterConfig:
     saved: tuple[str, ...]
     tokens: Mapping[str, tuple[int, ...]]
     tied: bool
+    pooled: int
     initial: str
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
@@ -290,6 +295,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         saved=_saved(keys),
         tokens=_tokens(keys),
         tied=keys.flag("ensure_weight_tying"),
+        pooled=_pooled(keys),
         initial=start if start in INITIAL else "",
         layers_patterns=_as_tuple(_names_or_pattern(keys, "layers_pattern")),
         ranks=_pattern_values(keys, "rank_pattern", lambda inner, key: inner.integer(key, _MAX_RANK)),
@@ -304,7 +310,7 @@ def _only_tokens(keys: Keys) -> AdapterConfig:
     modules = _names_or_pattern(keys, "target_modules")
     patterns = ModulePatterns()
     tokens = {}
-    for end in ENDS:
+    for end in BY_ROW:
         places = (end, *(f"{prefix}{end}" for pair in PREFIXES for prefix in pair))
         try:
             if (
@@ -315,9 +321,9 @@ def _only_tokens(keys: Keys) -> AdapterConfig:
                 tokens[end] = ids
         except PatternError as problem:
             raise keys.wrong("target_modules", f"a pattern that gemlet can match: {problem}") from None
-    others = [n for n in modules if n.rpartition(".")[2] not in ENDS] if isinstance(modules, tuple) else []
+    others = [n for n in modules if n.rpartition(".")[2] not in BY_ROW] if isinstance(modules, tuple) else []
     if not tokens or others:
-        raise keys.wrong("target_modules", "embed_tokens, lm_head or both")
+        raise keys.wrong("target_modules", f"some of {', '.join(BY_ROW)}")
     return _without_lora(keys, tokens=tokens)
 
 
@@ -349,6 +355,7 @@ def _without_lora(
         saved=saved,
         tokens=tokens or {},
         tied=False,
+        pooled=0,
         initial="",
         layers_patterns=(),
         ranks={},
@@ -375,6 +382,18 @@ def _names_or_pattern(keys: Keys, key: str) -> str | tuple[str, ...]:
     return tuple(value)
 
 
+def _pooled(keys: Keys) -> int:
+    """PEFT reads the flag of QA-LoRA for modules in GPTQ only. Adapters of these have other shapes, unless a
+    group has one input."""
+    if not keys.flag("use_qalora"):
+        return 0
+    group = keys.integer("qalora_group_size", _MAX_RANK)
+    if group == 1:
+        raise keys.wrong("qalora_group_size", f"at least 2 beside use_qalora; {NOT_IN_GPTQ}")
+    log.info("%s: use_qalora is passed over: PEFT reads it for models in GPTQ only", keys.where)
+    return group
+
+
 def _saved(keys: Keys) -> tuple[str, ...]:
     names = _names_or_pattern(keys, "modules_to_save")
     if isinstance(names, str):
@@ -385,13 +404,13 @@ def _saved(keys: Keys) -> tuple[str, ...]:
 def _tokens(keys: Keys) -> dict[str, tuple[int, ...]]:
     value = keys.get("trainable_token_indices")
     found = {"embed_tokens": value} if isinstance(value, list) else {} if value is None else value
-    expected = "token ids, each once, or an object with such lists for embed_tokens and lm_head"
+    expected = f"token ids, each once, or an object with such lists for {', '.join(BY_ROW)}"
     if not isinstance(found, dict):
         raise keys.wrong("trainable_token_indices", expected)
     tokens = {}
     for name, ids in found.items():
         module = name.rpartition(".")[2]
-        if module not in ENDS or module in tokens:
+        if module not in BY_ROW or module in tokens:
             raise keys.wrong("trainable_token_indices", expected)
         tokens[module] = _ids(keys, "trainable_token_indices", ids, expected)
     return tokens

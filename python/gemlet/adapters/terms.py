@@ -14,6 +14,7 @@ from gemlet.weights.tower_slots import in_tower, is_transposed, tower_names, tow
 from gemlet.weights.tower_slots import kind_of as tower_kind_of
 
 __all__ = [
+    "BY_ROW",
     "COEFFICIENTS",
     "ENDS",
     "EXPERTS",
@@ -39,6 +40,7 @@ _LAYER = (
 EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
 TABLES = ("embed_tokens", PER_LAYER_TABLE)  # these are read by row, so the term is added to the transpose
+BY_ROW = (*ENDS, PER_LAYER_TABLE)  # an adapter may replace the rows of some tokens in these
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
 _PROJECTION = "dense"  # the last layer of EmbeddingGemma 2; other dense layers are not part of the model
 TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS, PER_LAYER_TABLE)
@@ -75,9 +77,9 @@ class LowRank(NamedTuple):
 
 class OwnRows(NamedTuple):
     """The tensor ``tensor`` in the adapter's file, which replaces a weight. Without ``ids``, it replaces the
-    whole weight. In the embedding table and the output head, it may replace only the rows of the tokens
-    ``ids``, in the order of the tensor's rows. ``offset`` is added to the weight of a norm, which then has
-    the same form as in the model's files."""
+    whole weight. In the weights ``BY_ROW``, it may replace only the rows of the tokens ``ids``, in the order
+    of the tensor's rows. ``offset`` is added to the weight of a norm, which then has the same form as in the
+    model's files."""
 
     tensor: str
     ids: tuple[int, ...] = ()

@@ -41,6 +41,17 @@ _DENSE = frozenset(  # the keys of a dense layer
 )
 _PACKAGE = "sentence_transformers."
 _NO_ACTIVATION = ("torch.nn.modules.linear.Identity", "torch.nn.Identity")
+# Keys of the transformer, and keys about how it runs.
+_OF_TRANSFORMER = frozenset(
+    {
+        *("do_lower_case", "transformer_task", "modality_config", "module_output_name", "max_seq_length"),
+        *("unpad_inputs", "backend"),
+    }
+)
+# Arguments for loading with transformers that change no value.
+_OF_LOADING = frozenset({"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype"})
+_LOADING = ("model_args", "model_kwargs")
+_ABOUT_FILE = ("__version__", "requirements", "similarity_fn_name")  # embeddings do not depend on these
 _NO_LIMIT = 10**40  # some tools write a huge number
 MAX_DENSE = 16
 MAX_PROMPTS = 1024
@@ -49,10 +60,14 @@ MAX_PROMPTS = 1024
 @record(frozen=True)
 class Prompts:
     """The prompts of an embedding model, which come before a text, by the text's use. ``default`` names the
-    prompt for texts without a given use; None for no prompt."""
+    prompt for texts without a given use; None for no prompt. Unless the caller says otherwise, the first
+    ``dimensions`` numbers of each vector are kept; None: all. ``passed_over`` are keys of the file that
+    change nothing."""
 
     texts: Mapping[str, str] = field(default_factory=lambda: dict(_EMBEDDINGGEMMA))
     default: str | None = None
+    dimensions: int | None = None
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
 
     def find(self, name: str | None) -> str:
         """The prompt ``name``, None: the default; raises :class:`InvalidRequestError` for an unknown one."""
@@ -84,7 +99,19 @@ def read_prompts(folder: str) -> Prompts:
     default = keys.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in texts):
         raise keys.wrong("default_prompt_name", "null, or one of the prompts")
-    return Prompts(texts, default)
+    kind = keys.get("model_type")
+    if kind not in (None, "SentenceTransformer"):
+        raise keys.wrong(
+            "model_type",
+            "'SentenceTransformer', which makes one vector of each text. Run others with their library",
+        )
+    if keys.get("max_active_dims") is not None:
+        raise keys.wrong("max_active_dims", "null; it belongs to sparse vectors, which gemlet does not make")
+    dimensions = None
+    if keys.get("truncate_dim") is not None:
+        dimensions = keys.integer("truncate_dim", _NO_LIMIT)
+    known = ("prompts", "default_prompt_name", "model_type", "max_active_dims", "truncate_dim", *_ABOUT_FILE)
+    return Prompts(texts, default, dimensions, tuple(key for key in keys.raw if key not in known))
 
 
 def read_dense_layers(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str, ...]]:
@@ -149,6 +176,10 @@ def _read_limits(folder: str, config: TextConfig) -> tuple[TextConfig, tuple[str
         )
     if keys.get("module_output_name") not in (None, "token_embeddings"):
         raise keys.wrong("module_output_name", "'token_embeddings' (gemlet supports nothing else)")
+    for key in _LOADING:
+        if set(keys.mapping(key)) - _OF_LOADING:
+            raise keys.wrong(key, f"only {', '.join(sorted(_OF_LOADING))}, which change no embedding")
+    keys.refuse_unknown(_OF_TRANSFORMER | set(_LOADING), {})
     if keys.get("max_seq_length") is not None:
         length = keys.integer("max_seq_length", _NO_LIMIT)
         config = replace(config, max_position_embeddings=min(length, config.max_position_embeddings))

@@ -28,13 +28,12 @@ TextToEmbed = str | Sequence[int] | NDArray["np.integer[Any]"] | Sequence[Mappin
 
 
 def checked_dimensions(dimensions: object, size: int) -> int:
-    """The number of values of each vector to keep, ``size`` for None; raises :class:`InvalidRequestError`."""
-    count = size if dimensions is None else dimensions
-    if type(count) is not int or not 1 <= count <= size:
+    """The number of values of each vector to keep; raises :class:`InvalidRequestError`."""
+    if type(dimensions) is not int or not 1 <= dimensions <= size:
         raise InvalidRequestError(
             f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
         )
-    return count
+    return dimensions
 
 
 def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True) -> NDArray[np.float32]:
@@ -110,7 +109,7 @@ class Embedding:
                 search with, "document" for a text to be found. None: the model's default.
             dimensions: how many numbers of each vector to keep, from the first on. They are divided by their
                 length again. Models with Matryoshka training (Kusupati et al. 2022, arXiv 2205.13147) allow
-                it. None: all.
+                it. None: ``truncate_dim`` of the model's files, or all.
             images: for a model that sees. The images of one text, or a list of images for each of several
                 texts. An image is a path, the bytes of a file, a Pillow image or an array. They replace the
                 model's markers of images in the text (EmbeddingGemma 2: ``<|image|>``), or their placeholders
@@ -222,7 +221,9 @@ class Embedding:
         empty: Literal["error", "zero"],
     ) -> _Work:
         prompts = self._checked_prompts()
-        count = checked_dimensions(dimensions, self.reader.config.embedding_size)
+        size = self.reader.config.embedding_size
+        kept = size if prompts.dimensions is None else min(size, prompts.dimensions)
+        count = kept if dimensions is None else checked_dimensions(dimensions, size)
         found = self._inputs.read(texts, prompts.find(prompt), media, truncate=truncate, empty=empty)
         chosen = self.adapters.find(adapter)
         work = _Work([], [], [], np.zeros((len(found), count), dtype=np.float32), chosen.core)

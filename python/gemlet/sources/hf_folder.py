@@ -84,7 +84,7 @@ def open_folder(
             not_followed |= asked_by_folder(folder, eos)
             template = chat_template or read_chat_template(folder)
             chat_format = chat_format_of(config, tokenizer, template, override=chat_template is not None)
-    passed_over = (*config.passed_over, *sampling.passed_over)
+    passed_over = (*config.passed_over, *sampling.passed_over, *(prompts.passed_over if prompts else ()))
     cuts: dict[str, Cut] = {}
     roundings: dict[str, Rounding] = {}
     opened = Checkpoint(folder)

@@ -189,7 +189,8 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
     for tensor in [tensor for tensor, slot in merged.items() if slot == PER_LAYER_TABLE]:
         own, _ = adapter.changes(PER_LAYER_TABLE)
-        if own is not None:  # the adapter has the whole table, which stays in the adapter's file
+        # Then the adapter has the whole table, which stays in the adapter's file.
+        if own is not None and not own.ids:
             files.checkpoint.replace_tensor(tensor, adapter.checkpoint, own.tensor)
             del merged[tensor]
     for tensor in merged:

@@ -9,7 +9,7 @@ from gemlet.checkpoint.gguf_format import GGUFFile
 from gemlet.errors import TokenizerError
 from gemlet.tokenizer.merges import merge_strings
 from gemlet.tokenizer.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from gemlet.tokenizer.vocabulary import SPACE, Draft, Vocabulary
+from gemlet.tokenizer.vocabulary import CONTROL_NAMES, SPACE, Draft, Vocabulary
 
 __all__ = ["vocabulary_of_gguf"]
 
@@ -40,6 +40,16 @@ def vocabulary_of_gguf(gguf: GGUFFile) -> Vocabulary:
             f"{max(types, default=None)}; expected {len(tokens)} types from 1 to 6"
         )
     _name_bytes(file, tokens, types)
+    if merges:
+        _use_merged(merge_strings(file, merges), tokens, types)
+    joined = [i for i, token in enumerate(tokens) if len(token) > 1 and types[i] != BYTE]
+    joined = [i for i in joined if tokens[i] not in CONTROL_NAMES]
+    if joined and all(types[i] != NORMAL for i in joined):
+        raise TokenizerError(
+            f"{file}: tokenizer.ggml.token_type has type 1 (NORMAL) for none of the {len(joined)} tokens of "
+            "several characters, so it does not say what text is made of; convert the model again with "
+            "llama.cpp's converter, or load the Hugging Face folder"
+        )
     ids: dict[str, int | None] = {}
     for name, key in _GGUF_IDS.items():
         identifier = gguf.get(f"tokenizer.ggml.{key}_token_id", int, None)
@@ -81,6 +91,14 @@ def _name_bytes(file: str, tokens: list[str], types: list[int]) -> None:
     for i in places:
         tokens[i] = f"<0x{tokens[i][3:5].upper()}>"
         types[i] = BYTE
+
+
+def _use_merged(merges: list[str], tokens: list[str], types: list[int]) -> None:
+    """Gives characters and pieces that merges make the type NORMAL if the file calls them unused."""
+    used = {merge.replace(" ", "", 1) for merge in merges}
+    for i, token in enumerate(tokens):
+        if types[i] == UNUSED and (len(token) == 1 or token in used):
+            types[i] = NORMAL
 
 
 def _scores(gguf: GGUFFile, draft: Draft) -> list[float]:

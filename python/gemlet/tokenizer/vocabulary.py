@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemlet.base.files import is_there
+from gemlet.base.late import log
 from gemlet.base.patterns import late_pattern
 from gemlet.base.records import field, record
 from gemlet.base.strict_json import read_json_object
@@ -51,6 +52,9 @@ _FOREIGN_CLASS = late_pattern(
     "(?:Albert|Bert|CLIP|CodeLlama|Cohere|DebertaV2|GPT2|GPTNeoX|Llama|MBart|Nllb|Pegasus|Qwen2|Roberta|Siglip|T5"
     "|XLMRoberta)Tokenizer(?:Fast)?"
 )
+# With these classes, transformers reads all tokens of tokenizer.json. With Gemma's own class, it reads only
+# those of added_tokens_decoder if there is one.
+_READS_ALL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 MAX_PIECES = 4 * 1024 * 1024
 # The most characters of a piece; Gemma's longest have 31. SentencePiece recurses once for each when it loads.
 MAX_PIECE = 1024
@@ -180,6 +184,8 @@ class AddedTokens:
         if is_there(path):
             config = read_json_object(path, error=TokenizerError)
             tokens = config.get("added_tokens_decoder")
+            if isinstance(tokens, dict) and config.get("tokenizer_class") not in _READS_ALL:
+                self._compare(path, tokens)
             for key, entry in (tokens if isinstance(tokens, dict) else {}).items():
                 identifier = int(key) if len(key) < 10 and key.isdecimal() else key
                 self.add(f"{path}: added_tokens_decoder", identifier, entry)
@@ -194,6 +200,19 @@ class AddedTokens:
         path = folder / "special_tokens_map.json"
         if is_there(path):
             self._read_special(read_json_object(path, error=TokenizerError))
+
+    def _compare(self, path: Path, tokens: Mapping[str, Any]) -> None:
+        """Logs tokens of ``tokenizer.json`` that ``added_tokens_decoder`` lacks."""
+        listed = {text for entry in tokens.values() for text in _texts(entry)}
+        if lacking := [text for text, _ in self.tokens.values() if text not in listed]:
+            log.warning(
+                "%s: added_tokens_decoder lacks %d tokens that other files add, the first is %s. gemlet "
+                "reads them as tokens, and transformers 5 as plain text. If they are tokens, remove "
+                "added_tokens_decoder from the file, so that both do the same",
+                path,
+                len(lacking),
+                show(lacking[0]),
+            )
 
     def _read_special(self, config: Mapping[str, Any]) -> None:
         for name in ("bos", "eos", "pad", "unk"):
@@ -303,6 +322,7 @@ class Draft:
             elif not known or text in self.flags or (ordered and SPACE not in text):
                 self.literal[text] = identifier
                 self.types[identifier] = CONTROL  # SentencePiece must not find it under its old name
+                self.raw += [identifier] * (known and SPACE in text)
             elif self.types[identifier] in (NORMAL, UNUSED):
                 self.types[identifier] = USER_DEFINED
                 self.raw += [identifier] * (SPACE in text)
@@ -389,10 +409,14 @@ class Draft:
             raise TokenizerError(
                 f"{self.source}: merge {ranks[stray]} makes {show(stray)}; expected a piece of the vocabulary"
             )
+        if made := next((text for text in self.control if SPACE in text and text in ranks), None):
+            raise TokenizerError(
+                f"{self.source}: {show(made)} is special, but the merges make it of spaces; save the "
+                "tokenizer with special set to false for it"
+            )
         for i in self.raw:
-            if self.pieces[i] in ranks:  # then the merges join several spaces
-                self.types[i] = NORMAL
-                self.literal[self.pieces[i]] = i
+            self.types[i] = NORMAL  # only merges join several spaces
+            self.literal[self.pieces[i]] = i
         joinable = [i for i in range(self.base) if self.types[i] == NORMAL and len(self.pieces[i]) > 1]
         unmade = [i for i in joinable if self.pieces[i] not in ranks]
         if joinable and len(unmade) == len(joinable):
