@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from gemlet.cli.parser import build_parser
-from gemlet.cli.serve import read_settings
 from gemlet.server.settings import Settings
 from support.extras import optional
 from support.guides import blocks, example
@@ -45,6 +44,8 @@ def test_the_examples_run(
 
 @pytest.mark.parametrize("text", [text for _, text in blocks(GUIDE, "toml")])
 def test_the_files_of_settings_are_read(text: str, tmp_path: Path) -> None:
+    from gemlet.cli.serve import read_settings
+
     path = tmp_path / "serve.toml"
     path.write_text(text)
     settings, models = read_settings(build_parser("serve").parse_args(["serve", "--config", str(path)]))
