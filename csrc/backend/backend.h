@@ -1,8 +1,8 @@
 // The operations that a device must have. They are coarse: each works on [rows, dim] activations in float32. The model
 // calls only this interface, so it knows nothing about threads and instruction sets.
 //
-// Pointers are addresses in the backend's own memory (allocate()) and spans are memory of the host, except where a
-// comment says otherwise. Code outside of the backend never reads or writes the backend's memory; tests with
+// Unless a comment says otherwise, a pointer is an address in the backend's own memory (allocate()), and a span is
+// memory of the host. Code outside of the backend never reads or writes the backend's memory; tests with
 // backend/guarded.h prove this.
 //
 // Calls come from one thread at a time, except allocate(), upload() and download(), which may come from any.

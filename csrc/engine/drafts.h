@@ -8,9 +8,9 @@
 // Guesses cost time, so a step takes them only if that pays: it knows how long steps with more rows take
 // (engine/step_times.h) and how often the guesses about each text have been right. Guesses that do not go through a
 // pass are compared, too, with what is chosen. Guesses of a model (engine/draft_model.h) also cost passes of their own,
-// so their length is chosen before they are made. No text may lose: each has an account of what it gained and lost,
-// also by guesses about other texts in its steps. Once it has lost more than it gained and a hundredth of its tokens,
-// its steps take no guesses for a while.
+// so their length is chosen before they are made. Guesses must not make any text slower. So each text has an account of
+// the time that it gained and lost, also by guesses about other texts in its steps. If it has lost more than it gained
+// plus a hundredth of its tokens, its steps take no guesses for a while.
 #pragma once
 
 #include <array>
@@ -59,8 +59,8 @@ class Drafts {
   bool is_of_model() const { return draft_.kind == kModelKind && !draft_.ids.empty(); }
   double model_chance() const { return chances_[kModelKind]; }
 
-  // Token `index` after the text was chosen. Returns whether there is a row of logits after it: it was guessed, and
-  // went through the pass.
+  // Records that `id` was chosen as the token at `index` after the text. Returns true if the pass has a row of logits
+  // for the token after it. This is so if the token was guessed and went through the pass.
   bool check(int64_t index, int32_t id);
   bool may_lose() const { return account_ >= 0; }
   // Records that a step took `time` times as long as it would without guesses, and gave the text `tokens` tokens.

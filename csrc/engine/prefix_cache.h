@@ -5,9 +5,9 @@
 //
 // A text may take a block in part: the table that takes it copies it before it writes. An entry holds references to
 // blocks of the pool, which tables share. It has two parts: the blocks of layers that see everything, and those of
-// layers with a sliding window. Only texts that go on within the window need the second part. Under the byte limit, the
-// part that was not used for the longest time goes first; an entry goes only after its children, and then with both
-// parts. A text begins at the longest prefix whose windows are complete.
+// layers with a sliding window. Only texts that go on within the window need the second part. If the cache is full, the
+// part that was not used for the longest time is dropped first. An entry is dropped with both of its parts, and only
+// after its children. A text begins at the longest prefix whose windows are complete.
 //
 // If there is a folder (disk_cache.h), new entries are written to it in the background. Entries for a text that are
 // found there are added to the tree before the text begins.
@@ -55,8 +55,9 @@ class PrefixCache {
   // how many tokens.
   int64_t restore(const Root& root, const TextKey& text, int64_t most, KvTable& table);
 
-  // Keeps the full blocks of a table that holds the first tokens of a text; if `is_end`, the last one too if it is not
-  // full. `from`: blocks that are kept already. Returns how many full ones are kept now.
+  // Keeps the full blocks of `table`, which holds the first tokens of `text`. If `is_end` is true, it also keeps the
+  // last block, even if that is not full. The first `from` blocks are kept already. Returns the number of full blocks
+  // that are kept now.
   int64_t keep(const Root& root, const TextKey& text, const KvTable& table, int64_t from, bool is_end);
 
   // Begins to read what the disk has of a text, if that may be more than what is here; else null. add() takes it once

@@ -45,8 +45,9 @@ class Scheduler {
   //   proportion to the waiting texts for each one that is written.
   // - The shortest remaining prompt comes first. If three steps in a row have not read the prompt that has waited
   //   longest, that one comes first. So neither long nor short prompts wait too long for the others.
-  // - Unless more texts wait than are being written, one of 16 such steps may be quick: it reads the end of a prompt,
-  //   but no piece of another one. This delays the other prompt by at most half a step, a thirtieth of its time.
+  // - One of 16 such steps may be quick: it reads the end of a prompt, but no piece of another one. This delays the
+  //   other prompt by at most half a step, a thirtieth of its time. No step is quick while more texts wait than are
+  //   being written.
   // - No prompt is cut within a span.
   std::vector<Part> plan(const StepTimes& times);
 

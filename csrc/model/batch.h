@@ -66,9 +66,9 @@ struct Batch {
   float* logits = nullptr;      // [sum of logits_rows(), vocab]: the rows of the first segment, then the second's
   float* embeddings = nullptr;  // [segments, embedding_size], instead of logits, of a bidirectional model
   const TapSink* taps = nullptr;
-  // The states of the rows that want logits, in memory of the host; null: not wanted. A state is the input of the
-  // output head [rows, hidden]; for an assistant, what takes the place of the target's state for the next token [rows,
-  // target_size].
+  // The states of the rows that want logits, in memory of the host. Null: they are not wanted. A state is the input of
+  // the output head, [rows, hidden]. The states of an assistant are [rows, target_size]: for the next token, they
+  // replace the state of the target.
   float* states = nullptr;
   const Model* target = nullptr;  // an assistant's target; nothing else may use it meanwhile, see Model::run()
 

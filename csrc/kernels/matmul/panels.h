@@ -1,4 +1,5 @@
-// The loops of the matmul kernels over panels and rows. Few rows go over each panel in a few passes, while it is in L1.
+// The loops of the matmul kernels over panels and rows. If there are few rows, each panel is multiplied by all of them,
+// kRowTile at a time, while it is in L1.
 // With many rows, kRowTile rows at a time stay in L1 while the panels come from L2, so that neighbouring results are
 // written together.
 #pragma once
