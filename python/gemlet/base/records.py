@@ -1,8 +1,9 @@
 """Dataclasses for a quick start: :func:`record`, with :func:`field` and :func:`replace`.
 
 They replace :mod:`dataclasses`, which takes long to import and compiles methods for each class. Both would
-slow the start of gemlet. The ``__init__`` of a record is an ordinary function, so no text is compiled. The record
-becomes a real dataclass when a program makes many objects of it or uses any other feature of dataclasses.
+slow the start of gemlet. The ``__init__`` of a record is an ordinary function, so no text is compiled. The
+record becomes a real dataclass when a program makes many objects of it or uses any other feature of
+dataclasses.
 """
 
 from __future__ import annotations
