@@ -18,7 +18,7 @@ from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
 from support.chat_conversations import compiled
 from support.inside import template_process
 from support.pace import in_time
-from support.processes import peak, run_program
+from support.processes import peak, run_program, start_program
 from support.programs import templates as programs
 from support.templates import ALPACA, CHATML, ENDLESS, GEMMA_LIKE, GUARD, HOSTILE, TRANSLATE
 
@@ -156,11 +156,13 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     assert outcome("{{ 4 }}") == "4"
 
 
-@pytest.mark.parametrize(
-    "program", [programs.in_forks, programs.at_exit], ids=lambda program: program.__name__
-)
-def test_forks_and_exits(program: object) -> None:
-    run_program(program, environment={"PYTHONWARNINGS": "error"})  # type: ignore[arg-type]
+def test_forked_processes_run_templates() -> None:
+    run_program(programs.in_forks, environment={"PYTHONWARNINGS": "error"})
+
+
+def test_python_exits_quietly_while_a_thread_runs_a_template() -> None:
+    done = start_program(programs.at_exit, environment={"PYTHONWARNINGS": "error"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_this_process_does_not_import_jinja() -> None:

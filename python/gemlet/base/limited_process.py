@@ -49,13 +49,14 @@ class LimitedProcess:
     ) -> None:
         self._lock = threading.RLock()
         self._is_asking = False
+        self._exiting_thread: int | None = None
         self._running: Any = None
         self._of = program, hello, folders, not_started
 
     def end_with_python(self) -> LimitedProcess:
         """Returns itself. From now on, the program ends with this process, and forked processes do not use
         it."""
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
         return self
@@ -63,15 +64,21 @@ class LimitedProcess:
     def ask(self, line: bytes, most: int) -> dict[str, Any] | None:
         """The answer to ``line``; None if it is longer than ``most`` bytes, takes too long or ends the
         process."""
-        with self._lock:
-            if self._is_asking:
-                with contextlib.closing(LimitedProcess(*self._of)) as another:
-                    return another.ask(line, most)
-            self._is_asking = True
-            try:
-                return self._ask(line, most)
-            finally:
-                self._is_asking = False
+        try:
+            with self._lock:
+                if self._is_asking:
+                    with contextlib.closing(LimitedProcess(*self._of)) as another:
+                        return another.ask(line, most)
+                self._is_asking = True
+                try:
+                    return self._ask(line, most)
+                finally:
+                    self._is_asking = False
+        finally:
+            if self._exiting_thread not in (None, threading.get_ident()):
+                # Python is exiting, so this is a daemon thread. An error that it raised now would be printed
+                # while Python closes stderr, which can abort the process.
+                threading.Event().wait()
 
     def _ask(self, line: bytes, most: int) -> dict[str, Any] | None:
         if self._running is None or self._running.poll() is not None:
@@ -98,11 +105,21 @@ class LimitedProcess:
             running.kill()
             running.wait()
 
+    def _at_exit(self) -> None:
+        """Ends the process. A daemon thread that waits for its answer waits forever."""
+        self._exiting_thread = threading.get_ident()
+        if not self._is_asking:
+            self.close()
+        elif (running := self._running) is not None:
+            running.kill()  # its streams stay open, because the thread still uses them
+            running.wait()
+
     def _forget(self) -> None:
         """Is called in a forked child. The process belongs to the parent, and a thread of the parent may hold
         the lock."""
         self._lock = threading.RLock()
         self._is_asking = False
+        self._exiting_thread = None
         running, self._running = self._running, None
         if running is not None:
             running.returncode = 0  # the child does not wait for it

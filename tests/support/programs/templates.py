@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 import warnings
 
 from gemlet.base import limited_process
@@ -33,6 +34,7 @@ def at_exit() -> None:
     """A thread is in the middle of an endless template when Python exits."""
     assert served()
     threading.Thread(target=run_endless, daemon=True).start()
+    time.sleep(0.1)
 
 
 def run_endless() -> None:
