@@ -9,8 +9,9 @@ namespace gemlet {
 namespace {
 
 constexpr double kPi = 3.14159265358979323846;
-// The filter of soxr's quality HQ, fitted to its response with a remaining error of 6e-8. kCutoff is in units of the
-// Nyquist frequency of the lower of the two rates, and kHalfWidth in samples at that rate.
+// The low-pass filter of soxr at quality HQ. These numbers are fitted to the response of soxr, with a remaining error
+// of 6e-8. kCutoff is in units of the Nyquist frequency of the lower of the two rates, and kHalfWidth in samples at
+// that rate.
 constexpr double kCutoff = 0.95687178;
 constexpr double kHalfWidth = 96.84109;
 constexpr double kBeta = 13.042117;    // the parameter of the Kaiser window

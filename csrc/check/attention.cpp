@@ -100,7 +100,7 @@ Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t
   return c;
 }
 
-// `rounds`: the tier rounds weights to bf16.
+// `rounds` says that the tier rounds softmax weights to bf16.
 Expected compute(const Case& c, const Operation& operation, bool rounds) {
   Expected expected(c.rows * c.dim);
   std::vector<double> score(static_cast<size_t>(c.tokens));
@@ -201,7 +201,7 @@ Cache store(Case& c, const Operation& operation) {
   return cache;
 }
 
-// Computes out [rows, dim] of `rows` rows from `first_row` on.
+// Runs the kernel for `rows` rows from `first_row` on, and returns out [rows, dim].
 GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, Tier tier, int64_t first_row,
                  int64_t rows) {
   GuardedBytes out(rows * c.dim * 4);
@@ -229,7 +229,8 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
   args.scratch = scratch.as<float>();
   (kernels::kernels_for(tier).*operation.attention)(args);
 
-  // Not divided by the sum, which is returned with the largest score, the result must be the same.
+  // If max and sum are given, the kernel does not divide by the sum. After the division here, the result must be the
+  // same.
   const GuardedBytes partial(rows * c.dim * 4), largest(rows * 4), sum(rows * 4);
   for (int64_t r = 0; r < rows; ++r) out_rows[static_cast<size_t>(r)] = partial.as<float>() + r * c.dim;
   args.max = largest.as<float>();

@@ -8,8 +8,8 @@
 //   FOLDER/csrc/gemlet_fuzz --target=NAME -runs=1000000 -timeout=900 -rss_limit_mb=1024 -malloc_limit_mb=64 CORPUS
 //
 // NAME is one of kTargets. Without it, the first byte of an input selects the target; models are slow, so they take
-// most of the time. What all inputs share is made once, before the first input. An input that takes kSeconds of
-// processor time aborts the program. libFuzzer's own limit is on elapsed time, which is longer on a busy machine.
+// most of the time. The state that all inputs share is made once, before the first input. An input that takes kSeconds
+// of processor time aborts the program. libFuzzer's own limit is on elapsed time, which is longer on a busy machine.
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>

@@ -129,7 +129,7 @@ struct Case {
   }
 };
 
-// The number in column c of a prepared row.
+// Returns the number in column c of a prepared row.
 double activation(Activations form, const uint8_t* row, int64_t padded, int64_t c) {
   if (form == Activations::kF32) return reinterpret_cast<const float*>(row)[c];
   if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
@@ -214,7 +214,7 @@ void copy_row(const Case& c, int64_t r, uint8_t* to) {
   for (int64_t at = 0; at < 16 * c.args.x_stride; at += 1024) std::memcpy(to + at, c.row(r) + at, 64);
 }
 
-// The operation with the same activations and weights that takes any number of rows.
+// Returns the operation with the same activations and weights that takes any number of rows.
 const MatmulOperation& for_few_rows(const MatmulOperation& operation) {
   for (const MatmulOperation& other : kernels::kMatmuls) {
     const bool same = other.activations == operation.activations && other.weights == operation.weights;

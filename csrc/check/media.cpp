@@ -1,5 +1,6 @@
-// Hostile sizes of images, sounds and towers: whatever a caller or a file names, the answer is a result that is finite
-// and inside of its buffers, or a typed error. Sizes are mostly small, sometimes any number.
+// Checks hostile sizes of images, sounds and towers. For any size that a caller or a file may name, the code must
+// return finite results and stay inside its buffers, or throw a typed error. The sizes are mostly small, and sometimes
+// any number.
 #include <algorithm>
 #include <array>
 #include <bit>

@@ -1,4 +1,4 @@
-// Checks the row operations, with every length of a tail.
+// Checks the row operations, with rows of every length modulo the vector length.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,4 +1,5 @@
-// Shared by all packing: a block of columns of a panel as vectors of four rows, and arithmetic on them.
+// The helpers of all functions that pack: a block of columns of a panel as vectors of four rows, and arithmetic on
+// these vectors.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +34,8 @@ inline Floats round_even(Floats x) {
 
 inline Floats splat(float x) { return Floats{x, x, x, x}; }
 
-// Compiles to a maximum and a minimum instruction. NaN becomes `low`: it arises as 0 times the infinite inverse of a
-// scale that is too small for f16.
+// Compiles to a maximum and a minimum instruction. NaN becomes `low`. A NaN comes from 0 times the infinite inverse of
+// a scale that is too small for f16.
 inline Floats bounded(Floats x, Floats low, Floats high) {
   x = x > low ? x : low;
   return x < high ? x : high;

@@ -112,7 +112,7 @@ int64_t Gemma4Tower::activation_bytes(const Gemma4Config& config, int64_t tokens
          SelfAttention::bytes(backend, config.num_kv_heads, config.head_dim, format, patches);
 }
 
-// One pass of an image through the tower. It has its own memory.
+// One pass of an image through the tower, with its own memory.
 class Gemma4Tower::Pass {
  public:
   Pass(const Gemma4Tower& tower, Backend& backend, const Adapter* adapter, Grid grid)

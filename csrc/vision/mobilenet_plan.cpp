@@ -137,7 +137,7 @@ Resampling resampling(Grid grid, int64_t side) {
   result.per_place = whole ? rows * cols : 4;
   struct Between {
     int64_t low, high;
-    float share;  // weight of the higher one
+    float share;  // weight of the higher place
   };
   const auto between = [&](int64_t at, int64_t count) {
     const float scale = static_cast<float>(count) / static_cast<float>(side);

@@ -18,7 +18,8 @@ double weight_at(Filter filter, double x) {
   return 0;
 }
 
-// For each output along an axis: the inputs whose weighted sum it is, and their weights as integers, times 2^precision.
+// The weighted sums along an axis. For each output: the first input, the number of inputs, and their weights as
+// integers, times 2^precision.
 struct Weights {
   std::vector<int64_t> first;   // [outputs]
   std::vector<int64_t> count;   // [outputs]

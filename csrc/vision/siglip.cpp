@@ -14,10 +14,10 @@ namespace {
 
 int64_t mlp_rows(const SiglipConfig& config) { return std::min(kMlpRows, config.patches()); }
 
-// Rows of floats [patches, hidden_size]: the residual, a norm's output, and what an attention takes.
+// Buffers of floats [patches, hidden_size]: the residual, the output of a norm, and q, k and v of attention.
 constexpr int64_t kRowBuffers = 5;
 
-// The pixels of each patch in the order of the convolution's weights: channel, row, column.
+// Returns the pixels of each patch in the order of the convolution's weights: channel, row, column.
 std::vector<float> patch_rows(const float* pixels, const SiglipConfig& config) {
   const int64_t size = config.patch_size, grid = config.grid();
   std::vector<float> rows(static_cast<size_t>(config.patches() * kChannels * size * size));
@@ -104,7 +104,7 @@ int64_t Siglip::activation_bytes(const SiglipConfig& config, int64_t hidden_size
          SelfAttention::bytes(backend, config.num_heads, config.head_dim(), format, patches) + prepared;
 }
 
-// One pass of an image through the tower. It has its own memory.
+// One pass of an image through the tower, with its own memory.
 class Siglip::Pass {
  public:
   Pass(const Siglip& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)
