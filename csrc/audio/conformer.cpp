@@ -389,8 +389,8 @@ class Conformer::Pass {
 void Conformer::encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter,
                        const std::atomic<bool>* cancel, const TapSink* taps) const {
   if (frames < 1 || frames > kMostFrames || valid < 1 || valid > frames) {
-    fail(ErrorCode::kInvalidRequest, "sound: it has ", frames, " frames, and ", valid, " of them count, expected 1 to ",
-         kMostFrames, "; cut it into pieces if it is too long");
+    fail(ErrorCode::kInvalidRequest, "sound: ", frames, " frames, of which ", valid, " count, expected 1 to ",
+         kMostFrames, "; cut a long sound into pieces");
   }
   const int64_t rows = config_.block_rows(frames, valid);
   Pass pass(*this, frames, valid, adapter, taps);

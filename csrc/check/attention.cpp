@@ -40,7 +40,7 @@ const Operation& operation_of(std::string_view name) {
   failed("a cache that check/attention.cpp does not know");
 }
 
-// One head of a block, read by the layout that attention.h describes.
+// One head of a block. It reads numbers by the layout that attention.h describes.
 class Head {
  public:
   Head(const uint8_t* head, int64_t bits, int64_t dim) : head_(head), bits_(bits), dim_(dim) {}
@@ -346,7 +346,7 @@ void check_attention(std::string_view name, const Tiers& tiers) {
     check(1 + tokens % 5, 16, tokens, 0, 0, 0, 2);
   for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; rows += 1 + rows / 9) check(rows, 32, 90, 0, 20, 5, 2);
   for (const int64_t window : {1, 2, 15, 16, 17, 63, 64, 65, 300}) check(5, 16, 150, 0, window, 0, 2);
-  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // there is no window, and it looks as far ahead as back
+  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // no window at first, then a window as long as the look-ahead
     for (const int64_t window : {int64_t{0}, ahead + 1}) {
       Case c = make_case(++seed, 5, 32, 150, 0, window, 0, 2);
       c.ahead = ahead;

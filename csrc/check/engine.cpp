@@ -122,7 +122,7 @@ void check_text(const std::shared_ptr<Model>& model, const Written& written) {
     const auto row = logits.begin() + static_cast<int64_t>(written.prompt.size() - 1 + i) * kSmallVocab;
     const float largest = *std::max_element(row, row + kSmallVocab);
     if (!(row[written.generated[i]] >= largest - kSlack)) {
-      failed("token " + std::to_string(i) + " of a text is not the likeliest one");
+      failed("token " + std::to_string(i) + " of a sequence is not the likeliest token");
     }
   }
 }
@@ -188,7 +188,7 @@ void check_engine(Tier tier) {
     check_text(model, written);
     tokens += static_cast<int64_t>(written.generated.size());
   }
-  std::printf("engine: %zu texts, %lld tokens, %lld from the cache, %lld guessed, %lld preemptions\n", texts.size(),
+  std::printf("engine: %zu requests, %lld tokens, %lld from the cache, %lld drafted, %lld preemptions\n", texts.size(),
               static_cast<long long>(tokens), static_cast<long long>(cached), static_cast<long long>(accepted),
               static_cast<long long>(preemptions));
 }

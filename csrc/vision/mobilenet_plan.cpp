@@ -11,7 +11,7 @@ void check_block(const MobileNetBlock& block, int64_t channels) {
   constexpr int64_t kMostChannels = 1 << 16, kMostKernel = 15;
   if (block.in_channels != channels) {
     fail(ErrorCode::kConfig, "vision: a block takes ", block.in_channels, " channels, expected the ", channels,
-         " of the one before it");
+         " channels of the block before it");
   }
   check_range("vision: ", "a block's channels", block.out_channels, 1, kMostChannels);
   check_range("vision: ", "a block's stride", block.stride, 1, 4);

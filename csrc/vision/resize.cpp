@@ -109,7 +109,8 @@ Image resize_height(const uint8_t* levels, int64_t height, int64_t width, int64_
 
 void check_sizes(int64_t height, int64_t width) {
   if (height < 1 || width < 1 || height > kMostPixels || width > kMostPixels / height) {
-    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels; expected 1 to ", kMostPixels);
+    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels, expected 1 to ", kMostPixels,
+         " pixels in all");
   }
 }
 

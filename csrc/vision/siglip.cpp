@@ -54,7 +54,7 @@ void SiglipConfig::validate() const {
   check_range("vision: ", "tokens_per_side", tokens_per_side, 1, grid());
   if (grid() % tokens_per_side != 0) {
     fail(ErrorCode::kConfig, "vision: there are ", grid(), " patches in a row, expected a multiple of the ",
-         tokens_per_side, " tokens");
+         tokens_per_side, " soft tokens in a row");
   }
   if (!(layer_norm_eps > 0 && layer_norm_eps < 1)) {
     fail(ErrorCode::kConfig, "vision: layer_norm_eps is ", layer_norm_eps, ", expected a number from 0 to 1");

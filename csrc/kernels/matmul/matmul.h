@@ -27,17 +27,18 @@ struct MatmulArgs {
   float* y;               // [rows][outputs], from the first output of the first panel on
   int64_t y_stride;       // floats from one row of y to the next
   int64_t outputs;        // outputs to write; the last panel may have fewer than 16
-  uint8_t* scratch;       // bf12 kernels, for many rows: expanded_bytes() for the panels as bf16. null: few rows
+  uint8_t* scratch;       // null, or expanded_bytes() bytes: bf12 kernels with many rows expand the panels to bf16 here
 };
 using matmul_fn = void(const MatmulArgs&);
 using matmul_f32_f32_fn = matmul_fn;    // f32 activations, f32 weights
 using matmul_f32_bf16_fn = matmul_fn;   // f32 activations, bf16 weights
 using matmul_bf16_bf16_fn = matmul_fn;  // bf16 activations, bf16 weights; subnormal numbers may count as zero
-using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights: the same bits as with bf16 weights,
-using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights: except for the sign of a zero
+// With bf12 weights, results are the same bits as with bf16 weights, except for the sign of a zero.
+using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights
+using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights
 using matmul_i8_q8_fn = matmul_fn;      // int8 activations, q8 weights
 using matmul_i8_q4_fn = matmul_fn;      // int8 activations, q4 weights
-using matmul_i8_q5_fn = matmul_fn;      // and so on
+using matmul_i8_q5_fn = matmul_fn;      // int8 activations, and weights in q5 and the formats below
 using matmul_i8_q4k_fn = matmul_fn;
 using matmul_i8_q5k_fn = matmul_fn;
 using matmul_i8_q6k_fn = matmul_fn;
@@ -46,7 +47,7 @@ using matmul_f32_w4a16_fn = matmul_fn;  // f32 activations, w4a16 weights: the s
 using matmul_f32_r8_fn = matmul_fn;  // f32 activations: sum(x q) * scale
 using matmul_f32_r4_fn = matmul_fn;
 using matmul_f32_r2_fn = matmul_fn;
-using matmul_s8_r8_fn = matmul_fn;  // sum(integers of x * q) * (scale of the weights * scale of x)
+using matmul_s8_r8_fn = matmul_fn;  // kS8 activations: sum(integers of x * q) * (scale of the weights * scale of x)
 using matmul_s8_r4_fn = matmul_fn;
 using matmul_s8_r2_fn = matmul_fn;
 // bf16 activations in tiles; weights are rounded to bf16; subnormal numbers may count as zero
@@ -58,11 +59,11 @@ using matmul_tiles_q5_fn = matmul_fn;
 using matmul_tiles_q4k_fn = matmul_fn;
 using matmul_tiles_q5k_fn = matmul_fn;
 using matmul_tiles_q6k_fn = matmul_fn;
-// The same bits as the kernels without "tiles", for many rows
+// kS8 activations with many rows. The results are the same bits as those of the kernels without "tiles".
 using matmul_s8_tiles_r8_fn = matmul_fn;
 using matmul_s8_tiles_r4_fn = matmul_fn;
 using matmul_s8_tiles_r2_fn = matmul_fn;
-// Bytes of panels of bf12 expanded to bf16, with columns padded to 8.
+// The bytes of bf12 panels that are expanded to bf16, with columns padded to a multiple of 8.
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
   return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
 }
