@@ -44,7 +44,7 @@ def main() -> None:
     with gemlet.load() as model:
         text = model.generate("The door opened", max_tokens=12, temperature=0)
     if not str(text).strip():
-        raise SystemExit("the demo model wrote nothing")
+        raise SystemExit("the demo model generated nothing")
     print(f"demo: {text!s}")
     with tempfile.TemporaryDirectory() as folder:
         gemlet.convert(None, f"{folder}/packed", weights="q8")

@@ -155,7 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="a GGUF file")
     parser.add_argument("--off-grid", action="store_true", help="noise for the weights; see above")
-    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="default: texts that the model writes")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="default: text that the model generates"
+    )
     parser.add_argument(
         "--text", type=Path, default=quality.HELD_OUT, metavar="FILE", help="default: the held-out text"
     )

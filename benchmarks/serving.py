@@ -158,7 +158,7 @@ def mixed(
     ratios = sorted(alone / together for together, alone in pairs)
     together, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(
-        f"{count} requests, {sum(len(ids) for ids, _ in asked)} tokens of prompts and {tokens} written: "
+        f"{count} requests, {sum(len(ids) for ids, _ in asked)} tokens of prompts and {tokens} generated: "
         f"together {together:.2f} s, one by one {alone:.2f} s, {statistics.median(ratios):.2f} times "
         f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompts", type=int, nargs=2, default=[8, 200], help="their shortest and longest")
-    parser.add_argument("--written", type=int, nargs=2, default=[8, 64], help="likewise, tokens to write")
+    parser.add_argument("--written", type=int, nargs=2, default=[8, 64], help="likewise, tokens to generate")
     parser.add_argument("--model", help="a model to load, instead of random weights")
     given = parser.parse_args()
     options = LoadOptions(weights=given.weights, threads=given.threads, max_context=LONG + 512)

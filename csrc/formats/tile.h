@@ -51,7 +51,7 @@ inline Floats to_f16_and_back(Floats x) {
   return result;
 }
 
-// The lanes i, j, k, l of a (0 to 3) and b (4 to 7).
+// Returns four lanes: i, j, k and l are 0 to 3 for lanes of a, and 4 to 7 for lanes of b.
 template <int i, int j, int k, int l>
 inline Floats shuffle(Floats a, Floats b) {
 #if defined(__clang__)

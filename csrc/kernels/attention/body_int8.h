@@ -15,14 +15,15 @@ constexpr int32_t kHighUnit = 254;
 constexpr float kLargestStep = 127.0f * kHighUnit;
 
 // A row of 16-bit numbers: the high bytes of four columns, then the low bytes of these columns, and so on. The rows of
-// a tile are interleaved, so the next four columns of a row are `stride` bytes further.
+// a tile are interleaved, so the next four columns of a row are `stride` bytes further on.
 template <int64_t kBits>
 struct Row16 {
   static constexpr int32_t kZero = kBits == 8 ? kKvInt8Zero : kInt4Middle;
   uint8_t* bytes;
   int64_t stride;
   float step;
-  int32_t high_offset, low_offset;  // compensate for the other factor, which is stored as unsigned bytes
+  int32_t high_offset,
+      low_offset;  // compensate for the zero point of the other factor, whose stored bytes are unsigned
 
   // x(i) returns the vector at i. `count` is a multiple of kLanes.
   template <typename Get>

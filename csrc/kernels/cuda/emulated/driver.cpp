@@ -1,9 +1,11 @@
 // An implementation of CUDA's driver with the emulator. An emulated build opens this shared library in place of
 // libcuda.so.1.
 //
-// It is strict in these points, so that tests find faults: - The work of a stream is done only when somebody waits for
-// the stream. - New memory holds NaN. Copies must be inside of allocations, and nothing may be written just after an
-// allocation. - Every call needs a context, and the process that called cuInit(). - After a fault, every call fails.
+// It is strict in these points, so that tests find faults:
+// - The work of a stream is done only when somebody waits for the stream.
+// - New memory holds NaN. Copies must be inside of allocations, and nothing may be written just after an allocation.
+// - Every call needs a context, and the process that called cuInit().
+// - After a fault, every call fails.
 //
 // GEMLET_EMULATED_GPU describes the GPU and how it fails, for example
 // "version=12040,gpus=1,capability=75,memory=1000000,lost_after=10", where the last number counts launches.
