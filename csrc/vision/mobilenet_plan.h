@@ -99,8 +99,8 @@ struct MobileNetPlan {
   void count(const MobileNetBlock& block, const MobileNetStep& step);
 };
 
-// Resizes a grid to `side` x `side` places by torch's rules. For each new place, it lists the old places and their
-// weights. If the sides are multiples, a new place is the mean of a cell; otherwise it is interpolated bilinearly.
+// How to resize a grid to `side` x `side` places by torch's rules: the old places of each new place, and their weights.
+// If the sides are multiples, a new place is the mean of a cell. Otherwise it is interpolated bilinearly.
 struct Resampling {
   std::vector<int32_t> places;
   std::vector<float> weights;
