@@ -38,7 +38,7 @@ struct RoundArgs {
 
 struct NormArgs {
   const float* x;
-  const float* weight;  // null: 1
+  const float* weight;  // null: all weights are 1
   float eps;
   int64_t dim;
   float* out;
