@@ -28,9 +28,9 @@ from support.vision import FOLDERS, VARIANTS, golden, images_of, prompts_of, tow
 
 TOLERANCE = 2e-5
 LOGITS_TOLERANCE = 2e-4
-# For the prompt with two images. This random model multiplies an error of its soft tokens by 30 to 100. The soft tokens
-# of this build, of a build with sanitizers and of PyTorch all differ by about 1e-6 from those in float64. So their
-# logits differ by 4e-5 to 1.3e-4 on the tiers, and by 2.3e-4 with sanitizers.
+# For the prompt with two images. This random model multiplies an error of its soft tokens by 30 to 100. The
+# soft tokens of this build, of a build with sanitizers and of PyTorch all differ by about 1e-6 from those in
+# float64. So their logits differ by 4e-5 to 1.3e-4 on the tiers, and by 2.3e-4 with sanitizers.
 SENSITIVE_TOLERANCE = 5e-4
 NAMES = ["gemma3n", "gemma3n-odd"]
 PROMPTS = prompts_of(NAMES)
