@@ -1,4 +1,4 @@
-"""Long work for one request does not hold up other requests: the server answers them meanwhile."""
+"""Tests that the server answers other requests while one request needs long work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answering_during(server: RunningServer, owner: object, name: str) -> Iterato
 
     def waiting(*arguments: Any, **named: Any) -> Any:
         begun.set()
-        assert answered.wait(PATIENCE), "the event loop waits for this"
+        assert answered.wait(PATIENCE), f"the event loop waited for {name} and answered no other request"
         return real(*arguments, **named)
 
     def ask() -> None:
@@ -112,7 +112,7 @@ def test_a_text_that_is_too_long_for_the_context_is_not_encoded(server: RunningS
             assert server.post("/tokenize", body).status == 400
 
 
-# --- bodies of many small things ----------------------------------------------------------------------------
+# --- bodies with many small values --------------------------------------------------------------------------
 
 USER = {"role": "user", "content": "a"}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}" + " " * 60}}
@@ -172,7 +172,7 @@ def test_no_request_blocks_the_event_loop(server: RunningServer, name: str) -> N
             longest, last = max(longest, now - last), now
 
     loop = server.server.servers[0].get_loop()
-    for _ in range(3):  # the machine may be slow for a moment
+    for _ in range(3):  # other processes may slow a measurement down, so one quick measurement of three is enough
         longest = 0.0
         watching = asyncio.run_coroutine_threadsafe(watch(), loop)
         try:
