@@ -1,4 +1,4 @@
-"""The files of the page at ``/``, and ``GET /status``, which the page asks for."""
+"""Tests of the files of the web page at ``/``, and of ``GET /status``, which the page requests."""
 
 from __future__ import annotations
 

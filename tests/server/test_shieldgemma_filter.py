@@ -1,4 +1,4 @@
-"""ShieldGemma as the server's content filter, with scripted verdicts and with a tiny model."""
+"""Tests of ShieldGemma as the server's content filter, with scripted verdicts and with a tiny model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
 
 
 class Judge:
-    """Replaces a model's ``choose``. A text with "goblin" breaks the policy "hate"."""
+    """Replaces the ShieldGemma model. Its verdict is that a text with "goblin" breaks the policy "hate"."""
 
     def __init__(self) -> None:
         self.judged: list[str] = []
@@ -136,12 +136,12 @@ def test_models_that_are_not_shieldgemma_are_refused() -> None:
     assert app is not None
 
 
-TEMPLATE = "{{ shield }}"  # replaces the published template, which is recognized by its digest
+TEMPLATE = "{{ shield }}"  # gemlet recognizes ShieldGemma by the digest of its template; the test registers the digest of this one
 QUESTIONS = ["Who is there?", "Why is the sea salt?", "Tell me of the old lamp in the hall."]
 
 
-def test_the_model_of_a_folder_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server blocks a text if the model in the folder gives "Yes" a probability above the threshold."""
+def test_a_model_from_a_folder_can_be_the_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server blocks a text if the model gives the answer "Yes" a probability of at least the threshold."""
     from gemlet.chat import ShieldGemmaFormat
     from gemlet.server.settings import ModelSpec, Settings
 

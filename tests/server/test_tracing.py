@@ -1,4 +1,5 @@
-"""OpenTelemetry: each request has a span in the client's trace, without any text."""
+"""Tests of tracing with OpenTelemetry: each request has a span in the client's trace, and spans contain no
+prompts or replies."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Any
 
 
 def spans(exporter: Any, count: int) -> list[Any]:
-    """Waits until so many spans have ended. Spans of questions whether the server is ready do not count."""
+    """Waits until ``count`` spans have ended, and returns them without the spans of health checks."""
 
     def ended() -> list[Any]:
         found = [span for span in exporter.get_finished_spans() if span.name != "GET /ready"]
@@ -100,8 +101,8 @@ def test_a_client_that_wants_no_trace_has_none(traced: tuple[RunningServer, Any]
     assert [span.name for span in spans(exporter, 1)] == ["GET /version"]
 
 
-def test_a_collector_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing collector holds up neither a reply nor the end of the server."""
+def test_a_collector_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the collector does not answer, replies and the end of the server are not delayed."""
     from gemlet.server.settings import Settings
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
