@@ -273,7 +273,7 @@ def test_metrics() -> None:
         assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
         assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
         assert value(f"{prefix}:num_requests_running", **model) == 0
-        assert value(f"{prefix}:steps_total", **model) >= 4  # a step can generate several tokens, because draft tokens are accepted
+        assert value(f"{prefix}:steps_total", **model) >= 4  # a step may generate several tokens
         assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         for name in (
             *("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"),

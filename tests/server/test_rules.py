@@ -1,5 +1,4 @@
-"""Tests of the security rules in the guide to the server. Each rule prevents an attack that worked on other
-servers for language models."""
+"""Tests of the security rules in the guide to the server: known attacks on servers for language models."""
 
 from __future__ import annotations
 

@@ -136,7 +136,8 @@ def test_models_that_are_not_shieldgemma_are_refused() -> None:
     assert app is not None
 
 
-TEMPLATE = "{{ shield }}"  # gemlet recognizes ShieldGemma by the digest of its template; the test registers the digest of this one
+# gemlet recognizes ShieldGemma by the digest of its chat template. The test registers the digest of this one.
+TEMPLATE = "{{ shield }}"
 QUESTIONS = ["Who is there?", "Why is the sea salt?", "Tell me of the old lamp in the hall."]
 
 
