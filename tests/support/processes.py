@@ -44,8 +44,7 @@ def start_program(
     environment: Mapping[str, str] | None = None,
     result: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Calls ``program`` in a new process and waits until the process ends. An exit code other than 0 is not
-    checked."""
+    """Calls ``program`` in a new process and waits until the process ends, with any exit code."""
     return subprocess.run(
         command_of(program, *arguments, result=result),
         env=environment_of(**(environment or {})),

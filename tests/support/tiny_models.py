@@ -118,8 +118,8 @@ def safetensors_bytes(
 
 
 def with_header(header: object, data: bytes) -> bytes:
-    """A safetensors file with ``header`` and ``data``. A header that is not JSON text already is converted to
-    JSON."""
+    """A safetensors file with ``header`` and ``data``. A header of bytes is used unchanged, and any other header is
+    converted to JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
