@@ -1,4 +1,4 @@
-"""The check of imports refuses each of the faults that it is for."""
+"""Tests that .ci/check_imports.py refuses each kind of fault that it looks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check() -> ModuleType:
 
 
 def package(root: Path, files: dict[str, str]) -> Path:
-    """python/gemlet with these modules."""
+    """Writes a folder python/gemlet with these modules."""
     for name, text in files.items():
         path = root / "python/gemlet" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def test_allowed_imports_pass(check: ModuleType, tmp_path: Path) -> None:
             {"base/text": "from gemlet.base import json", "base/json": "from gemlet.base.text import show"},
             "circle: base.json -> base.text -> base.json",
         ),
-        (  # through a type-only import and one in a function
+        (  # a circle through an import for types and an import in a function
             {
                 "base/a": "if TYPE_CHECKING:\n    from gemlet.base.b import B",
                 "base/b": "def f():\n    from gemlet.base.c import C",
@@ -106,7 +106,7 @@ def test_allowed_imports_pass(check: ModuleType, tmp_path: Path) -> None:
             {"base/text": 'found = __import__("gemlet.config.layers")'},
             "python/gemlet/base/text.py:1: base may not import config.layers",
         ),
-        (  # through the lazy names
+        (  # a circle through names that are imported lazily
             {"__init__": '_LAZY = {"run": "gemlet.cli.parser"}', "cli/parser": "import gemlet"},
             "circle: __init__ -> cli.parser -> __init__",
         ),

@@ -86,7 +86,7 @@ def end_server(end: str) -> None:
             messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError, gemlet.GemletError):  # the client has disconnected, or the model is closed
+            with contextlib.suppress(OSError, gemlet.GemletError):  # the client is gone, or the model is closed
                 for chunk in model.stream_chat(messages, max_tokens=500, ignore_eos=True):
                     self.wfile.write(chunk.text.encode())
 

@@ -37,7 +37,8 @@ def fork_while_writing(name: str, model: str, folder: str, most: int) -> int:
     steps = _count_steps(lambda: work(model, Path(folder, "alone")))
     alone = _contents(Path(folder, "alone"))
     parent, forked = os.getpid(), 0
-    for at in range(3, steps, max(1, steps // most)):  # the first calls are left out: a process forked before the work begins does its own work
+    # The first calls are left out, because a process that is forked before the work begins does its own work.
+    for at in range(3, steps, max(1, steps // most)):
         mine = Path(folder, str(at))
         forked += _run(lambda mine=mine: work(model, mine), at, parent)  # type: ignore[misc]
         found = _contents(mine)

@@ -39,7 +39,7 @@ def in_forks_and_threads() -> bool:
 
 
 def without_llguidance() -> list[str]:
-    """The messages of the errors when llguidance is not installed."""
+    """The name and the message of the error when llguidance is not installed."""
     sys.modules["llguidance"] = None  # type: ignore[assignment]
     try:
         gemlet.load().generate("It was", regex="a", max_tokens=3)

@@ -155,7 +155,8 @@ def fill_a_context(weights: str, longest_span: int) -> None:
 
 
 def build_too_large(layer: dict[str, int], layers: int, config: dict[str, int], weights: str) -> None:
-    with pytest.raises(gemlet.MemoryLimitError):  # without this error, the system would kill the process while it fills the memory
+    # Without this error, the system would kill the process while it fills the memory.
+    with pytest.raises(gemlet.MemoryLimitError):
         builder_of(model_config(*[layer_config(**layer)] * layers, **config), weights=weights)
     assert resident() < 500
 
