@@ -21,7 +21,7 @@ from support.paths import ROOT
 CHECK, ASSEMBLE = ROOT / ".ci/check_wheel.py", ROOT / ".ci/assemble_wheel.py"
 pytestmark = [
     pytest.mark.skipif(not CHECK.exists(), reason="a source distribution has no .ci"),
-    pytest.mark.skipif(not shutil.which("readelf"), reason="the check needs the program readelf of the package binutils"),
+    pytest.mark.skipif(not shutil.which("readelf"), reason="the check needs readelf, of the package binutils"),
 ]
 
 VERSION = f"{sys.version_info[0]}{sys.version_info[1]}"
@@ -197,12 +197,12 @@ def test_symbols_newer_than_the_tag(check: Any, make: Callable[..., Path]) -> No
     assert "newer than 2.2 of the tag" in errors
 
 
-def test_manylinux_wheels_contain_the_cxx_runtime(check: Any, make: Callable[..., Path]) -> None:
+def test_a_manylinux_wheel_that_needs_libstdcxx_is_refused(check: Any, make: Callable[..., Path]) -> None:
     wheel = make(tag=MANYLINUX)
     assert "needs libstdc++.so.6, which not every manylinux system has" in "\n".join(check(wheel))
 
 
-def test_musllinux_wheels_need_musl(check: Any, make: Callable[..., Path]) -> None:
+def test_a_musllinux_wheel_for_another_c_library_is_refused(check: Any, make: Callable[..., Path]) -> None:
     wheel = make(tag=f"cp{VERSION}-cp{VERSION}-musllinux_1_2_{MACHINE}")
     errors = "\n".join(check(wheel))
     assert "is named for the C library gnu" in errors or VERSION == "310"

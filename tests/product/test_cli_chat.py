@@ -188,7 +188,7 @@ def test_ctrl_c_cuts_a_reply_short(tmp_path: Path) -> None:
     )
     assert code == 0, screen
     assert "Traceback" not in screen
-    assert screen.rfind("\x1b[?2004h") < screen.rfind("\x1b[?2004l")  # gemlet has switched bracketed paste mode off again
+    assert screen.rfind("\x1b[?2004h") < screen.rfind("\x1b[?2004l")  # bracketed paste mode is off again
     question, reply = json.loads(path.read_text())
     assert question["content"] == PROMPT
     assert text.startswith(reply["content"])

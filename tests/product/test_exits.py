@@ -32,7 +32,7 @@ def check(name: str, end: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_process_may_end_when_the_main_thread_returns(name: str, tmp_path: Path) -> None:
+def test_a_process_can_end_by_returning_from_the_main_thread(name: str, tmp_path: Path) -> None:
     check(name, "return", tmp_path)
 
 
@@ -47,7 +47,7 @@ def pairs() -> Iterator[ParameterSet]:
 
 
 @pytest.mark.parametrize(("name", "end"), list(pairs()))
-def test_a_process_may_end_in_other_ways(name: str, end: str, tmp_path: Path) -> None:
+def test_a_process_can_end_in_other_ways(name: str, end: str, tmp_path: Path) -> None:
     check(name, end, tmp_path)
 
 
