@@ -43,8 +43,8 @@ def model() -> Any:
 def test_the_event_loop_runs_while_a_prompt_is_encoded(
     model: gemlet.Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Makes the encoding of the prompt wait until the event loop has run another task. The prompt is then replaced
-    by a short one."""
+    """Makes the encoding of the prompt wait until the event loop has run another task. The prompt is then
+    replaced by a short one."""
     ticked = threading.Event()
 
     def waiting(real: Any) -> Any:
@@ -322,8 +322,8 @@ def test_a_model_drains_before_it_closes() -> None:
 
 
 def test_tokens_that_are_ready_together_are_joined(model: Any) -> None:
-    """The joined chunks have the same text, tokens and log probabilities as single chunks. Cancelling a stream loses
-    none of them."""
+    """The joined chunks have the same text, tokens and log probabilities as single chunks. Cancelling a
+    stream loses none of them."""
 
     async def write(joins: bool, cancel: bool = False) -> tuple[list[Chunk], Generation]:
         chunks = []

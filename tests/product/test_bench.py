@@ -186,8 +186,8 @@ def report(speeds: dict[str, list[float]], **machine: object) -> dict[str, Any]:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> tuple[str, str, Path]:
-    """Two commands, A and B, that print fixed results, and a file in which they log the order of their runs. In
-    the test tg, B is a tenth faster than A."""
+    """Two commands, A and B, that print fixed results, and a file in which they log the order of their runs.
+    In the test tg, B is a tenth faster than A."""
     log = tmp_path / "order"
     commands = []
     for name, tg in (("A", 100.0), ("B", 110.0)):

@@ -25,8 +25,8 @@ def check() -> ModuleType:
 
 
 def problems(check: ModuleType, root: Path, files: dict[str, str]) -> list[str]:
-    """The errors that the check finds in a folder csrc/ with these files. ``files`` maps the name of each file to
-    the headers that the file includes."""
+    """The errors that the check finds in a folder csrc/ with these files. ``files`` maps the name of each
+    file to the headers that the file includes."""
     for name, headers in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

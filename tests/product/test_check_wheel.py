@@ -1,4 +1,5 @@
-"""Tests that the check of wheels refuses faulty wheels. The wheels contain the extension module under test."""
+"""Tests that the check of wheels refuses faulty wheels. The wheels contain the extension module under
+test."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from support.paths import ROOT
 CHECK, ASSEMBLE = ROOT / ".ci/check_wheel.py", ROOT / ".ci/assemble_wheel.py"
 pytestmark = [
     pytest.mark.skipif(not CHECK.exists(), reason="a source distribution has no .ci"),
-    pytest.mark.skipif(not shutil.which("readelf"), reason="the check needs readelf, of the package binutils"),
+    pytest.mark.skipif(
+        not shutil.which("readelf"), reason="the check needs readelf, of the package binutils"
+    ),
 ]
 
 VERSION = f"{sys.version_info[0]}{sys.version_info[1]}"
@@ -56,8 +59,8 @@ def assemble() -> ModuleType:
 
 @pytest.fixture
 def make(tmp_path: Path, assemble: ModuleType) -> Callable[..., Path]:
-    """A function that makes a wheel with the extension module under test. Its argument `change` changes the files
-    before RECORD is written."""
+    """A function that makes a wheel with the extension module under test. Its argument `change` changes the
+    files before RECORD is written."""
 
     def make(
         tag: str = TAG, change: Callable[[Files], object] = lambda files: None, name: str | None = None

@@ -1,4 +1,5 @@
-"""Tests of the names of options on the command line: underscores, abbreviations, and errors for wrong names."""
+"""Tests of the names of options on the command line: underscores, abbreviations, and errors for wrong
+names."""
 
 from __future__ import annotations
 

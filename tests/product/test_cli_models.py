@@ -32,7 +32,8 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -
 
 
 def put_into_hub(home: Path, name: str, *, commit: str = "abc", main_branch: bool = True) -> Path:
-    """Writes the demo model in the form in which huggingface_hub stores models: links to files with other names."""
+    """Writes the demo model in the form in which huggingface_hub stores models: links to files with other
+    names."""
     repository = home / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     for folder in (snapshot, repository / "blobs", repository / "refs"):
@@ -131,7 +132,9 @@ def test_the_cache_is_listed_and_cleared(home: Path, capsys: pytest.CaptureFixtu
         name = kinds["weights q4"]["name"]
         assert output(capsys, "cache", "clear", name[:9]).startswith("removed 1 entry with ")
         assert not (home / "gemlet" / "packed" / name).exists()
-        assert model.generate("The door", max_tokens=4, temperature=0).text == before  # the file is still mapped
+        assert (
+            model.generate("The door", max_tokens=4, temperature=0).text == before
+        )  # the file is still mapped
     assert output(capsys, "cache", "clear").startswith("removed 2 entries with ")
     assert os.listdir(home / "gemlet" / "packed") == []
 

@@ -1,5 +1,5 @@
-"""Tests of control tokens in the text of a prompt. By default they become tokens. With ``allow_control=False``, for
-text from strangers, they stay plain text."""
+"""Tests of control tokens in the text of a prompt. By default they become tokens. With
+``allow_control=False``, for text from strangers, they stay plain text."""
 
 from __future__ import annotations
 

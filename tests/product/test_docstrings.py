@@ -1,5 +1,5 @@
-"""Tests that every public function, class and method has a docstring with an example. In CI, the examples run as
-doctests."""
+"""Tests that every public function, class and method has a docstring with an example. In CI, the examples run
+as doctests."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_docstring_with_example(name: str) -> None:
     assert not text.startswith(f"{last}("), f"{name} has only the docstring that dataclass made"
     if isinstance(PUBLIC[name], property):
         return
-    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # the example of the class uses the method
+    shown = around in PUBLIC and f".{last}(" in calls(
+        docstring(around)
+    )  # the example of the class uses the method
     assert calls(text) or shown, f"{name} has no example"
 
 

@@ -37,8 +37,8 @@ def test_a_process_can_end_by_returning_from_the_main_thread(name: str, tmp_path
 
 
 def pairs() -> Iterator[ParameterSet]:
-    """Pairs of a kind of work and a way to end. Only the slow tests run all pairs. The others run each way to end
-    with one kind of work, and each kind of work with some ways to end."""
+    """Pairs of a kind of work and a way to end. Only the slow tests run all pairs. The others run each way to
+    end with one kind of work, and each kind of work with some ways to end."""
     names = ("chat", "prefill", "load")
     ends = ("exit", "raise", "os-exit", "close", "atexit-close", "late-close", "slow", "interrupt")
     for i, end in enumerate(ends):
@@ -58,7 +58,8 @@ def test_an_http_server_with_a_thread_for_each_request(end: str) -> None:
 
 
 def test_making_an_error_runs_no_python_code() -> None:
-    """The core makes errors in places where the thread must not be ended. Python code could end the thread."""
+    """The core makes errors in places where the thread must not be ended. Python code could end the
+    thread."""
     for name in errors.__all__:
         ours = [kind for kind in getattr(errors, name).__mro__ if kind.__module__ == errors.__name__]
         assert not any({"__init__", "__new__"} & vars(kind).keys() for kind in ours)

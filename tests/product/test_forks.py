@@ -1,7 +1,7 @@
 """Tests in which a process is forked while other threads are running in gemlet.
 
-These threads do not exist in the forked process. But its memory contains the locks that the threads held and the
-objects that they were changing. Neither may do harm.
+These threads do not exist in the forked process. But its memory contains the locks that the threads held and
+the objects that they were changing. Neither may do harm.
 """
 
 from __future__ import annotations

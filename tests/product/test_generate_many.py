@@ -88,7 +88,9 @@ def test_lists_of_prompts_and_lists_of_ids_are_told_apart(model: gemlet.Model) -
         (["a", "b" * 100_000], r"prompt\[1\]: "),
     ],
 )
-def test_all_prompts_are_checked_before_the_first_runs(model: gemlet.Model, prompts: Any, message: str) -> None:
+def test_all_prompts_are_checked_before_the_first_runs(
+    model: gemlet.Model, prompts: Any, message: str
+) -> None:
     with pytest.raises(gemlet.InvalidRequestError) as caught:
         model.generate(prompts, max_tokens=2)
     assert re.match(message, str(caught.value))

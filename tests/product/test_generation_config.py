@@ -177,8 +177,8 @@ def test_bad_token_ids(ids: Any, message: str) -> None:
 
 
 def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The definition of stop strings: the stop string that is complete first ends the text. If two stop strings end
-    at the same character, the longer one is removed."""
+    """The definition of stop strings: the stop string that is complete first ends the text. If two stop
+    strings end at the same character, the longer one is removed."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:

@@ -1,5 +1,5 @@
-"""Tests of structured output: each result matches its schema, regular expression, grammar or list of choices, even
-if the model prefers other tokens."""
+"""Tests of structured output: each result matches its schema, regular expression, grammar or list of choices,
+even if the model prefers other tokens."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_texts_of_a_loose_schema_end(model: gemlet.Model) -> None:
     ],
 )
 def test_closing_a_schema_does_not_change_it(schema: dict[str, Any]) -> None:
-    """gemlet forbids further keys ("closes" a schema). If a schema joins several parts, each part must still allow
-    the keys of the other parts."""
+    """gemlet forbids further keys ("closes" a schema). If a schema joins several parts, each part must still
+    allow the keys of the other parts."""
     before = json.dumps(schema)
     assert json.dumps(closed(schema)) == before
 
@@ -274,7 +274,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_schemas_and_grammars_that_are_refused(model: gemlet.Model, options: dict[str, Any], message: str) -> None:
+def test_schemas_and_grammars_that_are_refused(
+    model: gemlet.Model, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match=message):
         model.generate("It was", max_tokens=5, **options)
 

@@ -1,5 +1,5 @@
-"""Tests of structured output in chats whose models think first or call tools. A scripted model gives the tokens of
-the reply, and the mask of the grammar must allow each token."""
+"""Tests of structured output in chats whose models think first or call tools. A scripted model gives the
+tokens of the reply, and the mask of the grammar must allow each token."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class MaskedRequest(ScriptedRequest):
 
 
 def reply(script: str | list[int], **options: Any) -> gemlet.Generation:
-    """The result of a scripted reply. The reply ends at the end of the script, or earlier if the grammar allows no
-    further token."""
+    """The result of a scripted reply. The reply ends at the end of the script, or earlier if the grammar
+    allows no further token."""
     model = ScriptedModel([*(ids_of(script) if isinstance(script, str) else script), *ids_of("<turn|>")])
     model.engine.kind = MaskedRequest
     return model.chat("A number?", **{"json_schema": SCHEMA, "max_tokens": 200, **options})

@@ -1,4 +1,5 @@
-"""Tests that nothing hangs or crashes when a signal handler interrupts gemlet's work and uses gemlet itself."""
+"""Tests that nothing hangs or crashes when a signal handler interrupts gemlet's work and uses gemlet
+itself."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def test_signals_may_come_while_the_main_thread_does_something_else(name: str) -
 
 @pytest.mark.parametrize("name", ["convert", "cache"])
 def test_signals_may_come_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
-    """If the signal handler forks, the forked process does not touch the folder that its parent is writing."""
+    """If the signal handler forks, the forked process does not touch the folder that its parent is
+    writing."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     run_program(interrupt_work, name, ("raise_error", "fork"), environment=folders)
 

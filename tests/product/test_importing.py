@@ -1,4 +1,5 @@
-"""Tests of importing gemlet: the public modules keep their names, and an import is quick and loads few modules."""
+"""Tests of importing gemlet: the public modules keep their names, and an import is quick and loads few
+modules."""
 
 from __future__ import annotations
 
@@ -94,8 +95,8 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_an_import_costs_little() -> None:
-    """An import loads three modules of gemlet and about thirty of the standard library. With NumPy, it would load
-    more than a hundred. The test counts modules, because a time would depend on the machine."""
+    """An import loads three modules of gemlet and about thirty of the standard library. With NumPy, it would
+    load more than a hundred. The test counts modules, because a time would depend on the machine."""
     program = "import sys; before = set(sys.modules); import gemlet; print(*set(sys.modules) - before)"
     loaded = output_of(program).split()
     assert len([name for name in loaded if name.startswith("gemlet")]) <= 5, loaded
@@ -103,8 +104,8 @@ def test_an_import_costs_little() -> None:
 
 
 def test_a_short_run_loads_only_the_modules_it_needs(tmp_path: Path) -> None:
-    """The program loads a packed folder and generates a token. Importing NumPy and SentencePiece would double its
-    time."""
+    """The program loads a packed folder and generates a token. Importing NumPy and SentencePiece would double
+    its time."""
     gemlet.convert(None, tmp_path / "q4", weights="q4", threads=1)
     program = f"""
 import sys, gemlet
@@ -130,7 +131,8 @@ print(*sys.modules)
 
 @pytest.mark.extra("serve")
 def test_a_server_loads_only_the_modules_it_needs() -> None:
-    """The methods of records are not compiled either, because the start of a server only makes objects of them."""
+    """The methods of records are not compiled either, because the start of a server only makes objects of
+    them."""
     program = """
 import sys
 from gemlet.base import records

@@ -1,5 +1,5 @@
-"""Tests of an int4 KV cache together with all other features. Each result must equal the result of a single request
-without a prefix cache and without draft tokens."""
+"""Tests of an int4 KV cache together with all other features. Each result must equal the result of a single
+request without a prefix cache and without draft tokens."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tests of signal handlers that raise an exception at any line of a stream's step: the stream ends, and its result
-has the text so far."""
+"""Tests of signal handlers that raise an exception at any line of a stream's step: the stream ends, and its
+result has the text so far."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def model() -> Iterator[gemlet.Model]:
 
 
 def interrupt(stream: gemlet.TextStream, at: int, error: type[BaseException]) -> tuple[str, bool]:
-    """Reads the stream, counts the lines of Python code that its steps run, and raises ``error`` at line ``at``.
-    Returns the text so far, and False if fewer lines ran."""
+    """Reads the stream, counts the lines of Python code that its steps run, and raises ``error`` at line
+    ``at``. Returns the text so far, and False if fewer lines ran."""
     lines = 0
     texts: list[str] = []
 

@@ -1,5 +1,5 @@
-"""Tests of load(prefix_cache=...): the prefix cache in memory and in a folder, and the reports about the reuse of
-prompts."""
+"""Tests of load(prefix_cache=...): the prefix cache in memory and in a folder, and the reports about the
+reuse of prompts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_folder_outlives_the_process(tmp_path: Path) -> None:
     with gemlet.load(threads=1, prefix_cache=str(folder)) as model:
         found = model.generate(TEXT, **OPTIONS)
         assert (found.token_ids, found.cached_tokens) == (expected.token_ids, expected.prompt_tokens - 1)
-    with gemlet.load(weights="q8", threads=1, prefix_cache=folder) as model:  # a model with other weights must not use the stored texts
+    with gemlet.load(weights="q8", threads=1, prefix_cache=folder) as model:  # other weights
         assert cached(model) == 0
     with gemlet.load(kv_cache="int8", threads=1, prefix_cache=folder) as model:
         assert cached(model) == 0
@@ -144,7 +144,9 @@ def test_the_reported_byte_counts_in_the_text_of_the_caller(begin: str) -> None:
     with gemlet.load(threads=1) as model:
         assert model.explain_prefix(f"{begin}The door").byte == 0
         model.generate("The door \U0001f642 opened", **OPTIONS)
-        report = model.explain_prefix(f"{begin}The door \U0001f643 opened")  # only the last byte of this emoji differs
+        report = model.explain_prefix(
+            f"{begin}The door \U0001f643 opened"
+        )  # only the last byte of this emoji differs
         assert report.byte is not None
         assert report.byte - len(f"{begin}The door ") in (0, 3)
         if not begin:

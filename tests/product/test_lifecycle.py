@@ -1,7 +1,7 @@
 """Tests of models and sequences that threads and forked processes share, or that are closed during work.
 
-Two threads must not share one sequence, but this mistake must not end the process. Tests that could hang or crash
-run in a separate process."""
+Two threads must not share one sequence, but this mistake must not end the process. Tests that could hang or
+crash run in a separate process."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_a_forked_process_uses_the_same_model(threads: int) -> None:
 
 
 def test_a_forked_process_ends_as_usual() -> None:
-    """When the forked process ends, Python destroys the model, but the threads of the model exist only in the parent
-    process."""
+    """When the forked process ends, Python destroys the model, but the threads of the model exist only in the
+    parent process."""
     run_program(lifecycle.end_forks)
 
 
@@ -49,8 +49,8 @@ def test_fork_while_another_thread_generates() -> None:
 # --- Several models or threads at the same time -------------------------------------------------------------
 @pytest.mark.tier
 def test_two_models_in_one_process() -> None:
-    """Two models with different weight formats and numbers of threads generate alternately. Each model gives the
-    same text as without the other model."""
+    """Two models with different weight formats and numbers of threads generate alternately. Each model gives
+    the same text as without the other model."""
     prompts = ["The door opened", "It was a cold morning"]
 
     def say(model: gemlet.Model, prompt: str) -> list[int]:
@@ -179,7 +179,8 @@ def test_cancel_ends_a_running_extend(core: _core.Model) -> None:
     assert isinstance(running.error, gemlet.CancelledError)
     # The cancelled work ends at the next layer. Even a whole chunk takes far less than this limit.
     assert in_time(taken, 1)
-    # The sequence keeps the chunks that were complete, and continues like a sequence that was never cancelled.
+    # The sequence keeps the chunks that were complete, and continues like a sequence that was never
+    # cancelled.
     sequence = running.sequence
     assert (sequence.length - 3) % 512 == 0
     assert sequence.length < 3 + LONG
@@ -223,7 +224,8 @@ def test_cancelling_one_sequence_does_not_affect_others(core: _core.Model) -> No
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_actions_of_another_thread_during_an_extend(threads: int) -> None:
-    """An action of another thread may raise an error, wait or return an old value. It must not crash or hang."""
+    """An action of another thread may raise an error, wait or return an old value. It must not crash or
+    hang."""
     found = run_program(lifecycle.act_while_extending, threads)
     assert {*found} == {*lifecycle.ACTIONS}
     for action, outcomes in found.items():

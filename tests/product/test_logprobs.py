@@ -1,5 +1,5 @@
-"""Tests of the log probabilities of generated tokens and of prompts, of several continuations of a prompt, and of
-``echo``."""
+"""Tests of the log probabilities of generated tokens and of prompts, of several continuations of a prompt,
+and of ``echo``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.tier
 
 PROMPT = "It was a dark night, and the door of the house"
 
-tiles = "amx" in _core.cpu_info()["tier"]  # with tiles, the last bits of a result depend on the size of the forward pass
+# With tiles, the last bits of a result depend on the size of the forward pass.
+tiles = "amx" in _core.cpu_info()["tier"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def check(found: TokenLogprob, expected: NDArray[np.float64], top: int, within: 
 
 @pytest.mark.parametrize("name", [name for name in ALL_NAMES if not name.endswith("-far")])
 def test_log_probabilities_equal_those_of_transformers(name: str) -> None:
-    """The golden files have the logits of transformers in float32 for a prompt and the greedy text after it."""
+    """The golden files have the logits of transformers in float32 for a prompt and the greedy text after
+    it."""
     golden = read_golden(name)
     ids, count = golden["ids"].tolist(), 3
     expected = log_softmax(golden["logits"])

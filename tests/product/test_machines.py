@@ -1,5 +1,5 @@
-"""Tests that the table in python/MACHINES.md, which says which model fits which machine, agrees with the memory
-plan."""
+"""Tests that the table in python/MACHINES.md, which says which model fits which machine, agrees with the
+memory plan."""
 
 from __future__ import annotations
 

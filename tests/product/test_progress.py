@@ -74,9 +74,7 @@ def test_the_line_is_removed_when_the_work_fails(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a pipe, True", "a terminal, False", "a notebook", "nothing"])
-def test_progress_is_shown_only_in_notebooks_by_default(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_when_progress_is_shown(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     place, _, value = what.partition(", ")
     if place == "a notebook":
         monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))

@@ -1,7 +1,8 @@
-"""Tests of the quality of each weight format, measured with the demo model on text that is not in its training data.
+"""Tests of the quality of each weight format, measured with the demo model on text that is not in its
+training data.
 
-benchmarks/quality.py does the measurement, prints the table and explains its columns. No release may exceed the
-limits.
+benchmarks/quality.py does the measurement, prints the table and explains its columns. No release may exceed
+the limits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from support.quality import quality
 
 pytestmark = pytest.mark.tier
 
-LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}  # the largest allowed mean KL divergence from f32 weights, in nats per token
+# The largest allowed mean KL divergence from f32 weights, in nats per token.
+LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}
 CHUNK, CHUNKS = 512, 8
 
 
@@ -48,8 +50,9 @@ def test_every_format_stays_close_to_f32(
 ) -> None:
     """Measures f32 and every other format of gemlet.load in one pass over the text.
 
-    For text that the model has generated itself, the mean loss rises by exactly the KL divergence. So the change of
-    the perplexity has about the same limit. Formats with fewer bits need fewer bytes and differ more from f32.
+    For text that the model has generated itself, the mean loss rises by exactly the KL divergence. So the
+    change of the perplexity has about the same limit. Formats with fewer bits need fewer bytes and differ
+    more from f32.
     """
     with ExitStack() as stack:
         models = {

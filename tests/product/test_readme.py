@@ -57,8 +57,8 @@ def commands(line: str) -> Iterator[list[str]]:
 
 
 def arguments_of(words: list[str]) -> list[str] | None:
-    """The arguments of a gemlet command, or None for another command. The command may have a folder in front, or
-    run in a container."""
+    """The arguments of a gemlet command, or None for another command. The command may have a folder in front,
+    or run in a container."""
     for place, word in enumerate(words[:-1]):
         if Path(word).name == "gemlet" and (words[place + 1] in _COMMANDS or place == 0):
             return words[place + 1 :]
@@ -153,8 +153,8 @@ def test_the_readme_has_what_a_newcomer_needs() -> None:
 
 
 def test_the_lines_for_a_real_model_work(tmp_path: Path) -> None:
-    """There are at most four lines. The download is not tried. The other lines run with small files that have the
-    same names."""
+    """There are at most four lines. The download is not tried. The other lines run with small files that have
+    the same names."""
     found = [block for _, block in blocks(ROOT / "README.md", "console") if REAL_MODEL in block]
     assert len(found) == 1
     download, *middle, last = typed(found[0])
@@ -209,7 +209,9 @@ def test_every_link_has_a_target(path: Path) -> None:
         if file.relative_to(ROOT).parts[0] == ".ci" and not file.exists():
             continue  # this link leads into .ci, which a source distribution does not have
         assert file.exists(), f"the link {target} has no file as target"
-        assert not heading or heading in headings_of(file), f"the link {target} names a heading that the file does not have"
+        assert not heading or heading in headings_of(file), (
+            f"the link {target} names a heading that the file does not have"
+        )
 
 
 def load_index_readme() -> ModuleType:
@@ -224,7 +226,8 @@ def load_index_readme() -> ModuleType:
 
 
 def test_the_page_of_the_package_index_has_absolute_links() -> None:
-    """All links and the picture of README.md get absolute addresses in the repository. Nothing else changes."""
+    """All links and the picture of README.md get absolute addresses in the repository. Nothing else
+    changes."""
     address = "https://host/owner/name"
     project = {"urls": {"Repository": address}}
     page = load_index_readme().dynamic_metadata({}, project)["readme"]

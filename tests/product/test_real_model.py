@@ -1,5 +1,5 @@
-"""Tests with a trained model, the Gemma 3 270M of the README: token ids and greedy text must equal those of llama.cpp,
-and the quality of each weight format has bounds.
+"""Tests with a trained model, the Gemma 3 270M of the README: token ids and greedy text must equal those of
+llama.cpp, and the quality of each weight format has bounds.
 
 These tests have the marker ``real`` and run if GEMLET_REAL_MODEL names the file. tests/data/make_real_ids.py
 wrote llama.cpp's results. The bounds are above the figures in benchmarks/README.md.
@@ -41,7 +41,9 @@ WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0, "q4k": 1.5, "auto": 0
 @pytest.fixture(scope="module")
 def path() -> Path:
     file = Path(os.environ["GEMLET_REAL_MODEL"])
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, f"GEMLET_REAL_MODEL: got {file}, which is not the file of the README"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, (
+        f"GEMLET_REAL_MODEL: {file} is not the README's file"
+    )
     return file
 
 
@@ -76,7 +78,9 @@ def test_token_ids_equal_those_of_llama_cpp(path: Path, expected: dict[str, Any]
     assert heldout[: len(expected["heldout"])] == expected["heldout"]
 
 
-def test_greedy_text_equals_that_of_llama_cpp(models: dict[str, gemlet.Model], expected: dict[str, Any]) -> None:
+def test_greedy_text_equals_that_of_llama_cpp(
+    models: dict[str, gemlet.Model], expected: dict[str, Any]
+) -> None:
     greedy = models["f32"].generate(
         expected["prompt"], max_tokens=len(expected["greedy"]), temperature=0, repetition_penalty=1
     )
@@ -96,9 +100,11 @@ def test_divergence_from_f32(measured: dict[str, Any], weights: str) -> None:
     assert row.perplexity < measured["f32"].perplexity * (1 + KL[weights]) * 1.05, row
 
 
-def test_loading_the_formats_of_the_file_needs_no_more_bytes(path: Path, models: dict[str, gemlet.Model]) -> None:
-    """The bytes that a decode step reads are about the size of the file. The difference is small: the row of the
-    embedding table that a token reads, and vectors."""
+def test_loading_the_formats_of_the_file_needs_no_more_bytes(
+    path: Path, models: dict[str, gemlet.Model]
+) -> None:
+    """The bytes that a decode step reads are about the size of the file. The difference is small: the row of
+    the embedding table that a token reads, and vectors."""
     assert core_of(models["auto"]).bytes_per_token() < 1.02 * path.stat().st_size
 
 

@@ -1,5 +1,5 @@
-"""Tests of records: dataclasses whose methods Python compiles only when a program needs more than to make an object.
-This makes the import of gemlet faster."""
+"""Tests of records: dataclasses whose methods Python compiles only when a program needs more than to make an
+object. This makes the import of gemlet faster."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_a_subclass_has_the_fields_of_an_unused_record(decorator: object, calls_
 
 @pytest.mark.parametrize("objects", [1, 3000])  # __init__ is compiled only after many objects
 def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
-    """Makes a record and a dataclass from the same class body, and compares the results of many operations."""
+    """Makes a record and a dataclass from the same class body, and compares the results of many
+    operations."""
     found = []
     for decorator, of, changed in (
         (record, field, replace),

@@ -1,5 +1,5 @@
-"""Tests that the build checks its requirements before it compiles anything. One line names the missing requirement
-and the command that installs it."""
+"""Tests that the build checks its requirements before it compiles anything. One line names the missing
+requirement and the command that installs it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 from support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("cmake", "ninja", "g++"))), reason="the tests of the build need cmake, ninja and g++"
+    not all(map(shutil.which, ("cmake", "ninja", "g++"))),
+    reason="the tests of the build need cmake, ninja and g++",
 )
 
 
 def configure(folder: Path, *options: str, **environment: str) -> str:
-    """Configures a build, which must fail. Returns the line of the error that names the missing requirement."""
+    """Configures a build, which must fail. Returns the line of the error that names the missing
+    requirement."""
     done = subprocess.run(
         ["cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", *options],
         env={**os.environ, **environment},

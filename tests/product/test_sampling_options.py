@@ -38,7 +38,8 @@ def greedy(model: gemlet.Model, prompt: Any = PROMPT, **options: Any) -> gemlet.
 
 
 def reference_text(model: gemlet.Model, count: int, **options: Any) -> list[int]:
-    """Greedy text: in each step, support/sampling_reference.py changes the logits, and the largest one is chosen."""
+    """Greedy text: in each step, support/sampling_reference.py changes the logits, and the largest one is
+    chosen."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     ids = tokenizer.encode(PROMPT)

@@ -1,5 +1,5 @@
-"""Tests of the recommendations for sampling in the files of a checkpoint. gemlet follows them, lists them if it does
-not support them, or ignores them if they change nothing."""
+"""Tests of the recommendations for sampling in the files of a checkpoint. gemlet follows them, lists them if
+it does not support them, or ignores them if they change nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
     with gemlet.load(named, threads=1) as model:
         assert model.generation_config.suppress_tokens == tuple(likely)
         assert set(greedy(model)).isdisjoint(likely)
-        assert greedy(model, suppress_tokens=[]) == free  # the value of the caller replaces the value of the file
+        assert (
+            greedy(model, suppress_tokens=[]) == free
+        )  # the value of the caller replaces the value of the file
         assert set(greedy(model, suppress_tokens=None)).isdisjoint(likely)
     gemlet.convert(named, tmp_path / "packed", weights="f32")
     with gemlet.load(tmp_path / "packed", threads=1) as model:
@@ -180,7 +182,7 @@ def test_an_end_token_of_a_post_processor_is_listed(tmp_path: Path) -> None:
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
 
     def asked(processor: object, **more: object) -> dict[str, Any]:
-        vocabulary = {"model": {"vocab": {"post_processor": 1}}}  # this piece of the vocabulary is not the key post_processor
+        vocabulary = {"model": {"vocab": {"post_processor": 1}}}  # a piece, and not the key
         text = json.dumps({**vocabulary, "post_processor": processor, **more})
         (path / "tokenizer.json").write_text(text)
         return asked_by_folder(str(path), "<eos>")
@@ -201,8 +203,8 @@ def test_end_tokens_that_gguf_files_ask_for_are_listed(tmp_path: Path) -> None:
 
 
 def test_end_tokens_are_listed_after_a_conversion(tmp_path: Path) -> None:
-    """The post-processor in tokenizer.json adds EOS. A packed folder does not contain this file, but the setting is
-    still listed."""
+    """The post-processor in tokenizer.json adds EOS. A packed folder does not contain this file, but the
+    setting is still listed."""
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
     eos = {"SpecialToken": {"id": "<eos>", "type_id": 0}}
     processor = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, eos]}
@@ -270,7 +272,7 @@ def test_none_is_not_set() -> None:
         assert one.text == model.generate("The door", max_tokens=8, seed=3).text
 
 
-def test_other_names_of_options() -> None:
+def test_values_that_switch_an_option_off() -> None:
     assert GenerationConfig(seed=-1).seed is None
     assert GenerationConfig(top_p=0).greedy
     assert GenerationConfig(top_k=-1).top_k == 0

@@ -60,7 +60,8 @@ def test_a_long_text_is_scored_in_pieces(model: gemlet.Model) -> None:
 @pytest.mark.tier
 @pytest.mark.parametrize(("repeated", "prefix_cache"), [(1, False), (30, True)])
 def test_likelihoods_of_choices(repeated: int, prefix_cache: bool) -> None:
-    """Tests a short prompt without a prefix cache, and a long prompt whose prefill is shared by all choices."""
+    """Tests a short prompt without a prefix cache, and a long prompt whose prefill is shared by all
+    choices."""
     prompt = "He opened the old" * repeated
     wanted = [" door", " zebra", " window of the house", "er"]
     with gemlet.load(threads=1, prefix_cache=prefix_cache) as model:

@@ -1,5 +1,5 @@
-"""Tests of sessions. A session is a conversation or a text that continues. It computes only new tokens, and can be
-saved for another process."""
+"""Tests of sessions. A session is a conversation or a text that continues. It computes only new tokens, and
+can be saved for another process."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def test_a_session_continues_its_text(model: gemlet.Model, fresh: gemlet.Model) 
 
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_text_continues_after_the_shown_text(model: gemlet.Model, echo: bool) -> None:
-    """The stop strings are all parts of a text with one to three characters. Some are inside a token, and others
-    span several tokens."""
+    """The stop strings are all parts of a text with one to three characters. Some are inside a token, and
+    others span several tokens."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     prompt = "The door opened"
@@ -211,8 +211,8 @@ def test_a_saved_session_keeps_its_adapter(tmp_path: Path) -> None:
 
 
 def test_another_model_loads_only_the_messages_of_a_session(model: gemlet.Model, tmp_path: Path) -> None:
-    """A chat is saved as messages, so a model with another vocabulary or a shorter context can load it. A text is
-    saved only as tokens, which need the same vocabulary."""
+    """A chat is saved as messages, so a model with another vocabulary or a shorter context can load it. A
+    text is saved only as tokens, which need the same vocabulary."""
     talk, text = model.session(), model.session()
     talk.chat(LONG, **OPTIONS)
     text.generate("The door opened", **OPTIONS)

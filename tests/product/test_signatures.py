@@ -1,5 +1,5 @@
-"""Tests of the signatures that completion, help() and type checkers show, and of the errors for wrong names of
-arguments."""
+"""Tests of the signatures that completion, help() and type checkers show, and of the errors for wrong names
+of arguments."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_the_options_are_the_same_everywhere() -> None:
         for name in FIELDS:
             assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert taken[name].default is None
-            if "chat" not in method and name == "seed":  # these methods accept a list with a seed for each prompt
+            if (
+                "chat" not in method and name == "seed"
+            ):  # these methods accept a list with a seed for each prompt
                 assert types[name] == int | Sequence[int] | None
             else:
                 assert types[name] == hints[name]
@@ -59,8 +61,8 @@ def test_the_options_are_the_same_everywhere() -> None:
 
 
 def test_a_class_has_its_signature_without_wrappers() -> None:
-    """To show the signature of a class, Python 3.13.5 and later bind the function that the wrappers of ``__init__``
-    contain. This must work too."""
+    """To show the signature of a class, Python 3.13.5 and later bind the function that the wrappers of
+    ``__init__`` contain. This must work too."""
     shown: Any = inspect.unwrap(GenerationConfig.__init__, stop=lambda each: hasattr(each, "__signature__"))
     assert "self" in inspect.signature(shown).parameters
     bound = shown.__get__(GenerationConfig, type)
@@ -71,7 +73,7 @@ def test_a_class_has_its_signature_without_wrappers() -> None:
 
 
 @pytest.mark.parametrize("method", WRITES)
-def test_every_option_has_an_effect(method: str) -> None:
+def test_every_method_checks_every_option(method: str) -> None:
     wrong: dict[str, Any] = {name: -5 for name in FIELDS}
     with gemlet.load(threads=1) as model:
         for name, value in wrong.items():
@@ -121,7 +123,7 @@ def call(function: Callable[..., Any], name: str) -> str:
         ("do_sampel", "do_sample"),
     ],
 )
-def test_the_error_for_a_name_of_another_library_suggests_the_option(name: str, meant: str) -> None:
+def test_the_error_for_a_wrong_name_suggests_the_option(name: str, meant: str) -> None:
     with gemlet.load(threads=1) as model:
         for method in WRITES:
             found = call(lambda method=method, **wrong: getattr(model, method)("x", **wrong), name)
@@ -130,7 +132,7 @@ def test_the_error_for_a_name_of_another_library_suggests_the_option(name: str, 
         assert f"did you mean {meant}?" in call(function, name)
 
 
-def test_errors_name_the_function_to_use_instead() -> None:
+def test_errors_for_known_mistakes_name_the_way_out() -> None:
     with gemlet.load(threads=1) as model:
         with pytest.raises(
             gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
@@ -154,7 +156,7 @@ def test_the_error_for_an_unknown_name_lists_all_names() -> None:
         (lambda: DEMO.decode([1], skip_special_tokens=True), "skip_control"),  # type: ignore[call-arg]
     ],
 )
-def test_errors_of_tokenizers_suggest_the_right_name(wrong: Callable[[], object], meant: str) -> None:
+def test_errors_of_other_functions_suggest_names_too(wrong: Callable[[], object], meant: str) -> None:
     with pytest.raises(gemlet.GemletError, match=f"did you mean {meant}"):
         wrong()
 

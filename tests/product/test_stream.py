@@ -1,4 +1,5 @@
-"""Tests of TextStream with a scripted engine: the text of a stream, the ways in which it ends, and cancelling it."""
+"""Tests of TextStream with a scripted engine: the text of a stream, the ways in which it ends, and cancelling
+it."""
 
 from __future__ import annotations
 

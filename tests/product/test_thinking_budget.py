@@ -1,5 +1,5 @@
-"""Tests of ``thinking_budget``: thoughts end exactly at the budget, in whole replies and in streams, and the answer
-follows."""
+"""Tests of ``thinking_budget``: thoughts end exactly at the budget, in whole replies and in streams, and the
+answer follows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TOOLS: Any = [{"type": "function", "function": {"name": "weather"}}]
 
 
 class ForcedRequest(ScriptedRequest):
-    """A scripted request that obeys masks. If the mask forbids the next token of the script, the request gives a
-    token that the mask allows, and skips the rest of the script's thought."""
+    """A scripted request that obeys masks. If the mask forbids the next token of the script, the request
+    gives a token that the mask allows, and skips the rest of the script's thought."""
 
     mask: Any = None
     was_forced = False

@@ -246,8 +246,8 @@ def calls(on: Loaded) -> dict[str, Call]:
     return found
 
 
-# These are not called: classes that only gemlet makes objects of, functions that accept any values, and functions
-# that write a file and raise the errors of open().
+# These are not called: classes that only gemlet makes objects of, functions that accept any values, and
+# functions that write a file and raise the errors of open().
 NOT_CALLED = {
     *(
         "Model",

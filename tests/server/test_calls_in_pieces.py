@@ -1,5 +1,5 @@
-"""Tests of tool calls in streams: the server sends the arguments of a call in pieces while the model generates
-them. The pieces together equal the arguments of the whole call."""
+"""Tests of tool calls in streams: the server sends the arguments of a call in pieces while the model
+generates them. The pieces together equal the arguments of the whole call."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tests with nonsense requests of every kind. The server never answers with status 500, and it frees the memory
-and the connections of every request."""
+"""Tests with nonsense requests of every kind. The server never answers with status 500, and it frees the
+memory and the connections of every request."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def operations() -> list[Any]:
 
 def mended(body: Mapping[str, Any], right: Mapping[str, Any], answer: Answer) -> dict[str, Any] | None:
     """A copy of the body with a correction of the first field that the answer names. The field gets its value
-    from ``right``, or is removed if ``right`` does not have it. Returns None if the answer names no field that
-    can be corrected."""
+    from ``right``, or is removed if ``right`` does not have it. Returns None if the answer names no field
+    that can be corrected."""
     said = answer.json["error"]
     said = said if isinstance(said, str) else said["message"]
     places = {
@@ -81,9 +81,9 @@ def mended(body: Mapping[str, Any], right: Mapping[str, Any], answer: Answer) ->
 @pytest.mark.extra("test-chaos")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_published_document(limited: tuple[Process, str], part: int) -> None:
-    """Sends valid and invalid requests that schemathesis makes from the published document. Most of the invalid
-    requests have several mistakes. A refused request is sent again without the mistake that the answer names,
-    until the server accepts the request."""
+    """Sends valid and invalid requests that schemathesis makes from the published document. Most of the
+    invalid requests have several mistakes. A refused request is sent again without the mistake that the
+    answer names, until the server accepts the request."""
     server, key = limited
     client = RunningServer(server.port, None)
     schemathesis = optional("schemathesis")

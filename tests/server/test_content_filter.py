@@ -134,8 +134,8 @@ def gate(words: Sequence[str], patterns: Sequence[str], window: int) -> Any:
 def shown(
     events: Sequence[Sequence[Any]], words: Sequence[str], patterns: Sequence[str] = ()
 ) -> tuple[list[Any], bool]:
-    """Sends the events of each step through a gate. Returns the events that the gate lets through, and whether
-    the gate blocked the reply."""
+    """Sends the events of each step through a gate. Returns the events that the gate lets through, and
+    whether the gate blocked the reply."""
 
     async def main() -> tuple[list[Any], bool]:
         through, found = gate(words, patterns, 12), []
@@ -224,8 +224,8 @@ def test_thoughts_and_calls_are_checked_too() -> None:
 
 
 def test_tokens_are_held_until_their_text_is_checked() -> None:
-    """While the server holds a possible stop string back, the tokens and log probabilities of the string reach
-    the gate before its text."""
+    """While the server holds a possible stop string back, the tokens and log probabilities of the string
+    reach the gate before its text."""
 
     async def main(last: str) -> list[tuple[int, int] | None]:
         through, counts = gate(["goblin"], [], 12), []
@@ -338,8 +338,8 @@ def test_every_text_of_a_client_is_checked(server: RunningServer) -> None:
 
 
 def test_the_filter_finds_text_in_every_place(server: RunningServer) -> None:
-    """Words are found in names of properties, in a part that says that it is an image, across parts that become
-    one text, and behind escapes of JSON."""
+    """Words are found in names of properties, in a part that says that it is an image, across parts that
+    become one text, and behind escapes of JSON."""
 
     def status(messages: Any, tools: Any = None) -> Any:
         body = {"messages": messages, "max_tokens": 1, **({"tools": tools} if tools else {})}

@@ -1,5 +1,5 @@
-"""Tests of requests by web pages of other origins (CORS). By default the server allows no other origin. Allowed
-origins get the headers that browsers expect."""
+"""Tests of requests by web pages of other origins (CORS). By default the server allows no other origin.
+Allowed origins get the headers that browsers expect."""
 
 from __future__ import annotations
 

@@ -79,7 +79,9 @@ def test_a_full_disk_loses_no_stored_file(server: RunningServer) -> None:
     assert upload(server).status == 200
 
 
-def test_a_batch_waits_until_the_disk_has_room(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_waits_until_the_disk_has_room(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gemlet.server.batches._RETRY", 0.05)
     store = store_of(server)
     good = store.put_batch
@@ -137,7 +139,9 @@ def test_a_file_that_another_process_locks(server: RunningServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("what", ["nothing", "a link", "another file"])
-def test_files_whose_content_another_process_changed(server: RunningServer, tmp_path: Path, what: str) -> None:
+def test_files_whose_content_another_process_changed(
+    server: RunningServer, tmp_path: Path, what: str
+) -> None:
     file = upload(server).json["id"]
     place = store_of(server).path(file)
     secret = tmp_path / "secret"
@@ -263,8 +267,8 @@ def test_the_process_ends_while_it_removes_a_file(tmp_path: Path, expired: bool)
 
 
 def test_a_batch_waits_until_its_key_is_known_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """If the file of keys was lost or replaced by an older version, the server does not end the batches of keys
-    that the file no longer has."""
+    """If the file of keys was lost or replaced by an older version, the server does not end the batches of
+    keys that the file no longer has."""
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings

@@ -1,5 +1,5 @@
-"""Tests that every error has the form of its dialect. The official clients, synchronous and asynchronous, raise
-their own exceptions for whole answers and in the middle of streams."""
+"""Tests that every error has the form of its dialect. The official clients, synchronous and asynchronous,
+raise their own exceptions for whole answers and in the middle of streams."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def client_of(server: RunningServer, kind: str, key: str = "none", **more: Any) 
 
 
 def raised(server: RunningServer, kind: str, name: str, *, stream: bool, **more: Any) -> list[Any]:
-    """The exceptions that the synchronous and the asynchronous client raise. With ``stream``, the clients raise
-    them while the caller reads the stream."""
+    """The exceptions that the synchronous and the asynchronous client raise. With ``stream``, the clients
+    raise them while the caller reads the stream."""
     ask, can_stream = globals()[f"OF_{kind.upper()}"][name]
     options = {"stream": stream} if can_stream else {}
     found: list[Any] = []
@@ -176,8 +176,8 @@ def test_clients_get_errors_in_streams(server: RunningServer, kind: str, name: s
 
 
 def test_the_event_of_a_response_that_failed(server: RunningServer) -> None:
-    """A stream of responses that fails ends with the event ``error``, which OpenAI's clients for other languages
-    read. The event has the next sequence number."""
+    """A stream of responses that fails ends with the event ``error``, which OpenAI's clients for other
+    languages read. The event has the next sequence number."""
     with saying(chunk(Content("Yes")), MemoryLimitError("no memory for more")):
         body = server.post("/v1/responses", {"input": "Who?", "stream": True}).body.decode()
     *before, last = body.strip().split("\n\n")

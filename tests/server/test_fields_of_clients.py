@@ -115,8 +115,8 @@ def test_the_guide_names_the_supported_fields() -> None:
 
     code = re.findall(r"```.*?```|`[^`\n]+`", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     words = set(re.findall(r"\w+", " ".join(code)))
-    # The guide does not name these fields of /api/show: verbose changes nothing, and name is the older name of
-    # model.
+    # The guide does not name these fields of /api/show: verbose changes nothing, and name is the older name
+    # of model.
     silent = {"verbose", "name"}
     for way in ROUTES:
         table = way.table or {}

@@ -1,5 +1,5 @@
-"""Tests of files and batches over HTTP with OpenAI's client: the files that each key can see, limits, restarts
-and kills of the server."""
+"""Tests of files and batches over HTTP with OpenAI's client: the files that each key can see, limits,
+restarts and kills of the server."""
 
 from __future__ import annotations
 
@@ -235,7 +235,9 @@ def test_a_batch(client: Any) -> None:
     assert bad["5"]["response"]["body"]["error"]["param"] == "max_tokens"
     assert batch.usage.output_tokens == 20
     assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
-    assert client.batches.cancel(batch.id) == batch  # the batch has ended already, so cancelling changes nothing
+    assert (
+        client.batches.cancel(batch.id) == batch
+    )  # the batch has ended already, so cancelling changes nothing
     assert client.batches.list(limit=1).data[0].id == batch.id
 
 

@@ -114,8 +114,8 @@ def test_logs_of_other_libraries_have_no_text() -> None:
 
 
 def test_a_body_with_two_lengths_ends_the_connection() -> None:
-    """A request with two Content-Length headers is refused. If a proxy used one length and the server the other,
-    the server could read the rest of the body as a request."""
+    """A request with two Content-Length headers is refused. If a proxy used one length and the server the
+    other, the server could read the rest of the body as a request."""
     inner = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
     both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (len(inner) + 5)
     received = b""
@@ -141,8 +141,8 @@ def test_an_integer_of_too_many_digits() -> None:
 
 
 def test_patterns_take_linear_time() -> None:
-    """The regular expressions that check Host headers and files must take linear time. With a slow one, a Host
-    header of 60 letters and a `!` would keep the server busy forever."""
+    """The regular expressions that check Host headers and files must take linear time. With a slow one, a
+    Host header of 60 letters and a `!` would keep the server busy forever."""
     assert run_program(pump_all, timeout=PATIENCE) > 90
 
 
@@ -196,8 +196,8 @@ def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path)
 
 
 def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
-    """The check of a new batch refuses the line. Without a limit of the depth, the check could accept a line that
-    Python cannot parse later, deeper in the call stack, and the batch would then fail in the middle."""
+    """The check of a new batch refuses the line. Without a limit of the depth, the check could accept a line
+    that Python cannot parse later, deeper in the call stack, and the batch would then fail in the middle."""
     from gemlet.server.batch_lines import WrongLineError, checked_ids
 
     source = tmp_path / "in.jsonl"
@@ -231,8 +231,8 @@ def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
 
 
 def test_a_restarted_server_counts_usage_in_the_right_window(tmp_path: Path) -> None:
-    """After a restart, usage counts only in the minute or hour to which it belongs. Usage that was stored while
-    the clock was ahead does not count forever."""
+    """After a restart, usage counts only in the minute or hour to which it belongs. Usage that was stored
+    while the clock was ahead does not count forever."""
     from gemlet.server.call import Call
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.limits import Limiter

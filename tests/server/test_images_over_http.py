@@ -1,5 +1,5 @@
-"""Tests of images over HTTP with the clients of every dialect. A request cannot make the server open a file of
-the server's machine."""
+"""Tests of images over HTTP with the clients of every dialect. A request cannot make the server open a file
+of the server's machine."""
 
 from __future__ import annotations
 

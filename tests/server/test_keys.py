@@ -305,7 +305,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_usage_survives_a_kill(tmp_path: Path) -> None:
-    """If a client has received the end of its reply, the reply is counted, even if the server is killed next."""
+    """If a client has received the end of its reply, the reply is counted, even if the server is killed
+    next."""
     from gemlet.server.keys import KeyStore
 
     path = str(tmp_path / "keys.db")

@@ -68,8 +68,8 @@ def test_completions(client: Any) -> None:
 
 @pytest.mark.parametrize("prompt", ["The door", [2, 4018, 4021]])
 def test_an_echoed_prompt(client: Any, prompt: Any) -> None:
-    """With ``echo``, the reply has a log probability for each token of the prompt except the first. Programs that
-    evaluate models need this."""
+    """With ``echo``, the reply has a log probability for each token of the prompt except the first. Programs
+    that evaluate models need this."""
     with gemlet.load() as model:
         expected = model.generate(prompt, max_tokens=2, seed=1, n=2, logprobs=1, prompt_logprobs=1, echo=True)
     asked: Any = {"model": "demo", "prompt": prompt, "max_tokens": 2, "seed": 1, "echo": True}

@@ -167,8 +167,8 @@ LOGPROBS = ["message.output_text.logprobs"]
 
 
 def test_logprobs_of_responses(server: RunningServer) -> None:
-    """The values equal those of chat completions, in whole and in streamed replies. They have the types of the
-    official client."""
+    """The values equal those of chat completions, in whole and in streamed replies. They have the types of
+    the official client."""
     said: Any = {"max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2}
     reply = server.post(CHAT, {"messages": [USER], **said}).json["choices"][0]
     wanted = [

@@ -1,5 +1,5 @@
-"""Tests of the server with Ollama's client, synchronous and asynchronous: the methods chat, generate, list, show
-and ps, with whole and streamed replies."""
+"""Tests of the server with Ollama's client, synchronous and asynchronous: the methods chat, generate, list,
+show and ps, with whole and streamed replies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tests of the server with OpenAI's official client, synchronous and asynchronous: chat, completions and models,
-with whole and streamed replies."""
+"""Tests of the server with OpenAI's official client, synchronous and asynchronous: chat, completions and
+models, with whole and streamed replies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tests of responses with OpenAI's official client: whole and streamed responses, and conversations of several
-turns."""
+"""Tests of responses with OpenAI's official client: whole and streamed responses, and conversations of
+several turns."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ def test_another_key_cannot_see_a_response(tmp_path: Path) -> None:
         assert server.ask("DELETE", path, key=bob).status == 404
         assert server.post("/v1/responses", {**body, "previous_response_id": name}, key=bob).status == 404
         assert server.ask("GET", path, key=alice).status == 200
-        for _ in range(3):  # when the memory for stored responses is full, the server forgets the oldest responses
+        for _ in range(
+            3
+        ):  # when the memory for stored responses is full, the server forgets the oldest responses
             last = server.post("/v1/responses", body, key=alice).json["id"]
         assert server.ask("GET", path, key=alice).status == 404
         assert server.ask("GET", f"/v1/responses/{last}", key=alice).status == 200

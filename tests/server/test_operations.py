@@ -135,7 +135,9 @@ def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
         assert len(several.post("/v1/embeddings", body).json["data"]) == 40
     settings = several.server.app.service.settings
 
-    async def forever(*given: object, **named: object) -> None:  # replaces the model, which might answer too soon
+    async def forever(
+        *given: object, **named: object
+    ) -> None:  # replaces the model, which might answer too soon
         await asyncio.Event().wait()
 
     with (

@@ -1,5 +1,5 @@
-"""Tests of the web page at ``/`` in a real browser: chatting, stopping, keys, errors, small screens, use with the
-keyboard only, and colors."""
+"""Tests of the web page at ``/`` in a real browser: chatting, stopping, keys, errors, small screens, use with
+the keyboard only, and colors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tests of images, videos and sounds on the web page in a real browser: choosing, dropping, pasting, recording,
-removing, sending and keeping them."""
+"""Tests of images, videos and sounds on the web page in a real browser: choosing, dropping, pasting,
+recording, removing, sending and keeping them."""
 
 from __future__ import annotations
 

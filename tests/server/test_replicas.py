@@ -1,5 +1,5 @@
-"""Tests of replicas on Ray: their answers, a replica that is killed under load, batches, and the router, which
-recognizes requests with the same beginning. The tests are skipped without the extra ``ray``."""
+"""Tests of replicas on Ray: their answers, a replica that is killed under load, batches, and the router,
+which recognizes requests with the same beginning. The tests are skipped without the extra ``ray``."""
 
 from __future__ import annotations
 

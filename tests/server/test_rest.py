@@ -1,4 +1,5 @@
-"""Tests of ``Rest``: after a stream has sent something, it pauses, so that more tokens go into its next chunk."""
+"""Tests of ``Rest``: after a stream has sent something, it pauses, so that more tokens go into its next
+chunk."""
 
 from __future__ import annotations
 

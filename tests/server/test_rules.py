@@ -320,7 +320,9 @@ def test_a_body_that_is_too_large() -> None:
     with serving(Settings(max_body=2048, body_seconds=0.5)) as server:
         text = {"messages": [{"role": "user", "content": "x" * 4000}]}
         assert server.post("/v1/chat/completions", text).status == 413
-        pieces = iter([b"x" * 1000] * 50)  # without a Content-Length, the server learns the size only while it reads
+        pieces = iter(
+            [b"x" * 1000] * 50
+        )  # without a Content-Length, the server learns the size only while it reads
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
         try:
             connection.request("POST", "/v1/chat/completions", pieces)
@@ -389,9 +391,7 @@ def test_a_compressed_body(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-def test_keys_do_not_share_the_prefix_cache(
-    locked: tuple[RunningServer, str], path: str
-) -> None:
+def test_keys_do_not_share_the_prefix_cache(locked: tuple[RunningServer, str], path: str) -> None:
     from gemlet.server.keys import KeyStore
 
     server, _ = locked

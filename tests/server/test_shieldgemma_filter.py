@@ -142,7 +142,8 @@ QUESTIONS = ["Who is there?", "Why is the sea salt?", "Tell me of the old lamp i
 
 
 def test_a_model_from_a_folder_can_be_the_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server blocks a text if the model gives the answer "Yes" a probability of at least the threshold."""
+    """The server blocks a text if the model gives the answer "Yes" a probability of at least the
+    threshold."""
     from gemlet.chat import ShieldGemmaFormat
     from gemlet.server.settings import ModelSpec, Settings
 

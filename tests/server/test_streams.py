@@ -42,8 +42,8 @@ def quick() -> Iterator[RunningServer]:
 
 
 def begin(server: RunningServer, path: str, *, buffer: int | None = None, **more: Any) -> socket.socket:
-    """Sends a request, and does not read the answer. The receive buffer of the connection holds about ``buffer``
-    bytes."""
+    """Sends a request, and does not read the answer. The receive buffer of the connection holds about
+    ``buffer`` bytes."""
     body = json.dumps({**ROUTES[path], "stream": True, **more}).encode()
     connection = connect(server.port, buffer=buffer)
     connection.sendall(head(path, len(body)) + body)
@@ -152,8 +152,8 @@ def test_a_client_that_reads_nothing_loses_its_stream(quick: RunningServer) -> N
 
 
 def test_a_connection_that_breaks_while_the_server_sends(quick: RunningServer) -> None:
-    """The server cancels the reply when the connection breaks. Both the task that watches the connection and a
-    failed send can notice this. Without the watching task, the failed send is enough."""
+    """The server cancels the reply when the connection breaks. Both the task that watches the connection and
+    a failed send can notice this. Without the watching task, the failed send is enough."""
     large = chunk(Content("x" * 100_000))
 
     async def watches_nothing(_: object) -> None:
@@ -176,7 +176,8 @@ def test_connections_that_send_nothing_or_half_a_request(quick: RunningServer) -
 
 
 def test_a_client_that_does_not_read_its_answer(quick: RunningServer) -> None:
-    """The answer is not streamed, and most of it waits in the send buffer. The server closes the connection."""
+    """The answer is not streamed, and most of it waits in the send buffer. The server closes the
+    connection."""
     quick.wait_idle()
     with saying(chunk(Content("x" * 8_000_000)), END):
         connection = begin(quick, "/v1/completions", buffer=2048, stream=False)

@@ -54,7 +54,8 @@ def test_streamed_token_ids(server: RunningServer, expected: dict[str, gemlet.Ge
         create = client.chat.completions.create if path == CHAT else client.completions.create
         asked = body(path)
         own = {name: asked.pop(name) for name in ("ignore_eos",)} | {"return_token_ids": True}
-        # With a stop string, the server holds back text that may be the string, but it sends the tokens at once.
+        # With a stop string, the server holds back text that may be the string, but it sends the tokens at
+        # once.
         for stop in (None, expected[path].text[-3:]):
             chunks = list(create(model="demo", stream=True, stop=stop, extra_body=own, **asked))
             ids = [i for part in chunks for i in part.choices[0].token_ids]

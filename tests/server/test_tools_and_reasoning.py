@@ -146,8 +146,8 @@ def test_thinking(server: RunningServer, ask: Any) -> None:
 
 
 def test_the_chat_format_gets_the_messages_that_clients_send_back(server: RunningServer) -> None:
-    """The dialects have different names for the reasoning, but the chat format gets it under one name. The empty
-    fields in the messages of OpenAI's client change nothing."""
+    """The dialects have different names for the reasoning, but the chat format gets it under one name. The
+    empty fields in the messages of OpenAI's client change nothing."""
     from gemlet.server.openai_chat import as_said
 
     message = {"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "a"}

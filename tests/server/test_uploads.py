@@ -1,4 +1,5 @@
-"""Tests of large uploads, uploads that end early, and requests for files and batches in each state of a batch."""
+"""Tests of large uploads, uploads that end early, and requests for files and batches in each state of a
+batch."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def on_disk(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def uploading(port: int, length: int | None, headers: str = "") -> Iterator[socket.socket]:
-    """A connection that has sent the headers of an upload. Without ``length``, the body must be sent in chunks."""
+    """A connection that has sent the headers of an upload. Without ``length``, the body must be sent in
+    chunks."""
     size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\n{size}\r\n{headers}"
@@ -283,5 +285,7 @@ def test_a_batch_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
         begun = time.monotonic()
         assert server.ask("POST", f"/v1/batches/{name}/cancel", key=key).json["status"] == "cancelling"
         until(lambda: found()["status"] == "cancelled")
-        assert time.monotonic() - begun < 30  # without the cancellation, the batch would have waited for a minute
+        assert (
+            time.monotonic() - begun < 30
+        )  # without the cancellation, the batch would have waited for a minute
         assert found()["request_counts"] == {"total": 6, "completed": 2, "failed": 0}

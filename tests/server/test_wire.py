@@ -1,5 +1,5 @@
-"""Tests with requests as raw bytes: unusual, malformed and smuggled requests, and bodies that the server does not
-read."""
+"""Tests with requests as raw bytes: unusual, malformed and smuggled requests, and bodies that the server does
+not read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, bytes]]:
-    """A server that requires keys, and the beginning of a request with a key: the head without its last line."""
+    """A server that requires keys, and the beginning of a request with a key: the head without its last
+    line."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -154,8 +155,8 @@ MALFORMED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_requests_end_their_connection(locked: tuple[RunningServer, bytes], name: str) -> None:
-    """After a malformed request, the server does not read the next bytes as a request, because they may be text
-    of another client."""
+    """After a malformed request, the server does not read the next bytes as a request, because they may be
+    text of another client."""
     server, begin = locked
     with connected(server) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -212,7 +213,9 @@ def test_the_server_asks_only_for_bodies_that_it_reads(locked: tuple[RunningServ
     with connected(server) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + expecting)
         assert answers(connection, 1)[0][0] == 401
-        assert is_closed(connection)  # the server cannot know if the next bytes are the body or another request
+        assert is_closed(
+            connection
+        )  # the server cannot know if the next bytes are the body or another request
     with connected(server) as connection:
         connection.sendall(begin + expecting)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")
@@ -288,7 +291,8 @@ def test_a_small_unread_body_does_not_end_the_connection(locked: tuple[RunningSe
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
 def test_a_client_that_sends_all_before_it_reads(locked: tuple[RunningServer, bytes], status: int) -> None:
-    """Most clients, such as http.client, send the whole body first. They get the answer for a body of any size."""
+    """Most clients, such as http.client, send the whole body first. They get the answer for a body of any
+    size."""
     server, begin = locked
     heads = {
         400: begin + b"Content-Length: 1, 2\r\n",

@@ -1,4 +1,5 @@
-"""Writes the golden adapters of PEFT in the formats of other tools: mlx-lm's folder and llama.cpp's GGUF file.
+"""Writes the golden adapters of PEFT in the formats of other tools: mlx-lm's folder and llama.cpp's GGUF
+file.
 
 This code follows the formats of these tools. It does not use gemlet's readers.
 """
@@ -32,7 +33,8 @@ _GGUF_NAMES = {
 
 
 def read_peft(name: str) -> tuple[dict[str, Any], Tensors]:
-    """The configuration of a golden adapter, and its tensors. The names lack the prefix "base_model.model."."""
+    """The configuration of a golden adapter, and its tensors. The names lack the prefix
+    "base_model.model."."""
     config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
     tensors = read_tensors(ADAPTERS / name / "adapter_model.safetensors")
     return config, {tensor.removeprefix("base_model.model."): values for tensor, values in tensors.items()}
@@ -82,8 +84,8 @@ def gguf_tensors(name: str) -> Tensors:
 
 
 def gguf_adapter(tensors: Tensors, alpha: float, changes: Mapping[str, bytes | None] | None = None) -> bytes:
-    """A GGUF file of float32 tensors. ``changes`` maps a metadata key to another entry, or to None to omit the
-    key."""
+    """A GGUF file of float32 tensors. ``changes`` maps a metadata key to another entry, or to None to omit
+    the key."""
     entries: dict[str, bytes | None] = {
         "general.architecture": gguf_entry("general.architecture", STRING, "gemma3"),
         "general.type": gguf_entry("general.type", STRING, "adapter"),

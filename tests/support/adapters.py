@@ -17,8 +17,8 @@ from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
-# The golden adapters that gemlet can use only merged: one replaces whole matrices, and one has DoRA on a table
-# that gemlet reads from its file.
+# The golden adapters that gemlet can use only merged: one replaces whole matrices, and one has DoRA on a
+# table that gemlet reads from its file.
 MERGED_ONLY = ["gemma3-modules", "gemma4-table-dora"]
 NAMES = sorted(folder.name for folder in ADAPTERS.iterdir() if folder.name not in MERGED_ONLY)
 Tensors = dict[str, NDArray[Any]]

@@ -53,8 +53,8 @@ def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def write_with_vocabulary(folder: Path) -> Path:
-    """Writes Gemma 4's golden checkpoint with the vocabulary of the real model. The embedding tables repeat the
-    rows of the golden tables, so that they are large enough."""
+    """Writes Gemma 4's golden checkpoint with the vocabulary of the real model. The embedding tables repeat
+    the rows of the golden tables, so that they are large enough."""
     config = json.loads((FOLDERS / "gemma4" / "config.json").read_text()) | IDS
     config["text_config"] |= {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,5 +1,5 @@
-"""An example of a request body for each path of the server that accepts a body. Each body is valid if the model
-supports the request."""
+"""An example of a request body for each path of the server that accepts a body. Each body is valid if the
+model supports the request."""
 
 from __future__ import annotations
 

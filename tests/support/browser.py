@@ -31,8 +31,8 @@ def script(name: str) -> str:
 
 
 class Browser:
-    """A browser that opens pages. :attr:`complaints` lists the errors of the pages, and :attr:`asked` lists the
-    addresses that the pages request."""
+    """A browser that opens pages. :attr:`complaints` lists the errors of the pages, and :attr:`asked` lists
+    the addresses that the pages request."""
 
     def __init__(self, browser: Any) -> None:
         self._browser = browser

@@ -192,8 +192,8 @@ class Conversations:
 
 
 def official(text: str, conversation: dict[str, Any]) -> str:
-    """The prompt that the template ``text`` makes of a conversation. The reasoning is passed under the name that
-    the templates read."""
+    """The prompt that the template ``text`` makes of a conversation. The reasoning is passed under the name
+    that the templates read."""
     messages = []
     for message in conversation["messages"]:
         reasoning = message.get("reasoning") or message.get("thinking")

@@ -20,8 +20,8 @@ else:
 
 
 def extras() -> dict[str, list[str]]:
-    """The packages of each extra for this version of Python. If an extra includes another extra, the packages of
-    the other extra are left out."""
+    """The packages of each extra for this version of Python. If an extra includes another extra, the packages
+    of the other extra are left out."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed: dict[str, list[str]] = project["optional-dependencies"]
     return {
@@ -50,8 +50,8 @@ def is_for_this_python(requirement: str) -> bool:
 
 
 class Later:
-    """Imports a module at its first use. Some packages need seconds for their import, and every pytest process
-    imports all test files."""
+    """Imports a module at its first use. Some packages need seconds for their import, and every pytest
+    process imports all test files."""
 
     def __init__(self, module: str) -> None:
         self._module = module

@@ -1,4 +1,5 @@
-"""Makes GGUF models that several tests read: models of every family, with every block type, and split models."""
+"""Makes GGUF models that several tests read: models of every family, with every block type, and split
+models."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from support.tokenizer_files import I32, gguf_entry
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
 BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
-# The configuration of one model of every family. The rows of a matrix consist of whole blocks if this is so in
-# the published model.
+# The configuration of one model of every family. The rows of a matrix consist of whole blocks if this is so
+# in the published model.
 BLOCKED: dict[str, dict[str, Any]] = {
     "gemma": CONFIGS["gemma"],
     "gemma2": CONFIGS["gemma2"],
@@ -35,8 +36,8 @@ def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
 
 
 def split(folder: Path, parts: int = 3, more: Sequence[bytes] = (), **changes: int | None) -> list[Path]:
-    """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool for splitting does. ``changes`` replace keys of
-    the last part, and ``more`` are further entries of the last part."""
+    """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool for splitting does. ``changes`` replace keys
+    of the last part, and ``more`` are further entries of the last part."""
     tensors = tensors_of()
     names = sorted(tensors)
     paths = []

@@ -19,7 +19,9 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry, gguf_file, gguf_tensor
 
 Tensors = dict[str, NDArray[np.float32]]
-Typed = dict[str, tuple[str, NDArray[Any]]]  # for each tensor its type, and its values or (uint8) its encoded blocks
+Typed = dict[
+    str, tuple[str, NDArray[Any]]
+]  # for each tensor its type, and its values or (uint8) its encoded blocks
 Encoder = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
 ARCHITECTURES = {
@@ -108,8 +110,8 @@ def q8_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def q4_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Encodes rows as Q4_0. A block of 32 values has a float16 scale and 16 bytes. Byte i has the values i and
-    i + 16."""
+    """Encodes rows as Q4_0. A block of 32 values has a float16 scale and 16 bytes. Byte i has the values i
+    and i + 16."""
     blocks = w.reshape(*w.shape[:-1], -1, 32)
     at = np.abs(blocks).argmax(-1)[..., None]
     scale = (np.take_along_axis(blocks, at, -1) / -8).astype(np.float16)
@@ -136,8 +138,8 @@ def decode(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
-# For each type, the number of values in a block and the encoder. The encoder of BF16 truncates the values, which
-# is exact if the values came from bfloat16.
+# For each type, the number of values in a block and the encoder. The encoder of BF16 truncates the values,
+# which is exact if the values came from bfloat16.
 TYPES: dict[str, tuple[int, Encoder]] = {
     "F32": (1, lambda w: w.view(np.uint8)),
     "F16": (1, lambda w: w.astype(np.float16).view(np.uint8)),
@@ -173,8 +175,8 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """The tensors as llama.cpp's converter writes them. It renames them, stacks the matrices of AltUp, and adds 1
-    to the norm weights of some families."""
+    """The tensors as llama.cpp's converter writes them. It renames them, stacks the matrices of AltUp, and
+    adds 1 to the norm weights of some families."""
     text = text_part(config)
     model_type = text["model_type"]
     adds_one = model_type in ("gemma", "gemma2", "gemma3_text")
@@ -219,8 +221,8 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
 
 
 def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> list[bytes]:
-    """The metadata entries for ``config``. ``changes`` maps a key of the architecture, with two underscores for a
-    dot, to a type and a value, or to None to omit the key."""
+    """The metadata entries for ``config``. ``changes`` maps a key of the architecture, with two underscores
+    for a dot, to a type and a value, or to None to omit the key."""
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
@@ -360,8 +362,8 @@ def _gemma4_keys(text: Mapping[str, Any], sliding: list[bool]) -> dict[str, tupl
 
 
 def write_gguf(path: Path, entries: Iterable[bytes], tensors: Typed) -> Path:
-    """Writes a GGUF file with these metadata entries and tensors. ``tensors`` has the type and the values of each
-    tensor."""
+    """Writes a GGUF file with these metadata entries and tensors. ``tensors`` has the type and the values of
+    each tensor."""
     directory, blobs, offset = [], [], 0
     for name, (kind, values) in tensors.items():
         number, shape, data = NUMBERS[kind], values.shape, values
@@ -378,8 +380,8 @@ def write_gguf(path: Path, entries: Iterable[bytes], tensors: Typed) -> Path:
 
 
 def typed(tensors: Tensors, kind: str) -> Typed:
-    """Encodes the matrices as ``kind`` if their rows are whole blocks. Vectors, routers and other tensors that
-    llama.cpp does not quantize stay F32."""
+    """Encodes the matrices as ``kind`` if their rows are whole blocks. Vectors, routers and other tensors
+    that llama.cpp does not quantize stay F32."""
     chosen = {}
     for name, values in tensors.items():
         kept = (

@@ -1,5 +1,6 @@
 """Finds the guides and the examples in them. product/test_readme.py runs all examples that are marked as
-``python``. Examples that are marked as ``py`` need a picture, a server or the like, and have their own tests."""
+``python``. Examples that are marked as ``py`` need a picture, a server or the like, and have their own
+tests."""
 
 from __future__ import annotations
 

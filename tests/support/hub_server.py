@@ -1,5 +1,5 @@
-"""A server on localhost that replaces the Hugging Face hub in tests. It has the part of the hub's HTTP API that is
-needed for downloading models."""
+"""A server on localhost that replaces the Hugging Face hub in tests. It has the part of the hub's HTTP API
+that is needed for downloading models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TOKEN = "hf_" + "x" * 34
 
 
 class Hub:
-    """The repositories of the server, by name. A repository maps the names of files to their contents. Some words
-    in the name of a repository change the answers:
+    """The repositories of the server, by name. A repository maps the names of files to their contents. Some
+    words in the name of a repository change the answers:
 
     - "gated" and "private" require TOKEN.
     - "down" and "garbage" answer like a broken server.

@@ -58,7 +58,8 @@ def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSe
 
 
 def taps_of(model: gemlet.Model, ids: ArrayLike, **options: Any) -> dict[str, NDArray[np.float32]]:
-    """The intermediate results (taps) of one forward pass over ``ids``, with the same names as in the goldens."""
+    """The intermediate results (taps) of one forward pass over ``ids``, with the same names as in the
+    goldens."""
     return testing.taps(core_of(model), np.asarray(ids, np.int32), **options)
 
 

@@ -81,7 +81,8 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def kernels(*operations: str) -> pytest.MarkDecorator:
-    """Parametrizes a test with these operations, on every CPU tier of this machine that has a kernel for them."""
+    """Parametrizes a test with these operations, on every CPU tier of this machine that has a kernel for
+    them."""
     cases = [entry for entry in ENTRIES if entry[0] in operations and entry[1] in MACHINE_TIERS]
     return pytest.mark.parametrize(("operation", "tier"), cases, ids=["-".join(entry) for entry in cases])
 
@@ -176,8 +177,8 @@ def int8_steps(x: Floats, format: str) -> Doubles:
 def int8_activations(x: Floats, format: str) -> tuple[Doubles, Doubles]:
     """The values x' to which int8 kernels round x, and how far a kernel's value may be from x'.
 
-    If float32 cannot tell to which of two integers x / step is nearer, the distance may be one step. In a block
-    that may become zero, it may be the whole value. Otherwise, the distance must be zero.
+    If float32 cannot tell to which of two integers x / step is nearer, the distance may be one step. In a
+    block that may become zero, it may be the whole value. Otherwise, the distance must be zero.
     """
     step = int8_steps(x, format)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,5 +1,5 @@
-"""Converts golden folders with images or sound into a GGUF model and its mmproj file, with the names, keys and
-layouts of llama.cpp's converter."""
+"""Converts golden folders with images or sound into a GGUF model and its mmproj file, with the names, keys
+and layouts of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from support.gguf_models import (
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry
 
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-# Maps parts of tensor names in a Hugging Face folder to parts of names in the mmproj file. The replacements are
-# made in this order.
+# Maps parts of tensor names in a Hugging Face folder to parts of names in the mmproj file. The replacements
+# are made in this order.
 _SIGLIP = {
     "vision_tower.vision_model.": "vision_tower.",
     "vision_tower.embeddings.patch_embedding": "v.patch_embd",
@@ -306,8 +306,9 @@ def write_mmproj(
     tensors: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the image and audio towers of a golden folder as an mmproj file. ``entries`` and ``tensors`` replace
-    entries and tensors of the file; None leaves one out. ``kinds`` gives the types of some tensors."""
+    """Writes the image and audio towers of a golden folder as an mmproj file. ``entries`` and ``tensors``
+    replace entries and tensors of the file; None leaves one out. ``kinds`` gives the types of some
+    tensors."""
     config, stored = read_folder(folder)
     found: Typed = typed(tower_tensors(config, stored), kind)
     keys: dict[str, tuple[int, Any] | None] = {**tower_entries(config), **(entries or {})}

@@ -1,9 +1,9 @@
 """Time limits for tests that also work on a slow or busy machine.
 
-A limit is given in seconds of processor time on one machine, the reference. Processor time does not include other
-programs, but they slow the process down, and so does a slower machine. A fixed piece of work measures this
-slowness. The work of the test may be slowed down even more, so the limit is also multiplied by a constant. Work
-whose cost grows with a power of its input still takes far more than this limit.
+A limit is given in seconds of processor time on one machine, the reference. Processor time does not include
+other programs, but they slow the process down, and so does a slower machine. A fixed piece of work measures
+this slowness. The work of the test may be slowed down even more, so the limit is also multiplied by a
+constant. Work whose cost grows with a power of its input still takes far more than this limit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _REFERENCE = 0.0041  # seconds that the piece of work takes on an AMD EPYC (Zen 
 
 
 def slowness() -> float:
-    """The factor by which this machine is now slower than the reference: the largest of several measurements, at
-    least 1."""
+    """The factor by which this machine is now slower than the reference: the largest of several measurements,
+    at least 1."""
     return max(1.0, *(_piece_of_work() / _REFERENCE for _ in range(9)))
 
 
@@ -33,15 +33,15 @@ def _piece_of_work() -> float:
 
 
 def in_time(taken: float, seconds: float) -> bool:
-    """True if ``taken`` is within the limit of ``seconds`` on the reference. ``taken`` must have been measured
-    just before the call, because the slowness of a machine changes."""
+    """True if ``taken`` is within the limit of ``seconds`` on the reference. ``taken`` must have been
+    measured just before the call, because the slowness of a machine changes."""
     limit = _ROOM * seconds
     return taken <= limit or taken <= limit * slowness()
 
 
 def assert_quick(work: Callable[[], object], seconds: float) -> None:
-    """Asserts that ``work`` is within the limit of ``seconds`` of processor time on the reference. One of three
-    tries has to be, because the slowness of a machine changes."""
+    """Asserts that ``work`` is within the limit of ``seconds`` of processor time on the reference. One of
+    three tries has to be, because the slowness of a machine changes."""
     seen = []
     for _ in range(3):
         started = time.process_time()

@@ -25,14 +25,15 @@ TIMEOUT = 240.0
 
 
 def command_of(program: Callable[..., object], *arguments: object, result: Path | None = None) -> list[str]:
-    """The command line of a process that calls ``program`` with ``arguments`` and pickles the return value into
-    the file ``result``."""
+    """The command line of a process that calls ``program`` with ``arguments`` and pickles the return value
+    into the file ``result``."""
     call = base64.b64encode(pickle.dumps((program, arguments, result))).decode()
     return [sys.executable, "-X", "faulthandler", "-m", "support.programs", call]
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """The environment for a new process: the same modules and GEMLET_CPU as in this process, and ``changes``."""
+    """The environment for a new process: the same modules and GEMLET_CPU as in this process, and
+    ``changes``."""
     modules = os.pathsep.join(path for path in sys.path if path)
     return {**os.environ, "PYTHONPATH": modules, **changes}
 
@@ -61,8 +62,8 @@ def run_program(
     timeout: float = TIMEOUT,
     environment: Mapping[str, str] | None = None,
 ) -> Result:
-    """Calls ``program`` in a new process and returns its return value. If the process crashes, raises an error or
-    hangs, the test fails and shows the output of the process."""
+    """Calls ``program`` in a new process and returns its return value. If the process crashes, raises an
+    error or hangs, the test fails and shows the output of the process."""
     with TemporaryDirectory() as folder:
         result = Path(folder) / "result"
         done = start_program(program, *arguments, timeout=timeout, environment=environment, result=result)
@@ -94,8 +95,8 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """The peak of the resident memory of this process in MiB. getrusage() would include the peak of the parent
-    process."""
+    """The peak of the resident memory of this process in MiB. getrusage() would include the peak of the
+    parent process."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
 

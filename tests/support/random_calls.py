@@ -1,7 +1,8 @@
-"""Writes random tool calls in the ways in which models write them, also with mistakes, and changes texts at random.
+"""Writes random tool calls in the ways in which models write them, also with mistakes, and changes texts at
+random.
 
-Names, keys and strings consist of words that occur only once, such as ``w12z``. So a test can find out if a part of
-a reply was lost.
+Names, keys and strings consist of words that occur only once, such as ``w12z``. So a test can find out if a
+part of a reply was lost.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ class Values:
 
 
 class LooseWriter:
-    """Writes tool calls as Gemma 4 does, with the deviations from its format that happen. Each string is written
-    with one of ``quotes``. An empty element means no quotes. An element of two characters means that the string
-    begins with the first one and ends with the second one."""
+    """Writes tool calls as Gemma 4 does, with the deviations from its format that happen. Each string is
+    written with one of ``quotes``. An empty element means no quotes. An element of two characters means that
+    the string begins with the first one and ends with the second one."""
 
     QUOTES = (
         *((QUOTE,), (QUOTE,), ('"',), ("'",), (QUOTE, '"'), (QUOTE, "'"), (QUOTE, '"', "'"), ("“",), ("`",)),

@@ -1,5 +1,5 @@
-"""Writes checkpoints in the sizes of the published models with random weights. They have gigabytes, but are written
-in seconds."""
+"""Writes checkpoints in the sizes of the published models with random weights. They have gigabytes, but are
+written in seconds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _BLOCK = 1 << 26  # the weights repeat a block of so many random bytes
 
 
 def write_real_shape(folder: Path, shape: str) -> None:
-    """Writes ``shape``, for example "gemma4-e2b", as a Hugging Face folder in bfloat16. The table of per-layer
-    embeddings is a hole in the file except for its first row, so it takes almost no disk space."""
+    """Writes ``shape``, for example "gemma4-e2b", as a Hugging Face folder in bfloat16. The table of
+    per-layer embeddings is a hole in the file except for its first row, so it takes almost no disk space."""
     header, start = _write_header(folder, shape)
     random = np.random.default_rng(0)
     # Values of both signs from 2^-8 to 2^-5, so that every activation stays finite.
@@ -35,12 +35,14 @@ def write_real_shape(folder: Path, shape: str) -> None:
 
 
 def write_real_shape_hole(folder: Path, shape: str) -> None:
-    """Like :func:`write_real_shape`, but all weights are a hole in the file: zeros that take no disk space."""
+    """Like :func:`write_real_shape`, but all weights are a hole in the file: zeros that take no disk
+    space."""
     _write_header(folder, shape)
 
 
 def _write_header(folder: Path, shape: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """Writes a file of the full size with a header and a hole. Returns the header and the offset of the data."""
+    """Writes a file of the full size with a header and a hole. Returns the header and the offset of the
+    data."""
     config = parse_config(SHAPES[shape], where=shape)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")

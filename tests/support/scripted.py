@@ -79,8 +79,8 @@ class ScriptedEngine:
 
 
 class ScriptedModel(gemlet.Model):
-    """A Gemma 4 that gives the replies of a script. ``asked`` lists the text of each request: the prompt and the
-    tokens after it."""
+    """A Gemma 4 that gives the replies of a script. ``asked`` lists the text of each request: the prompt and
+    the tokens after it."""
 
     def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
         vocab = gemma4_tokenizer().vocab_size

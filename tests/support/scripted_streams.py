@@ -1,5 +1,5 @@
-"""Replaces the streams of a model by scripted streams, for tests of the server that need certain chunks, pauses or
-errors."""
+"""Replaces the streams of a model by scripted streams, for tests of the server that need certain chunks,
+pauses or errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def chunk(*events: Any, reason: Any = None) -> Chunk:
 
 
 class ScriptedStream:
-    """An asynchronous stream of steps. A step is a chunk to give, a number of seconds to wait, or an error to raise.
+    """An asynchronous stream of steps. A step is a chunk to give, a number of seconds to wait, or an error to
+    raise.
 
     ``was_cancelled`` and ``was_closed`` are True after the server has cancelled or closed the stream.
     """
@@ -69,8 +70,8 @@ class ScriptedStream:
 
 @contextmanager
 def saying(*steps: Any) -> Iterator[list[ScriptedStream]]:
-    """During the ``with`` block, every request gets a stream of these steps. The list contains the streams that
-    have begun."""
+    """During the ``with`` block, every request gets a stream of these steps. The list contains the streams
+    that have begun."""
     begun: list[ScriptedStream] = []
 
     def begin(self: object) -> ScriptedStream:

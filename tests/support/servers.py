@@ -1,5 +1,5 @@
-"""Runs servers on a free port of loopback, in a thread of the test's process or in a separate process, and sends
-requests to them."""
+"""Runs servers on a free port of loopback, in a thread of the test's process or in a separate process, and
+sends requests to them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class RunningServer:
         *,
         key: str | None = None,
     ) -> Answer:
-        """Sends a request and returns the answer. A ``body`` of bytes is sent unchanged, any other one as JSON."""
+        """Sends a request and returns the answer. A ``body`` of bytes is sent unchanged, any other one as
+        JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = dict(headers or {})
         if key is not None:
@@ -147,8 +148,8 @@ def serving(
     specs: Sequence[Any] | None = None,
     while_starting: Callable[[RunningServer], None] = lambda _: None,
 ) -> Iterator[RunningServer]:
-    """Runs a server in a thread until the end of the ``with`` block, which begins when the server is ready. The
-    default of ``specs`` is the demo model. ``while_starting`` is called before the server is ready."""
+    """Runs a server in a thread until the end of the ``with`` block, which begins when the server is ready.
+    The default of ``specs`` is the demo model. ``while_starting`` is called before the server is ready."""
     from gemlet.server.run import Server, bind
     from gemlet.server.settings import ModelSpec, Settings
 

@@ -20,7 +20,8 @@ def head(path: str, length: int, headers: str = "") -> bytes:
 
 
 def connect(port: int, *, buffer: int | None = None) -> socket.socket:
-    """Opens a connection. ``buffer`` limits the bytes that the system receives before the client reads them."""
+    """Opens a connection. ``buffer`` limits the bytes that the system receives before the client reads
+    them."""
     made = socket.socket()
     if buffer is not None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -31,8 +32,9 @@ def connect(port: int, *, buffer: int | None = None) -> socket.socket:
 
 @contextmanager
 def slow_clients(port: int, count: int) -> Iterator[None]:
-    """Runs ``count`` clients during the ``with`` block. Of ten clients, five send nothing or half of the headers.
-    Four send one byte of their body every second. One requests a long stream and does not read it."""
+    """Runs ``count`` clients during the ``with`` block. Of ten clients, five send nothing or half of the
+    headers. Four send one byte of their body every second. One requests a long stream and does not read
+    it."""
     wanted = {"prompt": "The", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "stream": True}
     body = json.dumps(wanted).encode()
     whole = head("/v1/completions", len(body)) + body
@@ -71,8 +73,8 @@ def slow_clients(port: int, count: int) -> Iterator[None]:
 
 
 def rude(port: int, whole: bytes, pick: random.Random) -> int | None:
-    """Sends a whole request or a part of it. Then it reads the answer or a part of it, or disconnects at once.
-    Returns the status of the answer, or None if it read no status."""
+    """Sends a whole request or a part of it. Then it reads the answer or a part of it, or disconnects at
+    once. Returns the status of the answer, or None if it read no status."""
     part = whole[: pick.randrange(1, len(whole))] if pick.random() < 0.4 else whole
     with connect(port) as client, contextlib.suppress(OSError):
         client.sendall(part)
@@ -87,8 +89,8 @@ def rude(port: int, whole: bytes, pick: random.Random) -> int | None:
 
 
 def flood(port: int, count: int, headers: str = "") -> int:
-    """Opens ``count`` connections at once and sends a whole request on each. Disconnects when half of the requests
-    have answers. Returns the number of answers."""
+    """Opens ``count`` connections at once and sends a whole request on each. Disconnects when half of the
+    requests have answers. Returns the number of answers."""
     body = json.dumps({"messages": QUESTION, "max_tokens": 2}).encode()
     answered = 0
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:

@@ -1,4 +1,5 @@
-"""Chat templates for tests: templates of other models, variants of Gemma's templates, and hostile templates."""
+"""Chat templates for tests: templates of other models, variants of Gemma's templates, and hostile
+templates."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def open_terminal() -> tuple[int, int]:
-    """The file descriptors of both sides of a pseudo-terminal. Skips the test if the system cannot open one."""
+    """The file descriptors of both sides of a pseudo-terminal. Skips the test if the system cannot open
+    one."""
     try:
         return pty.openpty()
     except OSError as error:
@@ -41,8 +42,8 @@ def on_terminal(
     command: Sequence[str] = GEMLET,
     **environment: str,
 ) -> tuple[int, str]:
-    """Runs gemlet on a terminal, and types each answer when its text has appeared on the screen. Returns the exit
-    code and all output. Checks that gemlet restores the settings of the terminal."""
+    """Runs gemlet on a terminal, and types each answer when its text has appeared on the screen. Returns the
+    exit code and all output. Checks that gemlet restores the settings of the terminal."""
     screen, far_side = open_terminal()
     settings = termios.tcgetattr(far_side)
     process = subprocess.Popen(

@@ -80,7 +80,8 @@ def logits_of(folder: Path, **arguments: Any) -> NDArray[np.float32]:
 
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of the values, truncated to bfloat16. The rounding error does not matter for random weights."""
+    """The bits of the values, truncated to bfloat16. The rounding error does not matter for random
+    weights."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -118,8 +119,8 @@ def safetensors_bytes(
 
 
 def with_header(header: object, data: bytes) -> bytes:
-    """A safetensors file with ``header`` and ``data``. A header of bytes is used unchanged, and any other header is
-    converted to JSON."""
+    """A safetensors file with ``header`` and ``data``. A header of bytes is used unchanged, and any other
+    header is converted to JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 

@@ -65,8 +65,8 @@ def gguf_file(
 
 @cache
 def gemma4() -> dict[str, Any]:
-    """The reduced vocabulary as a dictionary: ``pieces`` and ``types`` of all 262,144 ids, ``merges``, and test
-    ``vectors``. Ids that the reduced vocabulary leaves out have unused filler pieces."""
+    """The reduced vocabulary as a dictionary: ``pieces`` and ``types`` of all 262,144 ids, ``merges``, and
+    test ``vectors``. Ids that the reduced vocabulary leaves out have unused filler pieces."""
     import lzma  # imported here because some builds of Python have no lzma
 
     data = json.loads(lzma.decompress((DATA / "gemma4_vocab.json.xz").read_bytes()))
@@ -109,8 +109,8 @@ def gemma4_json() -> dict[str, Any]:
 
 
 def tokenizer_json(pieces: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    """A ``tokenizer.json`` like Gemma's. Control pieces are added tokens with ``special`` set, and user-defined
-    pieces are other added tokens."""
+    """A ``tokenizer.json`` like Gemma's. Control pieces are added tokens with ``special`` set, and
+    user-defined pieces are other added tokens."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -176,8 +176,8 @@ MARKERS = [
 
 @cache
 def trained_model(**options: Any) -> bytes:
-    """Trains a ``tokenizer.model`` of type BPE. The ids 0 to 3 are pad, eos, bos and unk, then follow MARKERS and
-    the 256 bytes."""
+    """Trains a ``tokenizer.model`` of type BPE. The ids 0 to 3 are pad, eos, bos and unk, then follow MARKERS
+    and the 256 bytes."""
     import sentencepiece
 
     out = io.BytesIO()
@@ -234,8 +234,8 @@ def _pieces(proto: bytes, markers: Collection[str]) -> tuple[list[str], list[flo
 
 
 def trained_merges() -> list[str]:
-    """The merges that are equivalent to the scores: for each piece, every pair of pieces that joins to it. The
-    pieces are in the order of falling scores."""
+    """The merges that are equivalent to the scores: for each piece, every pair of pieces that joins to it.
+    The pieces are in the order of falling scores."""
     return _merges(*trained_pieces())
 
 
@@ -281,8 +281,8 @@ def trained_gguf() -> bytes:
 
 
 def trained_json() -> dict[str, Any]:
-    """The ``tokenizer.json`` for :func:`trained_model`. Its merges do not make runs of spaces. As in the other
-    formats, the longest run is found first."""
+    """The ``tokenizer.json`` for :func:`trained_model`. Its merges do not make runs of spaces. As in the
+    other formats, the longest run is found first."""
     pieces, _, types = trained_pieces()
     data = tokenizer_json(pieces, types, trained_merges())
     for entry in data["added_tokens"]:

@@ -1,4 +1,5 @@
-"""Reads the golden adapters that change image or audio towers, and the prompts and media of their checkpoints."""
+"""Reads the golden adapters that change image or audio towers, and the prompts and media of their
+checkpoints."""
 
 from __future__ import annotations
 

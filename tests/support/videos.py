@@ -29,8 +29,8 @@ def clip(
     seconds: float = 1.0,
     picture: bool = True,
 ) -> bytes:
-    """A video whose frames get brighter. Each frame has the ``size`` (height, width) and a white corner at the top
-    left. With ``sound``, the video has noise of ``seconds`` seconds."""
+    """A video whose frames get brighter. Each frame has the ``size`` (height, width) and a white corner at
+    the top left. With ``sound``, the video has noise of ``seconds`` seconds."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate) if picture else None

@@ -79,8 +79,8 @@ def write_with_vocabulary(folder: Path) -> Path:
 
 
 def write_shieldgemma2(folder: Path) -> Path:
-    """Writes the golden Gemma 3 with a vocabulary as a ShieldGemma 2. The config names this family, and the text
-    "Yes" is token 7."""
+    """Writes the golden Gemma 3 with a vocabulary as a ShieldGemma 2. The config names this family, and the
+    text "Yes" is token 7."""
     path = write_with_vocabulary(folder) / "config.json"
     verdicts = {"yes_token_index": 7, "no_token_index": 9}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "shieldgemma2"} | verdicts))
@@ -116,7 +116,8 @@ def write_gemma3n_with_vocabulary(folder: Path) -> Path:
 
 
 def _write_with_rows(name: str, folder: Path, rows: dict[str, int]) -> None:
-    """Writes the weights of a golden folder. The tables named in ``rows`` get this many random rows instead."""
+    """Writes the weights of a golden folder. The tables named in ``rows`` get this many random rows
+    instead."""
     blob = (FOLDERS / name / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     header, data = json.loads(blob[8:start]), b""

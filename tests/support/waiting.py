@@ -11,8 +11,8 @@ PATIENCE = 120.0  # seconds, far more than any event in these tests takes
 
 
 def until(condition: Callable[[], Found], what: str = "the expected event did not happen") -> Found:
-    """Calls ``condition`` until its result is true, and returns the result. If this takes longer than PATIENCE, the
-    test fails with the message ``what``."""
+    """Calls ``condition`` until its result is true, and returns the result. If this takes longer than
+    PATIENCE, the test fails with the message ``what``."""
     end = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < end, what

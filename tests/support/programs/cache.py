@@ -11,8 +11,8 @@ import gemlet
 
 
 def load_in_four_processes(source: Path) -> list[int]:
-    """Loads the same model in four processes. The result has a 1 for each process that packed the model, and a 0
-    for each process that found the model in the cache."""
+    """Loads the same model in four processes. The result has a 1 for each process that packed the model, and
+    a 0 for each process that found the model in the cache."""
     children = []
     seen = [0]
 

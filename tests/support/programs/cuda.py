@@ -34,7 +34,8 @@ def load() -> tuple[Outcome, str]:
 
 
 def inspect(max_memory: str | None) -> tuple[str | None, int, int]:
-    """The problem that inspect() reports, the total of the memory plan, and the part of the plan for the process."""
+    """The problem that inspect() reports, the total of the memory plan, and the part of the plan for the
+    process."""
     found = gemlet.inspect(weights="q4", max_context=512, device="cuda", max_memory=max_memory)
     return found.problem, found.plan.total, found.plan.process
 
@@ -53,8 +54,8 @@ def lose() -> tuple[Outcome, Outcome]:
 
 
 def fork() -> tuple[list[int], str]:
-    """Tokens that this process generates, and the results of a forked process: with the model of its parent, with
-    its own model, and with the device "auto"."""
+    """Tokens that this process generates, and the results of a forked process: with the model of its parent,
+    with its own model, and with the device "auto"."""
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
     with _load() as model:
         expected = _tokens(model)

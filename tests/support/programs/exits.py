@@ -73,7 +73,8 @@ def end_while_busy(name: str, end: str) -> None:
 
 
 def end_server(end: str) -> None:
-    """Ends the process in the way ``end`` while an HTTP server answers several requests, each in its own thread.
+    """Ends the process in the way ``end`` while an HTTP server answers several requests, each in its own
+    thread.
 
     As in the standard library, these threads are daemons, so Python does not wait for them.
     """
@@ -86,7 +87,9 @@ def end_server(end: str) -> None:
             messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError, gemlet.GemletError):  # the client is gone, or the model is closed
+            with contextlib.suppress(
+                OSError, gemlet.GemletError
+            ):  # the client is gone, or the model is closed
                 for chunk in model.stream_chat(messages, max_tokens=500, ignore_eos=True):
                     self.wfile.write(chunk.text.encode())
 

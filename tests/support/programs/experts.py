@@ -32,8 +32,8 @@ def places_of(path: Path) -> dict[tuple[int, int, str], tuple[int, int]]:
 
 
 def protect(path: Path, mode: int, kept: Kept) -> None:
-    """Sets the access ``mode`` of all memory pages that contain only matrices of experts, except for the experts in
-    ``kept``."""
+    """Sets the access ``mode`` of all memory pages that contain only matrices of experts, except for the
+    experts in ``kept``."""
     with open("/proc/self/maps") as file:
         maps = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(str(path))]
     assert maps

@@ -1,5 +1,5 @@
-"""Functions that product/test_handlers.py runs in separate processes: a signal handler forks the process while it
-writes a folder."""
+"""Functions that product/test_handlers.py runs in separate processes: a signal handler forks the process
+while it writes a folder."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ WORKS: dict[str, Callable[[str, Path], None]] = {"convert": _convert, "cache": _
 
 def fork_while_writing(name: str, model: str, folder: str, most: int) -> int:
     """Repeats the work ``name`` at most about ``most`` times, and forks at a later call each time. The forked
-    process runs to its end before its parent continues. The parent must write the same files as without a fork.
-    Returns the number of forked processes."""
+    process runs to its end before its parent continues. The parent must write the same files as without a
+    fork. Returns the number of forked processes."""
     work = WORKS[name]
     steps = _count_steps(lambda: work(model, Path(folder, "alone")))
     alone = _contents(Path(folder, "alone"))
@@ -67,7 +67,8 @@ def _run(work: Callable[[], None], at: int, parent: int) -> int:
 
 
 def _count_steps(work: Callable[[], None], at: int = 0) -> int:
-    """Counts the calls in the modules ``WRITERS`` during the work, and sends a signal at call number ``at``."""
+    """Counts the calls in the modules ``WRITERS`` during the work, and sends a signal at call number
+    ``at``."""
     count = 0
 
     def look(frame: FrameType, event: str, argument: Any) -> None:

@@ -50,8 +50,8 @@ class Forks:
         self.generate()
 
     def step_streams(self) -> None:
-        """Continues the streams. A stream whose step was interrupted by the fork must raise an error that says
-        so."""
+        """Continues the streams. A stream whose step was interrupted by the fork must raise an error that
+        says so."""
         for stream in self.works.streams:
             with contextlib.suppress(gemlet.ModelClosedError):
                 for _ in stream:

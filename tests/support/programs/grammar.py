@@ -15,8 +15,8 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork
 
 
 def in_forks_and_threads() -> bool:
-    """Generates text with a grammar before a fork, in the forked process and after the fork, while other threads
-    do the same."""
+    """Generates text with a grammar before a fork, in the forked process and after the fork, while other
+    threads do the same."""
     model = gemlet.load()
 
     def write(i: int) -> bool:

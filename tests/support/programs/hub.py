@@ -1,5 +1,5 @@
-"""Functions that files/test_hub.py runs in separate processes. huggingface_hub reads its settings only during its
-import, so each test needs its own process."""
+"""Functions that files/test_hub.py runs in separate processes. huggingface_hub reads its settings only during
+its import, so each test needs its own process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from support.hub_server import COMMIT, TOKEN
 
 
 def bars(name: str, progress: bool | None) -> str:
-    """Downloads and loads the model ``name``. Returns the text on standard error, which has the progress bars."""
+    """Downloads and loads the model ``name``. Returns the text on standard error, which has the progress
+    bars."""
     calls: list[tuple[int, int]] = []
     with contextlib.redirect_stderr(io.StringIO()) as error:
         given: Any = progress if progress is not None else lambda done, total: calls.append((done, total))

@@ -13,7 +13,8 @@ import gemlet
 
 
 class Interrupting:
-    """An import finder that finds nothing. It sends the signal ``number`` when Python looks for ``module``."""
+    """An import finder that finds nothing. It sends the signal ``number`` when Python looks for
+    ``module``."""
 
     def __init__(self, module: str, number: int) -> None:
         self.module = module
@@ -29,8 +30,8 @@ class Interrupting:
 
 
 def interrupt_import(module: str, number: int) -> None:
-    """Sends a signal while the first use of gemlet imports ``module``. The exception of the signal handler must
-    reach the caller, and the next use of gemlet must work."""
+    """Sends a signal while the first use of gemlet imports ``module``. The exception of the signal handler
+    must reach the caller, and the next use of gemlet must work."""
     finder = Interrupting(module, number)
     sys.meta_path.insert(0, finder)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -148,8 +148,8 @@ ACTIONS: dict[str, Callable[[Shared], object]] = {
 
 
 def act_while_extending(threads: int) -> dict[str, list[str]]:
-    """Does each of ``ACTIONS`` while another thread extends a sequence. For each action, the result lists "done" or
-    the name of the error for each extend."""
+    """Does each of ``ACTIONS`` while another thread extends a sequence. For each action, the result lists
+    "done" or the name of the error for each extend."""
     outcomes = {}
     for action in ACTIONS:
         print(action, file=sys.stderr, flush=True)  # so that a failed test shows the action
@@ -164,7 +164,9 @@ def _act(action: str, threads: int) -> list[str]:
     started = time.monotonic()
     _core.TokenSequence(shared.core).extend(shared.ids[:500])
     if time.monotonic() - started > 0.05:
-        shared.ids = shared.ids[:1100]  # with a sanitizer, the work is slow, so three forward passes are enough
+        shared.ids = shared.ids[
+            :1100
+        ]  # with a sanitizer, the work is slow, so three forward passes are enough
     outcomes = []
 
     def extend(sequence: _core.TokenSequence) -> None:

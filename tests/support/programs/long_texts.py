@@ -14,8 +14,8 @@ UNCUT = ("\n", 4_000_000)
 
 
 def interrupt_encoding(text: str, times: int) -> float:
-    """Simulates Ctrl-C during the encoding of ``text``, repeated ``times`` times. Returns the seconds of processor
-    time from the Ctrl-C to the end of the encoding."""
+    """Simulates Ctrl-C during the encoding of ``text``, repeated ``times`` times. Returns the seconds of
+    processor time from the Ctrl-C to the end of the encoding."""
     tokenizer = gemlet.load().tokenizer
     assert tokenizer is not None
     tokenizer.encode("the")

@@ -19,8 +19,8 @@ from support.processes import peak
 
 
 def convert_and_interrupt(source: Path, packed: Path) -> None:
-    """Simulates Ctrl-C at the first step of convert(). The exception must reach the caller, and no file may stay
-    open."""
+    """Simulates Ctrl-C at the first step of convert(). The exception must reach the caller, and no file may
+    stay open."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(KeyboardInterrupt):
@@ -93,16 +93,16 @@ def convert(source: Path, packed: Path) -> float:
 
 
 def convert_and_cache(source: Path, packed: Path) -> None:
-    """Packs ``source`` with its tokenizer into ``packed``. Then it packs ``source`` without the tokenizer into the
-    cache."""
+    """Packs ``source`` with its tokenizer into ``packed``. Then it packs ``source`` without the tokenizer
+    into the cache."""
     gemlet.convert(source, packed, weights="q4")
     (source / "tokenizer.json").unlink()
     gemlet.load(source, weights="q4", cache=True).close()
 
 
 def cost_of_loading(folder: Path, cache: bool) -> tuple[float, float]:
-    """The processor time of load() without imports, in seconds of the reference machine of support/pace.py, and the
-    MiB of files that load() reads into memory."""
+    """The processor time of load() without imports, in seconds of the reference machine of support/pace.py,
+    and the MiB of files that load() reads into memory."""
     gemlet.load().generate("x", max_tokens=1)
     read, before = bytes_read(), time.process_time()
     model = gemlet.load(folder, weights="q4", max_context=4096, cache=cache)
@@ -122,8 +122,8 @@ def bytes_read() -> int:
 
 
 def truncate_in_use(folder: Path, other: Path) -> None:
-    """Loads the model in ``folder``. While the model is in use, it replaces the file in ``folder`` by the file in
-    ``other``, and then truncates the new file."""
+    """Loads the model in ``folder``. While the model is in use, it replaces the file in ``folder`` by the
+    file in ``other``, and then truncates the new file."""
 
     def load() -> Any:
         return gemlet.load(folder, threads=1)

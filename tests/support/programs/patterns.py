@@ -14,8 +14,9 @@ from gemlet.base.patterns import _Pattern
 
 
 def pump_all() -> int:
-    """Matches every regular expression of the package with long texts of repeated characters. Returns the number
-    of expressions. An expression that backtracks too much would exceed the time limit of the process."""
+    """Matches every regular expression of the package with long texts of repeated characters. Returns the
+    number of expressions. An expression that backtracks too much would exceed the time limit of the
+    process."""
     for info in pkgutil.walk_packages(gemlet.__path__, "gemlet."):
         if not info.name.endswith("__main__"):
             with contextlib.suppress(ImportError):  # the module needs an extra that is not installed

@@ -1,5 +1,5 @@
-"""Functions that server/test_replicas.py runs in separate processes: they use two replicas of the demo model on Ray,
-and Ray Data."""
+"""Functions that server/test_replicas.py runs in separate processes: they use two replicas of the demo model
+on Ray, and Ray Data."""
 
 from __future__ import annotations
 

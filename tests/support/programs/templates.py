@@ -57,7 +57,8 @@ def without_jinja() -> list[str]:
 
 
 def where_nothing_starts() -> list[str]:
-    """The messages of the errors when gemlet cannot start a Python process, as in a program that embeds Python."""
+    """The messages of the errors when gemlet cannot start a Python process, as in a program that embeds
+    Python."""
     said = []
     for executable in ("/bin/false", "/no/such/file", "", None):
         sys.executable = executable  # type: ignore[assignment]
@@ -69,8 +70,8 @@ def where_nothing_starts() -> list[str]:
 
 
 def in_a_handler() -> int:
-    """How often a signal handler could render a template while the thread that it interrupted waited for an endless
-    template."""
+    """How often a signal handler could render a template while the thread that it interrupted waited for an
+    endless template."""
     count = 0
 
     def handler(*_: object) -> None:

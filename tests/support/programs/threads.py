@@ -21,8 +21,8 @@ ADDRESS_SPACE = 1 << 38
 def without_threads(kind: str) -> None:
     """Calls the function ``kind`` in a process that cannot start a thread.
 
-    The limit of the number of threads does not apply to root. So this limits the address space instead, and makes
-    the stacks of threads too large for it.
+    The limit of the number of threads does not apply to root. So this limits the address space instead, and
+    makes the stacks of threads too large for it.
     """
     for limit, size in ((resource.RLIMIT_STACK, STACK), (resource.RLIMIT_AS, ADDRESS_SPACE)):
         resource.setrlimit(limit, (size, resource.getrlimit(limit)[1]))

@@ -95,7 +95,9 @@ class Works:
         gemlet.convert(None, f"{folder}/{os.getpid()}", weights="q8")
 
     def cache(self) -> None:
-        shutil.rmtree(cache_folder(), ignore_errors=True)  # in the folder of the test, which sets XDG_CACHE_HOME
+        shutil.rmtree(
+            cache_folder(), ignore_errors=True
+        )  # in the folder of the test, which sets XDG_CACHE_HOME
         gemlet.load(weights="q8", threads=2, cache=True).close()
 
     def fill(self) -> None:
