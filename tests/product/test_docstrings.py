@@ -39,9 +39,8 @@ def public() -> dict[str, object]:
                         inspect.isfunction(member) or isinstance(member, property)
                     ):
                         continue
-                    if (
-                        member.__doc__ or f"{name}.{key}" not in found
-                    ):  # methods without their own docstring inherit the docstring of the base class
+                    # Methods without their own docstring inherit the docstring of the base class.
+                    if member.__doc__ or f"{name}.{key}" not in found:
                         found[f"{name}.{key}"] = member
     return found
 
@@ -66,9 +65,8 @@ def test_docstring_with_example(name: str) -> None:
     assert not text.startswith(f"{last}("), f"{name} has only the docstring that dataclass made"
     if isinstance(PUBLIC[name], property):
         return
-    shown = around in PUBLIC and f".{last}(" in calls(
-        docstring(around)
-    )  # the example of the class uses the method
+    # A method needs no example of its own if the example of its class uses the method.
+    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))
     assert calls(text) or shown, f"{name} has no example"
 
 

@@ -90,9 +90,8 @@ def test_generation_ends_when_the_context_is_full() -> None:
         assert small.context_length == 32
         result = small.generate(PROMPT, max_tokens=1000, seed=1, ignore_eos=True)
         assert result.finish_reason == "context"
-        assert (
-            result.prompt_tokens + result.completion_tokens == 33
-        )  # the last token needs no place in the context
+        # The last token needs no place in the context.
+        assert result.prompt_tokens + result.completion_tokens == 33
         with pytest.raises(ContextLengthError, match=r"33 tokens.*holds 32; .*larger max_context"):
             small.generate([3] * 33)
         with pytest.raises(ContextLengthError, match=r"ids: 33 tokens"):

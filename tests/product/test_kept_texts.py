@@ -144,9 +144,8 @@ def test_the_reported_byte_counts_in_the_text_of_the_caller(begin: str) -> None:
     with gemlet.load(threads=1) as model:
         assert model.explain_prefix(f"{begin}The door").byte == 0
         model.generate("The door \U0001f642 opened", **OPTIONS)
-        report = model.explain_prefix(
-            f"{begin}The door \U0001f643 opened"
-        )  # only the last byte of this emoji differs
+        # Only the last byte of this emoji differs.
+        report = model.explain_prefix(f"{begin}The door \U0001f643 opened")
         assert report.byte is not None
         assert report.byte - len(f"{begin}The door ") in (0, 3)
         if not begin:

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.real
 
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TOKENS, EVERY = 512, 4
+# The largest allowed mean KL divergence. If q4 rounded like llama.cpp's Q4_0, it would have 0.33.
 KL = {
     "bf16": 3e-4,
     "bf12": 3e-4,
@@ -34,7 +35,7 @@ KL = {
     "q4": 0.25,
     "q4k": 0.12,
     "auto": 3e-3,
-}  # the largest allowed mean KL divergence; rounding as in llama.cpp's Q4_0 would give q4 0.33
+}
 WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0, "q4k": 1.5, "auto": 0.1}
 
 

@@ -54,9 +54,8 @@ def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
     with gemlet.load(named, threads=1) as model:
         assert model.generation_config.suppress_tokens == tuple(likely)
         assert set(greedy(model)).isdisjoint(likely)
-        assert (
-            greedy(model, suppress_tokens=[]) == free
-        )  # the value of the caller replaces the value of the file
+        # The value of the caller replaces the value of the file.
+        assert greedy(model, suppress_tokens=[]) == free
         assert set(greedy(model, suppress_tokens=None)).isdisjoint(likely)
     gemlet.convert(named, tmp_path / "packed", weights="f32")
     with gemlet.load(tmp_path / "packed", threads=1) as model:

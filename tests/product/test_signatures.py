@@ -51,9 +51,8 @@ def test_the_options_are_the_same_everywhere() -> None:
         for name in FIELDS:
             assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert taken[name].default is None
-            if (
-                "chat" not in method and name == "seed"
-            ):  # these methods accept a list with a seed for each prompt
+            # Methods for several prompts also accept a list with a seed for each prompt.
+            if "chat" not in method and name == "seed":
                 assert types[name] == int | Sequence[int] | None
             else:
                 assert types[name] == hints[name]

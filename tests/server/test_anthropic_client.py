@@ -15,9 +15,8 @@ from support.servers import RunningServer
 anthropic = optional("anthropic")
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
-GREEDY: Any = {
-    "extra_body": {"temperature": 0}
-}  # the method for messages has no argument for the temperature any more
+# The method for messages has no argument for the temperature any more.
+GREEDY: Any = {"extra_body": {"temperature": 0}}
 
 
 @pytest.fixture

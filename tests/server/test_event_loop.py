@@ -172,9 +172,8 @@ def test_no_request_blocks_the_event_loop(server: RunningServer, name: str) -> N
             longest, last = max(longest, now - last), now
 
     loop = server.server.servers[0].get_loop()
-    for _ in range(
-        3
-    ):  # other processes may slow a measurement down, so one quick measurement of three is enough
+    # Other processes may slow a measurement down, so one quick measurement of three is enough.
+    for _ in range(3):
         longest = 0.0
         watching = asyncio.run_coroutine_threadsafe(watch(), loop)
         try:

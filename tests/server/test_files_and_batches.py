@@ -235,9 +235,8 @@ def test_a_batch(client: Any) -> None:
     assert bad["5"]["response"]["body"]["error"]["param"] == "max_tokens"
     assert batch.usage.output_tokens == 20
     assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
-    assert (
-        client.batches.cancel(batch.id) == batch
-    )  # the batch has ended already, so cancelling changes nothing
+    # The batch has ended already, so cancelling changes nothing.
+    assert client.batches.cancel(batch.id) == batch
     assert client.batches.list(limit=1).data[0].id == batch.id
 
 

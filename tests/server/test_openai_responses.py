@@ -150,9 +150,8 @@ def test_another_key_cannot_see_a_response(tmp_path: Path) -> None:
         assert server.ask("DELETE", path, key=bob).status == 404
         assert server.post("/v1/responses", {**body, "previous_response_id": name}, key=bob).status == 404
         assert server.ask("GET", path, key=alice).status == 200
-        for _ in range(
-            3
-        ):  # when the memory for stored responses is full, the server forgets the oldest responses
+        # When the memory for stored responses is full, the server forgets the oldest responses.
+        for _ in range(3):
             last = server.post("/v1/responses", body, key=alice).json["id"]
         assert server.ask("GET", path, key=alice).status == 404
         assert server.ask("GET", f"/v1/responses/{last}", key=alice).status == 200

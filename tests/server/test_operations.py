@@ -135,9 +135,8 @@ def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
         assert len(several.post("/v1/embeddings", body).json["data"]) == 40
     settings = several.server.app.service.settings
 
-    async def forever(
-        *given: object, **named: object
-    ) -> None:  # replaces the model, which might answer too soon
+    # This replaces the function that computes vectors, which could return too soon.
+    async def forever(*given: object, **named: object) -> None:
         await asyncio.Event().wait()
 
     with (

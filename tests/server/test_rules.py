@@ -320,9 +320,8 @@ def test_a_body_that_is_too_large() -> None:
     with serving(Settings(max_body=2048, body_seconds=0.5)) as server:
         text = {"messages": [{"role": "user", "content": "x" * 4000}]}
         assert server.post("/v1/chat/completions", text).status == 413
-        pieces = iter(
-            [b"x" * 1000] * 50
-        )  # without a Content-Length, the server learns the size only while it reads
+        # Without a Content-Length, the server learns the size only while it reads.
+        pieces = iter([b"x" * 1000] * 50)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
         try:
             connection.request("POST", "/v1/chat/completions", pieces)

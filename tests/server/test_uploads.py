@@ -285,7 +285,6 @@ def test_a_batch_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
         begun = time.monotonic()
         assert server.ask("POST", f"/v1/batches/{name}/cancel", key=key).json["status"] == "cancelling"
         until(lambda: found()["status"] == "cancelled")
-        assert (
-            time.monotonic() - begun < 30
-        )  # without the cancellation, the batch would have waited for a minute
+        # Without the cancellation, the batch would have waited for a minute.
+        assert time.monotonic() - begun < 30
         assert found()["request_counts"] == {"total": 6, "completed": 2, "failed": 0}

@@ -213,9 +213,8 @@ def test_the_server_asks_only_for_bodies_that_it_reads(locked: tuple[RunningServ
     with connected(server) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + expecting)
         assert answers(connection, 1)[0][0] == 401
-        assert is_closed(
-            connection
-        )  # the server cannot know if the next bytes are the body or another request
+        # The server cannot know if the next bytes are the body or another request.
+        assert is_closed(connection)
     with connected(server) as connection:
         connection.sendall(begin + expecting)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")

@@ -19,9 +19,8 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry, gguf_file, gguf_tensor
 
 Tensors = dict[str, NDArray[np.float32]]
-Typed = dict[
-    str, tuple[str, NDArray[Any]]
-]  # for each tensor its type, and its values or (uint8) its encoded blocks
+# Maps the name of each tensor to its type, and to its values or (uint8) its encoded blocks.
+Typed = dict[str, tuple[str, NDArray[Any]]]
 Encoder = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
 ARCHITECTURES = {

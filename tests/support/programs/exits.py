@@ -87,9 +87,8 @@ def end_server(end: str) -> None:
             messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(
-                OSError, gemlet.GemletError
-            ):  # the client is gone, or the model is closed
+            # The client may have disconnected, and the model may be closed.
+            with contextlib.suppress(OSError, gemlet.GemletError):
                 for chunk in model.stream_chat(messages, max_tokens=500, ignore_eos=True):
                     self.wfile.write(chunk.text.encode())
 

@@ -164,9 +164,8 @@ def _act(action: str, threads: int) -> list[str]:
     started = time.monotonic()
     _core.TokenSequence(shared.core).extend(shared.ids[:500])
     if time.monotonic() - started > 0.05:
-        shared.ids = shared.ids[
-            :1100
-        ]  # with a sanitizer, the work is slow, so three forward passes are enough
+        # With a sanitizer, the work is slow, so three forward passes are enough.
+        shared.ids = shared.ids[:1100]
     outcomes = []
 
     def extend(sequence: _core.TokenSequence) -> None:

@@ -108,16 +108,14 @@ def slide_a_window() -> None:
 
 
 def fill_caches() -> None:
-    layer = layer_config(
-        num_kv_heads=4, head_dim=512
-    )  # a block of the KV cache has 1 MB, and a slab has four blocks
+    # A block of the KV cache has 1 MB, and a slab has four blocks.
+    layer = layer_config(num_kv_heads=4, head_dim=512)
     core = random_core(config=model_config(layer, max_context=20_000))
 
     def filled() -> _core.TokenSequence:
         sequence = _core.TokenSequence(core)
-        sequence.extend(
-            np.full(256, 5, np.int32)
-        )  # only the last of the four blocks is still in the attention window
+        # Only the last of the four blocks is still in the attention window.
+        sequence.extend(np.full(256, 5, np.int32))
         return sequence
 
     filled().close()
@@ -125,9 +123,8 @@ def fill_caches() -> None:
     sequences = [filled() for _ in range(10)]
     used = sum(testing.cache_bytes(sequence) for sequence in sequences)
     assert used == core.memory()["kv_cache_used"] == 10 * 2**20
-    size = core.memory()[
-        "kv_cache"
-    ]  # the last forward pass used four blocks, and three of these are free now
+    # The last forward pass used four blocks, and three of these are free now.
+    size = core.memory()["kv_cache"]
     assert size == 13 * 2**20
     grown = (resident() - before) * 2**20
     assert 0.95 * size < grown < 1.05 * size + 2**21, (grown, size)

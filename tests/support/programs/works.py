@@ -58,7 +58,8 @@ class Works:
             for chunk in stream:
                 texts.append(chunk.text)
         finally:
-            stream.close()  # if a signal handler raised an exception between two steps, the stream has not ended yet
+            # If a signal handler raised an exception between two steps, the stream has not ended yet.
+            stream.close()
             self.streams.remove(stream)
             result = stream.result
             assert result.finish_reason in ("length", "cancelled")
@@ -91,13 +92,12 @@ class Works:
         gemlet.load(weights="q8", threads=1)
 
     def convert(self) -> None:
-        folder = tempfile.mkdtemp()  # in the folder of the test, which sets TMPDIR
+        folder = tempfile.mkdtemp()  # the test sets TMPDIR to its own folder
         gemlet.convert(None, f"{folder}/{os.getpid()}", weights="q8")
 
     def cache(self) -> None:
-        shutil.rmtree(
-            cache_folder(), ignore_errors=True
-        )  # in the folder of the test, which sets XDG_CACHE_HOME
+        # The test sets XDG_CACHE_HOME to its own folder.
+        shutil.rmtree(cache_folder(), ignore_errors=True)
         gemlet.load(weights="q8", threads=2, cache=True).close()
 
     def fill(self) -> None:
