@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--need-extras",
         default="",
-        help="extras such as hub,grammar, or all: if packages are missing, their tests fail and are not skipped",
+        help="extras such as hub,grammar, or all: their tests fail if packages are missing",
     )
     parser.addoption(
         "--tested-extras",

@@ -155,7 +155,7 @@ def test_table() -> None:
 # --- benchmarks/start.py
 
 
-def test_a_start_of_a_model_with_a_short_context(tmp_path: Path) -> None:
+def test_measuring_the_start_of_a_model_with_a_short_context(tmp_path: Path) -> None:
     """Other models are measured with a context of 4096 tokens. The demo model has a shorter context."""
     gemlet.convert(None, tmp_path / "demo", weights="q4")
     command = [sys.executable, str(START), str(tmp_path / "demo"), "--processes", "1"]
@@ -228,7 +228,7 @@ def test_files_are_compared_with_a_warning(tmp_path: Path) -> None:
     assert "tier: avx2 / amx" in output
 
 
-def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_command_that_failed(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text("raise SystemExit('no model')\n")
     done = subprocess.run(
@@ -288,7 +288,7 @@ def test_towers_that_cannot_be_measured(
 
 
 @pytest.mark.parametrize("name", TOWER_SHAPES)
-def test_random_models_have_the_towers_of_the_published_ones(name: str) -> None:
+def test_random_models_have_towers_of_the_published_sizes(name: str) -> None:
     """The numbers of parameters, in millions, equal those of the published towers."""
     config = shape_config(name, towers=True)
     sizes = {kind: 0 for kind in ("vision", "audio")}

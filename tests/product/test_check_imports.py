@@ -118,7 +118,7 @@ def test_each_kind_of_wrong_import_is_refused(
     assert expected in check.check_imports(package(tmp_path, GOOD | files))
 
 
-def test_a_table_that_points_upwards(check: ModuleType) -> None:
+def test_a_table_that_allows_upward_imports_is_refused(check: ModuleType) -> None:
     assert check.check_order(check.MAY_IMPORT) == []
     wrong = {"base": "config", "config": "base", "cli": "anything"}
     assert check.check_order(wrong) == ["MAY_IMPORT: base imports config, which is not in a row above"]
@@ -144,14 +144,14 @@ def test_a_long_file(check: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["from files.test_a import f", "from files import test_a", "import test_a"])
-def test_a_test_that_imports_a_test(check: ModuleType, tmp_path: Path, text: str) -> None:
+def test_a_test_that_imports_another_test_is_refused(check: ModuleType, tmp_path: Path, text: str) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_b.py").write_text(text)
     (found,) = check.check_tests(tmp_path)
     assert found.startswith("tests/test_b.py:1: imports ")
 
 
-def test_a_table_that_differs_is_reported(check: ModuleType, tmp_path: Path) -> None:
+def test_an_outdated_table_in_the_readme_is_reported(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "python").mkdir()
     text = (ROOT / "python/README.md").read_text()
     (tmp_path / "python/README.md").write_text(text.replace("| `config` | `base` |", "| `config` | |"))

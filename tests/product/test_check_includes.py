@@ -131,5 +131,7 @@ def test_each_kind_of_wrong_include_is_refused(
     ],
     ids=["two headers", "through a source file"],
 )
-def test_a_circle_of_units(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_a_circle_of_includes_is_refused(
+    check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     assert problems(check, tmp_path, GOOD | files) == [f"units include each other in a circle: {expected}"]

@@ -191,7 +191,7 @@ def test_an_error_prints_one_line_and_gives_exit_code_1(
     assert message in failed(run_here(capsys, *arguments))
 
 
-def test_a_prompt_that_is_not_utf8_is_refused() -> None:
+def test_a_prompt_with_invalid_utf8_is_refused() -> None:
     assert "byte 3 of standard input is not UTF-8" in failed(run("generate", "-", stdin=b"abc\xff"))
     done = subprocess.run(
         [*map(os.fsencode, GEMLET), b"generate", b"abc\xff"],
@@ -280,7 +280,7 @@ def test_ctrl_c_while_waiting_for_the_prompt() -> None:
     assert error.strip() == b""
 
 
-def test_a_reader_that_stops_early_is_not_an_error() -> None:
+def test_a_closed_output_pipe_is_not_an_error() -> None:
     process = subprocess.Popen(
         [*GEMLET, "generate", PROMPT, "--max-tokens", "2000", "--seed", "1"],
         stdout=subprocess.PIPE,

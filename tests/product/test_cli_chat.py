@@ -71,7 +71,7 @@ def test_exit_words_end_the_chat(word: str) -> None:
     assert on_terminal(["chat", *FAST], [("\n> ", f"{word}\n")])[0] == 0
 
 
-def test_a_reply_that_was_cut_has_a_mark() -> None:
+def test_a_reply_that_max_tokens_cut_off_has_a_mark() -> None:
     code, screen = on_terminal(["chat", PROMPT, "--max-tokens", "3", "--temperature", "0"])
     assert code == 0
     assert screen.endswith("\x1b[2m[cut at 3 tokens]\x1b[0m\n")

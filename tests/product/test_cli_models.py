@@ -76,7 +76,7 @@ def test_models_of_every_place(
     assert lines[-1].endswith("packed weights q4")
 
 
-def test_models_works_without_any_models(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_models_works_without_models(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "models").startswith("no models in ")
     assert json.loads(output(capsys, "models", "--json")) == {"models": [], "cache": []}
 
@@ -91,7 +91,7 @@ def test_without_a_main_branch_the_newest_snapshot_is_used(
     assert found["path"] == str(new)
 
 
-def test_models_says_which_models_fit(
+def test_the_command_models_says_which_models_fit(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_into_hub(home, "someone/demo")

@@ -57,7 +57,7 @@ def test_an_http_server_with_a_thread_for_each_request(end: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_making_an_error_runs_no_python_code() -> None:
+def test_the_core_makes_errors_without_python_code() -> None:
     """The core makes errors in places where the thread must not be ended. Python code could end the
     thread."""
     for name in errors.__all__:

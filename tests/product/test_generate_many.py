@@ -66,7 +66,7 @@ def test_several_replies_to_a_conversation(model: gemlet.Model) -> None:
         model.session().chat("Who is there?", n=2)  # type: ignore[call-arg]
 
 
-def test_lists_of_prompts_and_lists_of_ids_are_told_apart(model: gemlet.Model) -> None:
+def test_lists_of_prompts_and_lists_of_ids_are_distinguished(model: gemlet.Model) -> None:
     assert model.tokenizer is not None
     ids = model.tokenizer.encode("The door")
     assert isinstance(model.generate(ids, max_tokens=2), gemlet.Generation)

@@ -226,7 +226,7 @@ def test_logits_do_not_depend_on_how_the_ids_are_split(model: gemlet.Model) -> N
     np.testing.assert_allclose(model.logits(ids[:70]), whole[:70], rtol=0, atol=1e-3 * np.abs(whole).max())
 
 
-def test_a_stream_that_was_not_begun_says_that_its_model_is_closed() -> None:
+def test_the_error_of_an_unread_stream_whose_model_is_closed() -> None:
     with gemlet.load(threads=1) as model:
         late, whole = model.stream(PROMPT, max_tokens=3), model.stream(PROMPT, max_tokens=3)
         cut = model.stream_chat("Hello", max_tokens=3)
@@ -262,7 +262,9 @@ def test_every_call_after_close_is_an_error() -> None:
             use()
 
 
-def test_a_model_without_tokenizer_takes_ids(model: gemlet.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_tokenizer_accepts_token_ids(
+    model: gemlet.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model, "tokenizer", None)
     result = model.generate([2, 5, 6], max_tokens=4, seed=1, ignore_eos=True)
     assert (result.text, result.completion_tokens) == ("", 4)
@@ -274,7 +276,7 @@ def test_a_model_without_tokenizer_takes_ids(model: gemlet.Model, monkeypatch: p
         model.chat([{"role": "user", "content": "Hello"}])
 
 
-def test_a_string_is_the_only_message_of_a_chat(model: gemlet.Model) -> None:
+def test_a_string_becomes_the_only_message_of_a_chat(model: gemlet.Model) -> None:
     asked = {"max_tokens": 8, "seed": 3}
     whole = model.chat([{"role": "user", "content": "Hello"}], **asked)
     assert model.chat("Hello", **asked).token_ids == whole.token_ids

@@ -87,7 +87,7 @@ def test_numbers_of_other_libraries_become_plain_numbers() -> None:
     assert config.do_sample is False
 
 
-def test_stop_becomes_a_tuple() -> None:
+def test_stop_strings_become_a_tuple() -> None:
     assert GenerationConfig(stop="END").stop == ("END",)
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
     assert GenerationConfig(stop=("a",)).stop == ("a",)

@@ -234,7 +234,7 @@ def test_end_tokens_come_only_where_the_text_is_complete(model: gemlet.Model) ->
     assert model.generate("It was", regex="[a-z]+", max_tokens=60, logit_bias={end: 100.0}).text.isalpha()
 
 
-def test_a_model_that_was_closed_keeps_nothing() -> None:
+def test_a_deleted_model_frees_its_tokenizer() -> None:
     with gemlet.load() as own:
         own.generate("It was", choice=["yes"], max_tokens=5)
         tokenizer = weakref.ref(own.tokenizer)

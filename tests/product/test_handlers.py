@@ -32,6 +32,6 @@ def test_signals_may_come_while_the_main_thread_writes(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_process_forked_while_a_folder_is_written_leaves_it_alone(tmp_path: Path, name: str) -> None:
+def test_a_forked_process_does_not_touch_a_folder_that_its_parent_writes(tmp_path: Path, name: str) -> None:
     model = str(HERE / "gemma3-1b")
     assert run_program(fork_while_writing, name, model, str(tmp_path), 15) > 5

@@ -84,7 +84,7 @@ def output_of(program: str) -> str:
 
 
 @pytest.mark.parametrize("module", [*NAMES, "gemlet.loading.load", "gemlet.cli"])
-def test_load_is_the_function_whatever_is_imported_first(module: str) -> None:
+def test_load_is_the_function_after_any_first_import(module: str) -> None:
     program = f"import {module}, gemlet; print(gemlet.load.__module__, callable(gemlet.load))"
     assert output_of(program) == "gemlet.loading.load True"
 

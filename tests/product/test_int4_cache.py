@@ -96,7 +96,7 @@ def test_requests_with_an_adapter_share_a_pass(name: str) -> None:
         assert found[0].cached_tokens == 89
 
 
-def test_the_plan_and_the_inspection() -> None:
+def test_the_memory_plan_of_an_int4_cache() -> None:
     found = {
         name: gemlet.inspect(GOLDEN / "gemma1-2b", weights="q4", kv_cache=name) for name in ("int8", "int4")
     }

@@ -124,7 +124,7 @@ def test_a_prefill_shows_progress(terminal: Terminal) -> None:
     assert last.startswith("reading the prompt: 100%, 800 tokens of 800 tokens")
 
 
-def test_making_random_weights_shows_progress(terminal: Terminal) -> None:
+def test_random_weights_show_progress(terminal: Terminal) -> None:
     random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)).close()
     steps = shown(terminal)
     assert len(steps) > 50

@@ -152,7 +152,7 @@ def test_the_readme_has_what_a_newcomer_needs() -> None:
     )
 
 
-def test_the_lines_for_a_real_model_work(tmp_path: Path) -> None:
+def test_the_commands_for_a_real_model_work(tmp_path: Path) -> None:
     """There are at most four lines. The download is not tried. The other lines run with small files that have
     the same names."""
     found = [block for _, block in blocks(ROOT / "README.md", "console") if REAL_MODEL in block]

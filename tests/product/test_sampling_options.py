@@ -138,7 +138,7 @@ def test_texts_do_not_end_before_min_tokens(model: gemlet.Model) -> None:
     assert first in kept.text
 
 
-def test_ids_that_the_model_does_not_have(model: gemlet.Model) -> None:
+def test_ids_beyond_the_vocabulary(model: gemlet.Model) -> None:
     for name, value in (
         ("logit_bias", {4096: 1}),
         ("suppress_tokens", [1, 4096]),

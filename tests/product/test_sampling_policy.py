@@ -212,7 +212,7 @@ def test_end_tokens_are_listed_after_a_conversion(tmp_path: Path) -> None:
     assert gemlet.inspect(packed).not_followed == {"add_eos_token": True}
 
 
-def test_settings_that_change_nothing_are_ignored(tmp_path: Path) -> None:
+def test_settings_without_an_effect_are_ignored(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", presence_penalty=0.0, surprise=7, max_length=20, top_k=-1, top_p=1)
     found = gemlet.inspect(path)
     assert found.not_followed == {}
@@ -263,7 +263,7 @@ def test_integers_may_have_a_decimal_point(tmp_path: Path, value: float) -> None
     assert GenerationConfig(top_k=value).top_k == 64  # type: ignore[arg-type]
 
 
-def test_none_is_not_set() -> None:
+def test_an_option_of_none_has_its_default() -> None:
     assert GenerationConfig(**dict.fromkeys(GenerationOptions.__annotations__)) == GenerationConfig()
     with gemlet.load(threads=1) as model:
         options: Any = dict.fromkeys(GenerationOptions.__annotations__)
@@ -280,7 +280,7 @@ def test_values_that_switch_an_option_off() -> None:
         assert model.generate("The door", max_tokens=8, top_p=0).token_ids == likeliest
 
 
-def test_one_table_of_options() -> None:
+def test_all_tables_of_options_have_the_same_names() -> None:
     """The table of options, the overrides and GenerationConfig have the same names."""
     assert set(OPTIONS) < set(GenerationOptions.__annotations__)
     assert set(GenerationOptions.__annotations__) == {one.name for one in fields(GenerationConfig)}

@@ -63,7 +63,7 @@ def test_a_streamed_reply_is_added_when_the_stream_ends(model: gemlet.Model) -> 
     assert session.messages[1:] == [user("Who is it?"), stream.result.message]
 
 
-def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
+def test_dropping_a_stream_ends_the_turn(model: gemlet.Model) -> None:
     options: dict[str, Any] = OPTIONS | {"max_tokens": 500, "ignore_eos": True}
     session, text = model.session(), model.session()
     for chunk in session.stream_chat("Who is it?", **options):  # noqa: B007
@@ -84,7 +84,7 @@ def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
     assert text.generate(" opened", **OPTIONS).prompt_tokens > len(before)
 
 
-def test_a_turn_without_a_token_leaves_nothing(model: gemlet.Model) -> None:
+def test_a_turn_without_a_token_adds_no_message(model: gemlet.Model) -> None:
     session = model.session()
     session.stream_chat("Who is it?").close()
     with pytest.raises(gemlet.InvalidRequestError):

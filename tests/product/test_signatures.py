@@ -34,7 +34,7 @@ def test_every_public_function_has_type_hints() -> None:
             pytest.fail(f"{name}: {error}")
 
 
-def test_the_options_are_the_same_everywhere() -> None:
+def test_all_methods_have_the_same_options() -> None:
     hints = typing.get_type_hints(GenerationOptions)
     assert sorted(hints) == sorted(FIELDS)
     assert set(OPTIONS) <= set(FIELDS)

@@ -55,8 +55,8 @@ def test_a_sound_in_a_chat(client: Any) -> None:
 
 @pytest.mark.extra("video")
 def test_the_sound_of_a_video(client: Any) -> None:
-    """A video file can be sent as a sound, and the model hears its sound track. This model has no image
-    encoder, so it refuses a video that is sent as ``video_url``."""
+    """If a client sends a video file as a sound, the model gets the sound track of the video. This model has
+    no image encoder, so the server refuses a video that is sent as ``video_url``."""
     data = base64.b64encode(clip(2, sound=True)).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "mp4"}}
     reply = client.chat.completions.create(model="hears", messages=question(part), max_tokens=1)

@@ -143,7 +143,7 @@ def test_clients_that_disconnect_at_any_moment(server: RunningServer) -> None:
     assert answer.status == 200
 
 
-def test_a_request_is_freed_when_it_is_over(server: RunningServer) -> None:
+def test_the_objects_of_a_finished_request_are_freed(server: RunningServer) -> None:
     """The objects of a request are freed when the request ends, even if the connection stays open and even if
     the request failed. They may be large and hold a file descriptor. If they referred to each other in a
     cycle, only a later run of Python's garbage collector would free them."""

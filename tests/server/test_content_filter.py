@@ -168,7 +168,7 @@ def test_a_word_is_found_when_it_arrives_in_pieces(text: str) -> None:
         assert text.startswith(texts(events))
 
 
-def test_text_that_breaks_no_rule_is_complete() -> None:
+def test_allowed_text_gets_through_completely() -> None:
     random_ = random.Random(3)
     text = "A hobgoblin and goblins, a gob and a lin. " * 5 + "gobl"
     for _ in range(60):
@@ -442,7 +442,7 @@ def test_an_administrator_can_add_a_filter() -> None:
     assert make_app(Settings(), [ModelSpec("demo")], filters=[Mine()]) is not None
 
 
-def test_check_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_option_check_reports_wrong_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gemlet.cli import main
 
     (tmp_path / "patterns").write_text("fine\n(?=x)\n")

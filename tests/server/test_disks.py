@@ -184,7 +184,7 @@ def put(store: Any, name: str, data: bytes = DATA) -> None:
     store.add(StoredFile(name, "", "a", "batch", len(data), 1, None), place)
 
 
-def test_a_start_whose_database_is_lost_removes_no_file_of_a_client(
+def test_a_start_without_the_database_removes_no_file_of_a_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from gemlet.server.file_store import FileStore
@@ -307,7 +307,7 @@ def test_a_batch_waits_until_its_key_is_known_again(tmp_path: Path, caplog: pyte
 # --- keys ---------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:
+def test_revoking_a_key_during_an_upload(tmp_path: Path) -> None:
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -331,7 +331,7 @@ def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:
     keys.close()
 
 
-def test_a_key_that_is_revoked_while_texts_are_embedded() -> None:
+def test_revoking_a_key_during_an_embedding() -> None:
     from starlette.requests import Request
 
     from gemlet.server.answers import while_connected

@@ -55,7 +55,7 @@ def answering_during(server: RunningServer, owner: object, name: str) -> Iterato
 
 
 @pytest.mark.extra("vision")
-def test_others_are_answered_while_an_image_is_read(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_others_are_answered_while_an_image_is_decoded(tmp_path_factory: pytest.TempPathFactory) -> None:
     from gemlet.server.settings import ModelSpec
 
     out = io.BytesIO()
@@ -185,7 +185,7 @@ def test_no_request_blocks_the_event_loop(server: RunningServer, name: str) -> N
     raise AssertionError(f"the event loop was blocked for {longest} s")
 
 
-def test_vectors_are_written_in_another_thread() -> None:
+def test_vectors_are_converted_to_json_in_another_thread() -> None:
     from gemlet.server import answers, service
 
     here: list[int] = []

@@ -86,7 +86,7 @@ def test_revoking_a_key_ends_its_running_requests(tmp_path: Path, stream: bool) 
     assert sorted(one.was_cancelled for one in begun) == [False, True]
 
 
-def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
+def test_arriving_uploads_count_against_the_limit(tmp_path: Path) -> None:
     """The limit counts uploads that are still arriving. Otherwise many uploads at a time could fill the disk,
     although each one is within the limit."""
     from gemlet.server.file_store import FileStore
@@ -103,7 +103,7 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
         store.close()
 
 
-def test_logs_of_other_libraries_have_no_text() -> None:
+def test_logs_of_other_libraries_contain_no_prompts() -> None:
     """asyncio logs the messages of unhandled errors, and these messages may quote prompts."""
     from gemlet.server.logs import JSONLines
 
@@ -211,7 +211,7 @@ def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
             assert checked_ids(source) == {"1"}
 
 
-def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
+def test_errors_name_only_the_models_of_a_key(tmp_path: Path) -> None:
     """The error for an unknown model must name only the models that the key may use."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import ModelSpec, Settings
@@ -305,7 +305,7 @@ def beyond(kind: Any) -> Iterator[Any]:
 
 
 def _is_taken(kind: Any, value: Any) -> bool:
-    """Whether a field of this kind accepts the value. For a union, it is enough if one member accepts it."""
+    """True if a field of this kind accepts the value."""
     from gemlet.server.problems import Problem
 
     with contextlib.suppress(Problem):

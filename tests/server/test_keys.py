@@ -177,7 +177,7 @@ def test_requests_per_minute(server: RunningServer, store: Any) -> None:
 
 
 @pytest.mark.extra("test-serve")
-def test_the_client_sees_a_rate_limit(server: RunningServer, store: Any) -> None:
+def test_the_official_client_raises_an_error_for_a_rate_limit(server: RunningServer, store: Any) -> None:
     openai = optional("openai")
     key = create(store, "client", requests_per_hour=1)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
@@ -304,7 +304,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "alice" in capsys.readouterr().out
 
 
-def test_usage_survives_a_kill(tmp_path: Path) -> None:
+def test_usage_is_kept_when_the_server_is_killed(tmp_path: Path) -> None:
     """If a client has received the end of its reply, the reply is counted, even if the server is killed
     next."""
     from gemlet.server.keys import KeyStore

@@ -100,7 +100,7 @@ def test_bias(client: Any, server: RunningServer) -> None:
     assert reply.choices[0].message.content.split() == ["door"] * 3
 
 
-def test_penalties_and_more(client: Any) -> None:
+def test_penalties_and_other_sampling_fields(client: Any) -> None:
     for more in (
         {"presence_penalty": 1.5},
         {"frequency_penalty": -2},

@@ -204,7 +204,7 @@ def test_only_text_items_have_logprobs() -> None:
     assert "logprobs" not in items.items[0]["content"][0]
 
 
-def test_logprobs_that_the_client_does_not_get(server: RunningServer) -> None:
+def test_logprobs_of_responses_need_include(server: RunningServer) -> None:
     refused = server.post("/v1/responses", {"input": "Who?", "top_logprobs": 2})
     assert (refused.status, refused.error["param"]) == (400, "top_logprobs")
     refused = server.post("/v1/responses", {"input": "Who?", "top_logprobs": 21, "include": LOGPROBS})

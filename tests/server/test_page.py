@@ -28,7 +28,7 @@ def test_the_files_of_the_page(server: RunningServer) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_policy_allows_nothing_from_elsewhere(server: RunningServer) -> None:
+def test_the_content_security_policy_allows_no_other_server(server: RunningServer) -> None:
     policy = server.ask("GET", "/").headers["content-security-policy"]
     said = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     assert said.pop("default-src") == "'none'"

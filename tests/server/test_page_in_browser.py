@@ -146,7 +146,7 @@ def test_thoughts_are_folded(page: Any) -> None:
     assert last_reply(page) == "Down."
 
 
-def test_text_of_a_model_is_never_markup(page: Any, browser: Browser) -> None:
+def test_the_page_never_treats_text_of_a_model_as_markup(page: Any, browser: Browser) -> None:
     text = (
         "<script>document.title = 'bad'</script><img src=x onerror=\"document.title = 'bad'\">\n\n"
         "![p](https://evil.example/p.png) [j](javascript:document.title='bad') [d](data:text/html,x)\n\n"

@@ -183,7 +183,7 @@ def test_requests_of_other_pages(server: RunningServer) -> None:
     assert server.post("/v1/chat/completions", body, headers=own).status == 200
 
 
-def test_without_listed_origins_there_are_no_cors_headers(server: RunningServer) -> None:
+def test_without_allowed_origins_there_are_no_cors_headers(server: RunningServer) -> None:
     own = {"Origin": f"http://127.0.0.1:{server.port}"}
     answers = [server.ask("GET", "/v1/models", headers=own), server.ask("OPTIONS", "/v1/models", headers=own)]
     for answer in answers:
@@ -264,7 +264,7 @@ def test_too_many_images(server: RunningServer) -> None:
     assert (answer.status, "at most 64" in answer.error["message"]) == (400, True)
 
 
-def test_requests_cannot_bring_a_template_a_model_or_a_path(server: RunningServer) -> None:
+def test_requests_cannot_contain_a_template_a_model_or_a_path(server: RunningServer) -> None:
     answer = server.post("/v1/chat/completions", {"messages": QUESTION, "chat_template": "{{ messages }}"})
     assert (answer.status, answer.error["param"]) == (400, "chat_template")
     for path in (

@@ -67,7 +67,7 @@ def shield(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Jud
         yield server, judge
 
 
-def test_shieldgemma_judges_prompts_and_replies(shield: tuple[RunningServer, Judge]) -> None:
+def test_shieldgemma_checks_prompts_and_replies(shield: tuple[RunningServer, Judge]) -> None:
     server, judge = shield
     ask = {"messages": [*GOOD, {"role": "assistant", "content": "Me."}, *BAD]}
     answer = server.post("/v1/chat/completions", ask)
@@ -92,7 +92,7 @@ def test_clients_cannot_use_the_shieldgemma_of_the_filter(shield: tuple[RunningS
     assert server.post("/v1/chat/completions", {"messages": GOOD, "max_tokens": 1}).json["model"] == "demo"
 
 
-def test_a_long_text_is_judged_in_pieces(shield: tuple[RunningServer, Judge]) -> None:
+def test_a_long_text_is_checked_in_pieces(shield: tuple[RunningServer, Judge]) -> None:
     server, judge = shield
     long = "All is well here. " * 250 + "A goblin. " + "All is well here. " * 50
     answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]})
@@ -100,7 +100,7 @@ def test_a_long_text_is_judged_in_pieces(shield: tuple[RunningServer, Judge]) ->
     assert len(judge.judged) > 4
 
 
-def test_a_filter_that_fails_lets_nothing_pass(
+def test_a_filter_that_fails_blocks_every_text(
     shield: tuple[RunningServer, Judge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gemlet.model.model import Model
@@ -180,7 +180,7 @@ def test_a_model_from_a_folder_can_be_the_filter(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.extra("vision")
-def test_shieldgemma2_judges_images(tmp_path: Path) -> None:
+def test_shieldgemma2_checks_images(tmp_path: Path) -> None:
     from gemlet.server.settings import ModelSpec, Settings
 
     folder, other = write_shieldgemma2(tmp_path), tmp_path / "sees"

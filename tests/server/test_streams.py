@@ -135,7 +135,9 @@ def test_unexpected_errors_end_a_stream_and_are_logged(
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(("reason", "status"), [("timeout", 504), ("cancelled", 503)])
-def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: str, status: int) -> None:
+def test_the_status_of_a_reply_that_the_server_ended(
+    quick: RunningServer, path: str, reason: str, status: int
+) -> None:
     with saying(chunk(Content("Yes")), chunk(reason=reason)):
         assert quick.post(path, {**ROUTES[path], "stream": False}).status == status
         assert b"error" in quick.post(path, {**ROUTES[path], "stream": True}).body

@@ -86,7 +86,7 @@ def test_only_one_call_without_parallel_tool_calls(said: list[ScriptedStream], a
     ]
 
 
-def test_a_call_that_cannot_be_read_is_text(ask: Any) -> None:
+def test_a_malformed_call_becomes_text(ask: Any) -> None:
     with saying(
         chunk(MalformedToolCall("call:x{", "cut off"), Content("<|tool_call>call:x{"), reason="length")
     ):

@@ -93,7 +93,7 @@ def test_errors(traced: tuple[RunningServer, Any]) -> None:
     assert found[500].attributes["error.type"] == "server_error"
 
 
-def test_a_client_that_wants_no_trace_has_none(traced: tuple[RunningServer, Any]) -> None:
+def test_no_span_if_the_client_switches_tracing_off(traced: tuple[RunningServer, Any]) -> None:
     server, exporter = traced
     off = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
     server.post(CHAT, BODY, headers={"traceparent": off})

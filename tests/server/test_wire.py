@@ -84,7 +84,7 @@ class _Kept:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the server has closed the connection and sent nothing more."""
+    """True if the server has closed the connection and sent nothing more."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -289,7 +289,9 @@ def test_a_small_unread_body_does_not_end_the_connection(locked: tuple[RunningSe
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
-def test_a_client_that_sends_all_before_it_reads(locked: tuple[RunningServer, bytes], status: int) -> None:
+def test_a_client_that_sends_its_whole_body_before_it_reads(
+    locked: tuple[RunningServer, bytes], status: int
+) -> None:
     """Most clients, such as http.client, send the whole body first. They get the answer for a body of any
     size."""
     server, begin = locked

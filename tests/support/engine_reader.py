@@ -9,8 +9,8 @@ from support.core_models import sampler
 
 
 class Reader:
-    """Submits requests to an engine. All requests share one ``News`` object, which wakes the reader when one
-    of them has new tokens."""
+    """Submits requests to an engine. All requests share one ``News`` object, which wakes the reader when any
+    request has new tokens."""
 
     def __init__(self, engine: _core.Engine) -> None:
         self.engine = engine
@@ -47,7 +47,7 @@ class Reader:
 
 def alone(core: _core.Model, ids: Any, seed: int, count: int) -> list[int]:
     """The first ``count`` tokens that a ``TokenSequence`` generates after ``ids``, without an engine. The
-    tests compare the engine with them."""
+    tests compare the tokens of the engine with these tokens."""
     sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
     sequence.extend(ids)
     found = [sequence.sample(choose)]

@@ -89,9 +89,9 @@ class Values:
 
 
 class LooseWriter:
-    """Writes tool calls as Gemma 4 does, with the deviations from its format that happen. Each string is
-    written with one of ``quotes``. An empty element means no quotes. An element of two characters means that
-    the string begins with the first one and ends with the second one."""
+    """Writes tool calls as Gemma 4 does, with typical deviations from its format. Each string is written with
+    one of ``quotes``. An empty element means no quotes. An element of two quotes means that the string begins
+    with the first quote and ends with the second quote."""
 
     QUOTES = (
         *((QUOTE,), (QUOTE,), ('"',), ("'",), (QUOTE, '"'), (QUOTE, "'"), (QUOTE, '"', "'"), ("“",), ("`",)),

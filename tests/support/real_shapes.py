@@ -14,7 +14,7 @@ from gemlet.config import SHAPES, parse_config
 from gemlet.weights.hf_names import PREFIXES, tensor_name
 from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
-_BLOCK = 1 << 26  # the weights repeat a block of so many random bytes
+_BLOCK = 1 << 26  # the size in bytes of a block of random weights, which the files repeat
 
 
 def write_real_shape(folder: Path, shape: str) -> None:

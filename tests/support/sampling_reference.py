@@ -1,5 +1,5 @@
 """The sampling of tokens in NumPy and float64, written from the definitions. The tests compare the C++
-sampler with it."""
+sampler with this code."""
 
 from __future__ import annotations
 
