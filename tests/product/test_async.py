@@ -300,7 +300,7 @@ def test_many_slow_readers_do_not_hold_up_others(model: gemlet.Model) -> None:
     assert model.memory()["kv_cache"] == 0
 
 
-def test_drain_waits_for_running_requests() -> None:
+def test_close_with_a_timeout_waits_for_running_requests() -> None:
     model = gemlet.load(threads=1)
     stream = model.stream("The door", max_tokens=300, ignore_eos=True)
     next(stream)
