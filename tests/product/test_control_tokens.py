@@ -29,8 +29,7 @@ def model() -> Any:
 
 
 def prompt_of(model: gemlet.Model, text: str, **options: Any) -> list[int]:
-    """The token ids of the prompt of a stream. Checks that the first logits of the stream are those of these
-    ids."""
+    """The token ids of the prompt with which a stream begins."""
     stream = model.stream(text, max_tokens=1, temperature=0, **options)
     ids = [int(i) for i in stream._texts[0]._prepared.ids]
     assert len(list(stream)) == 1

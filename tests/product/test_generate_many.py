@@ -112,7 +112,7 @@ def test_threads_share_the_engine(model: gemlet.Model) -> None:
 
 
 def test_closing_the_model_ends_all_requests() -> None:
-    """Each request gives a cut text, or an error if it has not begun."""
+    """The call returns texts that are cut off, or raises an error."""
     with gemlet.load() as model:
         ended: list[Any] = []
 

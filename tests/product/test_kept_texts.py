@@ -74,7 +74,7 @@ def test_a_folder_outlives_the_process(tmp_path: Path) -> None:
 
 
 def test_a_changed_model_does_not_use_old_texts(tmp_path: Path) -> None:
-    """Tests a Hugging Face folder and a packed folder."""
+    """The model is in a packed folder. A new time stamp of the weights is enough to make it another model."""
     gemlet.convert(None, tmp_path / "packed", weights="q8")
     options: dict[str, Any] = {"threads": 1, "prefix_cache": tmp_path / "texts"}
     for expected in (False, True):

@@ -101,11 +101,11 @@ def test_divergence_from_f32(measured: dict[str, Any], weights: str) -> None:
     assert row.perplexity < measured["f32"].perplexity * (1 + KL[weights]) * 1.05, row
 
 
-def test_loading_the_formats_of_the_file_needs_no_more_bytes(
+def test_a_decode_step_reads_as_many_bytes_as_the_file_has(
     path: Path, models: dict[str, gemlet.Model]
 ) -> None:
-    """The bytes that a decode step reads are about the size of the file. The difference is small: the row of
-    the embedding table that a token reads, and vectors."""
+    """With ``weights="auto"``, the weights keep the formats of the file. The two sizes differ only by the row
+    of the embedding table that a token reads, and by vectors."""
     assert core_of(models["auto"]).bytes_per_token() < 1.02 * path.stat().st_size
 
 

@@ -1,5 +1,4 @@
-"""Tests of TextStream with a scripted engine: the text of a stream, the ways in which it ends, and cancelling
-it."""
+"""Tests of TextStream with a scripted engine: the text of a stream, its end, and its cancellation."""
 
 from __future__ import annotations
 

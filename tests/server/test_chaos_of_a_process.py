@@ -26,7 +26,7 @@ from support.waiting import until
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.slow]
 COUNT = int(os.environ.get("GEMLET_CHAOS", "200"))
-PARTS = 4  # the number of tests that share the requests of the published document and can run in parallel
+PARTS = 4  # the paths of the published document are split over so many tests, which can run in parallel
 MOST_AGAIN = 8  # the most times that a refused request is sent again, each time with fewer mistakes
 ROUNDS = 12  # the number of rounds with rude clients
 NOT_OF_THE_DEMO = ("/v1/embeddings", "/api/embed")  # the demo model makes no embeddings

@@ -41,7 +41,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Any
 
 
 def spans(exporter: Any, count: int) -> list[Any]:
-    """Waits until ``count`` spans have ended, and returns them without the spans of health checks."""
+    """Waits until ``count`` spans have ended, and returns all ended spans. Spans of ``GET /ready`` do not
+    count."""
 
     def ended() -> list[Any]:
         found = [span for span in exporter.get_finished_spans() if span.name != "GET /ready"]
