@@ -1,4 +1,4 @@
-"""Functions that forward/test_cuda_driver.py runs in separate processes, each with its own simulated GPU."""
+"""Functions that forward/test_cuda_driver.py runs in separate processes, each with its own emulated GPU."""
 
 from __future__ import annotations
 
