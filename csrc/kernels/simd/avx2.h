@@ -26,6 +26,7 @@ typedef int32_t VI __attribute__((vector_size(32)));
 inline VF load_f16(const void* p) { return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline VI load_bytes(const void* p) { return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline VI load_signed_bytes(const void* p) { return (VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline VI high_nibbles(VI bytes) { return (bytes >> 4) & 0x0f0f0f0f; }  // there is no shift of bytes
 // sum + a * b, rounded once. Whether a compiler makes one instruction of `sum += a * b` depends on the code around it.
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum); }
 inline VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }

@@ -10,6 +10,21 @@
 namespace gemlet::kernels {
 namespace {
 
+// Calls f(Constant<0>{}), f(Constant<1>{}) and so on: a loop whose counter is a constant, for instructions that take
+// one. `f` should be always inlined (GEMLET_INLINE_LAMBDA), so that sums stay in registers.
+template <int I>
+struct Constant {
+  static constexpr int value = I;
+};
+#define GEMLET_INLINE_LAMBDA __attribute__((always_inline))
+template <int N, int I = 0, typename F>
+GEMLET_INLINE void constant_loop(const F& f) {
+  if constexpr (I < N) {
+    f(Constant<I>{});
+    constant_loop<N, I + 1>(f);
+  }
+}
+
 // Fetches the weights that lie kAhead bytes after these. A processor does not fetch enough by itself: it asks for a
 // line a fixed number of lines ahead, no matter how long it computes before it asks for the next one.
 GEMLET_INLINE void fetch_ahead(const uint8_t* weights, int64_t bytes) {
@@ -37,6 +52,17 @@ inline VI splat_bytes(const void* p) {
   return splat_i32(four);
 }
 inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// Dot::add() with the four bytes at x + column. A Dot with add_lane() takes them from the 16 bytes around them, which
+// are then loaded once for four columns.
+template <typename Dot, int column>
+GEMLET_INLINE VI add_column(VI sums, VI weight, const uint8_t* x) {
+  if constexpr (requires { Dot::template add_lane<0>(sums, weight, x); }) {
+    return Dot::template add_lane<column % 16 / 4>(sums, weight, x + column / 16 * 16);
+  } else {
+    return Dot::add(sums, weight, x + column);
+  }
+}
 
 // The first `count` floats; the other lanes are zero.
 inline VF load_some(const float* p, int64_t count) {
