@@ -55,10 +55,9 @@ struct Row16 {
 template <typename Dot, int R>
 GEMLET_INLINE void add_rows(VI (&high)[R], VI (&low)[R], VI weights, const uint8_t* bytes) {
   if constexpr (R % 2 == 0) {  // all 16 bytes around a column belong to these rows
-    constant_loop<R>([&](auto constant) GEMLET_INLINE_LAMBDA {
-      constexpr int r = decltype(constant)::value;
-      high[r] = add_column<Dot, 8 * r>(high[r], weights, bytes);
-      low[r] = add_column<Dot, 8 * r + 4>(low[r], weights, bytes);
+    for_columns<Dot, 2 * R, four_columns>([&](int i, auto add) GEMLET_INLINE_LAMBDA {
+      VI& sum = (i % 2 == 0 ? high : low)[i / 2];
+      sum = add(sum, weights, bytes);
     });
   } else {
     for (int r = 0; r < R; ++r) {

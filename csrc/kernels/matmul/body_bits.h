@@ -23,13 +23,14 @@ struct RowSums {
   VI (&dots)[R];
   VI pairs[R] = {};
 
-  template <int column, typename X>
-  GEMLET_INLINE void add(VI weights, const X& x, int64_t from = 0) {
+  // `add` multiplies by the four columns of x that begin at `column`, and by those that begin `from` bytes later.
+  template <typename X, typename Add>
+  GEMLET_INLINE void add(VI weights, const X& x, int from, int column, const Add& add) {
     for (int r = 0; r < R; ++r) {
       if constexpr (kPairs) {
         pairs[r] = Dot::add_pairs(pairs[r], weights, x(r) + from + column);
       } else {
-        dots[r] = add_column<Dot, column>(dots[r], weights, x(r) + from);
+        dots[r] = add(dots[r], weights, x(r) + from);
       }
     }
   }
@@ -48,11 +49,10 @@ struct FourBits {
   template <int R, typename X>
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R]) {
     RowSums<BitsDot, R> sums{dots};
-    constant_loop<kNibbleLines>([&](auto constant) GEMLET_INLINE_LAMBDA {
-      constexpr int j = decltype(constant)::value;
+    for_columns<BitsDot, kNibbleLines, four_columns>([&](int j, auto add) GEMLET_INLINE_LAMBDA {
       const VI w = load_i32(lines + j * kLineBytes);
-      sums.template add<4 * j>(w & 0x0f0f0f0f, x);
-      sums.template add<16 + 4 * j>(high_nibbles(w), x);
+      sums.add(w & 0x0f0f0f0f, x, 0, 4 * j, add);
+      sums.add(high_nibbles(w), x, 16, 4 * j, add);
     });
     sums.widen();
   }
@@ -64,11 +64,10 @@ struct FiveBits {
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int, VI (&dots)[R]) {
     RowSums<BitsDot, R> sums{dots};
     const VI fifth = load_i32(lines + kNibbleLines * kLineBytes);
-    constant_loop<kNibbleLines>([&](auto constant) GEMLET_INLINE_LAMBDA {
-      constexpr int j = decltype(constant)::value;
+    for_columns<BitsDot, kNibbleLines, four_columns>([&](int j, auto add) GEMLET_INLINE_LAMBDA {
       const VI w = load_i32(lines + j * kLineBytes);
-      sums.template add<4 * j>((w & 0x0f0f0f0f) | moved(fifth, j, 4, 0x10101010), x);
-      sums.template add<16 + 4 * j>((high_nibbles(w)) | moved(fifth, 4 + j, 4, 0x10101010), x);
+      sums.add((w & 0x0f0f0f0f) | moved(fifth, j, 4, 0x10101010), x, 0, 4 * j, add);
+      sums.add(high_nibbles(w) | moved(fifth, 4 + j, 4, 0x10101010), x, 16, 4 * j, add);
       if (j % 2 == 1) sums.widen();
     });
   }
@@ -80,10 +79,9 @@ struct SixBits {
   static GEMLET_INLINE void dot(const uint8_t* lines, const X& x, int part, VI (&dots)[R]) {
     RowSums<BitsDot, R> sums{dots};
     const VI upper = load_i32(lines + (kNibbleLines + part) * kLineBytes);
-    constant_loop<kNibbleLines>([&](auto constant) GEMLET_INLINE_LAMBDA {
-      constexpr int j = decltype(constant)::value;
+    for_columns<BitsDot, kNibbleLines, four_columns>([&](int j, auto add) GEMLET_INLINE_LAMBDA {
       const VI four = (load_i32(lines + j * kLineBytes) >> (4 * part)) & 0x0f0f0f0f;
-      sums.template add<4 * j>(four | moved(upper, 2 * j, 4, 0x30303030), x, 16 * part);
+      sums.add(four | moved(upper, 2 * j, 4, 0x30303030), x, 16 * part, 4 * j, add);
       if (j % 2 == 1) sums.widen();
     });
   }
@@ -122,8 +120,8 @@ struct BitsProduct {
       }
 #pragma GCC unroll 2
       for (int part = 0; part < Bits::kParts; ++part) {
-        constant_loop<H>([&](auto constant) GEMLET_INLINE_LAMBDA {
-          constexpr int h = decltype(constant)::value;
+#pragma GCC unroll 4
+        for (int h = 0; h < H; ++h) {
           VI dots[R];
           for (int r = 0; r < R; ++r) {
             const int32_t start = kMinimum            ? 0
@@ -151,7 +149,7 @@ struct BitsProduct {
               sums[r][h] = multiply_add(sums[r][h], minimum, x_sum);
             }
           }
-        });
+        }
       }
       panel += Bits::kBlockBytes;
       x.advance(kBlock);

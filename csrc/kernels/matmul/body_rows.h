@@ -36,11 +36,10 @@ struct StaticProduct {
     const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
     for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
       if (h0 == 0) fetch_ahead(lines, Rows::kBytes);
-      constant_loop<kSuperblockParts>([&](auto constant) GEMLET_INLINE_LAMBDA {
-        constexpr int part = decltype(constant)::value;
+      for_columns<Dot, kSuperblockParts, Rows::column>([&](int part, auto add) GEMLET_INLINE_LAMBDA {
         for (int h = 0; h < H; ++h) {
           const VI w = Rows::weights(lines, part, h);
-          for (int r = 0; r < R; ++r) dots[r][h] = add_column<Dot, Rows::column(part)>(dots[r][h], w, x(r));
+          for (int r = 0; r < R; ++r) dots[r][h] = add(dots[r][h], w, x(r));
         }
       });
       x.advance(kSuperblock);

@@ -2,28 +2,16 @@
 // kLanes floats and int32. The tier's header declares them and is included before. Everything has internal linkage.
 #pragma once
 
+#include <utility>
+
 #include "formats/layout.h"
 
 // For tiles. Their sums must stay in registers; a function call would store them for every line.
 #define GEMLET_INLINE inline __attribute__((always_inline))
+#define GEMLET_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace gemlet::kernels {
 namespace {
-
-// Calls f(Constant<0>{}), f(Constant<1>{}) and so on: a loop whose counter is a constant, for instructions that take
-// one. `f` should be always inlined (GEMLET_INLINE_LAMBDA), so that sums stay in registers.
-template <int I>
-struct Constant {
-  static constexpr int value = I;
-};
-#define GEMLET_INLINE_LAMBDA __attribute__((always_inline))
-template <int N, int I = 0, typename F>
-GEMLET_INLINE void constant_loop(const F& f) {
-  if constexpr (I < N) {
-    f(Constant<I>{});
-    constant_loop<N, I + 1>(f);
-  }
-}
 
 // Fetches the weights that lie kAhead bytes after these. A processor does not fetch enough by itself: it asks for a
 // line a fixed number of lines ahead, no matter how long it computes before it asks for the next one.
@@ -53,16 +41,28 @@ inline VI splat_bytes(const void* p) {
 }
 inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// Dot::add() with the four bytes at x + column. A Dot with add_lane() takes them from the 16 bytes around them, which
-// are then loaded once for four columns.
-template <typename Dot, int column>
-GEMLET_INLINE VI add_column(VI sums, VI weight, const uint8_t* x) {
-  if constexpr (requires { Dot::template add_lane<0>(sums, weight, x); }) {
-    return Dot::template add_lane<column % 16 / 4>(sums, weight, x + column / 16 * 16);
+// Calls f(i, add) for i from 0 to N - 1. add(sums, weights, x) is Dot::add() with the four bytes at x + column_of(i). A
+// Dot with add_lane() takes them from the 16 bytes around them, which are then loaded once for four columns; that
+// instruction needs a constant i. The other tiers keep a loop, because gcc schedules it better.
+template <typename Dot, int N, auto column_of, typename F>
+GEMLET_INLINE void for_columns(const F& f) {
+  if constexpr (requires(VI v, const uint8_t* x) { Dot::template add_lane<0>(v, v, x); }) {
+    [&]<int... I>(std::integer_sequence<int, I...>) GEMLET_INLINE_LAMBDA {
+      (f(I,
+         [](VI sums, VI weights, const uint8_t* x) GEMLET_INLINE_LAMBDA {
+           return Dot::template add_lane<column_of(I) % 16 / 4>(sums, weights, x + column_of(I) / 16 * 16);
+         }),
+       ...);
+    }(std::make_integer_sequence<int, N>{});
   } else {
-    return Dot::add(sums, weight, x + column);
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) {
+      f(i, [i](VI sums, VI weights, const uint8_t* x)
+               GEMLET_INLINE_LAMBDA { return Dot::add(sums, weights, x + column_of(i)); });
+    }
   }
 }
+constexpr int four_columns(int i) { return 4 * i; }
 
 // The first `count` floats; the other lanes are zero.
 inline VF load_some(const float* p, int64_t count) {
