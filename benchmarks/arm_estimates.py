@@ -107,11 +107,13 @@ def cycles(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> floa
     return int(match[1]) / 200
 
 
-def busy(instructions: tuple[str, ...], units: tuple[int, int]) -> float:
-    """Cycles of one iteration if no instruction waited for a result: the limit of the units for vectors and
-    loads."""
+def busy(instructions: tuple[str, ...], units: tuple[int, int], cpu: str, mca: str, tier: str) -> float:
+    """Cycles of one iteration if nothing waited for a result: the limit of all units for vectors or loads
+    together, or of the busiest one. Some instructions, such as ``smull``, run on only one unit."""
     loads = sum(bool(LOAD.match(one)) for one in instructions)
-    return max((len(instructions) - loads) / units[0], loads / units[1])
+    match = re.search(r"Block RThroughput:\s+([\d.]+)", analyse(instructions, cpu, mca, tier))
+    assert match
+    return max((len(instructions) - loads) / units[0], loads / units[1], float(match[1]))
 
 
 def estimates(loop: Loop, mca: str, tier: str) -> list[tuple[float, float, float]]:
@@ -121,7 +123,9 @@ def estimates(loop: Loop, mca: str, tier: str) -> list[tuple[float, float, float
         if tier == "i8mm" and cpu == "neoverse-n1":  # has none
             continue
         whole = cycles(loop.instructions, cpu, mca, tier)
-        bound, arithmetic = (min(1, busy(part, units) / whole) for part in (loop.bound, loop.arithmetic))
+        bound, arithmetic = (
+            min(1, busy(part, units, cpu, mca, tier) / whole) for part in (loop.bound, loop.arithmetic)
+        )
         found.append((whole, bound, arithmetic))
     return found
 

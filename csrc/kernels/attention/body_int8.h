@@ -52,6 +52,22 @@ struct Row16 {
   }
 };
 
+// Adds the products of a vector of weights and four columns of the R rows of a tile, which begin at `bytes`.
+template <typename Dot, int R>
+GEMLET_INLINE void add_rows(VI (&high)[R], VI (&low)[R], VI weights, const uint8_t* bytes) {
+  if constexpr (R % 2 == 0) {  // all 16 bytes around a column belong to these rows
+    for_columns<Dot, 2 * R, four_columns>([&](int i, auto add) GEMLET_INLINE_LAMBDA {
+      VI& sum = (i % 2 == 0 ? high : low)[i / 2];
+      sum = add(sum, weights, bytes);
+    });
+  } else {
+    for (int r = 0; r < R; ++r) {
+      high[r] = Dot::add(high[r], weights, bytes + 8 * r);
+      low[r] = Dot::add(low[r], weights, bytes + 8 * r + 4);
+    }
+  }
+}
+
 // products[r] = x[r] . lines / x[r].step, for the R rows of a tile and one vector of a panel. `next` points to the
 // lines at the same place in the data that is read afterwards. These lines are prefetched, because each line takes many
 // products, and memory and arithmetic would otherwise wait for each other.
@@ -68,10 +84,7 @@ GEMLET_INLINE void integer_tile(const Row16<8>* x, const uint8_t* lines, const u
   for (int64_t j = 0; j < count; ++j) {
     const VI w = load_i32(lines + j * kLineBytes);
     __builtin_prefetch(next + j * kLineBytes, 0, 2);
-    for (int r = 0; r < R; ++r) {
-      high[r] = Q8Dot::add(high[r], w, bytes + 8 * R * j + 8 * r);
-      low[r] = Q8Dot::add(low[r], w, bytes + 8 * R * j + 8 * r + 4);
-    }
+    add_rows<Q8Dot>(high, low, w, bytes + 8 * R * j);
   }
   for (int r = 0; r < R; ++r) {
     const VF h = to_float(Q8Dot::total(high[r], x[r].high_offset));
@@ -91,11 +104,8 @@ GEMLET_INLINE void integer_tile(const Row16<4>* x, const uint8_t* lines, const u
     const VI w = load_i32(lines + j * kLineBytes);
     __builtin_prefetch(next + j * kLineBytes, 0, 2);
     for (int half = 0; half < 2; ++half) {
-      const VI columns = look_up(levels, (half == 0 ? w : w >> 4) & 0x0f0f0f0f);
-      for (int r = 0; r < R; ++r) {
-        high[r] = BitsDot::add(high[r], columns, bytes + 8 * R * (2 * j + half) + 8 * r);
-        low[r] = BitsDot::add(low[r], columns, bytes + 8 * R * (2 * j + half) + 8 * r + 4);
-      }
+      const VI columns = look_up(levels, half == 0 ? w & 0x0f0f0f0f : high_nibbles(w));
+      add_rows<BitsDot>(high, low, columns, bytes + 8 * R * (2 * j + half));
     }
   }
   for (int r = 0; r < R; ++r) {

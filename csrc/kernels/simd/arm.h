@@ -30,13 +30,19 @@ inline VF load_f16(const void* p) {
   return (VF)vcvt_f32_f16(half);
 }
 inline VI load_bytes(const void* p) {
-  return (VI)vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(first_four(p))))));
+  const uint32x4_t four = {(uint32_t)first_four(p), 0, 0, 0};
+  const uint8x16_t places = {0, 255, 255, 255, 1, 255, 255, 255, 2, 255, 255, 255, 3, 255, 255, 255};
+  return (VI)vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(four), places));  // 0 for places that are not there
 }
 inline VI load_signed_bytes(const void* p) { return (VI)vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(first_four(p))))); }
 // Returns sum + a * b, rounded once. For `sum += a * b` a compiler chooses between one and two roundings, and its
 // choice depends on the code around.
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b); }
 inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+
+inline VI high_nibbles(VI bytes) {
+  return (VI)vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32((int32x4_t)bytes), 4));
+}
 
 // sixteen_bytes() loads a table of 16 bytes. look_up() returns the bytes of such a table at the indices in
 // `index`, which are below 16.
@@ -58,6 +64,7 @@ inline int8x16_t splat_columns(const uint8_t* x) {
   __builtin_memcpy(&four, x, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
+inline int8x16_t sixteen_columns(const uint8_t* x) { return vreinterpretq_s8_u8(vld1q_u8(x)); }
 
 }  // namespace
 }  // namespace gemlet::kernels

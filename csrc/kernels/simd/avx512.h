@@ -33,6 +33,7 @@ typedef int32_t VI __attribute__((vector_size(64)));
 inline VF load_f16(const void* p) { return (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline VI load_bytes(const void* p) { return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline VI load_signed_bytes(const void* p) { return (VI)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline VI high_nibbles(VI bytes) { return (bytes >> 4) & 0x0f0f0f0f; }  // x86 has no shift of bytes
 // Returns sum + a * b, rounded once. For `sum += a * b` a compiler chooses between one and two roundings, and its
 // choice depends on the code around.
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum); }
