@@ -287,7 +287,7 @@ def test_bad_tensors(tmp_path: Path) -> None:
         (
             "type",
             tensors | {name: np.zeros((96, 64), np.int64)},
-            rf"'{name}' is I64; expected F32, BF16 or F16",
+            rf"'{name}' is I64; expected F32, BF16, F16 or F64",
         ),
     ):
         folder = write_folder(tmp_path / case, CONFIGS["gemma"], tensors=found)

@@ -131,7 +131,7 @@ def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, mea
 def test_errors_name_the_other_way_to_do_it() -> None:
     with gemlet.load(threads=1) as model:
         with pytest.raises(
-            gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
+            gemlet.InvalidRequestError, match=r"stream_chat\(\) return the text piece by piece"
         ):
             model.chat("Hello", stream=True)  # type: ignore[call-arg]
         with pytest.raises(gemlet.InvalidRequestError, match="the first message, of the role system"):
