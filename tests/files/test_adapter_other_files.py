@@ -147,7 +147,7 @@ def test_shapes_of_a_gguf_adapter_must_fit(tmp_path: Path) -> None:
     path.write_bytes(gguf_adapter(tensors, 8.0))
     refuse(path, gemlet.TensorError, name, "missing")
     path.write_bytes(gguf_adapter({}, 8.0))
-    refuse(path, gemlet.TensorError, "holds no tensors")
+    refuse(path, gemlet.TensorError, "has no tensors of an adapter")
 
 
 def test_a_gguf_adapter_cut_short_is_refused(tmp_path: Path) -> None:

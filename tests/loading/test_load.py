@@ -411,7 +411,7 @@ def test_another_file_does_not_mean_its_folder(tmp_path: Path) -> None:
 
 def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelFileError, match="is a LoRA adapter; load the model that it was made for"):
+    with pytest.raises(ModelFileError, match="is a LoRA adapter; expected a model"):
         gemlet.load(tmp_path)
 
 

@@ -101,8 +101,8 @@ def _own_adapter(
         return merge_adapter
     if merge_adapter is None:
         log.warning(
-            "%s: has an adapter beside the model. The adapter is merged into the model, as transformers does. "
-            "If the model already includes the adapter, move adapter_config.json elsewhere",
+            "%s: has an adapter beside the model. The adapter is merged into the model, as transformers "
+            "does. If the model already includes the adapter, move adapter_config.json elsewhere",
             folder,
         )
         return folder
