@@ -268,8 +268,8 @@ def read_adapter_config(folder: str) -> AdapterConfig:
         )
     if start == "lora_ga":
         log.warning(
-            "%s: the adapter's training first changed the model's own weights (lora_ga). Loading does not, as "
-            "in PEFT. To get a plain adapter, save it with "
+            "%s: the adapter's training first changed the model's own weights (lora_ga). Loading does "
+            "not, as in PEFT. To get a plain adapter, save it with "
             "save_pretrained(path_initial_model_for_weight_conversion=...)",
             path,
         )

@@ -26,7 +26,7 @@ from gemlet.weights.slots import core_slots, takes_format
 
 __all__ = ["ModelFiles"]
 
-_CACHED_BYTES = 64 << 20  # a typical size of a processor's last-level cache
+_CACHED_BYTES = 64 << 20  # the assumed size of a processor's cache
 
 
 def _of_both(one: str, other: str) -> str:

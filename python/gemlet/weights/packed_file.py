@@ -2,7 +2,7 @@
 
 A packed file is a safetensors file that the core maps into memory and uses in place. It has one U8 tensor for
 each weight of the core, with the core's name. A matrix is stored as the panels that csrc/formats/formats.h
-describes, and a vector as float32 values. The data of each tensor are padded with zeros to a multiple of 64
+describes, and a vector as float32 values. The data of each tensor are padded to a multiple of 64
 bytes, so each tensor begins at a multiple of 64 bytes. The vectors that balance channels
 (csrc/model/balance.h) come first, because an adapter needs them. The table of per-layer embeddings comes
 last; its rows keep their original type (block types of GGUF are stored as U8). ``__metadata__`` has the
