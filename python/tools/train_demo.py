@@ -14,17 +14,13 @@ minutes and at the end. When it starts again with the same options, it continues
 
 - If a run was stopped, the next run continues the same schedule.
 - If a run has ended, the next run starts a new schedule with the last weights: the learning rate rises, stays
-and falls
-  to zero again. For this, half of the first run's --lr or less is enough.
+  and falls to zero again. For this, half of the first run's --lr or less is enough.
 - If FILE does not exist, the training starts from the model in the folder --start. Without --start, it starts
-from
-  random weights.
+  from random weights.
 - A schedule ends after --steps steps or after --minutes minutes of work, whichever comes first. On a busy
-machine there
-  are fewer steps, but the learning rate still falls to zero.
+  machine there are fewer steps, but the learning rate still falls to zero.
 - The best weights are replaced only by weights that are better on the held-out text. --package-only writes
-the best
-  weights to --out without training.
+  the best weights to --out without training.
 
 It writes two things:
 - to --out, a Hugging Face folder (config.json, generation_config.json, model.safetensors in bfloat16,
@@ -33,8 +29,7 @@ It writes two things:
 
 How it trains, and why:
 - Whole chapters are held out; for the plays, passages of about 18 kB. The checkpoint is chosen by the first
-40 % of each
-  held-out chapter. The reported perplexities are measured on the rest.
+  40 % of each held-out chapter. The reported perplexities are measured on the rest.
 - Every sequence is <bos> and then text from the start of a paragraph, a sentence or a speech, like a prompt.
 - The three books have only 1.7 MB and are read many times, so regularisation matters most: dropout after
   every block, weight decay, and BPE-dropout, which splits the text into different pieces at every reading,
@@ -415,8 +410,9 @@ version of PyTorch gives a slightly different model.
 
 This continues from the weights in this folder and keeps the state of the training in FILE. If the training
 was stopped, the same command continues it. If it has ended, the same command starts another round. MORE is a
-folder of books: plain text files with the title on the first line, an empty line after each paragraph and two
-after each chapter. `python python/tools/train_demo.py --help` lists the options.
+folder of books: plain
+text files with the title on the first line, an empty line after each paragraph and two after each chapter.
+`python python/tools/train_demo.py --help` lists the options.
 """
 
 
@@ -434,28 +430,37 @@ def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    root = Path(__file__).resolve().parents[2] parser =
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]) parser.add_argument("--corpus", type=Path,
-    required=True, help="folder with the three books") parser.add_argument("--out", type=Path, default=root /
-    "python/gemlet/demo") parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout.txt")
-    parser.add_argument("--work", type=Path, default=root / "build/train_demo", help="folder for temporary
-    files") parser.add_argument("--more", type=Path, help="folder with more books, one plain text file each")
+    root = Path(__file__).resolve().parents[2]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with the three books")
+    parser.add_argument("--out", type=Path, default=root / "python/gemlet/demo")
+    parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout.txt")
+    parser.add_argument("--work", type=Path, default=root / "build/train_demo", help="temporary folder")
+    parser.add_argument("--more", type=Path, help="folder with more books, one plain text file each")
     parser.add_argument("--start", type=Path, help="folder of a trained demo model to continue from")
     parser.add_argument("--state", type=Path, help="file for the state, to continue the training later")
     parser.add_argument("--save-every", type=float, default=3, help="minutes between two writes of --state")
-    parser.add_argument("--seed", type=int, default=1) parser.add_argument("--steps", type=int, default=1700)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--minutes", type=float, default=50, help="the most minutes of the schedule")
-    parser.add_argument("--batch-tokens", type=int, default=4096) parser.add_argument("--lr", type=float,
-    default=3e-3) parser.add_argument("--weight-decay", type=float, default=0.4)
-    parser.add_argument("--dropout", type=float, default=0.15) parser.add_argument("--bpe-dropout",
-    type=float, default=0.05) parser.add_argument("--eval-every", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2) parser.add_argument("--no-compile", dest="compile",
-    action="store_false", help="no torch.compile") parser.add_argument("--package-only", action="store_true",
-    help="only write the folder, from --state") args = parser.parse_args() args.command = command(parser,
-    args) torch.manual_seed(args.seed) torch.set_num_threads(args.threads) args.work.mkdir(parents=True,
-    exist_ok=True) books = read_books(args.corpus, args.more) tokenizer = train_tokenizer(books, args.work /
-    "tokenizer.model") run = Run(args) if args.package_only else train(args, books, tokenizer) if not
-    run.best["weights"]:
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.4)
+    parser.add_argument("--dropout", type=float, default=0.15)
+    parser.add_argument("--bpe-dropout", type=float, default=0.05)
+    parser.add_argument("--eval-every", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="no torch.compile")
+    parser.add_argument("--package-only", action="store_true", help="only write the folder, from --state")
+    args = parser.parse_args()
+    args.command = command(parser, args)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    books = read_books(args.corpus, args.more)
+    tokenizer = train_tokenizer(books, args.work / "tokenizer.model")
+    run = Run(args) if args.package_only else train(args, books, tokenizer)
+    if not run.best["weights"]:
         parser.error("--package-only needs the --state of an earlier run")
     fresh = args.work / "demo"
     shutil.rmtree(fresh, ignore_errors=True)

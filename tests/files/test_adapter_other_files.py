@@ -83,7 +83,7 @@ def test_shapes_of_mlx_must_fit(tmp_path: Path) -> None:
     refuse(write_mlx(tmp_path / "a", described, tensors), gemlet.TensorError, name, "[4, 52]")
     del tensors[name]
     refuse(write_mlx(tmp_path / "b", described, tensors), gemlet.TensorError, name, "missing")
-    refuse(write_mlx(tmp_path / "c", described, {}), gemlet.TensorError, "holds nothing")
+    refuse(write_mlx(tmp_path / "c", described, {}), gemlet.TensorError, "has no tensors")
 
 
 def test_errors_about_old_forms_say_what_to_do(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     (
         "product wraps to 8",
         with_header({"a": entry(0, 8, shape=((1 << 62) + 1, 4))}, DATA),
-        "data_offsets give",
+        "data_offsets span",
     ),
     ("shape larger than the bytes", with_header({"a": entry(0, 16, shape=(5,))}, DATA), "needs 20 bytes"),
     ("shape smaller than the bytes", with_header({"a": entry(0, 16, shape=(3,))}, DATA), "needs 12 bytes"),
