@@ -42,10 +42,12 @@ class BenchResult:
     """One row of the table.
 
     Attributes:
-        test: the name of the test, such as "pp512" or "tg128", or with a depth "tg128 @ d4096". samples:
-            tokens per second of each repetition. bytes_per_token: the least bytes that are read per token.
-            Prefill reads the weights once for each pass. bandwidth: the memory bandwidth in bytes per second,
-            the larger of the measurements before and after the test. None on a GPU, where it is not measured.
+        test: the name of the test, such as "pp512" or "tg128", or with a depth "tg128 @ d4096".
+        samples: tokens per second of each repetition.
+        bytes_per_token: the least bytes that are read per token. Prefill reads the weights once for each
+            pass.
+        bandwidth: the memory bandwidth in bytes per second, the larger of the measurements before and after
+            the test. None on a GPU, where it is not measured.
     """
 
     test: str

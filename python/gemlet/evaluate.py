@@ -113,9 +113,9 @@ def read_questions(path: str | Path) -> list[dict[str, Any]]:
 
     - ``query`` (or ``question``, ``prompt``, ``ctx``, ``text``, ``goal``): the text of the question;
     - ``choices`` (or ``endings``, ``options``): a list of texts;
-    - ``gold`` (or ``label``, ``answer``, ``answerKey``, ``target``): the right choice, as its number from 0
-      on, its letter, or its text. If ``gold`` equals the text of a choice, it means this choice, even if it is
-      a number or a letter.
+    - ``gold`` (or ``label``, ``answer``, ``answerKey``, ``target``): the right choice, as its number from
+      0 on, its letter, or its text. If ``gold`` equals the text of a choice, it means this choice, even if it
+      is a number or a letter.
 
     ARC, PIQA (``goal``, ``sol1``, ``sol2``) and Winogrande (``sentence``, ``option1``, ``option2``) are
     accepted as they are published. A sentence of Winogrande has a blank, ``_``. The query is the text before

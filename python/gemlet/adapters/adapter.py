@@ -62,7 +62,8 @@ class Adapter:
             ``("q_proj", "v_proj", "vision.fc1")``. The kinds of the towers for images and sound begin with
             "vision." and "audio.".
         passed_over: modules of the towers that the adapter's file also changes, and that gemlet does not
-            change. memory_bytes: the memory that the adapter takes.
+            change.
+        memory_bytes: the memory that the adapter takes.
 
     >>> import gemlet
     >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout

@@ -119,9 +119,11 @@ class AdapterConfig:
     """The modules that an adapter changes, and the factor on each change.
 
     Attributes:
-        where: the file, for errors. base_model: the model on which the adapter was trained, according to the
-            file; "" if the file does not say. targets, excluded: the modules that are changed or not changed:
-            endings of their names, or one pattern for whole names.
+        where: the file, for errors.
+        base_model: the model on which the adapter was trained, according to the file; "" if the file does not
+            say.
+        targets, excluded: the modules that are changed or not changed: endings of their names, or one pattern
+            for whole names.
         layers: the layers that the adapter changes; None for all.
         saved: the names of modules that the adapter replaces.
         parameters: endings of the names of parameters, such as the experts' stacks, that the adapter changes.

@@ -93,11 +93,12 @@ class Terms(NamedTuple):
     """All changes that an adapter makes.
 
     Attributes:
-        low_rank: slot -> the term that is added to the weight, or to the transpose of a table. own_rows: slot
-            -> the tensor that replaces the weight, or some of its rows, before the term is added.
-            passed_over: modules of towers in the adapter's file that gemlet changes only by merging, or not
-            at all. merged_only: slot -> the tensor that replaces the weight if the adapter is merged into the
-            model. The modules of these weights are in ``passed_over``.
+        low_rank: slot -> the term that is added to the weight, or to the transpose of a table.
+        own_rows: slot -> the tensor that replaces the weight, or some of its rows, before the term is added.
+        passed_over: modules of towers in the adapter's file that gemlet changes only by merging, or not at
+            all.
+        merged_only: slot -> the tensor that replaces the weight if the adapter is merged into the model. The
+            modules of these weights are in ``passed_over``.
         never_changed: the modules in ``passed_over`` that merging does not change either.
     """
 

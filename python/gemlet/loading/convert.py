@@ -67,11 +67,12 @@ def convert(
     short.
 
     Args:
-        source: a model as in :func:`gemlet.load` that is not packed yet. destination: the folder to make. If
-            it exists, it must be empty. calibrate: with weights "q4" or "q5", uses statistics of the
-            matrices' inputs for the rounding. They are measured on a text: pass the path of a file of about
-            8,000 tokens or more, or True for texts that the model generates. This takes some minutes, and as
-            much memory as the model's files. It cannot be combined with ``merge_adapter``.
+        source: a model as in :func:`gemlet.load` that is not packed yet.
+        destination: the folder to make. If it exists, it must be empty.
+        calibrate: with weights "q4" or "q5", uses statistics of the matrices' inputs for the rounding. They
+            are measured on a text: pass the path of a file of about 8,000 tokens or more, or True for texts
+            that the model generates. This takes some minutes, and as much memory as the model's files. It
+            cannot be combined with ``merge_adapter``.
         for_memory: the memory of the machine for which the folder is made, such as "1GB". The weights get the
             format that loses least among those with which the model fits, with a text of 4096 tokens.
         weights, embedding, matformer, vision, audio, mmproj, merge_adapter, threads, progress, revision,

@@ -25,9 +25,10 @@ class MemoryPlan:
     """The memory that a model takes, in bytes, by use.
 
     Attributes:
-        weights: the weights without the embedding. embedding: the embedding; if it stays on disk, only the
-            part that is in memory. kv_cache: the keys and values of one text as long as the context. They
-            include freed blocks whose memory is not free yet, because other blocks share it.
+        weights: the weights without the embedding.
+        embedding: the embedding; if it stays on disk, only the part that is in memory.
+        kv_cache: the keys and values of one text as long as the context. They include freed blocks whose
+            memory is not free yet, because other blocks share it.
         prefix_cache: the keys and values of texts that have ended, if ``prefix_cache_size`` limits them.
             Otherwise this is 0, and they take a part of the memory that the plan leaves.
         activations: the buffers for a full chunk of a prompt, with the logits.
