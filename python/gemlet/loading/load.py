@@ -119,7 +119,7 @@ def load(
             is the same as without a draft model, even with sampling. The draft model is used only when it
             measurably saves time. It is loaded with the same ``weights``, without its towers.
         draft_tokens: the most draft tokens for a sequence at a time, 1 to 14. None: as many as save time.
-            matformer: the smaller model to cut out of a Gemma 3n. Only the needed part of the file is read.
+        matformer: the smaller model to cut out of a Gemma 3n. Only the needed part of the file is read.
             Possible are "E2B" out of E4B, an MLP width for all layers, a list of widths, or
             ``{"intermediate_size": width or list of widths, "skip_layers": [...]}`` with a width for each
             layer that is kept.
@@ -153,14 +153,15 @@ def load(
         The model, which is a context manager; ``close()`` frees its memory.
 
     Raises:
-        ModelFileError: the folder or one of its files is missing, cut short or inconsistent. ConfigError:
-            ``config.json`` or GGUF's metadata describe something that gemlet does not run. The message names
-            the key.
+        ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
+        ConfigError: ``config.json`` or GGUF's metadata describe something that gemlet does not run. The
+            message names the key.
         TensorError: a tensor is missing, is unexpected, has the wrong shape or type, or is not finite. The
             message names the tensor.
-        TokenizerError: the tokenizer's files cannot be used. InvalidRequestError: an argument is out of
-            range. UnsupportedError: this build does not have the ``device``, ``matformer`` is given for a
-            model that is not a MatFormer, or an extra is not installed.
+        TokenizerError: the tokenizer's files cannot be used.
+        InvalidRequestError: an argument is out of range.
+        UnsupportedError: this build does not have the ``device``, ``matformer`` is given for a model that is
+            not a MatFormer, or an extra is not installed.
         HubError: the hub cannot be reached, or refuses to send the model.
         MemoryLimitError: the weights do not fit into memory, or the model does not fit into ``max_memory``.
 
