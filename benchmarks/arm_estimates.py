@@ -3,8 +3,8 @@
     python benchmarks/arm_estimates.py BUILD [--mca llvm-mca-19] [--objdump aarch64-linux-gnu-objdump]
 
 BUILD is a build for aarch64 without link-time optimization, such as the one that `.ci/run aarch64` makes. If
-a kernel has several innermost loops for many rows, this takes the one that loses most. It prints the cycles
-of the loop, and the share of them that would be needed if there were only loads and products, or only
+a kernel has several innermost loops for many rows, the script takes the loop that loses most. It prints the
+cycles of the loop, and the share of them that would be needed if there were only loads and products, or only
 arithmetic. llvm-mca models neither caches nor branches, so the figures are for data in the first-level cache.
 A Cortex-A76 is modelled as the Neoverse N1, which is the same core for servers.
 """
@@ -38,13 +38,14 @@ class Loop:
 
     @property
     def bound(self) -> tuple[str, ...]:
-        """Its loads and products."""
+        """The number of loads and products in the loop."""
         kept = (one for one in self.arithmetic if PRODUCT.match(one) or LOAD.match(one))
         return tuple(kept)
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
-        """Its instructions on vectors, and its loads of vectors, without copies and uses of the stack."""
+        """The numbers of vector instructions and of vector loads in the loop, without copies and uses of the
+        stack."""
         kept = (one for one in self.instructions if re.search(r"\b[vqd]\d", one) or LOAD.match(one))
         return tuple(one for one in kept if not OVERHEAD.search(one))
 
@@ -107,7 +108,7 @@ def cycles(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> floa
 
 
 def busy(instructions: tuple[str, ...], units: tuple[int, int]) -> float:
-    """Cycles of one iteration if nothing waited for a result: the limit of the units for vectors and
+    """Cycles of one iteration if no instruction waited for a result: the limit of the units for vectors and
     loads."""
     loads = sum(bool(LOAD.match(one)) for one in instructions)
     return max((len(instructions) - loads) / units[0], loads / units[1])

@@ -10,13 +10,14 @@ namespace {
 
 constexpr int kNibbleLines = 4;
 
-// Bits `from` and up of each byte, `mask`, at the place `to`.
+// Shifts bit `from` of each byte to the place `to`, together with the bits above it, and keeps the bits of `mask`.
 GEMLET_INLINE VI moved(VI bits, int from, int to, int32_t mask) {
   return (from < to ? bits << (to - from) : bits >> (from - to)) & mask;
 }
 
-// The sums of R rows for one vector of outputs. A Dot without VNNI adds sums of pairs in 16 bits, and widens them
-// where widen() is called: before more than 8 of 4 bits, 4 of 5 or 2 of 6 bits are added.
+// The sums of R rows for one vector of outputs. A Dot without VNNI adds up sums of pairs in 16 bits. widen() adds these
+// sums to sums of 32 bits. It must be called after at most 8 additions with weights of 4 bits, 4 with weights of 5
+// bits, or 2 with weights of 6 bits.
 template <typename Dot, int R, int H>
 struct RowSums {
   static constexpr bool kPairs = requires(VI sums) { Dot::widened(sums); };
@@ -42,7 +43,9 @@ struct RowSums {
   }
 };
 
-// dot<R, H>(lines, x, part, dots): adds the products of a block, or of 16 columns of it, whose x begins at x(r).
+// The products of a block with weights of four bits. The classes for five and six bits have the same function:
+// dot<R, H>(lines, x, part, dots) adds the products of one part of a block to `dots`. The x of row r for this part
+// begins at x(r).
 struct FourBits {
   static constexpr int64_t kBlockBytes = kQ4BlockBytes;
   static constexpr int kParts = 1;  // parts of a block that have a scale of their own
@@ -96,7 +99,11 @@ struct SixBits {
   }
 };
 
-enum class Scaling { kHalf, kSmall, kSmallAndMinimum };  // f16; groups with signed bytes; groups with bytes
+enum class Scaling {
+  kHalf,             // a block has a scale in f16 (q5)
+  kSmall,            // the parts of a block have small scales, which are signed bytes (q6k)
+  kSmallAndMinimum,  // a block has a small scale and a small minimum, which are unsigned bytes (q4k, q5k)
+};
 
 template <typename Bits, Scaling scaling>
 struct BitsProduct {

@@ -59,7 +59,8 @@ struct FloatRowsProduct {
     RowPointers<R> x((const uint8_t*)a.x + row * a.x_stride, a.x_stride);
     const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
     VF even[R][H] = {}, odd[R][H] = {};
-    float last[8][kSuperblock];  // padded columns have no x; RowPointers counts on 8 rows
+    float last[8][kSuperblock];  // a copy of the last columns of x, because the padding of the weights has no x;
+                                 // RowPointers needs 8 rows
     for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
       if (const int64_t left = a.cols - c; left < kSuperblock) {
         for (int r = 0; r < R; ++r) {
@@ -78,7 +79,7 @@ struct FloatRowsProduct {
   }
 
  private:
-  // The unrolled loops know at compile time to which sums a column adds. A choice at run time would keep the sums in
+  // The unrolled loops know at compile time which sums a column belongs to. A choice at run time would keep the sums in
   // memory.
   template <int R, int H>
   static GEMLET_INLINE void superblock(const RowPointers<R>& x, const uint8_t* lines, VF (&even)[R][H],

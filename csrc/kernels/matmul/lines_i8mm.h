@@ -1,7 +1,7 @@
 // Byte products with usmmla: a 2 x 8 matrix of weights (2 outputs, 8 columns) times an 8 x 2 matrix of x (2 rows).
-// Zipping two lines brings 8 columns of an output together; for q4 that happens before its halves are separated. The
-// sums keep the order of the instruction, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block is done. A single row is
-// multiplied line by line with sdot and usdot (lines_lanes.h).
+// Zipping two lines brings 8 columns of an output together; for q4 that happens before the halves of the bytes are
+// separated. The sums keep the order of the instruction, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block is done. A
+// single row is multiplied line by line with sdot and usdot (lines_lanes.h).
 #pragma once
 
 #include "kernels/matmul/lines_lanes.h"
@@ -17,7 +17,7 @@ inline uint8x16_t zip_high(uint8x16_t a, uint8x16_t b) {
   return vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b)));
 }
 
-// A tile of pairs of rows, which Lines::dot_pairs multiplies.
+// A tile whose rows are multiplied in pairs by Lines::dot_pairs.
 template <typename Lines>
 struct PairTile {
   static constexpr bool kPairs = true;
@@ -83,7 +83,7 @@ inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][
 }
 struct Q8Lines : Q8LaneLines, PairTile<Q8Lines> {
   static constexpr bool kNeedsOffset = true;
-  // dots[p][h][i]: rows 2p, 2p + 1 and outputs 2i, 2i + 1 of vector h
+  // Adds to dots[p][h][i] the products of rows 2p and 2p + 1 with outputs 2i and 2i + 1 of vector h.
   template <int P, int H>
   static void dot_pairs(const uint8_t* lines, const uint8_t* const (&x)[2 * P], int32x4_t (&dots)[P][H][2]) {
     for (int half = 0; half < 2; ++half) {

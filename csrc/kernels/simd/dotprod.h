@@ -19,7 +19,7 @@ struct Q8Dot {
   static VI total(VI sums, int32_t) { return sums; }
 };
 
-// Unsigned weights of 8 bits, whose highest bit counts by itself: w = (w - 128) + 128.
+// Unsigned weights of 8 bits. sdot takes signed bytes, so a weight is split: w = (w - 128) + 128.
 struct ByteDot {
   static VI add(VI sums, VI weight, const uint8_t* x) {
     const int8x16_t columns = splat_columns(x), w = vreinterpretq_s8_s32((int32x4_t)(weight ^ (int32_t)0x80808080));

@@ -1,4 +1,5 @@
-// Shared by the tiers with sdot. The instruction multiplies 16 pairs of bytes and adds the products four by four.
+// Products with sdot, for all tiers that have the instruction. The instruction multiplies 16 pairs of bytes and adds
+// the products four by four.
 #pragma once
 
 #include "kernels/simd/arm.h"
