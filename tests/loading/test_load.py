@@ -404,7 +404,7 @@ def test_another_file_does_not_mean_its_folder(tmp_path: Path) -> None:
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
         with pytest.raises(
-            ModelFileError, match=rf"{name}: in this folder, gemlet reads model\.safetensors;"
+            ModelFileError, match=rf"{name}: in this folder, gemlet reads model\.safetensors and not"
         ):
             gemlet.load(folder / name)
 
