@@ -134,7 +134,7 @@ def test_the_error_for_a_wrong_name_suggests_the_option(name: str, meant: str) -
 def test_errors_for_known_mistakes_name_the_way_out() -> None:
     with gemlet.load(threads=1) as model:
         with pytest.raises(
-            gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
+            gemlet.InvalidRequestError, match=r"stream_chat\(\) return the text piece by piece"
         ):
             model.chat("Hello", stream=True)  # type: ignore[call-arg]
         with pytest.raises(gemlet.InvalidRequestError, match="the first message, of the role system"):
