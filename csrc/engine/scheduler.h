@@ -1,5 +1,5 @@
-// Chooses the requests that advance in the next step, and the number of tokens of each. A step has no phases: texts
-// that are being written advance by one token while chunks of prompts are read in the same step.
+// Chooses the requests that advance in the next step, and the number of tokens of each. One step both decodes and
+// prefills: each decoding request advances by one token, and chunks of prompts are computed in the same step.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ class Scheduler {
   struct Limits {
     int64_t rows = kChunkTokens;  // most rows of a step
     int64_t running = 32;         // most requests that run at a time
-    bool whole = false;           // whether each text is read in one step, even if it has more tokens than `rows`
+    bool whole = false;           // whether each text is computed in one step, even if it has more tokens than `rows`
   };
   struct Part {
     Job* job;
@@ -30,17 +30,17 @@ class Scheduler {
   // Adds a job after all waiting jobs with the same or a higher priority.
   void add(std::unique_ptr<Job> job);
   // Moves a job back to the waiting ones, before all others with its priority.
-  void put_back(Job* job);
+  void put_back(Job* job);  // Moves a running job back to the waiting ones, before all others with its priority.
   std::unique_ptr<Job> remove(Job* job);
 
-  // The next job that waits to begin, or null. begin() starts it; this needs a free place (is_full()).
+  // The next job that waits to start, or null. begin() starts it, which needs a free place: !is_full().
   Job* next_waiting() const;
   bool is_full() const { return static_cast<int64_t>(running_.size()) >= limits_.running; }
   void begin(Job* job);
 
-  // The parts of the next step. Every text that is being written advances by one token, unless its reader is slow.
-  // The step also reads tokens of prompts, as many as double its time:
-  // - It reads up to twice as many if that finishes a prompt.
+  // The parts of the next step. Every decoding request advances by one token, unless its reader is slow. The step also
+  // prefills prompts, with as many tokens as double the time of the step:
+  // - Up to twice as many tokens are computed if that finishes a prompt.
   // - If more texts wait for their first token than are being written, it reads two to four times as many, in
   //   proportion to the waiting texts for each one that is written.
   // - The shortest remaining prompt comes first. If three steps in a row have not read the prompt that has waited
@@ -65,10 +65,10 @@ class Scheduler {
 
   const Limits limits_;
   uint64_t oldest_ = 0;                        // the number of the prompt that has waited longest
-  int64_t passed_over_ = 0;                    // steps in a row that have not read it
-  int64_t quick_in_ = 0;                       // steps until the next one may be quick, see plan()
-  std::vector<std::unique_ptr<Job>> running_;  // in the order in which they began
-  std::deque<std::unique_ptr<Job>> waiting_;   // in the order in which they will begin
+  int64_t passed_over_ = 0;                    // steps in a row that computed none of its tokens
+  int64_t quick_in_ = 0;                       // steps until the next step may be quick, see plan()
+  std::vector<std::unique_ptr<Job>> running_;  // in the order in which they started
+  std::deque<std::unique_ptr<Job>> waiting_;   // in the order in which they will start
 };
 
 }  // namespace gemlet
