@@ -45,7 +45,7 @@ class SoftText {
   std::vector<TokenSpan> spans_;
 };
 
-// Tokens [first, end) of `tokens`, with their soft rows and spans. No span may be cut.
+// Tokens [first, end) of `tokens`, with their soft rows and the spans that lie completely among them.
 class TokenPart {
  public:
   TokenPart(const TokenRun& tokens, int64_t first, int64_t end, int64_t hidden_size);
