@@ -29,8 +29,8 @@ class Scheduler {
 
   // Adds a job after all waiting jobs with the same or a higher priority.
   void add(std::unique_ptr<Job> job);
-  // Moves a job back to the waiting ones, before all others with its priority.
-  void put_back(Job* job);  // Moves a running job back to the waiting ones, before all others with its priority.
+  // Moves a running job back to the waiting ones, before all others with its priority.
+  void put_back(Job* job);
   std::unique_ptr<Job> remove(Job* job);
 
   // The next job that waits to start, or null. begin() starts it, which needs a free place: !is_full().
@@ -41,18 +41,18 @@ class Scheduler {
   // The parts of the next step. Every decoding request advances by one token, unless its reader is slow. The step also
   // prefills prompts, with as many tokens as double the time of the step:
   // - Up to twice as many tokens are computed if that finishes a prompt.
-  // - If more texts wait for their first token than are being written, it reads two to four times as many, in
-  //   proportion to the waiting texts for each one that is written.
-  // - The shortest remaining prompt comes first. If three steps in a row have not read the prompt that has waited
-  //   longest, that one comes first. So neither long nor short prompts wait too long for the others.
-  // - One of 16 such steps may be quick: it reads the end of a prompt, but no piece of another one. This delays the
-  //   other prompt by at most half a step, a thirtieth of its time. No step is quick while more texts wait than are
-  //   being written.
-  // - No prompt is cut within a span.
+  // - If more requests wait for their first token than decode, two to four times as many tokens are computed, in
+  //   proportion to the number of waiting requests for each decoding one.
+  // - The shortest remaining prompt comes first. If three steps in a row computed nothing of the prompt that has waited
+  //   longest, that prompt comes first. So neither long nor short prompts wait too long for the others.
+  // - One of 16 such steps may be quick: it computes the end of a prompt and no piece of another one. This delays the
+  //   other prompt by at most half a step, a thirtieth of its time. No step is quick while more requests wait than
+  //   decode.
+  // - No span of a prompt is cut.
   std::vector<Part> plan(const StepTimes& times);
 
-  // The running job that gives up its memory when memory runs out: one whose reader is slow; otherwise, of those with
-  // the lowest priority, the one that came last. Null if only one job runs and its reader is not slow.
+  // The running job that gives up its memory when memory runs out. A job with a slow reader comes first. Otherwise it
+  // is the last job that came, of those with the lowest priority. Null if only one job runs and its reader is not slow.
   Job* victim() const;
   // The running job whose reader has been slow for the longest time, or null.
   Job* slow_reader(RequestOptions::Clock::time_point now) const;
