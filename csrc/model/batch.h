@@ -35,7 +35,7 @@ struct SoftRows {
 struct TokenRun {
   std::span<const int32_t> ids;
   std::span<const SoftRows> soft_rows = {};  // in order, without overlap
-  std::span<const TokenSpan> spans = {};     // in order, without overlap; positions are indices of `ids`
+  std::span<const TokenSpan> spans = {};     // in order, without overlap; position 0 is the first of `ids`
 
   int64_t rows() const { return static_cast<int64_t>(ids.size()); }
   // Throws kInvalidRequest if an id is not in the vocabulary, if soft rows or spans lie outside the tokens or overlap,
