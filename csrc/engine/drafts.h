@@ -76,10 +76,9 @@ class Drafts {
   Draft draft_;
   std::vector<int32_t> run_;
   int64_t taken_ = 0;
-  // the share of draft tokens of each kind that are accepted
-  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8,
-                                              0.6};  // the chance that the next token of a guess is right
-  double account_ = 0.5;                             // saved minus lost time; the unit is one step
+  // For each kind, the share of draft tokens that are accepted.
+  std::array<double, kDraftKinds> chances_ = {0.3, 0.5, 0.8, 0.6};
+  double account_ = 0.5;  // saved minus lost time; the unit is one step
 };
 
 // Takes draft tokens of these texts, at most `most` in all, for a step that only decodes. `rows` is the number of rows

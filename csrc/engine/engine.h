@@ -2,11 +2,11 @@
 // steps, without Python's lock. Any number of threads may submit requests and take their tokens.
 //
 // One step:
-// 1. collect: Cancelled and timed-out requests end. Waiting requests start while there is room.
-// 2. plan: The scheduler chooses the number of tokens by which each request advances.
-// 3. forward: One forward pass computes these tokens. If memory for keys and values runs out, the prefix cache gives up
-// its blocks first. Then the last request that came gives up its memory and starts again later.
-// 4. sample: Each request whose tokens are all computed gets its next token, which its reader can take.
+//   1. collect: Cancelled and timed-out requests end. Waiting requests start while there is room.
+//   2. plan: The scheduler chooses the number of tokens by which each request advances.
+//   3. forward: One forward pass computes these tokens. If memory for keys and values runs out, the prefix cache gives
+//      up its blocks first. Then the last request that came gives up its memory and starts again later.
+//   4. sample: Each request whose tokens are all computed gets its next token, which its reader can take.
 //
 // A forked process has no worker thread. The first call that needs a worker starts one, which computes the keys and
 // values of the running requests again.

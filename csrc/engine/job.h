@@ -59,7 +59,6 @@ struct Job {
   bool waits_for_reader() const { return paused || !held.empty(); }
   // Whether the reader has been slow for longer than kGrace. Then other requests may take the place and the memory.
   bool has_slow_reader(RequestOptions::Clock::time_point now) const { return slow_since && now - *slow_since > kGrace; }
-  // The number of tokens before those whose logits are wanted.
   // The number of tokens to compute before the first token whose logits are wanted.
   int64_t before_rows() const { return std::max<int64_t>(0, request->options.first_row - kv.length()); }
   // The most tokens that this request can compute in one step.

@@ -1,9 +1,9 @@
 // The file format of a block's keys and values:
 //
-// header                 the owner of the record, and sizes
-// uint64 [kinds]         a checksum for each kind of layer
-// int32 [numbers]        the text up to the block's end (text_key.h); zeros fill up to a multiple of 8 bytes
-// for each kind that is present: the block's heads, in the layout of the cache
+//   header                 the owner of the record, and sizes
+//   uint64 [kinds]         a checksum for each kind of layer
+//   int32 [numbers]        the text up to the block's end (text_key.h); zeros fill up to a multiple of 8 bytes
+//   for each kind that is present: the block's heads, in the layout of the cache
 //
 // A record is checked completely before it is used. A record that does not match counts as absent. All tokens are
 // compared, not only checksums, so two different texts are never mixed up.

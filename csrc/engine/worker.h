@@ -77,8 +77,8 @@ struct Worker {
   void make_room(const Error& error);
   bool put_slow_reader_back();
   void put_back(Job* job);
-  void hand_out(const Parts& parts);  // this and the next ones are in worker_tokens.cpp
-  template <typename Next>            // This function and those below are in worker_tokens.cpp.
+  void hand_out(const Parts& parts);  // this function and those below are in worker_tokens.cpp
+  template <typename Next>
   static void hand_out(Job* job, Ends& ends, Next next);
   void choose_together(const Parts& parts);
   static void notify(const Parts& parts);
