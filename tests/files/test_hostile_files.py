@@ -59,8 +59,8 @@ def boundaries(name: str, data: bytes) -> set[int]:
     ],
 )
 def test_cut_short(name: str) -> None:
-    """A small file is cut at every byte. Others are cut at each of the first hundred bytes, at a hundred
-    later places and around every boundary. Padding at the end may be missing, and the end mark of a GIF."""
+    """A small file is cut at every byte. Larger files are cut at each of the first hundred bytes, at a hundred
+    later places and around every boundary. Padding at the end and the end mark of a GIF may be missing."""
     reader = READERS[name]
     for data in reader.seeds()[-2:]:
         padded = reader.mutate is mutate_json or name in ("gguf", "image")

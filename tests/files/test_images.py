@@ -106,7 +106,7 @@ def test_unusual_files_are_seen_as_in_transformers(name: str) -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it has this many pixels."""
+    """A PNG of a few bytes whose header says that it has so many pixels."""
     data = bytearray(encoded(Image.fromarray(LEVELS)))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")

@@ -1,4 +1,4 @@
-"""Drafters that read their target's states, keys and values (`gemma4_assistant`)."""
+"""Draft models that read the states, keys and values of the target model (`gemma4_assistant`)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_rounded_cache_hardly_changes_the_guesses(kv_cache: str) -> None:
     with pair("e2b-plain", weights="f32", kv_cache=kv_cache) as model:
         known, logits = golden["known.3"], golden["logits.3"]
         _, found = testing.assistant_logits(core_of(model), drafter_of(model), known.tolist(), 1)
-    error = np.linalg.norm(found[0] - logits[0]) / np.linalg.norm(logits[0])  # 1.4 of other queries
+    error = np.linalg.norm(found[0] - logits[0]) / np.linalg.norm(logits[0])  # 1.4 for the other queries
     assert error < {"f32": 2e-4, "bf16": 0.02, "int8": 0.05, "int4": 0.9}[kv_cache]
 
 
@@ -88,7 +88,7 @@ def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
     [{"weights": "f32"}, pytest.param({"weights": "q8", "kv_cache": "int4"}, marks=pytest.mark.slow)],
 )
 def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str, Any]) -> None:
-    """Texts run at the same time, with and without an adapter, at temperature 0 and above, also from the
+    """Requests run at the same time, with and without an adapter, at temperature 0 and above, also from the
     prefix cache."""
     random = np.random.default_rng(5)
     prompts = [random.integers(5, 140, n).astype(np.int32) for n in (3, 9, 63, 64, 65, 130)]

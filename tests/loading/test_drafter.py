@@ -1,4 +1,4 @@
-"""A smaller model that guesses for the one that writes: gemlet.load(..., drafter=...)."""
+"""A smaller model as the draft model of a larger one: gemlet.load(..., drafter=...)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""MTP drafters in GGUF and in packed folders make the same guesses as the folder from which they were
-made."""
+"""MTP drafters in GGUF and in packed folders give the same draft tokens as the folder from which they
+were made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TARGET = GOLDEN / "gemma4-e2b"
 
 
 def gguf_of(name: str, path: Path, *, centroids: bool = True, **changes: Any) -> Path:
-    """The file of llama.cpp's converter, which leaves out the centroids, or the same with them."""
+    """The file as llama.cpp's converter writes it, without the centroids, or the same file with them."""
     folder = GOLDEN / "drafters" / name
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
