@@ -65,7 +65,7 @@ def texts_of(
 def test_the_texts_are_the_same(
     model: dict[str, Any], settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """Texts run with and without guesses, at the same time, from the prefix cache and after memory ran
+    """Requests run with and without drafts, at the same time, from the prefix cache and after memory ran
     out."""
     core = small_core(**model)
     expected, plain = texts_of(core, "never", settings, **options)
@@ -151,7 +151,7 @@ def test_times_count_steps_and_tokens() -> None:
     assert 0 < writing <= reader.engine.stats()["step_seconds"] * 2
 
 
-def test_a_forked_child_guesses_too() -> None:
+def test_a_forked_child_drafts_too() -> None:
     reader, expected, prompt = loop(small_core())
     request = reader.submit(prompt, sampler=sampler(temperature=0.0), max_tokens=300, most_unread=20)
     begun = reader.first(request, 20)
@@ -159,7 +159,7 @@ def test_a_forked_child_guesses_too() -> None:
     assert begun + reader.read(request)[0][0] == expected
 
 
-def test_the_tokens_after_the_longest_match_are_guessed() -> None:
+def test_the_draft_continues_the_longest_match() -> None:
     """The tokens after the longest match with the end; if two are equally long, after the last one."""
     ids = [1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3]
     assert testing.guess(ids, [len(ids)], 4) == [[4, 5, 9, 2]]
@@ -199,9 +199,7 @@ TEXTS = {
 @pytest.mark.parametrize("times", [MEMORY_BOUND, COMPUTE_BOUND], ids=["memory", "arithmetic"])
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("count", [100, 500])
-def test_guesses_do_not_cost_more_than_they_gain(
-    name: str, times: Callable[[int], float], count: int
-) -> None:
+def test_drafts_do_not_cost_more_than_they_gain(name: str, times: Callable[[int], float], count: int) -> None:
     ids = TEXTS[name][: 200 + count]
     (seconds,), _, _ = testing.write_with_drafts([ids.tolist()], [200], times)
     gain = (len(ids) - 200) * times(1) / seconds
@@ -211,7 +209,7 @@ def test_guesses_do_not_cost_more_than_they_gain(
 
 
 @pytest.mark.parametrize("others", [1, 3, 7])
-def test_guesses_about_a_text_do_not_delay_the_others(others: int) -> None:
+def test_drafts_for_a_request_do_not_delay_the_others(others: int) -> None:
     texts = [TEXTS["repeats"][:500], *(RANDOM.integers(0, 10**5, 500) for _ in range(others))]
     ends, _, _ = testing.write_with_drafts(
         [ids.tolist() for ids in texts], [200] * (1 + others), MEMORY_BOUND

@@ -7,7 +7,7 @@
 The first file is the template published with google/gemma-2-2b-it (591 bytes, in llama.cpp's folder
 models/templates). It is under the Gemma terms of use and is not part of this repository. The others are the
 scripts in transformers (src/transformers/models/gemma3 and gemma3n) that wrote the published checkpoints with
-their templates. ``_CHAT_TEMPLATE`` is read from them. The templates of Gemma 3 and 3n differ for images and audio."""
+their templates. ``_CHAT_TEMPLATE`` is read from them. Gemma 3 and 3n differ for images and audio."""
 
 from __future__ import annotations
 

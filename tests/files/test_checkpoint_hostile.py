@@ -269,7 +269,7 @@ def test_the_index_may_list_a_missing_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "passed_over"),
     [
-        ({"a": "1.safetensors", "b": "1.safetensors"}, []),  # the index names one file, so the other is not opened
+        ({"a": "1.safetensors", "b": "1.safetensors"}, []),  # names one file, so the other is not opened
         ({"a": "2.safetensors", "b": "1.safetensors"}, ["a in 1.safetensors", "b in 2.safetensors"]),
         ({"b": "2.safetensors", "x": "1.safetensors"}, ["a in 1.safetensors"]),
     ],

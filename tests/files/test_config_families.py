@@ -1,4 +1,4 @@
-"""config.json of Gemma 3n, Gemma 4 and fine-tunes: the meaning of the keys for each layer, and refused values."""
+"""config.json of Gemma 3n, Gemma 4 and fine-tunes: the values of each layer, and refused values."""
 
 from __future__ import annotations
 

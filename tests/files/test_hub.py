@@ -89,7 +89,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         environment = settings(server.url, tmp_path / "home")
         source, logits = run_program(programs.load_and_download, NAME, environment=environment)
-    assert sorted(server.served) == sorted(NEEDED * 2)  # each file is fetched once per model, and no other file
+    assert sorted(server.served) == sorted(NEEDED * 2)  # one fetch of each file per model
     folder = Path(source)
     assert folder.parts[-2:] == ("snapshots", COMMIT)
     assert files_in(folder) == NEEDED
@@ -279,7 +279,7 @@ def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
-    """An error says so. Only the request is read, and little memory is used."""
+    """An error names the fault. gemlet reads only the bytes that it asked for, and uses little memory."""
     files = contents(write_folder(tmp_path / "source", large("gemma")))
     weights, config = files["model.safetensors"], files["config.json"]
     whole = {"config.json": config, "model.safetensors": weights}

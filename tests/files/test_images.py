@@ -122,7 +122,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height:
 
 
 def in_pieces(kind: str, count: int) -> bytes:
-    """The file with this many more pieces, which are all empty."""
+    """The file with ``count`` more pieces, which are all empty."""
     data = encoded(Image.fromarray(LEVELS), kind)
     at = {"PNG": 33, "JPEG": 2, "GIF": 13 + (3 << (data[10] & 7) + 1)}[kind]
     chunk = b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")

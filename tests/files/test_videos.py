@@ -1,4 +1,4 @@
-"""Reading videos: which frames the model gets, their order and orientation, and files that are broken or have false
+"""Reading videos: the frames, their order and orientation, and files that are broken or have false
 headers."""
 
 from __future__ import annotations
