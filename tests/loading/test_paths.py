@@ -121,7 +121,7 @@ def test_errors_can_be_printed(folder: Any, capfd: pytest.CaptureFixture[str]) -
 def test_an_unreadable_optional_file_is_an_error(
     name: str, make: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
-    """If a download was lost, the cache of the hub has such links. The missing file had tokens."""
+    """If a download was lost, the cache of the hub has such links. The lost file contained tokens."""
     folder = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "demo")
     make(folder / name)
     for read in (gemlet.load, gemlet.Tokenizer.from_file):
