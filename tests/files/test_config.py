@@ -412,7 +412,7 @@ def test_config_that_is_a_folder(tmp_path: Path) -> None:
 
 def test_config_that_is_too_large(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b" " * (10 * 1024 * 1024 + 1))
-    with pytest.raises(ModelFileError, match=r"config\.json: larger than 10485760 bytes"):
+    with pytest.raises(ModelFileError, match=r"config\.json: has more than 10485760 bytes"):
         read_config(tmp_path)
 
 

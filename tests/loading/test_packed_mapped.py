@@ -71,7 +71,7 @@ def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: p
     found = logits_of(source, embedding_on_disk=True, cache=True)
     np.testing.assert_array_equal(found, logits_of(source))
     monkeypatch.setenv("GEMLET_CACHE_SIZE", "1kB")
-    with pytest.raises(InvalidRequestError, match="the cache does not have it packed"):
+    with pytest.raises(InvalidRequestError, match="the cache has no packed copy"):
         gemlet.load(source, embedding_on_disk=True, cache=True)
     for value in (1, 0, "yes"):
         for opens in (gemlet.load, gemlet.inspect):
