@@ -269,7 +269,7 @@ def test_the_index_may_list_a_missing_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "passed_over"),
     [
-        ({"a": "1.safetensors", "b": "1.safetensors"}, []),  # names one file: the other is not opened
+        ({"a": "1.safetensors", "b": "1.safetensors"}, []),  # names one file, so the other is not opened
         ({"a": "2.safetensors", "b": "1.safetensors"}, ["x in 1.safetensors"]),  # a and b are used
         ({"b": "2.safetensors", "x": "1.safetensors"}, ["a in 1.safetensors"]),
     ],
@@ -277,7 +277,7 @@ def test_the_index_may_list_a_missing_tensor(tmp_path: Path) -> None:
 def test_tensors_are_found_despite_a_stale_index(
     tmp_path: Path, weight_map: dict[str, str], passed_over: list[str]
 ) -> None:
-    """The index decides which tensors count. Their true places are found in the files."""
+    """The index decides which tensors are read. The files decide where each tensor is."""
     write_shards(tmp_path, {"1.safetensors": {"a": A, "x": B}, "2.safetensors": {"b": B}})
     write_index(tmp_path, weight_map)
     if "2.safetensors" not in weight_map.values():

@@ -1,4 +1,4 @@
-"""config.json: both spellings, sparse files, and the errors for what is refused."""
+"""config.json: both spellings, files with few keys, and the errors for refused values."""
 
 from __future__ import annotations
 

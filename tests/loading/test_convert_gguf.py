@@ -1,4 +1,4 @@
-"""Packed folders made from GGUF: they are the same model as the file, with its texts. Some are refused."""
+"""Packed folders made from GGUF: each generates the same text as its file. Some files are refused."""
 
 from __future__ import annotations
 

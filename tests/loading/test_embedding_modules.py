@@ -1,4 +1,4 @@
-"""The files of sentence-transformers that say what an embedding model computes after its layers."""
+"""The files of sentence-transformers that name the steps of an embedding model after its layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gemlet.load: the folders, files and arguments that it accepts, the models it gives, and what it refuses."""
+"""gemlet.load: the folders, files and arguments that it accepts or refuses, and the models it gives."""
 
 from __future__ import annotations
 
@@ -399,7 +399,7 @@ def test_a_weights_file_means_its_folder() -> None:
 
 
 def test_another_file_does_not_mean_its_folder(tmp_path: Path) -> None:
-    """gemlet loads the named file or nothing."""
+    """gemlet loads the named file, or raises an error."""
     folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
