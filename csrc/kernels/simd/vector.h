@@ -2,8 +2,6 @@
 // kLanes floats and int32. The tier's header declares them and is included before. Everything has internal linkage.
 #pragma once
 
-#include <utility>
-
 #include "formats/layout.h"
 
 // For functions that compute tiles. The sums of a tile must stay in registers, and a function call would store them for
@@ -45,16 +43,15 @@ inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
 // Calls f(i, add) for i from 0 to N - 1. add(sums, weights, x) is Dot::add() with the four bytes at x + column_of(i). A
 // Dot with add_lane() takes them from the 16 bytes around them, which are then loaded once for four columns; that
 // instruction needs a constant i. The other tiers keep a loop, because gcc schedules it better.
-template <typename Dot, int N, auto column_of, typename F>
+template <typename Dot, int N, auto column_of, int I = 0, typename F>
 GEMLET_INLINE void for_columns(const F& f) {
   if constexpr (requires(VI v, const uint8_t* x) { Dot::template add_lane<0>(v, v, x); }) {
-    [&]<int... I>(std::integer_sequence<int, I...>) GEMLET_INLINE_LAMBDA {
-      (f(I,
-         [](VI sums, VI weights, const uint8_t* x) GEMLET_INLINE_LAMBDA {
-           return Dot::template add_lane<column_of(I) % 16 / 4>(sums, weights, x + column_of(I) / 16 * 16);
-         }),
-       ...);
-    }(std::make_integer_sequence<int, N>{});
+    if constexpr (I < N) {
+      f(I, [](VI sums, VI weights, const uint8_t* x) GEMLET_INLINE_LAMBDA {
+        return Dot::template add_lane<column_of(I) % 16 / 4>(sums, weights, x + column_of(I) / 16 * 16);
+      });
+      for_columns<Dot, N, column_of, I + 1>(f);
+    }
   } else {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) {
