@@ -117,7 +117,7 @@ def _both_spellings(
         )
     theta = next(iter(thetas.values()), default_theta)
     scaled = [part for part in (new, old) if part.raw.keys() - {"rope_theta"}]
-    scalings = {part: _read_scaling(part, _TYPES_BUT_PROPORTIONAL, keys, theta) for part in scaled}
+    scalings = {part: _read_scaling(part, _TYPES_BUT_PROPORTIONAL, keys, family, theta) for part in scaled}
     factors = {part.label("factor"): rope.scaling_factor for part, rope in scalings.items()}
     for found in (thetas, factors):
         if len(set(found.values())) > 1:
@@ -160,28 +160,29 @@ def _read_nested_only(keys: Keys, family: Family, used: Collection[str]) -> dict
         if share != 1.0 and "proportional" not in (one.get("rope_type"), one.get("type")):
             raise one.wrong("partial_rotary_factor", "none beside a rope_type other than 'proportional'")
         theta = one.number("rope_theta", *NUMBERS["rope_theta"])
-        rope[kind] = _read_scaling(one, tuple(_TYPES), keys, theta)._replace(partial_factor=share)
+        rope[kind] = _read_scaling(one, tuple(_TYPES), keys, family, theta)._replace(partial_factor=share)
     return rope
 
 
-def _read_scaling(part: Keys, supported: tuple[str, ...], keys: Keys, theta: float) -> Rope:
+def _read_scaling(part: Keys, supported: tuple[str, ...], keys: Keys, family: Family, theta: float) -> Rope:
     """The rotation that a RoPE object describes. ``keys`` are those of the text model."""
     names = [key for key in ("rope_type", "type") if part.get(key) is not None]
     for name in names:
         if part.get(name) not in supported:  # before its keys are reported as unknown
             listed = ", ".join(repr(choice) for choice in supported)
-            raise part.wrong(name, f"one of {listed} (no other RoPE type is supported; no published Gemma has one)")
+            why = "no other RoPE type is supported; no published Gemma has one"
+            if part.get(name) == "longrope":
+                why = "'longrope' turns all tokens of a text otherwise as soon as the text is long"
+            raise part.wrong(name, f"one of {listed} ({why})")
     rope_type = part.get(names[0]) if names else "default"
-    part = Keys(
-        part.raw, part.where, part.prefix, {**part.defaults, **_TYPES[rope_type]}, part.passed_over
-    )
+    part = Keys(part.raw, part.where, part.prefix, {**part.defaults, **_TYPES[rope_type]}, part.passed_over)
     part.refuse_unknown(frozenset(), {})
     if len({part.get(name) for name in names}) > 1:
         raise part.wrong("type", f"the value of rope_type ({show(part.get('rope_type'))})")
     if rope_type == "llama3":
         return Rope(theta, special=_read_llama3(part, keys))
     if rope_type == "yarn":
-        return Rope(theta, special=_read_yarn(part, keys, theta))
+        return Rope(theta, special=_read_yarn(part, keys, family, theta))
     factor = part.get("factor")
     if rope_type == "linear" or (rope_type == "proportional" and factor is not None):
         return Rope(theta, part.number("factor", *NUMBERS["rope_scaling_factor"]))
@@ -212,7 +213,7 @@ def _read_llama3(part: Keys, keys: Keys) -> Llama3:
     return Llama3(factor, low, high, _read_context(part, keys))
 
 
-def _read_yarn(part: Keys, keys: Keys, theta: float) -> Yarn:
+def _read_yarn(part: Keys, keys: Keys, family: Family, theta: float) -> Yarn:
     def number(name: str, otherwise: float) -> float:
         return part.number(name, _LEAST, _MOST) if part.get(name) else otherwise  # like transformers for 0
 
@@ -222,7 +223,9 @@ def _read_yarn(part: Keys, keys: Keys, theta: float) -> Yarn:
     else:
         factor = part.number("factor", *NUMBERS["rope_scaling_factor"])
     if theta <= 1:
-        raise part.wrong("rope_theta", "more than 1 beside rope_type 'yarn'")
+        raise ConfigError(
+            f"{part.where}: rope_theta is {theta}; expected more than 1 beside rope_type 'yarn'"
+        )
 
     def strength(scale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
@@ -233,9 +236,11 @@ def _read_yarn(part: Keys, keys: Keys, theta: float) -> Yarn:
         attention_factor = strength(number("mscale", 1)) / strength(number("mscale_all_dim", 1))
     else:
         attention_factor = strength(1)
-    whole_pairs = True
-    if part.get("truncate") is not None and not part.flag("truncate"):
-        if part.prefix.endswith("_attention."):  # transformers does not look for the key there
-            raise part.wrong("truncate", "true, which is what transformers does with this model")
-        whole_pairs = False
-    return Yarn(factor, number("beta_fast", 32), number("beta_slow", 1), context, attention_factor, whole_pairs)
+    whole_pairs = part.get("truncate") is None or part.flag("truncate")
+    if not whole_pairs and family.rope != "flat":  # transformers does not look for the key there
+        raise part.wrong(
+            "truncate", "true, which is what transformers does with this model whatever the key says"
+        )
+    return Yarn(
+        factor, number("beta_fast", 32), number("beta_slow", 1), context, attention_factor, whole_pairs
+    )

@@ -1,6 +1,6 @@
 """The RoPE types ``llama3`` and ``yarn``: each has a table of frequencies that does not depend on the text.
 
-The formulas are those of transformers' ``modeling_rope_utils.py``. Each step is rounded to float32, like there.
+The formulas are those of transformers' ``modeling_rope_utils.py``. As there, each step is rounded to float32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gemlet.base.arrays import NDArray, np
 __all__ = ["Llama3", "Yarn"]
 
 
-def _powers(theta: float, head_dim: int) -> NDArray:
+def _powers(theta: float, head_dim: int) -> NDArray[np.float32]:
     """float32 [head_dim / 2]: theta ** (2 i / head_dim)."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return (theta ** exponents.astype(np.float64)).astype(np.float32)
@@ -31,7 +31,9 @@ class Llama3(NamedTuple):
     high: float
     pretrained_context: float
 
-    attention_factor = 1.0
+    @property
+    def attention_factor(self) -> float:
+        return 1.0
 
     def frequencies(self, theta: float, head_dim: int) -> tuple[float, ...]:
         """The ``head_dim / 2`` angles per position.
@@ -75,7 +77,9 @@ class Yarn(NamedTuple):
         """
 
         def pair_that_turns(times: float) -> float:
-            return head_dim * math.log(self.pretrained_context / (times * 2 * math.pi)) / (2 * math.log(theta))
+            return (
+                head_dim * math.log(self.pretrained_context / (times * 2 * math.pi)) / (2 * math.log(theta))
+            )
 
         first, last = pair_that_turns(self.fast), pair_that_turns(self.slow)
         if self.whole_pairs:
