@@ -39,7 +39,7 @@ class Llama3(NamedTuple):
         """The ``head_dim / 2`` angles per position.
 
         >>> table = Llama3(8.0, 1.0, 4.0, 8192.0).frequencies(5e5, 128)
-        >>> table[0], 5e5 ** (-126 / 128) / table[-1]
+        >>> table[0], round(5e5 ** (-126 / 128) / table[-1], 4)
         (1.0, 8.0)
         """
         plain = 1 / _powers(theta, head_dim)
@@ -72,7 +72,7 @@ class Yarn(NamedTuple):
         """The ``head_dim / 2`` angles per position.
 
         >>> table = Yarn(4.0, 32.0, 1.0, 8192.0, 1.0, True).frequencies(1e6, 256)
-        >>> table[0], 1e6 ** (-254 / 256) / table[-1]
+        >>> table[0], round(1e6 ** (-254 / 256) / table[-1], 4)
         (1.0, 4.0)
         """
 
