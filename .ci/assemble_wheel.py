@@ -1,4 +1,5 @@
-"""Adds an extension to the wheel that has only the Python code, with its tags and a list of its parts.
+"""Adds an extension to the wheel that has only the Python code. Adds the tags and a list of the extension's
+parts, too.
 
     assemble_wheel.py PLAIN_WHEEL EXTENSION --tag cp312-cp312-manylinux_2_28_x86_64 --out FOLDER \
         --kept FOLDER --part NAME=VERSION=LICENCE=ADDRESS ...
@@ -26,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-_TOO_LONG = 4 << 20  # the demo model's weights would take a minute and hardly shrink
+_TOO_LONG = 4 << 20  # zopfli would take a minute for the demo model's weights and hardly shrink them
 
 
 def wheel_tags(tag: str) -> list[str]:
@@ -42,7 +43,8 @@ def deflated(content: bytes) -> bytes:
 
 
 def shortest(content: bytes, kept: Path) -> bytes:
-    """Like :func:`deflated`, but zopfli searches for the shortest form, which is kept for the next wheel."""
+    """Like :func:`deflated`, but zopfli searches for the shortest form. The result is kept for the next
+    wheel."""
     import zopfli.zlib
 
     if len(content) > _TOO_LONG:

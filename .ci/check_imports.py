@@ -8,7 +8,7 @@
 - a file of more than 500 lines, in any language; only the stubs, which are generated, may be longer;
 - a test that imports another test.
 
-``check_imports.py [ROOT]`` checks the project in ROOT, by default the one that this file belongs to.
+``check_imports.py [ROOT]`` checks the project in ROOT, by default the project that this file belongs to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# Package, or module outside of the packages -> what it may import besides itself, ``errors`` and ``_core``.
+# Package, or module outside of the packages -> the packages and modules that it may import. Each may also
+# import itself, ``errors`` and ``_core``.
 MAY_IMPORT = {
     "errors": "",
     "base": "",
@@ -69,7 +70,8 @@ IN_FUNCTIONS = {
     "tqdm": "an extra",
     "tomllib": "an extra before Python 3.11",
     "tomli": "an extra",
-    # A text from a packed folder needs none of these; at the top of a file, each would make a start slower.
+    # Generating from a packed folder needs none of these. Importing them at the top of a file would make a
+    # start slower.
     "gemlet.adapters.opening": "rarely needed",
     "gemlet.chat.template_format": "rarely needed",
     "gemlet.chat.template_probes": "rarely needed",
@@ -92,7 +94,7 @@ SOURCES = {".py", ".cpp", ".h", ".cu", ".list", ".cmake", ".js", ".css", ".html"
 
 
 class Arrow(NamedTuple):
-    """An import: the line, the module or package that is imported, and whether a function does it."""
+    """An import: the line, the imported module or package, and whether the import is inside a function."""
 
     line: int
     target: str
@@ -193,7 +195,7 @@ def check_imports(package: Path) -> list[str]:
 
 
 def circles(leads_to: dict[str, set[str]]) -> list[list[str]]:
-    """One circle for each group of modules that reach one another: the path from a module back to itself."""
+    """One circle for each group of modules that import one another: the path from a module back to itself."""
     found: list[list[str]] = []
     for start in sorted(leads_to):
         if any(start in circle for circle in found):

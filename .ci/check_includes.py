@@ -1,4 +1,4 @@
-"""Checks which folders of csrc/ include which. A folder may include those to its left (ROOMS below):
+"""Checks which folders of csrc/ include which. A folder may include the folders to its left (ROOMS below):
 
     base <- formats <- kernels <- backend <- model <- {vision | audio} <- engine <- {check, bindings}
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-# The folders that the files of a folder may include, besides their own.
+# Folder -> the other folders that its files may include.
 _BELOW_MODEL = ("base", "formats", "backend")
 _BELOW_ENGINE = (*_BELOW_MODEL, "model", "vision", "audio")
 _ALL = ("base", "formats", "kernels", "backend", "model", "vision", "audio", "engine")
@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "bindings": _ALL,
 }
 CUDA_ROOMS = ("kernels/cuda/", "backend/cuda/")
-# Headers in <> of CUDA, which come with its compiler.
+# CUDA's own headers, which files include in <>.
 CUDA_HEADER = re.compile(r"cu|nv|thrust/|cooperative_groups|mma\.h$|device_|driver_|vector_|builtin_types")
 # The folders that may include headers of other libraries. Libraries that are not listed may not be used.
 LIBRARIES = {"pybind11": ("bindings/",), "linux": ("base/",), "sanitizer": ("kernels/cuda/emulated/",)}

@@ -2,11 +2,11 @@
 
     check_objects.py BUILD_DIR
 
-Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol (the linker could
-keep that copy for everybody) and call only the C library's memory functions and the function that ends a
-process whose stack was overwritten. All other objects must contain no instruction beyond plain x86-64 or
-armv8-a. On Arm, an instruction-set object has the instructions of its tier and of no higher tier. Only the
-files of amx may use tile registers, because they configure and release them.
+Objects compiled with the flags of kernels/isa.cmake must define no weak or unique symbol, because the linker
+could use this copy for the whole program. They may call only the C library's memory functions and the
+function that ends a process whose stack was overwritten. All other objects must contain no instruction beyond
+plain x86-64 or armv8-a. On Arm, an instruction-set object has the instructions of its tier and of no higher
+tier. Only the files of amx may use tile registers, because they configure and release them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from check_includes import isa_tiers
 
 ALLOWED_CALLS = {"memcpy", "memmove", "memset", "memcmp", "__stack_chk_fail", "__stack_chk_guard"}
-# Beyond SSE2: VEX and EVEX encodings (a v mnemonic, or one on mask registers), and signs of SSSE3 and SSE4.
+# Instructions beyond SSE2: VEX and EVEX encodings (a mnemonic with v, or mask registers), and some of SSSE3
+# and SSE4.
 BEYOND_BASELINE = re.compile(
     r"\t(?:v[a-z0-9]+\s.*%(?:[xyz]mm|k)[0-9]|vzero\w+|k[a-z]+\s.*%k[0-7]"
     r"|(?:popcnt|pshufb|palignr|pabs|pmov[sz]x|pmulld|round[sp][sd]|blendv|ptest|pinsr[bdq]|pextr[bdq])\w*\s"
@@ -28,8 +29,8 @@ BEYOND_BASELINE = re.compile(
 )
 TILES = re.compile(r"\t(ldtilecfg|sttilecfg|tile\w+|tdp\w+)\b")
 AMX_NEEDS = {"ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"}
-# Beyond armv8-a: byte and bf16 products, rounding multiply-adds, atomics in one instruction, arithmetic on
-# halves, scalable vectors.
+# Instructions beyond armv8-a: byte and bf16 products, rounding multiply-adds, atomics in one instruction,
+# arithmetic on halves, scalable vectors.
 BEYOND_ARMV8 = re.compile(
     r"\t(?:(?P<product>[su]dot|usdot|sudot|us?mmla|smmla)\s|bf(?:dot|mmla|mlal|cvt)\w*\s|sqrdml[as]h\s"
     r"|(?:cas|swp|ld(?:add|clr|set|eor|[su]max|[su]min))[abhlp]*\s|f(?!cvt)\w+\s+(?:h\d|v\d+\.[48]h)"
@@ -79,7 +80,7 @@ def check_tiles(path: Path) -> list[str]:
 
 
 def check_instructions(path: Path, products: set[str]) -> list[str]:
-    """Errors for instructions beyond the machine's baseline, except these products."""
+    """Errors for instructions beyond the machine's baseline, except the given products."""
     if ".gnu.lto_" in tool("objdump", path, "-h"):
         return [
             f"{path}: not machine code yet: CMakeLists.txt sets CMAKE_INTERPROCEDURAL_OPTIMIZATION to OFF"

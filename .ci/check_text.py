@@ -1,6 +1,6 @@
 """Checks that no file names a path of the machine on which it was written.
 
-It reads every file under version control (in an export without .git, every file).
+It reads every file under version control. In an export without .git, it reads every file.
 """
 
 from __future__ import annotations

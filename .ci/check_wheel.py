@@ -4,8 +4,8 @@
 
 - The name, the metadata, the tags and the name of the extension agree about the Python that the extension was
   compiled for, the machine and the C library. RECORD matches the files.
-- The wheel has less than 2 MB without the demo model, or 5 MB with a tag linux_*, which is for one machine.
-  The demo model has at most 10 MB.
+- The wheel has less than 2 MB without the demo model. A wheel with a tag linux_*, which is for one machine,
+  has less than 5 MB. The demo model has at most 10 MB.
 - manylinux and musllinux: the C++ runtime is inside, no library but the C library is needed, no symbol is
   newer than the oldest tag, and an SBOM says what the extension contains. linux: also the libraries of C++.
 - All addresses are bound at the start and cannot be written to afterwards, the stack is not executable,
@@ -46,7 +46,8 @@ MUSL_LIBRARIES = re.compile(r"libc\.so|libc\.musl-\w+\.so\.1")
 CXX_LIBRARIES = re.compile(r"(libstdc\+\+|libgcc_s)\.so\.\d+")
 
 MACHINE_PATH = re.compile(rb"/(?:home|root|tmp|work|opt|Users)/[\w./+-]+")
-# Functions of the C library that _FORTIFY_SOURCE always replaces by one that checks (__printf_chk).
+# Functions of the C library that _FORTIFY_SOURCE always replaces by a function that checks (such as
+# __printf_chk).
 UNCHECKED = re.compile(r"(v?f?printf|v?d?printf|v?sn?printf|v?asprintf|longjmp|syslog)")
 
 
@@ -111,8 +112,8 @@ def check_hardening(path: str, content: bytes) -> list[str]:
 
 
 def check_fortified(imported: dict[str, str], tags: Tags) -> list[str]:
-    """Errors if no function of the C library that checks its buffers is called. musl has none, and the C++
-    runtime inside a manylinux extension calls functions that do not check."""
+    """Errors if the extension calls no function of the C library that checks its buffers. musl has no such
+    functions. The C++ runtime inside a manylinux extension also calls functions that do not check."""
     unchecked = [name for name in imported if UNCHECKED.fullmatch(name)]
     if tags.kind == "linux" and unchecked:
         return [f"calls {', '.join(unchecked)}, which _FORTIFY_SOURCE would have replaced"]

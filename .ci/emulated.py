@@ -1,5 +1,5 @@
-"""Checks that on a machine whose highest tier is `tier`, the extension chooses it and computes the golden
-taps.
+"""Checks that the extension chooses the given tier on this machine, whose highest tier it must be, and that
+it computes the golden taps.
 
 qemu-x86_64 -cpu Nehalem python .ci/emulated.py scalar
 """
@@ -41,7 +41,8 @@ def check_golden(name: str, tier: str, path: Path | None = None) -> str:
 
 
 def check_formats(name: str) -> None:
-    """Checks only that the quantized kernels run on such a machine; other tests check their results."""
+    """Checks only that the quantized kernels run on this machine. Other tests check the results of these
+    kernels."""
     import numpy as np
 
     import gemlet

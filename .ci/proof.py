@@ -1,10 +1,10 @@
-"""Checks that an installed wheel works: it writes text, also from a packed folder, computes every family's
-golden values, and reads a GGUF file.
+"""Checks that an installed wheel works: it generates text, also from a packed folder, computes the golden
+values of every family, and reads a GGUF file.
 
     python proof.py [TIER]
 
-TIER is the tier that the machine must choose; without it, any tier is accepted. This needs the folders .ci
-and tests, and only the packages that the wheel needs.
+TIER is the tier that the machine must choose; without it, any tier is accepted. This script needs the folders
+.ci and tests, and no packages except those that the wheel needs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     with gemlet.load() as model:
         text = model.generate("The door opened", max_tokens=12, temperature=0)
     if not str(text).strip():
-        raise SystemExit("the demo model wrote nothing")
+        raise SystemExit("the demo model generated nothing")
     print(f"demo: {text!s}")
     with tempfile.TemporaryDirectory() as folder:
         gemlet.convert(None, f"{folder}/packed", weights="q8")

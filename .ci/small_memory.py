@@ -1,4 +1,4 @@
-"""Checks that models of real shapes write text in little memory, and that a model that does not fit is
+"""Checks that models of real shapes generate text in little memory, and that a model that does not fit is
 refused before the system kills the process.
 
     small_memory.py FOLDER [SHAPE...]

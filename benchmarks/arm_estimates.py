@@ -3,8 +3,8 @@
     python benchmarks/arm_estimates.py BUILD [--mca llvm-mca-19] [--objdump aarch64-linux-gnu-objdump]
 
 BUILD is a build for aarch64 without link-time optimization, such as the one that `.ci/run aarch64` makes. If
-a kernel has several innermost loops for many rows, this takes the one that loses most. It prints the cycles
-of the loop, and the share of them that would be needed if there were only loads and products, or only
+a kernel has several innermost loops for many rows, the script takes the loop that loses most. It prints the
+cycles of the loop, and the share of them that would be needed if there were only loads and products, or only
 arithmetic. llvm-mca models neither caches nor branches, so the figures are for data in the first-level cache.
 A Cortex-A76 is modelled as the Neoverse N1, which is the same core for servers.
 """
@@ -38,13 +38,14 @@ class Loop:
 
     @property
     def bound(self) -> tuple[str, ...]:
-        """Its loads and products."""
+        """The number of loads and products in the loop."""
         kept = (one for one in self.arithmetic if PRODUCT.match(one) or LOAD.match(one))
         return tuple(kept)
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
-        """Its instructions on vectors, and its loads of vectors, without copies and uses of the stack."""
+        """The numbers of vector instructions and of vector loads in the loop, without copies and uses of the
+        stack."""
         kept = (one for one in self.instructions if re.search(r"\b[vqd]\d", one) or LOAD.match(one))
         return tuple(one for one in kept if not OVERHEAD.search(one))
 
@@ -106,11 +107,13 @@ def cycles(instructions: tuple[str, ...], cpu: str, mca: str, tier: str) -> floa
     return int(match[1]) / 200
 
 
-def busy(instructions: tuple[str, ...], units: tuple[int, int]) -> float:
-    """Cycles of one iteration if nothing waited for a result: the limit of the units for vectors and
-    loads."""
+def busy(instructions: tuple[str, ...], units: tuple[int, int], cpu: str, mca: str, tier: str) -> float:
+    """Cycles of one iteration if nothing waited for a result: the limit of all units for vectors or loads
+    together, or of the busiest one. Some instructions, such as ``smull``, run on only one unit."""
     loads = sum(bool(LOAD.match(one)) for one in instructions)
-    return max((len(instructions) - loads) / units[0], loads / units[1])
+    match = re.search(r"Block RThroughput:\s+([\d.]+)", analyse(instructions, cpu, mca, tier))
+    assert match
+    return max((len(instructions) - loads) / units[0], loads / units[1], float(match[1]))
 
 
 def estimates(loop: Loop, mca: str, tier: str) -> list[tuple[float, float, float]]:
@@ -120,7 +123,9 @@ def estimates(loop: Loop, mca: str, tier: str) -> list[tuple[float, float, float
         if tier == "i8mm" and cpu == "neoverse-n1":  # has none
             continue
         whole = cycles(loop.instructions, cpu, mca, tier)
-        bound, arithmetic = (min(1, busy(part, units) / whole) for part in (loop.bound, loop.arithmetic))
+        bound, arithmetic = (
+            min(1, busy(part, units, cpu, mca, tier) / whole) for part in (loop.bound, loop.arithmetic)
+        )
         found.append((whole, bound, arithmetic))
     return found
 

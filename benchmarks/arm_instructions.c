@@ -1,5 +1,6 @@
-/* A plugin of qemu-user: writes how many instructions ran before each getppid() of an aarch64 program. The interface
-   is version 1 of QEMU's plugins, declared here, as Debian's packages have no header of it. */
+/* A plugin of qemu-user: writes how many instructions ran before each getppid() of an aarch64 program. The
+   functions of QEMU's plugin interface, version 1, are declared here, because Debian's packages have no header for it.
+ */
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>

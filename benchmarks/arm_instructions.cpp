@@ -1,5 +1,6 @@
-// Writes tokens with a model of random weights, for counting their instructions: arm_instructions.py builds and runs
-// it. It calls getppid() before the first token and after each token. It uses one thread.
+// Generates tokens with random weights. arm_instructions.py builds and runs this program to count the instructions of a
+// token. The program calls getppid() before the first token and after each token, as a mark for the counter. It uses
+// one thread.
 //   arm_instructions LAYERS HIDDEN INTERMEDIATE HEADS TOKENS
 #include <unistd.h>
 

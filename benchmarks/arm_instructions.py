@@ -3,8 +3,8 @@
     python benchmarks/arm_instructions.py BUILD [--shapes 270m 1b] [--tiers neon dotprod i8mm]
 
 BUILD is a build for aarch64, such as the one that `.ci/run aarch64` makes. Models with random weights in q4,
-with the head in q8, read a prompt of 8 tokens and then one token at a time, on one thread. A plugin of QEMU
-counts the instructions.
+with the head in q8, compute a prompt of 8 tokens and then one token at a time, on one thread. A plugin of
+QEMU counts the instructions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 # Layers, hidden size, size between the products of a feed-forward layer, query heads.
 SHAPES = {"270m": (18, 640, 2048, 4), "1b": (26, 1152, 6912, 4)}
-# A tier and a processor of QEMU that has it.
+# Tier -> the name of a processor of QEMU that has this tier.
 TIERS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
 TOKENS = 4
 HERE = Path(__file__).resolve().parent

@@ -8,8 +8,8 @@ machine slows down in the middle, both sides become slower. Two files were measu
 the report says so. Commands print, and files hold, the JSON of ``gemlet bench --json`` or of pytest-benchmark
 (``--benchmark-save-data``).
 
-The report calls one side faster if there are at least five pairs and all of them agree, which happens by
-chance once in sixteen times. For files, it does so if the two ranges do not overlap.
+The report calls one side faster if there are at least five pairs and all of them agree. Five pairs agree by
+chance once in sixteen times. For two files, it calls one side faster if the two ranges do not overlap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Speeds = dict[str, list[float]]
 
 
 def read(text: str, where: str) -> tuple[dict[str, Any], Speeds]:
-    """The machine and, for each test, its samples in runs or tokens per second."""
+    """The machine and, for each test, the samples in runs or tokens per second."""
     try:
         report = json.loads(text)
         if "benchmarks" in report:
@@ -46,7 +46,7 @@ def read(text: str, where: str) -> tuple[dict[str, Any], Speeds]:
 
 
 def run(command: str) -> tuple[dict[str, Any], Speeds]:
-    """Runs a command and reads what it prints."""
+    """Runs a command and reads the report that it prints."""
     try:
         done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
     except OSError as problem:

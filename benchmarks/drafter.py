@@ -1,11 +1,12 @@
-"""Measures the cost and the gain of a drafter, on random weights.
+"""Measures the cost and the gain of a draft model, with random weights.
 
     python benchmarks/drafter.py --target gemma3-4b --drafter gemma3-270m --weights q4
     python benchmarks/drafter.py --target gemma4-e2b --weights q4        # an MTP drafter of Gemma 4
 
-It first measures passes that check several tokens, compared with a pass of one token. Then it writes a text
-without and with the drafter. Random weights guess nothing right. So after the drafter has made its guesses,
-which cost as much as real ones, each is made right with the probability that --accepted gives.
+It first compares passes over several tokens with a pass over one token. Then it generates tokens without and
+with the draft model. With random weights, no draft token would be accepted. So after the draft model has run,
+which takes as long as with real weights, each draft token is replaced by the correct token with the
+probability --accepted.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def pass_times(core: _core.Model, ids: np.ndarray[Any, Any], turns: int) -> dict
 
 
 def write(engine: _core.Engine, ids: np.ndarray[Any, Any], tokens: int, seed: int) -> tuple[list[int], float]:
-    """The text, and the seconds that it took after the first token."""
+    """The generated tokens, and the seconds that they took after the first token."""
     news = _core.News()
     sampler = _core.Sampler(temperature=1.0, top_k=64, top_p=0.95, seed=seed)
     request = engine.submit(ids, sampler=sampler, news=news, max_tokens=tokens, most_unread=tokens)
@@ -96,8 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--target", default="gemma4-e2b", help="a shape")
-    parser.add_argument("--drafter", help="another; without it, an MTP drafter of Gemma 4")
+    parser.add_argument("--target", default="gemma4-e2b", help="the shape of the model")
+    parser.add_argument("--drafter", help="the shape of the draft model (default: an MTP drafter of Gemma 4)")
     parser.add_argument("--weights", default="q4")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tokens", type=int, default=200)
@@ -126,7 +127,7 @@ def main() -> None:
         for seed in range(given.turns):
             text, without = write(plain, ids, given.tokens, seed)
             engine = _core.Engine(core, drafter=drafter, rehearsed=([*ids.tolist(), *text], accepted))
-            write(engine, ids, given.tokens, seed)  # it measures the time of its steps
+            write(engine, ids, given.tokens, seed)  # the engine measures the time of its steps
             same, taken = write(engine, ids, given.tokens, seed)
             assert same == text, seed
             ratios.append(without / taken)
@@ -135,9 +136,9 @@ def main() -> None:
         guessed = stats["drafted_tokens"]
         share = stats["accepted_tokens"] / max(1, guessed)
         print(
-            f"right with the chance {accepted}: {statistics.median(ratios):.2f} times as fast "
-            f"({min(ratios):.2f} to {max(ratios):.2f}); {guessed} guessed, {share:.2f} of them "
-            f"right, {stats['steps']} steps for {stats['generated_tokens']} tokens",
+            f"accepted with probability {accepted}: {statistics.median(ratios):.2f} times as fast "
+            f"({min(ratios):.2f} to {max(ratios):.2f}); {guessed} draft tokens, {share:.2f} of them "
+            f"accepted, {stats['steps']} steps for {stats['generated_tokens']} tokens",
             flush=True,
         )
 

@@ -8,7 +8,8 @@ The share is the bytes that a token reads per second, divided by the larger of t
 first six layers of Gemma 4 26B-A4B are built.
 
 Prefill: in Gemma 4 E2B, the last layers read the keys and values of an earlier layer, so they run only for
-the last token. The script compares it with a model of the same shape in which every layer has its own cache.
+the last token. The script compares prefill with a model of the same shape in which every layer has its own
+cache.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""Compares quality and the bytes of a token: gemlet's formats and files of llama.cpp's quantizer.
+"""Compares gemlet's formats with the files of llama.cpp's quantizer: their quality, and the bytes that a
+token reads.
 
     pip install llama-cpp-python      # best in a separate environment; see --llama-python
     python benchmarks/frontier.py --model gemma-3-270m.gguf --calibrate NOVEL --off-grid
 
 All rows come from the same weights: those of the GGUF file, as float32. llama.cpp quantizes them to its usual
-types, with and without an importance matrix. gemlet rounds them while loading, or in a conversion with
+types, with and without an importance matrix. gemlet rounds the weights while loading, or in a conversion with
 ``calibrate``. The importance matrix and ``calibrate`` use the same tokens. gemlet computes all rows. It loads
 the files with ``weights="auto"``, which keeps their values exactly, except that Q4_1 and Q5_1 become q8.
 
-Published files of small models are quantized already. Making the same type again then loses nothing, and
-types with a similar grid look better than they are. ``--off-grid`` adds uniform noise to the weights, as wide
-as the steps of their type in the file. So they lie on the grid of no type, as trained weights usually do.
+Published files of small models are already quantized. Quantizing such a file to the same type again loses
+nothing, and types with a similar grid look better than they are. ``--off-grid`` adds uniform noise to the
+weights, as wide as the steps of their type in the file. So they lie on the grid of no type, as trained
+weights usually do.
 
 The bytes are all weights that a decoded token reads, including the output head. quality.py explains the
 other columns. "Worst / mean" says whether single tokens lose far more than others.
@@ -43,7 +45,7 @@ LOADED = (
     *((weights, head) for weights in ("q6k", "q5k", "q5", "q4k", "q4") for head in ("q8", "q6k")),
 )
 CALIBRATED = tuple((weights, head) for weights in ("q5", "q4") for head in ("q8", "q6k"))
-# Type -> the number of values that share a step, and the number of steps in the largest of them.
+# Type -> the number of values that share a step, and the number of steps in the largest of these values.
 STEPS = {"Q4_0": (32, 8), "Q4_K": (32, 7.5), "Q5_0": (32, 16), "Q6_K": (16, 32), "Q8_0": (32, 127)}
 _TOGETHER = 4  # models in memory at a time, besides the reference
 
@@ -124,7 +126,7 @@ def make_sources(arguments: argparse.Namespace, folder: Path) -> dict[str, Sourc
 
 
 def judge(arguments: argparse.Namespace, folder: Path) -> dict[str, tuple[int, quality.Quality]]:
-    """Name of a row -> its bytes per token, and its quality."""
+    """The bytes per token and the quality of each row, by the name of the row."""
     sources = make_sources(arguments, folder)
     chunks = quality.read_chunks(arguments.model, arguments.text, arguments.chunk, arguments.limit)
     rows = {}
@@ -153,7 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="a GGUF file")
     parser.add_argument("--off-grid", action="store_true", help="noise for the weights; see above")
-    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="default: texts that the model writes")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="default: text that the model generates"
+    )
     parser.add_argument(
         "--text", type=Path, default=quality.HELD_OUT, metavar="FILE", help="default: the held-out text"
     )

@@ -3,8 +3,8 @@
     python benchmarks/grammar.py --tokenizer gemma-3-270m.gguf gemma3-1b q4
 
 The vocabulary has to be a real one (262,144 tokens), because a mask has a bit for each of its tokens. The
-model alternately writes free text, JSON that follows a schema, and text that follows a regular expression
-which allows everything; first one text, and then eight together.
+model alternately generates free text, JSON that follows a schema, and text that follows a regular expression
+which allows everything: first one request at a time, then eight together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ITEM = {
     "required": ["name", "n", "kind"],
     "additionalProperties": False,
 }
-# It has so many keys that the text is not complete before the measurement ends.
+# A schema with so many keys that the JSON is not complete before the measurement ends.
 SCHEMA = {
     "type": "object",
     "properties": {"items": {"type": "array", "minItems": 400, "items": ITEM}},
@@ -43,7 +43,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def step(model: gemlet.Model, texts: int, tokens: int, form: dict[str, Any]) -> float:
-    """Milliseconds between two tokens of a text."""
+    """Milliseconds between two tokens of a request."""
     results = model.generate(
         [[5] * 8] * texts, max_tokens=tokens, temperature=1.0, seed=1, ignore_eos=True, **form
     )

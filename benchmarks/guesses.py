@@ -1,13 +1,13 @@
-"""Measures the time that guessed tokens save, and that they make no text slower.
+"""Measures the time that draft tokens save, and whether they make a request slower.
 
     python benchmarks/guesses.py                          # the demo model
     python benchmarks/guesses.py --model model.gguf --weights q4 --tokens 200
     python benchmarks/guesses.py --random gemma3-1b --weights q4 --tokens 100
 
-Two engines over one model write each text alternately, with and without guesses; both must write the same
-tokens. The time is that of decoding. Look at the ratio of the medians, because a single run depends on what
-else the machine does. The numbers of guesses and of right guesses do not depend on that: a wrong guess costs
-about a tenth of a step.
+Two engines over one model answer each prompt alternately, with and without draft tokens. Both must generate
+the same tokens. Only the time of decoding counts. Look at the ratio of the medians, because other work on the
+machine changes single runs. It does not change the numbers of draft tokens and of accepted draft tokens. A
+rejected draft token costs about a tenth of a step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def prompts(model: gemlet.Model) -> dict[str, NDArray[np.int32]]:
 def write(
     engine: _core.Engine, ids: NDArray[np.int32], temperature: float, tokens: int, seed: int
 ) -> tuple[list[int], float]:
-    """The text, and the seconds that it took after the first token."""
+    """The generated tokens, and the seconds that they took after the first token."""
     news = _core.News()
     sampler = _core.Sampler(temperature=temperature, top_k=64, top_p=0.95, seed=seed)
     request = engine.submit(ids, sampler=sampler, news=news, max_tokens=tokens, most_unread=tokens)
@@ -98,9 +98,9 @@ def main() -> None:
                 ratios = sorted(a / b for a, b in zip(seconds["never"], seconds["paying"], strict=True))
                 of_medians = statistics.median(seconds["never"]) / statistics.median(seconds["paying"])
                 print(
-                    f"{name}, temperature {temperature}: {of_medians:.3f} times as fast with guesses; pairs "
-                    f"{statistics.median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
-                    f"{steps} steps, {drafted} tokens guessed, {right} of them rightly",
+                    f"{name}, temperature {temperature}: {of_medians:.3f} times as fast with draft tokens; "
+                    f"pairs {statistics.median(ratios):.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+                    f"{steps} steps, {drafted} draft tokens, {right} of them accepted",
                     flush=True,
                 )
 

@@ -153,7 +153,7 @@ def compare(options: argparse.Namespace) -> None:
         commands[config] = [options.openvino_python, script, *serving]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     engines: dict[str, Any] = {}
-    for name, command in commands.items():  # one at a time: they would slow each other down
+    for name, command in commands.items():  # one by one: two starts would slow each other down
         engines[name] = subprocess.Popen(command, **pipes)
         while (line := engines[name].stdout.readline()) != "ready\n":
             if not line:

@@ -8,8 +8,8 @@ The embedding of "q4" has 8 bits in both. Each program loads its model once. The
 that changes of the machine's speed affect both in the same way. Compare the ratio of the medians. The
 measured read bandwidth limits the speed of decoding.
 
-"batch N" is the work of llama-batched-bench: N sequences, each with its own prompt of 32 tokens, get tokens
-together. gemlet's sequences go through its engine, which also chooses the tokens and does not guess.
+"batch N" is the work of llama-batched-bench: N sequences, each with its own prompt of 32 tokens, are decoded
+together. gemlet's sequences go through its engine, which also chooses the tokens and uses no draft tokens.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Gemlet:
             seen = news.value
             for i, request in enumerate(requests):
                 written[i] += len(request.take()[0])
-            if not began and min(written) > 0:  # from now on, all texts are being written
+            if not began and min(written) > 0:  # from now on, all sequences are decoding
                 began, started = sum(written), time.perf_counter()
             engine.wait(news, seen)
         seconds, tokens = time.perf_counter() - started, sum(written) - began

@@ -1,10 +1,12 @@
-"""Measures the first token of a text whose beginning was computed before, in this or an earlier process.
+"""Measures the time to the first token of a prompt whose beginning was computed before, in this or an earlier
+process.
 
     python benchmarks/prefixes.py gemma3-1b q4                    # random weights at a real shape
     python benchmarks/prefixes.py --model model.gguf --tokens 4000 --new 20
 
-"second turn" is a text of --tokens tokens, followed by --new new ones. "after a restart" is the same with a
-new engine, which finds the first text on the disk (or in the system's page cache).
+"second turn" is a prompt of --tokens tokens that were computed before, followed by --new new tokens. "after a
+restart" is the same prompt with a new engine, which finds the keys and values on the disk (or in the system's
+page cache).
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """One row of the table; the top of this file explains the columns."""
+    """One row of the table. The docstring of this file explains the columns."""
 
     kl: float
     kl_99: float
@@ -152,8 +152,8 @@ def read_chunks(path: Path, text: Path, size: int = 512, limit: int | None = Non
 def log_probabilities(
     model: _core.Model, ids: NDArray[np.int32], every: int = 1
 ) -> Iterator[NDArray[np.float64]]:
-    """Yields log q of the next token after each of ``ids``, as [rows, vocab], some rows at a time; with
-    ``every`` 4 after every fourth of them."""
+    """Yields log q of the next token after each of ``ids``, as [rows, vocab], some rows at a time. With
+    ``every`` 4 it does so only after every fourth token."""
     sequence = _core.TokenSequence(model)
     try:
         for start in range(0, len(ids), _ROWS):
@@ -171,8 +171,8 @@ def measure(
     chunks: Sequence[NDArray[np.int32]],
     every: int = 1,
 ) -> dict[str, Quality]:
-    """Compares each model with ``reference`` on the same chunks, with ``every`` 4 at every fourth token; it
-    divides 64. A model that is the reference itself is not run again."""
+    """Compares each model with ``reference`` on the same chunks. With ``every`` 4 it compares only every
+    fourth token. 64 must be a multiple of ``every``. The reference itself is not run twice."""
     others = [model for model in models.values() if model is not reference]
     divergences: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
     agreements: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in models}
@@ -181,7 +181,7 @@ def measure(
         streams = [log_probabilities(model, ids, every) for model in others]
         start = 0
         for p, *found in zip(log_probabilities(reference, ids, every), *streams, strict=True):
-            # At the end of the chunk, one fewer than rows unless some are left out.
+            # The last token of the chunk has no following token, so there may be one fewer than rows.
             following = ids[start + 1 : start + 1 + _ROWS][::every]
             start += _ROWS
             likelihood, likeliest = np.exp(p), p.argmax(axis=-1)

@@ -4,8 +4,8 @@
     python benchmarks/sequences.py gemma3-1b q4 --depth 512 --turns 20
 
 The numbers of sequences alternate, so that changes of the machine's speed affect all in the same way. A step
-gives every sequence one token. The bytes are the matrices, keys and values that the kernels were given in a
-step.
+gives every sequence one token. The bytes are the sizes of all matrices, keys and values that the kernels read
+in a step.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/server.py                      # the demo model
     python benchmarks/server.py FOLDER --tokens 64   # a packed model
 
-The server runs in a separate process. The library runs in this process, which is also the client; so the time
-to read the answers counts against the server. Rounds of both alternate.
+The server runs in a separate process. The library runs in this process. This process is also the client of
+the server, so the time to read the answers counts against the server. Rounds of both alternate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import gemlet
 
 @contextmanager
 def server(model: str | None) -> Iterator[tuple[int, int, float]]:
-    """Port, process and seconds from the start until it is ready."""
+    """The server's port, its process, and the seconds from the start until it is ready."""
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "gemlet", "serve", "--port", "0"]
         command += ["--model", f"m={model}"] if model else []

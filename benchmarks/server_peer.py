@@ -26,7 +26,7 @@ from server import over_http, prompts, server
 
 @contextmanager
 def llama_server(python: str, path: str, context: int) -> Iterator[int]:
-    """The port."""
+    """The port of the server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
@@ -61,7 +61,7 @@ def llama_server(python: str, path: str, context: int) -> Iterator[int]:
 
 
 def high(values: list[float]) -> float:
-    """The 95th of a hundred."""
+    """The 95th percentile."""
     return statistics.quantiles(values, n=20, method="inclusive")[-1]
 
 

@@ -4,9 +4,9 @@
     python benchmarks/serving.py mixed gemma3-1b q4  # 64 requests of mixed length, together and one by one
     python benchmarks/serving.py mixed gemma3-1b q4 --prompts 8 120 --written 8 120
     python benchmarks/serving.py alone gemma3-1b q4  # one request, and passes in the caller's thread
-    python benchmarks/serving.py bytes gemma3-1b q4  # the bytes of a step of 16 texts and of one text
+    python benchmarks/serving.py bytes gemma3-1b q4  # the bytes of a step of 16 requests and of one request
 
-There are no guesses and no prefix cache, so that every token is computed. The variants alternate.
+The engine uses no draft tokens and no prefix cache, so that every token is computed. The variants alternate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHORTS = 8  # short requests, one after the other, at random moments
 
 @dataclass
 class Read:
-    """A request and when its tokens came."""
+    """A request and the times at which its tokens came."""
 
     request: _core.Request
     began: float
@@ -158,7 +158,7 @@ def mixed(
     ratios = sorted(alone / together for together, alone in pairs)
     together, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(
-        f"{count} requests, {sum(len(ids) for ids, _ in asked)} tokens of prompts and {tokens} written: "
+        f"{count} requests, {sum(len(ids) for ids, _ in asked)} tokens of prompts and {tokens} generated: "
         f"together {together:.2f} s, one by one {alone:.2f} s, {statistics.median(ratios):.2f} times "
         f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
@@ -233,7 +233,7 @@ def read_bytes(model: gemlet.Model) -> None:
         found[count] = (after["bytes_read"] - before["bytes_read"]) / (after["steps"] - before["steps"])
         requests.engine.close()
     print(
-        f"a step of 1 text reads {found[1] / 1e6:.1f} MB, one of 16 {found[16] / 1e6:.1f} MB, keys and "
+        f"a step of 1 request reads {found[1] / 1e6:.1f} MB, of 16 {found[16] / 1e6:.1f} MB, keys and "
         f"values of all included: {found[16] / found[1]:.3f} times"
     )
 
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompts", type=int, nargs=2, default=[8, 200], help="their shortest and longest")
-    parser.add_argument("--written", type=int, nargs=2, default=[8, 64], help="likewise, tokens to write")
+    parser.add_argument("--written", type=int, nargs=2, default=[8, 64], help="likewise, tokens to generate")
     parser.add_argument("--model", help="a model to load, instead of random weights")
     given = parser.parse_args()
     options = LoadOptions(weights=given.weights, threads=given.threads, max_context=LONG + 512)

@@ -1,4 +1,5 @@
-"""One start of a model, which start.py measures in a new process. Prints the times of its parts as JSON.
+"""Starts a model once and prints the times of the parts of the start as JSON. start.py runs this file in new
+processes.
 
 The arguments are a packed folder and the number of tokens that the context has room for.
 """

@@ -130,7 +130,8 @@ def torch_pass(name: str, dtype: str, threads: int) -> Callable[[], Any]:
 
 
 def memory(field: str) -> int:
-    """Kilobytes of this process: VmRSS now, or VmHWM, the peak since the last call of forget_peak()."""
+    """Kilobytes of memory of this process: VmRSS is the memory now, VmHWM the peak since the last call of
+    forget_peak()."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1])
 

@@ -1,4 +1,4 @@
-"""Options and fixtures for all tests: tokenizers, and a packed model."""
+"""The options of pytest and the fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support.extras import why_absent
 from support.tiny_models import CONFIGS, write_folder
 from support.tokenizer_files import gemma4_gguf, save, trained_gguf, trained_json, trained_model
 
-# If a shell starts a command in the background, the command and its children ignore Ctrl-C. Some tests press
-# Ctrl-C, so this makes it work again.
+# If a shell starts pytest in the background, the process and its children ignore SIGINT. Some tests send
+# SIGINT, so this restores Python's handler.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -27,17 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--need-extras",
         default="",
-        help="fail a test that needs one of these extras (all: any), such as hub,grammar, if it is absent",
+        help="extras such as hub,grammar, or all: their tests fail if packages are missing",
     )
     parser.addoption(
         "--tested-extras",
         default="",
-        help="leave out tests that need only these extras, such as hub,grammar",
+        help="extras such as hub,grammar: leave out the tests that need no other extra",
     )
     parser.addoption(
         "--need-browser",
         action="store_true",
-        help="fail a test of the web page if there is no browser",
+        help="if there is no browser, the tests of the web page fail instead of being skipped",
     )
 
 
@@ -48,12 +48,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests that cannot run here: a test of an extra (the marker ``extra``) if packages of it are not
-    installed, a test of the trained model (``real``) if GEMLET_REAL_MODEL does not name its file, and a test
-    of the web page (``browser``) if there is no browser."""
+    """Skips tests that cannot run here, by their markers. ``extra``: packages of the extra are not installed.
+    ``real``: GEMLET_REAL_MODEL does not name the file of the trained model. ``browser``: there is no
+    browser."""
     if item.get_closest_marker("real") and not os.environ.get("GEMLET_REAL_MODEL"):
         pytest.skip(
-            "GEMLET_REAL_MODEL does not name the GGUF file of a real model that the README tells how to get"
+            "GEMLET_REAL_MODEL is not set; expected the path of the GGUF file that the README downloads"
         )
     if item.get_closest_marker("browser") and (reason := why_no_browser()):
         if item.config.getoption("need_browser"):
@@ -90,7 +90,7 @@ def trained_gguf_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenize
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed Gemma 3. Tests must not change it."""
+    """The folder of a packed Gemma 3. Tests must not change the folder."""
     folder = tmp_path_factory.mktemp("packed")
     source = write_folder(folder / "source", CONFIGS["gemma3_text"])
     gemlet.convert(source, folder / "q4", weights="q4", threads=1)
@@ -99,8 +99,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hole_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder for files with gigabytes of holes. If possible it is in memory, where reading holes is quick
-    and does not fill the page cache."""
+    """A folder for files with holes of several gigabytes. If possible, the folder is in memory, where reading
+    holes is quick and does not fill the page cache."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return

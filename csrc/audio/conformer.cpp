@@ -10,16 +10,16 @@
 namespace gemlet::audio {
 namespace {
 
-constexpr int64_t kKernel = 3, kStride = 2;  // both convolutions have these
+constexpr int64_t kKernel = 3, kStride = 2;  // for both convolutions
 constexpr int64_t kWide = 4;                 // the hidden layer of an MLP is this many times as wide as the residual
-constexpr int64_t kPatchFloats = 1 << 20;    // floats of the convolutions' input that are in memory at a time
+constexpr int64_t kPatchFloats = 1 << 20;    // the most floats of a convolution's input that are in memory at a time
 constexpr float kNormEps = 1e-6f;            // used by the norms that do not use rms_norm_eps
 
 int64_t half(int64_t count) { return (count + 1) / 2; }
 
 void check_size(const char* field, int64_t value, int64_t high) { check_range("audio: ", field, value, 1, high); }
 
-// The grids that the convolutions read.
+// The first or the second convolution, with the grid that it reads.
 Convolution convolution(const ConformerConfig& config, int index, int64_t frames) {
   const bool first = index == 0;
   return {.rows = first ? frames : half(frames),
@@ -42,7 +42,7 @@ int64_t out_floats(const ConformerConfig& config, int index, int64_t frames) {
 
 int64_t patch_row_floats(const Convolution& c) { return c.out_cols() * c.channels * c.kernel * c.kernel; }
 
-// Rows of a convolution's output that are computed at a time.
+// The number of rows of a convolution's output that are computed at a time.
 int64_t patch_rows(const Convolution& c) {
   return std::clamp<int64_t>(kPatchFloats / patch_row_floats(c), 1, std::max<int64_t>(1, c.out_rows()));
 }
@@ -210,7 +210,7 @@ int64_t Conformer::activation_bytes(const ConformerConfig& config, int64_t frame
   return std::max(subsampling_floats(config, frames) * bytes, blocks * bytes + prepared);
 }
 
-// One pass of a sound through the encoder. It has its own memory.
+// One pass of a sound through the encoder, with its own memory.
 class Conformer::Pass {
  public:
   Pass(const Conformer& tower, int64_t frames, int64_t valid, const Adapter* adapter, const TapSink* taps)
@@ -309,7 +309,7 @@ class Conformer::Pass {
     return a.input_low == b.input_low && a.input_high == b.input_high;
   }
 
-  // Several products of x. Products that clamp x in the same way go into one call.
+  // Computes several products of x. Products that clamp x in the same way go into one call of the backend.
   void multiply(Backend& backend, const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs) {
     std::vector<Product> products;
     const Linear* last = nullptr;
@@ -389,8 +389,8 @@ class Conformer::Pass {
 void Conformer::encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter,
                        const std::atomic<bool>* cancel, const TapSink* taps) const {
   if (frames < 1 || frames > kMostFrames || valid < 1 || valid > frames) {
-    fail(ErrorCode::kInvalidRequest, "sound: it has ", frames, " frames, and ", valid, " of them count, expected 1 to ",
-         kMostFrames, "; cut it into pieces if it is too long");
+    fail(ErrorCode::kInvalidRequest, "sound: ", frames, " frames, of which ", valid, " count, expected 1 to ",
+         kMostFrames, "; cut a long sound into pieces");
   }
   const int64_t rows = config_.block_rows(frames, valid);
   Pass pass(*this, frames, valid, adapter, taps);

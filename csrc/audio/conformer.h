@@ -27,7 +27,7 @@ struct ConformerConfig {
   int64_t conv_taps = 0;    // taps of the convolution in a block
   int64_t keys = 0;         // keys that a query sees, including its own
   int64_t output_size = 0;  // Gemma 4: width of the encoder's output; Gemma 3n: hidden_size
-  int64_t reduction = 1;    // Gemma 3n: one of this many tokens is kept
+  int64_t reduction = 1;    // Gemma 3n: of this many tokens, one is kept
   double logit_cap = 0;
   double residual_weight = 0;
   double rms_norm_eps = 0;
@@ -36,12 +36,12 @@ struct ConformerConfig {
 
   int64_t head_dim() const { return hidden_size / num_heads; }
   int64_t conv_bins() const { return (bins + 3) / 4; }  // after both convolutions
-  // Soft tokens of a sound with this many frames, of which the first `valid` count.
+  // The number of soft tokens of a sound with `frames` frames, of which the first `valid` count.
   int64_t tokens(int64_t frames, int64_t valid) const;
   // Throws kConfig, with the name of the field, if a value is out of range.
   void validate() const;
 
-  // Rows that the blocks compute for this sound. Later rows change no soft token.
+  // The number of rows that the blocks compute for such a sound. Later rows would change no soft token.
   int64_t block_rows(int64_t frames, int64_t valid) const;
 };
 
@@ -62,7 +62,7 @@ class Conformer {
   void encode(const float* features, int64_t frames, int64_t valid, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 
-  // Bytes that encode() allocates for this many frames, for a model of `hidden_size` with weights of `format`.
+  // The bytes that encode() allocates for `frames` frames, in a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const ConformerConfig& config, int64_t frames, int64_t hidden_size, Format format,
                                   const Backend& backend);
 

@@ -29,7 +29,8 @@ void RealFft::transform(const double* in, std::complex<double>* out) {
     work_[at(i)] = {in[2 * from], in[2 * from + 1]};
   }
   for (int64_t size = 1; size < half_; size *= 2) {
-    const int64_t stride = half_ / size;  // the step in twiddles_, which are those of 2 * half_ points
+    const int64_t stride =
+        half_ / size;  // the step in twiddles_, which has the factors of a transform of 2 * half_ points
     for (int64_t block = 0; block < half_; block += 2 * size) {
       for (int64_t j = 0; j < size; ++j) {
         const std::complex<double> w = twiddles_[at(j * stride)];

@@ -70,7 +70,7 @@ LogMel LogMelExtractor::count(int64_t samples) const {
   const int64_t room = padded + silence - config_.frame_length - 1;  // the last sample is used by no frame
   LogMel result;
   result.frames = room < 0 ? 0 : room / hop + 1;
-  // A frame counts if its last sample exists (centred), or its first one.
+  // In a centred configuration a frame counts if its last sample exists, otherwise if its first sample exists.
   const int64_t needed = config_.centred ? config_.frame_length - silence : 0;
   const int64_t whole = samples <= needed ? 0 : (samples - needed - 1) / hop + 1;
   result.valid = std::min(whole, result.frames);

@@ -37,11 +37,11 @@ class LogMelExtractor {
   // Computes the features of mono samples at 16 kHz, which it first pads with silence to a multiple of 128. In a
   // centred configuration, frames that do not count are zero.
   LogMel extract(std::span<const float> samples) const;
-  // Only `frames` and `valid`, without the values.
+  // Computes only `frames` and `valid` of the result, without the values.
   LogMel count(int64_t samples) const;
 
  private:
-  struct Filter {  // the frequencies that one bin weighs
+  struct Filter {  // the weights of the frequencies in one bin
     int64_t first;
     std::vector<double> weights;
   };

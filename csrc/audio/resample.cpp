@@ -9,8 +9,9 @@ namespace gemlet {
 namespace {
 
 constexpr double kPi = 3.14159265358979323846;
-// The filter of soxr's quality HQ, fitted to its response with a remaining error of 6e-8. kCutoff is in units of the
-// Nyquist frequency of the lower of the two rates, and kHalfWidth in samples at that rate.
+// The low-pass filter of soxr at quality HQ. These numbers are fitted to the response of soxr, with a remaining error
+// of 6e-8. kCutoff is in units of the Nyquist frequency of the lower of the two rates, and kHalfWidth in samples at
+// that rate.
 constexpr double kCutoff = 0.95687178;
 constexpr double kHalfWidth = 96.84109;
 constexpr double kBeta = 13.042117;    // the parameter of the Kaiser window
@@ -28,7 +29,7 @@ double bessel(double x) {
   return sum;
 }
 
-// A low-pass filter for signals whose samples lie 1 apart.
+// A low-pass filter for signals. The distance from one sample of the input to the next is 1.
 struct Kernel {
   explicit Kernel(double lower_rate)  // the lower of the two rates, in samples of the input
       : cutoff(kCutoff * lower_rate), half_width(kHalfWidth / lower_rate), window_scale(1 / bessel(kBeta)) {}
@@ -66,7 +67,7 @@ std::vector<float> resample(const std::vector<float>& x, int64_t from, int64_t t
   const auto inputs = static_cast<int64_t>(x.size());
   const int64_t outputs = std::min(resampled_count(inputs, from, to), most);
   if (from == to) return {x.begin(), x.begin() + outputs};
-  // Output i lies at position i * step / phases of the input.
+  // Output i lies at position i * step / places of the input.
   const int64_t common = std::gcd(from, to);
   const int64_t step = from / common, places = to / common;
   const Kernel kernel(std::min(1.0, static_cast<double>(to) / static_cast<double>(from)));
@@ -89,7 +90,7 @@ std::vector<float> resample(const std::vector<float>& x, int64_t from, int64_t t
   std::vector<float> padded(static_cast<size_t>(inputs + 2 * silence + taps));
   std::copy(x.begin(), x.end(), padded.begin() + silence);
   std::vector<float> out(static_cast<size_t>(outputs));
-  // soxr rounds the number of samples, and the reference fills up with silence.
+  // soxr rounds the number of samples. The reference fills the remaining samples with silence.
   const int64_t computed = std::min(outputs, (2 * inputs * places + step) / (2 * step));
   for (int64_t i = 0; i < computed; ++i) {
     const int64_t whole = i * step / places, part = i * step % places;

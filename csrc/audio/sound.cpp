@@ -21,10 +21,10 @@ void check(const Samples& samples) {
     fail(ErrorCode::kInvalidRequest, "sound: ", samples.channels, " channels, expected 1 to ", kMostChannels,
          "; samples are [frames] or [frames, channels]");
   }
-  if (samples.frames < 1) fail(ErrorCode::kInvalidRequest, "sound: it has no samples, expected at least one");
+  if (samples.frames < 1) fail(ErrorCode::kInvalidRequest, "sound: no samples, expected at least one");
   if (samples.frames > kMostSoundSeconds * samples.rate) {
     fail(ErrorCode::kInvalidRequest, "sound: ", samples.frames / samples.rate, " seconds, expected at most ",
-         kMostSoundSeconds, "; cut it into pieces");
+         kMostSoundSeconds, "; cut the sound into pieces");
   }
 }
 
@@ -44,7 +44,7 @@ std::vector<float> to_mono(const Samples& samples, int64_t most) {
       const float value = static_cast<const float*>(samples.data)[i];
       if (!(std::abs(value) <= kLoudest)) {
         fail(ErrorCode::kInvalidRequest, "sound: sample ", frame, " is ", value,
-             ", expected a number from -1 to 1; divide integers by the largest one, 32768 for 16 bits");
+             ", expected a number from -1 to 1; divide integers by their largest value, 32768 for 16 bits");
       }
       sum += static_cast<double>(value);
     }

@@ -1,4 +1,5 @@
-// Sound as a client gives it, and as the models take it: one channel of float32 at 16 kHz.
+// Converts sound from the form in which a client gives it to the form that the models take: one channel of float32 at
+// 16 kHz.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,9 @@ struct Samples {
   int64_t rate;
 };
 
-// The mean of the channels, at 16 kHz: ceil(frames * 16000 / rate) samples, of which the first `most` are computed.
-// Throws kInvalidRequest for a rate, a number of channels or a length out of range, for samples that are not finite,
-// and for samples far outside of -1 to 1.
+// Returns the mean of the channels, at 16 kHz. The sound becomes ceil(frames * 16000 / rate) samples, and at most the
+// first `most` of these are computed. Throws kInvalidRequest for a rate, a number of channels or a length out of range,
+// for samples that are not finite, and for samples far outside of -1 to 1.
 std::vector<float> to_mono(const Samples& samples, int64_t most);
 
 }  // namespace gemlet

@@ -1,4 +1,4 @@
-// A checksum of 64 bits that takes several gigabytes a second. It finds damage, not intent.
+// A fast 64-bit checksum: several gigabytes a second. It detects damage. It does not protect against forged data.
 #pragma once
 
 #include <cstddef>

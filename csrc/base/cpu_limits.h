@@ -12,7 +12,7 @@ struct CpuLimits {
   int physical_cores = 1;  // different cores among the CPUs of the affinity mask
 };
 
-// Reads /proc and /sys. Tests keep these folders elsewhere, in `files`.
+// Reads /proc and /sys. Tests pass a folder `files` that contains copies of both.
 CpuLimits detect_cpu_limits(const std::string& files = "");
 
 struct ThreadChoice {
@@ -20,18 +20,18 @@ struct ThreadChoice {
   std::string reason;
 };
 
-// min(affinity, quota, physical cores), and a text that names the three.
+// The minimum of affinity, quota and physical cores. The reason is a message that names all three.
 ThreadChoice default_threads(const CpuLimits& limits);
 
-// A bit for each of the first 64 NUMA nodes that has memory. parse_nodes() reads the system's lists, like "0-1,4".
+// One bit for each of the first 64 NUMA nodes, set if the node has memory. parse_nodes() reads lists like "0-1,4".
 uint64_t memory_nodes();
 uint64_t parse_nodes(const std::string& list);
 
-// Bytes of memory that this process may still take: the machine's available memory, or what the cgroup's limit leaves
-// if that is less.
+// Bytes of memory that this process may still allocate: the machine's available memory, or the rest of the cgroup's
+// limit if that is less.
 int64_t available_memory(const std::string& files = "");
 
-// Returns freed memory that malloc still holds to the system, if this malloc can.
+// Gives freed memory that malloc still holds back to the system, if this malloc can do that.
 void return_free_memory();
 
 }  // namespace gemlet

@@ -35,8 +35,8 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-// A part of a message: a text, a character or a number. Streams of the standard library would bring locales: a library
-// with nothing but a message was 75 KB larger with one, compressed.
+// A part of a message: a text, a character or a number. Standard streams are not used because they link locales: they
+// added 75 KB to the compressed library.
 class MessagePart {
  public:
   MessagePart(std::string_view text) : text_(text) {}
@@ -64,8 +64,7 @@ template <typename... Parts>
   fail_with(code, {MessagePart(parts)...});
 }
 
-// Throws a kConfig error unless low <= value <= high. A NaN is out of every range. `where` is what the message begins
-// with.
+// Throws a kConfig error unless low <= value <= high. A NaN is out of every range. The message begins with `where`.
 template <typename Value>
 void check_range(const std::string& where, std::string_view field, Value value, std::type_identity_t<Value> low,
                  std::type_identity_t<Value> high) {

@@ -1,4 +1,5 @@
-// A file mapped read-only. Its pages are those of the page cache, so all processes that map the file share them.
+// A file that is mapped read-only. The mapped pages are the page cache's own, so all processes that map the file share
+// them.
 //
 // A mapping cannot report an error: if the file is cut short after it was mapped, a read beyond its new end kills the
 // process with SIGBUS. Therefore check() is called before each use. A file that is cut short during a use still kills
@@ -28,10 +29,11 @@ class FileMapping {
   // Throws kModelFile if the file was changed: OpenFile::check().
   void check() const { file_.check(); }
 
-  // Copies `bytes` bytes from `first`, a place in the mapping. It reads the file instead of the mapping, so no page
-  // enters this process's memory; one access to the mapping could bring in megabytes. Throws kModelFile.
+  // Copies `bytes` bytes from `first`, an address in the mapping. It reads the file, not the mapping, so no page enters
+  // this process's memory. One access to the mapping could bring in megabytes. Throws kModelFile.
   void read(const uint8_t* first, int64_t bytes, uint8_t* out) const { file_.read(first - data_, bytes, out); }
-  // Removes these bytes from this process's memory. They may stay in the page cache and come back when they are used.
+  // Removes these bytes from this process's memory. They may stay in the page cache, and the next access brings them
+  // back.
   void drop(const uint8_t* first, int64_t bytes) const;
 
  private:

@@ -1,5 +1,5 @@
-// Conversions between float32 and the bits of bf16 and IEEE half. Instruction-set files have their own and do not
-// include this header.
+// Conversions between float32 and the bits of bf16 and IEEE half. The files for instruction sets have their own
+// conversions and do not include this header.
 #pragma once
 
 #include <bit>

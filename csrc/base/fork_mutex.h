@@ -1,5 +1,5 @@
-// A fair mutex that survives fork(). The thread that has waited longest gets it next. In a forked child it is free,
-// because the thread that held it does not exist there.
+// A fair mutex that survives fork(): waiting threads get it in the order in which they came. In a forked child it is
+// free, because the thread that held it does not exist there.
 #pragma once
 
 #include <atomic>
@@ -12,11 +12,11 @@ namespace gemlet {
 
 // A number that changes in the child of every fork().
 uint32_t fork_generation();
-// In such a child: whether this is the thread that called fork(). Only that thread continues in the child.
+// In a forked child: whether this is the thread that called fork(). Only that thread continues in the child.
 bool came_by_fork();
 
-// A mutex for short sections. fork() waits until nobody holds it, so that the data that it guards is complete in the
-// child. There is one for the process.
+// The process's one mutex for short sections. fork() waits until no thread holds it, so the data that it guards is
+// consistent in the child.
 std::mutex& fork_safe_mutex();
 
 class ForkMutex {
@@ -31,11 +31,11 @@ class ForkMutex {
 
   bool held() const;  // whether any thread holds it at this moment
 
-  // Whether another thread held it when this process was forked. That thread does not exist here, and its changes may
-  // be incomplete. Code that locks the mutex, or destroys what it guards, must ask this and abandon such parts. True
-  // until mend().
+  // Whether another thread held the mutex when this process was forked. That thread does not exist here, so its changes
+  // may be incomplete. Code that locks the mutex, or destroys the guarded data, must call this and abandon incomplete
+  // data. True until mend().
   bool torn() const;
-  void mend();  // only the holder may call it
+  void mend();  // only the thread that holds the mutex may call it
 
  private:
   struct Node {
@@ -49,7 +49,7 @@ class ForkMutex {
   std::atomic<Node*> node_;
 };
 
-// Abandons a value whose change was incomplete: it is moved away, and its memory is never freed.
+// Moves away a value whose change was incomplete, and never frees its memory.
 template <typename T>
 void leave_behind(T& value) {
   new T(std::move(value));

@@ -1,4 +1,4 @@
-// A file that stays open for as long as it is used, and has to stay as it was then.
+// A file that stays open while it is used, and must not change in this time.
 #pragma once
 
 #include <sys/stat.h>
@@ -8,13 +8,14 @@
 
 namespace gemlet {
 
-// Fills `out` from byte `offset` of an open file. False if the file ends before or cannot be read.
+// Fills `out` with `bytes` bytes from byte `offset` of an open file. Returns false if the file is too short or
+// unreadable.
 bool read_fully(int descriptor, int64_t offset, int64_t bytes, void* out);
 
 class OpenFile {
  public:
-  // The open file `descriptor`, which stays the caller's; `path` is for messages. Throws kModelFile if it is not a
-  // regular file, or empty.
+  // Keeps a duplicate of `descriptor`, which the caller still has to close. `path` is for messages. Throws kModelFile
+  // if the file is empty or not a regular file.
   OpenFile(int descriptor, std::string path);
   ~OpenFile();
   OpenFile(const OpenFile&) = delete;
@@ -24,12 +25,13 @@ class OpenFile {
   int64_t size() const { return opened_.st_size; }
   const std::string& path() const { return path_; }
 
-  // Throws kModelFile if the file has another size or time of modification than when it was opened, or if its status
-  // changed and only a change of the content explains that. So a change that sets the time back is found too. Replacing
-  // the file by renaming another over it, removing or moving it, or giving it to another owner does no harm.
+  // Throws kModelFile if the file's content was changed since it was opened. A change shows in the size, in the
+  // modification time, or in a status change that nothing else explains. So a change is found even if the modification
+  // time was set back. It is allowed to rename another file over this one, to remove it, to move it, or to change its
+  // owner.
   void check() const;
 
-  // Throws kModelFile.
+  // Throws kModelFile if the file can no longer be read.
   void read(int64_t offset, int64_t bytes, void* out) const;
 
  private:

@@ -1,5 +1,5 @@
-// Text to pieces by the merges of a SentencePiece model, as SentencePiece itself does it. SentencePiece takes a tenth
-// of a second to build its index of 262,144 pieces. This index takes a tenth of that.
+// Splits text into the pieces of a SentencePiece model, with the same result as SentencePiece. SentencePiece takes a
+// tenth of a second to build its index of 262,144 pieces. This index takes a tenth of that time.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +12,14 @@ namespace gemlet {
 
 class PieceEncoder {
  public:
-  // Makes the encoder of a model file, which has to outlive it. It supports models like Gemma's: byte-pair encoding of
-  // text in which nothing changes except that spaces become U+2581. Returns null for other models, for a model that
-  // SentencePiece refuses, and for pieces that were chosen to make looking for them slow.
+  // Makes the encoder of a model file. `model` must outlive the encoder. It supports models like Gemma's: byte-pair
+  // encoding, where spaces become U+2581 and the text does not change otherwise. Returns null for other models, for a
+  // model that SentencePiece refuses, and for pieces that were made up to slow down the search.
   static std::unique_ptr<PieceEncoder> of(std::string_view model);
 
   size_t size() const { return pieces_.size(); }
 
-  // The ids of `text`, which is UTF-8.
+  // The ids of `text`, which must be UTF-8.
   std::vector<int32_t> encode(std::string_view text) const;
 
  private:
@@ -40,16 +40,17 @@ class PieceEncoder {
   bool finish(bool byte_fallback);
   bool add_to_table(int32_t id, uint32_t hash);
   std::string_view text_of(int32_t id) const { return pieces_[static_cast<size_t>(id)].text; }
-  int32_t find(std::string_view text) const;            // the id of a piece that text may become, -1: there is none
-  size_t user_defined_at(std::string_view text) const;  // bytes of the longest one that begins `text`
+  int32_t find(std::string_view text) const;  // the id of the piece, -1 if text cannot become such a piece
+  // length in bytes of the longest user-defined piece at the start of `text`
+  size_t user_defined_at(std::string_view text) const;
 
   std::vector<Piece> pieces_;
-  std::vector<Slot> table_;  // the pieces that text may become, by the hashes of their texts
-  size_t most_steps_ = 0;    // slots between the one that a hash gives and the one that holds the piece
+  std::vector<Slot> table_;  // a hash table of the pieces that text can become
+  size_t most_steps_ = 0;    // the most slots that a search in table_ goes through
   // Key: the first four bytes of user-defined pieces, or all bytes of a shorter piece. Value: the lengths of these
   // pieces, the longest first.
   std::unordered_map<std::string_view, std::vector<size_t>> user_defined_;
-  std::vector<int32_t> bytes_;  // ids of the byte pieces; empty without them
+  std::vector<int32_t> bytes_;  // ids of the byte pieces; empty if the model has none
   int32_t unknown_ = -1;
 };
 

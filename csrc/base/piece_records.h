@@ -1,4 +1,4 @@
-// The pieces in a file of SentencePiece. There are 262,144 of them in Gemma's, too many to look at in Python.
+// Finds the pieces in a SentencePiece file. Gemma's files have 262,144 pieces, too many for a loop in Python.
 #pragma once
 
 #include <cstddef>
@@ -6,12 +6,12 @@
 
 namespace gemlet {
 
-// The end of the run of pieces that begins at `at`, or `at` itself if no piece begins there. A piece counts if it has
-// the layout that every writer uses: tag and length (below 128), tag and length of the text, text, tag and score,
-// perhaps tag and type.
+// Returns the end of the run of pieces that begins at `at`, or `at` if there is no piece. A piece counts if it has the
+// usual layout: tag and length (below 128), tag and length of the text, the text, tag and score, and optionally tag and
+// type.
 size_t after_pieces(std::string_view data, size_t at);
 
-// Whether the little-endian numbers of 32 bits in `data` never fall and the last one is `last`.
+// Whether the little-endian 32-bit numbers in `data` never decrease and the last one is `last`.
 bool rises_to(std::string_view data, size_t last);
 
 }  // namespace gemlet

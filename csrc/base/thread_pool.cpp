@@ -57,7 +57,7 @@ struct ThreadPool::State {
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;
 
-  // If the system grants no more threads, there are fewer; the caller looks at threads().
+  // Starts fewer workers if the system grants no more threads. The caller checks threads().
   State(int most_threads, int used_threads) : shares(static_cast<size_t>(most_threads)), used(used_threads) {
     try {
       workers.reserve(shares.size());

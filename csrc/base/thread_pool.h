@@ -1,7 +1,7 @@
-// A pool of worker threads. run() runs tasks 0 to tasks - 1 on the workers and on the calling thread, and returns when
-// all are done. Any thread may run any task, so the result of a task must not depend on the thread: therefore results
-// are equal for every number of threads. Workers spin briefly between runs, then sleep. After a fork the child starts
-// its own workers, or fewer if the system does not grant so many. A pool of one thread starts no workers.
+// A pool of worker threads. run() runs the tasks 0 to tasks - 1 on the workers and on the calling thread, and returns
+// when all are done. Any thread may run any task, so a task's result must not depend on the thread. Therefore results
+// do not depend on the number of threads. Between runs, workers spin briefly and then sleep. After a fork, the child
+// starts workers of its own. It has fewer if the system grants fewer. A pool of one thread starts no workers.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ inline constexpr int kMaxThreads = 1024;
 
 class ThreadPool {
  public:
-  // If the system does not grant so many threads, the pool has fewer if `fewer_will_do`, and otherwise throws kMemory.
+  // If the system grants fewer threads, the pool has fewer if `fewer_will_do`. Otherwise the constructor throws
+  // kMemory.
   explicit ThreadPool(int threads, bool fewer_will_do = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -39,7 +40,8 @@ class ThreadPool {
   struct State;
   int threads_;
   int used_;
-  State* state_;  // not owned by a smart pointer: a forked child leaks the parent's, whose threads do not exist there
+  // not a smart pointer: a forked child leaks the parent's state, whose threads do not exist in the child
+  State* state_;
 };
 
 }  // namespace gemlet

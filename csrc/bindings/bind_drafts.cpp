@@ -24,8 +24,7 @@ class Simulation {
     }
   }
 
-  // Returns the time in seconds at which each text is done, the number of guessed tokens, and how many of them were
-  // right.
+  // Returns the time in seconds at which each text is done, and the numbers of draft tokens and of accepted ones.
   std::tuple<std::vector<double>, int64_t, int64_t> run() {
     for (;;) {
       std::vector<Text*> live;
@@ -96,15 +95,15 @@ void register_drafts(py::module_& testing) {
         return guesses;
       },
       py::arg("ids"), py::arg("lengths"), py::arg("most"),
-      "What a lookup proposes after the first `lengths[i]` ids of a text, for one length after the other.");
+      "The draft tokens that PromptLookup proposes after the first `lengths[i]` ids of a text, for each length.");
   testing.def(
       "write_with_drafts",
       [](const std::vector<std::vector<int32_t>>& texts, const std::vector<size_t>& prompts,
          const py::object& seconds_of) { return Simulation(texts, prompts, seconds_of).run(); },
       py::arg("texts"), py::arg("prompts"), py::arg("seconds_of"),
-      "How long the engine's choice of guesses would take to write texts, whose first tokens are prompts, together: "
-      "seconds until the end of each, tokens that were guessed and those that were right. seconds_of(rows): the time "
-      "of a step.");
+      "Simulates an engine that generates these texts together with draft tokens. The first `prompts[i]` tokens of a "
+      "text are its prompt. seconds_of(rows): the time of a step. Returns the seconds until the end of each text, the "
+      "number of draft tokens and the number of accepted ones.");
 }
 
 }  // namespace gemlet::bindings

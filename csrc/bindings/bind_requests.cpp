@@ -93,7 +93,7 @@ DraftUse drafts_of(const std::string& name) {
   fail(ErrorCode::kInvalidRequest, "drafts is '", name, "', expected 'never', 'paying' or 'always'");
 }
 
-// The text that the only request of an engine is going to write, and how often the drafter guesses its next token.
+// The known text of the engine's only request, and the share of the drafter's tokens that are to be accepted.
 using Rehearsal = std::pair<std::vector<int32_t>, double>;
 
 std::function<int32_t(int64_t, int32_t)> rehearse(const Rehearsal& rehearsal, int64_t vocab) {
@@ -184,11 +184,11 @@ void register_requests(py::module_& m) {
           },
           py::arg("position"), py::arg("mask"), py::arg("behind") = std::vector<int32_t>(),
           "Sets which ids may be the token after `position` others of a masked request: uint32 [n], a bit for each id, "
-          "the lowest first; None: all. The engine does not choose the token before. `behind`: the last of these "
-          "others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.")
+          "the lowest first; None: all. The engine does not choose the token until its mask is set. `behind`: the "
+          "draft tokens among these others. A mask for a token that was chosen meanwhile changes nothing.")
       .def_property_readonly(
           "guessed", [](const Ticket& ticket) { return ticket->guessed(); },
-          "How many tokens of a masked request were chosen, and the ids that are guessed to come next.")
+          "The number of chosen tokens of a masked request, and the draft tokens after them.")
       .def_property_readonly(
           "logprobs", [](const Ticket& ticket) { return pairs_of(ticket.taken_logprobs); },
           "For each token of the last take(), if wanted: its log probability in the model's own distribution, "
@@ -201,7 +201,7 @@ void register_requests(py::module_& m) {
             const Request::Times times = ticket->times();
             return std::make_pair(times.drafted, times.accepted);
           },
-          "How many guessed tokens of it went through passes, and how many of them were right.")
+          "The number of its draft tokens that went through passes, and the number of accepted ones.")
       .def_property_readonly(
           "times",
           [](const Ticket& ticket) {
@@ -250,12 +250,12 @@ void register_requests(py::module_& m) {
            py::arg("drafter") = py::none(), py::arg("draft_tokens") = StepTimes::kMostRows - 1,
            py::arg("drafter_kv_bytes") = INT64_MAX, py::arg("drafter_cache_bytes") = 0,
            py::arg("rehearsed") = py::none(),
-           "`most_running`: texts that advance together. `kv_bytes`: for keys and values besides one whole context. "
-           "`model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. "
-           "`drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most "
-           "`most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most "
-           "`draft_tokens` of a text at a time. `rehearsed`, for measurements: (the ids of the only text, how often a "
-           "token that the drafter guesses is to be the right one).")
+           "`most_running`: the most requests that advance together. `kv_bytes`: the limit for keys and values, in "
+           "addition to one full context. `model_digest`: 32 bytes that name the model in the folder. `drafts`: when "
+           "draft tokens are used: 'never', 'paying' (where it is faster) or 'always'; at most `most_drafted` in a "
+           "step. `drafter`: a draft model built beside this one; it proposes at most `draft_tokens` tokens for a "
+           "request at a time. `rehearsed`, for measurements: (the ids of the only text, the share of the drafter's "
+           "tokens that are to be accepted).")
       .def(
           "submit",
           [](Engine& engine, const TokenIds& prompt, const std::optional<const Sampler*>& sampler,

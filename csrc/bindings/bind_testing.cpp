@@ -102,8 +102,8 @@ std::vector<py::array_t<float>> batch_logits(const std::shared_ptr<Model>& model
   return result;
 }
 
-// The likeliest tokens that an assistant guesses after the ids, and their logits [count, vocab]. Its target has not run
-// the last id.
+// The most likely draft tokens of an assistant after the ids, and their logits [count, vocab]. The target has not
+// computed the last id.
 std::pair<std::vector<int32_t>, py::array_t<float>> assistant_logits(Model& target, Model& assistant,
                                                                      const std::vector<int32_t>& ids, int64_t count) {
   const int64_t vocab = target.config().vocab_size, size = target.config().hidden_size;
@@ -182,7 +182,7 @@ void register_testing(py::module_& testing) {
               "Logits of fresh contexts that go through one forward pass together, float32 [len(ids[i]), vocab] each.");
   testing.def("assistant_logits", &assistant_logits, py::arg("target"), py::arg("assistant"), py::arg("ids"),
               py::arg("count"),
-              "The likeliest tokens that an assistant guesses one by one after some ids, and its logits, "
+              "The most likely draft tokens of an assistant after some ids, one by one, and its logits, "
               "float32 [count, vocab].");
   testing.def("rope_table", &rope_table, py::arg("layer"), py::arg("positions"),
               "(cosines, sines), float32 [positions, head_dim / 2], of the angles by which a layer turns queries and "

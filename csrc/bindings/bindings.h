@@ -1,4 +1,4 @@
-// One register function for each file of bindings. `testing` is gemlet._core.testing: what only tests and benchmarks
+// One register function for each file of bindings. `testing` is gemlet._core.testing, which only tests and benchmarks
 // use.
 #pragma once
 
@@ -36,19 +36,19 @@ void register_scheduler(pybind11::module_& testing);
 void register_vision(pybind11::module_& m, pybind11::module_& testing);
 
 using OptionalAdapter = std::optional<std::shared_ptr<Adapter>>;
-// A weight format by its name. Throws kInvalidRequest, with all names, if there is none.
+// Returns the weight format of this name. Throws kInvalidRequest with all names if there is none.
 Format weight_format(const std::string& name);
-// Null for none. Throws kInvalidRequest for an adapter of another model.
+// Returns null if there is no adapter. Throws kInvalidRequest for an adapter of another model.
 const Adapter* adapter_of(const OptionalAdapter& adapter, const Model& model);
 
-// 32 bytes, or none for zeros.
+// Returns the digest of 32 bytes, or zeros if there are no bytes.
 Digest digest_of(const pybind11::bytes& bytes, const char* name);
 
-// Whether models that are made from now on have guarded memory (backend/guarded.h). The GIL protects it.
+// Whether later models get guarded memory (backend/guarded.h). The GIL protects this variable.
 bool& guarded_memory();
 
-// The kernels of a tier, and a matmul operation, by name. Throw if this machine lacks the tier or if there is no such
-// operation.
+// The kernels of a tier and a matmul operation, by name. They throw if the machine lacks the tier, or if there is no
+// such operation.
 kernels::KernelTable kernel_table(const std::string& tier);
 const kernels::MatmulOperation& matmul_operation(const std::string& name);
 

@@ -1,8 +1,9 @@
-// Python's lock (the GIL) around work of the core.
+// Takes and releases Python's lock (the GIL).
 //
-// When Python ends, it ends every thread that wants the lock, and before 3.14 it does so by unwinding the thread's
-// stack. Destructors of C++ cannot be unwound, and objects of Python must not be released without the lock. So such a
-// thread waits here forever, as it does in 3.14, and the process ends without it. It holds no lock of the core
+// When Python ends, it ends every thread that asks for the lock. Before Python 3.14 it unwinds the thread's stack. C++
+// destructors cannot be unwound like that, and Python objects must not be released without the lock. So such a thread
+// waits here forever, as it does in Python 3.14, and the process ends without it. The thread holds no lock of the core
+// meanwhile.
 // meanwhile.
 #pragma once
 
@@ -12,12 +13,12 @@
 
 namespace gemlet::bindings {
 
-// Whether Python has begun to end: from then on, only the thread that ends it has the lock.
+// Whether Python has begun to end. From then on, only the thread that ends Python has the lock.
 bool python_is_ending();
 
 [[noreturn]] void stay_for_ever();
 
-// Lets other Python threads run for as long as it lives. Use it instead of pybind11's gil_scoped_release.
+// Lets other Python threads run during its lifetime. Use it instead of pybind11's gil_scoped_release.
 class GilRelease {
  public:
   GilRelease();
@@ -29,7 +30,7 @@ class GilRelease {
   PyThreadState* thread_;  // null: this is the thread that ends Python
 };
 
-// Runs call(), which may run code in Python and so release the lock and wait for it again.
+// Runs call(), which may run Python code and so release and retake the lock.
 template <typename Call>
 auto in_python(const Call& call) {
 #ifdef __GLIBCXX__

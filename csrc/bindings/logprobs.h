@@ -1,4 +1,4 @@
-// Log probabilities as Python sees them.
+// Converts log probabilities for Python.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace gemlet::bindings {
 
-// For each token its log probability, and pairs (token id, log probability) of the likeliest tokens.
+// For each token: its log probability, and pairs (token id, log probability) of the most likely tokens.
 using LogprobPairs = std::vector<std::pair<float, std::vector<std::pair<int32_t, float>>>>;
 
 inline LogprobPairs pairs_of(const std::vector<Logprobs>& found) {

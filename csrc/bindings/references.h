@@ -1,6 +1,6 @@
-// Before all other headers of the bindings. From Python 3.12 on, Python's own headers insert the code that counts a
-// reference wherever one is taken or given up. These functions do it in one place, and as they are noexcept, no caller
-// needs code for an exception: both took 30 KB of a wheel.
+// This header must come before all other headers of the bindings. From Python 3.12 on, Python's headers inline the code
+// that counts references at every use. These functions keep that code in one place. They are noexcept, so callers need
+// no code for exceptions. Both together make a wheel 30 KB smaller.
 #pragma once
 
 #include <Python.h>

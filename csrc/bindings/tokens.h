@@ -1,4 +1,4 @@
-// Tokens as Python gives them.
+// Reads tokens and media from Python objects.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -14,7 +14,7 @@
 
 namespace gemlet::bindings {
 
-// The type in the signature: anything that NumPy can make an array of.
+// the type in Python signatures: everything that NumPy can convert to an array
 using TokenIds = pybind11::typing::Union<pybind11::array, pybind11::buffer, pybind11::typing::List<pybind11::int_>>;
 
 // Token ids from a one-dimensional array (or list) of integers. Nothing is rounded, wrapped around or flattened.
@@ -23,15 +23,15 @@ std::vector<int32_t> token_ids(const pybind11::object& ids);
 // The type and shape of an array, for messages: "float32 (3, 4)".
 std::string array_text(const pybind11::array& array);
 
-// Throws kInvalidRequest unless it is a C-contiguous float32 array [rows, hidden_size].
+// Throws kInvalidRequest unless `array` is a C-contiguous float32 array [rows, hidden_size].
 void check_rows(const pybind11::array& array, int64_t hidden_size);
 
-// Media of a prompt, as (first token, media).
+// media of a prompt, as pairs (first token, media)
 using MediaPairs = std::vector<std::pair<int64_t, std::shared_ptr<Media>>>;
 std::vector<PlacedMedia> placed(const MediaPairs& pairs);
 
-// Ids, soft rows as (first token, float32 [rows, hidden]), and spans as (begin, end). Throws kInvalidRequest for
-// arrays of another type or shape; the rest is checked by TokenRun.
+// Token ids, soft rows as (first token, float32 [rows, hidden]), and spans as (begin, end). Throws kInvalidRequest for
+// arrays of another type or shape. TokenRun checks everything else.
 class Tokens {
  public:
   using SoftArrays = std::vector<std::pair<int64_t, pybind11::array>>;

@@ -1,25 +1,25 @@
-// A lock for code in Python that a signal handler, a fork and the end of Python cannot turn into a wait forever.
+// A lock for Python code. Signal handlers, a fork and the end of Python cannot make a thread wait for it forever.
 #pragma once
 
 #include <cstdint>
 
 namespace gemlet::bindings {
 
-// One thread at a time is in it. All of it changes under Python's lock.
+// Only one thread at a time holds the turn. All members change only under Python's lock.
 //
-// The thread that is in it may come in again: signal handlers and finalizers run in the middle of whatever that thread
-// does. In a forked process it is free unless the thread that forked was in it: the others do not exist there. While
-// Python ends it is free as well: no other thread will run.
+// The thread that holds the turn may enter again, because signal handlers and finalizers run in the middle of its work.
+// In a forked process the turn is free, unless the forking thread held it: the other threads do not exist there. The
+// turn is also free while Python ends, because no other thread will run then.
 class Turn {
  public:
-  // Waits for its turn, and lets signal handlers run meanwhile. False if this thread is in it already.
+  // Waits for the turn, and runs signal handlers meanwhile. Returns false if this thread already has the turn.
   bool enter();
   void leave();
 
  private:
   uint32_t forks_ = 0;
   unsigned long thread_ = 0;
-  int depth_ = 0;  // 0: nobody is in it
+  int depth_ = 0;  // 0: no thread holds the turn
 };
 
 }  // namespace gemlet::bindings

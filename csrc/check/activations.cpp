@@ -13,7 +13,8 @@ namespace gemlet::check {
 using kernels::Activations;
 namespace {
 
-// Checks the scales of one row, its integers (to half a step), and that its offsets match the integers.
+// Checks one row of int8 activations: the scales, the integers (to half a step), and whether the offsets match the
+// integers.
 void check_row_i8(const std::vector<float>& x, int64_t cols, int32_t zero, bool power_of_two, bool halves,
                   const uint8_t* row) {
   for (int64_t b = 0; b < cols / kBlock; ++b) {

@@ -40,7 +40,7 @@ const Operation& operation_of(std::string_view name) {
   failed("a cache that check/attention.cpp does not know");
 }
 
-// One head of a block, read by the layout that attention.h describes.
+// One head of a block. It reads numbers by the layout that attention.h describes.
 class Head {
  public:
   Head(const uint8_t* head, int64_t bits, int64_t dim) : head_(head), bits_(bits), dim_(dim) {}
@@ -100,7 +100,7 @@ Case make_case(uint64_t seed, int64_t rows, int64_t dim, int64_t tokens, int64_t
   return c;
 }
 
-// `rounds`: the tier rounds weights to bf16.
+// `rounds` says that the tier rounds softmax weights to bf16.
 Expected compute(const Case& c, const Operation& operation, bool rounds) {
   Expected expected(c.rows * c.dim);
   std::vector<double> score(static_cast<size_t>(c.tokens));
@@ -201,7 +201,7 @@ Cache store(Case& c, const Operation& operation) {
   return cache;
 }
 
-// Computes out [rows, dim] of `rows` rows from `first_row` on.
+// Runs the kernel for `rows` rows from `first_row` on, and returns out [rows, dim].
 GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, Tier tier, int64_t first_row,
                  int64_t rows) {
   GuardedBytes out(rows * c.dim * 4);
@@ -229,7 +229,8 @@ GuardedBytes run(const Case& c, const Operation& operation, const Cache& cache, 
   args.scratch = scratch.as<float>();
   (kernels::kernels_for(tier).*operation.attention)(args);
 
-  // Not divided by the sum, which is returned with the largest score, the result must be the same.
+  // If max and sum are given, the kernel does not divide by the sum. After the division here, the result must be the
+  // same.
   const GuardedBytes partial(rows * c.dim * 4), largest(rows * 4), sum(rows * 4);
   for (int64_t r = 0; r < rows; ++r) out_rows[static_cast<size_t>(r)] = partial.as<float>() + r * c.dim;
   args.max = largest.as<float>();
@@ -345,7 +346,7 @@ void check_attention(std::string_view name, const Tiers& tiers) {
     check(1 + tokens % 5, 16, tokens, 0, 0, 0, 2);
   for (int64_t rows = 1; rows <= kernels::kMaxAttentionRows; rows += 1 + rows / 9) check(rows, 32, 90, 0, 20, 5, 2);
   for (const int64_t window : {1, 2, 15, 16, 17, 63, 64, 65, 300}) check(5, 16, 150, 0, window, 0, 2);
-  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // there is no window, and it looks as far ahead as back
+  for (const int64_t ahead : {1, 15, 16, 63, 64, 200}) {  // no window at first, then a window as long as the look-ahead
     for (const int64_t window : {int64_t{0}, ahead + 1}) {
       Case c = make_case(++seed, 5, 32, 150, 0, window, 0, 2);
       c.ahead = ahead;

@@ -29,7 +29,7 @@ const char* current_case();
 // Throws an error with the case's name and `what`.
 [[noreturn]] void failed(const std::string& what);
 
-// "rows 3, cols 64" from "rows", 3, "cols", 64.
+// Makes "rows 3, cols 64" from "rows", 3, "cols", 64.
 template <typename... Rest>
 std::string shape_text(const char* name, int64_t value, Rest... rest) {
   std::string text = std::string(name) + " " + std::to_string(value);
@@ -37,7 +37,7 @@ std::string shape_text(const char* name, int64_t value, Rest... rest) {
   return text;
 }
 
-// The result in float64, and how far from it float32 may be.
+// The result in float64, and the largest error that a float32 result may have.
 struct Expected {
   std::vector<double> value, bound;
   explicit Expected(int64_t count) : value(static_cast<size_t>(count)), bound(static_cast<size_t>(count)) {}
@@ -45,7 +45,7 @@ struct Expected {
 void expect_within(const float* got, const Expected& expected);
 void expect_same_bits(const float* got, const float* expected, int64_t count, const char* when);
 
-// Bytes that end where a page begins that can be neither read nor written. There is such a page before them, too.
+// Memory between two pages that can be neither read nor written. The memory ends exactly where the second page begins.
 class GuardedBytes {
  public:
   explicit GuardedBytes(int64_t bytes);
@@ -103,7 +103,7 @@ std::shared_ptr<Model> small_model(Tier tier, Format weights, KvFormat kv, int t
 void check_model(Tier tier);
 
 // Many threads submit random requests to an engine at once: some are cancelled, run out of time or of memory, or share
-// prefixes. Every text must be one that the model writes, and every block must come back.
+// prefixes. Each answer must be one that the model would generate, and each KV block must be given back.
 void check_engine(Tier tier);
 
 // Checks `inputs` hostile sizes of images, sounds and towers.

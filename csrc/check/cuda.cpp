@@ -24,7 +24,7 @@ std::vector<float> numbers(Random& random, int64_t count) {
   return values;
 }
 
-// Memory of the backend with these numbers.
+// Allocates memory of the backend and copies these numbers into it.
 DeviceMemory on_device(Backend& backend, const void* host, size_t bytes) {
   DeviceMemory memory = backend.allocate(std::max<size_t>(bytes, 1));
   backend.upload(host, bytes, memory.data());
@@ -47,7 +47,7 @@ void expect_near(double got, double expected, double bound, const char* what) {
 }
 
 void check_matmul_of(Backend& backend, Format format, bool exact) {
-  if (!backend.multiplies({format, 1, 1, nullptr})) return;  // a model with it is refused
+  if (!backend.multiplies({format, 1, 1, nullptr})) return;  // models with this format are refused
   Random random(7);
   const int64_t shapes[][2] = {{16, 64}, {20, 70}, {80, 256}, {37, 131}, {130, 320}};
   for (const auto& [outputs, cols] : shapes) {
@@ -112,7 +112,7 @@ struct AttentionCase {
   std::vector<TokenSpan> spans;
 };
 
-// Keys and values as the cache holds them.
+// Rounds a key or a value in the same way as the cache.
 void round_as(KvFormat format, float* x, int64_t dim) {
   if (format == KvFormat::kBf16) {
     for (int64_t i = 0; i < dim; ++i) {

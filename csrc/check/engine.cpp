@@ -56,7 +56,8 @@ class Folder {
   std::string path_;
 };
 
-// Texts whose first tokens other texts begin with: sometimes as many as possible, otherwise a random number of them.
+// Earlier token sequences, whose first tokens become the beginning of new prompts. A new prompt takes either as many
+// tokens as possible, or a random number.
 class Beginnings {
  public:
   explicit Beginnings(Random& random) {
@@ -78,7 +79,7 @@ class Beginnings {
   std::vector<Tokens> texts_;
 };
 
-// Reads one text to its end, or cancels it after a while.
+// Reads the tokens of one request to the end, or cancels the request after a while.
 Written read(Engine& engine, Random& random, Beginnings& beginnings) {
   RequestOptions options;
   options.prompt = beginnings.some(random);
@@ -109,7 +110,7 @@ Written read(Engine& engine, Random& random, Beginnings& beginnings) {
   return written;
 }
 
-// Every token must be the likeliest one after those before it.
+// Every token must be the likeliest one after the tokens before it.
 void check_text(const std::shared_ptr<Model>& model, const Written& written) {
   if (written.generated.empty()) return;
   Tokens ids = written.prompt;
@@ -121,7 +122,7 @@ void check_text(const std::shared_ptr<Model>& model, const Written& written) {
     const auto row = logits.begin() + static_cast<int64_t>(written.prompt.size() - 1 + i) * kSmallVocab;
     const float largest = *std::max_element(row, row + kSmallVocab);
     if (!(row[written.generated[i]] >= largest - kSlack)) {
-      failed("token " + std::to_string(i) + " of a text is not the likeliest one");
+      failed("token " + std::to_string(i) + " of a sequence is not the likeliest token");
     }
   }
 }
@@ -135,7 +136,7 @@ void check_engine(Tier tier) {
   std::vector<Written> texts;
   int64_t preemptions = 0, cached = 0, accepted = 0;
   {
-    // Room for one and a half of the longest texts, so that memory runs out often.
+    // The cache has room for one and a half of the longest requests, so that memory runs out often.
     const int64_t half = model->kv().layout().peak_bytes() / 2;
     PrefixCache::Options kept = {half};
     if (!folder.path().empty()) {
@@ -171,7 +172,7 @@ void check_engine(Tier tier) {
     preemptions = engine.stats().preemptions;
     accepted = engine.stats().accepted_tokens;
     cached = engine.stats().cached_tokens;
-    // Nothing runs any more: every block that is in use is one of the cache.
+    // No request runs any more, so every block that is in use belongs to the prefix cache.
     const std::shared_ptr<PrefixCache> cache = engine.prefix_cache();
     while (cache->abandon()) {
     }
@@ -187,7 +188,7 @@ void check_engine(Tier tier) {
     check_text(model, written);
     tokens += static_cast<int64_t>(written.generated.size());
   }
-  std::printf("engine: %zu texts, %lld tokens, %lld from the cache, %lld guessed, %lld preemptions\n", texts.size(),
+  std::printf("engine: %zu requests, %lld tokens, %lld from the cache, %lld drafted, %lld preemptions\n", texts.size(),
               static_cast<long long>(tokens), static_cast<long long>(cached), static_cast<long long>(accepted),
               static_cast<long long>(preemptions));
 }

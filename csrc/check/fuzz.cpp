@@ -8,8 +8,8 @@
 //   FOLDER/csrc/gemlet_fuzz --target=NAME -runs=1000000 -timeout=900 -rss_limit_mb=1024 -malloc_limit_mb=64 CORPUS
 //
 // NAME is one of kTargets. Without it, the first byte of an input selects the target; models are slow, so they take
-// most of the time. What all inputs share is made once, before the first input. An input that takes kSeconds of
-// processor time aborts the program. libFuzzer's own limit is on elapsed time, which is longer on a busy machine.
+// most of the time. The state that all inputs share is made once, before the first input. An input that takes kSeconds
+// of processor time aborts the program. libFuzzer's own limit is on elapsed time, which is longer on a busy machine.
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -117,7 +117,7 @@ enum class Family { kGemma2, kGemma3n, kGemma4 };
 constexpr std::array kFamilies = {Family::kGemma2, Family::kGemma3n, Family::kGemma4};
 constexpr int64_t kVocab = 33, kPerLayer = 8;
 
-// The model is as small as possible. No size is a multiple of a panel or a block.
+// Returns the configuration of a model that is as small as possible. No size is a multiple of a panel or a block.
 ModelConfig config_of(Family family) {
   ModelConfig config;
   config.vocab_size = kVocab;
@@ -283,7 +283,7 @@ void decode_rows(Bytes in) {
   if (can_repack(format, type, own)) repack_panel(format, type, source.data(), rows, cols, panel.data(), own);
 }
 
-// Rows of a tensor: of the right shape or any other, from memory or from any place in a file.
+// Packs rows of a tensor, which have the right shape or any other shape, from memory or from any place in a file.
 void pack_rows(Bytes in) {
   State& all = state();
   Kept& kept = all.packers[static_cast<size_t>(in.below(static_cast<int64_t>(all.packers.size())))];
@@ -429,7 +429,7 @@ const Target* only = nullptr;
 
 std::atomic<uint64_t> inputs;
 
-// Is called after every second of processor time.
+// The handler of a timer signal, which comes after every second of processor time.
 void look_for_hang(int) {
   static uint64_t seen = 0;
   static int seconds = 0;

@@ -1,8 +1,8 @@
 // gemlet_check [TIER [PART [INPUTS [SEED]]]]: checks every kernel that this machine can run, and a forward pass,
 // against their definitions. TIER is the tier that must be in use: the machine's highest, or the one that GEMLET_CPU
-// forces. PART leaves out what takes minutes on an emulated processor: "kernels" checks kernels alone, and "model" also
-// the forward pass, but not the engine. "media" checks nothing but so many INPUTS of hostile sizes of images and
-// sounds.
+// forces. PART leaves out checks that take minutes on an emulated processor: "kernels" checks kernels alone, and
+// "model" also the forward pass, but not the engine. "media" only checks hostile sizes of images and sounds, as many as
+// INPUTS says.
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>

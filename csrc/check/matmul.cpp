@@ -129,7 +129,7 @@ struct Case {
   }
 };
 
-// The number in column c of a prepared row.
+// Returns the number in column c of a prepared row.
 double activation(Activations form, const uint8_t* row, int64_t padded, int64_t c) {
   if (form == Activations::kF32) return reinterpret_cast<const float*>(row)[c];
   if (form == Activations::kBf16) return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[c]);
@@ -214,7 +214,7 @@ void copy_row(const Case& c, int64_t r, uint8_t* to) {
   for (int64_t at = 0; at < 16 * c.args.x_stride; at += 1024) std::memcpy(to + at, c.row(r) + at, 64);
 }
 
-// The operation with the same activations and weights that takes any number of rows.
+// Returns the operation with the same activations and weights that takes any number of rows.
 const MatmulOperation& for_few_rows(const MatmulOperation& operation) {
   for (const MatmulOperation& other : kernels::kMatmuls) {
     const bool same = other.activations == operation.activations && other.weights == operation.weights;
@@ -242,7 +242,7 @@ void check_case(const Case& c, const Tiers& tiers) {
       expect_same_bits(few.as<float>(), y.as<float>(), c.rows * c.outputs, "in the kernel for few rows");
     }
 
-    // A single row, and a single panel, has the same bits. Nothing is written between the rows of y.
+    // A single row or a single panel must give the same bits. The kernel must write nothing between the rows of y.
     const GuardedBytes alone_x(kernels::activation_bytes(c.operation.activations, 1, c.args.x_stride));
     const GuardedBytes alone((c.outputs + 3) * 4);
     for (int64_t r = 0; r < c.rows; ++r) {
@@ -273,7 +273,7 @@ void check_case(const Case& c, const Tiers& tiers) {
   }
 }
 
-// Any bytes, for example of a damaged file, do no harm.
+// Checks that any bytes, for example from a damaged file, do no harm.
 void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
   Random random(11);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
@@ -301,7 +301,7 @@ void check_damaged(const MatmulOperation& operation, const Tiers& tiers) {
   }
 }
 
-// A value that is not finite must reach the logits, where it is reported.
+// Checks that infinity and NaN show in the results. They must reach the logits, where they are reported.
 void check_not_finite(const MatmulOperation& operation, float value, const Tiers& tiers) {
   Random random(5);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 3, 20, 70);
@@ -320,7 +320,7 @@ void check_not_finite(const MatmulOperation& operation, float value, const Tiers
   }
 }
 
-// The largest integers of both signs, for which sums of two products of bytes do not fit 16 bits.
+// Checks the largest integers of both signs, for which sums of two products of bytes do not fit 16 bits.
 void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   Random random(7);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 9, 33, 320);
@@ -344,7 +344,7 @@ void check_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   check_case(c, tiers);
 }
 
-// The same for r8, r4 and r2, whose x may be -128.
+// The same check for r8, r4 and r2, whose x may be -128.
 void check_static_extremes(const MatmulOperation& operation, const Tiers& tiers) {
   Random random(8);
   Case c = make_case(random, operation, Kind::kNormal, Kind::kNormal, 9, 33, 320);

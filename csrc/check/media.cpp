@@ -1,5 +1,6 @@
-// Hostile sizes of images, sounds and towers: whatever a caller or a file names, the answer is a result that is finite
-// and inside of its buffers, or a typed error. Sizes are mostly small, sometimes any number.
+// Checks hostile sizes of images, sounds and towers. For any size that a caller or a file may name, the code must
+// return finite results and stay inside its buffers, or throw a typed error. The sizes are mostly small, and sometimes
+// any number.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -33,7 +34,7 @@ class Chance {
   explicit Chance(uint64_t seed) : random_(seed) {}
   bool one_in(int64_t count) { return random_.below(count) == 0; }
   int64_t below(int64_t end) { return random_.below(end); }
-  // A size as a file or a caller names it.
+  // A size that a file or a caller may name: mostly `usual`, sometimes any number.
   int64_t size(int64_t usual) {
     if (!one_in(12)) return usual;
     if (!one_in(3)) return random_.below(70) - 3;
@@ -43,7 +44,7 @@ class Chance {
     if (!one_in(12)) return usual;
     return one_in(2) ? kNumbers[static_cast<size_t>(below(kNumbers.size()))] : std::bit_cast<double>(random_.bits());
   }
-  // `count` bytes that end at an unreadable page.
+  // Returns `count` random bytes that end at an unreadable page.
   GuardedBytes bytes(int64_t count) {
     GuardedBytes made(std::max<int64_t>(count, 1));
     for (int64_t i = 0; i < count; i += 8) {

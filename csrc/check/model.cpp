@@ -38,7 +38,7 @@ ModelConfig small_config() {
   return config;
 }
 
-// The logits of all 66 tokens of a prompt, which take more than one block of the cache, and of each of 3 decoded
+// Returns the logits of all 66 tokens of a prompt, which needs more than one block of the cache, and of 3 decoded
 // tokens.
 std::vector<float> logits(Tier tier, Format weights, KvFormat kv, int threads) {
   Sequence sequence(small_model(tier, weights, kv, threads));

@@ -1,4 +1,4 @@
-// Checks the row operations, with every length of a tail.
+// Checks the row operations, with rows of every length modulo the vector length.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -159,7 +159,8 @@ void check(const Operation& operation, int64_t dim, Kind kind, uint64_t seed, co
   }
 }
 
-// An overflow must reach the logits, where it is reported: no operation may turn it into an ordinary number.
+// Checks that no operation turns an infinity or a NaN into an ordinary number. An overflow must reach the logits, where
+// it is reported.
 void check_not_finite(const Operation& operation, const Tiers& tiers) {
   for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                             -std::numeric_limits<float>::infinity()}) {

@@ -1,5 +1,6 @@
-// Guesses of an assistant (ModelConfig::target_size), which knows a text by the state that the model has of its last
-// token, and by the model's keys and values. It has none of its own, and reads no texts.
+// Speculative decoding with an assistant (ModelConfig::target_size): a draft model that uses the target model's keys
+// and values, and its hidden state for the last token. An assistant has no keys and values of its own and needs no
+// prefill.
 #pragma once
 
 #include <memory>
@@ -26,7 +27,7 @@ class Assistant final : public DraftModel {
 
  private:
   const std::shared_ptr<Model> model_, target_;
-  AlignedBuffer outputs_;  // logits, then states
+  AlignedBuffer outputs_;  // first the logits, then the hidden states
   std::vector<float> wide_;
 };
 

@@ -97,7 +97,7 @@ void DiskCache::work() {
   }
 }
 
-// Texts that wait come before what is to be written.
+// Reads for waiting requests come before writes.
 bool DiskCache::work_once(Lock& lock) {
   if (readings_.empty() && writes_.empty()) return false;
   std::shared_ptr<Reading> reading;

@@ -87,7 +87,7 @@ class DiskFolder::Part {
   }
 
  private:
-  // Nobody else may put files there.
+  // Whether the folder is this user's and no other user can put files there.
   static bool is_own(const struct stat& status) {
     return status.st_uid == geteuid() && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
   }

@@ -19,14 +19,14 @@ void check_drafter(const Model& drafter, const Model& target) {
 int32_t choose_guess(const Job& job, const float* logits, int64_t count, int64_t vocab,
                      std::span<const int32_t> history, int64_t ahead, std::vector<float>& wide) {
   std::span<const float> row(logits, static_cast<size_t>(std::min(count, vocab)));
-  if (count < vocab) {  // the other ids are never guessed
+  if (count < vocab) {  // the draft model never proposes the other ids
     wide.assign(row.begin(), row.end());
     wide.resize(static_cast<size_t>(vocab), *std::min_element(row.begin(), row.end()) - 100.0f);
     row = wide;
   }
   try {
     return job.sampler->guess(row, history, ahead);
-  } catch (const Error&) {  // a fault in a drafter's logits does not end the text
+  } catch (const Error&) {  // an error in the draft model's logits does not end the request
     return -1;
   }
 }
@@ -43,7 +43,7 @@ int64_t SmallerModel::most(const Job& job) const {
   return knows_all ? model_->config().max_context - static_cast<int64_t>(job.ids.size()) : 0;
 }
 
-// Takes back guesses that were wrong.
+// Removes the keys and values of draft tokens that were not accepted.
 void SmallerModel::settle(Job& job) {
   DraftState& state = job.draft_state;
   if (!state.kv) {
@@ -55,8 +55,8 @@ void SmallerModel::settle(Job& job) {
   size_t right = 0;
   const auto next = [&] { return static_cast<size_t>(state.certain) + right; };
   while (right < state.guessed.size() && next() < job.ids.size() && state.guessed[right] == job.ids[next()]) ++right;
-  // Leaves at least the last token to be read, because its pass gives the logits. A step that failed begins again with
-  // it.
+  // At least the last token must be computed again, because the pass for it gives the logits. After a failed step, the
+  // next pass begins with it too.
   state.certain = static_cast<int64_t>(std::min(next(), job.ids.size() - 1));
   state.guessed.clear();
   state.kv->truncate(state.certain);

@@ -1,6 +1,7 @@
-// Guesses of a model that is smaller than the one that writes. It guesses about all texts of a step at once, in as many
-// passes as there are tokens in the longest guess. Each token is what the text's own sampler, with the random numbers
-// that are next, would choose from the drafter's logits; so guesses about sampled texts are right more often.
+// Speculative decoding with a draft model, which is smaller than the target model. It proposes tokens for all requests
+// of a step at once. It needs as many passes as the longest draft has tokens. Each draft token is chosen from the draft
+// model's logits by the request's own sampler, with the random numbers that the sampler will use next. So drafts of
+// sampled texts are accepted more often.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ struct Job;
 
 class DraftModel {
  public:
-  // A guess of `most` tokens or fewer about a text.
+  // Asks for a draft of at most `most` tokens for a request. The draft goes to `ids`.
   struct Ask {
     Job* job;
     int64_t most;
@@ -27,30 +28,29 @@ class DraftModel {
   };
 
   virtual ~DraftModel() = default;
-  virtual bool takes_states() const {
-    return false;
-  }  // whether it takes the model's states of the rows that chose a token
-  // The most tokens that a guess about a text may have.
+  // Whether the draft model needs the target model's hidden states of the rows from which tokens were chosen.
+  virtual bool takes_states() const { return false; }
+  // The most tokens that a draft for this request may have.
   virtual int64_t most(const Job& job) const = 0;
-  // Tokens of a text that have to be read before a guess.
+  // The number of tokens of this request that the draft model has to prefill before it can propose tokens.
   virtual int64_t behind(Job& job) = 0;
-  // Reads the next of these tokens, at most `tokens`.
+  // Prefills the next of these tokens, at most `tokens`.
   virtual void read(Job& job, int64_t tokens) = 0;
   virtual void guess(std::span<Ask> asks) = 0;
-  // Bytes of weights that a pass reads.
+  // Bytes of weights that one decoding pass reads.
   virtual int64_t pass_bytes() const = 0;
-  // Is called when a text has ended or gives up its memory.
+  // Called when the request has ended or gives up its memory.
   virtual void end(Job& job) = 0;
-  // Is called when memory has run out. Frees what is kept of texts that have ended. Returns whether there was anything.
+  // Called when memory has run out. Frees the keys and values of ended requests. Returns whether anything was freed.
   virtual bool make_room() = 0;
-  // Is called when the engine has ended.
+  // Called when the engine has ended.
   virtual void close() = 0;
 };
 
-// Any model with the same vocabulary. It has its own keys and values, and its own memory for them.
+// A draft model that works alone: any smaller model with the same vocabulary. It has its own keys and values.
 class SmallerModel final : public DraftModel {
  public:
-  // It computes on the backend of the other model.
+  // `model` computes on the backend of `target`. `news` is notified by the draft model's prefix cache.
   SmallerModel(std::shared_ptr<Model> model, std::shared_ptr<Model> target, int64_t cache_bytes, Event& news);
 
   int64_t most(const Job& job) const override;
@@ -68,14 +68,15 @@ class SmallerModel final : public DraftModel {
   const std::shared_ptr<Model> model_, target_;
   PrefixCache cache_;
   AlignedBuffer logits_;
-  std::vector<float> wide_;  // logits of the other model's width
+  std::vector<float> wide_;  // logits, extended to the vocabulary size of the target model
 };
 
-// Throws kInvalidRequest or kUnsupported if `drafter` cannot guess for `target`.
+// Throws kInvalidRequest or kUnsupported if `drafter` cannot be a draft model for `target`.
 void check_drafter(const Model& drafter, const Model& target);
 
-// The token that a text's sampler, after `history` and `ahead` more tokens than it has drawn, would choose; -1 if there
-// is none. logits [count], of which the text's model has `vocab`; wide: memory for as many.
+// Returns the token that the request's sampler would choose from these logits after `history`, `ahead` tokens later
+// than its next one. Returns -1 if there is no such token. logits has `count` values; the target model's vocabulary has
+// `vocab`. wide is scratch memory.
 int32_t choose_guess(const Job& job, const float* logits, int64_t count, int64_t vocab,
                      std::span<const int32_t> history, int64_t ahead, std::vector<float>& wide);
 

@@ -1,4 +1,4 @@
-// The state that a drafting model (engine/draft_model.h) keeps for a text.
+// The state that a draft model (engine/draft_model.h) keeps for one request.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@
 namespace gemlet {
 
 struct DraftState {
-  // A smaller model needs these:
-  std::unique_ptr<KvTable> kv;   // null: nothing yet
-  int64_t certain = 0;           // tokens of the text whose keys and values are in it
-  std::vector<int32_t> guessed;  // guessed tokens after those
-  int64_t kept_blocks = 0;       // blocks that its prefix cache has
-  // An assistant needs the model's states [rows, hidden] of the last pass, and the index of the one that chose the last
-  // token.
+  // Only a SmallerModel uses these:
+  std::unique_ptr<KvTable> kv;   // the draft model's keys and values; null: none yet
+  int64_t certain = 0;           // tokens of the request whose keys and values are in `kv`
+  std::vector<int32_t> guessed;  // draft tokens whose keys and values follow them in `kv`
+  int64_t kept_blocks = 0;       // full blocks that the draft model's prefix cache holds already
+  // Only an Assistant uses these: the target model's hidden states [rows, hidden] from the last pass, and the row from
+  // which the last token was chosen.
   std::vector<float> states;
   int64_t right = 0;
 };

@@ -6,17 +6,18 @@
 namespace gemlet {
 namespace {
 
-constexpr double kMostChance = 0.95;  // the largest chance, so that all texts that repeat themselves count the same
-constexpr double kRate = 0.1;         // the weight of the newest guess in a chance
-constexpr double kGrant = 0.01;       // added to an account at each step, so that guesses can be tried; in steps
-constexpr double kMostSaved = 3;      // the most that an account holds, in steps
-constexpr double kLeastGain = 0.03;   // guesses must gain at least this share of the tokens
-constexpr int64_t kBeyondKnown = 2;   // a step may have this many rows more than any step before
-constexpr int64_t kPatience = 100;    // steps between two trials whether a row still costs too much
+// the highest acceptance rate that is assumed; so all texts that repeat themselves count the same
+constexpr double kMostChance = 0.95;
+constexpr double kRate = 0.1;        // the weight of the newest draft token in an acceptance rate
+constexpr double kGrant = 0.01;      // added to an account at each step, in steps, so that drafts can be tried again
+constexpr double kMostSaved = 3;     // the largest balance of an account, in steps
+constexpr double kLeastGain = 0.03;  // draft tokens must gain at least this share of the tokens
+constexpr int64_t kBeyondKnown = 2;  // a step may have this many rows more than any step before
+constexpr int64_t kPatience = 100;   // steps between two trials of a row that seems to cost too much
 
-// A guessed token that could go through the pass.
+// A draft token that could go through the pass.
 struct Candidate {
-  double chance;  // the chance that it and all before it are right
+  double chance;  // the probability that this token and all draft tokens before it are accepted
   size_t text;
   double account;
   bool operator<(const Candidate& other) const {
@@ -29,7 +30,8 @@ int64_t most_rows(int64_t rows, int64_t most, const StepTimes& times) {
   return std::min({most, StepTimes::kMostRows - rows, times.most_known() + kBeyondKnown - rows});
 }
 
-// Chooses the number of candidates that gains most. Each further candidate of a text costs one more `pass` of a model.
+// Chooses the number of candidates with the largest gain. With a draft model, each further candidate of the same
+// request costs one more `pass`.
 DraftChoice choose(std::span<const Candidate> candidates, int64_t rows, int64_t most, double pass,
                    const StepTimes& times) {
   DraftChoice best = {0, kLeastGain};
@@ -42,7 +44,7 @@ DraftChoice choose(std::span<const Candidate> candidates, int64_t rows, int64_t 
     if (depths.size() <= one.text) depths.resize(one.text + 1);
     deepest = std::max(deepest, ++depths[one.text]);
     expected += one.chance;
-    // The gain is in tokens for the time of a step without guesses.
+    // The gain is in tokens, for the time of a step without draft tokens.
     const double time = times.cost(rows + count, rows) + pass * static_cast<double>(deepest);
     const double gain = (1 + expected / static_cast<double>(rows)) / time - 1;
     if (gain > best.gain) best = {count, gain};

@@ -1,4 +1,4 @@
-// Embeddings of texts by a bidirectional model.
+// Computes embeddings of texts with a bidirectional model.
 #pragma once
 
 #include <atomic>
@@ -10,9 +10,9 @@
 
 namespace gemlet {
 
-// Computes out [texts, embedding_size]: the embedding of each text, which is not normalised. The token ids of all texts
-// go through one forward pass. Throws kUnsupported for another kind of model, kInvalidRequest for a text without tokens
-// or an adapter of another model, kCancelled once `cancel` is true, and the errors of Model::forward.
+// Writes the embedding of each text, which is not normalised, to out [texts, embedding_size]. One forward pass computes
+// all texts. Throws kUnsupported if the model is not bidirectional, kInvalidRequest if a text has no tokens or the
+// adapter belongs to another model, kCancelled once `cancel` is true, and the errors of Model::forward.
 void embed(Model& model, std::span<const std::vector<int32_t>> texts, const Adapter* adapter, float* out,
            const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr);
 

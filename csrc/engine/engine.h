@@ -1,15 +1,15 @@
-// The engine of a model: many requests advance together, one step after the other. One worker thread computes the
-// steps. It never needs Python's lock. Any number of threads may submit requests and take their tokens.
+// The engine of a model. Many requests advance together, one step after the other. One worker thread computes the
+// steps, without Python's lock. Any number of threads may submit requests and take their tokens.
 //
 // One step:
-//   1. collect: requests that were cancelled, or whose time is over, end; others begin while there is room.
-//   2. plan: the scheduler says how many tokens each request advances by.
-//   3. forward: one pass of the model over all of them. If memory for keys and values runs out, first the prefix
-//      cache gives up its blocks, then the last request that came; it begins again later.
-//   4. sample: each request whose text is read to its end gets its next token, which its reader can take.
+//   1. collect: Cancelled and timed-out requests end. Waiting requests start while there is room.
+//   2. plan: The scheduler chooses the number of tokens by which each request advances.
+//   3. forward: One forward pass computes these tokens. If memory for keys and values runs out, the prefix cache gives
+//      up its blocks first. Then the last request that came gives up its memory and starts again later.
+//   4. sample: Each request whose tokens are all computed gets its next token, which its reader can take.
 //
-// In a forked process the worker does not exist. The first call that needs one starts another, which computes the
-// running requests again from their tokens.
+// A forked process has no worker thread. The first call that needs a worker starts one, which computes the keys and
+// values of the running requests again.
 #pragma once
 
 #include <atomic>
@@ -32,17 +32,17 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Throws kInvalidRequest, kContextLength, kUnsupported and kClosed before anything begins.
+  // Throws kInvalidRequest, kContextLength, kUnsupported or kClosed before the request starts.
   std::shared_ptr<Request> submit(RequestOptions options);
 
-  // Waits until `news` has another value than `seen`, at most for `patience`. If the system grants no thread for the
-  // worker, it computes a step instead.
+  // Waits until the value of `news` differs from `seen`, but not longer than `patience`. If the system grants no thread
+  // for the worker, the call computes a step instead.
   void wait(const Event& news, uint32_t seen, std::chrono::nanoseconds patience);
 
   EngineStats stats() const;
-  int64_t row_width() const;  // width of what a request gets besides tokens: the vocabulary, or an embedding
+  int64_t row_width() const;  // the width of Request::Output::values: the vocabulary size, or the embedding size
 
-  // The engine's prefix cache, in this process.
+  // The prefix cache of the engine's worker in this process.
   std::shared_ptr<PrefixCache> prefix_cache();
 
   // Ends all requests with kCancelled and waits for the worker. Later calls of submit() throw kClosed.

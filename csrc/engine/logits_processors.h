@@ -1,5 +1,6 @@
-// Changes logits before a token is chosen from them, by biases, penalties and forbidden tokens. The order is that of
-// Hugging Face's generate(), as far as it has the step. Everything depends only on the ids of the text.
+// Changes the logits before a token is chosen: biases, penalties and forbidden tokens. The order of the steps is that
+// of Hugging Face's generate(), for the steps that it has. The result depends only on the logits and on the ids of the
+// text.
 #pragma once
 
 #include <cstddef>
@@ -13,15 +14,15 @@ namespace gemlet {
 
 class LogitsProcessors {
  public:
-  // `config` must outlive it.
+  // `config` must outlive the object.
   explicit LogitsProcessors(const SamplerConfig& config) : config_(config) {}
 
   // Whether apply() would change anything for a text of this many tokens.
   bool change_logits(size_t tokens) const;
-  // logits [vocab]; history: the prompt and what was generated.
+  // logits [vocab]; history: the ids of the prompt and the generated tokens
   void apply(std::span<float> logits, std::span<const int32_t> history);
 
-  // Forgets buffers that another thread was changing during a fork.
+  // Drops buffers that another thread was changing during a fork.
   void leave_torn_behind();
 
  private:

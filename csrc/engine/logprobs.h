@@ -17,13 +17,14 @@ struct TokenLogprob {
 
 struct Logprobs {
   TokenLogprob chosen;
-  std::vector<TokenLogprob> top;  // the likeliest, in falling order; of equal ones, the lower id comes first
+  std::vector<TokenLogprob> top;  // the most likely tokens, in falling order; of equal ones, the lower id comes first
 };
 
 class LogprobReader {
  public:
-  // The logprobs of `chosen` and of the `top` likeliest in logits [vocab]. Throws kInvalidRequest if the logits have no
-  // such id or are all -infinity, and kTensor if they hold NaN or infinity.
+  // Returns the log probability of `chosen`, and of the `top` most likely tokens. logits [vocab]. Throws
+  // kInvalidRequest if `chosen` is no id of the logits or if all logits are -infinity, and kTensor if there is NaN or
+  // +infinity.
   Logprobs read(std::span<const float> logits, int32_t chosen, size_t top);
 
  private:

@@ -1,4 +1,4 @@
-// Ready-made embeddings in the prompt of a request, and the parts of a text that a pass takes.
+// Images and sounds in the prompt of a request, as embeddings, and the parts of a prompt that one pass computes.
 #pragma once
 
 #include <array>
@@ -13,26 +13,26 @@ namespace gemlet {
 
 using Digest = std::array<uint8_t, 32>;
 
-// The rows that a tower makes from an image or a sound.
+// The embeddings that a vision or audio tower computed for one image or sound.
 struct Media {
   std::vector<float> rows;  // [count, hidden]
   int64_t count, hidden_size;
-  Digest digest;     // over all that the rows depend on: other rows have another digest
-  bool sees_itself;  // true: its tokens are a span, and each sees all of them in layers that look ahead
+  Digest digest;     // a digest of everything on which the rows depend
+  bool sees_itself;  // true: the tokens form a span, and in layers with look-ahead each sees all others
 };
 
-// It takes the place of the tokens of a prompt from `first` on.
+// Media whose rows replace the prompt's tokens from `first` on.
 struct PlacedMedia {
   int64_t first;
   std::shared_ptr<const Media> media;
 };
 
-// The largest number up to `tokens` for which the first tokens of a text do not end within a span.
+// The largest number, at most `tokens`, at which a text can be cut without cutting a span.
 int64_t whole_tokens(std::span<const TokenSpan> spans, int64_t tokens);
-// The smallest number above `tokens` for which the first tokens of a text do not end within a span.
+// The smallest number above `tokens` at which a text can be cut without cutting a span.
 int64_t next_whole(std::span<const TokenSpan> spans, int64_t tokens);
 
-// The soft rows and spans of a prompt with media, which must live longer.
+// The soft rows (embeddings) and spans of a prompt. The media must outlive this object.
 class SoftText {
  public:
   SoftText(std::span<const PlacedMedia> media, const ModelConfig& config);
@@ -45,7 +45,7 @@ class SoftText {
   std::vector<TokenSpan> spans_;
 };
 
-// Tokens [first, end) of `tokens`, with the parts of soft rows and the whole spans that are there.
+// Tokens [first, end) of `tokens`, with their soft rows and the spans that lie completely among them.
 class TokenPart {
  public:
   TokenPart(const TokenRun& tokens, int64_t first, int64_t end, int64_t hidden_size);

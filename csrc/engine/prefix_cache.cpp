@@ -113,7 +113,8 @@ int64_t PrefixCache::keep(const Root& root, const TextKey& text, const KvTable& 
   return full;
 }
 
-// The entry of the tokens with these numbers, which may have more; else a new one, in the place of one that has fewer.
+// Returns the entry that begins with these numbers, which may be longer. Otherwise makes an entry. It replaces an entry
+// whose numbers are the beginning of these.
 PrefixCache::Entry* PrefixCache::put(Entry* parent, Children& children, std::span<const int32_t> numbers,
                                      std::vector<KvBlockRef> blocks, bool* is_new) {
   const auto behind = children.lower_bound({numbers.begin(), numbers.end()});
@@ -153,7 +154,7 @@ void PrefixCache::touch(std::list<Entry*>& uses, Use& use) {
   uses.splice(uses.end(), uses, use.place);
 }
 
-// A text used the first `length` tokens of a path.
+// Marks the first `length` tokens of a path as used now.
 void PrefixCache::use(const std::vector<Entry*>& path, int64_t length) {
   int64_t oldest = length;
   for (const KvLayout::Kind& kind : pool_.layout().kinds) {
@@ -244,7 +245,7 @@ void PrefixCache::close() {
 
 // --- On disk --------------------------------------------------------------------------------------------------------
 
-// The facts on which a text's keys and values depend; nothing if another process could not know them.
+// The owner of a text's records on disk; nothing if other processes could not use them.
 std::optional<KvOwner> PrefixCache::owner_of(const Root& root) const {
   KvOwner owner = {model_, {}, root.salt};
   if (const std::shared_ptr<const Adapter> adapter = root.adapter.lock()) {

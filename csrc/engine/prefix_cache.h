@@ -9,8 +9,8 @@
 // part that was not used for the longest time is dropped first. An entry is dropped with both of its parts, and only
 // after its children. A text begins at the longest prefix whose windows are complete.
 //
-// If there is a folder (disk_cache.h), new entries are written to it in the background. Entries for a text that are
-// found there are added to the tree before the text begins.
+// If there is a folder (disk_cache.h), a thread writes new entries to it in the background. Before a request starts,
+// the blocks of its text that are in the folder are added to the tree.
 //
 // Any thread may call these functions. Each call is atomic.
 #pragma once
@@ -34,11 +34,11 @@ namespace gemlet {
 class PrefixCache {
  public:
   struct Options {
-    int64_t most_bytes = 0;                        // most bytes of kept blocks; 0: nothing is kept
-    Digest model = {};                             // zeros: not known, and nothing leaves the process
+    int64_t most_bytes = 0;  // limit for the kept blocks in bytes; 0: nothing is kept
+    Digest model = {};       // the model's digest; zeros: not known, and then nothing is written to files
     std::shared_ptr<DiskFolder> folder = nullptr;  // null: none
   };
-  // `news` is notified when something was read from the disk.
+  // `news` is notified when a read from the disk is done.
   PrefixCache(KvPool& pool, const Options& options, Event& news);
   ~PrefixCache();
 
@@ -51,8 +51,8 @@ class PrefixCache {
     }
   };
 
-  // Appends to an empty table the keys and values of as many of the first tokens as are known, at most `most`. Returns
-  // how many tokens.
+  // Finds the first tokens of `text` that have kept keys and values, at most `most`. Appends these keys and values to
+  // the empty `table`. Returns the number of these tokens.
   int64_t restore(const Root& root, const TextKey& text, int64_t most, KvTable& table);
 
   // Keeps the full blocks of `table`, which holds the first tokens of `text`. If `is_end` is true, it also keeps the
@@ -60,34 +60,35 @@ class PrefixCache {
   // that are kept now.
   int64_t keep(const Root& root, const TextKey& text, const KvTable& table, int64_t from, bool is_end);
 
-  // Begins to read what the disk has of a text, if that may be more than what is here; else null. add() takes it once
-  // it is done.
+  // Starts to read the blocks of a text from the disk, if the disk may have more of them than the tree. Returns null
+  // otherwise. add() puts the blocks into the tree once the read is done.
   std::shared_ptr<DiskCache::Reading> look_up(const Root& root, const TextKey& text);
   void add(const Root& root, const DiskCache::Reading& reading);
   // Drops the blocks that wait to be written to the disk. Returns whether there were any.
   bool abandon() { return disk_ && disk_->abandon(); }
 
-  // Appends what is kept of a text to an open file, as records. Returns the number of its tokens.
+  // Appends the kept keys and values of a text to an open file, as records. Returns the number of its tokens.
   int64_t save(const Root& root, const TextKey& text, int descriptor);
-  // Keeps what is in the file from byte `at` on. Throws kModelFile if that is anything but records of this text and
-  // model, and kMemory.
+  // Keeps the records in the file from byte `at` on. Throws kModelFile if they are not records of this text and model,
+  // and kMemory.
   int64_t load(const Root& root, const TextKey& text, int descriptor, int64_t at);
 
   // The kept text that has the most first tokens in common with `text`.
   struct Nearest {
-    int64_t common = 0;         // tokens that are the same
-    int64_t usable = 0;         // the number of them that a text can begin with; the rest lacks blocks of windows
-    std::vector<int32_t> next;  // the next tokens of the kept text, at most kShown
+    int64_t common = 0;  // the number of equal tokens
+    // the number of them that a request can start with; the others lack blocks of layers with a window
+    int64_t usable = 0;
+    std::vector<int32_t> next;  // the tokens that follow in the kept text, at most kShown
   };
   static constexpr int64_t kShown = 16;
   Nearest nearest(const Root& root, const TextKey& text);
 
-  // Gives up parts until at least this many bytes were freed, or nothing is left. Blocks that a table shares count too,
-  // although they stay. Returns whether anything was given up.
+  // Drops parts of entries until at least this many bytes were dropped, or nothing is left. Blocks that a table shares
+  // count too, although they stay in memory. Returns whether anything was dropped.
   bool give_up(int64_t bytes);
-  // Gives up the entries of adapters that are gone, and trees without entries.
+  // Drops the entries of adapters that no longer exist, and trees without entries.
   void forget_gone_adapters();
-  // Gives up all, and writes what waits for the disk.
+  // Drops all entries, and finishes the queued writes to the disk.
   void close();
 
   int64_t bytes() const;  // size of the blocks that entries refer to
@@ -97,8 +98,8 @@ class PrefixCache {
  private:
   struct Entry;
   using Lock = std::lock_guard<std::mutex>;
-  using Numbers = std::vector<int32_t>;  // the numbers of a block's tokens
-  // No key is the beginning of another one.
+  using Numbers = std::vector<int32_t>;  // the numbers (text_key.h) of a block's tokens
+  // No key is a prefix of another key.
   using Children = std::map<Numbers, std::unique_ptr<Entry>>;
   struct Use {
     uint64_t time = 0;
@@ -108,13 +109,13 @@ class PrefixCache {
     Entry* parent;
     Children* siblings;              // the map that this entry is in
     const Numbers* numbers;          // the key in that map
-    std::vector<KvBlockRef> blocks;  // one for each kind of layer; those of kinds with a window may be missing
+    std::vector<KvBlockRef> blocks;  // one for each kind of layer; blocks of kinds with a window may be missing
     Children children = {};
-    Use whole = {}, window = {};  // window: only if it has such blocks
+    Use whole = {}, window = {};  // `window` is used only if has_window
     bool has_window = false;
   };
   struct Path {
-    std::vector<Entry*> entries;  // the last one perhaps in part
+    std::vector<Entry*> entries;  // the last entry may be used only in part
     int64_t common = 0, usable = 0;
   };
 
@@ -125,7 +126,7 @@ class PrefixCache {
   void use(const std::vector<Entry*>& path, int64_t length);
   void touch(std::list<Entry*>& uses, Use& use);
   void drop_window(Entry& entry);
-  void remove(Entry& entry);  // and its children
+  void remove(Entry& entry);  // also removes its children
   bool give_up_locked(int64_t bytes);
   std::optional<KvOwner> owner_of(const Root& root) const;
 
@@ -134,12 +135,13 @@ class PrefixCache {
   const Digest model_;
   const std::shared_ptr<DiskFolder> folder_;
   std::unique_ptr<DiskCache> disk_;
-  mutable std::mutex mutex_;  // guards all below
+  mutable std::mutex mutex_;  // guards all members below
   int64_t bytes_ = 0;
   uint64_t time_ = 0;
   std::map<Root, Children> roots_;
-  std::list<Entry*> entries_;  // the last one was used last. A parent comes after its children.
-  std::list<Entry*> windows_;  // the entries with blocks of windows, in the same order
+  // In order of use: the most recently used entry is the last one. A parent comes after its children.
+  std::list<Entry*> entries_;
+  std::list<Entry*> windows_;  // the entries with blocks for layers with a window, in the same order
 };
 
 }  // namespace gemlet

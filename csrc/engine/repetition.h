@@ -1,4 +1,4 @@
-// Finds where a text repeats itself.
+// Finds repetitions in a text.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace gemlet {
 
-// lengths[d], for d from 1 to ids.size(): how many tokens at the end of `ids` are the same as those at its end without
-// the last d tokens. In linear time (the Z function, Gusfield 1997, of the reversed text).
+// Sets lengths[d], for d from 1 to ids.size(): the length of the longest common suffix of `ids` and of `ids` without
+// its last d tokens. It takes linear time (the Z function of the reversed text, Gusfield 1997).
 void repeated_lengths(std::span<const int32_t> ids, std::vector<size_t>& lengths);
 
 // Short sequences of tokens, such as the end of a line. A repetition does not count across them.
@@ -27,8 +27,8 @@ class SequenceBreakers {
   // Whether the token is a breaker by itself.
   bool is_breaker(int32_t id) const;
 
-  // The number of tokens after the last breaker in `ids`, or of all tokens if there is none. If several breakers begin
-  // with the same token, the longest counts.
+  // The number of tokens after the last breaker in `ids`. Without a breaker, this is the number of all tokens. If
+  // several breakers begin with the same token, the longest one counts.
   size_t tokens_after_last(std::span<const int32_t> ids) const;
 
  private:

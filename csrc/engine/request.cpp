@@ -37,7 +37,7 @@ void Request::set_mask(int64_t position, TokenMask mask, std::span<const int32_t
   const auto chosen = static_cast<int64_t>(generated_.size()), guesses = static_cast<int64_t>(behind.size());
   if (position < guesses || position - guesses > chosen) {
     fail(ErrorCode::kInvalidRequest, "the mask is for position ", position, ", but the text has ", chosen,
-         " tokens, and the mask comes after ", guesses, " guesses");
+         " tokens, and the mask comes after ", guesses, " draft tokens");
   }
   if (position < chosen) return;
   for (int64_t i = 0; i < guesses; ++i) {

@@ -23,7 +23,7 @@ struct Addends {
 };
 constexpr Addends kAddends;
 
-// NaN stays NaN and forbidden +infinity becomes it, to be found by the check.
+// NaN stays NaN, and a forbidden +infinity becomes NaN, so the later check finds both.
 void forbid_others(std::span<const uint32_t> mask, std::span<float> logits) {
   if (mask.empty()) return;
   if (mask.size() * 32 < logits.size()) {
@@ -114,7 +114,7 @@ std::vector<std::pair<int32_t, double>> Sampler::distribution(std::span<const fl
   return chances;
 }
 
-// Reads the logits into row_. Returns false if the likeliest token is to be taken; otherwise fills candidates_ and
+// Reads the logits into row_. Returns false if the most likely token is to be chosen. Otherwise fills candidates_ and
 // weights_.
 bool Sampler::choose_from(std::span<const float> logits, std::span<const int32_t> history,
                           std::span<const uint32_t> mask) {
@@ -227,8 +227,8 @@ Sampler::Ranked Sampler::last_of_mass(double mass) {
   return *begin;
 }
 
-// Keeps, of the tokens that the other filters left, those whose surprise is nearest to the mean surprise, the entropy,
-// until their probabilities sum to typical_p (Meister et al. 2022, "Locally typical sampling").
+// Keeps the tokens whose surprise is nearest to the mean surprise (the entropy), until their probabilities sum to
+// typical_p (Meister et al. 2022, "Locally typical sampling"). The other filters come first.
 void Sampler::keep_typical() {
   double sum = 0;
   for (const double weight : weights_) sum += weight;

@@ -1,5 +1,6 @@
-// Chooses the next token from logits. The order of the steps is that of Hugging Face's generate(): biases, penalties
-// and what is forbidden (engine/logits_processors.h), temperature, top-k, top-p, min-p, typical-p, then one draw.
+// Chooses the next token from logits. The order of the steps is that of Hugging Face's generate(): first biases,
+// penalties and forbidden tokens (engine/logits_processors.h), then temperature, top-k, top-p, min-p and typical-p,
+// then one draw.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@
 
 namespace gemlet {
 
-// One bit for each id, set where it may be chosen; the first id has the lowest bit of the first number. Empty: all may.
+// One bit for each id, set if the id may be chosen. The lowest bit of the first number is for id 0. Empty: all ids may
+// be chosen.
 using TokenMask = std::vector<uint32_t>;
 
 class Sampler {
@@ -24,12 +26,12 @@ class Sampler {
 
   const SamplerConfig& config() const { return config_; }
 
-  // logits [vocab]; history: the ids of the prompt and of what was generated; mask: see TokenMask. Throws kTensor if
+  // logits [vocab]; history: the ids of the prompt and of the generated tokens; mask: see TokenMask. Throws kTensor if
   // the logits hold NaN or infinity, and kInvalidRequest if no token may be chosen.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history, std::span<const uint32_t> mask = {});
-  // The token that sample() would choose after `ahead` more calls. It draws nothing.
+  // The token that sample() would choose after `ahead` more calls. Draws no random number.
   int32_t guess(std::span<const float> logits, std::span<const int32_t> history, int64_t ahead);
-  // The tokens that sample() may choose, with their probabilities. It draws nothing.
+  // The tokens that sample() may choose, with their probabilities. Draws no random number.
   std::vector<std::pair<int32_t, double>> distribution(std::span<const float> logits, std::span<const int32_t> history);
 
  private:
@@ -56,7 +58,7 @@ class Sampler {
   LogitRow row_;
   std::vector<float> processed_;
   std::vector<LogitRow::Entry> candidates_;
-  std::vector<double> weights_;  // weights of the candidates that may be drawn, which come first
+  std::vector<double> weights_;  // weights of the candidates that may be drawn; these are the first candidates
   std::vector<Ranked> ranked_;
 };
 

@@ -16,7 +16,7 @@ struct DryConfig {
   double multiplier = 0.0;  // 0: none
   double base = 1.75;       // >= 1
   int64_t allowed_length = 2;
-  std::shared_ptr<const SequenceBreakers> breakers;  // no repetition reaches across these; null: there are none
+  std::shared_ptr<const SequenceBreakers> breakers;  // no repetition reaches across a breaker; null: there are none
 };
 
 // The members are in the order in which they are applied. All ids are at least 0, and ids beyond the logits are
@@ -38,8 +38,8 @@ struct SamplerConfig {
   double min_p = 0.0;               // range: [0, 1); the least probability, as a share of the likeliest token's
   double typical_p = 1.0;           // range: (0, 1]
   uint64_t seed = 0;
-  uint64_t drawn = 0;         // random numbers to skip, so that it continues where another sampler stopped
-  int64_t prompt_tokens = 0;  // number of prompt tokens at the start of each history; the others were generated
+  uint64_t drawn = 0;         // random numbers to skip, so that the sampler continues where another one stopped
+  int64_t prompt_tokens = 0;  // the first tokens of each history that are the prompt; the others were generated
 };
 
 // Throws kInvalidRequest, naming the value that is out of range.

@@ -6,7 +6,7 @@ namespace gemlet {
 namespace {
 
 constexpr int64_t kLeastPiece = 16;  // the number of rows of a tile
-constexpr int64_t kMostWaiters = 4;  // at most this many waiting texts count for each text that is being written
+constexpr int64_t kMostWaiters = 4;  // at most this many waiting requests count for each decoding one
 constexpr int64_t kOldestTurn = 4;   // the prompt that has waited longest comes first at least once in this many steps
 constexpr int64_t kQuickTurn = 16;   // at most once in this many steps, the last step of a prompt reads nothing else
 
@@ -74,7 +74,7 @@ std::vector<Scheduler::Part> Scheduler::plan(const StepTimes& times) {
   int64_t wanted = writers > 0 ? std::min(room, times.prompt_tokens(writers)) : room;
   // Some more tokens may be read if that finishes the prompt, because they are not worth another step.
   int64_t most = std::min(room, 2 * wanted);
-  // The more texts are written in a step, the less each of them costs.
+  // The more requests decode in a step, the less time each of them costs.
   const bool more_read = waiters > writers;
   if (more_read && writers > 0) {
     const int64_t each = std::clamp<int64_t>(waiters / writers, 2, kMostWaiters);

@@ -1,4 +1,4 @@
-// One context: its tokens, their keys and values, and the logits of the last extension.
+// A text that one caller extends: its tokens, their keys and values, and the logits of the last extension.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@ namespace gemlet {
 // throws kClosed.
 class Sequence {
  public:
-  // It has this adapter (null: none) for its whole life, because its keys and values depend on it. Throws kClosed, and
+  // The sequence keeps this adapter (null: none), because its keys and values depend on it. Throws kClosed, and
   // kInvalidRequest for an adapter of another model.
   explicit Sequence(std::shared_ptr<Model> model, std::shared_ptr<const Adapter> adapter = nullptr);
   ~Sequence();
@@ -55,13 +55,13 @@ class Sequence {
   void leave_torn_behind();
   void make_room_for_logits(int64_t rows);
 
-  mutable ForkMutex mutex_;  // guards everything below, except cancel_: one call at a time
+  mutable ForkMutex mutex_;  // guards all members below except cancel_: one call runs at a time
   std::shared_ptr<Model> model_;
   std::shared_ptr<const Adapter> adapter_;
   KvTable kv_;
   std::vector<int32_t> ids_;
   std::vector<TokenSpan> spans_;  // spans of all tokens so far, if the model has layers that look ahead in them
-  std::shared_ptr<AlignedBuffer> logits_;  // forks share it; then nobody writes to it
+  std::shared_ptr<AlignedBuffer> logits_;  // forks share it; a shared buffer is not changed
   int64_t logits_rows_ = 0;
   std::atomic<bool> cancel_{false};
   bool closed_ = false;

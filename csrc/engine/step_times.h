@@ -1,6 +1,6 @@
-// Measures the time of steps. It tells how much of a prompt may be read while texts are being written: as much as
-// doubles the time of a step. Then readers of the texts wait about twice as long for a token. It also tells what
-// guessed tokens cost (engine/drafts.h).
+// Measures the time of steps. It estimates how many prompt tokens a step can compute while other requests decode: as
+// many as double the time of the step. Readers then wait about twice as long for a token. It also estimates the cost of
+// draft tokens (engine/drafts.h).
 #pragma once
 
 #include <algorithm>
@@ -13,18 +13,18 @@ namespace gemlet {
 class StepTimes {
  public:
   static constexpr int64_t kLeast = 16, kMost = 512;
-  // Steps that only write are measured separately up to this many rows. From 16 on, tiles may round differently, so
-  // that a text would depend on the guesses about it.
+  // Steps that only decode are measured separately up to this many rows. From 16 rows on, tiles may round differently,
+  // so that a text would depend on its draft tokens.
   static constexpr int64_t kMostRows = 15;
 
-  // Tokens of prompts that double the time of a step in which `writers` texts are written.
+  // Prompt tokens that double the time of a step in which `writers` requests decode.
   int64_t prompt_tokens(int64_t writers) const {
     const auto like_fixed = row_ == 0 ? 0 : static_cast<int64_t>(std::min(fixed_ / row_, 1.0 * kMost));
     return std::clamp(like_fixed + writers, kLeast, kMost);
   }
 
-  // Records the time of a step. It had `rows` rows of texts that are being written, of which `guesses` were guessed
-  // tokens, and it read `read` tokens of prompts.
+  // Records the time of a step. It had `rows` rows of decoding requests, of which `guesses` were draft tokens, and it
+  // computed `read` prompt tokens.
   void add(int64_t rows, int64_t guesses, int64_t read, double seconds) {
     if (read == 0 && rows <= kMostRows) of_rows_[static_cast<size_t>(rows)].add(seconds);
     guessing_ = guesses > 0 ? guessing_ + 1 : 0;
@@ -37,10 +37,10 @@ class StepTimes {
     }
   }
 
-  // The time of a step that only writes with `rows` rows, at most kMostRows, divided by its time with `plain` rows,
-  // which must be known. It is the ratio of the shortest times, because other programs disturb many steps, or of the
-  // means if that is larger: if other programs use the CPUs, steps with more rows may slow down more, because they use
-  // more threads.
+  // The time of a step that only decodes `rows` rows (at most kMostRows), divided by its time for `plain` rows, which
+  // must be known. Other programs disturb many steps, so this is the ratio of the shortest times. If the ratio of the
+  // means is larger, that one counts: steps with more rows use more threads, and may slow down more when other programs
+  // use the CPUs.
   double cost(int64_t rows, int64_t plain) const {
     return std::max(writing(rows, &Time::best) / writing(plain, &Time::best),
                     writing(rows, &Time::mean) / writing(plain, &Time::mean));
@@ -48,7 +48,7 @@ class StepTimes {
   // Seconds of a step with this many rows, which must be known.
   double seconds(int64_t rows) const { return writing(rows, &Time::mean); }
   bool knows_any(int64_t rows) const { return nearest(rows, -1) > 0; }
-  // Whether steps with `rows` rows, none of them guessed, have been measured enough and not too long ago.
+  // Whether steps with `rows` rows and no draft tokens were measured often enough, and recently.
   bool knows(int64_t rows) const {
     return rows <= kMostRows && of_rows_[static_cast<size_t>(rows)].steps >= kEnough && guessing_ < kMostGuessing;
   }
@@ -62,7 +62,7 @@ class StepTimes {
 
   struct Time {
     void add(double value) {
-      // In means. A longer time counts as this much, because the step may have been interrupted.
+      // A longer time than this counts as this many means, because the step may have been interrupted.
       constexpr double kMostMeans = 4;
       best += (steps == 0 ? 1 : value < best ? 0.5 : 0.05) * (value - best);
       mean += steps == 0 ? value : 0.1 * (std::min(value, kMostMeans * mean) - mean);
@@ -92,8 +92,8 @@ class StepTimes {
   // A step of n rows takes about fixed_ + n * row_ seconds: the weights are read once. Steps with few rows are used to
   // measure fixed_, and steps with many rows to measure row_.
   double fixed_ = 0, row_ = 0;
-  std::array<Time, kMostRows + 1> of_rows_;  // seconds of a step that only writes this many
-  int64_t guessing_ = 0;                     // steps with guessed tokens, one after the other
+  std::array<Time, kMostRows + 1> of_rows_;  // times of steps that only decode, by number of rows
+  int64_t guessing_ = 0;                     // the last steps in a row that had draft tokens
   int64_t declined_ = 0;
 };
 

@@ -1,9 +1,9 @@
 // The key of a text in the prefix cache, in memory and on disk: a list of numbers, one for each token.
 //
-// A token's number is its id. That of a token with a soft row is negative, and has the id too. The first one of an
-// image or a sound comes after numbers that belong to no token: how many rows it has, whether they see each other, and
-// its whole digest. So two texts with the same numbers have the same keys and values, and no two are taken for the
-// same.
+// A token's number is its id. The number of a soft token (a row of an image or a sound) is negative and contains the
+// id. Before the first soft token of an image or a sound there are numbers that belong to no token. They contain the
+// count of its rows, whether these see each other, and the whole digest. So two texts have equal numbers only if they
+// have equal keys and values.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,11 @@ class TextKey {
   // The numbers of block `index`, of kKvBlockTokens tokens, up to token `end` of the text.
   std::span<const int32_t> block(int64_t index, int64_t end) const;
   std::span<const int32_t> block(int64_t index) const { return block(index, tokens_); }
-  // `tokens`, or fewer, so that the first ones end within no image whose tokens see each other.
+  // The largest number, at most `tokens`, at which the text can be cut without cutting a span.
   int64_t whole(int64_t tokens) const { return whole_tokens(spans_, tokens); }
 
-  // These read a list of numbers: how many tokens it has, how many numbers the first `tokens` take, and the ids.
+  // These functions read a list of numbers. They return its number of tokens, the count of numbers that the first
+  // `tokens` take, and its ids.
   static int64_t tokens_in(std::span<const int32_t> numbers);
   static size_t numbers_of(std::span<const int32_t> numbers, int64_t tokens);
   static std::vector<int32_t> ids_in(std::span<const int32_t> numbers);

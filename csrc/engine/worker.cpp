@@ -82,7 +82,7 @@ bool Worker::step_or_fail() {
   return true;
 }
 
-// Until the next deadline of a request that does not advance.
+// How long the worker may sleep: until the next deadline of a request that does not advance.
 std::chrono::nanoseconds Worker::patience() const {
   std::chrono::nanoseconds patience = kLong;
   const auto look = [&](const std::unique_ptr<Job>& job) {
@@ -102,7 +102,7 @@ std::chrono::nanoseconds Worker::patience() const {
   return patience;
 }
 
-// New requests, those that end without a token, and those whose readers are slow.
+// Takes new requests, ends requests that get no further token, and pauses requests whose readers are slow.
 void Worker::collect() {
   std::vector<std::pair<std::shared_ptr<Request>, std::vector<int32_t>>> fresh;
   std::vector<Job*> jobs;
@@ -154,7 +154,7 @@ void Worker::collect() {
   }
 }
 
-// Lets requests begin while there are places, and memory for their texts.
+// Starts waiting requests while there are free places, and memory for their keys and values.
 void Worker::begin_waiting() {
   while (Job* const job = scheduler_.next_waiting()) {
     const bool has_room = !scheduler_.is_full() && (!memory_is_short_ || scheduler_.running().empty());
@@ -165,7 +165,7 @@ void Worker::begin_waiting() {
     if (job->kv.length() == 0 && (is_text || job->before_rows() > 0)) {
       if (job->reading) cache.add(root_of(*job->request), *job->reading);
       job->reading.reset();
-      // The last token has to be computed, for its logits.
+      // The last token must be computed, because its logits are needed.
       const int64_t most = is_text ? static_cast<int64_t>(job->ids.size()) - 1 : job->before_rows();
       const int64_t cached = cache.restore(root_of(*job->request), job->key, most, job->kv);
       job->kept_blocks = cached / kKvBlockTokens;
@@ -191,8 +191,8 @@ void Worker::begin_waiting() {
   stats.prefix_cache_bytes = cached_bytes;
 }
 
-// Guesses about the texts that are being written. Returns how many guessed tokens go through the pass: none where
-// prompts are read, too, because arithmetic takes the time there.
+// Proposes draft tokens for the decoding requests. Returns the number of draft tokens in the next pass. A step that
+// prefills has no draft tokens, because there the arithmetic takes the time.
 int64_t Worker::draft(const Parts& parts, int64_t read) {
   std::vector<Drafts*> texts;
   model_seconds_ = read_apart_ = 0;
@@ -214,7 +214,7 @@ int64_t Worker::draft(const Parts& parts, int64_t read) {
   return draft_model_ ? draft_with_model(parts, found) : found.count;
 }
 
-// The readers of masked texts say meanwhile which tokens may follow the guessed ones.
+// Shows the draft tokens to readers that set masks. They set the masks of the tokens after them during the pass.
 void Worker::show_guesses(const Parts& parts) {
   for (const Scheduler::Part& part : parts) {
     if (part.job->drafted() == 0) continue;
@@ -228,7 +228,7 @@ void Worker::show_guesses(const Parts& parts) {
   }
 }
 
-// The most tokens that may be guessed for a text.
+// The most draft tokens for a request.
 int64_t Worker::most_drafted(const Job& job) const {
   const RequestOptions& options = job.request->options;
   const auto length = static_cast<int64_t>(job.ids.size());
@@ -267,7 +267,7 @@ bool Worker::forward(const Parts& parts) {
   }
   try {
     const size_t bytes = static_cast<size_t>(count * row_width()) * sizeof(float);
-    // There must be room for what another step may guess.
+    // The buffer also needs room for the rows of another step's draft tokens.
     const int64_t rows = options_.drafts == DraftUse::kNever ? 0 : options_.most_drafted + 1;
     const size_t least = std::max(bytes, static_cast<size_t>(rows * row_width()) * sizeof(float));
     if (outputs_.size() < bytes || outputs_.size() > std::max(4 * bytes, least)) outputs_ = AlignedBuffer(least);
@@ -300,7 +300,7 @@ bool Worker::forward(const Parts& parts) {
   return false;
 }
 
-// Puts a job back among the waiting ones. Its keys and values may stay in the prefix cache.
+// Moves a job back to the waiting ones. The prefix cache may keep its keys and values.
 void Worker::put_back(Job* job) {
   job->kv = KvTable(model_->kv(), true);
   job->kept_blocks = 0;
@@ -314,8 +314,8 @@ void Worker::put_back(Job* job) {
   ++stats.preemptions;
 }
 
-// A text that waits for its reader gives its place to one that waits for a place. Returns false if there is no such
-// text.
+// Takes the place of a request with a slow reader, if another request waits for a place. Returns false if there is no
+// such request.
 bool Worker::put_slow_reader_back() {
   Job* const job = scheduler_.slow_reader(Clock::now());
   if (!job) return false;

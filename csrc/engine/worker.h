@@ -1,4 +1,4 @@
-// Computes the steps of an engine (see engine.h) in one process.
+// The worker of an engine (see engine.h). It runs the engine's steps in one process.
 #pragma once
 
 #include <chrono>
@@ -23,7 +23,7 @@
 
 namespace gemlet {
 
-// Members that change under fork_safe_mutex() are complete in a forked process. Only the worker uses the others.
+// Members that change under fork_safe_mutex() are consistent in a forked process. The worker alone uses all others.
 struct Worker {
  private:
   const std::shared_ptr<Model> model_;
@@ -31,25 +31,26 @@ struct Worker {
  public:
   Worker(const std::shared_ptr<Model>& of, const EngineOptions& options);
 
-  // Under fork_safe_mutex().
+  // These members change only under fork_safe_mutex():
   const uint32_t forks = fork_generation();
-  std::vector<std::shared_ptr<Request>> live;       // all that have not ended
+  std::vector<std::shared_ptr<Request>> live;       // all requests that have not ended
   std::vector<std::shared_ptr<Request>> submitted;  // the requests that the worker has not seen yet
   EngineStats stats;
   bool closing = false;
   bool has_thread = false;
   std::thread thread;
 
-  Event event;  // tells the worker that there may be work
+  Event event;  // notified when the worker may have work
 
-  // Returns false if there was nothing to compute. What nobody else has caught ends all requests.
+  // Runs one step. Returns false if there was nothing to compute. An error that concerns no single request ends all
+  // requests.
   bool step_or_fail();
-  // The time that the worker may wait: until the next deadline of a request that does not advance.
+  // How long the worker may sleep: until the next deadline of a request that does not advance.
   std::chrono::nanoseconds patience() const;
   void end_all(FinishReason reason, const Error* error = nullptr);
-  void close();  // closes the caches of the worker
+  void close();  // closes the prefix caches
 
-  std::mutex stepping;  // if the system grants no thread for a worker, callers of wait() take turns
+  std::mutex stepping;  // callers of wait() take turns if the system grants no thread for the worker
   PrefixCache cache;    // any thread may use it
 
  private:
@@ -66,7 +67,8 @@ struct Worker {
   int64_t draft(const Parts& parts, int64_t read);
   void show_guesses(const Parts& parts);
   int64_t most_drafted(const Job& job) const;
-  int64_t draft_with_model(const Parts& parts, DraftChoice found);  // this and the next ones are in worker_drafts.cpp
+  // This function and the next three are in worker_drafts.cpp.
+  int64_t draft_with_model(const Parts& parts, DraftChoice found);
   void read_ahead(const std::vector<Job*>& behind, int64_t rows, double pass);
   template <typename Work>
   bool make_guesses(const Work& work);
@@ -75,7 +77,7 @@ struct Worker {
   void make_room(const Error& error);
   bool put_slow_reader_back();
   void put_back(Job* job);
-  void hand_out(const Parts& parts);  // this and the next ones are in worker_tokens.cpp
+  void hand_out(const Parts& parts);  // this function and those below are in worker_tokens.cpp
   template <typename Next>
   static void hand_out(Job* job, Ends& ends, Next next);
   void choose_together(const Parts& parts);
@@ -101,19 +103,20 @@ struct Worker {
   Scheduler scheduler_;
   StepTimes times_;
   LogprobReader logprobs_;
-  bool memory_is_short_ = false;  // no request begins before another has ended
-  bool drafts_wait_ = false;      // memory ran out: the next step guesses nothing
-  double slowed_ = 1;             // the factor by which guesses made the last step longer
+  bool memory_is_short_ = false;  // memory ran out: no request starts until another one has ended
+  bool drafts_wait_ = false;      // memory ran out: the next step uses no draft tokens
+  double slowed_ = 1;             // the time of the last step, as a multiple of its time without draft tokens
   std::unique_ptr<DraftModel> draft_model_;
-  double model_chance_ = 0.6;  // the chance that a guess of it is right, over all texts
-  double model_seconds_ = 0;   // time of its guessing passes in this step
-  double read_apart_ = 0;      // time of its reading passes in this step
-  double pass_seconds_ = 0;    // time of one guessing pass; 0: not known
-  double read_seconds_ = 0;    // time for each token that it reads; 0: not known
-  double credit_ = 0;          // seconds that it may lose by being tried
+  double model_chance_ = 0.6;  // the share of the draft model's tokens that are accepted, over all requests
+  double model_seconds_ = 0;   // the draft model's time in this step, for drafts
+  double read_apart_ = 0;      // the draft model's time in this step, for prefill
+  double pass_seconds_ = 0;    // the time of one decoding pass of the draft model; 0: not known yet
+  double read_seconds_ = 0;    // the draft model's prefill time for each token; 0: not known yet
+  double credit_ = 0;          // seconds that trials of the draft model may cost
   AlignedBuffer outputs_;      // the results of the last pass: rows of logits, or embeddings
-  std::vector<float> states_;  // [rows, hidden] of these rows of logits, for a drafter that takes them
-  std::vector<int64_t> rows_;  // the first row in outputs_ of each part of the last pass; -1: the part has none
+  // The model's hidden states [rows, hidden] for the logits rows of the last pass. Only an assistant needs them.
+  std::vector<float> states_;
+  std::vector<int64_t> rows_;  // for each part of the last pass, its first row in outputs_; -1: it has no rows
   uint64_t arrivals_ = 0;
   RequestOptions::Clock::time_point step_start_;
 };

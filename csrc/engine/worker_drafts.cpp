@@ -1,4 +1,5 @@
-// Decides when a drafting model guesses, and about which texts.
+// The part of the worker that uses a draft model: it decides when the model proposes tokens, for which requests, and
+// how many.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -10,18 +11,21 @@ namespace {
 
 using Clock = RequestOptions::Clock;
 
-constexpr int64_t kNear = 8;      // tokens that the drafter may have to read in the first pass of a guess
-constexpr int64_t kPiece = 448;   // tokens that it reads at once
-constexpr int64_t kTried = 2;     // tokens of a guess that tells whether guesses have become better
-constexpr double kCredit = 0.01;  // the most that trying may cost, as a share of a step without guesses
-// The most that reading the beginning of a text may cost, as a share of its possible gain.
+// A request that lacks more tokens than this in the draft model's cache is prefilled before it gets drafts.
+constexpr int64_t kNear = 8;
+constexpr int64_t kPiece = 448;  // most tokens of one prefill pass of the draft model
+// draft tokens of a trial, which measures whether drafts are accepted more often than before
+constexpr int64_t kTried = 2;
+constexpr double kCredit = 0.01;  // time for trials, as a share of the time of each step
+// The prefill of the draft model may take at most this share of the time that its drafts are expected to save.
 constexpr double kReadingPays = 0.5;
 
 void follow(double& average, double value) { average = average == 0 ? value : 0.8 * average + 0.2 * value; }
 
 }  // namespace
 
-// Calls work(). If memory for the drafter's keys and values runs out, the texts go on without its guesses.
+// Calls work(), which runs the draft model. Returns false if memory for its keys and values ran out. The requests then
+// continue without draft tokens.
 template <typename Work>
 bool Worker::make_guesses(const Work& work) {
   try {
@@ -37,8 +41,8 @@ bool Worker::make_guesses(const Work& work) {
   return false;
 }
 
-// Makes guesses of the drafting model, if they gain more than `found`, which was looked up in the texts. Returns how
-// many guessed tokens go through the pass.
+// Lets the draft model propose tokens if they gain more than `found`, the draft tokens that were looked up in the
+// requests' own texts. Returns the number of draft tokens in the next forward pass.
 int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   const auto rows = static_cast<int64_t>(parts.size());
   const bool always = options_.drafts == DraftUse::kAlways;
@@ -77,7 +81,7 @@ int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   if (!none_loses || texts.empty()) return found.count;
   const DraftChoice best = choose_depths(texts, rows, options_.most_drafted, pass, times_);
   if (best.count == 0 && found.count == 0 && times_.knows(rows)) {
-    // Only guessing shows how often the guesses are right.
+    // Only a trial shows how often the draft tokens are accepted.
     const int64_t depth = std::min({kTried, texts[0].most, options_.most_drafted, StepTimes::kMostRows - rows});
     const double price = step * (pass * static_cast<double>(depth) + times_.cost(rows + depth, rows) - 1);
     if (depth <= 0 || credit_ < price) return 0;
@@ -92,7 +96,7 @@ int64_t Worker::draft_with_model(const Parts& parts, DraftChoice found) {
   return guess(texts, jobs);
 }
 
-// Lets the drafter read texts that it has not read so far, if that may pay.
+// Prefills the draft model for the requests in `behind`, where the expected gain pays for it.
 void Worker::read_ahead(const std::vector<Job*>& behind, int64_t rows, double pass) {
   const double step = times_.seconds(rows);
   const double token = read_seconds_ > 0 ? read_seconds_ : 0.125 * pass * step;
@@ -106,7 +110,7 @@ void Worker::read_ahead(const std::vector<Job*>& behind, int64_t rows, double pa
     const bool pays = price < kReadingPays * saved;
     if (!pays && credit_ < price) continue;
     if (!pays) credit_ -= price;
-    // Other texts wait no longer than for a step.
+    // The other requests must not wait longer than one step.
     const int64_t most = rows > 1 ? std::clamp<int64_t>(static_cast<int64_t>(step / token), 16, kPiece) : kPiece;
     const Clock::time_point start = Clock::now();
     const int64_t count = std::min(missing, most);

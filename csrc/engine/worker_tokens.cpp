@@ -1,4 +1,4 @@
-// Turns what the worker's passes computed into tokens and rows for the readers.
+// The part of the worker that turns the results of a pass into tokens and rows for the readers.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -35,8 +35,8 @@ void Worker::hand_out(Job* job, Ends& ends, Next next) {
   }
 }
 
-// The next tokens of several texts are chosen on the threads of the pass, each from the first row of its logits. A text
-// whose mask is missing, or of which no token can be chosen, is left to next_token().
+// Chooses the next tokens of several requests on the threads of the pool. Each token is chosen from the request's first
+// row of logits. next_token() handles a request whose mask is missing, or for which no token can be chosen.
 void Worker::choose_together(const Parts& parts) {
   if (parts.size() < 2) return;
   struct Text {
@@ -101,8 +101,8 @@ void Worker::hand_out(const Parts& parts) {
   end(ends);
 }
 
-// Tells each reader once, after everything that it may look at is there, also a reader that shows how much of a prompt
-// was read.
+// Notifies each reader once, when all results of the step are there. Readers that show the progress of a prompt are
+// notified too.
 void Worker::notify(const Parts& parts) {
   std::vector<Event*> told;
   for (const Scheduler::Part& part : parts) {
@@ -113,7 +113,7 @@ void Worker::notify(const Parts& parts) {
   }
 }
 
-// Keeps the model's states that a drafter takes, from row `row` of the last pass on.
+// Keeps the model's hidden states for an assistant, from row `row` of the last pass on.
 void Worker::keep_states(Job& job, int64_t row) const {
   if (!draft_model_ || !draft_model_->takes_states() || job.wanted() != Wanted::kText) return;
   const int64_t width = model_->config().hidden_size;
@@ -121,7 +121,7 @@ void Worker::keep_states(Job& job, int64_t row) const {
   job.draft_state.states.assign(first, first + (1 + job.drafted()) * width);
 }
 
-// Chooses the next tokens of texts whose mask was missing and has now been set.
+// Chooses the next tokens of requests whose missing mask was set meanwhile.
 void Worker::choose_held() {
   Ends ends;
   for (const auto& job : scheduler_.running()) {
@@ -141,7 +141,8 @@ std::shared_ptr<const TokenMask> Worker::mask_of(const Job& job) {
   return found == request.masks_.end() ? nullptr : found->second;
 }
 
-// Under fork_safe_mutex(): the time of this step so far counts for the request. `wrote`: it got a token.
+// Adds the time of this step to the request's times. The caller holds fork_safe_mutex(). `wrote`: the request got a
+// token.
 void Worker::count_step(Request& request, bool wrote) const {
   const bool is_new = request.counted_ < step_start_;
   const Clock::time_point now = Clock::now();
@@ -157,8 +158,8 @@ void Worker::count_step(Request& request, bool wrote) const {
   request.has_first_ |= wrote;
 }
 
-// Chooses the next token of a text, and the tokens after it for as long as the guesses are right. If a mask is missing,
-// the logits are kept until it is there. `held` says that these logits were kept.
+// Chooses the next token of a request, and further tokens for as long as draft tokens are accepted. If a mask is
+// missing, the logits are kept until the mask is set. `held` says that these logits were kept.
 FinishReason Worker::next_tokens(Job& job, const float* logits, bool held) {
   const bool is_masked = job.request->options.masked;
   const int64_t drafted = job.drafted(), first = std::exchange(job.right, 0), width = row_width();

@@ -13,7 +13,7 @@ constexpr int kLines = kBf12Words / kLineWords;
 constexpr int kCodes = 15;  // codes for exponents other than 0
 constexpr uint16_t kExponent = 0x7f80;
 constexpr int kInfinite = 255;
-constexpr int64_t kMostPlaces = 1 << 24;  // that an exception can name
+constexpr int64_t kMostPlaces = 1 << 24;  // the number of places that an exception can name
 
 uint16_t swapped(uint16_t word) { return static_cast<uint16_t>(word << 8 | word >> 8); }
 
@@ -22,7 +22,7 @@ inline uint16_t bf16_of(uint16_t bits) { return bits; }
 
 struct Exponents {
   int first;  // the first of the 15 consecutive exponents that cover the most weights; 0: a weight is not finite
-  int64_t exceptions;  // weights that they do not cover
+  int64_t exceptions;  // weights that these exponents do not cover
 };
 
 template <typename Number>

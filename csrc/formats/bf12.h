@@ -1,7 +1,8 @@
 // The definition of the format bf12: bf16 in 12 bits, without loss. formats.h describes its layout.
 //
-// Trained weights have few different exponents: in a row nearly all lie within 15 consecutive ones, so a code of four
-// bits can tell them apart. Weights whose exponent has no code are listed. Sign and mantissa stay as they are.
+// Trained weights have few different exponents: nearly all weights of a row have one of 15 consecutive exponents, so a
+// code of four bits can name the exponent. Weights whose exponent has no code are listed. Sign and mantissa stay as
+// they are.
 #pragma once
 
 #include <cstdint>

@@ -11,8 +11,8 @@ namespace gemlet {
 
 inline constexpr int kMostBlockLines = 8;
 
-// The words of a row in the lines of a block, from words of four columns each: words[k] has columns 4k to 4k + 3, a
-// byte each. Word is an integer of 32 bits or a vector of them, for several rows. Returns how many lines there are.
+// Makes the words that a row has in the lines of a block. On entry, words[k] has columns 4k to 4k + 3, a byte for each.
+// Word is an integer of 32 bits or a vector of them, for several rows. Returns how many lines there are.
 template <typename Word>
 int block_words(Format format, const Word (&words)[8], Word (&lines)[kMostBlockLines]) {
   if (format == Format::kQ8) {
@@ -41,11 +41,11 @@ inline int32_t stored_weight(Format format, const uint8_t* lines, int64_t r, int
   return block_bytes(format) == kQ5BlockBytes ? low | (byte(4) >> (c / 4) & 1) << 4 : low;
 }
 
-// The two factors of a weight of row `r` in columns [16 * part, + 16) of a panel: it is scale * (stored - zero) -
-// minimum.
+// The scale and the minimum of the weights of row `r` in columns [16 * part, + 16) of a panel. A weight is scale *
+// (stored - zero) - minimum.
 struct BlockScale {
   float scale;
-  float minimum;  // 0 where the format has none
+  float minimum;  // 0 if the format has no minimum
 };
 BlockScale block_scale(Format format, const uint8_t* panel, int64_t r, int64_t part);
 

@@ -100,7 +100,7 @@ inline constexpr int kLayoutVersion = 2;
 
 std::string_view format_name(Format format);
 std::optional<Format> format_from_name(std::string_view name);
-std::string format_names();  // all of them, for messages: "f32, bf16, ..."
+std::string format_names();  // all names, for messages: "f32, bf16, ..."
 
 std::string_view kv_format_name(KvFormat format);
 std::optional<KvFormat> kv_format_from_name(std::string_view name);
@@ -109,14 +109,14 @@ int64_t bits_of(KvFormat format);  // bits of a number
 
 // The number that is added to q to make it unsigned; 0 for formats without such a q.
 int32_t zero_point(Format format);
-// Formats in blocks: the bytes of the lines of a block; 0 for other formats.
+// The bytes of a block's lines, without scales. 0 for formats that are not in blocks.
 int64_t block_bytes(Format format);
 bool has_minimum(Format format);  // q4k, q5k
 bool in_groups(Format format);    // q4k, q5k, q6k
 int row_bits(Format format);      // the bits of a weight in r8, r4 and r2; 0 for other formats
 // The offset of superblock `index` in a panel. The line of d and m is before the first superblock of a group.
 int64_t superblock_offset(Format format, int64_t index);
-// Whether channels may be balanced before a matrix is rounded to it (model/balance.h).
+// Whether channels may be balanced before a matrix is rounded to `format` (model/balance.h).
 bool takes_balance(Format format);
 int64_t padded_cols(Format format, int64_t cols);
 int64_t panel_bytes(Format format, int64_t cols);  // bytes of one panel
@@ -146,7 +146,7 @@ struct Matrix {
   int64_t panels() const { return panel_count(rows); }
   const uint8_t* panel(int64_t index) const { return data + index * panel_bytes(format, cols); }
   int64_t bytes() const { return packed_bytes(format, rows, cols); }
-  // The matrix of `count` of its rows from row `first` on, a multiple of 16.
+  // Returns a matrix of the `count` rows from row `first` on. `first` is a multiple of 16.
   Matrix part(int64_t first, int64_t count) const { return {format, count, cols, panel(first / kPanelRows), rounding}; }
 };
 

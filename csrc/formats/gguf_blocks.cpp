@@ -30,7 +30,7 @@
 namespace gemlet {
 namespace {
 
-constexpr int kHalf = 16;  // so many of the 32 values of a block are in the low halves of its bytes
+constexpr int kHalf = 16;  // the low halves of a block's bytes hold this many of its 32 values
 
 constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 

@@ -7,7 +7,7 @@
 
 namespace gemlet {
 
-// Whether a block of 32 values is one f16 scale times integers of eight bits. integer_block() returns the scale and
+// Whether a block of `type` is one f16 scale times 32 integers of eight bits. integer_block() returns the scale and
 // writes the integers: value i is q[i] * scale.
 bool has_integer_blocks(SourceType type);
 uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q);
@@ -16,7 +16,7 @@ uint16_t integer_block(SourceType type, const uint8_t* block, int8_t* q);
 struct GroupedBlock {
   uint16_t scale, minimum;  // f16; minimum: 0 for q6_k
   uint8_t small[16];        // q4_k, q5_k: scale and minimum of each 32 values; q6_k: scales of each 16, signed
-  uint8_t q[256];           // values as the file has them, the least is 0
+  uint8_t q[256];           // the integers as the file stores them, 0 or more
 };
 GroupedBlock grouped_block(SourceType type, const uint8_t* block);
 

@@ -22,8 +22,8 @@ constexpr int64_t kQ8BlockBytes = kPanelRows * kBlock;
 constexpr int64_t kQ4BlockBytes = kPanelRows * kBlock / 2;
 constexpr int64_t kQ8SuperblockBytes = kScaleBytes + 2 * kQ8BlockBytes;
 constexpr int64_t kQ4SuperblockBytes = kScaleBytes + 2 * kQ4BlockBytes;
-// The lines of a block, q8 and q4 above: five bits are a q4 block and a line of fifth bits, six are one and two lines
-// of upper bits. q4k, q5k and q6k have another line in front of every group of four superblocks.
+// A block of five bits is a q4 block and a line of fifth bits. A block of six bits is a q4 block and two lines of upper
+// bits. q4k, q5k and q6k have one more line before every group of four superblocks.
 constexpr int64_t kQ5BlockBytes = kQ4BlockBytes + kLineBytes;
 constexpr int64_t kQ6BlockBytes = kQ4BlockBytes + 2 * kLineBytes;
 constexpr int64_t kGroupSuperblocks = 4;
@@ -55,7 +55,8 @@ constexpr uint16_t kBf12Code = 0x0780;                  // the code of an expone
 static_assert(kBf12ExpandedBytes == 2 * kBf12Words && kBf12SuperblockBytes * 8 == kBf12Words * 12);
 static_assert((kBf12Kept & kBf12Code) == 0 && kSuperblock % kBf12Columns == 0);
 static constexpr int64_t bf12_superblocks(int64_t cols) { return (cols + kBf12Columns - 1) / kBf12Columns; }
-// The exceptions of a panel: where they begin, how many bytes they have, and how many fit. `cols` may be padded or not.
+// These functions describe the list of exceptions of a panel: where it begins, how many bytes it has, and how many
+// exceptions fit. `cols` may be padded or not.
 static constexpr int64_t bf12_exceptions_at(int64_t cols) {
   return kLineBytes + bf12_superblocks(cols) * kBf12SuperblockBytes;
 }

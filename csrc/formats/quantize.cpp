@@ -11,8 +11,8 @@
 namespace gemlet {
 namespace {
 
-// The places where fitted_scale tries to put the value of largest magnitude: at -8 as Q4_0 does, or a little beyond the
-// range. The second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
+// fitted_scale tries these places for the value of largest magnitude: -8 as in Q4_0, or a little beyond the range. The
+// second way makes that value less exact and all others more exact. 7.4 rounds to 7 without clamping.
 struct Try {
   float steps;
   bool clamp;
@@ -32,7 +32,8 @@ Floats scale_q8(const Tile x, int group) {
   return to_f16_and_back(peak / 127.0f);
 }
 
-// The value of largest magnitude of each row, with its sign. If several are as large: the first.
+// Returns the value of largest magnitude of each row, with its sign. Among several values of this magnitude it is the
+// first.
 Floats peak_of(const Tile x, int group) {
   Floats high = {}, low = {};
   for (int c = 0; c < kBlock; ++c) {
@@ -51,8 +52,8 @@ Floats peak_of(const Tile x, int group) {
   return peak;
 }
 
-// The best of the scales that are fitted by least squares to q = round(x / (peak / steps)). The first try puts the peak
-// at the lowest q. `importance` has a weight for each of the 32 columns; null without `weighted`.
+// Returns the best of several scales, which are fitted by least squares to q = round(x / (peak / steps)). The first try
+// puts the peak at the lowest q. `importance` has a weight for each of the 32 columns; null without `weighted`.
 template <bool weighted>
 Floats fitted_scale(const Tile x, int group, const Tries& tries, const float* importance) {
   const Floats peak = peak_of(x, group);
@@ -80,7 +81,7 @@ Floats fitted_scale(const Tile x, int group, const Tries& tries, const float* im
   return to_f16_and_back(best_scale);
 }
 
-// A block of q8, q4 or q5.
+// Packs a block of q8, q4 or q5.
 bool pack_block(Format format, const Tile x, const float* importance, int block, uint8_t* superblock) {
   const bool q8 = format == Format::kQ8;
   const int zero = zero_point(format);

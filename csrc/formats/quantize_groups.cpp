@@ -1,7 +1,8 @@
 // Finds the scale (and the minimum) of a block, before they are rounded:
 //   q6k       For each 16 columns the best of three scales that are fitted by least squares, as for q4.
-//   q4k, q5k  Some ranges around [min(x, 0), max(x)] are tried. For each, q = round((x - low) / step), and step and
-//             minimum are fitted to q by least squares. The minimum is at least zero. The best one is kept.
+//   q4k, q5k  Some ranges around [min(x, 0), max(x)] are tried. For each range, q = round((x - low) / step), and step
+//             and minimum are fitted to q by least squares. The minimum is at least zero. The range with the least
+//             squared error is kept.
 // Squared errors are weighted by the importance of the columns, if there is one.
 #include "formats/quantize_groups.h"
 
@@ -16,7 +17,7 @@ struct Fit {
   Floats scale, minimum;
 };
 
-// q6k: columns [first, + 16) of a block.
+// Finds the scale of columns [first, + 16) of a block in q6k.
 Fit fit_scale(const Tile x, int group, int first, const float* importance) {
   constexpr float kSteps[] = {-32.0f, -33.0f, 31.4f};
   Floats high = {}, low = {};
@@ -44,7 +45,7 @@ Fit fit_scale(const Tile x, int group, int first, const float* importance) {
   return {best, Floats{}};
 }
 
-// q4k, q5k: `highest` is the largest q.
+// Finds the scale and the minimum of a block in q4k or q5k. `highest` is the largest q.
 Fit fit_range(const Tile x, int group, float highest, const float* importance) {
   Floats low = {}, high = x[0][group];
   for (int c = 0; c < kBlock; ++c) {

@@ -15,10 +15,11 @@ namespace gemlet {
 
 namespace {
 
-constexpr uint8_t kQ4Zeros = 0x88;         // twice q = 0
-constexpr float kRoundedScale = 0x1p-25f;  // the most that a subnormal f16 is off
+constexpr uint8_t kQ4Zeros = 0x88;         // two weights with q = 0
+constexpr float kRoundedScale = 0x1p-25f;  // the largest rounding error of a subnormal f16
 
-// Fills a panel with zeros, because its padding has to be zero. Where a scale is zero, the weights are too.
+// Fills a panel with zero weights, because its padding has to be zero. In most formats a scale of zero makes the
+// weights zero.
 void clear(Format format, uint8_t* panel, int64_t bytes) {
   if (format != Format::kQ4) {
     std::memset(panel, 0, static_cast<size_t>(bytes));
@@ -32,7 +33,7 @@ void clear(Format format, uint8_t* panel, int64_t bytes) {
 
 bool finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
-// `q` has the integers of a row of a block, as they are stored.
+// Stores one row of a block. `q` has the integers of the row in their stored form.
 void store_row(Format format, const uint8_t* q, int64_t r, uint8_t* lines) {
   uint32_t words[8], stored[kMostBlockLines];
   std::memcpy(words, q, kBlock);
@@ -40,7 +41,7 @@ void store_row(Format format, const uint8_t* q, int64_t r, uint8_t* lines) {
   for (int j = 0; j < count; ++j) std::memcpy(lines + j * kLineBytes + r * 4, &stored[j], 4);
 }
 
-// A row of q8, q5 or q4 from blocks with one scale.
+// Packs a row of q8, q5 or q4 from blocks that have one scale each.
 bool repack_row(Format format, SourceType type, const uint8_t* row, int64_t r, int64_t cols, uint8_t* panel) {
   const int64_t source_size = source_block_bytes(type);
   const auto zero = static_cast<uint8_t>(zero_point(format));
@@ -57,7 +58,7 @@ bool repack_row(Format format, SourceType type, const uint8_t* row, int64_t r, i
   return true;
 }
 
-// A row of a format with groups from the same blocks of 256 values.
+// Packs a row of a format with groups from blocks of 256 values of the same kind.
 bool repack_groups(Format format, SourceType type, const uint8_t* row, int64_t r, int64_t cols, uint8_t* panel) {
   const int64_t source_size = source_block_bytes(type);
   for (int64_t group = 0; group < cols / kGroup; ++group) {
@@ -78,7 +79,7 @@ bool repack_groups(Format format, SourceType type, const uint8_t* row, int64_t r
   return true;
 }
 
-// A row of q4 or w4a16 from i4x32.
+// Packs a row of q4 or w4a16 from i4x32.
 void repack_scaled_row(Format format, const uint8_t* row, const float* scales, int64_t r, int64_t cols,
                        uint8_t* panel) {
   for (int64_t b = 0; b < cols / kBlock; ++b) {
@@ -92,7 +93,7 @@ void repack_scaled_row(Format format, const uint8_t* row, const float* scales, i
   }
 }
 
-// Whether f16 can hold all scales, small ones rounded. It is false for a NaN or an infinity.
+// Whether f16 can hold all scales. Small scales may be rounded. The result is false for a NaN or an infinity.
 bool are_halves(const SourceScales& own) {
   return own.scales && std::all_of(own.scales, own.scales + own.rows * own.per_row, [](float scale) {
            return std::isfinite(scale) && std::fabs(f16_to_f32(f32_to_f16(scale)) - scale) <= kRoundedScale;

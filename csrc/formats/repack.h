@@ -9,7 +9,7 @@
 
 namespace gemlet {
 
-// The scales of some rows, `per_row` for each, of types with scales of their own.
+// The scales of some rows, `per_row` for each row, for types whose scales are in another tensor.
 struct SourceScales {
   const float* scales = nullptr;
   int64_t rows = 0, per_row = 0;

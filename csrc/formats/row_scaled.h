@@ -7,7 +7,7 @@
 
 namespace gemlet {
 
-// Column `c` of row `r` of a panel, as it is stored.
+// Returns the stored integer in column `c` of row `r` of a panel.
 inline int32_t row_scaled_weight(Format format, const uint8_t* panel, int64_t r, int64_t c) {
   const uint8_t* const at = panel + kRowScaleBytes + r * kUnitBytes + c % kUnitBytes;
   if (format == Format::kR8) return at[c / 4 * kLineBytes];
@@ -18,7 +18,8 @@ inline int32_t row_scaled_weight(Format format, const uint8_t* panel, int64_t r,
 // The scale of row `r` of a panel.
 float row_scale(const uint8_t* panel, int64_t r);
 
-// Packs up to 16 rows of integers q, as they are stored (q + zero_point), row r at q + r * cols.
+// Packs up to 16 rows of integers. `q` has the stored form of the integers, with zero_point added, and row r begins at
+// q + r * cols.
 void pack_row_scaled(Format format, const uint8_t* q, const float* scales, int64_t row_count, int64_t cols,
                      uint8_t* panel);
 

@@ -24,31 +24,36 @@ RowTable::RowTable(int descriptor, const std::string& path, int64_t offset, int6
                    std::vector<Columns> kept, std::vector<float> scales)
     : offset_(offset), rows_(rows), stride_(cols), kept_(std::move(kept)), type_(type), scales_(std::move(scales)) {
   if (has_own_scales(type) != !scales_.empty() || (!kept_.empty() && !scales_.empty())) {
-    fail(ErrorCode::kTensor, path, ": a table of ", source_type_name(type), " with ", scales_.size(), " scales and ",
-         kept_.size(), " runs of columns");
+    fail(ErrorCode::kTensor, path, ": a table of ", source_type_name(type), " has ", scales_.size(), " scales and ",
+         kept_.size(), " runs of columns, expected ",
+         has_own_scales(type) ? "scales and no runs of columns" : "no scales");
   }
   if (kept_.empty()) kept_.push_back({0, cols});
   const int64_t block = source_block_values(type);
   if (cols < 1 || cols > kMaxColumns || cols % block != 0) {
-    fail(ErrorCode::kTensor, path, ": a table of ", cols, " columns cannot be stored as ", source_type_name(type));
+    fail(ErrorCode::kTensor, path, ": a table of ", source_type_name(type), " has ", cols,
+         " columns, expected a multiple of ", block, " up to ", kMaxColumns);
   }
   for (const Columns& run : kept_) {
     if (run.first < 0 || run.count < 1 || run.count > cols || run.first > cols - run.count) {
-      fail(ErrorCode::kTensor, path, ": ", run.count, " columns from ", run.first, " on of a table of ", cols);
+      fail(ErrorCode::kTensor, path, ": ", run.count, " columns from column ", run.first,
+           " on are read, but the table has ", cols, " columns");
     }
     if (run.first % block != 0 || run.count % block != 0) {
       fail(ErrorCode::kTensor, path, ": columns ", run.first, " to ", run.first + run.count - 1,
-           " of a table are not whole blocks of ", source_type_name(type));
+           " are read, expected whole blocks of ", block, " columns of ", source_type_name(type));
     }
     cols_ += run.count;
   }
   const auto count = static_cast<int64_t>(scales_.size());
   if (rows < 1 || count % rows != 0 || (count > 0 && cols % (count / rows) != 0)) {
-    fail(ErrorCode::kTensor, path, ": ", count, " scales for a table of ", rows, " x ", cols);
+    fail(ErrorCode::kTensor, path, ": a table of ", rows, " x ", cols, " has ", count,
+         " scales, expected equally many for each row, each for the same number of columns");
   }
   file_ = std::make_shared<OpenFile>(descriptor, path);
   if (offset < 0 || rows < 1 || offset > file_->size() || rows > (file_->size() - offset) / source_bytes(type, cols)) {
-    fail(ErrorCode::kModelFile, path, ": is too short for a table of ", rows, " x ", cols, " at byte ", offset);
+    fail(ErrorCode::kModelFile, path, ": the file has ", file_->size(), " bytes, which are too few for a table of ",
+         rows, " x ", cols, " at byte ", offset, "; if the file was cut short, copy it again");
   }
 }
 
@@ -61,7 +66,8 @@ RowTable RowTable::random(int64_t rows, int64_t cols, uint64_t seed) {
 }
 
 void RowTable::read(int64_t row, float* out) const {
-  if (row < 0 || row >= rows_) fail(ErrorCode::kInvalidRequest, "row ", row, " of a table of ", rows_, " rows");
+  if (row < 0 || row >= rows_)
+    fail(ErrorCode::kInvalidRequest, "row ", row, " is read, but the table has rows 0 to ", rows_ - 1);
   if (!file_) return random_uniform(seed_ + static_cast<uint64_t>(row), cols_, out);
   std::vector<uint8_t> bytes(static_cast<size_t>(row_bytes()));
   uint8_t* at = bytes.data();

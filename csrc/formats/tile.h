@@ -1,4 +1,5 @@
-// Shared by all packing: a block of columns of a panel as vectors of four rows, and arithmetic on them.
+// The helpers of all functions that pack: a block of columns of a panel as vectors of four rows, and arithmetic on
+// these vectors.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +34,8 @@ inline Floats round_even(Floats x) {
 
 inline Floats splat(float x) { return Floats{x, x, x, x}; }
 
-// Compiles to a maximum and a minimum instruction. NaN becomes `low`: it arises as 0 times the infinite inverse of a
-// scale that is too small for f16.
+// Compiles to a maximum and a minimum instruction. NaN becomes `low`. A NaN comes from 0 times the infinite inverse of
+// a scale that is too small for f16.
 inline Floats bounded(Floats x, Floats low, Floats high) {
   x = x > low ? x : low;
   return x < high ? x : high;
@@ -50,7 +51,7 @@ inline Floats to_f16_and_back(Floats x) {
   return result;
 }
 
-// The lanes i, j, k, l of a (0 to 3) and b (4 to 7).
+// Returns four lanes: i, j, k and l are 0 to 3 for lanes of a, and 4 to 7 for lanes of b.
 template <int i, int j, int k, int l>
 inline Floats shuffle(Floats a, Floats b) {
 #if defined(__clang__)

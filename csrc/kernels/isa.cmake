@@ -36,8 +36,8 @@ function(gemlet_add_isa_sources target)
   endif()
   foreach(tier IN LISTS tiers)
     # -ffp-contract=fast makes one FMA of a * b + c. -fno-exceptions keeps helpers for unwinding out of these objects.
-    # Without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no helpers for checks. Kernels stay together where a
-    # linker orders functions (.ci/zig/c++).
+    # Without _FORTIFY_SOURCE and _GLIBCXX_ASSERTIONS there are no helpers for checks. With -fno-function-sections, a
+    # linker that sorts functions (.ci/zig/c++) keeps the kernels together.
     set(options ${GEMLET_ISA_FLAGS_${tier}} ${extra} -ffp-contract=fast -fno-exceptions -fno-math-errno
       -fno-trapping-math -fno-function-sections -U_FORTIFY_SOURCE -U_GLIBCXX_ASSERTIONS)
     if(GEMLET_SANITIZED_TIERS AND NOT tier IN_LIST GEMLET_SANITIZED_TIERS)
@@ -45,7 +45,7 @@ function(gemlet_add_isa_sources target)
     endif()
     foreach(operation matmul attention rowwise peak)
       set(source ${CMAKE_CURRENT_SOURCE_DIR}/kernels/${operation}/${tier}.cpp)
-      if(NOT EXISTS ${source})  # the tier has no kernel of its own here
+      if(NOT EXISTS ${source})  # the tier has no kernel of its own for this operation
         continue()
       endif()
       target_sources(${target} PRIVATE ${source})
@@ -55,7 +55,7 @@ function(gemlet_add_isa_sources target)
   if(GEMLET_EMULATE_AVXVNNI)
     target_compile_definitions(${target} PUBLIC GEMLET_EMULATE_AVXVNNI)
   endif()
-  if(GEMLET_EMULATE_AMX)  # plain C++, without flags
+  if(GEMLET_EMULATE_AMX)  # these files are plain C++ and need no flags
     set(emulated kernels/matmul/amx_emulated.cpp kernels/attention/amx_emulated.cpp kernels/peak/amx_emulated.cpp)
     target_sources(${target} PRIVATE ${emulated})
     set_source_files_properties(${emulated} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

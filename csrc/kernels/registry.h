@@ -13,7 +13,7 @@
 
 namespace gemlet::kernels {
 
-// Every operation once.
+// The list of all operations: X(operation).
 #define GEMLET_OPERATIONS(X) \
   X(quantize_i8)             \
   X(round_bf16)              \
@@ -83,17 +83,19 @@ struct KernelEntry {
 // All kernels of this build, in the order of the lists.
 const std::vector<KernelEntry>& kernel_entries();
 
-// For each operation the kernel of `tier`, or that of the nearest tier it contains that has one.
+// Chooses a kernel for each operation. If `tier` has no kernel for it, the kernel comes from the nearest tier that
+// `tier` contains and that has one.
 KernelTable kernels_for(Tier tier);
 
-// `table` without the kernels that round activations to bf16: float weights take float32 activations.
+// Returns `table` without the kernels that round activations to bf16. Products with float weights then use float32
+// activations.
 KernelTable with_float_activations(KernelTable table);
 
-// `table` without the kernels whose rows have other bits than those for few rows: a matrix unit multiplies weights in
-// blocks by activations in bf16.
+// Returns `table` without the kernels for many rows whose results differ from those for few rows. A matrix unit
+// multiplies weights in blocks by activations in bf16, and vectors multiply them by activations in int8.
 KernelTable with_exact_batches(KernelTable table);
 
-// The tier from which kernels_for(tier) takes `operation`.
+// Returns the tier from which kernels_for(tier) takes the kernel of `operation`.
 Tier resolved_tier(std::string_view operation, Tier tier);
 
 // The matmul kernels by their operands. For a weight format, matmul_for() chooses the first kernel that the tier does
@@ -107,7 +109,7 @@ struct MatmulOperation {
   int64_t least_rows;
   matmul_fn* KernelTable::* kernel;
 
-  // A kernel for a matrix unit: it prepares weights for all rows of a task.
+  // Whether this is a kernel for a matrix unit. Such a kernel prepares weights for all rows of a task.
   constexpr bool in_tiles() const { return activations == Activations::kTiles || least_rows > 1; }
 };
 inline constexpr MatmulOperation kMatmuls[] = {

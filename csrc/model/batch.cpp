@@ -85,7 +85,7 @@ void Batch::check(const ModelConfig& config) const {
                                          : "the model continues texts and makes no embeddings");
   }
   if ((config.target_size > 0) != (target != nullptr)) {
-    fail(ErrorCode::kInvalidRequest, target ? "the model is not an assistant and cannot guess for another model"
+    fail(ErrorCode::kInvalidRequest, target ? "the model is not an assistant and cannot draft for another model"
                                             : "an assistant cannot continue a text by itself; give it as `drafter`");
   }
   std::set<const KvTable*> sequences;

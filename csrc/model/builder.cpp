@@ -458,7 +458,7 @@ std::unique_ptr<Model> ModelBuilder::finish() {
   if ((config_.target_size > 0) != (target_ != nullptr)) {
     fail(ErrorCode::kInvalidRequest, target_
                                          ? "target_size is 0, so the model is not an assistant; do not give `beside`"
-                                         : "an assistant needs the model that it guesses for; give it as `beside`");
+                                         : "an assistant needs its target model; give that model as `beside`");
   }
   if (config_.centroids > 0 && weights_.token_order.empty()) {
     weights_.token_order.resize(static_cast<size_t>(config_.vocab_size));

@@ -94,7 +94,7 @@ class ModelBuilder {
   // the results NaN.
   void use_packed(const std::string& name, int64_t offset, int64_t bytes);
 
-  // These are for an assistant. The first sets the model that it guesses for, and throws kConfig if the two do not fit.
+  // These are for an assistant. The first sets its target model, and throws kConfig if the two do not fit.
   // The second is needed if it has centroids. It sets the token of each row of its head, and throws kTensor for a list
   // that is not a list of ids.
   void draft_for(std::shared_ptr<const Model> target);

@@ -81,8 +81,8 @@ struct ModelConfig {
   int64_t laurel_rank = 0;           // rank of the low-rank branch of AltUp layers
   bool bidirectional = false;        // an embedding model: tokens also see later ones, and a text has one output
   std::vector<int64_t> dense_sizes;  // outputs of each matrix that follows the mean over the text's tokens
-  // For an assistant, which guesses how a text of its target goes on: the hidden size of the target. 0: this is a
-  // model of its own. The layers of an assistant have `kv_source` in the target; their windows end before the token.
+  // Only for an assistant, which drafts for a target model: the hidden size of the target. 0: this model is not an
+  // assistant. The layers of an assistant have `kv_source` in the target; their windows end before the token.
   int64_t target_size = 0;
   int64_t centroids = 0;            // groups of the rows of its output head; 0: it is multiplied as a whole
   int64_t centroids_per_token = 0;  // groups that are multiplied

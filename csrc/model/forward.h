@@ -20,7 +20,7 @@ class ForwardPass {
   void embed();
   void layer(size_t index);
   void logits();
-  void embeddings();  // the output of a bidirectional model, which has no logits
+  void embeddings();  // computes the output of a bidirectional model, which has no logits
 
  private:
   // The rows of one segment that are still in the pass.
@@ -34,7 +34,7 @@ class ForwardPass {
     int64_t output;                // index of its first row in the batch's logits, or of its text in the embeddings
     std::vector<TokenSpan> spans;  // spans that contain one of the rows, as absolute positions
   };
-  // One matrix applied to x [rows, cols], and the corrections of the rows' adapters.
+  // One matrix, applied to x [rows, cols], with the terms of the rows' adapters.
   struct Projection {
     const float* x;
     const Matrix* weight;
@@ -67,8 +67,8 @@ class ForwardPass {
     float* sines;
   };
 
-  // Calls apply(weight of the norm, first row, rows) for neighbouring rows with the same weight: the model's `weight`,
-  // or that of their adapter.
+  // Calls apply(weight of the norm, first row, rows) for each run of rows with the same weight. This is the model's
+  // `weight`, or the weight of the rows' adapter.
   template <typename Apply>
   void by_norm(const float* weight, int64_t rows, const std::vector<AdapterRun>& runs, const Apply& apply) const {
     int64_t next = 0;
@@ -95,7 +95,7 @@ class ForwardPass {
   void complete_keys(size_t index);
   void keep_wanted_rows();
 
-  void read_target();  // this and the next three are for assistants
+  void read_target();  // This function and the next three are for assistants.
   void attend_to_target(const LayerConfig& layer, AttentionShape shape, const float* q, float* mixed);
   void guess(const float* x);
   void guess_by_centroids(const float* x);
@@ -109,16 +109,17 @@ class ForwardPass {
   void multiply_head(const float* x, int64_t first, int64_t rows, float* logits);
   void adapt_head(const AdapterRun& run, const float* x, float* logits);
 
-  // Multiplies all in one call, like Backend::matmul. `index` is the layer or the stream (see Target).
+  // Multiplies all products in one call, like Backend::matmul. `index` is the layer or the stream (see Target).
   void project(size_t index, std::span<const Projection> projections);
   void project(size_t index, const Projection& projection) { project(index, {&projection, 1}); }
-  // Computes products_ and what adapters add to them, as many at a time as the buffers have room for.
+  // Computes products_ and adds the terms of adapters, in groups that fit the buffers.
   void multiply(std::span<Correction> corrections);
   void correct(std::span<Correction> corrections, int64_t low_floats, int64_t delta_floats);
   void push_low(const LowRank& term, const float* x, int64_t rows, float* low);
-  // branch_ = o_proj(attention(normed_)). With `keys_alone` only the keys and values of normed_ go into the cache.
+  // branch_ = o_proj(attention(normed_)). With `keys_alone`, only the keys and values of normed_ are computed and
+  // stored.
   void attention(size_t index, bool keys_alone = false);
-  // gelu_mul of the backend, with the gelu of this model.
+  // Calls gelu_mul of the backend, with this model's kind of gelu.
   void gelu_mul(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t rows, int64_t dim,
                 float* out);
   void mlp(size_t index);          // branch_ = down(gelu(gate(normed_)) * up(normed_))
@@ -136,7 +137,7 @@ class ForwardPass {
   std::vector<const float*> altup_coefs(size_t index, Target target, const float* coefs) const;
   void close_streams();  // [streams, rows, hidden] -> residual_ [rows, hidden]
 
-  // A region of the scratch with `dim` floats for each row that is still in the pass.
+  // A region of the scratch memory with `dim` floats for each row that is still in the pass.
   float* take(Region region, int64_t dim) { return model_.scratch.take(region, rows_ * dim); }
   float* take_per_layer_inputs();  // [rows, layers, per_layer_input]
   void tap(const std::string& name, const float* data, int64_t dim) const;
@@ -155,7 +156,7 @@ class ForwardPass {
   std::vector<int32_t> ids_;
   int64_t rows_ = 0;
   int64_t wanted_ = 0;              // the number of rows that want logits, over all parts_
-  bool keys_are_complete_ = false;  // whether complete_keys() has computed those of the next layer
+  bool keys_are_complete_ = false;  // whether complete_keys() has computed the keys of the next layer
 
   float* residual_;  // [streams, rows, hidden]
   float* normed_;    // [rows, hidden] input of a block

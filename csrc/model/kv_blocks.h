@@ -1,4 +1,4 @@
-// The blocks of all sequences of a model: a pool hands them out, counts who refers to each, and takes them back.
+// The blocks of all sequences of a model. A pool hands out blocks, counts the references to each, and takes them back.
 //
 // Blocks are allocated in slabs. In a slab the blocks of one head are neighbours, so that attention reads a run of them
 // as one stretch of memory, which is a third faster than separate blocks. A slab goes back to the system when all of
@@ -34,10 +34,10 @@ class KvBlockRef {
 
   explicit operator bool() const { return slab_ != nullptr; }
   KvBlockRef share() const;  // another reference to the same block
-  // Another reference, for a text that has ended, which keeps the block for later texts. See KvPool::kept_bytes().
+  // Another reference for the prefix cache, which keeps the block of an ended request. See KvPool::kept_bytes().
   KvBlockRef keep() const;
   KvBlock read() const;
-  std::optional<WritableKvBlock> write();  // empty if there is another reference
+  std::optional<WritableKvBlock> write();  // empty if another reference to the block exists
 
  private:
   friend class KvPool;
@@ -62,8 +62,9 @@ class KvPool {
 
   const KvLayout& layout() const { return layout_; }
 
-  // Appends 1 to `most` neighbouring blocks of a kind to `blocks`. They follow the last block there if the blocks after
-  // it are free. Free blocks are used before a new slab is allocated. Throws kMemory and leaves `blocks` as it was.
+  // Appends 1 to `most` neighbouring blocks of a kind to `blocks`. They come directly after the last block in `blocks`
+  // if that memory is free. Free blocks are used before a new slab is allocated. Throws kMemory, and then `blocks` is
+  // unchanged.
   void take(size_t kind, int64_t most, std::vector<KvBlockRef>& blocks);
 
   // to = from
@@ -73,11 +74,11 @@ class KvPool {
   void download(size_t kind, KvBlock from, uint8_t* to) const;
   void upload(size_t kind, const uint8_t* from, WritableKvBlock to);
 
-  // Bytes of all slabs; of the blocks that have a reference; of the blocks that are only kept.
+  // Bytes of all slabs, of the blocks that have a reference, and of the blocks that only the prefix cache keeps.
   int64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
   int64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }
   int64_t kept_bytes() const { return kept_bytes_.load(std::memory_order_relaxed); }
-  // No slab is allocated that would take bytes() above this.
+  // The limit for bytes(): no slab is allocated beyond it.
   void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
   int64_t room() const { return limit_.load(std::memory_order_relaxed) - used_bytes(); }  // bytes left for more blocks
 

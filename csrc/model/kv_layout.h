@@ -1,4 +1,4 @@
-// Assigns the keys and values of layers to blocks. It is computed once for a model.
+// Assigns the keys and values of layers to blocks. The layout is computed once for each model.
 //
 // Layers of one kind (window, kv heads, head_dim) share their blocks: a block holds kKvBlockTokens tokens for every
 // head of all layers of the kind. Layers of a bidirectional model, whose tokens come in one pass, take turns in the
@@ -21,13 +21,13 @@ struct KvLayout {
     int64_t head_bytes;  // bytes of one head in a block
     int64_t layer_heads;
     int64_t layers;
-    int64_t context_blocks;  // blocks of a sequence as long as the context, if it keeps all of them
-    int64_t peak_blocks;     // the most that one sequence holds at a time
+    int64_t context_blocks;  // blocks of a sequence that fills the context, if none is dropped
+    int64_t peak_blocks;     // the most blocks that one sequence holds at a time
     int64_t heads() const { return layer_heads * layers; }  // heads in a block
     int64_t layer_bytes() const { return head_bytes * layer_heads; }
     int64_t block_bytes() const { return head_bytes * heads(); }
-    int64_t slab_blocks() const;  // the most that are allocated at once
-    // The oldest token that the next one sees, of a sequence with `length` tokens.
+    int64_t slab_blocks() const;  // the most blocks that are allocated at once
+    // The oldest token that the next token sees, in a sequence of `length` tokens.
     int64_t oldest_seen(int64_t length) const { return window == 0 ? 0 : std::max<int64_t>(0, length - window + 1); }
   };
   struct Place {
@@ -36,9 +36,9 @@ struct KvLayout {
   };
 
   KvLayout(const ModelConfig& config, KvFormat kv_format, const Backend& backend);
-  int64_t bytes_per_token(bool sliding) const;  // sum over the layers with a window, or over those without
+  int64_t bytes_per_token(bool sliding) const;  // for all layers with a window, or for all others
   int64_t bytes_of(int64_t tokens) const;       // bytes of a sequence with this many tokens
-  int64_t peak_bytes() const;                   // the most that one sequence, or a pass over texts, has in memory
+  int64_t peak_bytes() const;                   // the most bytes of one sequence, or of a pass over texts
 
   KvFormat format;
   int64_t texts_blocks = 0;  // blocks for the texts in one pass of a bidirectional model

@@ -1,5 +1,5 @@
-// The scratch memory of forward passes, as one list of regions. A plan of memory adds the list up, and a block gets its
-// pointers from it. take() checks the size, so that no block can use more than was planned.
+// The scratch memory of forward passes, as one list of regions. The memory plan adds up the list, and blocks of the
+// model get their pointers from it. take() checks the size, so no block can use more than was planned.
 #pragma once
 
 #include <array>
@@ -51,14 +51,14 @@ enum class Region : uint8_t {
 
 class Scratch {
  public:
-  // Adapters in the pass have at most rank `max_rank`; 0: no row has one.
+  // `max_rank` is the highest rank of the pass's adapters; 0: no row has an adapter.
   static int64_t floats_per_row(const ModelConfig& config, int64_t max_rank);
 
-  // A pass over `rows` rows begins. The memory is kept for the next pass and grows if this one needs more; pointers
-  // taken earlier are no longer valid. Throws kMemory.
+  // Begins a pass over `rows` rows. The memory of the last pass is reused, and grows if this pass needs more. Earlier
+  // pointers become invalid. Throws kMemory.
   void begin_pass(const ModelConfig& config, Backend& backend, int64_t rows, int64_t max_rank);
 
-  // Returns the region, of which the caller uses `floats` floats. Throws kInternal if it has fewer.
+  // Returns a region, of which the caller uses `floats` floats. Throws kInternal if the region is smaller.
   float* take(Region region, int64_t floats);
   int64_t floats(Region region) const {
     return places_[static_cast<size_t>(region)].floats;

@@ -1,4 +1,4 @@
-// Weights of a model that its forward pass does not know: those of towers for images and sound, by name.
+// Weights of vision and audio towers, by name. The forward pass of the text model does not use them.
 #pragma once
 
 #include <cstdint>
@@ -23,22 +23,22 @@ struct TensorSpec {
   TensorKind kind = TensorKind::kFloats;
 };
 
-// The builder fills it. It owns no memory.
+// ModelBuilder fills this object. It owns no memory.
 class Tensors {
  public:
   struct Floats {
     std::vector<int64_t> shape;
-    const float* data = nullptr;  // lies in the backend's memory
+    const float* data = nullptr;  // points into the backend's memory
   };
 
   bool has(const std::string& name) const { return matrices_.count(name) > 0 || floats_.count(name) > 0; }
-  // Throw kTensor if there is no such tensor, or if it has another shape.
+  // These functions throw kTensor if there is no such tensor, or if it has another shape.
   Matrix matrix(const std::string& name, int64_t rows, int64_t cols) const;
   const float* floats(const std::string& name, const std::vector<int64_t>& shape) const;
 
   const std::map<std::string, Matrix>& matrices() const { return matrices_; }
 
-  Matrix& make_matrix(const std::string& name) { return matrices_[name]; }  // its address stays
+  Matrix& make_matrix(const std::string& name) { return matrices_[name]; }  // the matrix keeps its address
   Floats& make_floats(const std::string& name) { return floats_[name]; }
 
  private:

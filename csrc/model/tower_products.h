@@ -9,16 +9,16 @@
 
 namespace gemlet {
 
-// It has its own buffers, which it keeps for the next products.
+// The buffers are kept for the next products.
 class TowerProducts {
  public:
   explicit TowerProducts(const Adapter* adapter) : adapter_(adapter) {}  // null: none
 
-  // y = W x, and where the adapter corrects W, y += scale * (B (A x) + bias), and DoRA's gain on it.
+  // y = W x. If the adapter changes W, also y += scale * (B (A x) + bias), and then DoRA's gain.
   void multiply(Backend& backend, std::span<const Product> products);
   void multiply(Backend& backend, const Product& product) { multiply(backend, {&product, 1}); }
 
-  // Bytes that one pass takes for a correction of a matrix [rows, cols] with `low` columns of B.
+  // Bytes of one pass for the term of a matrix [rows, cols] whose B has `low` columns.
   static int64_t bytes(int64_t rows, int64_t cols, int64_t low, Format adapter_format, const Backend& backend);
 
  private:

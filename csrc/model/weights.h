@@ -1,5 +1,5 @@
-// The typed weights of a model. Matrices are packed (formats/formats.h) and not owned here: ModelBuilder's buffers own
-// them. A null pointer or an empty matrix means that the model's configuration does not have this weight.
+// The weights of a model's forward pass. Matrices are packed (formats/formats.h). ModelBuilder's buffers own their
+// memory. A null pointer or an empty matrix means that the model's configuration does not have this weight.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 
 namespace gemlet {
 
-// The most bytes of an embedding on disk that are resident at a time.
+// The most bytes of an on-disk embedding that are in memory at a time.
 inline constexpr int64_t kResidentEmbeddingBytes = int64_t{32} << 20;
 
 // Routed experts beside the MLP; m = expert_intermediate_size.

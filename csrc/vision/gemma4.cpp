@@ -13,15 +13,17 @@ namespace {
 
 constexpr float kUnifiedEps = 1e-5f;
 
-// Rows and columns of units of `size` pixels.
+// Returns the rows and columns of squares of `size` pixels. Both sides must be multiples of `unit` pixels.
 Grid grid_of(int64_t height, int64_t width, int64_t size, int64_t unit, int64_t positions) {
   if (height < 1 || width < 1 || height % unit != 0 || width % unit != 0) {
-    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels, expected multiples of ", unit);
+    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width,
+         " pixels, expected sides that are multiples of ", unit);
   }
   const Grid grid = {height / size, width / size};
   if (grid.rows > positions || grid.cols > positions || grid.rows > kMostPatches / grid.cols) {
-    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels has more than ", positions,
-         " patches in a row or a column, or more than ", kMostPatches, " in all");
+    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels has ", grid.rows, " x ", grid.cols,
+         " patches, expected at most ", positions, " in a row or a column, and at most ", kMostPatches,
+         " in all; make the image smaller");
   }
   return grid;
 }
@@ -112,7 +114,7 @@ int64_t Gemma4Tower::activation_bytes(const Gemma4Config& config, int64_t tokens
          SelfAttention::bytes(backend, config.num_kv_heads, config.head_dim, format, patches);
 }
 
-// One pass of an image through the tower. It has its own memory.
+// One pass of an image through the tower, with its own memory.
 class Gemma4Tower::Pass {
  public:
   Pass(const Gemma4Tower& tower, Backend& backend, const Adapter* adapter, Grid grid)
@@ -217,7 +219,7 @@ class Gemma4Tower::Pass {
     if (config_.clipped) backend.clamp(out, linear.output_min, linear.output_max, rows * weight.rows, out);
   }
 
-  // The first half of a head rotates by the patch's column, the second half by its row.
+  // The first half of a head is rotated by the patch's column, the second half by the patch's row.
   void upload_angles(Backend& backend) {
     const int64_t half = config_.head_dim / 2, lanes = half / 2;
     std::vector<float> frequencies, cosines, sines;

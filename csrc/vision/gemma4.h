@@ -32,9 +32,9 @@ struct Gemma4Config {
   void validate() const;
 };
 
-// Both take an image as pixels [height, width, 3] from 0 to 1, of whole tokens, and give soft tokens, out [tokens,
-// hidden_size()] row by row. They throw kInvalidRequest for another size, kCancelled once *cancel is true, and what
-// Model::run() throws.
+// The tower and the embedder below take an image as pixels [height, width, 3] from 0 to 1. Its sides must be multiples
+// of token_pixels(). They write soft tokens to out [tokens, hidden_size()], row by row. They throw kInvalidRequest for
+// another size, kCancelled once *cancel is true, and the errors of Model::run().
 class Gemma4Tower {
  public:
   // Throws kConfig for a bad configuration, and kTensor if a weight is missing or has another shape.
@@ -46,7 +46,7 @@ class Gemma4Tower {
   void encode(const float* pixels, int64_t height, int64_t width, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr) const;
 
-  // Bytes that encode() allocates for this many tokens, in a model of `hidden_size` with weights of `format`.
+  // The bytes that encode() allocates for `tokens` tokens, in a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const Gemma4Config& config, int64_t tokens, int64_t hidden_size, Format format,
                                   const Backend& backend);
 
@@ -74,7 +74,7 @@ class Gemma4Tower {
 
 struct UnifiedConfig {
   int64_t tile_size = 0;    // pixels along one side of a token
-  int64_t hidden_size = 0;  // width of its embedding
+  int64_t hidden_size = 0;  // width of a tile's embedding
   int64_t positions = 0;    // positions that a tile can have in a row or a column
   double rms_norm_eps = 0;
   void validate() const;

@@ -30,7 +30,7 @@ std::vector<float> MobileNet::read(Backend& backend, const std::string& name, co
   return values;
 }
 
-// The weights, with the channels of a tap as neighbours.
+// Returns the weights in another order, in which the channels of a tap are neighbours.
 const float* MobileNet::depthwise(Backend& backend, const std::string& name, int64_t channels, int64_t kernel) {
   const std::vector<float> weights = read(backend, name, {channels, 1, kernel, kernel});
   std::vector<float> transposed(weights.size());
@@ -141,7 +141,7 @@ int64_t MobileNet::activation_bytes(const MobileNetConfig& config, int64_t hidde
   return floats * static_cast<int64_t>(sizeof(float)) + prepared + kv;
 }
 
-// One pass of an image through the tower. It has its own memory.
+// One pass of an image through the tower, with its own memory.
 class MobileNet::Pass {
  public:
   Pass(const MobileNet& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)
@@ -204,7 +204,7 @@ class MobileNet::Pass {
     float* const fused = joined + places(grid) * (kept_channels + last_channels);
     float* const rows = fused + places(grid) * hidden;
 
-    // Both outputs lie in one allocation, whole multiples of `joint` floats apart.
+    // The outputs of the last two stages lie in one allocation, a whole multiple of `joint` floats apart.
     std::vector<int32_t> parts;
     const auto put = [&](int buffer, int64_t place, int64_t channels) {
       const int64_t first = (at(buffer) - memory_.as<float>()) / joint + place * channels / joint;
@@ -242,7 +242,7 @@ class MobileNet::Pass {
     return buffers_[static_cast<size_t>(buffer)] + place * channels;
   }
 
-  // fn(row, rows) for the rows of an output that are computed at a time.
+  // Calls fn(row, rows) for each group of rows of an output that is computed at a time.
   template <typename Fn>
   void for_parts(Grid grid, const Fn& fn) {
     const int64_t most = rows_at_once(grid);
@@ -258,7 +258,7 @@ class MobileNet::Pass {
     backend.bias_gelu(nullptr, rows, channels, x);
   }
 
-  // The projection of the expansion x, and its norm, for some places.
+  // Computes the projection of the expansion x and the norm after it, for some places.
   void project(Backend& backend, const MobileNetBlock& shape, const Block& block, const float* x, int64_t count,
                float* out) {
     multiply(backend, x, count, block.projection, projected_);
@@ -269,7 +269,7 @@ class MobileNet::Pass {
     }
   }
 
-  // A copy of the input of a block, if its parts read places that other parts change.
+  // Returns a copy of the input of a block if some parts of the block read places that other parts change.
   const float* unchanged(Backend& backend, const MobileNetStep& step, bool looks_around) {
     if (!looks_around || step.from != step.to) return at(step.from);
     backend.copy(at(step.from), step.in_floats(), whole_);
@@ -332,7 +332,7 @@ class MobileNet::Pass {
         same_convolution(step.in, shape.in_channels, std::max<int64_t>(shape.middle_kernel, 1), shape.stride);
     const int64_t in = shape.in_channels, out = shape.out_channels, heads = shape.num_heads * shape.head_dim;
     const int64_t count = places(step.in), keys = c.out_rows() * c.out_cols();
-    float* const normed = whole_;  // and the output
+    float* const normed = whole_;  // also holds the output
     float* const q = normed + count * std::max(in, out);
     float* const attended = q + count * heads;
     float* const down = attended + count * heads;

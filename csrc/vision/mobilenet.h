@@ -28,7 +28,7 @@ class MobileNet {
   void encode(const float* pixels, float* out, const Adapter* adapter = nullptr,
               const std::atomic<bool>* cancel = nullptr, const TapSink* taps = nullptr) const;
 
-  // Bytes that encode() allocates for a model of `hidden_size` with weights of `format`.
+  // The bytes that encode() allocates for a model of `hidden_size` with weights of `format`.
   static int64_t activation_bytes(const MobileNetConfig& config, int64_t hidden_size, Format format,
                                   const Backend& backend);
 

@@ -11,7 +11,7 @@ void check_block(const MobileNetBlock& block, int64_t channels) {
   constexpr int64_t kMostChannels = 1 << 16, kMostKernel = 15;
   if (block.in_channels != channels) {
     fail(ErrorCode::kConfig, "vision: a block takes ", block.in_channels, " channels, expected the ", channels,
-         " of the one before it");
+         " channels of the block before it");
   }
   check_range("vision: ", "a block's channels", block.out_channels, 1, kMostChannels);
   check_range("vision: ", "a block's stride", block.stride, 1, 4);
@@ -137,7 +137,7 @@ Resampling resampling(Grid grid, int64_t side) {
   result.per_place = whole ? rows * cols : 4;
   struct Between {
     int64_t low, high;
-    float share;  // weight of the higher one
+    float share;  // weight of the higher place
   };
   const auto between = [&](int64_t at, int64_t count) {
     const float scale = static_cast<float>(count) / static_cast<float>(side);

@@ -59,10 +59,10 @@ inline Convolution same_convolution(Grid grid, int64_t channels, int64_t kernel,
   return {grid.rows, grid.cols, channels, kernel, stride, before(grid.rows), before(grid.cols)};
 }
 
-// Rows of the output that are computed at a time.
+// The number of rows of a block's output that are computed at a time.
 inline int64_t rows_at_once(Grid grid) { return std::clamp<int64_t>(kPlaces / grid.cols, 1, grid.rows); }
 
-// Rows of the input that a convolution needs for them.
+// The number of rows of the input that a convolution needs for these rows of output.
 inline int64_t rows_seen(const Convolution& c) {
   const Grid out = {c.out_rows(), c.out_cols()};
   return std::min(c.rows, (rows_at_once(out) - 1) * c.stride + c.kernel);
@@ -78,7 +78,7 @@ struct MobileNetStep {
   int64_t in_floats() const { return block ? places(in) * block->in_channels : 0; }
 };
 
-inline constexpr int kBuffers = 3;  // they hold the residual and what is kept of the last stage but one
+inline constexpr int kBuffers = 3;  // they hold the residual and the output of the last stage but one
 
 struct MobileNetPlan {
   std::vector<MobileNetStep> steps;
@@ -99,8 +99,8 @@ struct MobileNetPlan {
   void count(const MobileNetBlock& block, const MobileNetStep& step);
 };
 
-// Places of a grid, and their weights, that become each of `side` x `side` places by torch's rules: the mean of a cell
-// where the sides are multiples, else bilinear interpolation.
+// How to resize a grid to `side` x `side` places by torch's rules: the old places of each new place, and their weights.
+// If the sides are multiples, a new place is the mean of a cell. Otherwise it is interpolated bilinearly.
 struct Resampling {
   std::vector<int32_t> places;
   std::vector<float> weights;

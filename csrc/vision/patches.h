@@ -7,7 +7,7 @@
 namespace gemlet::vision {
 
 inline constexpr int64_t kChannels = 3;
-inline constexpr int64_t kMlpRows = 512;  // rows whose hidden activations are in memory at a time
+inline constexpr int64_t kMlpRows = 512;  // the number of rows whose MLP activations are in memory at a time
 inline constexpr int64_t kMostPatches = int64_t{1} << 20;
 
 struct Grid {

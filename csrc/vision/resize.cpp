@@ -18,7 +18,8 @@ double weight_at(Filter filter, double x) {
   return 0;
 }
 
-// For each output along an axis: the inputs whose weighted sum it is, and their weights as integers, times 2^precision.
+// The weighted sums along an axis. For each output: the first input, the number of inputs, and their weights as
+// integers, times 2^precision.
 struct Weights {
   std::vector<int64_t> first;   // [outputs]
   std::vector<int64_t> count;   // [outputs]
@@ -108,7 +109,8 @@ Image resize_height(const uint8_t* levels, int64_t height, int64_t width, int64_
 
 void check_sizes(int64_t height, int64_t width) {
   if (height < 1 || width < 1 || height > kMostPixels || width > kMostPixels / height) {
-    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels; expected 1 to ", kMostPixels);
+    fail(ErrorCode::kInvalidRequest, "an image of ", height, " x ", width, " pixels, expected 1 to ", kMostPixels,
+         " pixels in all");
   }
 }
 

@@ -42,7 +42,7 @@ void SelfAttention::run_over(Backend& backend, float* q, int64_t queries, float*
   const StoreSegment stored = {{stored_, 0, 0}, 0, rows_, 0};
   backend.rope_and_store(shape_, {&stored, 1}, nullptr, k, v, nullptr, nullptr, false, 0, nullptr, nullptr);
   backend.scale(shape_.query_scale, queries * shape_.num_heads * shape_.head_dim, q);
-  std::vector<AttentionSegment> parts;  // each ends where the keys end, so that it sees all of them
+  std::vector<AttentionSegment> parts;  // each segment ends where the keys end, so that it sees all keys
   for (int64_t row = 0; row < queries; row += rows_) {
     AttentionSegment part = {};
     part.kv = {read_, 0, 0};

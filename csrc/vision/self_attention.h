@@ -1,5 +1,5 @@
-// Attention of all rows of an image over all of them. It uses the kernels of the KV cache, with blocks that are made
-// for one pass.
+// Attention of all rows of an image over all rows of the image. It uses the attention kernels, with KV blocks that are
+// made for one pass.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,8 @@ struct HeadNorms {
 
 class SelfAttention {
  public:
-  // Uses `shape`, but with its own format of keys and values, which has the precision of products with `weights`.
+  // Uses `shape`, except its format of keys and values. This class chooses a format that has the precision of products
+  // with `weights`.
   SelfAttention(Backend& backend, AttentionShape shape, Format weights, int64_t rows);
 
   // Computes out [rows, heads, head_dim] from q, k and v, whose contents change. cosines and sines are [rows, head_dim
@@ -26,7 +27,7 @@ class SelfAttention {
   void run(Backend& backend, float* q, float* k, float* v, const HeadNorms& norms, const float* cosines,
            const float* sines, float* out);
 
-  // The same for `queries` rows over keys and values of `rows` others, without norms and rotation.
+  // Computes attention of `queries` rows of q over `rows` rows of k and v, without norms and rotation.
   void run_over(Backend& backend, float* q, int64_t queries, float* k, float* v, float* out);
 
   static int64_t bytes(const Backend& backend, int64_t kv_heads, int64_t head_dim, Format weights, int64_t rows);

@@ -14,10 +14,10 @@ namespace {
 
 int64_t mlp_rows(const SiglipConfig& config) { return std::min(kMlpRows, config.patches()); }
 
-// Rows of floats [patches, hidden_size]: the residual, a norm's output, and what an attention takes.
+// Buffers of floats [patches, hidden_size]: the residual, the output of a norm, and q, k and v of attention.
 constexpr int64_t kRowBuffers = 5;
 
-// The pixels of each patch in the order of the convolution's weights: channel, row, column.
+// Returns the pixels of each patch in the order of the convolution's weights: channel, row, column.
 std::vector<float> patch_rows(const float* pixels, const SiglipConfig& config) {
   const int64_t size = config.patch_size, grid = config.grid();
   std::vector<float> rows(static_cast<size_t>(config.patches() * kChannels * size * size));
@@ -54,7 +54,7 @@ void SiglipConfig::validate() const {
   check_range("vision: ", "tokens_per_side", tokens_per_side, 1, grid());
   if (grid() % tokens_per_side != 0) {
     fail(ErrorCode::kConfig, "vision: there are ", grid(), " patches in a row, expected a multiple of the ",
-         tokens_per_side, " tokens");
+         tokens_per_side, " soft tokens in a row");
   }
   if (!(layer_norm_eps > 0 && layer_norm_eps < 1)) {
     fail(ErrorCode::kConfig, "vision: layer_norm_eps is ", layer_norm_eps, ", expected a number from 0 to 1");
@@ -104,7 +104,7 @@ int64_t Siglip::activation_bytes(const SiglipConfig& config, int64_t hidden_size
          SelfAttention::bytes(backend, config.num_heads, config.head_dim(), format, patches) + prepared;
 }
 
-// One pass of an image through the tower. It has its own memory.
+// One pass of an image through the tower, with its own memory.
 class Siglip::Pass {
  public:
   Pass(const Siglip& tower, Backend& backend, const Adapter* adapter, const TapSink* taps)

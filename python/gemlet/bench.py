@@ -1,12 +1,15 @@
-"""The measurements of ``gemlet bench``: prefill (pp) and decode (tg) speed beside what memory allows.
+"""The measurements of ``gemlet bench``: the speed of prefill (pp) and decode (tg), compared with the memory
+bandwidth.
 
-``ppN`` runs N random tokens through an empty context in one call. ``tgN`` is N single-token forward passes
-after one BOS token. A depth d first fills the context with d tokens, which are not counted. Sampling and
-text are not part of either: these are the numbers llama-bench prints, so the two can be read side by side.
+``ppN`` is the prefill of N random tokens in one call, with an empty context. ``tgN`` is N single-token
+forward passes after one BOS token. With a depth d, the context first gets d tokens, which are not timed.
+Neither test includes sampling or tokenizing. llama-bench measures the same, so its numbers can be compared
+with these.
 
-Every row says how many bytes a token reads at least, and which share of the memory bandwidth measured just
-before and just after that is: near 100% there is nothing left to win but fewer bytes. A model small enough
-for the caches (the demo model) passes 100%.
+Each row has the least number of bytes that the computation reads per token, and the share of the memory
+bandwidth that these bytes take. The bandwidth is measured just before and just after the test. If the share
+is near 100%, only a model with fewer bytes can be faster. For a model that fits into the caches, such as the
+demo model, the share can be above 100%.
 """
 
 from __future__ import annotations
@@ -39,11 +42,12 @@ class BenchResult:
     """One row of the table.
 
     Attributes:
-        test: "pp512", "tg128", with a depth "tg128 @ d4096".
+        test: the name of the test, such as "pp512" or "tg128", or with a depth "tg128 @ d4096".
         samples: tokens per second of each repetition.
-        bytes_per_token: least bytes that a token reads; for prefill, the weights once for every pass.
-        bandwidth: bytes per second of plain reading: the larger of the measurements before and after. None
-            on a GPU, where nothing measures it.
+        bytes_per_token: the least bytes that are read per token. Prefill reads the weights once for each
+            pass.
+        bandwidth: the memory bandwidth in bytes per second, the larger of the measurements before and after
+            the test. None on a GPU, where it is not measured.
     """
 
     test: str
@@ -63,7 +67,8 @@ class BenchResult:
 
     @property
     def bandwidth_share(self) -> float | None:
-        """Bytes read per second over the measured bandwidth; prefill is bound by arithmetic and stays low."""
+        """The bytes read per second, divided by the bandwidth. It is low for prefill, which is bound by
+        arithmetic."""
         if self.bandwidth is None:
             return None
         return self.tokens_per_second * self.bytes_per_token / self.bandwidth
@@ -81,8 +86,8 @@ class BenchResult:
 
 
 def parameter_count(config: TextConfig) -> int:
-    """Number of parameters of the language model: a tied embedding counted once, every expert, and the table
-    of per-layer embeddings.
+    """The number of parameters of the text model. A tied embedding table counts once; all experts and the
+    table of per-layer embeddings count too.
 
     >>> from gemlet.bench import parameter_count
     >>> from gemlet.config import shape_config
@@ -93,7 +98,7 @@ def parameter_count(config: TextConfig) -> int:
 
 
 def weight_bytes(model: Model) -> int:
-    """Bytes of the packed weights, embedding included."""
+    """The bytes of the packed weights, including the embedding table."""
     memory = model.memory()
     return memory["weights"] + memory["embedding"]
 
@@ -112,7 +117,7 @@ def cpu_name() -> str:
 
 
 def machine_info(model: Model) -> dict[str, Any]:
-    """The facts without which a figure means nothing: processor, tier, threads, system."""
+    """The facts about the machine and the settings that a reader needs to judge the figures."""
     return {
         "cpu": cpu_name(),
         "architecture": platform.machine(),
@@ -157,12 +162,12 @@ def iter_bench(
     """Measures prefill of every length in ``prompt`` and decode of every length in ``generate``, row by row.
 
     Args:
-        model: what to measure; it is left as it was.
-        prompt: numbers of tokens for pp; 0 is left out.
-        generate: numbers of tokens for tg; 0 is left out.
-        depth: tokens already in the context when the clock starts.
-        repetitions: timed runs of each test, after one that is not timed.
-        progress: whether to show which run it is, as for :func:`gemlet.load`.
+        model: the model to measure. Its state does not change.
+        prompt: the lengths for pp, in tokens; a length of 0 is left out.
+        generate: the lengths for tg, in tokens; a length of 0 is left out.
+        depth: the number of tokens that are already in the context when a test starts.
+        repetitions: the number of timed runs of each test. One run before them is not timed.
+        progress: how to show the progress, as for :func:`gemlet.load`.
 
     Raises:
         InvalidRequestError: a negative number, or nothing to run.
@@ -207,7 +212,7 @@ def _test_name(kind: str, count: int, depth: int) -> str:
 
 
 def _read_bandwidth(model: Model) -> float | None:
-    """Bytes per second of the host's memory; None for a model that is not in it."""
+    """The bandwidth of the host's memory in bytes per second; None for a model on a GPU."""
     if model.tier == "cuda":
         return None
     return _core.measure_read_bandwidth(threads=model.threads) * 1e9
@@ -219,7 +224,7 @@ def _measure(
     core = model._resident.core
     run = _time_prefill if kind == "pp" else _time_decode
     before = _read_bandwidth(model)
-    # The first run touches every page and wakes the threads. It need not be long.
+    # The first run loads every page and wakes the threads. It is not timed and can be short.
     run(model, min(count, _core.PASS_TOKENS if kind == "pp" else 4), 0)
     samples = []
     for _ in range(repetitions):
@@ -244,7 +249,7 @@ def _random_ids(model: Model, count: int) -> NDArray[np.int32]:
 
 
 def _time_prefill(model: Model, count: int, depth: int) -> float:
-    """Seconds for ``count`` tokens after ``depth`` others."""
+    """The seconds for the prefill of ``count`` tokens after ``depth`` other tokens."""
     ids = _random_ids(model, depth + count)
     sequence = _core.TokenSequence(model._resident.core)
     try:
@@ -258,7 +263,7 @@ def _time_prefill(model: Model, count: int, depth: int) -> float:
 
 
 def _time_decode(model: Model, count: int, depth: int) -> float:
-    """Seconds for ``count`` single-token forward passes after ``depth`` tokens and one more."""
+    """The seconds for ``count`` single-token forward passes after ``depth + 1`` other tokens."""
     ids = _random_ids(model, depth + 1 + count)
     sequence = _core.TokenSequence(model._resident.core)
     try:

@@ -29,8 +29,8 @@ class TowerResult:
     """One row of the table.
 
     Attributes:
-        test: "image 896x896", "audio 30 s".
-        tokens: the soft tokens that come out.
+        test: the name of the test, such as "image 896x896" or "audio 30 s".
+        tokens: the number of soft tokens that the tower returns.
         samples: seconds of each pass.
         prepare: seconds of the preparation before a pass.
     """
@@ -75,13 +75,13 @@ def iter_tower_bench(
     seconds: float | None = None,
     repetitions: int = 5,
 ) -> Iterator[TowerResult]:
-    """Measures passes of the towers. The first pass is not timed.
+    """Measures forward passes of the towers. The first pass of each tower is not timed.
 
     Args:
-        model: what to measure.
-        image: width and height of an image of noise; None: no image.
-        seconds: the length of a sound of noise, at most 30; None: no sound.
-        repetitions: timed passes of each.
+        model: the model to measure.
+        image: width and height of an image of noise; None for no image.
+        seconds: the length of a sound of noise, at most 30; None for no sound.
+        repetitions: the number of timed passes of each tower.
 
     Raises:
         UnsupportedError: the model does not see or hear.

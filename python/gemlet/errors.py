@@ -1,6 +1,7 @@
-"""The exceptions gemlet raises. Every one derives from :class:`GemletError`.
+"""The exceptions that gemlet raises. All are subclasses of :class:`GemletError`.
 
-A message names the thing (file, tensor, key or argument), what was got, what was expected and the remedy.
+A message names the thing (file, tensor, key or argument), the value that was got, the value that was
+expected, and what to do.
 
 >>> import gemlet
 >>> try:
@@ -30,7 +31,7 @@ __all__ = [
 
 
 class GemletError(Exception):
-    """Base class of everything gemlet raises on purpose.
+    """The base class of all errors that gemlet raises on purpose.
 
     >>> import gemlet
     >>> try:
@@ -40,8 +41,9 @@ class GemletError(Exception):
     kv_cache is 'q5'; expected one of 'f32', 'bf16', 'int8', 'int4'
     """
 
-    # Not in __init__: the core raises these errors and must not run Python code meanwhile. If Python ended a
-    # thread there at exit, the process would end with SIGABRT.
+    # The message is made readable here and not in __init__, because the core also raises these errors. A
+    # constructor in Python would run while C++ frames are on the stack; if Python ended the thread there at
+    # its exit, the process would end with SIGABRT.
     def __str__(self) -> str:
         return readable(super().__str__())
 
@@ -71,7 +73,7 @@ class ConfigError(GemletError, ValueError):
 
 
 class HubError(GemletError, RuntimeError):
-    """The hub has no such model, does not give it out, or cannot be reached.
+    """The hub does not have the model, refuses to send it, or cannot be reached.
 
     >>> import gemlet
     >>> def load_or_demo(name):
@@ -83,7 +85,7 @@ class HubError(GemletError, RuntimeError):
 
 
 class TensorError(GemletError, ValueError):
-    """A tensor is missing, unexpected, of the wrong shape or type, or holds NaN or infinity.
+    """A tensor is missing, is unexpected, has the wrong shape or type, or contains NaN or infinity.
 
     >>> import os, shutil, tempfile
     >>> import gemlet
@@ -91,7 +93,7 @@ class TensorError(GemletError, ValueError):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = shutil.copy(os.path.join(demo, "config.json"), folder)
     ...     with open(os.path.join(folder, "model.safetensors"), "wb") as file:
-    ...         _ = file.write(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}")  # well-formed, and holds nothing
+    ...         _ = file.write(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}")  # a valid file without tensors
     ...     try:
     ...         gemlet.load(folder)
     ...     except gemlet.TensorError as error:
@@ -101,7 +103,7 @@ class TensorError(GemletError, ValueError):
 
 
 class TokenizerError(GemletError, ValueError):
-    """A tokenizer file cannot be used, or the tokenizer was asked for something it cannot do.
+    """A tokenizer file cannot be used, or a text or token id cannot be encoded or decoded.
 
     >>> import gemlet
     >>> try:
@@ -113,10 +115,11 @@ class TokenizerError(GemletError, ValueError):
 
 
 class InvalidRequestError(GemletError, ValueError):
-    """A caller's argument is wrong: sampling values, token ids, an empty prompt, malformed messages.
+    """An argument of a call is wrong, such as a sampling value, a token id, an empty prompt or a malformed
+    message.
 
     Attributes:
-        indices: the positions of the wrong texts in a list of texts.
+        indices: if the argument is a list of texts, the positions of the wrong texts in the list.
 
     >>> import gemlet
     >>> try:
@@ -130,7 +133,8 @@ class InvalidRequestError(GemletError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """The prompt does not fit the model's context. (A reply that fills it up ends with "context".)
+    """The prompt does not fit the model's context. (If a reply fills the context, there is no error: the
+    reply ends with the finish reason "context".)
 
     >>> import gemlet
     >>> with gemlet.load(max_context=8) as model:
@@ -143,8 +147,8 @@ class ContextLengthError(InvalidRequestError):
 
 
 class UnsupportedError(GemletError, RuntimeError):
-    """This build, machine or model cannot do what was asked: CUDA, an extra that is not installed, tools in a
-    chat format that has none.
+    """This build, machine or model cannot do what the caller asked for. Examples are CUDA in a build without
+    it, an extra that is not installed, and tools in a chat format without tools.
 
     >>> import gemlet
     >>> try:
@@ -172,7 +176,7 @@ class ModelClosedError(GemletError, RuntimeError):
 class CancelledError(GemletError, RuntimeError):
     """The computation was cancelled from another thread.
 
-    A stream that is cancelled does not raise it; its last chunk says so.
+    A stream that is cancelled does not raise this error. Its last chunk has the finish reason "cancelled".
 
     >>> import gemlet
     >>> with gemlet.load() as model, model.stream("The door opened") as stream:
@@ -183,7 +187,7 @@ class CancelledError(GemletError, RuntimeError):
 
 
 class DeviceError(GemletError, RuntimeError):
-    """The GPU failed or was lost while it computed. No model of this process can use it any more.
+    """The GPU failed or was lost during a computation. No model of this process can use the GPU any more.
 
     >>> import gemlet
     >>> issubclass(gemlet.DeviceError, gemlet.GemletError)
@@ -203,12 +207,12 @@ class MemoryLimitError(GemletError, MemoryError):
     """
 
 
-_LONGEST = 4000  # characters
+_LONGEST = 4000  # characters of a message
 
 
 def readable(message: str) -> str:
-    """``message``, shortened, and without surrogates, which cannot be printed. Python writes bytes of file
-    names that are not UTF-8 as surrogates."""
+    """Shortens ``message`` and replaces its surrogates, which cannot be printed. Surrogates occur in messages
+    because Python represents bytes of file names that are not UTF-8 as surrogates."""
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     return message.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,5 @@
-"""Measures how good a model is: perplexity of a text, and accuracy in questions with several choices."""
+"""Measures the quality of a model: its perplexity on a text, and its accuracy on multiple-choice
+questions."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from gemlet.model.model import Model
 __all__ = ["Accuracy", "Perplexity", "choices", "perplexity", "read_questions"]
 
 _WINDOW = 2048
-# The names of the parts of a question in lm-evaluation-harness's data sets.
+# Keys for the parts of a question in the data sets of lm-evaluation-harness.
 _QUERY = ("query", "question", "prompt", "ctx", "text", "goal")
 _CHOICES = ("choices", "endings", "options")
 _GOLD = ("gold", "label", "answer", "answerKey", "target")
@@ -28,10 +29,10 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 @record(frozen=True)
 class Perplexity:
     """Attributes:
-    tokens: how many were predicted.
-    perplexity: ``exp`` of their mean negative log probability.
-    bits_per_byte: the negative log probability in bits per byte of text, which is comparable between
-    tokenizers.
+    tokens: the number of tokens that were predicted.
+    perplexity: ``exp`` of the tokens' mean negative log probability.
+    bits_per_byte: the negative log probability in bits per byte of text. It can be compared between models
+    with different tokenizers.
     """
 
     tokens: int
@@ -43,9 +44,10 @@ class Perplexity:
 class Accuracy:
     """Attributes:
     questions: the number of questions.
-    accuracy: the share of questions whose right choice is the most probable one.
-    accuracy_norm: the same, with log probabilities divided by the number of bytes in the choice.
-    error, error_norm: standard errors of the two.
+    accuracy: the share of questions for which the model finds the right choice the most probable.
+    accuracy_norm: the same share if the log probability of a choice is divided by its number of bytes.
+    error: the standard error of ``accuracy``.
+    error_norm: the standard error of ``accuracy_norm``.
     """
 
     questions: int
@@ -63,11 +65,12 @@ def perplexity(
     adapter: str | None = None,
     progress: Progress = False,
 ) -> Perplexity:
-    """The perplexity of ``text``, in consecutive windows. Each window begins with BOS, and all of its other
-    tokens count.
+    """The perplexity of ``text``. The text is split into consecutive windows. Each window begins with BOS,
+    and all other tokens of the window are predicted.
 
     Args:
-        window: tokens of a window, BOS included; None: 2048, or the context if it is shorter.
+        window: the number of tokens of a window, including BOS; None for 2048, or for the whole context if
+            the context is shorter.
 
     Raises:
         InvalidRequestError: text without tokens, a window that the context does not hold, no tokenizer.
@@ -105,21 +108,24 @@ def perplexity(
 
 
 def read_questions(path: str | Path) -> list[dict[str, Any]]:
-    """Questions from a file of JSON lines, in the form of lm-evaluation-harness's data sets: ``query`` (or
-    ``question``, ``prompt``, ``ctx``, ``text``, ``goal``), ``choices`` (or ``endings``, ``options``) and
-    ``gold`` (or ``label``, ``answer``, ``answerKey``, ``target``): the number of the right choice from 0 on,
-    its letter, or its text. A gold that equals the text of a choice means that choice, even if it is a number
-    or a letter.
+    """Reads questions from a file of JSON lines, in the format of the data sets of lm-evaluation-harness.
+    Each line is an object with three keys:
+
+    - ``query`` (or ``question``, ``prompt``, ``ctx``, ``text``, ``goal``): the text of the question;
+    - ``choices`` (or ``endings``, ``options``): a list of texts;
+    - ``gold`` (or ``label``, ``answer``, ``answerKey``, ``target``): the right choice, as its number from
+      0 on, its letter, or its text. If ``gold`` equals the text of a choice, it means this choice, even if it
+      is a number or a letter.
 
     ARC, PIQA (``goal``, ``sol1``, ``sol2``) and Winogrande (``sentence``, ``option1``, ``option2``) are
-    accepted as they are published. A sentence of Winogrande is split at its blank, ``_``: the query is what
-    comes before it, and a choice is an option with what comes after it.
+    accepted as they are published. A sentence of Winogrande has a blank, ``_``. The query is the text before
+    the blank, and each choice is an option followed by the text after the blank.
 
     Raises:
         ModelFileError: the file cannot be read, or a line is not a question; the error names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # the other line ends may occur in strings
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # other line ends may occur inside strings
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelFileError(f"{path}: cannot be read: {reason}") from None
@@ -143,9 +149,8 @@ def choices(
     adapter: str | None = None,
     progress: Progress = False,
 ) -> Accuracy:
-    """For how many of ``questions`` (:func:`read_questions`) the model finds the right choice most probable.
-
-    ``delimiter`` stands between the query and a choice.
+    """The share of ``questions`` for which the model finds the right choice the most probable. The questions
+    come from :func:`read_questions`. ``delimiter`` is put between the query and a choice.
 
     >>> import gemlet
     >>> questions = [{"query": "He opened the", "choices": ["door", "zebra"], "gold": 0}]
@@ -180,7 +185,7 @@ def _question(line: Any) -> dict[str, Any]:
     elif "sol1" in line and "sol2" in line:  # PIQA
         line = {**line, "choices": [line["sol1"], line["sol2"]]}
     stem = line.get("question")
-    if isinstance(stem, Mapping):  # ARC in the files of its authors
+    if isinstance(stem, Mapping):  # ARC, in the authors' own files
         line = {**line, "choices": stem.get("choices"), "question": stem.get("stem")}
     query, texts, gold = (_of(line, names) for names in (_QUERY, _CHOICES, _GOLD))
     if type(gold) is float and gold.is_integer():

@@ -1,9 +1,10 @@
-"""The training text and the test text of the demo model, and its vocabulary.
+"""Reads the training text and the held-out text of the demo model, and makes its vocabulary. train_demo.py
+uses it.
 
-`read_books` splits three books in the public domain into training chapters and held-out chapters. The first
-40 % of every held-out chapter pick the checkpoint; the reported perplexities are measured on the rest.
-`train_tokenizer` makes the SentencePiece vocabulary from the training chapters. `Cutter` makes sequences of
-token ids.
+`read_books` splits three books in the public domain into training chapters and held-out chapters. The
+checkpoint is chosen by the first 40 % of every held-out chapter; the reported perplexities are measured on
+the rest. `train_tokenizer` makes the SentencePiece vocabulary from the training chapters. `Cutter` makes
+sequences of token ids.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 
 PAD, EOS, BOS, END_OF_TURN, BLANK_LINE = 0, 1, 2, 106, 108
 VOCAB_SIZE = 4096
-MORE = "more"  # the name under which all further books go
+MORE = "more"  # one name for all further books together
 
 TITLES = {
     "shakespeare": "Shakespeare, plays (the tinyshakespeare selection)",
@@ -31,7 +32,8 @@ TITLES = {
 
 @dataclass
 class Book:
-    """Chapters as lists of paragraphs. `select` picks the checkpoint; `report` is reported on."""
+    """The chapters of a book, each as a list of paragraphs. `train` is for training, `select` for choosing
+    the checkpoint, and `report` for the reported perplexities."""
 
     train: list[list[str]]
     select: list[list[str]]
@@ -47,7 +49,7 @@ def typography(text: str) -> str:
 
 
 def read_shakespeare(text: str) -> list[list[str]]:
-    """Speeches, in passages of about 18 kB, because the file does not mark its scenes."""
+    """Passages of speeches of about 18 kB, which count as chapters, because the file does not mark scenes."""
     chapters: list[list[str]] = [[]]
     for speech in text.strip().split("\n\n"):
         if sum(map(len, chapters[-1])) > 18_000:
@@ -57,7 +59,7 @@ def read_shakespeare(text: str) -> list[list[str]]:
 
 
 def read_frankenstein(text: str) -> list[list[str]]:
-    """Four letters and then the chapters. Empty lines separate the paragraphs."""
+    """The four letters and the chapters. In the file, empty lines separate the paragraphs."""
     chapters = re.split(r"^(?:Letter|Chapter) \d+\n", text, flags=re.MULTILINE)[1:]
     return [[" ".join(p.split()) for p in chapter.split("\n\n") if p.strip()] for chapter in chapters]
 
@@ -65,8 +67,8 @@ def read_frankenstein(text: str) -> list[list[str]]:
 def read_botchan(text: str) -> list[list[str]]:
     """The chapters, without the header and the licence of Project Gutenberg.
 
-    The file has no empty lines. A paragraph ends where a line ends in a full stop although the first word of
-    the next line had room in it.
+    The file has no empty lines between paragraphs. A line ends a paragraph if it ends a sentence and the
+    first word of the next line would have fitted into it.
     """
     body = text.split("*** START OF", 1)[1].split("—(THE END)—", 1)[0]
     body = re.sub(r"\[Footnote[^\]]*\]\n", "", body)
@@ -88,7 +90,7 @@ def read_botchan(text: str) -> list[list[str]]:
 def read_more(folder: Path) -> tuple[list[list[str]], list[str]]:
     """The chapters and the titles of further books: plain text files, each with its title on the first line.
 
-    An empty line ends a paragraph; two or more end a chapter. Other line breaks stay, as in verse.
+    An empty line ends a paragraph, and two or more end a chapter. Other line breaks are kept, for verse.
     """
     chapters, titles = [], []
     for path in sorted(folder.glob("*.txt")):
@@ -137,9 +139,10 @@ def spoken(paragraph: str, plays: bool) -> str:
 
 
 def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
-    """Conversations: consecutive speeches become the turns of user and model, without the story around.
+    """Conversations in which consecutive speeches of a book are the turns of user and model.
 
-    Speeches of plays are used if there are only the three books, because their prose has too few speeches.
+    Speeches of plays are used only if there are no further books, because the prose of the three books has
+    too few speeches.
     """
     talks = []
     for book in books.values():
@@ -159,7 +162,7 @@ def conversations(books: dict[str, Book], rng: random.Random) -> list[str]:
 
 
 def write_heldout(path: Path, books: dict[str, Book], limit: int = 18_000) -> None:
-    """Writes about 18 kB of the held-out text of every book, equal parts from each of its chapters."""
+    """Writes about 18 kB of held-out text of every book, in equal parts from the book's held-out chapters."""
     parts = []
     for book in books.values():
         for chapter in book.report:
@@ -180,7 +183,7 @@ def train_tokenizer(books: dict[str, Book], path: Path) -> spm.SentencePieceProc
     symbols += ["\n" * n for n in range(1, 9)] + ["▁" * n for n in range(2, 17)]
     own = [book for name, book in books.items() if name != MORE]
     paragraphs = [line for book in own for c in book.train for p in c for line in p.split("\n")]
-    model = io.BytesIO()  # it is in memory, because a file name would become part of the model
+    model = io.BytesIO()  # not a file, because SentencePiece would store the file's name in the model
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(paragraphs), max_sentence_length=1 << 20, model_writer=model, model_type="bpe",
         vocab_size=VOCAB_SIZE, byte_fallback=True, character_coverage=1.0, split_digits=True,
@@ -215,13 +218,15 @@ class Cutter:
         self.tokenizer = tokenizer
         pieces = [tokenizer.id_to_piece(i) for i in range(VOCAB_SIZE)]
         known = {piece: i for i, piece in enumerate(pieces)}
-        # bare[id]: the piece without its leading space, for the start of a text; -1 if there is none.
+        # bare[id]: the id of the piece without its leading space, for the start of a text; -1 if there is no
+        # such piece.
         self.bare = [known.get(p[1:], -1) if p[0] == "▁" else i for i, p in enumerate(pieces)]
         self.ends = [re.search(r"""[.!?]["']?$""", p) is not None for p in pieces]
         self.opens = [re.match(r"""▁["']?[A-Z]""", p) is not None for p in pieces]
 
     def stream(self, documents: list[list[str]], bpe_dropout: float) -> Stream:
-        """Joins documents to one row, each with <eos> at its end. Paragraphs and sentences are starts."""
+        """Joins documents to one row of token ids, with <eos> after each. A sequence may begin at the start
+        of each paragraph and sentence."""
         sampling: dict[str, Any] = (
             {"enable_sampling": True, "alpha": bpe_dropout, "nbest_size": -1} if bpe_dropout else {}
         )

@@ -1,7 +1,9 @@
-"""Writes the table of python/MACHINES.md: the best format of every model for a machine's memory, by the plan.
+"""Prints the table of python/MACHINES.md: for every model and memory size, the best format that fits.
+
+The memory plan (gemlet.loading.memory_plan) decides what fits. Copy the output into the guide by hand.
 
 python python/tools/fits.py          prints the table
-python python/tools/fits.py --check  fails if the guide has another one
+python python/tools/fits.py --check  fails if the guide does not contain this table
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from gemlet.loading.memory_plan import plan_memory
 from gemlet.loading.options import LoadOptions
 
 GUIDE = Path(__file__).resolve().parents[1] / "MACHINES.md"
-MEMORY = {
+MEMORY = {  # column of the table -> megabytes
     "512 MB": 512,
     "1 GB": 1000,
     "2 GB": 2000,
@@ -26,11 +28,11 @@ MEMORY = {
     "16 GB": 16000,
     "32 GB": 32000,
 }
-SYSTEM = 100  # MB that the rest of a small system takes
+SYSTEM = 100  # MB of memory that the other programs of a small system use
 
 
 def best(shape: str, megabytes: int) -> str:
-    """The format, or "-" if the model does not fit."""
+    """The best format of the model for this memory, or "-" if the model does not fit in any format."""
     try:
         chosen = options_for_memory((megabytes - SYSTEM) * 10**6, shape_config(shape), LoadOptions())
     except MemoryLimitError:
@@ -39,7 +41,7 @@ def best(shape: str, megabytes: int) -> str:
 
 
 def needs(shape: str) -> str:
-    """The plan for q4."""
+    """The memory that the model needs with q4 weights and up to 4096 tokens, as text."""
     config = shape_config(shape)
     context = min(4096, config.max_position_embeddings)
     options = LoadOptions(weights="q4", max_context=context)
@@ -60,7 +62,7 @@ def main() -> int:
         return 0
     if table() in GUIDE.read_text(encoding="utf-8"):
         return 0
-    print(f"{GUIDE.name} has another table than this; run python/tools/fits.py\n\n{table()}")
+    print(f"{GUIDE.name} does not contain the table below; replace the table in the guide by it\n\n{table()}")
     return 1
 
 

@@ -1,8 +1,9 @@
 """Makes the page that a package index shows: README.md with links that also work away from the repository.
 
-scikit-build-core calls `dynamic_metadata` while it builds (`[[tool.dynamic-metadata]]` in pyproject.toml).
-A relative link becomes a link to the file in the repository, a relative picture a link to the file's bytes.
-The address of the repository is `Repository` in `[project.urls]`, and stands nowhere else.
+scikit-build-core calls `dynamic_metadata` while it builds (`[[tool.dynamic-metadata]]` in pyproject.toml). A
+relative link becomes a link to the page of the file in the repository. The link of a relative picture becomes
+a link to the content of the file. The address of the repository is `Repository` in `[project.urls]`, and is
+written nowhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
 def with_absolute_links(text: str, repository: str) -> str:
-    """`text` with every relative link made absolute, and the word REPOSITORY replaced by the address."""
+    """Makes every relative link in `text` absolute, and replaces the word REPOSITORY by the address
+    `repository`."""
 
     def absolute(match: re.Match[str]) -> str:
         mark, label, path = match.groups()

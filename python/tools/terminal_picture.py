@@ -1,9 +1,9 @@
-"""Draws the terminal in README.md from a real run.
+"""Draws the picture of a terminal in README.md from the output of a real run.
 
     python python/tools/terminal_picture.py    # writes python/tools/terminal.svg
 
-Run it in the folder where the README's lines for a real model put `gemma-3-270m.gguf`. The text depends on
-the CPU tier; `GEMLET_CPU=avx2` gives the one in the picture.
+Run it in the folder with `gemma-3-270m.gguf`, which the commands in README.md download. The generated text
+depends on the CPU tier; with `GEMLET_CPU=avx2`, it is the text in the picture.
 
 Each command runs in a pseudo-terminal, so it prints what a person would see. The picture breaks lines between
 words; a real terminal would also break them inside words.
@@ -28,7 +28,8 @@ COMMANDS = (
     "      --model gemma-3-270m.gguf --temperature 0.5 --repetition-penalty 1.1 --seed 45",
 )
 COLUMNS = 92
-# Pixels. textLength gives every run of words its width, so the columns hold in any font.
+# Sizes in pixels. The attribute textLength fixes the width of every run of words, so columns align in any
+# font.
 CELL, LINE, SIZE = 8.4, 20, 14
 MARGIN, BAR = 22, 40
 FONTS = "ui-monospace,SFMono-Regular,'SF Mono',Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
@@ -44,7 +45,7 @@ Run = tuple[str, str]  # style, text
 
 
 def run_in_terminal(command: str) -> str:
-    """Runs ``command`` and returns all that it prints on a terminal. ``gemlet`` runs in this Python."""
+    """Runs ``command`` in a terminal and returns its output. The command ``gemlet`` runs in this Python."""
     words = shlex.split(command.replace("\\\n", " "))
     if words[0] != "gemlet":
         raise ValueError(f"{command!r}: only gemlet commands are drawn")
@@ -61,7 +62,7 @@ def run_in_terminal(command: str) -> str:
     while True:
         try:
             data = os.read(terminal, 65536)
-        except OSError:  # Linux: the other end is closed
+        except OSError:  # on Linux, this means that the other end is closed
             break
         if not data:
             break
@@ -73,7 +74,8 @@ def run_in_terminal(command: str) -> str:
 
 
 def styled_lines(shown: str, columns: int = COLUMNS) -> Iterator[list[Run]]:
-    """Splits the output into lines, wrapped between words. Each line is a list of runs of one style."""
+    """Splits the output into lines, wrapped between words. Each line is a list of runs, each with one
+    style."""
     plain, bold, style = "", set[int](), "0"
     for index, part in enumerate(_SELECT_GRAPHIC.split(shown)):
         if index % 2:

@@ -8,19 +8,19 @@ folder with three books in the public domain: `tinyshakespeare.txt`, `frankenste
 --more names a folder with further books.
 
 The training can be spread over several runs. With --state FILE, the script writes its state to FILE every few
-minutes and at the end, whole or not at all, and reads it when it starts again with the same options:
+minutes and at the end. When it starts again with the same options, it continues from FILE:
 
     python train_demo.py --corpus CORPUS --more MORE --state FILE --start python/gemlet/demo --minutes 60
 
-- A run that was stopped goes on from FILE, on the same schedule.
-- After a run that has ended, the next one starts a new schedule with the last weights: the learning rate
-  rises, stays and falls to zero again. Half of the --lr of a first run, or less, is enough for it.
-- --start takes the weights of a trained model as long as there is no FILE. Without it, the first weights are
-  random.
+- If a run was stopped, the next run continues the same schedule.
+- If a run has ended, the next run starts a new schedule with the last weights: the learning rate rises, stays
+  and falls to zero again. For this, half of the first run's --lr or less is enough.
+- If FILE does not exist, the training starts from the model in the folder --start. Without --start, it starts
+  from random weights.
 - A schedule ends after --steps steps or after --minutes minutes of work, whichever comes first. On a busy
-  machine it has fewer steps, but it is a whole one.
-- Only weights that do better on the held-out text replace the best ones. --package-only writes the best ones
-  to --out without training.
+  machine there are fewer steps, but the learning rate still falls to zero.
+- The best weights are replaced only by weights that are better on the held-out text. --package-only writes
+  the best weights to --out without training.
 
 It writes two things:
 - to --out, a Hugging Face folder (config.json, generation_config.json, model.safetensors in bfloat16,
@@ -28,14 +28,14 @@ It writes two things:
 - to --heldout, text of every book that was used neither to train the weights nor to pick the checkpoint.
 
 How it trains, and why:
-- It holds out whole chapters (of the plays, passages of about 18 kB). The first 40 % of each chapter pick the
-  checkpoint. The reported perplexities are measured on the rest.
+- Whole chapters are held out; for the plays, passages of about 18 kB. The checkpoint is chosen by the first
+  40 % of each held-out chapter. The reported perplexities are measured on the rest.
 - Every sequence is <bos> and then text from the start of a paragraph, a sentence or a speech, like a prompt.
 - The three books have only 1.7 MB and are read many times, so regularisation matters most: dropout after
   every block, weight decay, and BPE-dropout, which splits the text into different pieces at every reading,
   until the last fifth of the training. With further books, --dropout 0 and less weight decay save time.
-- It reads the prose more often than the plays, because the default prompt is prose.
-- The vocabulary is made only of the three books, so that it stays the same whatever else is read.
+- Prose is sampled more often than plays, because the default prompt is prose.
+- The vocabulary is made only from the three books, so that it does not depend on the further books.
 - One sequence in eight is a conversation made from the books, in Gemma's turn format, so that chat works.
 - Muon trains the matrices, AdamW the embedding and the norms. The learning rate warms up, stays constant, and
   falls linearly to zero.
@@ -77,9 +77,10 @@ from torch.nn import functional
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 CONTEXT = 1024
-SEQUENCE, MEASURED = 256, 512  # tokens of a sequence in training (at the end: CONTEXT) and in measurements
+SEQUENCE = 256  # tokens of a training sequence; in the last tenth of the training, CONTEXT
+MEASURED = 512  # tokens of a chunk in measurements
 MIXTURE = {"shakespeare": 0.18, "frankenstein": 0.10, "botchan": 0.07, "chat": 0.12, MORE: 0.53}
-RECUT = 250  # steps between two readings of the books into tokens
+RECUT = 250  # after this many steps, the books are tokenized again, with new BPE-dropout
 
 
 def make_config() -> Gemma3TextConfig:
@@ -147,8 +148,8 @@ def as_texts(chapters: list[list[str]]) -> list[str]:
 
 
 class Schedule:
-    """The progress of a run, from 0 to 1. It counts steps, or on a slow machine time, so that a run always
-    ends."""
+    """The progress of a run, from 0 to 1: the share of the steps or of the minutes, whichever is larger. So a
+    run on a slow machine also ends in time."""
 
     def __init__(self, args: argparse.Namespace, steps: int = 0, minutes: float = 0.0) -> None:
         self.last_step: int = args.steps
@@ -184,7 +185,7 @@ class Batches:
         self.weights = MIXTURE if MORE in books else {n: w for n, w in MIXTURE.items() if n != MORE}
 
     def cut(self, step: int, progress: float) -> None:
-        """Turns the books into tokens. The further books are read about once and need no BPE-dropout."""
+        """Tokenizes the books. The further books are used about once, so they need no BPE-dropout."""
         rate = self.args.bpe_dropout if progress < 0.8 else 0.0
         spm.set_random_generator_seed(self.args.seed + step)
         for name, book in self.books.items():
@@ -192,7 +193,7 @@ class Batches:
                 self.streams[name] = self.cutter.stream(book.train, rate)
             elif name not in self.streams:
                 self.streams[name] = self.cutter.stream(book.train, 0.0)
-        talks = conversations(self.books, self.rng)[:3000]  # more than are read until the next time
+        talks = conversations(self.books, self.rng)[:3000]  # more than are needed until the next call
         self.streams["chat"] = self.cutter.stream([[talk] for talk in talks], rate)
 
     def next(self, step: int, progress: float) -> torch.Tensor:
@@ -205,7 +206,7 @@ class Batches:
 
 
 class Run:
-    """The model and its optimizers, how long they have been trained, and the best weights so far."""
+    """The state of the training: the model, the optimizers, the schedule, and the best weights so far."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -239,11 +240,11 @@ class Run:
         )
 
     def load(self, path: Path) -> None:
-        """Reads a state. If its run had ended, the schedule is a new one."""
+        """Reads a state. If the run that wrote it had ended, a new schedule begins."""
         state = torch.load(path)
         self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            options = optimizer.state_dict()["param_groups"]  # those of this run
+            options = optimizer.state_dict()["param_groups"]  # the options of this run, not of the state
             optimizer.load_state_dict({"state": kept["state"], "param_groups": options})
         self.best, self.earlier, self.commands = state["best"], state["earlier"], state["commands"]
         self.schedule = Schedule(self.args, state["steps"], state["minutes"])
@@ -252,7 +253,8 @@ class Run:
             self.schedule = Schedule(self.args)
 
     def save(self, path: Path) -> None:
-        """Writes the state whole or not at all, so that a run that is killed leaves the last good one."""
+        """Writes the state to a temporary file and renames it, so that a killed run leaves the last good
+        state."""
         state = {
             "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
             "steps": self.schedule.steps, "minutes": self.schedule.minutes, "earlier": self.earlier,
@@ -265,7 +267,8 @@ class Run:
         os.replace(partial, path)
 
     def judge(self, tokenizer: spm.SentencePieceProcessor, select: dict[str, list[str]], loss: float) -> None:
-        """Measures the text that picks the checkpoint, prints a line, and keeps weights that are better."""
+        """Measures the model on the text that chooses the checkpoint, prints a line, and keeps the weights if
+        they are the best so far."""
         held = {name: measure(self.model, tokenizer, texts, MEASURED) for name, texts in select.items()}
         score = sum(h["bits_per_byte"] for h in held.values()) / len(held)
         line = "  ".join(f"{n} {h['perplexity']:.1f} ({h['bits_per_byte']:.3f})" for n, h in held.items())
@@ -278,7 +281,7 @@ class Run:
 
 
 def train(args: argparse.Namespace, books: dict[str, Book], tokenizer: spm.SentencePieceProcessor) -> Run:
-    """Trains for one schedule, or for what is left of it."""
+    """Trains for one schedule, or for the rest of a schedule that was stopped."""
     run, cutter = Run(args), Cutter(tokenizer)
     add_dropout(run.model, args.dropout)
 
@@ -293,7 +296,7 @@ def train(args: argparse.Namespace, books: dict[str, Book], tokenizer: spm.Sente
     batches = Batches(args, books, cutter, random.Random(seed))
     select = {name: as_texts(book.select) for name, book in books.items() if book.select}
     if run.facts["steps"] > 0 and not run.best["weights"]:
-        run.judge(tokenizer, select, math.nan)  # the weights to start from: worse ones never replace them
+        run.judge(tokenizer, select, math.nan)  # so that only better weights replace the first ones
     saved = time.monotonic()
     while schedule.progress < 1.0:
         batch = batches.next(schedule.steps, schedule.progress)
@@ -361,8 +364,8 @@ README = """\
 This is a Gemma 3 of {parameters:,} parameters, trained from scratch for gemlet. It has six layers: five with
 a sliding window of 64 tokens, and one that sees the whole context of {full:,} tokens. The hidden size is 256.
 
-With it, gemlet writes text before you download anything, and the tests have real text. It writes like the
-books below and knows nothing else.
+With this model, gemlet can generate text before you download anything, and the tests can use real text. The
+model writes like the books below and knows nothing else.
 
 The folder is an ordinary Hugging Face folder (`Gemma3ForCausalLM`, bfloat16). The vocabulary is a
 SentencePiece BPE of 4,096 pieces with byte fallback and Gemma 3's control tokens at Gemma 3's ids. One
@@ -382,9 +385,9 @@ Vocabulary and weights are under gemlet's licence, Apache-2.0.
 ## Held-out text
 
 Chapters 10 and 18 of Frankenstein, chapter IX of Botchan and three passages of the plays (18 kB each) were
-not used for training. The first 40 % of each picked the checkpoint. The table is about the rest. It was
-measured with the stored bfloat16 weights and float32 arithmetic, in chunks of {context} tokens that begin
-with `<bos>`:
+not used for training. The checkpoint was chosen by the first 40 % of each. The table was measured on the
+rest, with the stored bfloat16 weights and float32 arithmetic, in chunks of {context} tokens that begin with
+`<bos>`:
 
 | book | bytes | perplexity per token | bits per byte |
 |---|---|---|---|
@@ -405,15 +408,17 @@ version of PyTorch gives a slightly different model.
 
     python python/tools/train_demo.py --corpus CORPUS --more MORE --state FILE --start python/gemlet/demo
 
-This goes on from the weights in this folder and keeps its state in FILE. When it is stopped, the same command
-continues. When it has ended, the same command starts another round. MORE is a folder of further books: plain
+This continues from the weights in this folder and keeps the state of the training in FILE. If the training
+was stopped, the same command continues it. If it has ended, the same command starts another round. MORE is a
+folder of books: plain
 text files with the title on the first line, an empty line after each paragraph and two after each chapter.
 `python python/tools/train_demo.py --help` lists the options.
 """
 
 
 def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The command of this run for the reports: the options that are not the defaults, without paths."""
+    """The command line of this run for the reports, with the options that are not defaults, and without
+    paths."""
     words = ["python python/tools/train_demo.py"]
     for name, value in vars(args).items():
         if name in ("corpus", "more", "start") and value is not None:
@@ -430,14 +435,14 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder with the three books")
     parser.add_argument("--out", type=Path, default=root / "python/gemlet/demo")
     parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout.txt")
-    parser.add_argument("--work", type=Path, default=root / "build/train_demo", help="for unfinished files")
+    parser.add_argument("--work", type=Path, default=root / "build/train_demo", help="temporary folder")
     parser.add_argument("--more", type=Path, help="folder with more books, one plain text file each")
-    parser.add_argument("--start", type=Path, help="folder of a trained demo model to go on from")
-    parser.add_argument("--state", type=Path, help="file that keeps the run, to go on with it later")
+    parser.add_argument("--start", type=Path, help="folder of a trained demo model to continue from")
+    parser.add_argument("--state", type=Path, help="file for the state, to continue the training later")
     parser.add_argument("--save-every", type=float, default=3, help="minutes between two writes of --state")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1700)
-    parser.add_argument("--minutes", type=float, default=50, help="the schedule ends here, steps left or not")
+    parser.add_argument("--minutes", type=float, default=50, help="the most minutes of the schedule")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.4)

@@ -160,7 +160,7 @@ def test_a_key_that_is_there_twice() -> None:
     assert isinstance(call, ToolCall)
     assert (
         call.arguments == json.loads(arguments(events)) == {"a": 2, "b": 3}
-    )  # as in JSON, the last one counts
+    )  # as in JSON, the last value of a repeated key counts
 
 
 def test_by_default_a_call_is_one_event() -> None:

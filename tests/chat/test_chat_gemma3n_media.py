@@ -50,7 +50,7 @@ def test_an_image_and_a_sound_in_a_message(model: gemlet.Model) -> None:
     expected = model.generate(ids, images=[IMAGE], audio=[SOUND], **OPTIONS)
     assert reply.token_ids == expected.token_ids
     rows = model.logits(ids, images=[IMAGE], audio=[SOUND])
-    rows[-1, model.config.text_ids :] = -np.inf  # they are never written
+    rows[-1, model.config.text_ids :] = -np.inf  # the model never generates these tokens
     assert rows[-1].argmax() == reply.token_ids[0]
     other = model.logits(ids, images=[OTHER], audio=[SOUND])[-1]
     assert np.abs(other - model.logits(ids, images=[IMAGE], audio=[SOUND])[-1]).max() > 1e-3

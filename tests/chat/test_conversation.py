@@ -139,7 +139,7 @@ def test_a_message_between_a_call_and_its_result(chat_format: ChatFormat, betwee
 
 
 def test_equal_ids_in_every_reply() -> None:
-    """Before ids were random, replies had such ids: each result goes to the latest open call."""
+    """Older versions of gemlet repeated ids. A result with such an id belongs to the latest open call."""
     loop = [
         caller(call("f", "call_0")),
         result("1", "call_0"),
@@ -183,8 +183,7 @@ def test_errors_name_the_place_in_the_list_that_was_sent() -> None:
         GEMMA4.render(messages)
 
 
-# --- asking for thoughts
-# --------------------------------------------------------------------------------------
+# --- asking for thoughts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda r: str(r.name))

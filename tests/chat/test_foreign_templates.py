@@ -83,7 +83,7 @@ def rendered(template: str, messages: list[Any], **more: Any) -> str:
     return official(template, {"messages": messages, **defaults, **more})
 
 
-# --- which it is --------------------------------------------------------------------------------------------
+# --- which template -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,7 @@ def test_templates_can_do_the_same_as_in_transformers() -> None:
 
 
 def test_every_filter_and_test_of_jinja_works() -> None:
-    """This is also true if it imports something at its first use, because the process can no longer open
-    files."""
+    """A filter works even if it imports a module at its first use, when the process cannot open files."""
     environment = compiled("").environment
     for name in sorted(environment.filters.keys() - {"random"}):
         for value in ("'<b>a</b> &amp; b'", "[2, 1]", "{'a': 1}", "1.5"):
@@ -151,7 +150,7 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert outcome("{{ 2 }}") == "2"
-    os.kill(template_process().pid, signal.SIGKILL)  # and one that is found dead at the next request
+    os.kill(template_process().pid, signal.SIGKILL)  # and a process that has died before the next request
     assert isinstance(outcome("{{ 3 }}"), (str, UnsupportedError))
     assert outcome("{{ 4 }}") == "4"
 

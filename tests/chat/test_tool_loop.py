@@ -252,7 +252,7 @@ def test_a_stream_says_where_functions_are_run() -> None:
 
 
 def test_functions_run_beside_the_event_loop() -> None:
-    """They run in separate threads, so that other tasks go on meanwhile."""
+    """The functions run in separate threads, so that other tasks go on meanwhile."""
     seen: list[threading.Thread] = []
 
     def slow(x: int) -> int:

@@ -1,5 +1,5 @@
-"""A model is built tensor by tensor through the core. A wrong tensor is refused by its name, and building
-goes on."""
+"""A model is built tensor by tensor through the core. The core refuses a wrong tensor and names it, and the
+builder still accepts the others."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_finish() -> None:
     with pytest.raises(gemlet.TensorError, match="is missing: expected shape"):
         builder.finish()
     builder.add("embed_tokens", ones(32, HIDDEN), "f32")
-    builder.add_random(seed=1)  # does not touch a tensor that was begun
+    builder.add_random(seed=1)  # this call does not touch a tensor that is only partly written
     with pytest.raises(gemlet.TensorError, match=r"'embed_tokens' is missing"):
         builder.finish()
     builder.add("embed_tokens", ones(64, HIDDEN), "f32", 32)

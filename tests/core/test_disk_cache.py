@@ -1,4 +1,4 @@
-"""The prefix cache on disk: an engine continues from the results of another.
+"""The prefix cache on disk: an engine continues from keys and values that another engine saved.
 
 A file with any fault is treated as missing.
 """
@@ -28,7 +28,7 @@ MODEL = bytes(range(32))
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so the bits depend on the pass
+tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so each pass may round differently
 
 
 def small_core(**changes: object) -> _core.Model:
@@ -121,7 +121,7 @@ def test_only_the_same_model_and_salt(folder: Path) -> None:
     assert engines.cached(IDS[:300], model=MODEL[::-1]) == 0
     assert engines.cached(IDS[:300], cache_salt=3) == 0
     assert engines.cached(IDS[:300]) == 299
-    # A model without an identity writes nothing to the disk.
+    # Without an identity of the model, the engine writes nothing to the disk.
     before = engines.files()
     assert engines.cached(IDS[1000:1300], model=b"") == 0
     assert engines.files() == before
@@ -213,7 +213,7 @@ def test_foreign_files_stay(folder: Path) -> None:
     os.utime(old, (0, 0))
     engines = Engines(folder)
     engines.cached(IDS[:300], size=1)
-    assert engines.files() == [old, folder / "notes.txt"]  # nothing fits
+    assert engines.files() == [old, folder / "notes.txt"]  # no file fits into the folder's limit
     engines.cached(IDS[:300])
     assert (folder / "notes.txt").read_text() == "mine"
     assert not old.exists()
@@ -258,7 +258,7 @@ def test_processes_that_are_killed(folder: Path) -> None:
     processes = [subprocess.Popen(program, env=environment, stdout=subprocess.PIPE) for _ in range(3)]
     for delay, process in zip((0.0, 0.15, 0.3), processes, strict=True):
         assert process.stdout is not None
-        process.stdout.readline()  # it has begun
+        process.stdout.readline()  # the process has started to write
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
     for process in processes:

@@ -26,7 +26,7 @@ AVX512VNNI_FEATURES = [*AVX512_FEATURES, "avx512vnni"]
 AMX_FEATURES = [*AVX512VNNI_FEATURES, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16", "amx_granted"]
 ALL_FEATURES = [*AMX_FEATURES, "avxvnni"]
 ANYTHING = 0xFFFF_FFFF_FFFF_FFFF
-# Tier -> the lower tiers that a machine with it has, too. They do not form a single chain.
+# Tier -> the lower tiers that a machine of this tier also has. The tiers do not form a single chain.
 CONTAINED = {
     "scalar": [],
     "amx_emulated": ["scalar"],  # only in builds with GEMLET_EMULATE_AMX
@@ -201,8 +201,8 @@ def test_threads_respect_affinity() -> None:
 @pytest.mark.tier
 @pytest.mark.parametrize("kv_cache", ["bf16", "int8", "int4"])
 def test_threads_store_neighbouring_tokens(kv_cache: str) -> None:
-    """The rows are so wide that each would be one task. 2 (bf16), 4 (int8) or 8 (int4) tokens have values in
-    one word."""
+    """Rows are so wide that each row would be one task. One word holds the values of 2 (bf16), 4 (int8) or
+    8 (int4) tokens."""
     layers = [layer_config(num_heads=8, num_kv_heads=8, head_dim=256, sliding_window=0)] * 2
     ids = np.arange(1, 200, dtype=np.int32) % 96
     logits = []

@@ -1,5 +1,4 @@
-"""Guessed tokens: texts and blocks are the same as without them, and there are few guesses that do not
-pay."""
+"""Draft tokens do not change replies or cache blocks, and the engine drafts little where it does not pay."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def small_core(**changes: Any) -> _core.Model:
 def texts_of(
     core: _core.Model, drafts: str, settings: dict[str, Any], **options: Any
 ) -> tuple[list[tuple[list[int], str | None]], dict[str, Any]]:
-    """The continuations of the prompts, written twice, and the engine's counts. All blocks are freed."""
+    """Decodes each prompt twice. Returns the continuations and the engine's counts. All blocks are freed."""
     engine = _core.Engine(core, drafts=drafts, **options)
     reader = Reader(engine)
     texts = []
@@ -66,7 +65,7 @@ def texts_of(
 def test_the_texts_are_the_same(
     model: dict[str, Any], settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """Texts run with and without guesses, at the same time, from the prefix cache and after memory ran
+    """Requests run with and without drafts, at the same time, from the prefix cache and after memory ran
     out."""
     core = small_core(**model)
     expected, plain = texts_of(core, "never", settings, **options)
@@ -74,7 +73,7 @@ def test_the_texts_are_the_same(
     assert (plain["preemptions"] > 0) == ("kv_bytes" in options)
     for drafts in ("always", "paying"):
         found, stats = texts_of(core, drafts, settings, **options)
-        tiles = "amx" in core.tier  # prompts that are read together with others round differently there
+        tiles = "amx" in core.tier  # there, prompts in one pass are rounded differently
         if not tiles:
             assert found == expected
         if drafts == "always":
@@ -83,14 +82,14 @@ def test_the_texts_are_the_same(
 
 
 def loop(core: _core.Model, **options: Any) -> tuple[Reader, list[int], Ids]:
-    """A reader whose engine always guesses, and a prompt whose greedy continuation becomes a loop."""
+    """A reader whose engine always drafts, and a prompt whose greedy continuation becomes a loop."""
     prompt = PROMPTS[0]
     plain = Reader(_core.Engine(core, drafts="never"))
     expected, _ = plain.read(plain.submit(prompt, sampler=sampler(temperature=0.0), max_tokens=300))[0]
     return Reader(_core.Engine(core, drafts="always", **options)), expected, prompt
 
 
-def test_a_text_ends_in_the_middle_of_a_guess() -> None:
+def test_a_text_ends_in_the_middle_of_a_draft() -> None:
     """The text ends at an end token, at max_tokens, or when the context is full."""
     core = small_core()
     reader, expected, prompt = loop(core)
@@ -127,11 +126,11 @@ def test_a_reader_never_has_more_than_it_wants() -> None:
 
 
 def test_the_prefix_cache_keeps_what_was_chosen() -> None:
-    """A text continues from blocks that contained wrong guesses."""
+    """A request continues from cache blocks that contained rejected draft tokens."""
     core = small_core()
     engine = _core.Engine(core, drafts="always", prefix_cache_bytes=1 << 24)
     reader, plain = Reader(engine), Reader(_core.Engine(core, drafts="never"))
-    ids = np.tile(IDS[:30], 4)  # known pairs of tokens, so there is always a guess
+    ids = np.tile(IDS[:30], 4)  # pairs of tokens that occurred before, so there is always a draft
     for seed in range(6):
         request = reader.submit(ids, sampler=sampler(seed=seed), max_tokens=60, most_unread=100)
         text = reader.read(request)[0]
@@ -152,7 +151,7 @@ def test_times_count_steps_and_tokens() -> None:
     assert 0 < writing <= reader.engine.stats()["step_seconds"] * 2
 
 
-def test_a_forked_child_guesses_too() -> None:
+def test_a_forked_child_drafts_too() -> None:
     reader, expected, prompt = loop(small_core())
     request = reader.submit(prompt, sampler=sampler(temperature=0.0), max_tokens=300, most_unread=20)
     begun = reader.first(request, 20)
@@ -160,13 +159,13 @@ def test_a_forked_child_guesses_too() -> None:
     assert begun + reader.read(request)[0][0] == expected
 
 
-def test_the_tokens_after_the_longest_match_are_guessed() -> None:
+def test_the_draft_continues_the_longest_match() -> None:
     """The tokens after the longest match with the end; if two are equally long, after the last one."""
     ids = [1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3]
     assert testing.guess(ids, [len(ids)], 4) == [[4, 5, 9, 2]]
     assert testing.guess([6, 1, 2, 8, 1, 2, 7, 1, 2], [9], 3) == [[7, 1, 2]]
     assert testing.guess([1, 2, 3, 4], [4], 3) == [[]]
-    assert testing.guess([5, 1, 2, 1, 2], [5], 5) == [[1, 2, 1, 2, 1]]  # the guess goes on with itself
+    assert testing.guess([5, 1, 2, 1, 2], [5], 5) == [[1, 2, 1, 2, 1]]  # the draft uses its own tokens
     assert testing.guess([7, 7, 7], [3], 3) == [[7, 7, 7]]
     assert testing.guess([], [0], 3) == [[]]
     long = np.tile(RANDOM.integers(0, 10**6, 3000), 3).tolist()
@@ -178,7 +177,7 @@ def steps_of(*times: float) -> Callable[[int], float]:
     return lambda rows: float(np.interp(rows, np.linspace(1, 15, len(times)), times))
 
 
-MEMORY_BOUND = steps_of(14.7, 18.0, 24.0, 30.0, 34.6)  # the steps of a 1B model in q4 on two cores
+MEMORY_BOUND = steps_of(14.7, 18.0, 24.0, 30.0, 34.6)  # times of a 1B model in q4 on two cores
 COMPUTE_BOUND = steps_of(10.0, 150.0)
 TEXTS = {
     "random": RANDOM.integers(0, 10**5, 800),
@@ -200,9 +199,7 @@ TEXTS = {
 @pytest.mark.parametrize("times", [MEMORY_BOUND, COMPUTE_BOUND], ids=["memory", "arithmetic"])
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("count", [100, 500])
-def test_guesses_do_not_cost_more_than_they_gain(
-    name: str, times: Callable[[int], float], count: int
-) -> None:
+def test_drafts_do_not_cost_more_than_they_gain(name: str, times: Callable[[int], float], count: int) -> None:
     ids = TEXTS[name][: 200 + count]
     (seconds,), _, _ = testing.write_with_drafts([ids.tolist()], [200], times)
     gain = (len(ids) - 200) * times(1) / seconds
@@ -212,7 +209,7 @@ def test_guesses_do_not_cost_more_than_they_gain(
 
 
 @pytest.mark.parametrize("others", [1, 3, 7])
-def test_guesses_about_a_text_do_not_delay_the_others(others: int) -> None:
+def test_drafts_for_a_request_do_not_delay_the_others(others: int) -> None:
     texts = [TEXTS["repeats"][:500], *(RANDOM.integers(0, 10**5, 500) for _ in range(others))]
     ends, _, _ = testing.write_with_drafts(
         [ids.tolist() for ids in texts], [200] * (1 + others), MEMORY_BOUND

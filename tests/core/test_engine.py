@@ -1,5 +1,5 @@
-"""The engine: each of many texts is the same as if it ran by itself, whatever ends, waits or runs out of
-memory."""
+"""The engine: each of many requests gets the same tokens as if it ran alone, also if others end, wait or run
+out of memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small_core(**changes: Any) -> _core.Model:
 @pytest.mark.parametrize("weights", ["f32", "q4"])
 @pytest.mark.parametrize("kv_cache", ["f32", "int8"])
 def test_other_texts_do_not_change_a_text(weights: str, kv_cache: str) -> None:
-    """Prompts of 1 to 600 tokens are read in pieces while other texts are being written."""
+    """Prompts of 1 to 600 tokens are prefilled in pieces while other requests decode."""
     core = small_core(weights=weights, kv_cache=kv_cache)
     reader = Reader(_core.Engine(core, most_running=4, prefix_cache_bytes=1 << 24))
     prompts = [IDS[i : i + length] for i, length in enumerate((600, 1, 64, 65, 300, 7, 600, 128))]
@@ -52,7 +52,7 @@ def test_blocks_come_back_and_the_cache_stays_in_its_limit() -> None:
 
 
 def test_a_text_that_memory_has_no_room_for_waits_and_is_the_same() -> None:
-    """The engine has room for one whole context, and 12 texts together need more."""
+    """The engine has memory for one whole context, and 12 requests together need more."""
     core = small_core()
     engine = _core.Engine(core, kv_bytes=0)
     reader = Reader(engine)
@@ -78,7 +78,7 @@ def test_each_end_of_a_text_has_its_reason() -> None:
 
 
 def test_a_slow_reader_does_not_delay_other_texts() -> None:
-    """At most this many tokens wait for a reader; the text goes on when they are taken."""
+    """At most this many tokens wait for a reader. Decoding goes on when the reader takes them."""
     core = small_core()
     engine = _core.Engine(core)
     slow, quick = Reader(engine), Reader(engine)
@@ -97,7 +97,7 @@ def test_the_higher_priority_goes_first() -> None:
     later: list[Any] = []
     while reader.engine.stats()["waiting"] < 3:  # or the first one has ended too soon
         later.clear()
-        running = reader.submit(IDS[:50], max_tokens=600, most_unread=600)  # holds the only place
+        running = reader.submit(IDS[:50], max_tokens=600, most_unread=600)  # this request holds the only slot
         while not running.take()[0]:
             time.sleep(0.001)
         for priority in (0, 0, 5):
@@ -156,7 +156,7 @@ def test_a_request_ends_with_its_object() -> None:
 
 
 def test_a_forked_child_goes_on_with_the_texts() -> None:
-    """The child computes the texts again from their tokens. The parent goes on as well."""
+    """The child process computes the requests again from their tokens. The parent process goes on as well."""
     core = small_core()
     reader = Reader(_core.Engine(core))
     expected = alone(core, IDS[:200], 1, 200)

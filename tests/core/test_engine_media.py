@@ -67,7 +67,7 @@ def cached(reader: Reader, ids: NDArray[np.int32], found: Placed, **options: int
 
 @pytest.mark.parametrize("looks_ahead", [True, False])
 def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
-    """Random texts over the same few media, with a prefix cache and little memory, so that texts are cut,
+    """Random requests over the same few media, with a prefix cache and little memory. They are cut,
     preempted and shared in every way."""
     core, random = core_of(looks_ahead=looks_ahead), np.random.default_rng(8)
     engine = _core.Engine(core, most_running=4, kv_bytes=1 << 19, prefix_cache_bytes=1 << 18)
@@ -91,7 +91,7 @@ def test_many_texts_with_media_at_once(looks_ahead: bool) -> None:
 
 
 def test_a_long_span_while_others_write() -> None:
-    """The span is longer than a step, so it gets a separate pass. Others go on before and after it."""
+    """The span is longer than a step, so it gets a separate pass. Others run before and after it."""
     core = core_of()
     reader = Reader(_core.Engine(core))
     writers = [reader.submit(IDS[:30], seed=seed, max_tokens=60) for seed in range(3)]
@@ -110,7 +110,7 @@ def test_the_same_media_are_found_again(first: int, rows: int) -> None:
     assert cached(reader, ids, placed(part)) == 0
     assert cached(reader, ids, placed(part)) == len(ids) - 1
     assert cached(reader, ids, placed((first, rows, 2, True))) == first  # another image
-    # The tokens of this one do not see each other.
+    # The tokens of this image do not see each other.
     assert cached(reader, ids, placed((first, rows, 1, False))) == first
     assert cached(reader, ids, []) == first
     assert cached(reader, ids, placed(part)) == len(ids) - 1
@@ -129,7 +129,7 @@ def test_one_image_of_several_is_another_one() -> None:
 
 
 def test_a_reused_prefix_does_not_end_within_a_span() -> None:
-    """If two texts differ within an image, the second one computes the image again."""
+    """If two prompts differ within an image, the second request computes the image again."""
     reader = Reader(_core.Engine(core_of(), prefix_cache_bytes=1 << 24))
     rows = rows_of(100, 1)
     image = _core.Media(rows, digest=MODEL, sees_itself=True)
@@ -188,7 +188,7 @@ def test_logits_of_a_text_with_a_span(first_row: int) -> None:
     sequence = _core.TokenSequence(core)
     sequence.extend(IDS[:200], soft_rows=[(50, rows_of(100, 1))], spans=[(50, 150)], logits="all")
     engine = _core.Engine(core, prefix_cache_bytes=1 << 24)
-    for _ in range(2):  # the second time from the prefix cache
+    for _ in range(2):  # the second run reads the prefix cache
         request = engine.submit(
             IDS[:200], wanted="logits", news=news, first_row=first_row, media=placed(part)
         )

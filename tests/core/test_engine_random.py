@@ -1,4 +1,4 @@
-"""Thousands of random requests: each text is the same as if it ran by itself, and every block is freed."""
+"""Thousands of random requests: each gets the same tokens as if it ran alone, and every block is freed."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Wish:
     seed: int
     max_tokens: int
     end_ids: list[int]
-    patience: int  # tokens after which it is cancelled
+    patience: int  # the request is cancelled after so many tokens
     timeout: float | None
     priority: int
     adapter: int  # index into adapters_of(); 0: none
-    masked: bool  # whether allowed() gives its masks
+    masked: bool  # whether allowed() gives the masks of the request
 
     @classmethod
     def random(cls, random: np.random.Generator) -> Wish:
@@ -89,7 +89,7 @@ class Asked:
     text: list[int] = field(default_factory=list)
 
     def take(self) -> str | None:
-        """Takes the new tokens. Returns why the text has ended; "failed" for an error of the engine."""
+        """Takes the new tokens. Returns why the request has ended, or "failed" for an error of the engine."""
         try:
             ids, reason, _ = self.request.take()
         except GemletError:
@@ -106,7 +106,7 @@ class Asked:
 
 
 def allowed(text: list[int]) -> list[int]:
-    """The ids that may follow in a masked text."""
+    """The ids that the mask of a request allows next."""
     last = text[-1] if text else 0
     return [(last + step) % VOCAB for step in (7, 30, 31, 32, 64)]
 
@@ -119,7 +119,7 @@ def bits_of(ids: list[int]) -> NDArray[np.uint32]:
 
 
 def adapters_of(core: _core.Model) -> Adapters:
-    """No adapter, and two that change every text."""
+    """No adapter, and two adapters that change every continuation."""
     found: Adapters = [None]
     for seed in (1, 2):
         random, builder = np.random.default_rng(seed), _core.AdapterBuilder(core)
@@ -130,7 +130,7 @@ def adapters_of(core: _core.Model) -> Adapters:
 
 
 def read(engine: _core.Engine, wish: Wish, adapters: Adapters) -> tuple[list[int], str]:
-    """The whole text and why it ended."""
+    """All tokens of the request, and why it ended."""
     news = _core.News()
     asked = wish.submit(engine, news, adapters)
     while True:
@@ -175,7 +175,7 @@ def check(core: _core.Model, wish: Wish, found: tuple[list[int], str], adapters:
 def run(requests: int, threads: int, *, refuses: bool) -> None:
     core = small_core(kv_cache="f32")
     adapters = adapters_of(core)
-    # There is room only for some texts, so that texts are preempted and computed again.
+    # The memory is enough for a few requests only, so that requests are preempted and computed again.
     engine = _core.Engine(core, most_running=6, kv_bytes=1 << 20, prefix_cache_bytes=1 << 19)
     found: list[tuple[Wish, tuple[list[int], str]]] = []
     errors: list[BaseException] = []
@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.core = small_core()
-        # The same weights with separate memory, so that the engine's texts do not compete with these for
+        # The same weights with separate memory, so that the engine's requests do not compete with these for
         # memory.
         self.reference = small_core()
         self.reference_adapters = adapters_of(self.reference)
@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
             del self.live[place]
 
     def advance(self, asked: Asked, looks: int) -> bool:
-        """Takes tokens of a text this many times; returns whether it has ended."""
+        """Takes tokens of a request this many times. Returns whether the request has ended."""
         for _ in range(looks):
             seen = self.news.value
             reason = asked.take()
@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def fork(self) -> None:
-        """The forked process goes on with all texts, and so does this one."""
+        """The forked process goes on with all requests, and so does this process."""
 
         def go_on() -> bool:
             if not self.is_closed:

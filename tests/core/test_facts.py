@@ -24,7 +24,7 @@ from support.inside import testing
 
 INTEGERS = _core.size_limits()
 NUMBERS = _core.number_limits()
-# Field -> the other values that it needs if it is above 0.
+# Field -> values that other fields must have if this field is above 0.
 NEEDS = {
     "num_heads": {"num_kv_heads": 1},
     "num_experts": {"experts_per_token": 1, "expert_intermediate_size": 1},
@@ -49,7 +49,7 @@ def config_with(field: str, value: Any) -> _core.ModelConfig:
     return model_config(**changes)
 
 
-# Integers with scales: values and bytes of a block.
+# Formats with scales: the number of values in a block, and the bytes of a block.
 OWN_SCALES = {"i8": (1, 1), "i4": (2, 1), "i2": (4, 1), "i4x32": (32, 16)}
 
 

@@ -249,7 +249,7 @@ def test_rows_and_blocks_do_not_depend_on_each_other(format: str) -> None:
     w = few_exponents(w) if format == "bf12" else w
     v = roundtrip(format, w)
     alone = [(slice(16, 17), slice(0, 129)), (slice(3, 36), slice(0, 129))]
-    if not format.endswith("k"):  # they have a scale for 256 columns
+    if not format.endswith("k"):  # these formats have one scale for 256 columns
         alone += [(slice(3, 36), slice(64, 129)), (slice(0, 37), slice(32, 64))]
     for rows, cols in alone:
         np.testing.assert_array_equal(roundtrip(format, w[rows, cols]), v[rows, cols])

@@ -20,11 +20,11 @@ from support.programs.masks import continue_in_a_fork
 
 IDS = np.random.default_rng(4).integers(0, VOCAB, 3000).astype(np.int32)
 WORDS = (VOCAB + 31) // 32
-Rule = Callable[[list[int]], list[int]]  # the ids so far -> those that may follow
+Rule = Callable[[list[int]], list[int]]  # the ids so far -> the ids that may follow
 
 pytestmark = pytest.mark.tier
 
-tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so the bits depend on the pass
+tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so each pass may round differently
 
 
 def small_core() -> _core.Model:
@@ -106,8 +106,8 @@ def test_a_text_that_waits_for_its_mask_does_not_delay_others() -> None:
 
 
 def test_many_texts_without_their_masks_do_not_hold_up_others() -> None:
-    """The texts give up the only place one after the other. A text gets it back only when its mask has
-    arrived."""
+    """The requests give up the only slot one after the other. A request gets the slot back only when its
+    mask has arrived."""
     reader = Reader(_core.Engine(small_core(), most_running=1))
     waiting = [reader.submit(IDS[:9], max_tokens=2, masked=True, priority=i % 2) for i in range(4)]
     assert [reason for _, reason in reader.read(reader.submit(IDS[:50], max_tokens=20))] == ["length"]

@@ -1,4 +1,4 @@
-"""Guesses of a smaller model: texts and blocks are the same as without it, and it guesses only if that
+"""A smaller draft model: texts and blocks are the same as without it, and it drafts only if that
 pays."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAYERS = (layer_config(sliding_window=70), layer_config(sliding_window=0))
 
 
 def beside(core: _core.Model, *, seed: int = 1, layers: int = 2, **changes: Any) -> _core.Model:
-    """A drafter. With the seed 1 and the layers of the model, it guesses the model's own text."""
+    """A draft model. With the seed 1 and the model's layers, its draft is the model's own text."""
     config = model_config(*LAYERS[:layers], **{"max_context": 700, **changes})
     builder = builder_of(config, weights=core.weights, kv_cache=core.kv_cache, beside=core)
     builder.add_random(seed=seed)
@@ -80,7 +80,7 @@ def test_the_texts_are_the_same(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> None:
-    """This is also true at a temperature above 0, because it guesses with the next random numbers."""
+    """This is also true at a temperature above 0, because drafts use the next random numbers."""
     core = core_of()
     reader = Reader(_core.Engine(core, drafts="always", drafter=beside(core), draft_tokens=4))
     request = reader.submit(
@@ -94,7 +94,7 @@ def test_a_drafter_with_the_same_weights_is_always_right(temperature: float) -> 
 
 
 def test_the_drafter_continues_an_earlier_text_from_its_cache() -> None:
-    """The drafter has a prefix cache too, without the tokens that were guessed wrong."""
+    """The draft model has a prefix cache too, without the rejected draft tokens."""
     core = core_of()
     drafter = beside(core, seed=2)
     options = {"prefix_cache_bytes": 1 << 24, "drafter_cache_bytes": 1 << 24}
@@ -110,7 +110,7 @@ def test_the_drafter_continues_an_earlier_text_from_its_cache() -> None:
     assert drafter.memory()["kv_cache_used"] == 0
 
 
-def test_a_masked_text_is_guessed_too() -> None:
+def test_a_masked_text_is_drafted_too() -> None:
     """Only ids below 40 may come. Guessed tokens are chosen mask by mask, without further passes."""
     core = core_of()
     mask = np.zeros(3, np.uint32)
@@ -157,8 +157,8 @@ def few_ids(text: list[int]) -> NDArray[np.uint32]:
 
 
 def write_masked(core: _core.Model, *, ahead: bool, **options: Any) -> tuple[list[list[int]], list[int]]:
-    """Two masked texts and a free one, and how many guesses about each were right. ``ahead``: the masks after
-    guesses are set before it is known whether these are right."""
+    """Two masked texts and a free one, and the accepted draft tokens of each. With ``ahead``, the masks after
+    draft tokens are set before the model has checked these tokens."""
     reader = Reader(engine := _core.Engine(core, **options))
     requests = [
         reader.submit(PROMPTS[i], seed=i, max_tokens=60, most_unread=100, masked=i < 2) for i in range(3)
@@ -190,7 +190,7 @@ def write_masked(core: _core.Model, *, ahead: bool, **options: Any) -> tuple[lis
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_masked_texts_are_guessed_beside_others(ahead: bool) -> None:
+def test_masked_texts_are_drafted_beside_others(ahead: bool) -> None:
     core = core_of()
     expected, _ = write_masked(core, ahead=False, drafts="never")
     for drafts in ("always", "paying"):
@@ -209,7 +209,7 @@ def test_masks_after_other_tokens_than_the_chosen_ones_change_nothing() -> None:
     only = np.array([0, 0, 1 << 31], np.uint32)
     request.set_mask(0, only)  # too late
     request.set_mask(1, only, [first[0] ^ 1])
-    request.set_mask(2, only, [first[0], 5])  # nothing was guessed for this text
+    request.set_mask(2, only, [first[0], 5])  # this text had no draft
     for position, behind in ((3, [1]), (0, [1]), (2, [])):
         with pytest.raises(InvalidRequestError, match="the mask is for position"):
             request.set_mask(position, only, behind)
@@ -221,7 +221,7 @@ def test_masks_after_other_tokens_than_the_chosen_ones_change_nothing() -> None:
         assert (text[-1] - last) % 96 in (7, 30, 31, 32, 64)
 
 
-def test_a_text_is_cancelled_while_guesses_wait_for_masks() -> None:
+def test_a_text_is_cancelled_while_its_draft_waits_for_masks() -> None:
     core = core_of()
     drafter = beside(core)
     engine = _core.Engine(core, drafts="always", drafter=drafter, prefix_cache_bytes=1 << 24)
@@ -252,7 +252,7 @@ def test_a_forked_child_uses_the_drafter() -> None:
 
 @pytest.mark.parametrize("vocab", [90, 128])
 def test_a_vocabulary_of_another_length(vocab: int) -> None:
-    """The drafter does not guess about texts with ids that it lacks, and does not guess ids that the model
+    """The draft model drafts no text with ids that it lacks, and proposes no ids that the model
     lacks."""
     core = core_of()
     drafter = beside(core, vocab_size=vocab)
@@ -264,7 +264,7 @@ def test_a_vocabulary_of_another_length(vocab: int) -> None:
     assert reader.engine.stats()["drafted_tokens"] > 0
 
 
-def test_the_share_of_right_guesses_in_a_simulation_is_as_asked() -> None:
+def test_the_share_of_accepted_tokens_in_a_simulation_is_as_asked() -> None:
     core = core_of()
     greedy = {"sampler": sampler(temperature=0.0), "max_tokens": 500, "most_unread": 1000}
     plain = Reader(_core.Engine(core, drafts="never"))

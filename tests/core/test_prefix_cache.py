@@ -54,7 +54,7 @@ def test_texts_with_a_common_beginning(common: int) -> None:
 
 
 def test_a_text_that_ended_is_kept_to_its_end() -> None:
-    """Only its last token is not kept, because it has not been computed."""
+    """Only the last token of a reply is not kept, because it has not been computed."""
     core = core_of()
     reader = Reader(_core.Engine(core, prefix_cache_bytes=1 << 24))
     prompt = IDS[:40]

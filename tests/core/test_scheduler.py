@@ -51,7 +51,7 @@ class Steps:
         self.steps = testing.plan_steps(core, requests, seconds_of)
 
     def of(self, number: int) -> list[int]:
-        """The steps that read the prompt."""
+        """The steps that prefill the prompt."""
         left, found = self.requests[number][1], []
         for step, (_, parts) in enumerate(self.steps):
             tokens = dict(parts).get(number, 0)
@@ -80,7 +80,7 @@ def test_a_short_prompt_beside_a_long_one(core: _core.Model, short: int, median:
         requests = beside_a_long_one(short, [3.5 + i + pick.random() for i in range(8)])
         steps = Steps(core, requests)
         times += [steps.first(number) / seconds_of(short) for number in range(LONG + 1, len(requests))]
-        # Most short ones shared a step with its pieces, or had steps that are not longer.
+        # Most short prompts shared a step with pieces of the long one, or had steps that are not longer.
         assert len(steps.of(LONG)) - alone <= 4
     assert statistics.median(times) < median
     assert max(times) < most
@@ -99,7 +99,7 @@ def test_a_single_short_prompt_gets_a_step_of_its_own(core: _core.Model) -> None
 
 @pytest.mark.parametrize("seconds_of", [seconds_of, seconds_of_a_fast_chip])
 def test_short_prompts_do_not_stop_a_long_one(core: _core.Model, seconds_of: object) -> None:
-    """A stream of short prompts keeps it out of at most three steps in a row."""
+    """A stream of short prompts keeps the long prompt out of at most three steps in a row."""
     requests = beside_a_long_one(20, [3.0 + 0.02 * i for i in range(1500)])
     reading = Steps(core, requests, seconds_of).of(LONG)
     assert max(b - a for a, b in itertools.pairwise(reading)) <= 4

@@ -2,7 +2,7 @@
 
 Of the 262,144 pieces, it keeps those that occur in one of the texts, control pieces, user-defined pieces and
 bytes, with their ids. No other piece can arise while such a text is encoded. Of the 514,906 merges, it keeps
-those that make a kept piece, in their order. It has llama.cpp's 46 vectors and more texts; their ids come
+those that make a kept piece, in their order. The texts are llama.cpp's 46 vectors and some more. All ids come
 from Hugging Face ``tokenizers`` with the whole vocabulary.
 
     pip install tokenizers

@@ -7,7 +7,7 @@
 The first file is the template published with google/gemma-2-2b-it (591 bytes, in llama.cpp's folder
 models/templates). It is under the Gemma terms of use and is not part of this repository. The others are the
 scripts in transformers (src/transformers/models/gemma3 and gemma3n) that wrote the published checkpoints with
-their templates. ``_CHAT_TEMPLATE`` is read from them. Those of Gemma 3 and 3n differ for images and audio."""
+their templates. ``_CHAT_TEMPLATE`` is read from them. Gemma 3 and 3n differ for images and audio."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def conversation(source: Conversations, *, parts: bool) -> dict[str, Any]:
 
 
 def rendered(text: str, found: dict[str, Any]) -> str | None:
-    """The text, or None if the template refuses."""
+    """The text of the template, or None if the template refuses the conversation."""
     try:
         return official(text, found)
     except jinja2.exceptions.TemplateError:

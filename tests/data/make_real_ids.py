@@ -1,5 +1,5 @@
-"""Writes ``real_ids.json.xz``: the ids that llama.cpp gives texts with the vocabulary of a real Gemma 3 270M,
-and how llama.cpp continues a prompt.
+"""Writes ``real_ids.json.xz``: texts and their ids in llama.cpp, with the vocabulary of a real Gemma 3 270M,
+and a prompt that llama.cpp continues.
 
     pip install llama-cpp-python==0.3.36
     python tests/data/make_real_ids.py gemma-3-270m.gguf

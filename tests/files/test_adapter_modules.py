@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gemlet.Model]:
 
 
 def test_a_module_that_is_saved_must_be_complete(tmp_path: Path, model: gemlet.Model) -> None:
-    """PEFT takes every module whose name ends with a name in the list, and the modules inside of it."""
+    """PEFT takes every module whose name ends with a name in the list, and the modules inside it."""
     config = {**CONFIG, "modules_to_save": ["norm", "score"]}
     at = "base_model.model.model."
     norms = {

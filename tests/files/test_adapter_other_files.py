@@ -83,7 +83,7 @@ def test_shapes_of_mlx_must_fit(tmp_path: Path) -> None:
     refuse(write_mlx(tmp_path / "a", described, tensors), gemlet.TensorError, name, "[4, 52]")
     del tensors[name]
     refuse(write_mlx(tmp_path / "b", described, tensors), gemlet.TensorError, name, "missing")
-    refuse(write_mlx(tmp_path / "c", described, {}), gemlet.TensorError, "holds nothing")
+    refuse(write_mlx(tmp_path / "c", described, {}), gemlet.TensorError, "has no tensors")
 
 
 def test_errors_about_old_forms_say_what_to_do(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_shapes_of_a_gguf_adapter_must_fit(tmp_path: Path) -> None:
     path.write_bytes(gguf_adapter(tensors, 8.0))
     refuse(path, gemlet.TensorError, name, "missing")
     path.write_bytes(gguf_adapter({}, 8.0))
-    refuse(path, gemlet.TensorError, "holds no tensors")
+    refuse(path, gemlet.TensorError, "has no tensors of an adapter")
 
 
 def test_a_gguf_adapter_cut_short_is_refused(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_an_adapter_may_change_only_some_tokens(target: object, tmp_path: Path, 
     path = write(tmp_path / "a", {**TOKENS, "target_modules": target}, {name: ROWS})
     adapter = model.load_adapter(path, "tokens")
     try:
-        assert adapter.targets == ("embed_tokens", "lm_head")  # in this model, they are the same matrix
+        assert adapter.targets == ("embed_tokens", "lm_head")  # both name the same matrix
         assert adapter.ranks == ()
     finally:
         model.unload_adapter("tokens")

@@ -169,9 +169,9 @@ def test_a_file_replaced_after_opening_still_gives_the_old_bytes(tmp_path: Path)
     ("names", "message"),
     [
         ([], r"its shards$"),
-        (["pytorch_model.bin"], "must be saved again as safetensors"),
-        (["consolidated.safetensors"], r"If 'consolidated\.safetensors' has all of them, call it"),
-        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "index of .* is missing"),
+        (["pytorch_model.bin"], "save the model again as safetensors"),
+        (["consolidated.safetensors"], r"If 'consolidated\.safetensors' has all weights of the model"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "fetch the index too"),
         (["adapter_config.json", "adapter_model.safetensors"], r"load_adapter\(\)"),
     ],
 )

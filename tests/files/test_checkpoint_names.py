@@ -244,7 +244,9 @@ def test_a_value_head_is_ignored_and_a_classification_head_is_refused() -> None:
     )
     assert found.passed_over == ("v_head.summary.bias", "v_head.summary.weight")
     assert len(found.slots) == len(shapes)
-    with pytest.raises(TensorError, match=r"'score\.weight'.*classes or rewards.*run it with transformers"):
+    with pytest.raises(
+        TensorError, match=r"'score\.weight'.*classifier or reward.*run this model with trans"
+    ):
         map_of("gemma2", {**shapes, "score.weight": (1, 64)})
     with pytest.raises(TensorError, match=r"'surprise' .*save the model again without it"):
         map_of("gemma2", {**shapes, "surprise": (1,)})

@@ -1,4 +1,4 @@
-"""config.json: both spellings, sparse files, and the errors for what is refused."""
+"""config.json: both spellings, files with few keys, and the errors for refused values."""
 
 from __future__ import annotations
 
@@ -412,7 +412,7 @@ def test_config_that_is_a_folder(tmp_path: Path) -> None:
 
 def test_config_that_is_too_large(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b" " * (10 * 1024 * 1024 + 1))
-    with pytest.raises(ModelFileError, match=r"config\.json: larger than 10485760 bytes"):
+    with pytest.raises(ModelFileError, match=r"config\.json: has more than 10485760 bytes"):
         read_config(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""config.json of Gemma 3n, Gemma 4 and fine-tunes: what the keys mean for each layer, and what is refused."""
+"""config.json of Gemma 3n, Gemma 4 and fine-tunes: the values of each layer, and refused values."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_gemma3n_width_per_layer() -> None:
 
 
 def test_a_sparsity_of_one_half_still_has_a_cutoff() -> None:
-    """A cutoff of 0 deviations above the mean differs from no cutoff."""
+    """A cutoff of 0 deviations above the mean is not the same as no cutoff."""
     shares = [0.5, 0.0, 0.25, 0.0, 0.0, 0.0, 0]
     cutoffs = each(parse(gemma3n_text(activation_sparsity_pattern=shares)), "activation_sparsity")
     assert cutoffs == [0.0, None, pytest.approx(-0.6744898), None, None, None, None]

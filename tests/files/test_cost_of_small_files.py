@@ -1,4 +1,4 @@
-"""Small files that could take much memory or time: reading one costs a small multiple of its size."""
+"""Small files that could take much memory or time: reading such a file costs a small multiple of its size."""
 
 from __future__ import annotations
 

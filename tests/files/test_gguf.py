@@ -1,4 +1,4 @@
-"""GGUF headers: what is read from good files, and the typed errors for bad ones."""
+"""GGUF headers: the values in good files, and the typed errors for bad files."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_any_damage_is_a_typed_error_or_none(tmp_path: Path, data: st.DataObject
 
 
 def test_a_file_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader gets an error. Touching a mapping of the file would end the process."""
+    """The reader raises an error. Access to a mapping of the truncated file would end the process."""
     path = tmp_path / "a.gguf"
     path.write_bytes(gguf_file([gguf_entry(f"key{i}", STRING, "x" * 50_000) for i in range(9)]))
     assert len(read_gguf(path).metadata) == 9

@@ -59,8 +59,8 @@ def boundaries(name: str, data: bytes) -> set[int]:
     ],
 )
 def test_cut_short(name: str) -> None:
-    """A small file is cut at every byte. Others are cut at each of the first hundred bytes, at a hundred
-    later places and around every boundary. Padding at the end may be missing, and the end mark of a GIF."""
+    """A small file is cut at every byte. Large files are cut at each of the first hundred bytes, at a hundred
+    later places and around every boundary. Padding at the end and the end mark of a GIF may be missing."""
     reader = READERS[name]
     for data in reader.seeds()[-2:]:
         padded = reader.mutate is mutate_json or name in ("gguf", "image")
@@ -228,16 +228,16 @@ def test_links_out_of_the_folder_are_refused(
 
 
 def test_json_larger_than_any_real_file_is_refused(tmp_path: Path) -> None:
-    """They are refused because of their size, before they are read."""
+    """The size alone is the reason, so gemlet does not read the file."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").touch()
     for path in (tmp_path / "tokenizer.json", folder / "adapter_config.json"):
         path.touch()
         os.truncate(path, 1 << 40)
-    with pytest.raises(ModelFileError, match=r"tokenizer\.json: larger than"):
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: has more than"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
-    with pytest.raises(ModelFileError, match=r"adapter_config\.json: larger than"):
+    with pytest.raises(ModelFileError, match=r"adapter_config\.json: has more than"):
         open_adapter(folder, parse_config(CONFIGS["gemma"], where="config.json"))
 
 

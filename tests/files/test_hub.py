@@ -47,7 +47,7 @@ TOWERS = "b-mmproj-Q8_0.gguf"
 
 
 def repository(*names: str) -> dict[str, bytes]:
-    """Short files that begin like GGUF. Each has other contents."""
+    """Short files that begin like GGUF. No two have the same contents."""
     return {name: b"GGUF" + bytes(100) + name.encode() for name in names}
 
 
@@ -89,7 +89,7 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     with hub(REPOSITORIES) as server:
         environment = settings(server.url, tmp_path / "home")
         source, logits = run_program(programs.load_and_download, NAME, environment=environment)
-    assert sorted(server.served) == sorted(NEEDED * 2)  # each file once per model, and no other file
+    assert sorted(server.served) == sorted(NEEDED * 2)  # one fetch of each file per model
     folder = Path(source)
     assert folder.parts[-2:] == ("snapshots", COMMIT)
     assert files_in(folder) == NEEDED
@@ -118,8 +118,8 @@ def repository_of(name: str) -> str:
 
 @pytest.mark.extra("hub")
 def test_gguf_models(tmp_path: Path) -> None:
-    """The only model of a repository, or the one in the name. All of its parts are fetched, the towers
-    that belong to it, and nothing else."""
+    """The only model of a repository, or the one in the name. gemlet fetches all parts of the model and
+    its towers, and no other file."""
     cases = {
         "someone/one-gguf": ["gemma.gguf", "mmproj.gguf"],
         "someone/split-gguf": PARTS,
@@ -152,7 +152,7 @@ def test_gguf_models(tmp_path: Path) -> None:
         files = [(repository_of(name), file) for name, files in cases.items() for file in files]
         assert sorted(server.served) == sorted(
             file for _, file in set(files)
-        )  # each once, and later from the cache
+        )  # each file is fetched once, and later read from the cache
         requests = [(name, None, None) for name in ("someone/many-gguf:b-Q8_0.gguf", *wrong)]
         (broken, *errors) = run_program(programs.load_errors, requests, environment=environment)
     assert broken[0] == "ModelFileError"
@@ -279,7 +279,7 @@ def test_inspecting_what_is_in_the_cache(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
-    """An error says so. Only the request is read, and little memory is used."""
+    """An error names the fault. gemlet reads only the bytes that it asked for, and uses little memory."""
     files = contents(write_folder(tmp_path / "source", large("gemma")))
     weights, config = files["model.safetensors"], files["config.json"]
     whole = {"config.json": config, "model.safetensors": weights}
@@ -303,7 +303,7 @@ def test_inspecting_a_broken_model_or_server(tmp_path: Path) -> None:
         "a/gguf": ({"a.gguf": gguf}, r"a/gguf/a\.gguf: the metadata key  appears twice"),
         "a/unending": (
             {"a.gguf": gguf[:24] + gguf_entry("x", STRING, "y" * (3 << 20))},
-            "a/unending/a.gguf: its metadata does not end within 2097152 bytes",
+            "a/unending/a.gguf: the metadata has more than 2097152 bytes",
         ),
         "a/other": ({"a.gguf": bytes(1 << 23)}, "a/other/a.gguf: is not a GGUF file"),
         "a/config": ({"config.json": b"{}"}, r"a/config/config\.json: "),
@@ -351,7 +351,7 @@ def test_a_path_out_of_the_repository_writes_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.extra("hub")
 def test_without_a_network(tmp_path: Path) -> None:
-    """A model in the cache is used. If it is missing, an error says why at once."""
+    """A model in the cache is used. If the cache lacks the model, an error says why at once."""
     started = time.monotonic()
     with hub(REPOSITORIES) as server:
         online = settings(server.url, tmp_path)

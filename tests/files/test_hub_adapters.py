@@ -67,7 +67,7 @@ def test_adapters_by_their_names(tmp_path: Path) -> None:
     for name, words in wrong.items():
         assert words in found[name], found[name]
     needed = [*PEFT, "adapter_config.json", "adapters.safetensors", "lora-f32.gguf", "lora-F16.gguf"]
-    assert sorted(server.served) == sorted(needed)  # each file once, and no other file
+    assert sorted(server.served) == sorted(needed)  # each file is fetched once, and no other file
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

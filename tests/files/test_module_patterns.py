@@ -1,5 +1,5 @@
-"""PEFT's patterns of module names, compared with Python's regular expressions, and patterns on which these
-hang."""
+"""PEFT's patterns of module names, compared with Python's regular expressions, and patterns on which Python's
+regular expressions hang."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemlet.adapters.name_patterns import ModulePatterns, PatternError
 from support.pace import assert_quick
 
 NAME = "model.language_model.layers.12.self_attn.q_proj"
-# As unsloth writes them, for the models of all families at once.
+# The pattern that unsloth writes for the models of all families at once.
 _BLOCKS = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"
 _LINEARS = "k_proj|v_proj|q_proj|out_proj|fc1|fc2|o_proj|gate_proj|up_proj|down_proj"
 UNSLOTH = (
@@ -74,7 +74,7 @@ def test_real_patterns_match_what_re_matches(pattern: str, name: str) -> None:
 def test_case_is_ignored_where_the_pattern_says_so(pattern: str, name: str) -> None:
     patterns = ModulePatterns()
     assert patterns.fullmatch(pattern, name) == bool(re.fullmatch(pattern, name))
-    assert not patterns.fullmatch("A", "a")  # the next pattern is as before
+    assert not patterns.fullmatch("A", "a")  # the next pattern works as before
 
 
 def test_flags_that_are_not_followed_are_refused() -> None:
@@ -90,7 +90,7 @@ def test_flags_that_are_not_followed_are_refused() -> None:
     ):
         with pytest.raises(PatternError, match=r"\(\?i\)|ASCII|subpattern"):
             patterns.fullmatch(pattern, "skq")
-    with pytest.raises(PatternError, match="at the start"):  # as in PEFT, which fails there
+    with pytest.raises(PatternError, match="at the start"):  # PEFT fails at the same place
         patterns.suffix_match("(?i)Q_PROJ", NAME)
     assert patterns.suffix_match("(?i:Q)_proj", NAME)
 
@@ -128,7 +128,7 @@ def test_any_pattern_matches_what_re_matches(pattern: str, name: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(pattern=st.text("ab.()[]{}*+?|\\^$-!=:<>P,1dwsb", max_size=14))
 def test_any_text_is_matched_as_re_matches_it_or_refused(pattern: str) -> None:
-    name = "a.b1"  # short, because re may take very long
+    name = "a.b1"  # the names are short, because Python's re may take very long
     try:
         found = ModulePatterns().fullmatch(pattern, name)
     except PatternError:

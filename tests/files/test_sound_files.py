@@ -172,7 +172,7 @@ def test_wrong_headers_are_refused(data: bytes, message: str) -> None:
 
 @needs_soundfile
 def test_a_file_that_says_that_it_is_longer() -> None:
-    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # streams have such sizes
+    found = read_sound(header(size=2**32 - 1, data=2**32 - 1) + bytes(3200))  # streamed files have such sizes
     assert len(found.samples) == 1600
 
 

@@ -1,4 +1,4 @@
-"""The sound in video files: what is decoded, with how many channels, and what is refused."""
+"""The sound in video files: the decoded samples and channels, and refused files."""
 
 from __future__ import annotations
 

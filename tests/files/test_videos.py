@@ -1,4 +1,4 @@
-"""Reading videos: which frames are seen, their order and orientation, and files that are broken or have false
+"""Reading videos: the frames, their order and orientation, and files that are broken or have false
 headers."""
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def test_false_sizes_in_the_header_are_ignored(short: bytes) -> None:
 
 
 def test_a_false_frame_rate_is_ignored() -> None:
-    """The file says 1 frame a second, its timestamps say 25."""
+    """The header says 1 frame a second, but the timestamps say 25."""
     data = clip(container="matroska")
     duration = b"\x23\xe3\x83"  # DefaultDuration, in nanoseconds
     at = data.index(duration) + 3

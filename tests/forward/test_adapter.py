@@ -133,7 +133,7 @@ def test_adapters_beside_rounded_weights(weights: str, bound: float) -> None:
 
 # --- Several adapters, each request with its own ------------------------------------------------------------
 def test_interleaved_sequences_keep_their_adapters(adapted: gemlet.Model) -> None:
-    """The sequences are fed alternately. Each gives the same bits as by itself."""
+    """The sequences are fed alternately. Each sequence has the same bits as when it runs alone."""
     ids, _ = read_golden("gemma3-plain")
     names = [*ON_270M, None]
     sequences = [context_of(adapted, name) for name in names]
@@ -229,7 +229,7 @@ def test_adapters_may_replace_an_embedding_on_disk(tmp_path: Path) -> None:
 
 
 def test_an_embedding_model_with_an_adapter_of_its_table(tmp_path: Path) -> None:
-    """There is no official result; the merged adapter and the one beside the weights have to agree."""
+    """There is no official result; the merged adapter and the separate adapter have to agree."""
     random = np.random.default_rng(0)
     folder = HERE / "embeddinggemma"
     with gemlet.load(folder, weights="f32", threads=1) as model:

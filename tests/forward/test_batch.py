@@ -93,7 +93,7 @@ def test_a_cancelled_sequence_leaves_the_others_their_bits(cancel_at: str, which
     assert [context.length for context in again] == [
         0 if i == which else len(ids) for i, ids in enumerate(PROMPTS)
     ]
-    # The cancelled one goes on as if there had been no cancelled pass.
+    # The sequence of the cancelled pass goes on as if there had been no such pass.
     assert again[which].cache_bytes == 0
     np.testing.assert_array_equal(advance(testing.Step(again[which], PROMPTS[which]))[0], expected[which])
 

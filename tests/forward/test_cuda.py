@@ -25,7 +25,7 @@ from support.devices import needs_cuda
 from support.inside import taps_of
 
 pytestmark = needs_cuda
-# One layer of this takes 8192 tokens, which is minutes under the emulator.
+# A layer of this model needs 8192 tokens, which takes minutes under the emulator.
 NAMES = [name for name in ALL_NAMES if not name.endswith("-far")]
 
 

@@ -409,9 +409,9 @@ def test_adapters_of_text_and_towers_agree_with_peft(name: str) -> None:
         adapter = model.load_adapter(ADAPTERS / name)
         assert not adapter.passed_over
         assert {target.partition(".")[0] for target in adapter.targets} >= {"vision", "audio", "v_proj"}
-        # Neither uses the other's kept results.
+        # Neither call uses the cached results of the other.
         assert difference(embed(model, index), plain) < TOLERANCE
         assert difference(embed(model, index, adapter=name), expected) < TOLERANCE
         assert difference(embed(model, index), plain) < TOLERANCE
     with gemlet.load(FOLDER, weights="f32", threads=2, merge_adapter=ADAPTERS / name) as merged:
-        assert difference(embed(merged, index), expected) < 10 * TOLERANCE  # rounded once more
+        assert difference(embed(merged, index), expected) < 10 * TOLERANCE  # this value is rounded once more

@@ -120,7 +120,7 @@ def test_the_logits_of_last_and_none_are_rows_of_all(
 def test_a_prefill_without_logits_leaves_the_same_cache(
     model: gemlet.Model, golden: dict[str, NDArray[Any]], wanted: str, chunk: int
 ) -> None:
-    """A token without logits leaves the pass after the last layer with a cache has its keys and values."""
+    """A token without logits leaves the pass once all layers with a cache have its keys and values."""
     ids = golden["ids"]
     first = len(ids) - 3
     expected = model.logits(ids.tolist())
@@ -157,7 +157,7 @@ def test_layers_after_the_last_cache_compute_only_the_wanted_rows(
 
 
 def test_two_contexts_do_not_disturb_each_other(model: gemlet.Model, golden: dict[str, NDArray[Any]]) -> None:
-    """The contexts are fed alternately. Each gives the same bits as by itself."""
+    """The contexts are fed alternately. Each context has the same bits as when it runs alone."""
     ids = golden["ids"][:41]
     texts = [ids, np.concatenate([ids[:1], ids[:0:-1]])]
     pieces = [5, 9, 1, 1, 1, 12, 1, 1, 10]

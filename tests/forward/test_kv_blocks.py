@@ -69,7 +69,7 @@ def test_a_fork_shares_every_block_until_one_side_writes() -> None:
     before = used(core)
     forks = [original.fork() for _ in range(3)]
     assert used(core) == before
-    assert all(testing.cache_bytes(fork) == 2 * BLOCK for fork in forks)  # nothing in reserve
+    assert all(testing.cache_bytes(fork) == 2 * BLOCK for fork in forks)  # no block in reserve
     forks[0].extend(int32(5))  # copies the last block, which is not full
     assert used(core) == before + BLOCK
     forks[0].extend(int32(6))
@@ -127,9 +127,9 @@ def test_closing_sequences_in_any_order_frees_all_memory() -> None:
 
 
 def test_blocks_are_used_again_with_the_same_results() -> None:
-    """Blocks of an ended sequence hold its numbers; the next one must not see them."""
+    """Blocks of an ended sequence still hold its keys and values. The next sequence must not see them."""
     core = window_core()
-    keeper = fed(core, 1)  # it keeps the slabs alive
+    keeper = fed(core, 1)  # this sequence keeps the slabs alive
     expected = fed(core, 30, 70).logits()
     memory = []
     for _ in range(5):

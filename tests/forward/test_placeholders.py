@@ -1,4 +1,5 @@
-"""The ids of pictures, videos and sound in a text: read as in the reference, or refused, and never written.
+"""The placeholder ids of images, videos and sound in a text: handled as in the reference, or refused. No
+model generates them.
 
 transformers replaces those of Gemma 4 by the pad token, in both tables, before it embeds anything
 (``Gemma4Model.forward``), and embeds those of Gemma 3n with the tables of its towers

@@ -51,7 +51,7 @@ def test_every_tap_agrees_with_the_reference(name: str) -> None:
     expected = expected_taps(name, ids, soft_rows=soft_rows)
     with gemlet.load(HERE / name, weights="f32", kv_cache="f32", threads=2) as model:
         got = taps_of(model, ids, soft_rows=soft_rows)
-    np.testing.assert_array_equal(got["embed"][3:12], soft_rows[1][1])  # no scale
+    np.testing.assert_array_equal(got["embed"][3:12], soft_rows[1][1])  # the rows are not scaled
     for tap, value in expected.items():
         assert difference(got[tap], value) < TOLERANCE, tap
     without = expected_taps(name, ids)["logits"]

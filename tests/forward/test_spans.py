@@ -201,7 +201,7 @@ def test_wrong_spans_are_refused_before_anything_changes(
 
 
 def test_a_prefix_does_not_end_inside_a_span() -> None:
-    """The keys of its tokens depend on the later ones."""
+    """The keys of a span's tokens depend on its later tokens."""
     layer = layer_config(sliding_window=0, bidirectional_spans=True)
     sequence = _core.TokenSequence(random_core(model_config(layer, max_context=300)))
     sequence.extend(np.ones(30, np.int32))

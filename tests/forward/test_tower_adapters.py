@@ -44,7 +44,7 @@ def test_logits_agree_with_transformers_and_peft(name: str) -> None:
         adapter = model.load_adapter(FOLDERS / name)
         assert not adapter.passed_over
         assert any(target.startswith(("vision.", "audio.")) for target in adapter.targets)
-        # One image, with and without the adapter: neither uses the other's kept results.
+        # One image, with and without the adapter: neither request uses cached results of the other.
         assert difference(model.logits(ids, **media), plain_logits_of(name)) < TOLERANCE
         bound = TOLERANCE * (3 if name in AMPLIFYING else 1)
         assert difference(model.logits(ids, adapter=name, **media), expected) < bound
@@ -102,7 +102,7 @@ def test_requests_with_one_image_and_different_adapters() -> None:
         model.unload_adapter(names[0])
         with pytest.raises(gemlet.InvalidRequestError, match="gemma3-dora"):
             model.logits(ids, adapter=names[0], **media)
-        model.load_adapter(FOLDERS / names[1], names[0])  # another one by the same name
+        model.load_adapter(FOLDERS / names[1], names[0])  # another adapter by the same name
         assert difference(model.logits(ids, adapter=names[0], **media), before) > 0.05
         other = model.logits(ids, adapter=names[1], **media)
         np.testing.assert_array_equal(model.logits(ids, adapter=names[0], **media), other)

@@ -28,6 +28,10 @@ from support.vision import FOLDERS, VARIANTS, golden, images_of, prompts_of, tow
 
 TOLERANCE = 2e-5
 LOGITS_TOLERANCE = 2e-4
+# For the prompt with two images. This random model multiplies an error of its soft tokens by 30 to 100. The
+# soft tokens of this build, of a build with sanitizers and of PyTorch all differ by about 1e-6 from those in
+# float64. So their logits differ by 4e-5 to 1.3e-4 on the tiers, and by 2.3e-4 with sanitizers.
+SENSITIVE_TOLERANCE = 5e-4
 NAMES = ["gemma3n", "gemma3n-odd"]
 PROMPTS = prompts_of(NAMES)
 
@@ -78,7 +82,8 @@ def test_levels_features_and_soft_tokens(name: str, index: int) -> None:
 def test_logits_and_greedy_text(name: str, index: int) -> None:
     expected = golden(name)
     with gemlet.load(FOLDERS / name, weights="f32", threads=2) as model:
-        assert difference(logits(model, name, index), expected[f"logits.{index}"]) < LOGITS_TOLERANCE
+        tolerance = SENSITIVE_TOLERANCE if (name, index) == ("gemma3n", 1) else LOGITS_TOLERANCE
+        assert difference(logits(model, name, index), expected[f"logits.{index}"]) < tolerance
         ids, written = expected[f"ids.{index}"].tolist(), expected[f"greedy.{index}"].tolist()
         options = {"temperature": 0, "max_tokens": len(written), "ignore_eos": True}
         result = model.generate(ids, **inputs(name, index), **options)

@@ -254,7 +254,7 @@ def _resized(numbers: _Numbers) -> None:
     image = np.frombuffer(numbers.rest(height * width * 3), np.uint8).reshape(height, width, 3)
     new = numbers.size(), numbers.size()
     if new[0] > 0 and new[1] > 0 and 1 << 16 < new[0] * new[1] <= 1 << 28:
-        return  # it only takes a while
+        return  # this input is valid, but slow
     found = _core.resize_image(
         image, height=new[0], width=new[1], filter=("bilinear", "bicubic", "cubic")[numbers.byte() % 3]
     )

@@ -45,13 +45,13 @@ from support.tokenizer_files import tokenizer_json as make_tokenizer_json
 from support.tokenizer_files import trained_gguf, trained_merges, trained_model, trained_pieces
 
 DEMO = Path(gemlet.__file__).parent / "demo"
-ENOUGH = 1 << 16  # at most so many bytes of a tensor, or tokens, are used
+ENOUGH = 1 << 16  # the reader uses at most so many bytes of a tensor, or so many tokens
 
 
 @dataclass(frozen=True)
 class Reader:
-    """``run`` may raise only GemletError. ``seeds`` returns good files. ``mutate`` makes more than byte
-    changes."""
+    """``run`` may raise only GemletError. ``seeds`` returns good files. ``mutate`` changes more than single
+    bytes."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]

@@ -1,5 +1,5 @@
-"""The arguments of load, inspect and convert: names of other tools, None, a home directory. A wrong one is
-refused before anything is fetched or read."""
+"""The arguments of load, inspect and convert: names of other tools, None, a home directory. A wrong
+argument is refused before gemlet fetches or reads a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafters that read their target's states, keys and values (`gemma4_assistant`)."""
+"""Draft models that read the states, keys and values of the target model (`gemma4_assistant`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pair(name: str, **options: Any) -> gemlet.Model:
 
 @pytest.mark.tier
 @pytest.mark.parametrize("name", NAMES)
-def test_guesses_are_those_of_the_reference(name: str) -> None:
+def test_draft_tokens_are_those_of_the_reference(name: str) -> None:
     golden = load_file(GOLDEN / "drafters" / name / "golden.safetensors")
     with pair(name, weights="f32") as model:
         for i in range(4):
@@ -50,14 +50,14 @@ def test_guesses_are_those_of_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
-def test_a_rounded_cache_hardly_changes_the_guesses(kv_cache: str) -> None:
+def test_a_rounded_cache_hardly_changes_the_draft_tokens(kv_cache: str) -> None:
     """The keys in the cache are divided by factors, and the drafter's queries are multiplied by them. Keys in
     int4 are also rotated."""
     golden = load_file(GOLDEN / "drafters" / "e2b-plain" / "golden.safetensors")
     with pair("e2b-plain", weights="f32", kv_cache=kv_cache) as model:
         known, logits = golden["known.3"], golden["logits.3"]
         _, found = testing.assistant_logits(core_of(model), drafter_of(model), known.tolist(), 1)
-    error = np.linalg.norm(found[0] - logits[0]) / np.linalg.norm(logits[0])  # 1.4 of other queries
+    error = np.linalg.norm(found[0] - logits[0]) / np.linalg.norm(logits[0])  # 1.4 for the other queries
     assert error < {"f32": 2e-4, "bf16": 0.02, "int8": 0.05, "int4": 0.9}[kv_cache]
 
 
@@ -87,8 +87,8 @@ def test_texts_are_the_same(name: str, options: dict[str, Any]) -> None:
     "options",
     [{"weights": "f32"}, pytest.param({"weights": "q8", "kv_cache": "int4"}, marks=pytest.mark.slow)],
 )
-def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str, Any]) -> None:
-    """Texts run at the same time, with and without an adapter, at temperature 0 and above, also from the
+def test_texts_are_the_same_if_every_step_drafts(name: str, options: dict[str, Any]) -> None:
+    """Requests run at the same time, with and without an adapter, at temperature 0 and above, also from the
     prefix cache."""
     random = np.random.default_rng(5)
     prompts = [random.integers(5, 140, n).astype(np.int32) for n in (3, 9, 63, 64, 65, 130)]
@@ -124,7 +124,7 @@ def test_texts_are_the_same_where_it_always_guesses(name: str, options: dict[str
             assert stats["drafted_tokens"] > stats["accepted_tokens"] > 0
 
 
-def test_a_child_of_a_fork_guesses_too() -> None:
+def test_a_forked_child_drafts_too() -> None:
     with pair("e2b", weights="f32") as model:
         reader = Reader(_core.Engine(core_of(model), drafts="always", drafter=drafter_of(model)))
         plain = Reader(_core.Engine(core_of(model), drafts="never"))
@@ -136,7 +136,7 @@ def test_a_child_of_a_fork_guesses_too() -> None:
         assert begun + reader.read(request)[0][0] == expected
 
 
-def test_an_assistant_guesses_for_texts_with_adapters() -> None:
+def test_an_assistant_drafts_for_requests_with_adapters() -> None:
     adapter = GOLDEN / "adapters" / "gemma4-shared"
     with gemlet.load(TARGET, threads=1) as plain, pair("e2b") as model:
         for one in (plain, model):

@@ -103,7 +103,7 @@ def test_matrices_that_q4_holds_exactly_are_kept(tmp_path: Path) -> None:
 
 
 def test_channels_that_matter_lose_less(tmp_path: Path) -> None:
-    """A few channels are a hundred times as large as the others. The norm before the matrices says so."""
+    """A few channels are a hundred times as large as the others, as the norm before the matrices shows."""
     tensors = weights_of(CONFIGS["gemma3_text"])
     for name, values in tensors.items():
         if "input_layernorm" in name or "pre_feedforward" in name:

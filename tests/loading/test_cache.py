@@ -108,7 +108,7 @@ def test_a_changed_source_is_packed_again(tmp_path: Path) -> None:
 def test_float16_is_read_once(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, expected: str
 ) -> None:
-    """The next load knows which format the values need. If that record is damaged, it is found again."""
+    """The entry records the format that the values need. If the record is damaged, load() makes it again."""
     tensors = weights_of(CONFIGS["gemma"])
     for values in tensors.values():
         if expected == "bf16":

@@ -1,4 +1,4 @@
-"""Conversion with a calibration text: what it rounds, that the result is closer, and what it refuses."""
+"""Conversion with a calibration text: rounded matrices, a smaller error, and refused arguments."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_calibrated_model_is_closer(folder: Path) -> None:
-    """It is closer on a text that the calibration did not use."""
+    """The calibrated model has a smaller error on a text that the calibration did not use."""
     text = TEXT.read_text("utf-8")[-_UNSEEN:]
     with (
         gemlet.load(threads=1, weights="f32") as exact,

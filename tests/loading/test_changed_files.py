@@ -1,4 +1,4 @@
-"""Files that change while a model uses them. A replaced or removed one does no harm."""
+"""Files that change while a model uses them. A replaced or removed file does no harm."""
 
 from __future__ import annotations
 

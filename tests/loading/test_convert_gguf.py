@@ -1,4 +1,4 @@
-"""Packed folders made from GGUF: they are the same model as the file, with its texts. Some are refused."""
+"""Packed folders made from GGUF: each generates the same text as its file. Some files are refused."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_a_wrong_table_of_blocks_is_refused(tmp_path: Path) -> None:
         ("q8_0", [cols, rows], TensorError, "does not fit q8_0"),
         ("q8", [rows, cols], ModelFileError, "gives 'embed_tokens_per_layer' the format 'q8'"),
         (["q8_0"], [rows, cols], ModelFileError, r"the format \['q8_0'\]"),
-        (None, None, TensorError, "is U8; expected F32, BF16 or F16"),
+        (None, None, TensorError, "is U8; expected F32, BF16, F16 or F64"),
     ):
         lie = {name: value for name, value in described.items() if name != PER_LAYER_TABLE or dtype}
         if dtype:

@@ -1,4 +1,4 @@
-"""A smaller model that guesses for the one that writes: gemlet.load(..., drafter=...)."""
+"""A smaller model as the draft model of a larger one: gemlet.load(..., drafter=...)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEMO = Path(gemlet.__file__).parent / "demo"
 
 
 @pytest.mark.tier
-def test_texts_are_the_same_and_the_guesses_are_counted() -> None:
+def test_texts_are_the_same_and_draft_tokens_are_counted() -> None:
     with gemlet.load(threads=1) as plain, gemlet.load(threads=1, drafter=DEMO, draft_tokens=4) as model:
         for options in ({"temperature": 0.0}, {"seed": 3}):
             for prompt in ("The door opened", ["Once", "She said: Once upon a time"]):
@@ -45,7 +45,7 @@ def test_texts_are_the_same_and_the_guesses_are_counted() -> None:
 
 @pytest.mark.tier
 @pytest.mark.extra("grammar")
-def test_texts_with_a_form_are_guessed_too() -> None:
+def test_texts_with_a_form_are_drafted_too() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}}
     with gemlet.load(threads=1) as plain, gemlet.load(threads=1, drafter=DEMO) as model:
         for options in ({"json_schema": schema}, {"regex": "[a-z ]{30}"}):

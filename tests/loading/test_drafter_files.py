@@ -1,5 +1,5 @@
-"""MTP drafters in GGUF and in packed folders make the same guesses as the folder from which they were
-made."""
+"""MTP drafters in GGUF and in packed folders give the same draft tokens as the folder from which they
+were made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TARGET = GOLDEN / "gemma4-e2b"
 
 
 def gguf_of(name: str, path: Path, *, centroids: bool = True, **changes: Any) -> Path:
-    """The file of llama.cpp's converter, which leaves out the centroids, or the same with them."""
+    """The file as llama.cpp's converter writes it, without the centroids, or the same file with them."""
     folder = GOLDEN / "drafters" / name
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
@@ -38,7 +38,7 @@ def gguf_of(name: str, path: Path, *, centroids: bool = True, **changes: Any) ->
     return write_gguf(path, metadata(config, **changes), written)
 
 
-def check_guesses(name: str, drafter: Path) -> None:
+def check_drafts(name: str, drafter: Path) -> None:
     golden = load_file(GOLDEN / "drafters" / name / "golden.safetensors")
     with gemlet.load(TARGET, threads=1, weights="f32", drafter=drafter) as model:
         for i in range(4):
@@ -53,7 +53,7 @@ def check_guesses(name: str, drafter: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_folders(name: str, tmp_path: Path) -> None:
     gemlet.convert(GOLDEN / "drafters" / name, tmp_path / "packed", weights="f32", threads=1)
-    check_guesses(name, tmp_path / "packed")
+    check_drafts(name, tmp_path / "packed")
     with pytest.raises(UnsupportedError, match="drafter="):
         gemlet.load(tmp_path / "packed")
 
@@ -61,10 +61,10 @@ def test_packed_folders(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["e2b-plain"])
 def test_gguf_files_and_what_is_packed_of_them(name: str, tmp_path: Path) -> None:
     path = gguf_of(name, tmp_path / "mtp-model.gguf")
-    check_guesses(name, path)
-    check_guesses(name, tmp_path)  # the folder in which it lies
+    check_drafts(name, path)
+    check_drafts(name, tmp_path)  # the folder in which it lies
     gemlet.convert(path, tmp_path / "packed", weights="f32", threads=1)
-    check_guesses(name, tmp_path / "packed")
+    check_drafts(name, tmp_path / "packed")
 
 
 def test_a_folder_given_as_drafter_means_its_drafting_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Guesses together with all other features of a text: the text is the same as without them."""
+"""Draft tokens together with every other feature of a request: the reply is the same as without drafts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPTS = ["The door", "Once upon a time", "It was"]
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[tuple[gemlet.Model, gemlet.Model]]:
-    """One model without guesses, and one in which every step has some, most of them right."""
+    """One model without drafts, and one with drafts in every step, most of which are accepted."""
     with gemlet.load(threads=1) as plain, gemlet.load(threads=1, drafter=DEMO, draft_tokens=3) as guessing:
         always_guess(guessing)
         yield plain, guessing
@@ -105,8 +105,8 @@ def test_texts_that_end_early(models: tuple[gemlet.Model, gemlet.Model]) -> None
 
 
 def test_a_text_with_an_image() -> None:
-    """An MTP drafter reads keys and values of the image's tokens. A smaller model does not guess about such a
-    text."""
+    """An MTP drafter reads keys and values of the image's tokens. A smaller model does not draft for such a
+    prompt."""
     with gemlet.load(
         GOLDEN / "vision" / "gemma4-small", weights="f32", threads=1, drafter=GOLDEN / "drafters" / "e2b"
     ) as model:

@@ -1,4 +1,4 @@
-"""The files of sentence-transformers that say what an embedding model computes after its layers."""
+"""The files of sentence-transformers that name the steps of an embedding model after its layers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_modules_that_gemlet_does_not_compute_are_refused(
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ({}, "holds a JSON dict; expected a list"),
+        ({}, "contains a JSON dict; expected a list"),
         ([{"path": "", "type": 3}], "entry 0 is .*; expected an object with a type"),
         ([{"path": "../up", "type": "sentence_transformers.Transformer"}], "entry 0 is"),
         (

@@ -75,7 +75,7 @@ def test_the_plan_of_a_sliding_window_is_what_it_takes(step: int) -> None:
     while (left := 2500 - sequence.length) > 0:
         sequence.extend(np.ones(min(step, left), np.int32), logits="none")
         largest = max(largest, core.memory()["kv_cache"])
-    assert plan == 17 * block  # the chunk and what its first token sees
+    assert plan == 17 * block  # the chunk, and the earlier tokens that its first token sees
     assert 15 * block < largest <= plan
 
 

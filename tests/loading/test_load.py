@@ -1,4 +1,4 @@
-"""gemlet.load: the folders, files and arguments that it accepts, the models it gives, and what it refuses."""
+"""gemlet.load: the folders, files and arguments that it accepts or refuses, and the models it gives."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_bad_tensors(tmp_path: Path) -> None:
         (
             "type",
             tensors | {name: np.zeros((96, 64), np.int64)},
-            rf"'{name}' is I64; expected F32, BF16 or F16",
+            rf"'{name}' is I64; expected F32, BF16, F16 or F64",
         ),
     ):
         folder = write_folder(tmp_path / case, CONFIGS["gemma"], tensors=found)
@@ -399,19 +399,19 @@ def test_a_weights_file_means_its_folder() -> None:
 
 
 def test_another_file_does_not_mean_its_folder(tmp_path: Path) -> None:
-    """gemlet loads the named file or nothing."""
+    """gemlet loads the named file, or raises an error."""
     folder = write_folder(tmp_path, CONFIGS["gemma3_text"])
     for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
         (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
         with pytest.raises(
-            ModelFileError, match=rf"{name}: in this folder, gemlet reads model\.safetensors;"
+            ModelFileError, match=rf"{name}: in this folder, gemlet reads model\.safetensors and not"
         ):
             gemlet.load(folder / name)
 
 
 def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelFileError, match="is a LoRA adapter; load the model that it was made for"):
+    with pytest.raises(ModelFileError, match="is a LoRA adapter; expected a model"):
         gemlet.load(tmp_path)
 
 

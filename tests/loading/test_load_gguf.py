@@ -238,7 +238,7 @@ def test_experts_with_separate_gate_and_up(tmp_path: Path) -> None:
     mixed = typed(apart, "Q4_0") | {"blk.0.ffn_up_exps.weight": ("Q8_0", apart["blk.0.ffn_up_exps.weight"])}
     with open_model_files(write_gguf(tmp_path / "mixed.gguf", metadata(config), mixed)) as source:
         formats = source.stored_formats()
-    assert formats["layers.0.experts.0.gate_up"] == "q8"  # q8 holds the values of both
+    assert formats["layers.0.experts.0.gate_up"] == "q8"  # q8 holds the values of both types
     assert formats["layers.1.experts.0.gate_up"] == "q4"
 
 
@@ -267,7 +267,7 @@ def test_types_may_be_mixed(tmp_path: Path) -> None:
         assert model.weights == "q4"
         logits = model.logits(IDS)
         with gemlet.load(path, threads=1, weights="q4") as other:
-            assert model.memory()["weights"] > other.memory()["weights"]  # it has the F32 one
+            assert model.memory()["weights"] > other.memory()["weights"]  # the model has the F32 tensor
     assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
 
 

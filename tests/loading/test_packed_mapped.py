@@ -71,7 +71,7 @@ def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: p
     found = logits_of(source, embedding_on_disk=True, cache=True)
     np.testing.assert_array_equal(found, logits_of(source))
     monkeypatch.setenv("GEMLET_CACHE_SIZE", "1kB")
-    with pytest.raises(InvalidRequestError, match="the cache does not have it packed"):
+    with pytest.raises(InvalidRequestError, match="the cache has no packed copy"):
         gemlet.load(source, embedding_on_disk=True, cache=True)
     for value in (1, 0, "yes"):
         for opens in (gemlet.load, gemlet.inspect):
@@ -84,7 +84,7 @@ def test_an_embedding_on_disk_needs_a_packed_file(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_peak_memory_at_a_real_shape(tmp_path: Path) -> None:
-    """Each is measured in a new process, in MiB. Packing needs little more memory than the packed weights.
+    """The memory of each step, in MiB, in a new process. Packing takes little more than the packed weights.
     Converting needs less than these. A mapped model needs its file."""
     source, packed = tmp_path / "source", tmp_path / "packed"
     write_real_shape(source, "gemma3-270m")

@@ -44,7 +44,7 @@ def test_load_convert_and_cache(folder: Any, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_prefix_cache(folder: Any, tmp_path: Path) -> None:
-    for _ in range(2):  # the second time from the files that the first one wrote
+    for _ in range(2):  # the second load reads the files that the first load wrote
         kept = tmp_path / f"{NAME} texts"
         assert first(gemlet.load(folder, prefix_cache=str(kept))) == first(gemlet.load(folder))
         assert any(kept.rglob("*"))
@@ -121,7 +121,7 @@ def test_errors_can_be_printed(folder: Any, capfd: pytest.CaptureFixture[str]) -
 def test_an_unreadable_optional_file_is_an_error(
     name: str, make: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
-    """If a download was lost, the cache of the hub has such links. The file would have had tokens."""
+    """If a download was lost, the cache of the hub has such links. The lost file contained tokens."""
     folder = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "demo")
     make(folder / name)
     for read in (gemlet.load, gemlet.Tokenizer.from_file):

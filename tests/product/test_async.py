@@ -1,4 +1,5 @@
-"""agenerate, astream, achat and astream_chat: many texts in one event loop, and every way to stop reading."""
+"""Tests of agenerate, astream, achat and astream_chat: many requests in one event loop, and every way to stop
+reading a stream."""
 
 from __future__ import annotations
 
@@ -39,15 +40,16 @@ def model() -> Any:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_the_event_loop_goes_on_while_a_request_is_read(
+def test_the_event_loop_runs_while_a_prompt_is_encoded(
     model: gemlet.Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Makes requests wait until the loop has gone on, and then makes them short."""
+    """Makes the encoding of the prompt wait until the event loop has run another task. The prompt is then
+    replaced by a short one."""
     ticked = threading.Event()
 
     def waiting(real: Any) -> Any:
         def work(requests: Any, asked: object, *_: Any) -> Any:
-            assert ticked.wait(PATIENCE), "the event loop waits for this"
+            assert ticked.wait(PATIENCE), "the event loop waits for the encoding of a prompt"
             return real(requests, "Hello", None, {"max_tokens": 2})
 
         return work
@@ -73,7 +75,7 @@ def test_the_event_loop_goes_on_while_a_request_is_read(
 
 
 async def until_idle(model: gemlet.Model) -> None:
-    """Waits until the engine has freed the memory of the texts."""
+    """Waits until the engine has freed the memory of all requests."""
     for _ in range(500):
         if model.stats()["running"] == model.stats()["waiting"] == model.memory()["kv_cache"] == 0:
             return
@@ -81,7 +83,7 @@ async def until_idle(model: gemlet.Model) -> None:
     raise AssertionError(model.stats())
 
 
-def test_many_tasks_do_not_change_each_others_texts(model: gemlet.Model) -> None:
+def test_many_tasks_do_not_change_each_others_results(model: gemlet.Model) -> None:
     async def main() -> list[gemlet.Generation]:
         tasks = [model.agenerate(f"The door {i}", max_tokens=12, seed=i) for i in range(50)]
         return await asyncio.gather(*tasks)  # type: ignore[arg-type]
@@ -108,7 +110,7 @@ def test_the_forms_of_prompts(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_other_tasks_run_while_a_text_is_written(model: gemlet.Model) -> None:
+def test_other_tasks_run_during_a_generation(model: gemlet.Model) -> None:
     async def main() -> None:
         turns = 0
 
@@ -126,7 +128,7 @@ def test_other_tasks_run_while_a_text_is_written(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_a_task_that_is_cancelled_ends_its_text(model: gemlet.Model) -> None:
+def test_cancelling_a_task_ends_its_request(model: gemlet.Model) -> None:
     async def main() -> None:
         tasks = [asyncio.create_task(model.agenerate("The door", **FOREVER)) for _ in range(5)]  # type: ignore[arg-type]
         while model.stats()["running"] < 5:
@@ -142,7 +144,7 @@ def test_a_task_that_is_cancelled_ends_its_text(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_leaving_an_async_stream_ends_its_text(model: gemlet.Model) -> None:
+def test_leaving_an_async_stream_ends_its_request(model: gemlet.Model) -> None:
     async def main() -> None:
         async with model.astream("The door", **FOREVER) as stream:
             async for _ in stream:
@@ -162,7 +164,7 @@ def test_leaving_an_async_stream_ends_its_text(model: gemlet.Model) -> None:
         assert last.finish_reason == "cancelled"
         stream = model.astream("The door", **FOREVER)
         await anext(stream)
-        del stream  # nothing can read it any more
+        del stream  # the stream has no reader any more
         await until_idle(model)
 
     asyncio.run(main())
@@ -184,7 +186,7 @@ def test_wait_for_and_timeout(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_a_slow_reader_does_not_delay_other_texts(model: gemlet.Model) -> None:
+def test_a_slow_reader_does_not_delay_other_requests(model: gemlet.Model) -> None:
     async def main() -> None:
         slow = model.astream("The door", **FOREVER)
         await anext(slow)
@@ -209,7 +211,7 @@ def test_errors_come_before_the_first_chunk(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_a_model_that_closes_ends_its_streams() -> None:
+def test_closing_a_model_ends_its_streams() -> None:
     async def main() -> None:
         model = gemlet.load(threads=1)
         streams = [model.astream("The door", **FOREVER) for _ in range(3)]
@@ -265,7 +267,7 @@ def test_two_tasks_read_one_stream(model: gemlet.Model) -> None:
     asyncio.run(main())
 
 
-def test_a_forked_child_goes_on_with_a_stream(model: gemlet.Model) -> None:
+def test_a_forked_process_continues_a_stream(model: gemlet.Model) -> None:
     stream = model.astream("The door", max_tokens=400, ignore_eos=True)
 
     async def begin() -> None:
@@ -285,7 +287,7 @@ def test_a_forked_child_goes_on_with_a_stream(model: gemlet.Model) -> None:
 
 
 def test_many_slow_readers_do_not_hold_up_others(model: gemlet.Model) -> None:
-    """There are more texts than places in the engine."""
+    """The slow readers have more requests than the engine can run at a time."""
     streams = [model.stream(f"The door {i}", **FOREVER) for i in range(40)]
     for stream in streams:
         next(stream)
@@ -298,7 +300,7 @@ def test_many_slow_readers_do_not_hold_up_others(model: gemlet.Model) -> None:
     assert model.memory()["kv_cache"] == 0
 
 
-def test_a_model_drains_before_it_closes() -> None:
+def test_close_with_a_timeout_waits_for_running_requests() -> None:
     model = gemlet.load(threads=1)
     stream = model.stream("The door", max_tokens=300, ignore_eos=True)
     next(stream)
@@ -320,7 +322,8 @@ def test_a_model_drains_before_it_closes() -> None:
 
 
 def test_tokens_that_are_ready_together_are_joined(model: Any) -> None:
-    """Fewer chunks have the same text, tokens and log probabilities. Cancelling loses nothing."""
+    """The joined chunks have the same text, tokens and log probabilities as single chunks. Cancelling a
+    stream loses none of them."""
 
     async def write(joins: bool, cancel: bool = False) -> tuple[list[Chunk], Generation]:
         chunks = []

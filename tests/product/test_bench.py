@@ -1,4 +1,4 @@
-"""``gemlet bench`` and some scripts in benchmarks/: the contents of their reports, not the speeds."""
+"""Tests of ``gemlet bench`` and of some scripts in benchmarks/: the form of their reports, not the speeds."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def model() -> Iterator[gemlet.Model]:
     [
         ("gemma3-270m", 268_098_176),  # google/gemma-3-270m
         ("gemma3-1b", 999_885_952),  # google/gemma-3-1b-pt
-        ("gemma3n-e2b", 4_435_182_688),  # the text part with its table of per-layer embeddings
-        ("gemma4-26b-a4b", 25_233_141_790),  # the text part with all experts
+        ("gemma3n-e2b", 4_435_182_688),  # the text model with the table of per-layer embeddings
+        ("gemma4-26b-a4b", 25_233_141_790),  # the text model with all experts
     ],
 )
-def test_parameter_counts_are_the_published_ones(shape: str, count: int) -> None:
+def test_parameter_counts_equal_the_published_counts(shape: str, count: int) -> None:
     assert parameter_count(shape_config(shape)) == count
 
 
@@ -58,16 +58,16 @@ def test_rows_in_order_with_their_bytes(model: gemlet.Model) -> None:
     for row in rows:
         assert len(row.samples) == 2
         assert min(row.samples) > 0
-        assert row.bandwidth > 1e8  # bytes per second, fewer than on any machine
+        assert row.bandwidth > 1e8  # bytes per second; every machine is faster
         assert row.bandwidth_share == pytest.approx(
             row.tokens_per_second * row.bytes_per_token / row.bandwidth
         )
-    # A decode step reads every weight. If the table is tied, it is the output matrix, which is read whole.
+    # A decode step reads every weight. This includes the embedding table, which is also the output matrix.
     assert rows[2].bytes_per_token >= 0.9 * weight_bytes(model)
     assert rows[0].bytes_per_token == pytest.approx(2 * rows[1].bytes_per_token, rel=0.05)
 
 
-def test_depth_is_in_the_context_but_not_in_the_count(model: gemlet.Model) -> None:
+def test_depth_counts_in_the_context_but_not_in_the_tokens(model: gemlet.Model) -> None:
     shallow = run_bench(model, prompt=[], generate=[4], repetitions=1)[0]
     deep = run_bench(model, prompt=[8], generate=[4], depth=100, repetitions=1)
     assert [row.test for row in deep] == ["pp8 @ d100", "tg4 @ d100"]
@@ -152,11 +152,11 @@ def test_table() -> None:
     assert "GB/s" in lines[-1]
 
 
-# benchmarks/start.py
+# --- benchmarks/start.py
 
 
-def test_a_start_of_a_model_with_a_short_context(tmp_path: Path) -> None:
-    """The demo model takes fewer than the 4096 tokens with which other models are measured."""
+def test_measuring_the_start_of_a_model_with_a_short_context(tmp_path: Path) -> None:
+    """Other models are measured with a context of 4096 tokens. The demo model has a shorter context."""
     gemlet.convert(None, tmp_path / "demo", weights="q4")
     command = [sys.executable, str(START), str(tmp_path / "demo"), "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -166,7 +166,7 @@ def test_a_start_of_a_model_with_a_short_context(tmp_path: Path) -> None:
     assert parts[-3:] == ["first token", "all of these", "exit"]
 
 
-# benchmarks/compare.py
+# --- benchmarks/compare.py
 
 
 def compare(*arguments: str) -> str:
@@ -186,8 +186,8 @@ def report(speeds: dict[str, list[float]], **machine: object) -> dict[str, Any]:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> tuple[str, str, Path]:
-    """Two commands that print fixed results and log the order in which they ran. B is a tenth faster at
-    tg."""
+    """Two commands, A and B, that print fixed results, and a file in which they log the order of their runs.
+    In the test tg, B is a tenth faster than A."""
     log = tmp_path / "order"
     commands = []
     for name, tg in (("A", 100.0), ("B", 110.0)):
@@ -228,7 +228,7 @@ def test_files_are_compared_with_a_warning(tmp_path: Path) -> None:
     assert "tier: avx2 / amx" in output
 
 
-def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_command_that_failed(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text("raise SystemExit('no model')\n")
     done = subprocess.run(
@@ -253,7 +253,7 @@ def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
         ("audio/gemma4-unified", "--audio=0.5", "audio 0.5 s", 100),
     ],
 )
-def test_passes_of_towers(
+def test_the_towers_of_a_model_are_measured(
     name: str, option: str, test: str, tokens: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["bench", "--model", str(HERE / name), "--threads", "1", "-r", "2", option]
@@ -288,8 +288,8 @@ def test_towers_that_cannot_be_measured(
 
 
 @pytest.mark.parametrize("name", TOWER_SHAPES)
-def test_random_models_have_the_towers_of_the_published_ones(name: str) -> None:
-    """The numbers of parameters, in millions, that the published towers have."""
+def test_random_models_have_towers_of_the_published_sizes(name: str) -> None:
+    """The numbers of parameters, in millions, equal those of the published towers."""
     config = shape_config(name, towers=True)
     sizes = {kind: 0 for kind in ("vision", "audio")}
     for slot, shape in tower_slots(config).items():

@@ -1,4 +1,4 @@
-"""The check of imports refuses each of the faults that it is for."""
+"""Tests that .ci/check_imports.py refuses each kind of fault that it looks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check() -> ModuleType:
 
 
 def package(root: Path, files: dict[str, str]) -> Path:
-    """python/gemlet with these modules."""
+    """Writes a folder python/gemlet with these modules."""
     for name, text in files.items():
         path = root / "python/gemlet" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def test_allowed_imports_pass(check: ModuleType, tmp_path: Path) -> None:
             {"base/text": "from gemlet.base import json", "base/json": "from gemlet.base.text import show"},
             "circle: base.json -> base.text -> base.json",
         ),
-        (  # through a type-only import and one in a function
+        (  # a circle through an import for types and an import in a function
             {
                 "base/a": "if TYPE_CHECKING:\n    from gemlet.base.b import B",
                 "base/b": "def f():\n    from gemlet.base.c import C",
@@ -106,7 +106,7 @@ def test_allowed_imports_pass(check: ModuleType, tmp_path: Path) -> None:
             {"base/text": 'found = __import__("gemlet.config.layers")'},
             "python/gemlet/base/text.py:1: base may not import config.layers",
         ),
-        (  # through the lazy names
+        (  # a circle through names that are imported lazily
             {"__init__": '_LAZY = {"run": "gemlet.cli.parser"}', "cli/parser": "import gemlet"},
             "circle: __init__ -> cli.parser -> __init__",
         ),
@@ -118,7 +118,7 @@ def test_each_kind_of_wrong_import_is_refused(
     assert expected in check.check_imports(package(tmp_path, GOOD | files))
 
 
-def test_a_table_that_points_upwards(check: ModuleType) -> None:
+def test_a_table_that_allows_upward_imports_is_refused(check: ModuleType) -> None:
     assert check.check_order(check.MAY_IMPORT) == []
     wrong = {"base": "config", "config": "base", "cli": "anything"}
     assert check.check_order(wrong) == ["MAY_IMPORT: base imports config, which is not in a row above"]
@@ -144,14 +144,14 @@ def test_a_long_file(check: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["from files.test_a import f", "from files import test_a", "import test_a"])
-def test_a_test_that_imports_a_test(check: ModuleType, tmp_path: Path, text: str) -> None:
+def test_a_test_that_imports_another_test_is_refused(check: ModuleType, tmp_path: Path, text: str) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_b.py").write_text(text)
     (found,) = check.check_tests(tmp_path)
     assert found.startswith("tests/test_b.py:1: imports ")
 
 
-def test_a_table_that_differs_is_reported(check: ModuleType, tmp_path: Path) -> None:
+def test_an_outdated_table_in_the_readme_is_reported(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "python").mkdir()
     text = (ROOT / "python/README.md").read_text()
     (tmp_path / "python/README.md").write_text(text.replace("| `config` | `base` |", "| `config` | |"))

@@ -1,4 +1,4 @@
-"""The check of the core's includes refuses each of the faults that it is for."""
+"""Tests that the check of the C++ core's includes refuses each kind of fault that it looks for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def check() -> ModuleType:
 
 
 def problems(check: ModuleType, root: Path, files: dict[str, str]) -> list[str]:
-    """The errors of the check for a csrc/ of these files; their texts are the headers that they include."""
+    """The errors that the check finds in a folder csrc/ with these files. ``files`` maps the name of each
+    file to the headers that the file includes."""
     for name, headers in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,5 +131,7 @@ def test_each_kind_of_wrong_include_is_refused(
     ],
     ids=["two headers", "through a source file"],
 )
-def test_a_circle_of_units(check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_a_circle_of_includes_is_refused(
+    check: ModuleType, tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     assert problems(check, tmp_path, GOOD | files) == [f"units include each other in a circle: {expected}"]

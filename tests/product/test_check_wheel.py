@@ -1,4 +1,5 @@
-"""The check of wheels refuses faulty wheels. The good one has the extension under test."""
+"""Tests that the check of wheels refuses faulty wheels. The wheels contain the extension module under
+test."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from support.paths import ROOT
 CHECK, ASSEMBLE = ROOT / ".ci/check_wheel.py", ROOT / ".ci/assemble_wheel.py"
 pytestmark = [
     pytest.mark.skipif(not CHECK.exists(), reason="a source distribution has no .ci"),
-    pytest.mark.skipif(not shutil.which("readelf"), reason="the check needs readelf, of binutils"),
+    pytest.mark.skipif(
+        not shutil.which("readelf"), reason="the check needs readelf, of the package binutils"
+    ),
 ]
 
 VERSION = f"{sys.version_info[0]}{sys.version_info[1]}"
@@ -39,7 +42,7 @@ def script(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look up their module
+    sys.modules[path.stem] = module  # dataclasses look up their module by its name
     spec.loader.exec_module(module)
     return module
 
@@ -56,7 +59,8 @@ def assemble() -> ModuleType:
 
 @pytest.fixture
 def make(tmp_path: Path, assemble: ModuleType) -> Callable[..., Path]:
-    """A wheel of the extension under test; `change` alters its files before RECORD is written."""
+    """A function that makes a wheel with the extension module under test. Its argument `change` changes the
+    files before RECORD is written."""
 
     def make(
         tag: str = TAG, change: Callable[[Files], object] = lambda files: None, name: str | None = None
@@ -88,7 +92,7 @@ def make(tmp_path: Path, assemble: ModuleType) -> Callable[..., Path]:
 
 
 def in_extension(old: bytes, new: bytes) -> Callable[[Files], object]:
-    """Changes bytes of the extension."""
+    """A change that replaces bytes of the extension module."""
 
     def change(files: Files) -> None:
         content = files[f"gemlet/{EXTENSION}"]
@@ -99,7 +103,7 @@ def in_extension(old: bytes, new: bytes) -> Callable[[Files], object]:
 
 
 def for_machine(number: int) -> Callable[[Files], object]:
-    """ELF's e_machine says another machine."""
+    """A change that writes another machine into the field e_machine of the extension module."""
 
     def change(files: Files) -> None:
         content = bytearray(files[f"gemlet/{EXTENSION}"])
@@ -196,12 +200,12 @@ def test_symbols_newer_than_the_tag(check: Any, make: Callable[..., Path]) -> No
     assert "newer than 2.2 of the tag" in errors
 
 
-def test_manylinux_has_the_cxx_runtime_inside(check: Any, make: Callable[..., Path]) -> None:
+def test_a_manylinux_wheel_that_needs_libstdcxx_is_refused(check: Any, make: Callable[..., Path]) -> None:
     wheel = make(tag=MANYLINUX)
     assert "needs libstdc++.so.6, which not every manylinux system has" in "\n".join(check(wheel))
 
 
-def test_musllinux_has_the_other_c_library(check: Any, make: Callable[..., Path]) -> None:
+def test_a_musllinux_wheel_for_another_c_library_is_refused(check: Any, make: Callable[..., Path]) -> None:
     wheel = make(tag=f"cp{VERSION}-cp{VERSION}-musllinux_1_2_{MACHINE}")
     errors = "\n".join(check(wheel))
     assert "is named for the C library gnu" in errors or VERSION == "310"

@@ -1,4 +1,4 @@
-"""The ``gemlet`` command as a user runs it, in its own process and with the demo model."""
+"""Tests of the ``gemlet`` command as a user runs it, in its own process and with the demo model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gemlet.cli.common import for_terminal, one_line, read_standard_input, warni
 from support.commands import GEMLET, PROMPT, failed, run, run_here
 from support.waiting import PATIENCE
 
-# generate
+# --- gemlet generate
 
 
 def test_a_pipe_gets_only_the_continuation() -> None:
@@ -42,7 +42,7 @@ def test_prompt_from_standard_input(ending: str) -> None:
     assert piped["prompt_tokens"] == given["prompt_tokens"]
 
 
-def test_standard_input_is_read_up_to_what_a_context_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     read = io.BytesIO(b"x" * 1000)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=read))
     with pytest.raises(gemlet.ContextLengthError, match="prompt: standard input has more than"):
@@ -185,13 +185,13 @@ def test_an_ascii_terminal_gets_question_marks_and_no_traceback() -> None:
         (["bench", "--random", "gemma3-270m", "--cache"], "cache needs a model in files"),
     ],
 )
-def test_an_error_is_one_line_and_exit_code_1(
+def test_an_error_prints_one_line_and_gives_exit_code_1(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in failed(run_here(capsys, *arguments))
 
 
-def test_a_prompt_that_is_not_utf8_is_refused() -> None:
+def test_a_prompt_with_invalid_utf8_is_refused() -> None:
     assert "byte 3 of standard input is not UTF-8" in failed(run("generate", "-", stdin=b"abc\xff"))
     done = subprocess.run(
         [*map(os.fsencode, GEMLET), b"generate", b"abc\xff"],
@@ -218,7 +218,7 @@ def test_a_prompt_that_is_not_utf8_is_refused() -> None:
         ["bench", "--model", "a", "--random", "b"],
     ],
 )
-def test_bad_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_gives_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     done = run_here(capsys, *arguments) if arguments else run()
     assert done.returncode == 2
     assert b"usage: gemlet" in done.stderr
@@ -262,7 +262,7 @@ def test_ctrl_c_ends_a_stream_cleanly() -> None:
 
 
 def test_ctrl_c_while_waiting_for_the_prompt() -> None:
-    # The process says on standard error that it runs, then waits for standard input.
+    # The program writes to standard error when it is about to wait for standard input.
     program = (
         "import sys; from gemlet.cli import main; import gemlet.cli.generate; "
         "sys.stderr.write('!'); sys.stderr.flush(); sys.exit(main(['generate', '-']))"
@@ -280,7 +280,7 @@ def test_ctrl_c_while_waiting_for_the_prompt() -> None:
     assert error.strip() == b""
 
 
-def test_a_reader_that_stops_early_is_not_an_error() -> None:
+def test_a_closed_output_pipe_is_not_an_error() -> None:
     process = subprocess.Popen(
         [*GEMLET, "generate", PROMPT, "--max-tokens", "2000", "--seed", "1"],
         stdout=subprocess.PIPE,
@@ -327,7 +327,7 @@ def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "gemlet: warning: of the\\nlog\n"
 
 
-# info, version
+# --- gemlet info and --version
 
 
 def test_info() -> None:

@@ -1,4 +1,5 @@
-"""Names on the command line: underscores, abbreviations, and the answer to a wrong name."""
+"""Tests of the names of options on the command line: underscores, abbreviations, and errors for wrong
+names."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from gemlet.cli import main
 from gemlet.cli.parser import build_parser
 
 
-def test_underscores_are_hyphens() -> None:
+def test_names_may_have_underscores_instead_of_hyphens() -> None:
     arguments = build_parser().parse_args(
         ["generate", "--max_tokens", "3", "--top_k=5", "--kv_cache=int8", "--stop=a_b", "--", "--x_y"]
     )

@@ -1,4 +1,4 @@
-"""``gemlet chat``, and the commands on a terminal."""
+"""Tests of ``gemlet chat``, and of other commands on a terminal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_exit_words_end_the_chat(word: str) -> None:
     assert on_terminal(["chat", *FAST], [("\n> ", f"{word}\n")])[0] == 0
 
 
-def test_a_reply_that_was_cut_has_a_mark() -> None:
+def test_a_reply_that_max_tokens_cut_off_has_a_mark() -> None:
     code, screen = on_terminal(["chat", PROMPT, "--max-tokens", "3", "--temperature", "0"])
     assert code == 0
     assert screen.endswith("\x1b[2m[cut at 3 tokens]\x1b[0m\n")
@@ -81,7 +81,8 @@ def test_a_reply_that_was_cut_has_a_mark() -> None:
 
 
 def saved(folder: Path, *typed: str) -> list[str]:
-    """The messages of the user in a chat on a terminal, as /save writes them."""
+    """Types these lines in a chat on a terminal, and saves the conversation with /save. Returns the user's
+    messages in the saved file."""
     path = folder / "chat.json"
     keys = [*typed, f"/save {path}\n", "/exit\n"]
     code, screen = on_terminal(["chat", *FAST, "--system", "Be kind."], [("\n> ", text) for text in keys])
@@ -104,7 +105,7 @@ def test_three_quotes_around_several_lines(tmp_path: Path) -> None:
     assert saved(tmp_path, *typed) == ["Dear Sir,\nGood evening.", "one line"]
 
 
-def test_a_turn_is_taken_back(tmp_path: Path) -> None:
+def test_a_turn_can_be_undone(tmp_path: Path) -> None:
     assert saved(tmp_path, "One\n", "Two\n", "/undo\n", "Three\n") == ["One", "Three"]
 
 
@@ -116,7 +117,7 @@ def test_saving_a_conversation_overwrites_no_file(tmp_path: Path) -> None:
     assert (tmp_path / "here").read_text() == "mine"
 
 
-def test_history_between_chats(tmp_path: Path) -> None:
+def test_chats_share_a_history_of_typed_lines(tmp_path: Path) -> None:
     typed = [("\n> ", "Good evening\n"), ("\n> ", '"""a\nb"""\n'), ("\n> ", "/exit\n")]
     assert on_terminal(["chat", *FAST], typed, XDG_STATE_HOME=str(tmp_path))[0] == 0
     path = tmp_path / "gemlet" / "chat-history"
@@ -145,7 +146,7 @@ def test_the_file_of_the_history(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 1000
 
 
-def test_a_history_that_cannot_be_kept(tmp_path: Path) -> None:
+def test_a_history_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     for path in ("/dev/null/history", "/dev/null", str(tmp_path), str(tmp_path / "link")):
@@ -187,7 +188,7 @@ def test_ctrl_c_cuts_a_reply_short(tmp_path: Path) -> None:
     )
     assert code == 0, screen
     assert "Traceback" not in screen
-    assert screen.rfind("\x1b[?2004h") < screen.rfind("\x1b[?2004l")  # pasted texts have no marks any more
+    assert screen.rfind("\x1b[?2004h") < screen.rfind("\x1b[?2004l")  # bracketed paste mode is off again
     question, reply = json.loads(path.read_text())
     assert question["content"] == PROMPT
     assert text.startswith(reply["content"])
@@ -249,7 +250,7 @@ def test_a_line_without_an_answer_makes_the_exit_code_1() -> None:
         assert done.stdout.strip()
 
 
-# Questions of the command line
+# --- questions on the command line
 
 
 def answer(*messages: str) -> str:
@@ -264,7 +265,7 @@ def test_a_question_is_answered() -> None:
     assert done.stdout.decode() == answer("Who is there?")
 
 
-def test_standard_input_is_one_message_as_a_whole() -> None:
+def test_standard_input_becomes_one_message() -> None:
     done = run("chat", "-", *FAST, stdin=b"Dear Sir,\n\n/reset the clock\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode() == answer("Dear Sir,\n\n/reset the clock")
@@ -303,10 +304,10 @@ def test_json_of_replies() -> None:
     assert (code, "--json: give the question" in screen) == (1, True)
 
 
-# A full context
+# --- conversations that are longer than the context
 
 
-def test_the_oldest_turns_go_when_the_context_is_full() -> None:
+def test_the_oldest_turns_are_dropped_when_the_context_is_full() -> None:
     options = ("--max-tokens", "40", "--seed", "1", "--max-context", "128", "--temperature", "0")
     lines = b"".join(b"Tell me of the old house on the hill, number %d.\n" % number for number in range(8))
     done = run("chat", "--system", "Be kind.", *options, stdin=lines)
@@ -326,7 +327,7 @@ def test_generate_says_that_it_does_not_chat() -> None:
     assert run("generate", turn, "--model", folder, "--max-tokens", "2").stderr == b""
 
 
-def test_with_thinking_a_reply_has_more_room() -> None:
+def test_replies_with_thinking_may_be_longer() -> None:
     from_line = build_parser().parse_args
     for words, tokens in (
         (["chat"], 1024),

@@ -1,4 +1,4 @@
-"""``gemlet embed``: texts as vectors on the command line."""
+"""Tests of ``gemlet embed``, which prints the vectors of texts, images and sounds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_command_line_cuts_long_texts_and_says_so(
 
 @pytest.mark.extra("vision")
 @pytest.mark.extra("audio")
-def test_pictures_and_recordings_have_lines_of_their_own(
+def test_each_image_and_each_sound_has_its_own_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(embedding.write_with_vocabulary(tmp_path / "model"))

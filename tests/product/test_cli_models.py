@@ -1,4 +1,5 @@
-"""``gemlet models``, ``cache`` and ``tokenize``: the models on this machine, and texts as tokens."""
+"""Tests of ``gemlet models`` and ``gemlet cache``, which list the models on this machine, and of
+``gemlet tokenize``."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ DEMO = Path(gemlet.__file__).parent / "demo"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for all caches."""
+    """An empty folder, which all caches use during the test."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "GEMLET_MODELS", "GEMLET_CACHE_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -31,7 +32,8 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -
 
 
 def put_into_hub(home: Path, name: str, *, commit: str = "abc", main_branch: bool = True) -> Path:
-    """The demo model in the form in which huggingface_hub keeps models: links to files with other names."""
+    """Writes the demo model in the form in which huggingface_hub stores models: links to files with other
+    names."""
     repository = home / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     for folder in (snapshot, repository / "blobs", repository / "refs"):
@@ -44,7 +46,7 @@ def put_into_hub(home: Path, name: str, *, commit: str = "abc", main_branch: boo
     return snapshot
 
 
-# models
+# --- gemlet models
 
 
 def test_models_of_every_place(
@@ -74,7 +76,7 @@ def test_models_of_every_place(
     assert lines[-1].endswith("packed weights q4")
 
 
-def test_models_works_without_any_models(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_models_works_without_models(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "models").startswith("no models in ")
     assert json.loads(output(capsys, "models", "--json")) == {"models": [], "cache": []}
 
@@ -89,7 +91,7 @@ def test_without_a_main_branch_the_newest_snapshot_is_used(
     assert found["path"] == str(new)
 
 
-def test_models_says_which_models_fit(
+def test_the_command_models_says_which_models_fit(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_into_hub(home, "someone/demo")
@@ -109,7 +111,7 @@ def test_load_looks_into_the_folders_of_models(home: Path, monkeypatch: pytest.M
             gemlet.inspect(name)
 
 
-# cache
+# --- gemlet cache
 
 
 def test_the_cache_is_listed_and_cleared(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +132,8 @@ def test_the_cache_is_listed_and_cleared(home: Path, capsys: pytest.CaptureFixtu
         name = kinds["weights q4"]["name"]
         assert output(capsys, "cache", "clear", name[:9]).startswith("removed 1 entry with ")
         assert not (home / "gemlet" / "packed" / name).exists()
-        assert model.generate("The door", max_tokens=4, temperature=0).text == before  # it is still mapped
+        # The model still has the deleted file mapped into memory.
+        assert model.generate("The door", max_tokens=4, temperature=0).text == before
     assert output(capsys, "cache", "clear").startswith("removed 2 entries with ")
     assert os.listdir(home / "gemlet" / "packed") == []
 
@@ -155,7 +158,7 @@ def test_damaged_entries(home: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert DEMO.exists()
 
 
-# tokenize
+# --- gemlet tokenize
 
 
 def test_tokenize(capsys: pytest.CaptureFixture[str]) -> None:

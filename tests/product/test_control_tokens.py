@@ -1,5 +1,5 @@
-"""Control tokens that are written in a prompt: read as tokens, or as plain text if the text comes from
-somebody else."""
+"""Tests of control tokens in the text of a prompt. By default they become tokens. With
+``allow_control=False``, for text from strangers, they stay plain text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model() -> Any:
 
 
 def prompt_of(model: gemlet.Model, text: str, **options: Any) -> list[int]:
-    """The prompt with which a stream begins; its first logits are the logits of these ids."""
+    """The token ids of the prompt with which a stream begins."""
     stream = model.stream(text, max_tokens=1, temperature=0, **options)
     ids = [int(i) for i in stream._texts[0]._prepared.ids]
     assert len(list(stream)) == 1
@@ -38,7 +38,7 @@ def prompt_of(model: gemlet.Model, text: str, **options: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_text_from_somebody_else_has_no_control_token(model: gemlet.Model, text: str) -> None:
+def test_text_from_strangers_has_no_control_tokens(model: gemlet.Model, text: str) -> None:
     tokenizer = model.tokenizer
     assert tokenizer is not None
     first, *rest = prompt_of(model, text, allow_control=False)
@@ -57,7 +57,7 @@ def test_by_default_control_tokens_in_text_are_tokens(model: gemlet.Model, text:
     assert prompt_of(model, text) != prompt_of(model, text, allow_control=False)
 
 
-def test_plain_text_and_token_ids_are_the_same_either_way(model: gemlet.Model) -> None:
+def test_allow_control_does_not_change_plain_text_and_token_ids(model: gemlet.Model) -> None:
     for prompt in ("The door opened", [2, 106, 5]):
         assert prompt_of(model, cast(Any, prompt)) == prompt_of(model, cast(Any, prompt), allow_control=False)
 

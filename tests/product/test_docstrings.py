@@ -1,5 +1,5 @@
-"""Every public function, class and method has a docstring with an example. In CI, the examples run as
-doctests."""
+"""Tests that every public function, class and method has a docstring with an example. In CI, the examples run
+as doctests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ MODULES = (
 
 
 def public() -> dict[str, object]:
-    """Functions, classes, and their methods and properties, with those of base classes, by name."""
+    """All public functions and classes by name, and all methods and properties of the classes, also inherited
+    ones."""
     found: dict[str, object] = {}
     for module in map(importlib.import_module, MODULES):
         for name in module.__all__:
@@ -38,9 +39,8 @@ def public() -> dict[str, object]:
                         inspect.isfunction(member) or isinstance(member, property)
                     ):
                         continue
-                    if (
-                        member.__doc__ or f"{name}.{key}" not in found
-                    ):  # otherwise the docstring of the base class is taken
+                    # Methods without their own docstring inherit the docstring of the base class.
+                    if member.__doc__ or f"{name}.{key}" not in found:
                         found[f"{name}.{key}"] = member
     return found
 
@@ -62,10 +62,11 @@ def test_docstring_with_example(name: str) -> None:
     text = docstring(name)
     around, _, last = name.rpartition(".")
     assert text, f"{name} has no docstring"
-    assert not text.startswith(f"{last}("), f"{name} has only what dataclass wrote"
+    assert not text.startswith(f"{last}("), f"{name} has only the docstring that dataclass made"
     if isinstance(PUBLIC[name], property):
         return
-    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))  # the example of its class uses it
+    # A method needs no example of its own if the example of its class uses the method.
+    shown = around in PUBLIC and f".{last}(" in calls(docstring(around))
     assert calls(text) or shown, f"{name} has no example"
 
 

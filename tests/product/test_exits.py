@@ -1,7 +1,7 @@
-"""The process ends cleanly, however Python ends, even if threads that it does not wait for are in gemlet.
+"""Tests that a process ends cleanly in every way to end Python, even if daemon threads are running in gemlet.
 
-Before version 3.14, Python ends a thread that comes back from the core at that time by unwinding its stack.
-No destructor of C++ may be in its way, or the process aborts.
+If a daemon thread returns from the C++ core while Python ends, Python before version 3.14 ends the thread by
+unwinding its stack. If a C++ destructor were on this stack, the process would abort.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def check(name: str, end: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_process_may_end_when_the_main_thread_returns(name: str, tmp_path: Path) -> None:
+def test_a_process_can_end_by_returning_from_the_main_thread(name: str, tmp_path: Path) -> None:
     check(name, "return", tmp_path)
 
 
 def pairs() -> Iterator[ParameterSet]:
-    """Pairs of work and ends. In the normal tests, every end runs with one work, and every work with some
-    ends."""
+    """Pairs of a kind of work and a way to end. Only the slow tests run all pairs. The others run each way to
+    end with one kind of work, and each kind of work with some ways to end."""
     names = ("chat", "prefill", "load")
     ends = ("exit", "raise", "os-exit", "close", "atexit-close", "late-close", "slow", "interrupt")
     for i, end in enumerate(ends):
@@ -47,7 +47,7 @@ def pairs() -> Iterator[ParameterSet]:
 
 
 @pytest.mark.parametrize(("name", "end"), list(pairs()))
-def test_a_process_may_end_in_other_ways(name: str, end: str, tmp_path: Path) -> None:
+def test_a_process_can_end_in_other_ways(name: str, end: str, tmp_path: Path) -> None:
     check(name, end, tmp_path)
 
 
@@ -57,8 +57,9 @@ def test_an_http_server_with_a_thread_for_each_request(end: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_making_an_error_runs_no_python_code() -> None:
-    """The core makes errors where the thread must not be ended, and Python code could end it."""
+def test_the_core_makes_errors_without_python_code() -> None:
+    """The core makes errors in places where the thread must not be ended. Python code could end the
+    thread."""
     for name in errors.__all__:
         ours = [kind for kind in getattr(errors, name).__mro__ if kind.__module__ == errors.__name__]
         assert not any({"__init__", "__new__"} & vars(kind).keys() for kind in ours)

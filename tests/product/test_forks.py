@@ -1,7 +1,7 @@
-"""A process is forked while other threads are in gemlet. These threads do not exist in the new process.
+"""Tests in which a process is forked while other threads are running in gemlet.
 
-But its memory contains the locks that they held and the objects that they were changing, and these must do no
-harm.
+These threads do not exist in the forked process. But its memory contains the locks that the threads held and
+the objects that they were changing. Neither may do harm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""generate() with a list of prompts."""
+"""Tests of generate() with a list of prompts, and of several replies to one prompt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_seeds(model: gemlet.Model) -> None:
 
 
 def test_several_replies_to_a_conversation(model: gemlet.Model) -> None:
-    """Each text is the same as the single text with its seed; the conversation is read once."""
+    """Each reply equals the single reply with the same seed, and the conversation needs only one prefill."""
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0}
     replies = model.chat("Who is there?", n=3, seed=5, **options)
     assert [reply.seed for reply in replies] == [5, 6, 7]
@@ -66,7 +66,7 @@ def test_several_replies_to_a_conversation(model: gemlet.Model) -> None:
         model.session().chat("Who is there?", n=2)  # type: ignore[call-arg]
 
 
-def test_lists_of_prompts_and_lists_of_ids_are_told_apart(model: gemlet.Model) -> None:
+def test_lists_of_prompts_and_lists_of_ids_are_distinguished(model: gemlet.Model) -> None:
     assert model.tokenizer is not None
     ids = model.tokenizer.encode("The door")
     assert isinstance(model.generate(ids, max_tokens=2), gemlet.Generation)
@@ -88,7 +88,9 @@ def test_lists_of_prompts_and_lists_of_ids_are_told_apart(model: gemlet.Model) -
         (["a", "b" * 100_000], r"prompt\[1\]: "),
     ],
 )
-def test_all_are_checked_before_any_is_computed(model: gemlet.Model, prompts: Any, message: str) -> None:
+def test_all_prompts_are_checked_before_the_first_runs(
+    model: gemlet.Model, prompts: Any, message: str
+) -> None:
     with pytest.raises(gemlet.InvalidRequestError) as caught:
         model.generate(prompts, max_tokens=2)
     assert re.match(message, str(caught.value))
@@ -109,8 +111,8 @@ def test_threads_share_the_engine(model: gemlet.Model) -> None:
     assert texts == [texts[0]] * 4
 
 
-def test_closing_the_model_ends_all() -> None:
-    """Each text is cut off, or has not begun."""
+def test_closing_the_model_ends_all_requests() -> None:
+    """The call returns texts that are cut off, or raises an error."""
     with gemlet.load() as model:
         ended: list[Any] = []
 

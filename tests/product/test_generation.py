@@ -1,4 +1,5 @@
-"""Generating with the demo model: every way to ask gives the same text, and wrong requests are refused."""
+"""Tests of generation with the demo model: every way to call it gives the same text, and wrong requests are
+refused."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def test_the_same_seed_gives_the_same_text_on_any_number_of_threads(model: gemle
     assert model.generate(PROMPT, max_tokens=48, seed=12).token_ids != texts[0]
 
 
-def test_without_a_seed_the_result_has_the_one_that_was_used(model: gemlet.Model) -> None:
+def test_without_a_seed_the_result_has_the_random_seed(model: gemlet.Model) -> None:
     first = model.generate(PROMPT, max_tokens=30)
     again = model.generate(PROMPT, max_tokens=30, seed=first.seed)
     assert again.token_ids == first.token_ids
@@ -89,7 +90,8 @@ def test_generation_ends_when_the_context_is_full() -> None:
         assert small.context_length == 32
         result = small.generate(PROMPT, max_tokens=1000, seed=1, ignore_eos=True)
         assert result.finish_reason == "context"
-        assert result.prompt_tokens + result.completion_tokens == 33  # the last token needs no room
+        # The last token needs no place in the context.
+        assert result.prompt_tokens + result.completion_tokens == 33
         with pytest.raises(ContextLengthError, match=r"33 tokens.*holds 32; .*larger max_context"):
             small.generate([3] * 33)
         with pytest.raises(ContextLengthError, match=r"ids: 33 tokens"):
@@ -140,7 +142,7 @@ def test_chat_replies(model: gemlet.Model) -> None:
 
 
 class InterruptingTokenizer:
-    """Sends SIGINT to the process while a token is decoded, like a user's Ctrl-C."""
+    """A tokenizer that sends SIGINT to the process while it decodes a token, like a user's Ctrl-C."""
 
     def __init__(self, tokenizer: Any, after: int) -> None:
         self._tokenizer = tokenizer
@@ -191,7 +193,7 @@ def test_cancel_ends_a_stream_and_leaves_the_model_usable(model: gemlet.Model) -
     assert model.generate(PROMPT, max_tokens=3).completion_tokens <= 3
 
 
-def test_streams_that_take_turns_do_not_disturb_each_other(model: gemlet.Model) -> None:
+def test_interleaved_streams_do_not_change_each_other(model: gemlet.Model) -> None:
     alone = [model.generate(PROMPT, max_tokens=16, seed=seed, ignore_eos=True).token_ids for seed in (1, 2)]
     streams = [model.stream(PROMPT, max_tokens=16, seed=seed, ignore_eos=True) for seed in (1, 2)]
     together: list[list[int]] = [[], []]
@@ -219,12 +221,12 @@ def test_several_threads_may_share_a_model(model: gemlet.Model) -> None:
 def test_logits_do_not_depend_on_how_the_ids_are_split(model: gemlet.Model) -> None:
     ids = model.tokenizer.encode("It was a dark night, and the wind was loud. " * 16)  # type: ignore[union-attr]
     ids = ids[:150]
-    assert len(ids) == 150  # more than one chunk of logits
+    assert len(ids) == 150  # logits() computes so many ids in more than one part
     whole = model.logits(ids)
     np.testing.assert_allclose(model.logits(ids[:70]), whole[:70], rtol=0, atol=1e-3 * np.abs(whole).max())
 
 
-def test_a_stream_that_was_not_begun_says_that_its_model_is_closed() -> None:
+def test_the_error_of_an_unread_stream_whose_model_is_closed() -> None:
     with gemlet.load(threads=1) as model:
         late, whole = model.stream(PROMPT, max_tokens=3), model.stream(PROMPT, max_tokens=3)
         cut = model.stream_chat("Hello", max_tokens=3)
@@ -234,7 +236,7 @@ def test_a_stream_that_was_not_begun_says_that_its_model_is_closed() -> None:
         assert list(cut) == []
     with pytest.raises(ModelClosedError, match="before the end of this stream"):
         list(late)
-    assert list(whole) == list(cut) == []  # they had ended before
+    assert list(whole) == list(cut) == []  # both streams had ended before
 
 
 def test_every_call_after_close_is_an_error() -> None:
@@ -260,7 +262,9 @@ def test_every_call_after_close_is_an_error() -> None:
             use()
 
 
-def test_a_model_without_tokenizer_takes_ids(model: gemlet.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_tokenizer_accepts_token_ids(
+    model: gemlet.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model, "tokenizer", None)
     result = model.generate([2, 5, 6], max_tokens=4, seed=1, ignore_eos=True)
     assert (result.text, result.completion_tokens) == ("", 4)
@@ -272,7 +276,7 @@ def test_a_model_without_tokenizer_takes_ids(model: gemlet.Model, monkeypatch: p
         model.chat([{"role": "user", "content": "Hello"}])
 
 
-def test_a_string_is_the_only_message_of_a_chat(model: gemlet.Model) -> None:
+def test_a_string_becomes_the_only_message_of_a_chat(model: gemlet.Model) -> None:
     asked = {"max_tokens": 8, "seed": 3}
     whole = model.chat([{"role": "user", "content": "Hello"}], **asked)
     assert model.chat("Hello", **asked).token_ids == whole.token_ids

@@ -1,4 +1,4 @@
-"""GenerationConfig, prompts of token ids, and stop strings."""
+"""Tests of GenerationConfig, of prompts of token ids, and of stop strings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gemlet.generation.token_ids import token_id_array
 # --- GenerationConfig
 
 
-def test_defaults_are_those_of_gemma() -> None:
+def test_the_defaults_are_the_recommended_values_for_gemma() -> None:
     config = GenerationConfig()
     assert (config.temperature, config.top_k, config.top_p) == (1.0, 64, 0.95)
     assert (config.min_p, config.repetition_penalty, config.max_tokens) == (0.0, 1.0, 256)
@@ -87,7 +87,7 @@ def test_numbers_of_other_libraries_become_plain_numbers() -> None:
     assert config.do_sample is False
 
 
-def test_stop_becomes_a_tuple() -> None:
+def test_stop_strings_become_a_tuple() -> None:
     assert GenerationConfig(stop="END").stop == ("END",)
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
     assert GenerationConfig(stop=("a",)).stop == ("a",)
@@ -177,8 +177,8 @@ def test_bad_token_ids(ids: Any, message: str) -> None:
 
 
 def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The definition: the stop string that is complete first ends the text. If two are complete at the same
-    character, the longer one does."""
+    """The definition of stop strings: the stop string that is complete first ends the text. If two stop
+    strings end at the same character, the longer one is removed."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -187,13 +187,13 @@ def reference_stop(text: str, stops: list[str]) -> tuple[str, bool]:
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_stop_strings_that_may_not_stop_yet_are_text(cut: int) -> None:
+def test_stop_strings_before_min_tokens_are_text(cut: int) -> None:
     text = "aabaabab"
     scanner = StopScanner(["aab", "ab"])
     shown = scanner.push(text[:cut], may_stop=False)
     assert not scanner.stopped
     shown += scanner.push(text[cut:]) + scanner.flush()
-    # Of stop strings that end after the cut, the first one is used.
+    # The first stop string that ends after the cut ends the text.
     ends = next((end for end in (3, 6, 8) if end > cut), None)
     assert scanner.stopped == (ends is not None)
     assert shown == {3: "", 6: "aab", 8: "aabaab", None: text}[ends]
@@ -214,7 +214,7 @@ def test_stop_scanner_matches_the_definition_at_every_split(pieces: list[str], s
         shown += scanner.push(piece)
         so_far = "".join(pieces[: i + 1])
         if not scanner.stopped:
-            # The scanner holds back exactly the text that may still become a stop string.
+            # The scanner holds back only text that may be the beginning of a stop string.
             held = max(
                 (k for stop in stops for k in range(len(stop)) if so_far.endswith(stop[:k])), default=0
             )

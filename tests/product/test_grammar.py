@@ -1,4 +1,5 @@
-"""Structured output: whatever the model prefers, the result has the form."""
+"""Tests of structured output: each result matches its schema, regular expression, grammar or list of choices,
+even if the model prefers other tokens."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def check_person(text: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 3.0, 100.0])
 def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float) -> None:
-    """At temperature 100, all tokens that fit are about equally likely, as with random weights."""
+    """At temperature 100, all tokens that the grammar allows are about equally likely."""
     for result in model.generate(
         ["The door"] * 8, json_schema=PERSON, temperature=temperature, max_tokens=200, seed=list(range(8))
     ):
@@ -55,8 +56,8 @@ def test_json_parses_at_any_temperature(model: gemlet.Model, temperature: float)
         check_person(result.text)
 
 
-def test_a_text_of_a_loose_schema_ends(model: gemlet.Model) -> None:
-    """The object has no other keys, and no number has a hundred digits."""
+def test_texts_of_a_loose_schema_end(model: gemlet.Model) -> None:
+    """Even if the schema does not limit them, the object has no further keys, and numbers have few digits."""
     inner = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}}, "required": ["n"]}
     schema = {
         "type": "object",
@@ -108,7 +109,8 @@ def test_a_text_of_a_loose_schema_ends(model: gemlet.Model) -> None:
     ],
 )
 def test_closing_a_schema_does_not_change_it(schema: dict[str, Any]) -> None:
-    """If a schema joins several parts, each part may have the keys of the others."""
+    """gemlet forbids further keys ("closes" a schema). If a schema joins several parts, each part must still
+    allow the keys of the other parts."""
     before = json.dumps(schema)
     assert json.dumps(closed(schema)) == before
 
@@ -156,7 +158,7 @@ def test_a_grammar_of_rules(model: gemlet.Model) -> None:
         assert re.fullmatch(r"[1-9]\d{0,2}(\+[1-9]\d{0,2})*[+=]?", text)
 
 
-def test_a_text_that_max_tokens_cuts_says_so(model: gemlet.Model) -> None:
+def test_the_finish_reason_of_a_text_that_max_tokens_cuts_off(model: gemlet.Model) -> None:
     result = model.generate("It was", json_schema=PERSON, max_tokens=4, seed=1)
     assert (result.finish_reason, result.completion_tokens) == ("length", 4)
     assert '{"name": "A long name'.startswith(result.text[:8])
@@ -184,7 +186,7 @@ def test_streams_and_batches_do_not_change_a_text(model: gemlet.Model) -> None:
     assert asyncio.run(write()) == texts
 
 
-def test_free_texts_and_grammars_run_together(model: gemlet.Model) -> None:
+def test_requests_with_and_without_grammars_run_together(model: gemlet.Model) -> None:
     free = model.generate("The door", max_tokens=60, seed=3).text
     streams = [
         model.stream("The door", max_tokens=60, seed=3),
@@ -215,7 +217,7 @@ def test_grammars_work_with_stop_strings_penalties_and_biases(model: gemlet.Mode
     assert model.generate("It was", regex="[ab]", logit_bias={letter: 100.0}, max_tokens=5).text == "b"
 
 
-def test_chats_have_a_form_too(model: gemlet.Model) -> None:
+def test_structured_output_of_chats(model: gemlet.Model) -> None:
     result = model.chat("Who is there?", json_schema=PERSON, **SHORT)
     assert result.finish_reason == "stop"
     check_person(result.text)
@@ -223,7 +225,7 @@ def test_chats_have_a_form_too(model: gemlet.Model) -> None:
         assert "".join(chunk.text for chunk in stream) == "Nobody."
 
 
-def test_end_tokens_come_only_where_the_form_is_whole(model: gemlet.Model) -> None:
+def test_end_tokens_come_only_where_the_text_is_complete(model: gemlet.Model) -> None:
     end = model.tokenizer.eos_id
     result = model.generate(
         "It was", regex="[a-z]{30}", max_tokens=60, logit_bias={end: 100.0}, temperature=1.0, seed=1
@@ -232,7 +234,7 @@ def test_end_tokens_come_only_where_the_form_is_whole(model: gemlet.Model) -> No
     assert model.generate("It was", regex="[a-z]+", max_tokens=60, logit_bias={end: 100.0}).text.isalpha()
 
 
-def test_a_model_that_was_closed_keeps_nothing() -> None:
+def test_a_deleted_model_frees_its_tokenizer() -> None:
     with gemlet.load() as own:
         own.generate("It was", choice=["yes"], max_tokens=5)
         tokenizer = weakref.ref(own.tokenizer)
@@ -272,12 +274,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_forms_that_are_refused(model: gemlet.Model, options: dict[str, Any], message: str) -> None:
+def test_schemas_and_grammars_that_are_refused(
+    model: gemlet.Model, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(gemlet.InvalidRequestError, match=message):
         model.generate("It was", max_tokens=5, **options)
 
 
-def test_a_model_without_tokenizer_has_no_forms() -> None:
+def test_structured_output_needs_a_tokenizer() -> None:
     with (
         gemlet.load("tests/golden/gemma3-270m") as own,
         pytest.raises(gemlet.InvalidRequestError, match="no tokenizer"),

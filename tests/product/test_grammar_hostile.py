@@ -1,4 +1,4 @@
-"""Grammars from strangers: each ends in an error or in a text, in little time and memory."""
+"""Tests of hostile grammars: each one gives an error or a text, with little time and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.programs import grammar as programs
 
 pytestmark = pytest.mark.extra("grammar")
 
-SECONDS = 20.0  # the limit in processor time for a grammar and a text of 60 tokens
+SECONDS = 20.0  # the limit of processor time for compiling a grammar and generating 60 tokens
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model() -> Any:
 
 
 def outcome(model: gemlet.Model, options: dict[str, Any]) -> str:
-    """The reason why the text ended, or the error."""
+    """The finish reason of the text, or the error."""
     try:
         return model.generate("It was", max_tokens=60, temperature=5.0, seed=1, **options).finish_reason
     except gemlet.InvalidRequestError as error:
@@ -45,12 +45,12 @@ def test_hostile_grammars_end_soon(model: gemlet.Model, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_memory_stays() -> None:
-    """All of them run in one process, which grows only by the memory of texts of 60 tokens."""
+def test_hostile_grammars_need_little_memory() -> None:
+    """All hostile grammars run one after the other in the same process."""
     assert run_program(programs.peak_of_hostile, timeout=200) < 400
 
 
-def test_an_error_in_the_middle_ends_its_text_only(model: gemlet.Model) -> None:
+def test_an_error_of_a_grammar_ends_only_its_own_request(model: gemlet.Model) -> None:
     hard = {"grammar": 'start: start start | "a" | "b"', "max_tokens": 1000, "seed": 1, "min_tokens": 999}
     other = model.stream("The door", max_tokens=60, seed=3)
     first = next(other).text

@@ -1,5 +1,5 @@
-"""Replies of a given form in chats whose models think first or call tools. A scripted model writes them, and
-the engine's mask must allow each of its tokens."""
+"""Tests of structured output in chats whose models think first or call tools. A scripted model gives the
+tokens of the reply, and the mask of the grammar must allow each token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ THOUGHT = "<|channel>thought\nOne, or {two}.\n<channel|>"
 
 
 class RefusedError(Exception):
-    """The script has a token that its mask forbids."""
+    """The mask of the grammar forbids a token of the script."""
 
 
 class MaskedRequest(ScriptedRequest):
@@ -49,8 +49,8 @@ class MaskedRequest(ScriptedRequest):
 
 
 def reply(script: str | list[int], **options: Any) -> gemlet.Generation:
-    """The result of the reply ``script``. It ends with the end of its turn, or earlier if its form is
-    complete."""
+    """The result of a scripted reply. The reply ends at the end of the script, or earlier if the grammar
+    allows no further token."""
     model = ScriptedModel([*(ids_of(script) if isinstance(script, str) else script), *ids_of("<turn|>")])
     model.engine.kind = MaskedRequest
     return model.chat("A number?", **{"json_schema": SCHEMA, "max_tokens": 200, **options})
@@ -64,16 +64,16 @@ def refused(script: str | Sequence[int], **options: Any) -> bool:
     return False
 
 
-def test_the_answer_has_the_form() -> None:
+def test_the_answer_must_match_the_schema() -> None:
     result = reply('{"n": 12}')
     assert (result.text, result.finish_reason) == ('{"n": 12}', "stop")
     assert refused("The number is 12")
-    assert refused('{"n": 1')  # and the end of the turn
+    assert refused('{"n": 1')  # the end of the turn follows the script, and the JSON is incomplete
     assert refused("<|tool_call>")
     assert refused("<|turn>")
 
 
-def test_a_thought_may_come_first_where_it_is_asked_for() -> None:
+def test_with_thinking_a_thought_may_come_first() -> None:
     result = reply(THOUGHT + '{"n": 12}', thinking=True)
     assert (result.reasoning, result.text) == ("One, or {two}.", '{"n": 12}')
     assert reply('{"n":12}', thinking=True).text == '{"n":12}'
@@ -120,7 +120,7 @@ def test_a_tool_choice_makes_a_grammar() -> None:
     assert refused(now, json_schema=None, tools=TOOLS, tool_choice=named)
 
 
-def test_only_the_first_of_several_replies_has_to_call() -> None:
+def test_a_required_call_applies_only_to_the_first_reply() -> None:
     def weather(city: str, days: list[int]) -> str:
         return f"{city}: snow"
 

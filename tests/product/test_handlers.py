@@ -1,4 +1,5 @@
-"""Whatever a signal handler does in the middle of gemlet's work, nothing hangs and nothing crashes."""
+"""Tests that nothing hangs or crashes when a signal handler interrupts gemlet's work and uses gemlet
+itself."""
 
 from __future__ import annotations
 
@@ -24,12 +25,13 @@ def test_signals_may_come_while_the_main_thread_does_something_else(name: str) -
 
 @pytest.mark.parametrize("name", ["convert", "cache"])
 def test_signals_may_come_while_the_main_thread_writes(tmp_path: Path, name: str) -> None:
-    """A forked process leaves the folder that is being written to its parent."""
+    """If the signal handler forks, the forked process does not touch the folder that its parent is
+    writing."""
     folders = {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     run_program(interrupt_work, name, ("raise_error", "fork"), environment=folders)
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_process_forked_while_a_folder_is_written_leaves_it_alone(tmp_path: Path, name: str) -> None:
+def test_a_forked_process_does_not_touch_a_folder_that_its_parent_writes(tmp_path: Path, name: str) -> None:
     model = str(HERE / "gemma3-1b")
     assert run_program(fork_while_writing, name, model, str(tmp_path), 15) > 5

@@ -1,4 +1,5 @@
-"""Importing gemlet: the public modules keep their names, and an import is quick and loads few modules."""
+"""Tests of importing gemlet: the public modules keep their names, and an import is quick and loads few
+modules."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def test_dir_lists_the_public_names() -> None:
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_a_public_module_has_the_names_it_had(module: str) -> None:
+def test_a_public_module_keeps_its_names(module: str) -> None:
     found = importlib.import_module(module)
     assert set(NAMES[module].split()) <= set(found.__all__)
     for name in found.__all__:
@@ -83,7 +84,7 @@ def output_of(program: str) -> str:
 
 
 @pytest.mark.parametrize("module", [*NAMES, "gemlet.loading.load", "gemlet.cli"])
-def test_load_is_the_function_whatever_is_imported_first(module: str) -> None:
+def test_load_is_the_function_after_any_first_import(module: str) -> None:
     program = f"import {module}, gemlet; print(gemlet.load.__module__, callable(gemlet.load))"
     assert output_of(program) == "gemlet.loading.load True"
 
@@ -94,16 +95,17 @@ def test_an_import_prints_nothing_and_loads_no_heavy_module() -> None:
 
 
 def test_an_import_costs_little() -> None:
-    """It loads three modules of gemlet and about thirty of the standard library; numpy loads more than a
-    hundred. (A count does not depend on the machine, as a time would.)"""
+    """An import loads three modules of gemlet and about thirty of the standard library. With NumPy, it would
+    load more than a hundred. The test counts modules, because a time would depend on the machine."""
     program = "import sys; before = set(sys.modules); import gemlet; print(*set(sys.modules) - before)"
     loaded = output_of(program).split()
     assert len([name for name in loaded if name.startswith("gemlet")]) <= 5, loaded
     assert len(loaded) <= 50, loaded
 
 
-def test_a_start_loads_only_what_a_text_needs(tmp_path: Path) -> None:
-    """The start is from a packed folder to a token. NumPy and SentencePiece would be half of it."""
+def test_a_short_run_loads_only_the_modules_it_needs(tmp_path: Path) -> None:
+    """The program loads a packed folder and generates a token. Importing NumPy and SentencePiece would double
+    its time."""
     gemlet.convert(None, tmp_path / "q4", weights="q4", threads=1)
     program = f"""
 import sys, gemlet
@@ -128,8 +130,9 @@ print(*sys.modules)
 
 
 @pytest.mark.extra("serve")
-def test_a_server_loads_no_more_than_it_needs() -> None:
-    """No record is compiled for it, either, because the code only makes objects."""
+def test_a_server_loads_only_the_modules_it_needs() -> None:
+    """The methods of records are not compiled either, because the start of a server only makes objects of
+    them."""
     program = """
 import sys
 from gemlet.base import records

@@ -1,5 +1,5 @@
-"""A KV cache of four bits together with all other features: a text is the same as by itself and computed from
-the start."""
+"""Tests of an int4 KV cache together with all other features. Each result must equal the result of a single
+request without a prefix cache and without draft tokens."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LONG = "The wind blew over the hills and the old house was dark. " * 24
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[gemlet.Model]:
-    """A model without a prefix cache and without guesses."""
+    """A model without a prefix cache and without draft tokens."""
     with gemlet.load(**LOADED, prefix_cache=False) as loaded:
         never_guess(loaded)
         yield loaded
 
 
 def test_sessions_and_the_cache_on_disk(fresh: gemlet.Model, tmp_path: Path) -> None:
-    """This is also true beyond the sliding window, whose blocks are dropped. Blocks of another format are not
-    used."""
+    """The texts are longer than the sliding window, so the cache drops blocks. A model does not use blocks of
+    another cache format from the disk."""
     path, folder = tmp_path / "talk", tmp_path / "cache"
     with gemlet.load(**LOADED, prefix_cache=folder) as model:
         session = model.session()
@@ -53,9 +53,8 @@ def test_sessions_and_the_cache_on_disk(fresh: gemlet.Model, tmp_path: Path) -> 
         assert model.load_session(path).chat("And then?", **OPTIONS).cached_tokens == 0
 
 
-def test_many_at_once_with_guesses(fresh: gemlet.Model) -> None:
-    """With guesses from earlier text, with guesses of a drafter whose cache also has four bits, and without
-    guesses."""
+def test_several_requests_with_draft_tokens(fresh: gemlet.Model) -> None:
+    """The draft tokens come from earlier text, or from a draft model that also has an int4 cache."""
     prompts = ["The door opened", LONG]
     options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "seed": 3}
     expected = [fresh.generate(prompt, **options).token_ids for prompt in prompts]
@@ -81,8 +80,8 @@ def test_a_server_can_use_an_int4_cache(fresh: gemlet.Model) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma1-2b", "gemma3-270m", "gemma4-e2b"])
-def test_adapters_and_others_share_a_pass(name: str) -> None:
-    """This is also true in a family without norms on keys, where nothing is balanced."""
+def test_requests_with_an_adapter_share_a_pass(name: str) -> None:
+    """One of the families, gemma1-2b, has no norms on keys, so its int4 cache does not balance keys."""
     adapter = {"gemma3-270m": "gemma3-plain", "gemma4-e2b": "gemma4-linear"}.get(name)
     prompts = [[2, 7, 11] * 30, [2, 9]]
     with gemlet.load(GOLDEN / name, **LOADED) as model, gemlet.load(GOLDEN / name, **LOADED) as other:
@@ -91,13 +90,13 @@ def test_adapters_and_others_share_a_pass(name: str) -> None:
                 one.load_adapter(ADAPTERS / adapter, name="mine")
         chosen = None if adapter is None else "mine"
         expected = [other.generate(ids, adapter=chosen, **OPTIONS).token_ids for ids in prompts]
-        for _ in range(2):  # the second time from the prefix cache
+        for _ in range(2):  # the second round uses the prefix cache
             found = model.generate(prompts, adapter=chosen, **OPTIONS)
             assert [one.token_ids for one in found] == expected
         assert found[0].cached_tokens == 89
 
 
-def test_the_plan_and_the_inspection() -> None:
+def test_the_memory_plan_of_an_int4_cache() -> None:
     found = {
         name: gemlet.inspect(GOLDEN / "gemma1-2b", weights="q4", kv_cache=name) for name in ("int8", "int4")
     }
@@ -108,5 +107,6 @@ def test_the_plan_and_the_inspection() -> None:
         for ids in ([2, 7, 11], [2, 9] * 40):
             model.generate(ids, max_tokens=5)
         assert 0 < model.memory()["prefix_cache"] < plans["int4"]
-    head = config.layers[0].head_dim  # a key of a head takes head / 2 + 4 bytes with its scale, or head + 4
+    # With the scale, a key of one head takes head_dim / 2 + 4 bytes as int4, and head_dim + 4 bytes as int8.
+    head = config.layers[0].head_dim
     assert np.isclose(plans["int4"] / plans["int8"], (head / 2 + 4) / (head + 4), rtol=0.02)

@@ -1,4 +1,5 @@
-"""A signal handler may raise any exception at any place: the stream ends, and the text so far is kept."""
+"""Tests of signal handlers that raise an exception at any line of a stream's step: the stream ends, and its
+result has the text so far."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ def model() -> Iterator[gemlet.Model]:
 
 
 def interrupt(stream: gemlet.TextStream, at: int, error: type[BaseException]) -> tuple[str, bool]:
-    """Reads the stream, and raises ``error`` at the line number ``at`` of those that a step runs in Python;
-    the text that came, and whether there are so many lines."""
+    """Reads the stream, counts the lines of Python code that its steps run, and raises ``error`` at line
+    ``at``. Returns the text so far, and False if fewer lines ran."""
     lines = 0
     texts: list[str] = []
 

@@ -1,5 +1,5 @@
-"""load(prefix_cache=...): the parts of texts that a model keeps in memory and in a folder, and what it
-reports about them."""
+"""Tests of load(prefix_cache=...): the prefix cache in memory and in a folder, and the reports about the
+reuse of prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cached(model: gemlet.Model, text: str = TEXT, **options: Any) -> int:
     return model.generate(text, **OPTIONS, **options).cached_tokens
 
 
-def test_by_default_texts_are_kept_in_memory() -> None:
+def test_the_default_is_a_prefix_cache_in_memory() -> None:
     with gemlet.load(threads=1) as model:
         assert cached(model) == 0
         assert cached(model) == model.generate(TEXT, **OPTIONS).prompt_tokens - 1
@@ -33,7 +33,7 @@ def test_by_default_texts_are_kept_in_memory() -> None:
         assert model.memory()["prefix_cache"] == 0
 
 
-def test_texts_of_another_salt_are_not_seen() -> None:
+def test_requests_with_different_salts_share_no_cache() -> None:
     with gemlet.load(threads=1) as model:
         assert cached(model, cache_salt="one") == 0
         assert cached(model, cache_salt="one") > 0
@@ -47,7 +47,7 @@ def test_texts_of_another_salt_are_not_seen() -> None:
                 model.generate("x", cache_salt=salt)
 
 
-def test_a_size_is_kept_and_counts_in_the_plan() -> None:
+def test_the_size_limits_the_cache_and_counts_in_the_plan() -> None:
     plain, found = gemlet.inspect().plan, gemlet.inspect(prefix_cache_size="1MB").plan
     assert (plain.prefix_cache, found.prefix_cache) == (0, 10**6)
     assert "prefix cache 1 MB" in str(found)
@@ -67,14 +67,14 @@ def test_a_folder_outlives_the_process(tmp_path: Path) -> None:
     with gemlet.load(threads=1, prefix_cache=str(folder)) as model:
         found = model.generate(TEXT, **OPTIONS)
         assert (found.token_ids, found.cached_tokens) == (expected.token_ids, expected.prompt_tokens - 1)
-    with gemlet.load(weights="q8", threads=1, prefix_cache=folder) as model:  # another model
+    with gemlet.load(weights="q8", threads=1, prefix_cache=folder) as model:  # other weights
         assert cached(model) == 0
     with gemlet.load(kv_cache="int8", threads=1, prefix_cache=folder) as model:
         assert cached(model) == 0
 
 
-def test_a_changed_model_uses_no_old_texts(tmp_path: Path) -> None:
-    """This is also true for a model in a packed folder."""
+def test_a_changed_model_does_not_use_old_texts(tmp_path: Path) -> None:
+    """The model is in a packed folder. A new time stamp of the weights is enough to make it another model."""
     gemlet.convert(None, tmp_path / "packed", weights="q8")
     options: dict[str, Any] = {"threads": 1, "prefix_cache": tmp_path / "texts"}
     for expected in (False, True):
@@ -86,7 +86,7 @@ def test_a_changed_model_uses_no_old_texts(tmp_path: Path) -> None:
         assert cached(model) == 0
 
 
-def test_adapters_by_their_content(tmp_path: Path) -> None:
+def test_adapters_are_recognized_by_their_content(tmp_path: Path) -> None:
     options: dict[str, Any] = {"threads": 1, "prefix_cache": tmp_path}
     ids, settings = list(range(5, 95)), {"max_tokens": 2, "temperature": 0}
     adapters = "tests/golden/adapters"
@@ -129,7 +129,7 @@ def test_explain_prefix_finds_the_byte_that_prevents_reuse() -> None:
         changed = TEXT[:place] + "new" + TEXT[place + 3 :]
         report = model.explain_prefix(changed)
         assert report.byte is not None
-        assert abs(report.byte - place) <= 1  # the token may begin with the space
+        assert abs(report.byte - place) <= 1  # the token of "old" may begin with the space before the word
         assert changed.encode()[: report.byte].decode().endswith(report.before)
         assert report.prompt.lstrip().startswith("new")
         assert report.kept.lstrip().startswith("old")
@@ -140,11 +140,12 @@ def test_explain_prefix_finds_the_byte_that_prevents_reuse() -> None:
 
 
 @pytest.mark.parametrize("begin", ["", "<bos>", "<bos><bos>"])
-def test_the_byte_counts_in_the_callers_text(begin: str) -> None:
+def test_the_reported_byte_counts_in_the_text_of_the_caller(begin: str) -> None:
     with gemlet.load(threads=1) as model:
         assert model.explain_prefix(f"{begin}The door").byte == 0
         model.generate("The door \U0001f642 opened", **OPTIONS)
-        report = model.explain_prefix(f"{begin}The door \U0001f643 opened")  # the last of its bytes differs
+        # Only the last byte of this emoji differs.
+        report = model.explain_prefix(f"{begin}The door \U0001f643 opened")
         assert report.byte is not None
         assert report.byte - len(f"{begin}The door ") in (0, 3)
         if not begin:
@@ -165,7 +166,7 @@ def test_the_report_of_a_chat() -> None:
         assert model.explain_prefix(first).byte is None
 
 
-def test_the_command_line_reuses_kept_texts(tmp_path: Path) -> None:
+def test_the_command_line_uses_a_prefix_cache_in_a_folder(tmp_path: Path) -> None:
     asked = (
         "chat",
         "--json",

@@ -1,7 +1,7 @@
-"""Models and sequences that threads and forked processes share, several at once, and closed during work.
+"""Tests of models and sequences that threads and forked processes share, or that are closed during work.
 
-It is a mistake to share one sequence between threads, but it must not end the process. Tests that could hang
-or crash run in a separate process."""
+Two threads must not share one sequence, but this mistake must not end the process. Tests that could hang or
+crash run in a separate process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def test_a_forked_process_uses_the_same_model(threads: int) -> None:
 
 
 def test_a_forked_process_ends_as_usual() -> None:
-    """Python destroys the model when the process ends, but the model's threads are in the other process."""
+    """When the forked process ends, Python destroys the model, but the threads of the model exist only in the
+    parent process."""
     run_program(lifecycle.end_forks)
 
 
@@ -41,15 +42,15 @@ def test_multiprocessing_with_fork() -> None:
 
 
 def test_fork_while_another_thread_generates() -> None:
-    """That thread does not exist in the forked process, so it cannot release its locks there."""
+    """The other thread does not exist in the forked process, so it cannot release its locks there."""
     run_program(lifecycle.fork_while_generating)
 
 
-# --- Several at once ----------------------------------------------------------------------------------------
+# --- Several models or threads at the same time -------------------------------------------------------------
 @pytest.mark.tier
 def test_two_models_in_one_process() -> None:
-    """Two models with different formats and numbers of threads work alternately. Each gives the same text as
-    without the other."""
+    """Two models with different weight formats and numbers of threads generate alternately. Each model gives
+    the same text as without the other model."""
     prompts = ["The door opened", "It was a cold morning"]
 
     def say(model: gemlet.Model, prompt: str) -> list[int]:
@@ -139,7 +140,7 @@ LONG = 6000
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[_core.Model]:
-    # Attention in the first layer takes most of a prefill; the last layer has little to do.
+    # Without a sliding window, the attention of the first layer takes most of the time of a prefill.
     layers = layer_config(sliding_window=0), layer_config()
     model = random_core(model_config(*layers, max_context=3 * LONG))
     yield model
@@ -147,7 +148,7 @@ def core() -> Iterator[_core.Model]:
 
 
 class Running:
-    """An extend by ``LONG`` tokens that is running on its own thread."""
+    """Extends a sequence by ``LONG`` tokens in its own thread."""
 
     def __init__(self, core: _core.Model) -> None:
         self.sequence = _core.TokenSequence(core)
@@ -176,9 +177,10 @@ def test_cancel_ends_a_running_extend(core: _core.Model) -> None:
     running.join()
     taken = time.process_time() - started
     assert isinstance(running.error, gemlet.CancelledError)
-    # It ends at the next layer; even a whole chunk takes far less.
+    # The cancelled work ends at the next layer. Even a whole chunk takes far less than this limit.
     assert in_time(taken, 1)
-    # The sequence has whole chunks. It goes on from them like a sequence that was never cancelled.
+    # The sequence keeps the chunks that were complete, and continues like a sequence that was never
+    # cancelled.
     sequence = running.sequence
     assert (sequence.length - 3) % 512 == 0
     assert sequence.length < 3 + LONG
@@ -222,7 +224,8 @@ def test_cancelling_one_sequence_does_not_affect_others(core: _core.Model) -> No
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_actions_of_another_thread_during_an_extend(threads: int) -> None:
-    """The action may fail, wait or give an old value. It must not crash or hang."""
+    """An action of another thread may raise an error, wait or return an old value. It must not crash or
+    hang."""
     found = run_program(lifecycle.act_while_extending, threads)
     assert {*found} == {*lifecycle.ACTIONS}
     for action, outcomes in found.items():

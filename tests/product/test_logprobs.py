@@ -1,4 +1,5 @@
-"""Log probabilities of the tokens of a text and of its prompt; several continuations of a prompt; echo."""
+"""Tests of the log probabilities of generated tokens and of prompts, of several continuations of a prompt,
+and of ``echo``."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.tier
 
 PROMPT = "It was a dark night, and the door of the house"
 
-tiles = "amx" in _core.cpu_info()["tier"]  # tiles round activations, so the bits depend on the pass
+# With tiles, the last bits of a result depend on the size of the forward pass.
+tiles = "amx" in _core.cpu_info()["tier"]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,9 @@ def check(found: TokenLogprob, expected: NDArray[np.float64], top: int, within: 
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_NAMES if not name.endswith("-far")])
-def test_log_probabilities_are_the_official_ones(name: str) -> None:
-    """Log probabilities of a prompt and of the greedy text after it, in float32, as in transformers."""
+def test_log_probabilities_equal_those_of_transformers(name: str) -> None:
+    """The golden files have the logits of transformers in float32 for a prompt and the greedy text after
+    it."""
     golden = read_golden(name)
     ids, count = golden["ids"].tolist(), 3
     expected = log_softmax(golden["logits"])
@@ -66,7 +69,8 @@ def test_log_probabilities_are_the_official_ones(name: str) -> None:
 
 
 def test_sampling_options_do_not_change_log_probabilities(model: gemlet.Model) -> None:
-    """The log probabilities are those of the model, whatever options change the choice of tokens."""
+    """The log probabilities come from the unchanged logits of the model, even if options change the choice of
+    tokens."""
     options: dict[str, Any] = {
         "temperature": 3.0,
         "top_k": 5,
@@ -148,7 +152,7 @@ def test_chats_and_async_calls_give_log_probabilities(model: gemlet.Model) -> No
     assert again.logprobs == result.logprobs or tiles
 
 
-def test_a_prompt_that_is_being_read_can_be_cancelled(model: gemlet.Model) -> None:
+def test_a_prefill_can_be_cancelled(model: gemlet.Model) -> None:
     long = list(range(50, 1050))
 
     async def cancelled(n: int) -> list[gemlet.Generation]:
@@ -168,10 +172,10 @@ def test_a_prompt_that_is_being_read_can_be_cancelled(model: gemlet.Model) -> No
     assert (timed.finish_reason, timed.token_ids) == ("timeout", [])
 
 
-# --- several continuations
+# --- several continuations of a prompt
 
 
-def test_several_continuations_are_those_of_the_seeds(model: gemlet.Model) -> None:
+def test_each_continuation_has_its_own_seed(model: gemlet.Model) -> None:
     results = model.generate(PROMPT, n=3, max_tokens=12, seed=7)
     assert [result.seed for result in results] == [7, 8, 9]
     for result in results:
@@ -182,7 +186,7 @@ def test_several_continuations_are_those_of_the_seeds(model: gemlet.Model) -> No
     assert [one.seed for one in model.generate(PROMPT, n=2, max_tokens=2, seed=2**64 - 1)] == [2**64 - 1, 0]
 
 
-def test_several_of_several_prompts(model: gemlet.Model) -> None:
+def test_several_continuations_of_several_prompts(model: gemlet.Model) -> None:
     results = model.generate([PROMPT, "She"], n=2, max_tokens=5, seed=[1, 10])
     assert [result.seed for result in results] == [1, 2, 10, 11]
     assert results[3].token_ids == model.generate("She", max_tokens=5, seed=11).token_ids
@@ -190,7 +194,7 @@ def test_several_of_several_prompts(model: gemlet.Model) -> None:
         assert sorted(chunk.index for chunk in stream) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
-def test_the_prompt_is_read_once() -> None:
+def test_several_continuations_need_one_prefill() -> None:
     ids = [2, *range(300, 560)]
     with gemlet.load(threads=1) as model:
         results = model.generate(ids, n=4, max_tokens=3, prompt_logprobs=0)
@@ -199,7 +203,7 @@ def test_the_prompt_is_read_once() -> None:
         assert all(result.prompt_logprobs == results[0].prompt_logprobs for result in results)
 
 
-def test_the_best_of_several(model: gemlet.Model) -> None:
+def test_best_of_returns_the_likeliest_continuations(model: gemlet.Model) -> None:
     def mean(result: gemlet.Generation) -> float:
         return sum(one.logprob for one in result.logprobs or []) / len(result.token_ids)
 

@@ -1,4 +1,4 @@
-"""A line that shows the progress of long work, with and without tqdm, and the work that shows it."""
+"""Tests of the progress line, with and without tqdm, and of the long work that shows it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Standard error as a terminal that sees every change of the line, without tqdm."""
+    """Replaces standard error by a terminal that records every change of the line. tqdm is not used."""
     screen = Terminal()
-    # Only in this module: pytest puts its own stream in sys.stderr before the test begins.
+    # This replaces ``sys`` only in the module progress, because pytest uses sys.stderr itself.
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=screen, modules=sys.modules))
     monkeypatch.setattr(progress, "_DELAY", 0)
     monkeypatch.setattr(progress, "_PAUSE", 0)
@@ -39,7 +39,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def shown(terminal: Terminal) -> list[str]:
-    """The texts of the line. At the end it is blank."""
+    """The texts that the line has shown. Checks that the line is blank at the end."""
     begin, *texts = terminal.getvalue().split("\r")
     assert begin == ""
     assert texts[-1] == texts[-2].strip() == ""
@@ -62,7 +62,7 @@ def test_quick_work_shows_no_progress(terminal: Terminal, monkeypatch: pytest.Mo
     assert terminal.getvalue() == ""
 
 
-def test_the_line_goes_when_the_work_fails(terminal: Terminal) -> None:
+def test_the_line_is_removed_when_the_work_fails(terminal: Terminal) -> None:
     def work() -> None:
         with reporting(None, "loading", 2) as advance:
             advance(1)
@@ -74,9 +74,7 @@ def test_the_line_goes_when_the_work_fails(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a pipe, True", "a terminal, False", "a notebook", "nothing"])
-def test_progress_shows_in_the_right_places(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_when_progress_is_shown(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     place, _, value = what.partition(", ")
     if place == "a notebook":
         monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
@@ -96,7 +94,7 @@ def test_progress_uses_tqdm_if_it_is_installed(
     monkeypatch.setattr(progress, "_DELAY", 0)
     gemlet.load(threads=1).close()
     gemlet.load(threads=1, progress=False).close()
-    assert capsys.readouterr().err == ""  # because it is not a terminal
+    assert capsys.readouterr().err == ""  # standard error is no terminal here
     gemlet.load(threads=1, progress=True).close()
     assert "loading" in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -114,7 +112,7 @@ def test_loading_shows_progress(terminal: Terminal) -> None:
     assert shown(terminal)[-1].startswith("loading: 100%")
 
 
-def test_reading_a_prompt_shows_progress(terminal: Terminal) -> None:
+def test_a_prefill_shows_progress(terminal: Terminal) -> None:
     with gemlet.load(threads=1, progress=False) as model:
         stream = model.stream([2] + [100] * 799, max_tokens=1)
         next(stream)
@@ -126,14 +124,14 @@ def test_reading_a_prompt_shows_progress(terminal: Terminal) -> None:
     assert last.startswith("reading the prompt: 100%, 800 tokens of 800 tokens")
 
 
-def test_making_random_weights_shows_progress(terminal: Terminal) -> None:
+def test_random_weights_show_progress(terminal: Terminal) -> None:
     random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)).close()
     steps = shown(terminal)
     assert len(steps) > 50
     assert steps[-1].startswith("random weights: 100%")
 
 
-def test_the_steps_of_random_weights_add_up_and_may_end_it() -> None:
+def test_the_progress_of_random_weights_adds_up_and_can_cancel() -> None:
     seen: list[tuple[int, int]] = []
     options = LoadOptions(weights="q4", threads=1, progress=lambda *step: seen.append(step))
     random_model("gemma3-270m", options).close()
@@ -156,7 +154,7 @@ def measure_bandwidth() -> None:
 
 
 @pytest.mark.parametrize("work", [make_random_weights, measure_bandwidth])
-def test_a_signal_ends_it_soon(work: Callable[[], None]) -> None:
+def test_an_exception_of_a_signal_handler_ends_long_work_soon(work: Callable[[], None]) -> None:
     """Long work ends soon after a signal handler has raised an exception, as for Ctrl-C."""
     raised: list[float] = []
 
@@ -170,7 +168,7 @@ def test_a_signal_ends_it_soon(work: Callable[[], None]) -> None:
         with pytest.raises(KeyboardInterrupt):
             work()
         taken = time.process_time() - raised[0]
-        assert in_time(taken, 2)  # it takes a quarter of a second
+        assert in_time(taken, 2)  # without other load, it takes a quarter of a second
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

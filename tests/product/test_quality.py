@@ -1,6 +1,8 @@
-"""The loss of quality of the weight formats on the demo model's held-out text, with bounds for every release.
+"""Tests of the quality of each weight format, measured with the demo model on text that is not in its
+training data.
 
-benchmarks/quality.py measures it, prints the table and explains the columns.
+benchmarks/quality.py does the measurement, prints the table and explains its columns. No release may exceed
+the limits.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from support.quality import quality
 
 pytestmark = pytest.mark.tier
 
-LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}  # KL divergence to f32 weights, nats per token
+# The largest allowed mean KL divergence from f32 weights, in nats per token.
+LIMITS = {"bf16": 1e-3, "q8": 1e-3, "q4": 3e-2}
 CHUNK, CHUNKS = 512, 8
 
 
@@ -45,10 +48,11 @@ def table(measured: dict[str, Any]) -> str:
 def test_every_format_stays_close_to_f32(
     chunks: list[Any], record_property: Callable[[str, object], None]
 ) -> None:
-    """f32 and every format of gemlet.load are measured in one pass over the text.
+    """Measures f32 and every other format of gemlet.load in one pass over the text.
 
-    If the model had written the text, the mean loss would rise exactly by the divergence. Formats with fewer
-    bits take fewer bytes and are further from f32.
+    For text that the model has generated itself, the mean loss rises by exactly the KL divergence. So the
+    change of the perplexity has about the same limit. Formats with fewer bits need fewer bytes and differ
+    more from f32.
     """
     with ExitStack() as stack:
         models = {
@@ -72,7 +76,7 @@ def test_every_format_stays_close_to_f32(
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_the_measure_equals_its_definition(chunks: list[Any], every: int) -> None:
-    """The result equals the definition, computed from the logits of the public interface."""
+    """The result equals a direct computation from logits()."""
     with gemlet.load(weights="f32", threads=1) as f32, gemlet.load(weights="q4", threads=1) as q4:
         part = chunks[0][:100]
         logits = [model.logits(part).astype(np.float64) for model in (f32, q4)]

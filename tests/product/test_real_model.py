@@ -1,5 +1,5 @@
-"""A trained model, the Gemma 3 270M of the README: token ids and greedy text as in llama.cpp, and the loss of
-each format.
+"""Tests with a trained model, the Gemma 3 270M of the README: token ids and greedy text must equal those of
+llama.cpp, and the quality of each weight format has bounds.
 
 These tests have the marker ``real`` and run if GEMLET_REAL_MODEL names the file. tests/data/make_real_ids.py
 wrote llama.cpp's results. The bounds are above the figures in benchmarks/README.md.
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.real
 
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TOKENS, EVERY = 512, 4
+# The largest allowed mean KL divergence. If q4 rounded like llama.cpp's Q4_0, it would have 0.33.
 KL = {
     "bf16": 3e-4,
     "bf12": 3e-4,
@@ -34,14 +35,16 @@ KL = {
     "q4": 0.25,
     "q4k": 0.12,
     "auto": 3e-3,
-}  # if q4 rounded like llama.cpp's Q4_0, it would have 0.33
+}
 WORST = {"bf16": 0.03, "bf12": 0.03, "q8": 0.1, "q4": 6.0, "q4k": 1.5, "auto": 0.1}
 
 
 @pytest.fixture(scope="module")
 def path() -> Path:
     file = Path(os.environ["GEMLET_REAL_MODEL"])
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, f"{file}: not the README's file"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, (
+        f"GEMLET_REAL_MODEL: {file} is not the README's file"
+    )
     return file
 
 
@@ -68,7 +71,7 @@ def measured(path: Path, models: dict[str, gemlet.Model]) -> dict[str, Any]:
     return found
 
 
-def test_token_ids_are_those_of_llama_cpp(path: Path, expected: dict[str, Any]) -> None:
+def test_token_ids_equal_those_of_llama_cpp(path: Path, expected: dict[str, Any]) -> None:
     tokenizer = gemlet.Tokenizer.from_file(path)
     for text, ids in expected["texts"]:
         assert tokenizer.encode(text) == ids, text
@@ -76,7 +79,9 @@ def test_token_ids_are_those_of_llama_cpp(path: Path, expected: dict[str, Any]) 
     assert heldout[: len(expected["heldout"])] == expected["heldout"]
 
 
-def test_greedy_text_is_that_of_llama_cpp(models: dict[str, gemlet.Model], expected: dict[str, Any]) -> None:
+def test_greedy_text_equals_that_of_llama_cpp(
+    models: dict[str, gemlet.Model], expected: dict[str, Any]
+) -> None:
     greedy = models["f32"].generate(
         expected["prompt"], max_tokens=len(expected["greedy"]), temperature=0, repetition_penalty=1
     )
@@ -96,12 +101,15 @@ def test_divergence_from_f32(measured: dict[str, Any], weights: str) -> None:
     assert row.perplexity < measured["f32"].perplexity * (1 + KL[weights]) * 1.05, row
 
 
-def test_the_file_s_own_formats_are_as_small_as_the_file(path: Path, models: dict[str, gemlet.Model]) -> None:
-    """The two counts differ only by the row of the table that a token reads, and by the vectors."""
+def test_a_decode_step_reads_as_many_bytes_as_the_file_has(
+    path: Path, models: dict[str, gemlet.Model]
+) -> None:
+    """With ``weights="auto"``, the weights keep the formats of the file. The two sizes differ only by the row
+    of the embedding table that a token reads, and by vectors."""
     assert core_of(models["auto"]).bytes_per_token() < 1.02 * path.stat().st_size
 
 
-def test_an_int8_cache(measured: dict[str, Any]) -> None:
+def test_divergence_with_an_int8_cache(measured: dict[str, Any]) -> None:
     row = measured["int8 cache"]
     assert 0 < row.kl < 3e-3, row
     assert row.kl_worst < 0.05, row

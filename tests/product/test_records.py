@@ -1,4 +1,5 @@
-"""Dataclasses whose methods are compiled only when somebody needs more than to make an object."""
+"""Tests of records: dataclasses whose methods Python compiles only when a program needs more than to make an
+object. This makes the import of gemlet faster."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from gemlet.base.records import field, record, replace
 
 @record(frozen=True)
 class Pair:
-    """For pickle, which finds classes by name."""
+    """A record at module level, because pickle finds classes by their name."""
 
     left: int
     right: list[int] = field(default_factory=list)
@@ -48,7 +49,7 @@ def test_a_record_is_a_dataclass() -> None:
 
 @pytest.mark.parametrize("decorator", [record, dataclasses.dataclass])
 @pytest.mark.parametrize("calls_super", [False, True])
-def test_a_subclass_has_the_fields_of_a_record_that_nobody_used(decorator: object, calls_super: bool) -> None:
+def test_a_subclass_has_the_fields_of_an_unused_record(decorator: object, calls_super: bool) -> None:
     @record(frozen=True)
     class Base:
         x: int
@@ -67,9 +68,10 @@ def test_a_subclass_has_the_fields_of_a_record_that_nobody_used(decorator: objec
         assert (sub(1, 2).x, sub(1, 2).y) == (1, 2)
 
 
-@pytest.mark.parametrize("objects", [1, 3000])  # before and after __init__ is compiled
+@pytest.mark.parametrize("objects", [1, 3000])  # __init__ is compiled only after many objects
 def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
-    """Both are made from the same class, so the checks hold for both."""
+    """Makes a record and a dataclass from the same class body, and compares the results of many
+    operations."""
     found = []
     for decorator, of, changed in (
         (record, field, replace),
@@ -93,7 +95,7 @@ def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
         class Own(Sub):
             def __init__(self, x: int) -> None:
                 super().__init__(x)
-                self.more = x  # an attribute that is not a field
+                self.more = x  # this attribute is not a field
 
         one = [Sub(1) for _ in range(objects)][-1]
         with pytest.raises(ValueError, match="x"):
@@ -126,7 +128,7 @@ def test_a_record_and_a_dataclass_do_the_same(objects: int) -> None:
     assert found[0] == found[1]
 
 
-def test_an_object_that_holds_itself_can_be_shown() -> None:
+def test_the_repr_of_an_object_that_contains_itself() -> None:
     @record
     class Loop:
         inner: list[object]
@@ -138,12 +140,12 @@ def test_an_object_that_holds_itself_can_be_shown() -> None:
         hash(loop)
 
 
-def test_a_record_takes_no_option_of_a_field_that_it_does_not_know() -> None:
+def test_unsupported_options_of_fields_are_refused() -> None:
     with pytest.raises(TypeError, match="kw_only"):
         field(default=1, kw_only=True)
 
 
-def test_asking_about_a_class_completes_it() -> None:
+def test_inspecting_a_class_completes_it() -> None:
     @record
     class First:
         x: int = 5
@@ -157,7 +159,7 @@ def test_asking_about_a_class_completes_it() -> None:
     assert Second().x == 5
 
 
-def test_an_object_from_another_process_is_whole() -> None:
+def test_an_object_from_another_process_is_complete() -> None:
     data = pickle.dumps(Pair(1, [2]))
     program = (
         "import pickle, sys\n"
@@ -170,7 +172,7 @@ def test_an_object_from_another_process_is_whole() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, env=path)
 
 
-def test_threads_that_use_it_first_at_the_same_time() -> None:
+def test_threads_may_use_a_record_first_at_the_same_time() -> None:
     for _ in range(50):
 
         @record(frozen=True)
@@ -193,7 +195,7 @@ def test_threads_that_use_it_first_at_the_same_time() -> None:
         assert made == [Shared(1)] * 4
 
 
-def test_a_process_forked_while_threads_use_records_has_whole_classes() -> None:
+def test_records_are_complete_in_a_process_forked_while_threads_use_them() -> None:
     stop = threading.Event()
 
     def keep_making() -> None:
@@ -223,7 +225,7 @@ def test_a_process_forked_while_threads_use_records_has_whole_classes() -> None:
 
 
 @pytest.mark.parametrize("first", [hash, repr, lambda one: one == one.value, dataclasses.fields])
-def test_ctrl_c_while_the_class_is_made_is_ctrl_c(first: Callable[[Any], object]) -> None:
+def test_ctrl_c_while_a_class_is_completed_raises_keyboard_interrupt(first: Callable[[Any], object]) -> None:
     class Signals:
         armed = False
 

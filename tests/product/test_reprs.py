@@ -1,4 +1,4 @@
-"""print and the interactive prompt show results, models and configurations in a line or two."""
+"""Tests of str() and repr(): results, models and configurations need only a line or two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_repr_fits_two_lines() -> None:
     things += [layer for name in SHAPES for layer in shape_config(name).layers]
     for thing in things:
         text = thing if isinstance(thing, str) else repr(thing)
-        text = text.replace(str(HERE), "golden")  # a folder may have a name of any length
+        text = text.replace(str(HERE), "golden")  # the length of the folder's path does not count
         assert len(text) <= (2 * TWO_LINES if "LayerSpec" in text else TWO_LINES), text
         assert "\n" not in text
         assert " object at 0x" not in text
@@ -63,7 +63,7 @@ def test_the_states_of_a_stream() -> None:
         assert repr(stream) == f"<gemlet.TextStream ended: {stream.result!r}>"
 
 
-def test_a_config_shows_what_is_not_the_default() -> None:
+def test_the_repr_of_a_config_shows_only_changed_values() -> None:
     assert repr(GenerationConfig()) == "GenerationConfig()"
     config = GenerationConfig(temperature=0.5, stop="END", max_tokens=256)
     assert repr(config) == "GenerationConfig(temperature=0.5, stop=('END',))"

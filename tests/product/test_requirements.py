@@ -1,5 +1,5 @@
-"""If a build lacks something, one line names it and the command that installs it, before anything is
-compiled."""
+"""Tests that the build checks its requirements before it compiles anything. One line names the missing
+requirement and the command that installs it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 from support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("cmake", "ninja", "g++"))), reason="needs cmake, ninja and g++"
+    not all(map(shutil.which, ("cmake", "ninja", "g++"))),
+    reason="the tests of the build need cmake, ninja and g++",
 )
 
 
 def configure(folder: Path, *options: str, **environment: str) -> str:
-    """The line with which configuring fails."""
+    """Configures a build, which must fail. Returns the line of the error that names the missing
+    requirement."""
     done = subprocess.run(
         ["cmake", "-S", str(ROOT), "-B", str(folder / "build"), "-G", "Ninja", *options],
         env={**os.environ, **environment},
@@ -33,7 +35,7 @@ def configure(folder: Path, *options: str, **environment: str) -> str:
 
 
 def compiler(folder: Path, options: str) -> str:
-    """A compiler that is g++ with these options."""
+    """Writes a script that runs g++ with these options."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\nexec g++ {options} "$@"\n')
     path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The effects of the options of a generation on its text, through the public functions."""
+"""Tests of the effects that the options for sampling have on generated text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def greedy(model: gemlet.Model, prompt: Any = PROMPT, **options: Any) -> gemlet.
 
 
 def reference_text(model: gemlet.Model, count: int, **options: Any) -> list[int]:
-    """Greedy text from logits that NumPy changes."""
+    """Greedy text: in each step, support/sampling_reference.py changes the logits, and the largest one is
+    chosen."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     ids = tokenizer.encode(PROMPT)
@@ -62,7 +63,7 @@ def reference_text(model: gemlet.Model, count: int, **options: Any) -> list[int]
     ],
     ids=str,
 )
-def test_greedy_text_is_that_of_the_definition(model: gemlet.Model, options: dict[str, Any]) -> None:
+def test_greedy_text_equals_the_reference(model: gemlet.Model, options: dict[str, Any]) -> None:
     given: dict[str, Any] = dict(options)
     if "no_repeat_ngram" in given:
         given["no_repeat_ngram_size"] = given.pop("no_repeat_ngram")
@@ -80,8 +81,8 @@ def test_greedy_text_is_that_of_the_definition(model: gemlet.Model, options: dic
         assert text != greedy(model, max_tokens=16).token_ids
 
 
-def test_a_breaker_may_be_several_tokens(model: gemlet.Model) -> None:
-    """The prompt ends with the breaker: no repetition reaches across it to the first token."""
+def test_a_sequence_breaker_may_be_several_tokens(model: gemlet.Model) -> None:
+    """The prompt ends with the sequence breaker, so DRY finds no repetition for the first token."""
     free = greedy(model, max_tokens=1).token_ids
     dry: dict[str, Any] = {"max_tokens": 1, "dry_multiplier": 50, "dry_allowed_length": 1}
     assert greedy(model, **dry, dry_sequence_breakers=[]).token_ids != free
@@ -98,7 +99,7 @@ def test_a_strong_bias_decides(model: gemlet.Model) -> None:
     assert free[0] not in greedy(model, logit_bias={free[0]: -100}).token_ids
 
 
-def test_other_texts_of_a_list_do_not_change_a_text(model: gemlet.Model) -> None:
+def test_other_prompts_of_a_list_do_not_change_a_result(model: gemlet.Model) -> None:
     prompts = [PROMPT, "It was", "The door opened. " * 8]
     together = model.generate(prompts, max_tokens=30, seed=[1, 2, 3], **ALL)
     for prompt, seed, result in zip(prompts, (1, 2, 3), together, strict=True):
@@ -107,7 +108,7 @@ def test_other_texts_of_a_list_do_not_change_a_text(model: gemlet.Model) -> None
         assert list(model.stream(prompt, max_tokens=30, seed=seed, **ALL))[-1].finish_reason
 
 
-def test_ids_that_end_the_text(model: gemlet.Model) -> None:
+def test_stop_token_ids_end_the_text(model: gemlet.Model) -> None:
     free = greedy(model).token_ids
     end = next(i for i, token_id in enumerate(free) if token_id not in free[:i] and i > 3)
     for given in (free[end], [free[end]], (0, free[end])):
@@ -128,7 +129,7 @@ def test_texts_do_not_end_before_min_tokens(model: gemlet.Model) -> None:
     assert not set(result.token_ids[:10]) & set(ends)
     many = model.generate([PROMPT], temperature=0, stop_token_ids=ends, min_tokens=10, max_tokens=24)
     assert many[0].token_ids == result.token_ids
-    # A stop string among the first tokens is text.
+    # A stop string before min_tokens is text.
     text = greedy(model).text
     first, later = text[1:3], text[-4:]
     assert greedy(model, stop=first).completion_tokens < 5
@@ -137,7 +138,7 @@ def test_texts_do_not_end_before_min_tokens(model: gemlet.Model) -> None:
     assert first in kept.text
 
 
-def test_ids_that_the_model_does_not_have(model: gemlet.Model) -> None:
+def test_ids_beyond_the_vocabulary(model: gemlet.Model) -> None:
     for name, value in (
         ("logit_bias", {4096: 1}),
         ("suppress_tokens", [1, 4096]),

@@ -1,5 +1,5 @@
-"""Recommendations for sampling in a checkpoint's files: followed, named if gemlet cannot follow them, or
-ignored."""
+"""Tests of the recommendations for sampling in the files of a checkpoint. gemlet follows them, lists them if
+it does not support them, or ignores them if they change nothing."""
 
 from __future__ import annotations
 
@@ -50,18 +50,19 @@ def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
         assert set(model.generate(PROMPT, suppress_tokens=likely, **options).token_ids).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely)).isdisjoint(likely)
         assert set(greedy(model, suppress_tokens=likely, repetition_penalty=1.3)).isdisjoint(likely)
-    named = folder(tmp_path / "named", suppress_tokens=[-1, *likely])  # -1 means none
+    named = folder(tmp_path / "named", suppress_tokens=[-1, *likely])  # -1 means no token
     with gemlet.load(named, threads=1) as model:
         assert model.generation_config.suppress_tokens == tuple(likely)
         assert set(greedy(model)).isdisjoint(likely)
-        assert greedy(model, suppress_tokens=[]) == free  # the caller's value is used
+        # The value of the caller replaces the value of the file.
+        assert greedy(model, suppress_tokens=[]) == free
         assert set(greedy(model, suppress_tokens=None)).isdisjoint(likely)
     gemlet.convert(named, tmp_path / "packed", weights="f32")
     with gemlet.load(tmp_path / "packed", threads=1) as model:
         assert set(greedy(model)).isdisjoint(likely)
 
 
-def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
+def test_suppressed_tokens_in_a_gguf_file(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "folder", CONFIGS["gemma3_text"])
     with gemlet.load(source, threads=1) as model:
         likely = sorted(set(greedy(model)))
@@ -73,7 +74,7 @@ def test_suppressed_tokens_of_gguf(tmp_path: Path) -> None:
         assert set(greedy(model)).isdisjoint(likely)
 
 
-def test_suppressed_tokens_beyond_the_vocabulary_are_passed_over(tmp_path: Path) -> None:
+def test_suppressed_tokens_beyond_the_vocabulary_are_ignored(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", suppress_tokens=[5, 96, -1, -2, 1 << 70, 258_882, 258_883])
     assert "suppress_tokens -2, 96, 258882 and 2 more" in gemlet.inspect(source).passed_over
     entry = gguf_entry("tokenizer.ggml.suppress_tokens", ARRAY, (I32, [96, 5]))
@@ -106,7 +107,7 @@ def test_sampling_settings_of_a_gguf_file_are_followed_or_listed(tmp_path: Path)
     gemlet.convert(tmp_path / "a.gguf", tmp_path / "packed")
     assert gemlet.inspect(tmp_path / "packed").not_followed == found.not_followed
     entries.append(gguf_entry("general.sampling.penalty_repeat", F32, 1.5))
-    entries = entries[:5] + entries[6:]  # without the penalty of 1
+    entries = entries[:5] + entries[6:]  # removes the earlier penalty, which was 1
     found = gemlet.inspect(convert_folder(source, tmp_path / "b.gguf", more=entries))
     assert found.not_followed["general.sampling.penalty_last_n"] == 64
 
@@ -149,7 +150,7 @@ def test_lengths_in_a_file_are_listed(key: str, tmp_path: Path, caplog: pytest.L
     assert f"asks for {key}=5, which gemlet cannot do" in caplog.text
 
 
-def test_fewer_tokens_than_a_file_asks_for(tmp_path: Path) -> None:
+def test_max_tokens_below_the_min_tokens_of_a_file(tmp_path: Path) -> None:
     with gemlet.load(folder(tmp_path / "a", min_new_tokens=9), threads=1) as model:
         assert len(model.generate(PROMPT, max_tokens=3).token_ids) == 3
         assert len(model.generate(PROMPT, max_tokens=20).token_ids) >= 9
@@ -180,7 +181,7 @@ def test_an_end_token_of_a_post_processor_is_listed(tmp_path: Path) -> None:
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
 
     def asked(processor: object, **more: object) -> dict[str, Any]:
-        vocabulary = {"model": {"vocab": {"post_processor": 1}}}  # a piece of this name is none
+        vocabulary = {"model": {"vocab": {"post_processor": 1}}}  # a piece, and not the key
         text = json.dumps({**vocabulary, "post_processor": processor, **more})
         (path / "tokenizer.json").write_text(text)
         return asked_by_folder(str(path), "<eos>")
@@ -201,7 +202,8 @@ def test_end_tokens_that_gguf_files_ask_for_are_listed(tmp_path: Path) -> None:
 
 
 def test_end_tokens_are_listed_after_a_conversion(tmp_path: Path) -> None:
-    """A packed folder has no tokenizer.json, whose post-processor adds EOS."""
+    """The post-processor in tokenizer.json adds EOS. A packed folder does not contain this file, but the
+    setting is still listed."""
     path = shutil.copytree(Path(gemlet.__file__).parent / "demo", tmp_path / "a")
     eos = {"SpecialToken": {"id": "<eos>", "type_id": 0}}
     processor = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, eos]}
@@ -210,7 +212,7 @@ def test_end_tokens_are_listed_after_a_conversion(tmp_path: Path) -> None:
     assert gemlet.inspect(packed).not_followed == {"add_eos_token": True}
 
 
-def test_settings_that_change_nothing_are_ignored(tmp_path: Path) -> None:
+def test_settings_without_an_effect_are_ignored(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", presence_penalty=0.0, surprise=7, max_length=20, top_k=-1, top_p=1)
     found = gemlet.inspect(path)
     assert found.not_followed == {}
@@ -255,13 +257,13 @@ def test_wrong_stop_strings_are_named(tmp_path: Path, given: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [64, 64.0])
-def test_whole_numbers_may_have_a_point(tmp_path: Path, value: float) -> None:
+def test_integers_may_have_a_decimal_point(tmp_path: Path, value: float) -> None:
     with gemlet.load(folder(tmp_path / "a", top_k=value), threads=1) as model:
         assert model.generation_config.top_k == 64
     assert GenerationConfig(top_k=value).top_k == 64  # type: ignore[arg-type]
 
 
-def test_none_is_not_set() -> None:
+def test_an_option_of_none_has_its_default() -> None:
     assert GenerationConfig(**dict.fromkeys(GenerationOptions.__annotations__)) == GenerationConfig()
     with gemlet.load(threads=1) as model:
         options: Any = dict.fromkeys(GenerationOptions.__annotations__)
@@ -269,7 +271,7 @@ def test_none_is_not_set() -> None:
         assert one.text == model.generate("The door", max_tokens=8, seed=3).text
 
 
-def test_other_spellings_of_clients() -> None:
+def test_values_that_switch_an_option_off() -> None:
     assert GenerationConfig(seed=-1).seed is None
     assert GenerationConfig(top_p=0).greedy
     assert GenerationConfig(top_k=-1).top_k == 0
@@ -278,8 +280,8 @@ def test_other_spellings_of_clients() -> None:
         assert model.generate("The door", max_tokens=8, top_p=0).token_ids == likeliest
 
 
-def test_one_table_of_options() -> None:
-    """The names of the table, of the overrides and of the configuration are the same."""
+def test_all_tables_of_options_have_the_same_names() -> None:
+    """The table of options, the overrides and GenerationConfig have the same names."""
     assert set(OPTIONS) < set(GenerationOptions.__annotations__)
     assert set(GenerationOptions.__annotations__) == {one.name for one in fields(GenerationConfig)}
     for name, option in OPTIONS.items():

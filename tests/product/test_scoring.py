@@ -1,4 +1,4 @@
-"""The probabilities of texts and choices, and ``gemlet eval``."""
+"""Tests of the probabilities of texts and choices, and of ``gemlet eval``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def log_probabilities(model: gemlet.Model, ids: list[int]) -> list[float]:
-    """The log probability of each token after the first one, from the logits of a pass."""
+    """The log probability of each token except the first, computed from the logits of a forward pass."""
     logits = model.logits(ids).astype(np.float64)
     of_all = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return [float(of_all[i, token]) for i, token in enumerate(ids[1:])]
@@ -60,7 +60,8 @@ def test_a_long_text_is_scored_in_pieces(model: gemlet.Model) -> None:
 @pytest.mark.tier
 @pytest.mark.parametrize(("repeated", "prefix_cache"), [(1, False), (30, True)])
 def test_likelihoods_of_choices(repeated: int, prefix_cache: bool) -> None:
-    """The common beginning is read once, or each choice is read separately."""
+    """Tests a short prompt without a prefix cache, and a long prompt whose prefill is shared by all
+    choices."""
     prompt = "He opened the old" * repeated
     wanted = [" door", " zebra", " window of the house", "er"]
     with gemlet.load(threads=1, prefix_cache=prefix_cache) as model:
@@ -170,7 +171,7 @@ def test_forms_of_questions(tmp_path: Path) -> None:
         {"question": "Q", "choices": {"text": ["a", "b"], "label": [1, 2]}, "answer": 2},
         {"goal": "Q", "sol1": "a", "sol2": "b", "label": 1},
         {"query": "Q", "choices": ["a", "b"], "gold": 1.0},
-        {"query": "Q", "choices": ["1", "0"], "gold": "0"},  # a text that is a number
+        {"query": "Q", "choices": ["1", "0"], "gold": "0"},  # the gold answer is a number in a string
     ]
     file.write_text("\n\n".join(json.dumps(line) for line in lines))
     assert [question["gold"] for question in read_questions(file)] == [1] * len(lines)

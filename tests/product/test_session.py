@@ -1,5 +1,5 @@
-"""A session: one conversation or text that continues, computes only the new tokens, and can be saved for
-another process."""
+"""Tests of sessions. A session is a conversation or a text that continues. It computes only new tokens, and
+can be saved for another process."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def user(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("opening", ["Who was there?", LONG], ids=["short", "beyond the window"])
-def test_a_turn_computes_only_what_is_new(model: gemlet.Model, fresh: gemlet.Model, opening: str) -> None:
-    """The result is the same as if everything were computed."""
+def test_a_turn_computes_only_new_tokens(model: gemlet.Model, fresh: gemlet.Model, opening: str) -> None:
+    """The result equals the result of a model that computes the whole conversation again."""
     session = model.session()
     before = 0
     for text in (opening, "And then?", "Why?"):
@@ -51,7 +51,7 @@ def test_a_turn_computes_only_what_is_new(model: gemlet.Model, fresh: gemlet.Mod
     assert reply.prompt_tokens - reply.cached_tokens < 32
 
 
-def test_streams_are_added_when_they_end(model: gemlet.Model) -> None:
+def test_a_streamed_reply_is_added_when_the_stream_ends(model: gemlet.Model) -> None:
     session = model.session([{"role": "system", "content": "Answer."}])
     stream = session.stream_chat("Who is it?", **OPTIONS)
     next(stream)
@@ -63,7 +63,7 @@ def test_streams_are_added_when_they_end(model: gemlet.Model) -> None:
     assert session.messages[1:] == [user("Who is it?"), stream.result.message]
 
 
-def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
+def test_dropping_a_stream_ends_the_turn(model: gemlet.Model) -> None:
     options: dict[str, Any] = OPTIONS | {"max_tokens": 500, "ignore_eos": True}
     session, text = model.session(), model.session()
     for chunk in session.stream_chat("Who is it?", **options):  # noqa: B007
@@ -73,7 +73,7 @@ def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
     roles = [message["role"] for message in session.messages]
     assert roles == ["user", "assistant", "user", "assistant"]
     assert session.messages[1]["content"] == chunk.text
-    text.stream("The door", **options)  # dropped before its first token
+    text.stream("The door", **options)  # the stream is dropped before its first token
     assert text.token_ids == []
     for number, _ in enumerate(text.stream("The door", **options)):
         if number == 2:
@@ -84,7 +84,7 @@ def test_a_stream_that_is_dropped_has_ended(model: gemlet.Model) -> None:
     assert text.generate(" opened", **OPTIONS).prompt_tokens > len(before)
 
 
-def test_a_turn_without_a_token_leaves_nothing(model: gemlet.Model) -> None:
+def test_a_turn_without_a_token_adds_no_message(model: gemlet.Model) -> None:
     session = model.session()
     session.stream_chat("Who is it?").close()
     with pytest.raises(gemlet.InvalidRequestError):
@@ -98,7 +98,7 @@ def test_several_messages_in_one_turn(model: gemlet.Model) -> None:
     session = model.session()
     session.chat([user("Who is it?"), {"role": "assistant", "content": "I."}, user("Who?")], **OPTIONS)
     assert [message["role"] for message in session.messages] == ["user", "assistant", "user", "assistant"]
-    session.messages.clear()  # a copy
+    session.messages.clear()  # changes only a copy
     assert len(session.messages) == 4
 
 
@@ -116,8 +116,9 @@ def test_a_session_continues_its_text(model: gemlet.Model, fresh: gemlet.Model) 
 
 
 @pytest.mark.parametrize("echo", [False, True])
-def test_a_text_goes_on_from_what_was_shown(model: gemlet.Model, echo: bool) -> None:
-    """The stop strings are all of one to three characters of a text, within tokens and over several."""
+def test_a_text_continues_after_the_shown_text(model: gemlet.Model, echo: bool) -> None:
+    """The stop strings are all parts of a text with one to three characters. Some are inside a token, and
+    others span several tokens."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     prompt = "The door opened"
@@ -172,14 +173,14 @@ def test_saved_and_loaded_in_another_process(
         assert reply.cached_tokens >= first.prompt_tokens - 1
     expected = fresh.chat([*session.messages, user("And then?")], **OPTIONS)
     assert reply.token_ids == expected.token_ids
-    with gemlet.load(weights="q8", threads=1) as other:  # its keys and values differ
+    with gemlet.load(weights="q8", threads=1) as other:  # the keys and values of this model differ
         again = other.load_session(path)
         assert again.messages == session.messages
         assert again.chat("And then?", **OPTIONS).cached_tokens == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["talk"]
 
 
-def test_a_saved_text_goes_on(model: gemlet.Model, tmp_path: Path) -> None:
+def test_a_saved_text_can_be_continued(model: gemlet.Model, tmp_path: Path) -> None:
     session = model.session()
     session.generate("The door opened", **OPTIONS)
     session.save(tmp_path / "text")
@@ -193,7 +194,7 @@ def test_an_empty_session_is_saved(model: gemlet.Model, tmp_path: Path) -> None:
     assert model.load_session(tmp_path / "empty").messages == []
 
 
-def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
+def test_a_saved_session_keeps_its_adapter(tmp_path: Path) -> None:
     folder = "tests/golden/adapters/gemma3-plain"
     with gemlet.load("tests/golden/gemma3-270m") as model:
         model.load_adapter(folder, name="mine")
@@ -209,8 +210,8 @@ def test_an_adapter_goes_with_a_session(tmp_path: Path) -> None:
         assert again.token_ids[: len(session.token_ids)] == session.token_ids
 
 
-def test_another_model_takes_only_the_messages_of_a_session(model: gemlet.Model, tmp_path: Path) -> None:
-    """A chat is saved as messages, so a model with another vocabulary or a shorter context can read it. A
+def test_another_model_loads_only_the_messages_of_a_session(model: gemlet.Model, tmp_path: Path) -> None:
+    """A chat is saved as messages, so a model with another vocabulary or a shorter context can load it. A
     text is saved only as tokens, which need the same vocabulary."""
     talk, text = model.session(), model.session()
     talk.chat(LONG, **OPTIONS)
@@ -254,7 +255,7 @@ def test_damaged_files_are_refused(model: gemlet.Model, tmp_path: Path, change: 
     assert str(path) in str(raised.value)
 
 
-def test_places_without_a_session(model: gemlet.Model, tmp_path: Path) -> None:
+def test_paths_without_a_session(model: gemlet.Model, tmp_path: Path) -> None:
     with pytest.raises(gemlet.ModelFileError, match="No such file"):
         model.load_session(tmp_path / "missing")
     with pytest.raises(gemlet.ModelFileError):

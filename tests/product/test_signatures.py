@@ -1,4 +1,5 @@
-"""The signatures that completion, help() and type checkers see, and the answer to a wrong name."""
+"""Tests of the signatures that completion, help() and type checkers show, and of the errors for wrong names
+of arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def test_every_public_function_has_type_hints() -> None:
             pytest.fail(f"{name}: {error}")
 
 
-def test_the_options_are_the_same_everywhere() -> None:
+def test_all_methods_have_the_same_options() -> None:
     hints = typing.get_type_hints(GenerationOptions)
     assert sorted(hints) == sorted(FIELDS)
     assert set(OPTIONS) <= set(FIELDS)
@@ -50,7 +51,8 @@ def test_the_options_are_the_same_everywhere() -> None:
         for name in FIELDS:
             assert taken[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert taken[name].default is None
-            if "chat" not in method and name == "seed":  # there is one for each prompt
+            # Methods for several prompts also accept a list with a seed for each prompt.
+            if "chat" not in method and name == "seed":
                 assert types[name] == int | Sequence[int] | None
             else:
                 assert types[name] == hints[name]
@@ -58,7 +60,8 @@ def test_the_options_are_the_same_everywhere() -> None:
 
 
 def test_a_class_has_its_signature_without_wrappers() -> None:
-    """Python 3.13.5 and later look for the function inside the wrappers of ``__init__``, and bind it."""
+    """To show the signature of a class, Python 3.13.5 and later bind the function that the wrappers of
+    ``__init__`` contain. This must work too."""
     shown: Any = inspect.unwrap(GenerationConfig.__init__, stop=lambda each: hasattr(each, "__signature__"))
     assert "self" in inspect.signature(shown).parameters
     bound = shown.__get__(GenerationConfig, type)
@@ -69,7 +72,7 @@ def test_a_class_has_its_signature_without_wrappers() -> None:
 
 
 @pytest.mark.parametrize("method", WRITES)
-def test_every_option_of_a_call_counts(method: str) -> None:
+def test_every_method_checks_every_option(method: str) -> None:
     wrong: dict[str, Any] = {name: -5 for name in FIELDS}
     with gemlet.load(threads=1) as model:
         for name, value in wrong.items():
@@ -83,8 +86,8 @@ def test_every_option_of_a_call_counts(method: str) -> None:
             assert written.completion_tokens == 3
 
 
-def test_every_public_function_answers_a_wrong_name() -> None:
-    """All functions that take options by name, except those that get tokens one by one."""
+def test_every_public_function_has_an_error_for_wrong_names() -> None:
+    """Checks all functions that accept options by name, except the functions that get tokens one by one."""
     found = {
         name: thing
         for name, thing in functions()
@@ -119,7 +122,7 @@ def call(function: Callable[..., Any], name: str) -> str:
         ("do_sampel", "do_sample"),
     ],
 )
-def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, meant: str) -> None:
+def test_the_error_for_a_wrong_name_suggests_the_option(name: str, meant: str) -> None:
     with gemlet.load(threads=1) as model:
         for method in WRITES:
             found = call(lambda method=method, **wrong: getattr(model, method)("x", **wrong), name)
@@ -128,10 +131,10 @@ def test_another_name_of_an_option_is_answered_with_the_right_one(name: str, mea
         assert f"did you mean {meant}?" in call(function, name)
 
 
-def test_errors_name_the_other_way_to_do_it() -> None:
+def test_errors_for_known_mistakes_name_the_way_out() -> None:
     with gemlet.load(threads=1) as model:
         with pytest.raises(
-            gemlet.InvalidRequestError, match=r"stream_chat\(\) give the text as it is written"
+            gemlet.InvalidRequestError, match=r"stream_chat\(\) return the text piece by piece"
         ):
             model.chat("Hello", stream=True)  # type: ignore[call-arg]
         with pytest.raises(gemlet.InvalidRequestError, match="the first message, of the role system"):
@@ -152,7 +155,7 @@ def test_the_error_for_an_unknown_name_lists_all_names() -> None:
         (lambda: DEMO.decode([1], skip_special_tokens=True), "skip_control"),  # type: ignore[call-arg]
     ],
 )
-def test_other_names_are_answered_too(wrong: Callable[[], object], meant: str) -> None:
+def test_errors_of_other_functions_suggest_names_too(wrong: Callable[[], object], meant: str) -> None:
     with pytest.raises(gemlet.GemletError, match=f"did you mean {meant}"):
         wrong()
 

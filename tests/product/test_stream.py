@@ -1,4 +1,4 @@
-"""The token loop with a scripted core: the text of a stream, how it ends, and who may end it."""
+"""Tests of TextStream with a scripted engine: the text of a stream, its end, and its cancellation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.tier
 
 
 class ByteDecoder:
-    """Each token id is a byte. Incomplete characters are held back."""
+    """A decoder for which each token id is a byte. It holds incomplete characters back."""
 
     def __init__(self) -> None:
         self.pending = b""
@@ -77,7 +77,7 @@ def test_an_end_token_ends_the_text_and_is_not_part_of_it() -> None:
     assert list(stream) == []
 
 
-def test_ignore_eos_goes_on_to_max_tokens() -> None:
+def test_with_ignore_eos_a_text_continues_to_max_tokens() -> None:
     stream = scripted(b"a" + bytes([END]) + b"bcd", ignore_eos=True, max_tokens=4, decoder="none")
     assert [chunk.finish_reason for chunk in stream] == [None, None, None, "length"]
     assert stream.result.token_ids == [97, END, 98, 99]
@@ -116,7 +116,7 @@ def test_a_stop_string_across_tokens_is_never_shown() -> None:
     assert texts[4:6] == ["", "E "]
 
 
-def test_text_held_back_is_shown_when_no_stop_string_follows() -> None:
+def test_held_text_is_shown_if_it_is_no_stop_string() -> None:
     stream = scripted(b"so EN" + bytes([END]), stop="END")
     chunks = list(stream)
     assert chunks[-1] == Chunk("EN", [], "stop")
@@ -132,13 +132,13 @@ def test_a_character_of_several_tokens_is_shown_whole() -> None:
     assert [chunk.text for chunk in cut] == ["", "\ufffd"]
 
 
-def test_a_stop_string_completed_by_the_last_flush_counts() -> None:
+def test_a_stop_string_in_the_last_held_text_counts() -> None:
     stream = scripted("x€".encode(), max_tokens=3, stop="\ufffd")
     list(stream)
     assert (stream.result.text, stream.result.finish_reason) == ("x", "stop")
 
 
-def test_nothing_runs_before_the_first_chunk_is_asked_for() -> None:
+def test_nothing_runs_before_the_first_chunk_is_read() -> None:
     engine = ScriptedEngine(b"abc")
     stream = scripted(b"", engine=engine)
     with pytest.raises(InvalidRequestError, match="no result"):
@@ -155,11 +155,11 @@ def test_cancel_between_steps() -> None:
     stream.cancel()
     assert list(stream) == [Chunk("a", [], "cancelled")]
     assert stream.result.text == "a"
-    stream.cancel()  # after the end it does nothing, and does not touch the closed sequence
+    stream.cancel()  # cancelling after the end does nothing
 
 
 class Waiting(ScriptedEngine):
-    """Has one token, then none until the request is cancelled."""
+    """An engine that gives one token, and then none until the request is cancelled."""
 
     class kind(ScriptedRequest):  # noqa: N801
         def take(self) -> tuple[list[int], str | None, Any]:
@@ -223,7 +223,7 @@ def test_ctrl_c_propagates_and_leaves_a_result() -> None:
     assert list(stream) == []
 
 
-def test_an_error_in_a_step_propagates_after_what_came_before() -> None:
+def test_an_error_in_a_step_comes_after_the_earlier_chunks() -> None:
     class Broken(ScriptedEngine):
         class kind(ScriptedRequest):  # noqa: N801
             def next_token(self) -> int:
@@ -259,7 +259,7 @@ def test_one_of_several_texts_is_cancelled() -> None:
         engine=lambda: ScriptedEngine(b"abcd", b"abcd", b"abcd"),
         context_length=5,
     )
-    stream.cancel(2)  # before it begins
+    stream.cancel(2)  # this text has not begun yet
     chunks = [next(stream)]
     stream.cancel(chunks[0].index)
     stream.cancel(chunks[0].index)

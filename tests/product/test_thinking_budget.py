@@ -1,5 +1,5 @@
-"""``thinking_budget``: thoughts end exactly at the budget, in whole replies and in streams, and the answer
-follows."""
+"""Tests of ``thinking_budget``: thoughts end exactly at the budget, in whole replies and in streams, and the
+answer follows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TOOLS: Any = [{"type": "function", "function": {"name": "weather"}}]
 
 
 class ForcedRequest(ScriptedRequest):
-    """If a mask forbids the script's token, takes a token that it allows, and drops the rest of the script's
-    thought."""
+    """A scripted request that obeys masks. If the mask forbids the next token of the script, the request
+    gives a token that the mask allows, and skips the rest of the script's thought."""
 
     mask: Any = None
     was_forced = False
@@ -61,7 +61,7 @@ def test_a_scripted_thought_ends_at_the_budget() -> None:
         assert reply.token_ids == expected + ids_of("Seven.")
 
 
-def test_streamed() -> None:
+def test_a_streamed_thought_ends_at_the_budget() -> None:
     with scripted(THOUGHT, "Seven.").stream_chat("Count.", thinking_budget=2, **CHAT) as stream:
         events = [event for chunk in stream for event in chunk.events]
     assert "".join(event.text for event in events if isinstance(event, Reasoning)) == "12"
@@ -72,13 +72,13 @@ def test_the_budget_counts_all_thoughts_of_a_reply() -> None:
     first = [*OPENED, *DIGITS[:3], END]
     model = scripted(first, "Then: ", THOUGHT, "Seven.")
     assert model.chat("Count.", thinking_budget=5, **CHAT).reasoning == "123\n\n12"
-    model = scripted(first, "Then: ", THOUGHT, "Seven.")  # the second is not even begun
+    model = scripted(first, "Then: ", THOUGHT, "Seven.")  # no budget is left for a second thought
     reply = model.chat("Count.", thinking_budget=3, **CHAT)
     assert (reply.reasoning, reply.text) == ("123", "Then: Seven.")
 
 
 def test_a_call_ends_a_thought() -> None:
-    """No token is forced into it."""
+    """The budget forces no token into the tool call."""
     model = scripted(OPENED, DIGITS[:2], CALL)
     reply = model.chat("Weather?", tools=TOOLS, thinking_budget=4, **CHAT)
     assert (reply.reasoning, reply.tool_calls) == ("12", [OSLO])
@@ -95,8 +95,8 @@ def test_wrong_budgets() -> None:
         model.chat("Count.", thinking_budget=5)
 
 
-def test_guessed_tokens_have_the_masks_of_the_budget() -> None:
-    """A guess beyond the budget is refused, and the tokens after the end of the thought are free."""
+def test_draft_tokens_obey_the_budget() -> None:
+    """A draft token beyond the budget is refused, and the tokens after the end of the thought are free."""
     tokenizer = gemma4_tokenizer()
     asides = gemlet.chat.TokenReplyParser(tokenizer, GEMMA4_MARKERS).asides
     masks = Masks(MaskPlan(None, tokenizer.vocab_size, frozenset(), frozenset(), asides, None, 2))

@@ -1,4 +1,4 @@
-"""The system cannot start more threads."""
+"""Tests of a process that cannot start threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Input that is far too long is refused before any work; the encoding of long input can be cancelled."""
+"""Tests that far too long input is refused before any work, and that the encoding of long input can be
+interrupted."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ def test_many_messages(model: gemlet.Model) -> None:
     refuse(lambda: model.chat([{"role": "user", "content": "Hi"}] * 1_000_000), "messages: 1000000 of them")
 
 
-def test_messages_are_refused_before_they_are_written(model: gemlet.Model) -> None:
+def test_messages_are_refused_before_the_prompt_is_rendered(model: gemlet.Model) -> None:
     text = TEXTS["words"]
     several = [{"role": "user", "content": text}] * 20
     parts = [{"role": "user", "content": [{"type": "text", "text": text}] * 10}]
@@ -72,7 +73,7 @@ def test_messages_are_refused_before_they_are_written(model: gemlet.Model) -> No
         refuse(lambda messages=messages: model.chat(messages), "messages: [0-9]{8,9} characters", 0.3)
 
 
-def test_text_that_a_prompt_leaves_out_does_not_count(model: gemlet.Model) -> None:
+def test_text_that_the_prompt_omits_does_not_count(model: gemlet.Model) -> None:
     blank = {"role": "user", "content": " " * 1_000_000 + "Hello" + "\n" * 1_000_000}
     assert model.chat([blank], max_tokens=1).completion_tokens == 1
     thought = {"role": "assistant", "content": "<|channel>thought\n" + "a" * 1_000_000 + "<channel|>Yes."}
@@ -98,7 +99,7 @@ def test_many_prompts(model: gemlet.Model) -> None:
     )
     for call in (model.generate, model.stream, model.astream):
         refuse_request(lambda call=call: call(many), match)
-        refuse_request(lambda call=call: call(many, seed=[1], echo=5), match)  # before all else
+        refuse_request(lambda call=call: call(many, seed=[1], echo=5), match)  # before the other errors
     refuse_request(lambda: model.generate(many[:65536], n=2), "65536 prompts with 2 continuations of each")
 
 

@@ -1,4 +1,4 @@
-"""Tracebacks of gemlet's exceptions end at the place where the caller's code calls gemlet."""
+"""Tests that tracebacks of gemlet's exceptions are short: they do not show gemlet's internal functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import gemlet
 from gemlet import GenerationConfig
 
-MOST_FRAMES = 3  # the lambda and one or two public functions, because chat() calls stream_chat()
+MOST_FRAMES = 3  # the lambda and up to two public functions, because chat() calls stream_chat()
 
 
 def wrong_calls(model: Any) -> dict[str, Callable[[], object]]:
@@ -44,7 +44,7 @@ def test_a_wrong_call_has_a_short_traceback(which: str, monkeypatch: pytest.Monk
     assert which == "name" or lengths["full"] > lengths[""]
 
 
-def test_the_error_that_the_caller_handles_keeps_its_traceback() -> None:
+def test_the_error_that_the_caller_is_handling_keeps_its_traceback() -> None:
     def handler() -> None:
         try:
             raise KeyError("own")

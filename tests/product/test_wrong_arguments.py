@@ -1,6 +1,6 @@
-"""If a public function gets a wrong value, it raises an error that names the argument.
+"""Tests that each public function raises an error that names the argument if it gets a wrong value.
 
-The error is one of gemlet's, is short, and can be printed.
+The error is a gemlet error, is short, and can be printed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ VALUES: tuple[Any, ...] = (*NUMBERS, *TEXTS, *LISTS, *OTHERS, *CHAT, *TOOLS)
 
 
 def refuse(names: str, call: Callable[[Any], object]) -> None:
-    """Calls it with each of ``VALUES``; an error has to contain one of the words of ``names``."""
+    """Calls ``call`` with each of ``VALUES``. If it raises an error, the message must contain one of the
+    words in ``names``."""
     for value in VALUES:
         error = error_of(call, value)
         if error is not None:
@@ -201,7 +202,7 @@ def test_long_messages_are_cut_and_printable(name: str) -> None:
     "name",
     ["generate", "chat", "stream_chat", "embed", "score", "choose", "log_likelihoods", "explain_prefix"],
 )
-def test_missing_arguments_are_those_of_the_model(name: str) -> None:
+def test_the_error_for_a_missing_argument_names_the_method(name: str) -> None:
     with gemlet.load(threads=1) as model, pytest.raises(TypeError, match=rf"^Model\.{name}\(\) missing"):
         getattr(model, name)()
 

@@ -1,6 +1,6 @@
-"""Whatever type of value a public function or method gets, it raises only gemlet's errors.
+"""Tests that every public function and method raises only gemlet errors, for values of any type.
 
-Every function with arguments is in ``CALLS``; a new one has to be added there.
+The function ``calls`` lists every public function with arguments. New functions have to be added there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from golden.folders import HERE
 from support.public import MODULES, functions
 from support.vision import write_shieldgemma2
 
-Call = tuple[Callable[..., object], Mapping[str, Any]]  # and arguments that work
+Call = tuple[Callable[..., object], Mapping[str, Any]]  # a function, and arguments with which it works
 
 
 class Unprintable:
@@ -83,7 +83,7 @@ def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def anew(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """The result of ``make``, made anew for each call."""
+    """A function that calls ``make`` for each call, and passes the arguments to the result."""
 
     def call(**arguments: Any) -> Any:
         return make()(**arguments)
@@ -97,7 +97,7 @@ def with_parameters_of(function: Callable[..., Any], call: Callable[..., Any]) -
 
 
 def calls(on: Loaded) -> dict[str, Call]:
-    """Public name -> how it is called."""
+    """For each public name, the function to call and arguments with which it works."""
     model, tokenizer, parser = on.model, on.tokenizer, chat.ReplyParser({"<a>": "turn_end"})
     prompt, messages = {"prompt": [2, 3], "max_tokens": 1}, {"messages": [USER], "max_tokens": 1}
     no_folder = {"folder": on.folder / "none"}
@@ -246,7 +246,8 @@ def calls(on: Loaded) -> dict[str, Call]:
     return found
 
 
-# Functions that only gemlet calls, that take any values, or that write a file and raise open()'s errors.
+# These are not called: classes that only gemlet makes objects of, functions that accept any values, and
+# functions that write a file and raise the errors of open().
 NOT_CALLED = {
     *(
         "Model",
@@ -263,7 +264,7 @@ NOT_CALLED = {
 }
 
 
-def test_every_public_function_that_takes_something_is_called(loaded: Loaded) -> None:
+def test_every_public_function_with_arguments_is_called(loaded: Loaded) -> None:
     known = calls(loaded)
     called = {name.removeprefix("gemlet.").removeprefix("chat.").removeprefix("config.") for name in known}
     called |= {name.rpartition("tokenizer.")[2] for name in called} | NOT_CALLED
@@ -272,7 +273,7 @@ def test_every_public_function_that_takes_something_is_called(loaded: Loaded) ->
         if own.rpartition(".")[2].startswith("_") or own.startswith("ChatFormat."):
             continue
         if inspect.isclass(thing) and (is_dataclass(thing) or "__init__" not in vars(thing)):
-            continue  # a result, or a class without own arguments
+            continue  # a class for results, or a class without its own constructor
         if not (inspect.isclass(thing) and issubclass(thing, BaseException)) and takes_something(thing):
             assert own in called, name
 

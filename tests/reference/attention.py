@@ -48,7 +48,7 @@ def keys_and_values(model: Model, index: int, x: Array, positions: Array) -> tup
     v = k if layer.key_is_value else model.linear(x, f"{at}.v_proj").reshape(shape)
     if layer.qk_norm:
         k = model.norm(k, f"{at}.k_norm")
-    if layer.v_norm:  # the norm of the projection itself, also if that is the projection of the keys
+    if layer.v_norm:  # norm of v's projection; if k = v, of the projected keys before their own norm
         v = model.norm(v, None)
     return blocks.rotate(k, positions, layer.rope), v
 

@@ -213,7 +213,7 @@ def layer_types(family: str, given: dict[str, Any]) -> list[str]:
     rule = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(count)]
     kinds = list(given.get("layer_types", rule))
     if family.startswith(("gemma4", "embedding_gemma2")):
-        kinds[-1] = "full_attention"  # the list has no influence on it
+        kinds[-1] = "full_attention"  # the last layer is global, whatever the list says
     return kinds
 
 

@@ -38,4 +38,4 @@ def route(model: Model, index: int, x: Array) -> Array:
     chosen = np.take_along_axis(shares, best, axis=-1)
     gates = np.zeros_like(shares)
     np.put_along_axis(gates, best, chosen / chosen.sum(axis=-1, keepdims=True), axis=-1)
-    return gates * model.weights[f"{at}.router_per_expert_scale"]  # after the shares were made to sum to 1
+    return gates * model.weights[f"{at}.router_per_expert_scale"]  # after the shares were scaled to the sum 1

@@ -42,7 +42,7 @@ def forward(
 
     embedded = weights["embed_tokens"][ids]
     embedded = taps["embed"] = embedded * embedded.dtype.type(config.embedding_scale)
-    for first, rows in soft_rows:  # they are not scaled
+    for first, rows in soft_rows:  # soft rows are not scaled
         embedded[first : first + len(rows)] = rows
     absolute = [(cache.length + begin, cache.length + end) for begin, end in spans]
     p = np.zeros((len(ids), len(config.layers), 0), embedded.dtype)
@@ -116,7 +116,8 @@ def decoder_layer(
 
 
 def add_per_layer_input(model: Model, index: int, x: Array, p: Array) -> Array:
-    """In Gemma 4, it reads the residual and adds to it. In 3n, it reads stream 0 and adds to all others."""
+    """In Gemma 4, the part is computed from the residual and added to it. In 3n, it is computed from stream 0
+    and added to all other streams."""
     if len(x) == 1:
         return x + per_layer_inputs.per_layer_branch(model, index, x[0], p)
     seen = x[0] * model.weights[f"layers.{index}.altup_correct_scale"]

@@ -126,7 +126,7 @@ def read_weights(folder: Path, config: Config) -> dict[str, Array]:
     stored = {name.removesuffix(".weight"): tensor for name, tensor in stored.items()}
     prefix = next(p for p in PREFIXES if f"{p}embed_tokens" in stored)
     names = slot_names(config)
-    if f"{prefix}layers.0.pre_feedforward_layernorm" in stored:  # VaultGemma has this name too
+    if f"{prefix}layers.0.pre_feedforward_layernorm" in stored:  # VaultGemma uses this tensor name too
         names |= {
             f"layers.{i}.pre_mlp_norm": f"layers.{i}.pre_feedforward_layernorm"
             for i in range(len(config.layers))

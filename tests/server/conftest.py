@@ -1,4 +1,4 @@
-"""A server that the tests share."""
+"""The fixture ``server``: one running server that the tests of this folder share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The official client of Anthropic: whole and streamed messages, sync and async, counting, errors."""
+"""Tests of the server with Anthropic's official client, synchronous and asynchronous: whole and streamed
+messages, token counts and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from support.servers import RunningServer
 anthropic = optional("anthropic")
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
 QUESTION: Any = [{"role": "user", "content": "Who is there?"}]
-GREEDY: Any = {"extra_body": {"temperature": 0}}  # the client no longer has a field for the temperature
+# The method for messages has no argument for the temperature any more.
+GREEDY: Any = {"extra_body": {"temperature": 0}}
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_async(server: RunningServer, greedy: gemlet.Generation) -> None:
     assert asyncio.run(ask()) == (greedy.text, greedy.text)
 
 
-def test_system_blocks_and_a_reply_that_is_begun(client: Any) -> None:
+def test_system_blocks_and_the_given_beginning_of_a_reply(client: Any) -> None:
     conversation = [
         {"role": "user", "content": [{"type": "text", "text": "Who is there?"}]},
         {"role": "assistant", "content": "It was"},
@@ -115,8 +117,8 @@ def test_tools_as_new_clients_describe_them(client: Any) -> None:
 
 
 def test_tools_that_the_client_runs(client: Any) -> None:
-    """The client first asks the server to keep the messages. The server refuses, so the client sends them
-    all."""
+    """The client first asks the server to store the conversation. The server refuses, so the client sends all
+    messages with every request."""
 
     @anthropic.beta_tool
     def now() -> str:
@@ -127,7 +129,7 @@ def test_tools_that_the_client_runs(client: Any) -> None:
     assert [message.stop_reason for message in runner] == ["max_tokens"]
 
 
-def test_a_system_message_in_between(client: Any, server: RunningServer) -> None:
+def test_a_system_message_between_other_messages(client: Any, server: RunningServer) -> None:
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     conversation = [*QUESTION, {"role": "assistant", "content": "I am."}, system, *QUESTION]
     asked: Any = {"model": "demo", "messages": conversation, "max_tokens": 8}
@@ -171,7 +173,7 @@ def test_models(client: Any) -> None:
 
 
 @pytest.mark.extra("grammar")
-def test_the_older_name_of_a_format(client: Any) -> None:
+def test_the_older_field_for_an_output_format(client: Any) -> None:
     form = {"type": "json_schema", "schema": {"enum": [5]}}
     said: Any = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "Who?"}]}
     reply = client.messages.create(**said, extra_body={"output_format": form})

@@ -1,4 +1,4 @@
-"""Sound over HTTP: in chats, transcriptions and translations, with OpenAI's client."""
+"""Tests of sound over HTTP with OpenAI's client: in chats, transcriptions and translations."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_a_sound_in_a_chat(client: Any) -> None:
 
 @pytest.mark.extra("video")
 def test_the_sound_of_a_video(client: Any) -> None:
-    """A file of a video is sent as a sound. (This model sees no videos, so the option is only for them.)"""
+    """If a client sends a video file as a sound, the model gets the sound track of the video. This model has
+    no image encoder, so the server refuses a video that is sent as ``video_url``."""
     data = base64.b64encode(clip(2, sound=True)).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "mp4"}}
     reply = client.chat.completions.create(model="hears", messages=question(part), max_tokens=1)
@@ -71,8 +72,8 @@ def test_the_sound_of_a_video(client: Any) -> None:
 
 
 def test_a_thought_ends_at_its_budget(client: Any) -> None:
-    """Whole and streamed. After the result of a tool, the prompt begins a thought, and a model with random
-    weights does not end it."""
+    """The server ends a thought at its budget, in whole and in streamed replies. After the result of a tool,
+    the prompt begins a thought, and a model with random weights does not end the thought by itself."""
     call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}}
     conversation: Any = [
         {"role": "user", "content": "What time is it?"},
@@ -104,26 +105,26 @@ def test_a_sound_in_responses(client: Any) -> None:
     assert reply.usage.input_tokens > TOKENS
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client does not like translations
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client says that translations are deprecated
 @pytest.mark.parametrize("what", ["transcriptions", "translations"])
 def test_a_file_is_transcribed_and_translated(client: Any, what: str) -> None:
     endpoint = getattr(client.audio, what)
     options = {"language": "en"} if what == "transcriptions" else {}
     found = endpoint.create(model="hears", file=("a.wav", io.BytesIO(SOUND)), prompt="names", **options)
     assert isinstance(found.text, str)
-    if what == "transcriptions":  # random weights do not know when to end
+    if what == "transcriptions":  # a model with random weights does not end its reply
         assert found.truncated
         assert found.usage.output_tokens == 6
     plain = endpoint.create(model="hears", file=("a.wav", io.BytesIO(SOUND)), response_format="text")
     assert isinstance(plain, str)
 
 
-def test_a_recording_that_is_heard_in_pieces(client: Any) -> None:
+def test_a_long_recording_is_split_into_pieces(client: Any) -> None:
     rate, seconds = 1000, 61
     found = client.audio.transcriptions.create(
         model="hears", file=("a.wav", io.BytesIO(wav(np.zeros(rate * seconds, np.float32), rate)))
     )
-    # Three pieces of 20.3 seconds each.
+    # The server splits the recording into three pieces of 20.3 seconds.
     assert found.usage.input_token_details.audio_tokens == 3 * 509
 
 
@@ -160,7 +161,7 @@ def test_clients_cannot_read_files_of_the_server(server: RunningServer, part: di
     assert re.search("data URL|input_audio", answer.error["message"])
 
 
-def test_a_model_that_hears_nothing() -> None:
+def test_a_model_without_an_audio_encoder_refuses_sounds() -> None:
     with serving() as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
         with client, pytest.raises(openai.BadRequestError, match="cannot hear sound"):

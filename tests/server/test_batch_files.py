@@ -1,4 +1,4 @@
-"""``gemlet batch`` answers each request of a file once, however its runs end."""
+"""Tests of ``gemlet batch``: it answers each request of a file exactly once, even if some runs are killed."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_answered_requests_are_not_sent_again(tmp_path: Path) -> None:
     source, output = write(tmp_path / "in", requests), tmp_path / "out"
     assert run(source, output).answered == 6
     lines = output.read_bytes().splitlines(keepends=True)
-    output.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # the process was killed in the middle of a line
+    output.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # as if a kill had cut off the fourth line
     assert run(source, output) == BatchCounts(total=6, before=3, answered=3, failed=0)
     assert output.read_bytes().splitlines(keepends=True)[:3] == lines[:3]
     assert read(output).keys() == {str(i) for i in range(6)}
     assert run(source, output).before == 6
 
 
-def test_killed_runs_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
+def test_after_killed_runs_each_request_has_one_answer(tmp_path: Path) -> None:
     requests = [request(f"{i}", prompt="The door opened", max_tokens=40) for i in range(60)]
     source, output = write(tmp_path / "in", requests), tmp_path / "out"
     command = [sys.executable, "-m", "gemlet", "batch", str(source), str(output), "--threads", "1"]
@@ -104,17 +104,17 @@ def test_killed_runs_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
             command, env=environment_of(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
-        def begun(before: int = before, process: subprocess.Popen[bytes] = process) -> bool:
+        def has_begun(before: int = before, process: subprocess.Popen[bytes] = process) -> bool:
             return (output.exists() and output.stat().st_size > before) or process.poll() is not None
 
-        until(begun)
+        until(has_begun)
         process.send_signal(number)
         process.wait(PATIENCE)
     assert subprocess.run(command, env=environment_of(), capture_output=True, check=False).returncode == 0
     assert read(output).keys() == {str(i) for i in range(60)}
 
 
-def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_to_the_same_output(tmp_path: Path) -> None:
     source = write(tmp_path / "in", [request("a", prompt="x")])
     output = tmp_path / "out"
     program = (
@@ -144,7 +144,7 @@ def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
         (json.dumps(request("b") | {"body": "x"}), "body"),
     ],
 )
-def test_a_wrong_line_is_named_before_anything_is_computed(line: str, message: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_line_comes_before_any_answer(line: str, message: str, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.write_text(json.dumps(request("first", prompt="x")) + "\n\n" + line + "\n")
     with pytest.raises(ModelFileError, match="line 3") as caught:
@@ -156,7 +156,7 @@ def test_a_wrong_line_is_named_before_anything_is_computed(line: str, message: s
 def test_wrong_files_and_numbers(tmp_path: Path) -> None:
     source = write(tmp_path / "in", [request("a", prompt="x")])
     (tmp_path / "text").write_text("a diary\n")
-    with pytest.raises(ModelFileError, match="line 1 is not an answer of a batch"):
+    with pytest.raises(ModelFileError, match=r"line 1: got .*, expected an answer of a batch"):
         run(source, tmp_path / "text")
     assert (tmp_path / "text").read_text() == "a diary\n"
     with pytest.raises(ModelFileError, match="cannot be read"):
@@ -180,7 +180,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "there",
+    "content",
     [
         b"my only copy of a poem, without a newline",
         b"a poem\n",
@@ -194,26 +194,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         b"\xff",
     ],
 )
-def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, there: bytes) -> None:
+def test_a_file_with_other_content_is_not_overwritten(tmp_path: Path, content: bytes) -> None:
     source, output = write(tmp_path / "in", [request("a", prompt="x", max_tokens=1)]), tmp_path / "out"
-    output.write_bytes(there)
-    with pytest.raises(ModelFileError, match="is not an answer of a batch"):
+    output.write_bytes(content)
+    with pytest.raises(ModelFileError, match="expected an answer of a batch"):
         run(source, output)
-    assert output.read_bytes() == there
+    assert output.read_bytes() == content
 
 
-@pytest.mark.parametrize("rest", [b"{", b'{"id": "bat', b'{"id": "batch_req_12", "cust'])
-def test_the_beginning_of_an_answer_is_cut_off(tmp_path: Path, rest: bytes) -> None:
+@pytest.mark.parametrize("incomplete", [b"{", b'{"id": "bat', b'{"id": "batch_req_12", "cust'])
+def test_an_incomplete_last_line_is_removed(tmp_path: Path, incomplete: bytes) -> None:
     source, output = write(tmp_path / "in", [request("a", prompt="x", max_tokens=1)]), tmp_path / "out"
-    output.write_bytes(rest)
+    output.write_bytes(incomplete)
     assert run(source, output).answered == 1
     assert read(output).keys() == {"a"}
 
 
 @pytest.mark.parametrize("link", ["none", "symbolic", "hard"])
-def test_the_requests_are_not_the_output(tmp_path: Path, link: str) -> None:
+def test_the_output_must_not_be_the_file_of_requests(tmp_path: Path, link: str) -> None:
     source = tmp_path / "in"
-    source.write_text(json.dumps(request("a", prompt="x")))  # without a newline
+    source.write_text(json.dumps(request("a", prompt="x")))  # the last line has no newline
     before, output = source.read_bytes(), source if link == "none" else tmp_path / "out"
     if link == "symbolic":
         output.symlink_to(source)

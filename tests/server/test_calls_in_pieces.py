@@ -1,4 +1,5 @@
-"""Calls of tools in streams: the arguments come while they are written, and add up to the whole."""
+"""Tests of tool calls in streams: the server sends the arguments of a call in pieces while the model
+generates them. The pieces together equal the arguments of the whole call."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_openai(chat: Any) -> None:
     assert [p.function.arguments for p in pieces if p.index == 1] == ["", "{", "}"]
 
 
-def test_one_call_if_parallel_ones_are_off(chat: Any) -> None:
+def test_only_one_call_without_parallel_tool_calls(chat: Any) -> None:
     with saying(*STEPS):
         parts = [part.choices[0] for part in chat(parallel_tool_calls=False)]
     pieces = [piece for part in parts for piece in part.delta.tool_calls or ()]
@@ -75,7 +76,7 @@ def test_one_call_if_parallel_ones_are_off(chat: Any) -> None:
     assert parts[-1].finish_reason == "tool_calls"
 
 
-def test_openai_of_a_call_that_is_cut_off(chat: Any) -> None:
+def test_openai_with_a_call_that_max_tokens_cuts_off(chat: Any) -> None:
     with saying(*CUT):
         parts = [part.choices[0] for part in chat()]
     pieces = [piece for part in parts for piece in part.delta.tool_calls or ()]
@@ -124,15 +125,15 @@ def test_responses(server: RunningServer) -> None:
             ("function_call", "incomplete"),
             ("message", "completed"),
         ]
-        # The unfinished call does not become a call of the next request.
+        # If the client sends the unfinished call back, the next prompt does not contain it as a call.
         sent: Any = [item.model_dump(exclude_none=True) for item in cut.output]
         question: Any = {"role": "user", "content": "And?"}
         again = client.responses.create(model="demo", input=[*sent, question], max_output_tokens=2)
         assert again.output
 
 
-def test_a_filter_judges_calls_as_a_whole(tmp_path: Any) -> None:
-    """If it blocks a call, no piece of the call is shown."""
+def test_a_filter_checks_whole_calls(tmp_path: Any) -> None:
+    """If the filter blocks a call, the client gets no piece of the call."""
     from gemlet.server.settings import Settings
 
     words = tmp_path / "words.txt"
@@ -148,7 +149,7 @@ def test_a_filter_judges_calls_as_a_whole(tmp_path: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_a_real_model(server: RunningServer) -> None:
-    """With the same seed, the forced call is the same in pieces and as a whole."""
+    """With the same seed, the streamed call equals the call of a whole reply."""
     city = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},

@@ -1,4 +1,5 @@
-"""Nonsense requests of every kind. The server never fails with 500, and frees everything that they took."""
+"""Tests with nonsense requests of every kind. The server never answers with status 500, and it frees the
+memory and the connections of every request."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def mutated(value: Any, random_: random.Random) -> Any:
-    """A copy of ``value`` that has something odd in a random place."""
+    """A copy of ``value`` in which one random part is replaced by an odd value."""
     if random_.random() < 0.15 or not isinstance(value, dict | list) or not value:
         return random_.choice(ODD)
     if isinstance(value, list):
@@ -92,7 +93,7 @@ def test_odd_fields_do_no_harm(server: RunningServer, path: str) -> None:
     assert_nothing_is_lost(server)
 
 
-def test_odd_bytes_do_no_harm(server: RunningServer) -> None:
+def test_random_bytes_do_no_harm(server: RunningServer) -> None:
     random_ = random.Random(1)
     whole = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 74\r\n\r\n"
@@ -116,7 +117,7 @@ def test_odd_bytes_do_no_harm(server: RunningServer) -> None:
     assert server.ask("GET", "/health").status == 200
 
 
-def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
+def test_clients_that_disconnect_at_any_moment(server: RunningServer) -> None:
     random_ = random.Random(2)
 
     def hasty(seed: int) -> None:
@@ -142,10 +143,10 @@ def test_clients_that_go_at_any_moment(server: RunningServer) -> None:
     assert answer.status == 200
 
 
-def test_a_request_is_freed_when_it_is_over(server: RunningServer) -> None:
-    """Everything that a request took is freed when it is over, however it ended, even if its connection stays
-    open. It may be large, and it has a file descriptor. If it were in a cycle, it would stay until Python has
-    made many new objects."""
+def test_the_objects_of_a_finished_request_are_freed(server: RunningServer) -> None:
+    """The objects of a request are freed when the request ends, even if the connection stays open and even if
+    the request failed. They may be large and hold a file descriptor. If they referred to each other in a
+    cycle, only a later run of Python's garbage collector would free them."""
     from starlette.requests import Request
 
     from gemlet.generation.async_stream import AsyncTextStream
@@ -165,7 +166,7 @@ def test_a_request_is_freed_when_it_is_over(server: RunningServer) -> None:
 
     long = {"max_tokens": 900, "ignore_eos": True}
     gc.collect()
-    gc.freeze()  # the collector now looks only at objects that are made after this
+    gc.freeze()  # the garbage collector now ignores all objects that exist already
     gc.disable()
     try:
         for path, body in [

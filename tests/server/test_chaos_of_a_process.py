@@ -1,6 +1,6 @@
-"""A server in its own process gets nonsense requests of every kind, rude clients, floods and huge bodies. It
-never fails, frees everything, and its memory does not grow. GEMLET_CHAOS sets the number of requests (default
-200)."""
+"""Tests of a server in its own process with nonsense requests, rude clients, many clients at a time and huge
+bodies. The server never fails, and its memory does not grow. The environment variable GEMLET_CHAOS sets the
+number of requests (default 200)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from support.waiting import until
 
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.slow]
 COUNT = int(os.environ.get("GEMLET_CHAOS", "200"))
-PARTS = 4  # the number of parts of the published document; a core makes the requests of a part
-MOST_AGAIN = 8  # a request is sent again at most so often, each time with fewer mistakes
+PARTS = 4  # the paths of the published document are split over so many tests, which can run in parallel
+MOST_AGAIN = 8  # the most times that a refused request is sent again, each time with fewer mistakes
 ROUNDS = 12  # the number of rounds with rude clients
 NOT_OF_THE_DEMO = ("/v1/embeddings", "/api/embed")  # the demo model makes no embeddings
 
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, str]]:
-    """A server whose prefix cache is soon full, and a key whose replies may have at most three tokens."""
+    """A server with a small prefix cache, and a key whose replies may have at most three tokens."""
     from gemlet.server.keys import KeyStore, Limits
 
     file = str(tmp_path_factory.mktemp("keys") / "keys.db")
@@ -60,8 +60,9 @@ def operations() -> list[Any]:
 
 
 def mended(body: Mapping[str, Any], right: Mapping[str, Any], answer: Answer) -> dict[str, Any] | None:
-    """A copy of the body in which the first field that the answer names is corrected: it has its value from
-    ``right``, or is left out. None if the answer names no field that can be corrected."""
+    """A copy of the body with a correction of the first field that the answer names. The field gets its value
+    from ``right``, or is removed if ``right`` does not have it. Returns None if the answer names no field
+    that can be corrected."""
     said = answer.json["error"]
     said = said if isinstance(said, str) else said["message"]
     places = {
@@ -80,8 +81,9 @@ def mended(body: Mapping[str, Any], right: Mapping[str, Any], answer: Answer) ->
 @pytest.mark.extra("test-chaos")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_published_document(limited: tuple[Process, str], part: int) -> None:
-    """Valid and invalid requests are made from it. Most have several mistakes. A refused request is sent
-    again without the mistake that the answer names, until the server accepts it."""
+    """Sends valid and invalid requests that schemathesis makes from the published document. Most of the
+    invalid requests have several mistakes. A refused request is sent again without the mistake that the
+    answer names, until the server accepts the request."""
     server, key = limited
     client = RunningServer(server.port, None)
     schemathesis = optional("schemathesis")
@@ -166,8 +168,8 @@ def test_rude_clients(limited: tuple[Process, str]) -> None:
 
 
 def test_a_thousand_slow_clients() -> None:
-    """Measures how long a fast client waits while there are slow and stuck clients. (On a busy machine, other
-    processes disturb both measurements, so the best of six rounds counts.)"""
+    """Measures how long a fast client waits with and without slow and stuck clients. On a busy machine, other
+    processes disturb both measurements, so the best of six rounds counts."""
     with spawned("--idle-seconds", "300", "--body-seconds", "300", "--stuck-seconds", "300") as server:
         client = RunningServer(server.port, None)
 
@@ -185,7 +187,7 @@ def test_a_thousand_slow_clients() -> None:
             alone = latency()
             with slow_clients(server.port, 1000):
                 written, before = 0, -1
-                while written != before:  # until the streams are stuck
+                while written != before:  # until the server generates no more tokens for the slow clients
                     time.sleep(0.5)
                     before, written = written, server.status()["models"][0]["engine"]["generated_tokens"]
                 ratios.append(latency() / alone)

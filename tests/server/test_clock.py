@@ -1,5 +1,5 @@
-"""The clock of the system is set forward or back while the server runs. Time limits and durations stay the
-same."""
+"""Tests in which the system clock is set forward or back while the server runs. Time limits and durations do
+not change."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def uploaded(server: RunningServer, content: bytes, key: str | None = None) -> A
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_windows_of_limits(tmp_path: Path, jump: float) -> None:
+def test_limits_per_minute(tmp_path: Path, jump: float) -> None:
     with with_keys(tmp_path, requests_per_minute=2, tokens_per_day=10_000) as (server, key):
         assert server.post(CHAT, ASKED, key=key).status == 200
         with clock_set(jump):
@@ -74,7 +74,7 @@ def test_windows_of_limits(tmp_path: Path, jump: float) -> None:
 @pytest.mark.parametrize("jump", JUMPS)
 @pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
 def test_a_stream_runs_on_after_the_clock_jumps(tmp_path: Path, jump: float, path: str) -> None:
-    """The stream goes on to its end, and its tokens are counted."""
+    """The stream continues to its end, and the server counts the tokens of the stream."""
     asked: Any = {**ASKED, "stream": True} if path == CHAT else {"input": "Who?", "stream": True}
     with with_keys(tmp_path, tokens_per_minute=10_000) as (server, key):
         with saying(chunk(Content("One")), 0.4, chunk(Content(" two"), reason="stop")) as begun:
@@ -92,7 +92,7 @@ def test_a_stream_runs_on_after_the_clock_jumps(tmp_path: Path, jump: float, pat
 
 @pytest.mark.parametrize("jump", JUMPS)
 def test_a_batch_runs_on_after_the_clock_jumps(tmp_path: Path, jump: float) -> None:
-    """The time limit of a batch counts from its beginning, whatever the clock says."""
+    """The time limit of a batch is a duration from its start, and the clock does not change it."""
     lines = [
         json.dumps({"custom_id": str(i), "method": "POST", "url": CHAT, "body": ASKED}).encode()
         for i in range(3)
@@ -114,7 +114,8 @@ def test_a_batch_runs_on_after_the_clock_jumps(tmp_path: Path, jump: float) -> N
 
 
 def test_files_that_a_wrong_clock_hides(tmp_path: Path) -> None:
-    """The files appear again when the clock is right. They are deleted only if the clock stays wrong."""
+    """If the clock is far ahead, files seem to have expired, and the server does not show them. They appear
+    again when the clock is right. The server deletes them only if the clock stays ahead for an hour."""
     from gemlet.server.settings import Settings
 
     with mock.patch("gemlet.server.app._SWEEP", 0.05), serving(Settings(data=str(tmp_path / "d"))) as server:
@@ -125,7 +126,7 @@ def test_files_that_a_wrong_clock_hides(tmp_path: Path) -> None:
             assert uploaded(server, b"{}").status == 200  # an upload also removes expired files
             time.sleep(0.2)
         assert server.ask("GET", f"/v1/files/{found}/content").body == b"{}"
-        # An hour after the clock was set, the server believes it.
+        # The server trusts a clock that was set more than _SETTLED seconds ago. Here that is at once.
         with mock.patch("gemlet.server.file_store._SETTLED", 0.0), clock_set(2 * YEAR):
             until(lambda: not content.exists())
         assert server.ask("GET", f"/v1/files/{found}").status == 404
@@ -143,8 +144,8 @@ def test_hidden_files_do_not_count_towards_the_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_limits_of_time(jump: float) -> None:
-    """Idle connections and slow bodies end when their time is over, and not earlier."""
+def test_timeouts_of_connections_and_bodies(jump: float) -> None:
+    """The server closes idle connections and slow uploads after their time limit, and not earlier."""
     from gemlet.server.settings import Settings
 
     with (
@@ -159,7 +160,7 @@ def test_limits_of_time(jump: float) -> None:
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_kept_responses(jump: float) -> None:
+def test_stored_responses_stay_after_the_clock_jumps(jump: float) -> None:
     with serving() as server:
         name = server.post("/v1/responses", {"input": "Who?", "max_output_tokens": 3}).json["id"]
         with clock_set(jump):

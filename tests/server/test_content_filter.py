@@ -1,4 +1,5 @@
-"""The content filter: what it finds, what it holds back, and what a client sees in each dialect."""
+"""Tests of the content filter: the words and patterns that it finds, the text that it holds back, and the
+answers that clients of each dialect get."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-# --- what is found ------------------------------------------------------------------------------------------
+# --- words and patterns -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_files_that_are_not_lists_are_refused(tmp_path: Path) -> None:
     assert read_lines(str(place), "words") == ["one", "two words"]
 
 
-# --- what is held back --------------------------------------------------------------------------------------
+# --- text that is held back ---------------------------------------------------------------------------------
 
 
 def gate(words: Sequence[str], patterns: Sequence[str], window: int) -> Any:
@@ -133,8 +134,8 @@ def gate(words: Sequence[str], patterns: Sequence[str], window: int) -> Any:
 def shown(
     events: Sequence[Sequence[Any]], words: Sequence[str], patterns: Sequence[str] = ()
 ) -> tuple[list[Any], bool]:
-    """Sends steps with these events through the gate. Returns the events that get through, and whether the
-    reply was blocked."""
+    """Sends the events of each step through a gate. Returns the events that the gate lets through, and
+    whether the gate blocked the reply."""
 
     async def main() -> tuple[list[Any], bool]:
         through, found = gate(words, patterns, 12), []
@@ -156,7 +157,7 @@ def texts(events: Sequence[Any]) -> str:
 @pytest.mark.parametrize(
     "text", ["A goblin is here, look at it.", "x" * 50 + " goblin", "goblin", "a goblin"]
 )
-def test_a_word_is_found_in_any_pieces(text: str) -> None:
+def test_a_word_is_found_when_it_arrives_in_pieces(text: str) -> None:
     random_ = random.Random(text)
     for _ in range(60):
         cuts = sorted(random_.choices(range(len(text) + 1), k=random_.randrange(8)))
@@ -167,7 +168,7 @@ def test_a_word_is_found_in_any_pieces(text: str) -> None:
         assert text.startswith(texts(events))
 
 
-def test_text_that_breaks_no_rule_is_complete() -> None:
+def test_allowed_text_gets_through_completely() -> None:
     random_ = random.Random(3)
     text = "A hobgoblin and goblins, a gob and a lin. " * 5 + "gobl"
     for _ in range(60):
@@ -178,7 +179,7 @@ def test_text_that_breaks_no_rule_is_complete() -> None:
         assert texts(events) == text
 
 
-def test_text_is_shown_as_soon_as_it_is_judged() -> None:
+def test_checked_text_is_shown_at_once() -> None:
     async def main() -> list[int]:
         through, counts, count = gate(["goblin"], [], 12), [], 0
         for _ in range(40):
@@ -207,7 +208,7 @@ def test_text_that_may_still_match_is_held_back() -> None:
     assert texts(events) in ("", "see ", "see")
 
 
-def test_thoughts_and_calls_are_judged_too() -> None:
+def test_thoughts_and_calls_are_checked_too() -> None:
     call = ToolCall("hunt", {"what": "goblin"})
     for bad in (Reasoning("a goblin "), call):
         events, blocked = shown([[Content("well " * 9)], [bad], [Content("fine " * 9)]], ["goblin"])
@@ -218,12 +219,13 @@ def test_thoughts_and_calls_are_judged_too() -> None:
     assert not blocked
     kinds = [kind for kind, _ in itertools.groupby(events, type)]
     assert kinds == [Reasoning, Content, ToolCall, Content]
-    # The end of one kind of text and the beginning of another do not make a word together.
+    # The end of a thought and the beginning of the reply do not form a word together.
     assert shown([[Reasoning("gob")], [Content("lin")]], ["goblin"])[1] is False
 
 
-def test_tokens_are_held_until_all_is_judged() -> None:
-    """If a text may be a stop string, its tokens and their log probabilities come before the text."""
+def test_tokens_are_held_until_their_text_is_checked() -> None:
+    """While the server holds a possible stop string back, the tokens and log probabilities of the string
+    reach the gate before its text."""
 
     async def main(last: str) -> list[tuple[int, int] | None]:
         through, counts = gate(["goblin"], [], 12), []
@@ -238,7 +240,7 @@ def test_tokens_are_held_until_all_is_judged() -> None:
     assert asyncio.run(main("goblin")) == [(0, 0), (0, 0), (0, 0), None]
 
 
-# --- what clients see ---------------------------------------------------------------------------------------
+# --- answers that clients get -------------------------------------------------------------------------------
 
 
 def body_of(path: str, text: str, **more: Any) -> dict[str, Any]:
@@ -289,7 +291,7 @@ def test_replies(server: RunningServer, path: str, stream: bool) -> None:
         answer = server.post(path, body_of(path, "Who is there?", stream=stream))
     assert answer.status == 200
     assert begun[0].was_cancelled
-    until(lambda: begun[0].was_closed)  # it closes after the end of the answer
+    until(lambda: begun[0].was_closed)  # the stream is closed after the end of the answer
     assert b"gob" not in answer.body
     assert b"More" not in answer.body
     assert b"All is well" in answer.body
@@ -321,7 +323,7 @@ def test_the_real_clients(server: RunningServer) -> None:
     client.close()
 
 
-def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
+def test_every_text_of_a_client_is_checked(server: RunningServer) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": "goblin"}'}}
     for messages in (
         [{"role": "system", "content": "goblin"}, *GOOD],
@@ -336,7 +338,8 @@ def test_every_text_of_a_client_is_judged(server: RunningServer) -> None:
 
 
 def test_the_filter_finds_text_in_every_place(server: RunningServer) -> None:
-    """Not in names, a part that looks like an image, parts that become one text, or JSON's escapes."""
+    """Words are found in names of properties, in a part that says that it is an image, across parts that
+    become one text, and behind escapes of JSON."""
 
     def status(messages: Any, tools: Any = None) -> Any:
         body = {"messages": messages, "max_tokens": 1, **({"tools": tools} if tools else {})}
@@ -369,10 +372,10 @@ def test_the_filter_finds_text_in_every_place(server: RunningServer) -> None:
 
 @pytest.mark.extra("grammar")
 @pytest.mark.parametrize("stream", [False, True])
-def test_tokens_of_a_stop_string_are_judged(server: RunningServer, stream: bool) -> None:
+def test_tokens_of_a_stop_string_are_checked(server: RunningServer, stream: bool) -> None:
     body = {"prompt": "x", "structured_outputs": {"choice": ["a goblin and so"]}, "max_tokens": 30}
     body |= {"stop": ["goblin an"], "stream": stream}
-    assert b"content_filter" not in server.post("/v1/completions", body).body  # the text ends before it
+    assert b"content_filter" not in server.post("/v1/completions", body).body  # the text ends before the word
     for shown in ({"logprobs": 1}, {"return_token_ids": True}):
         answer = server.post("/v1/completions", {**body, **shown}).body
         assert b"content_filter" in answer
@@ -388,7 +391,7 @@ def test_odd_parts_do_not_break_the_filter(server: RunningServer) -> None:
 def test_metrics_and_log(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     server.post("/v1/chat/completions", {"messages": BAD})
-    # The log line of the previous test may come late.
+    # The log line of the previous test may come late, so this looks for a line of the filter.
     line = until(lambda: [r for r in caplog.records if "filter" in getattr(r, "fields", ())])[0]
     assert line.getMessage() == "request"
     assert line.fields["filter"] == ["prompt:words:block"]  # type: ignore[attr-defined]
@@ -439,7 +442,7 @@ def test_an_administrator_can_add_a_filter() -> None:
     assert make_app(Settings(), [ModelSpec("demo")], filters=[Mine()]) is not None
 
 
-def test_check_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_option_check_reports_wrong_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gemlet.cli import main
 
     (tmp_path / "patterns").write_text("fine\n(?=x)\n")

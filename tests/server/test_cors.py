@@ -1,5 +1,5 @@
-"""Web pages of other origins. By default none is allowed. Allowed origins get the answers that browsers
-expect."""
+"""Tests of requests by web pages of other origins (CORS). By default the server allows no other origin.
+Allowed origins get the headers that browsers expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``/v1/decisions``: questions of each kind with OpenAI's client, and requests that are refused."""
+"""Tests of ``/v1/decisions`` with OpenAI's client: questions of each kind, and requests that are refused."""
 
 from __future__ import annotations
 

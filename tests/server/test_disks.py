@@ -1,4 +1,5 @@
-"""A server whose disk is full, or whose files expire, or are locked, removed or replaced by others."""
+"""Tests of a server whose disk is full, and of files that expire or that another process locks, removes or
+replaces."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ FULL = sqlite3.OperationalError("database or disk is full")
 
 
 class Stuck:
-    """A database that cannot be written."""
+    """A database that refuses every write because the disk is full."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
@@ -78,7 +79,9 @@ def test_a_full_disk_loses_no_stored_file(server: RunningServer) -> None:
     assert upload(server).status == 200
 
 
-def test_a_batch_waits_for_room(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_waits_until_the_disk_has_room(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gemlet.server.batches._RETRY", 0.05)
     store = store_of(server)
     good = store.put_batch
@@ -86,7 +89,7 @@ def test_a_batch_waits_for_room(server: RunningServer, monkeypatch: pytest.Monke
 
     def put(owner: str, document: Any, *, over: bool) -> None:
         tries.append(document["status"])
-        if 1 < len(tries) < 6:  # the first write, which makes the batch, succeeds
+        if 1 < len(tries) < 6:  # the first write succeeds and creates the batch
             raise FULL
         good(owner, document, over=over)
 
@@ -123,7 +126,7 @@ def test_a_file_that_another_process_locks(server: RunningServer, tmp_path: Path
 
     alike, store = FileStore(str(tmp_path / "alike")), store_of(server)
     ((milliseconds,),) = alike._db.execute("pragma busy_timeout")
-    assert milliseconds <= 100  # the event loop stands still for so long
+    assert milliseconds <= 100  # the event loop waits for the lock for at most this time
     alike.close()
     other = sqlite3.connect(store.folder / "files.db", isolation_level=None)
     other.execute("begin immediate")
@@ -136,7 +139,9 @@ def test_a_file_that_another_process_locks(server: RunningServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("what", ["nothing", "a link", "another file"])
-def test_content_that_the_server_did_not_write(server: RunningServer, tmp_path: Path, what: str) -> None:
+def test_files_whose_content_another_process_changed(
+    server: RunningServer, tmp_path: Path, what: str
+) -> None:
     file = upload(server).json["id"]
     place = store_of(server).path(file)
     secret = tmp_path / "secret"
@@ -168,7 +173,7 @@ def test_expired_files_leave_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
         until(lambda: not store.path(file).exists())
 
 
-# --- starts -------------------------------------------------------------------------------------------------
+# --- starts of the server after a crash or a lost database --------------------------------------------------
 
 
 def put(store: Any, name: str, data: bytes = DATA) -> None:
@@ -179,7 +184,7 @@ def put(store: Any, name: str, data: bytes = DATA) -> None:
     store.add(StoredFile(name, "", "a", "batch", len(data), 1, None), place)
 
 
-def test_a_start_whose_database_is_lost_removes_no_file_of_a_client(
+def test_a_start_without_the_database_removes_no_file_of_a_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from gemlet.server.file_store import FileStore
@@ -205,17 +210,17 @@ def test_a_start_whose_database_is_lost_removes_no_file_of_a_client(
         store = FileStore(str(tmp_path))
         (told,) = caplog.records
         assert vars(told)["fields"] == {"folder": str(files), "count": count}
-        # The answers of an unfinished batch stay, too.
+        # The server keeps the answers of unfinished batches (.work) too.
         assert {*os.listdir(files)} == {"file-1", "batch_2.work", "batch_4.work", "folder.part"}
         assert [one.id for one in store._files("true")] == (["file-1"] if database == newer else [])
         store.close()
 
 
 class Killed(BaseException):
-    """The end of the process."""
+    """Ends the code under test, as the end of the process would."""
 
 
-def test_a_process_that_ends_while_it_adds_a_file(tmp_path: Path) -> None:
+def test_the_process_ends_while_it_adds_a_file(tmp_path: Path) -> None:
     from gemlet.server.file_store import FileStore
 
     store = FileStore(str(tmp_path))
@@ -234,8 +239,9 @@ def test_a_process_that_ends_while_it_adds_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_a_process_that_ends_while_it_removes_a_file(tmp_path: Path, expired: bool) -> None:
-    """The database knows the file until its content is gone, or nothing would remove the content later."""
+def test_the_process_ends_while_it_removes_a_file(tmp_path: Path, expired: bool) -> None:
+    """The server removes the content of a file first, and then its entry in the database. In the other order,
+    content without an entry could stay on the disk forever."""
     from gemlet.server.file_store import FileStore
 
     store = FileStore(str(tmp_path))
@@ -260,8 +266,9 @@ def test_a_process_that_ends_while_it_removes_a_file(tmp_path: Path, expired: bo
     store.close()
 
 
-def test_a_batch_waits_for_the_file_of_its_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """If the file of keys is lost or an older one, a start does not end the batches of the other keys."""
+def test_a_batch_waits_until_its_key_is_known_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the file of keys was lost or replaced by an older version, the server does not end the batches of
+    keys that the file no longer has."""
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
@@ -300,7 +307,7 @@ def test_a_batch_waits_for_the_file_of_its_key(tmp_path: Path, caplog: pytest.Lo
 # --- keys ---------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:
+def test_revoking_a_key_during_an_upload(tmp_path: Path) -> None:
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -324,7 +331,7 @@ def test_a_key_that_is_revoked_during_an_upload(tmp_path: Path) -> None:
     keys.close()
 
 
-def test_a_key_that_is_revoked_while_texts_are_embedded() -> None:
+def test_revoking_a_key_during_an_embedding() -> None:
     from starlette.requests import Request
 
     from gemlet.server.answers import while_connected

@@ -1,5 +1,5 @@
-"""Every error has the form of its dialect. The official clients, synchronous and asynchronous, raise their
-own exceptions for whole answers and in the middle of streams."""
+"""Tests that every error has the form of its dialect. The official clients, synchronous and asynchronous,
+raise their own exceptions for whole answers and in the middle of streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ anthropic, ollama, openai = optional("anthropic"), optional("ollama"), optional(
 pytestmark = [pytest.mark.extra("serve"), pytest.mark.extra("test-serve")]
 ASKED: Any = {"model": "demo", "messages": [{"role": "user", "content": "Who?"}]}
 SAID: Any = {**ASKED, "max_tokens": 9}
-# The methods of each client, and whether they can stream.
+# The methods of OpenAI's client, and whether each can stream.
 OF_OPENAI: dict[str, tuple[Callable[..., Any], bool]] = {
     "chat": (lambda c, **o: c.chat.completions.create(**ASKED, **o), True),
     "completions": (lambda c, **o: c.completions.create(model="demo", prompt="The", **o), True),
@@ -82,7 +82,7 @@ STATUSES = {
 
 @contextlib.contextmanager
 def client_of(server: RunningServer, kind: str, key: str = "none", **more: Any) -> Iterator[Any]:
-    """The synchronous client."""
+    """The synchronous client of this dialect."""
     if kind == "ollama":
         with ollama.Client(server.url, headers={"Authorization": f"Bearer {key}"}) as client:
             yield client
@@ -94,8 +94,8 @@ def client_of(server: RunningServer, kind: str, key: str = "none", **more: Any) 
 
 
 def raised(server: RunningServer, kind: str, name: str, *, stream: bool, **more: Any) -> list[Any]:
-    """The exceptions of the synchronous and the asynchronous client. With ``stream``, they are raised while
-    the stream is read."""
+    """The exceptions that the synchronous and the asynchronous client raise. With ``stream``, the clients
+    raise them while the caller reads the stream."""
     ask, can_stream = globals()[f"OF_{kind.upper()}"][name]
     options = {"stream": stream} if can_stream else {}
     found: list[Any] = []
@@ -176,7 +176,8 @@ def test_clients_get_errors_in_streams(server: RunningServer, kind: str, name: s
 
 
 def test_the_event_of_a_response_that_failed(server: RunningServer) -> None:
-    """OpenAI's clients for other languages read the event ``error``. It has the next sequence number."""
+    """A stream of responses that fails ends with the event ``error``, which OpenAI's clients for other
+    languages read. The event has the next sequence number."""
     with saying(chunk(Content("Yes")), MemoryLimitError("no memory for more")):
         body = server.post("/v1/responses", {"input": "Who?", "stream": True}).body.decode()
     *before, last = body.strip().split("\n\n")
@@ -251,7 +252,7 @@ def test_limits_of_keys(tmp_path: Path) -> None:
             assert headers["anthropic-ratelimit-requests-limit"] == "1"
             assert headers["anthropic-ratelimit-tokens-limit"] == "1000"
             assert headers["anthropic-ratelimit-requests-reset"].endswith("Z")
-        # A client that retried this would sleep for a day.
+        # If the client retried this request, it would sleep for a day.
         with client_of(server, "anthropic", day, max_retries=2) as client:
             OF_ANTHROPIC["messages"][0](client)
             with pytest.raises(anthropic.RateLimitError) as error:
@@ -288,8 +289,8 @@ def test_large_requests_that_are_refused(tmp_path: Path, kind: str, key: str | N
 
 
 def test_content_that_cannot_be_read(tmp_path: Path) -> None:
-    """The answer has announced its length. The client raises an error because the rest is missing, and does
-    not wait for it."""
+    """Reading the file fails after the server has announced the length of the content. The server closes the
+    connection, so the client raises an error and does not wait for the rest."""
     from gemlet.server.settings import Settings
 
     async def broken(place: Path) -> Any:

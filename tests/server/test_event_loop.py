@@ -1,4 +1,4 @@
-"""Long work for one request does not hold up other requests: the server answers them meanwhile."""
+"""Tests that the server answers other requests while one request needs long work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answering_during(server: RunningServer, owner: object, name: str) -> Iterato
 
     def waiting(*arguments: Any, **named: Any) -> Any:
         begun.set()
-        assert answered.wait(PATIENCE), "the event loop waits for this"
+        assert answered.wait(PATIENCE), f"the event loop waited for {name} and answered no other request"
         return real(*arguments, **named)
 
     def ask() -> None:
@@ -55,7 +55,7 @@ def answering_during(server: RunningServer, owner: object, name: str) -> Iterato
 
 
 @pytest.mark.extra("vision")
-def test_others_are_answered_while_an_image_is_read(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_others_are_answered_while_an_image_is_decoded(tmp_path_factory: pytest.TempPathFactory) -> None:
     from gemlet.server.settings import ModelSpec
 
     out = io.BytesIO()
@@ -112,7 +112,7 @@ def test_a_text_that_is_too_long_for_the_context_is_not_encoded(server: RunningS
             assert server.post("/tokenize", body).status == 400
 
 
-# --- bodies of many small things ----------------------------------------------------------------------------
+# --- bodies with many small values --------------------------------------------------------------------------
 
 USER = {"role": "user", "content": "a"}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}" + " " * 60}}
@@ -172,7 +172,8 @@ def test_no_request_blocks_the_event_loop(server: RunningServer, name: str) -> N
             longest, last = max(longest, now - last), now
 
     loop = server.server.servers[0].get_loop()
-    for _ in range(3):  # the machine may be slow for a moment
+    # Other processes may slow a measurement down, so one quick measurement of three is enough.
+    for _ in range(3):
         longest = 0.0
         watching = asyncio.run_coroutine_threadsafe(watch(), loop)
         try:
@@ -184,7 +185,7 @@ def test_no_request_blocks_the_event_loop(server: RunningServer, name: str) -> N
     raise AssertionError(f"the event loop was blocked for {longest} s")
 
 
-def test_vectors_are_written_in_another_thread() -> None:
+def test_vectors_are_converted_to_json_in_another_thread() -> None:
     from gemlet.server import answers, service
 
     here: list[int] = []

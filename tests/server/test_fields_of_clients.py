@@ -1,5 +1,5 @@
-"""Every field that the official clients can send is in the tables, as supported, without an effect, or
-refused by name. The guide names all supported fields."""
+"""Tests that the server's tables of fields contain every field that the official clients can send. The tables
+mark each field as supported, ignored or refused. The guide names all supported fields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON: Any = {"type": "function", "id": "x", "function": {"name": "f", "arguments
 
 
 def names_of(kind: Any) -> set[str]:
-    """The names of the fields of a typed dictionary, or of a union of several."""
+    """The names of the fields of a typed dictionary, or of all typed dictionaries in a union."""
     members = get_args(kind)
     return set().union(*map(names_of, members)) if members else set(kind.__annotations__)
 
@@ -108,14 +108,15 @@ def test_every_field_of_the_clients_is_in_a_table(
     assert not any(missing.values()), missing
 
 
-def test_the_guide_names_what_is_supported() -> None:
+def test_the_guide_names_the_supported_fields() -> None:
     from gemlet.server.app import ROUTES
     from gemlet.server.fields import GENERATION
     from gemlet.server.schema import Ignored, Refused
 
     code = re.findall(r"```.*?```|`[^`\n]+`", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     words = set(re.findall(r"\w+", " ".join(code)))
-    # Fields of /api/show: verbose changes nothing, and name is an older form of model.
+    # The guide does not name these fields of /api/show: verbose changes nothing, and name is the older name
+    # of model.
     silent = {"verbose", "name"}
     for way in ROUTES:
         table = way.table or {}
@@ -176,7 +177,7 @@ def test_the_guide_names_what_is_supported() -> None:
         ("/tokenize", {"messages": [TOLD]}, "messages[0].content"),
     ],
 )
-def test_half_of_a_pair_is_named_by_its_field(
+def test_the_error_for_an_incomplete_pair_of_fields_names_the_field(
     server: RunningServer, path: str, body: Any, param: str
 ) -> None:
     answer = server.post(path, body)
@@ -199,7 +200,7 @@ def test_lines_have_log_probabilities(server: RunningServer, stream: bool) -> No
     assert len(found) == 4
 
 
-def test_include_is_never_ignored_silently(server: RunningServer) -> None:
+def test_the_values_of_include_are_supported(server: RunningServer) -> None:
     asked: Any = {"input": "a", "max_output_tokens": 2, "include": ["reasoning.encrypted_content"]}
     assert server.post("/v1/responses", asked).status == 200
     asked["include"] = ["message.output_text.logprobs"]
@@ -207,7 +208,7 @@ def test_include_is_never_ignored_silently(server: RunningServer) -> None:
     assert len(part["logprobs"]) == 2
 
 
-def test_thoughts_that_only_their_author_reads(server: RunningServer) -> None:
+def test_encrypted_thoughts_are_ignored(server: RunningServer) -> None:
     hidden = {"type": "redacted_thinking", "data": "abc"}
     said = {"role": "assistant", "content": [hidden, {"type": "text", "text": "I."}]}
     counts = []

@@ -1,4 +1,5 @@
-"""Files and batches over HTTP with OpenAI's client: what each owner sees, limits, restarts, kills."""
+"""Tests of files and batches over HTTP with OpenAI's client: the files that each key can see, limits,
+restarts and kills of the server."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ CLIENTS: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def close() -> Iterator[None]:
-    """Closes the clients of a test."""
+    """Closes the clients that a test made."""
     yield
     while CLIENTS:
         CLIENTS.pop().close()
@@ -44,7 +45,7 @@ def client_of(server: RunningServer, key: str = "none") -> Any:
 
 
 def lines(requests: Sequence[Any], url: str = CHAT) -> bytes:
-    """A line for each body, with a request whose name is its number."""
+    """The lines of a batch file, with one request for each body. The requests are named by their numbers."""
     made = [
         {"custom_id": str(i), "method": "POST", "url": url, "body": body} for i, body in enumerate(requests)
     ]
@@ -175,7 +176,7 @@ PURPOSE = FORM % (b"purpose", b"", b"batch")
     [
         (b"", 400),
         (PURPOSE + b"--b--\r\n", 400),
-        (PURPOSE + FORM % (b"file", b'; filename="x"', b"{}"), 400),  # cut off
+        (PURPOSE + FORM % (b"file", b'; filename="x"', b"{}"), 400),  # the form is cut off
         (PURPOSE * 2 + FORM % (b"file", b'; filename="x"', b"{}") + b"--b--\r\n", 400),
         (PURPOSE + FORM % (b"file", b"", b"{}") * 2 + b"--b--\r\n", 400),
         (PURPOSE + FORM % (b"other", b"", b"x" * 5000) + b"--b--\r\n", 400),
@@ -234,7 +235,8 @@ def test_a_batch(client: Any) -> None:
     assert bad["5"]["response"]["body"]["error"]["param"] == "max_tokens"
     assert batch.usage.output_tokens == 20
     assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
-    assert client.batches.cancel(batch.id) == batch  # it is too late, so this changes nothing
+    # The batch has ended already, so cancelling changes nothing.
+    assert client.batches.cancel(batch.id) == batch
     assert client.batches.list(limit=1).data[0].id == batch.id
 
 
@@ -357,7 +359,7 @@ def test_async(server: RunningServer) -> None:
     assert json.loads(content)["custom_id"] == "0"
 
 
-# --- owners and limits --------------------------------------------------------------------------------------
+# --- keys and limits ----------------------------------------------------------------------------------------
 
 
 def test_each_key_sees_only_its_own_files(tmp_path: Path) -> None:
@@ -380,7 +382,7 @@ def test_each_key_sees_only_its_own_files(tmp_path: Path) -> None:
                 call(batch.id)
         with pytest.raises(openai.NotFoundError):
             bob.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
-        # The batch leaves a place for requests for which somebody waits.
+        # The batch does not use all places of its key, so an interactive request still finds a free place.
         body = {"messages": QUESTION, "max_tokens": 2}
         assert server.post(CHAT, body, key=keys[0]).status == 200
         batch = wait(alice, batch.id)
@@ -388,7 +390,7 @@ def test_each_key_sees_only_its_own_files(tmp_path: Path) -> None:
         rows = {row["key"]: row for row in store.usage() if row["model"]}
         assert rows["alice"]["completion_tokens"] >= 90
         assert "bob" not in rows
-        # When a key is revoked, its batches end.
+        # When a key is revoked, the batches of the key end.
         begun = begin(alice, lines([chat(500) for _ in range(200)]))
         store.revoke("alice")
         batches = server.server.app.service.batches
@@ -423,7 +425,7 @@ def test_stopping_and_starting(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> None:
+def test_after_kills_each_request_has_one_answer(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "support.programs.serve_until_killed", "", str(tmp_path / "data")]
     name, total, seen = "", 150, [0]
 
@@ -448,7 +450,7 @@ def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> Non
 
     for _ in range(3):
         run(some)
-    assert 0 < seen[1] < total  # killed in the middle
+    assert 0 < seen[1] < total  # the first kill came in the middle of the batch
 
     def rest(client: Any) -> None:
         batch = wait(client, name)
@@ -458,7 +460,7 @@ def test_kills_lose_nothing_and_nothing_is_answered_twice(tmp_path: Path) -> Non
     run(rest)
 
 
-def test_one_server_a_folder(tmp_path: Path) -> None:
+def test_two_servers_cannot_use_the_same_folder(tmp_path: Path) -> None:
     from gemlet.errors import ModelFileError, UnsupportedError
     from gemlet.server.file_store import FileStore
 

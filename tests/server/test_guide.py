@@ -1,4 +1,4 @@
-"""The examples and the files of settings in the guide to the server work."""
+"""Tests that the examples and the settings files in the guide to the server work."""
 
 from __future__ import annotations
 

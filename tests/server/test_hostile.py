@@ -1,4 +1,5 @@
-"""Faults that hostile clients could use: the memory of bodies, the room for uploads, texts in other logs."""
+"""Tests of faults that hostile clients could use, such as unlimited memory for request bodies, a full disk
+through uploads, and prompts in the logs of other libraries."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ CHAT = "/v1/chat/completions"
 
 
 def test_bodies_count_until_their_requests_are_answered() -> None:
-    """Bodies that wait in memory to be parsed and answered count against the limit. Once they did not."""
+    """The limit for the memory of request bodies also counts bodies that wait to be parsed and answered."""
     from gemlet.chat import Content
     from gemlet.server.settings import Settings
 
@@ -49,13 +50,13 @@ def test_bodies_count_until_their_requests_are_answered() -> None:
         assert (refused.status, refused.error["type"]) == (503, "overloaded_error")
         for _ in range(5):
             assert server.post(CHAT, {**large, "max_tokens": 1}).status == 200
-        for _ in range(5):  # a refused body frees its room, too
+        for _ in range(5):  # a refused body no longer counts against the limit
             assert server.post(CHAT, {**large, "surprise": 1}).status == 400
         assert server.server.app.service.bodies._held == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_revoked_key_ends_what_runs(tmp_path: Path, stream: bool) -> None:
+def test_revoking_a_key_ends_its_running_requests(tmp_path: Path, stream: bool) -> None:
     from gemlet.chat import Content
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
@@ -85,8 +86,9 @@ def test_a_revoked_key_ends_what_runs(tmp_path: Path, stream: bool) -> None:
     assert sorted(one.was_cancelled for one in begun) == [False, True]
 
 
-def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
-    """Many uploads at a time could fill the disk, although each of them was within the limit."""
+def test_arriving_uploads_count_against_the_limit(tmp_path: Path) -> None:
+    """The limit counts uploads that are still arriving. Otherwise many uploads at a time could fill the disk,
+    although each one is within the limit."""
     from gemlet.server.file_store import FileStore
 
     store = FileStore(str(tmp_path / "data"))
@@ -101,8 +103,8 @@ def test_uploads_keep_room_while_they_arrive(tmp_path: Path) -> None:
         store.close()
 
 
-def test_logs_of_other_libraries_have_no_text() -> None:
-    """Messages of asyncio quote unhandled errors, and these may quote prompts."""
+def test_logs_of_other_libraries_contain_no_prompts() -> None:
+    """asyncio logs the messages of unhandled errors, and these messages may quote prompts."""
     from gemlet.server.logs import JSONLines
 
     record = logging.LogRecord("asyncio", logging.ERROR, "", 0, "exception=ValueError('a secret')", (), None)
@@ -112,8 +114,8 @@ def test_logs_of_other_libraries_have_no_text() -> None:
 
 
 def test_a_body_with_two_lengths_ends_the_connection() -> None:
-    """A proxy may use one of them, and this server the other. The rest of the body would then be read as a
-    request."""
+    """A request with two Content-Length headers is refused. If a proxy used one length and the server the
+    other, the server could read the rest of the body as a request."""
     inner = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
     both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % (len(inner) + 5)
     received = b""
@@ -131,7 +133,7 @@ def test_a_body_with_two_lengths_ends_the_connection() -> None:
 
 
 def test_an_integer_of_too_many_digits() -> None:
-    """The client got Python's own message, which names a function."""
+    """The error must not be Python's own message, which names a Python function."""
     with serving() as server:
         error = server.post("/v1/completions", b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}").error
     assert "more than 4300 digits" in error["message"]
@@ -139,7 +141,8 @@ def test_an_integer_of_too_many_digits() -> None:
 
 
 def test_patterns_take_linear_time() -> None:
-    """A Host header of 60 letters and a `!` kept the server busy forever. Files have patterns, too."""
+    """The regular expressions that check Host headers and files must take linear time. With a slow one, a
+    Host header of 60 letters and a `!` would keep the server busy forever."""
     assert run_program(pump_all, timeout=PATIENCE) > 90
 
 
@@ -162,7 +165,7 @@ def form(data: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path) -> None:
-    """Once, such batches ended only before their next request, after the end of the current reply."""
+    """The batch ends at once. It does not first finish the current reply."""
     from gemlet.chat import Content
     from gemlet.server.file_store import FileStore
     from gemlet.server.keys import KeyStore
@@ -193,8 +196,8 @@ def test_a_revoked_key_ends_its_batches_in_the_middle_of_a_reply(tmp_path: Path)
 
 
 def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
-    """Whether Python could read the line depended on the depth of the caller. The check accepted it, and then
-    it ended the batch between other answers."""
+    """The check of a new batch refuses the line. Without a limit of the depth, the check could accept a line
+    that Python cannot parse later, deeper in the call stack, and the batch would then fail in the middle."""
     from gemlet.server.batch_lines import WrongLineError, checked_ids
 
     source = tmp_path / "in.jsonl"
@@ -208,8 +211,8 @@ def test_a_line_that_is_nested_too_deep(tmp_path: Path) -> None:
             assert checked_ids(source) == {"1"}
 
 
-def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
-    """The error for an unknown name named all models."""
+def test_errors_name_only_the_models_of_a_key(tmp_path: Path) -> None:
+    """The error for an unknown model must name only the models that the key may use."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import ModelSpec, Settings
 
@@ -228,8 +231,8 @@ def test_a_key_sees_only_the_names_of_its_models(tmp_path: Path) -> None:
 
 
 def test_a_restarted_server_counts_usage_in_the_right_window(tmp_path: Path) -> None:
-    """The usage of the whole hour counted for the last minute. Usage that was written while the clock was
-    wrong counted forever."""
+    """After a restart, usage counts only in the minute or hour to which it belongs. Usage that was stored
+    while the clock was ahead does not count forever."""
     from gemlet.server.call import Call
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.limits import Limiter
@@ -302,7 +305,7 @@ def beyond(kind: Any) -> Iterator[Any]:
 
 
 def _is_taken(kind: Any, value: Any) -> bool:
-    """Whether another kind of several takes it."""
+    """True if a field of this kind accepts the value."""
     from gemlet.server.problems import Problem
 
     with contextlib.suppress(Problem):
@@ -312,7 +315,8 @@ def _is_taken(kind: Any, value: Any) -> bool:
 
 
 def test_values_beyond_their_limit_are_errors_of_their_field(server: RunningServer) -> None:
-    """Every field of every route, also in options: a value beyond the limit is an error of its field."""
+    """For every field of every route, also inside options, the error for a value beyond the limit names the
+    field."""
     from gemlet.generation.grammar_text import MOST_BYTES
     from gemlet.server.app import ROUTES
     from gemlet.server.fields import MOST_CHOICES, MOST_TOOLS, STOPS, TOP_LOGPROBS

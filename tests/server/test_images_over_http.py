@@ -1,4 +1,5 @@
-"""Images over HTTP with the clients of every dialect. No request can name a file of the server's machine."""
+"""Tests of images over HTTP with the clients of every dialect. A request cannot make the server open a file
+of the server's machine."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def test_other_addresses_are_not_opened(client: Any, part: dict[str, Any]) -> No
     assert "root:" not in str(caught.value)
 
 
-def test_tokenize_takes_only_texts(server: RunningServer) -> None:
+def test_tokenize_accepts_only_text(server: RunningServer) -> None:
     part = {"type": "image_url", "image_url": {"url": data_url()}}
     answer = server.post("/tokenize", {"model": "sees", "messages": question(part)})
     assert answer.status == 400
@@ -191,7 +192,7 @@ def test_images_in_responses(client: Any) -> None:
             )
 
 
-def test_a_model_that_sees_nothing(server: RunningServer) -> None:
+def test_a_model_without_an_image_encoder_refuses_images(server: RunningServer) -> None:
     with serving() as running:
         for path, body in (
             (
@@ -205,8 +206,8 @@ def test_a_model_that_sees_nothing(server: RunningServer) -> None:
             assert "image" in str(answer.error)
 
 
-def test_images_that_are_small_files_and_large_pictures(server: RunningServer) -> None:
-    """The sizes in their headers are added up before any image is decoded."""
+def test_small_files_that_decode_to_large_images(server: RunningServer) -> None:
+    """The server adds up the sizes in the headers of the images before it decodes any image."""
     out = io.BytesIO()
     pillow.new("L", (6000, 6000)).save(out, "PNG")
     assert len(out.getvalue()) < 100_000

@@ -1,4 +1,5 @@
-"""Keys: how they are made, stored and revoked, what each may do, and what is counted."""
+"""Tests of API keys: creating, storing and revoking them, their rights and limits, and the counting of their
+usage."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def store(server: RunningServer) -> Iterator[Any]:
-    """The file of keys, opened a second time, as ``gemlet keys`` opens it."""
+    """The server's file of keys, opened a second time, as the command ``gemlet keys`` opens it."""
     from gemlet.server.keys import KeyStore
 
     store = KeyStore(server.server.app.service.settings.keys)
@@ -56,7 +57,7 @@ def create(store: Any, name: str, **limits: int) -> str:
     return str(store.create(name, Limits(**limits)))
 
 
-def test_both_headers_take_a_key(server: RunningServer, store: Any) -> None:
+def test_both_headers_accept_a_key(server: RunningServer, store: Any) -> None:
     key = create(store, "headers")
     for headers in (
         {"Authorization": f"Bearer {key}"},
@@ -95,7 +96,7 @@ def test_every_wrong_key_gets_the_same_answer(server: RunningServer, store: Any)
 
 
 def test_every_comparison_takes_the_same_work(store: Any) -> None:
-    """Every attempt hashes once and compares the whole hash, whether or not the key exists."""
+    """Every attempt computes one hash and compares the whole hash, even if the key does not exist."""
     key = create(store, "timing").encode()
     attempts = {"right": key, "wrong": key[:-1] + b"!", "unknown": b"gemlet-" + b"0" * 12 + b"-" + b"0" * 64}
     for attempt in attempts.values():
@@ -132,7 +133,7 @@ def test_keys_made_and_revoked_while_the_server_runs(server: RunningServer, stor
         create(store, "later")
 
 
-def test_models_of_a_key(server: RunningServer, store: Any) -> None:
+def test_a_key_can_use_only_its_models(server: RunningServer, store: Any) -> None:
     key = store.create("narrow", models=["other"])
     answer = server.post(CHAT, BODY, key=key)
     assert (answer.status, answer.error["code"]) == (403, "model_not_allowed")
@@ -172,11 +173,11 @@ def test_requests_per_minute(server: RunningServer, store: Any) -> None:
     assert 1 <= int(third.headers["retry-after"]) <= 62
     assert third.error["message"].endswith(f"try again in {third.headers['retry-after']} s")
     assert float(third.headers["x-ratelimit-reset-requests"].removesuffix("s")) > 50
-    assert server.ask("GET", "/v1/models", key=key).status == 200  # reading is not counted
+    assert server.ask("GET", "/v1/models", key=key).status == 200  # a request that only reads is not counted
 
 
 @pytest.mark.extra("test-serve")
-def test_the_client_sees_a_rate_limit(server: RunningServer, store: Any) -> None:
+def test_the_official_client_raises_an_error_for_a_rate_limit(server: RunningServer, store: Any) -> None:
     openai = optional("openai")
     key = create(store, "client", requests_per_hour=1)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
@@ -192,7 +193,7 @@ def test_the_client_sees_a_rate_limit(server: RunningServer, store: Any) -> None
 
 
 @pytest.mark.parametrize("limit", ["tokens_per_minute", "tokens_per_day"])
-def test_tokens(server: RunningServer, store: Any, limit: str) -> None:
+def test_limits_of_tokens(server: RunningServer, store: Any, limit: str) -> None:
     key = create(store, limit, **{limit: 20})
     used = 0
     while used < 20:
@@ -254,8 +255,8 @@ def test_usage_while_another_process_keeps_the_file_locked(server: RunningServer
     assert row["requests"] == 2
 
 
-def test_limits_begin_with_what_was_used_before(server: RunningServer, store: Any) -> None:
-    """After a restart, the windows begin with the usage in the file."""
+def test_limits_count_usage_before_a_restart(server: RunningServer, store: Any) -> None:
+    """After a restart, the server counts the stored usage against the limits."""
     from gemlet.server.call import Call
     from gemlet.server.limits import Limiter
     from gemlet.server.problems import Problem
@@ -303,8 +304,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "alice" in capsys.readouterr().out
 
 
-def test_usage_survives_a_kill(tmp_path: Path) -> None:
-    """If a client was told that its reply has ended, the reply is counted, whatever happens next."""
+def test_usage_is_kept_when_the_server_is_killed(tmp_path: Path) -> None:
+    """If a client has received the end of its reply, the reply is counted, even if the server is killed
+    next."""
     from gemlet.server.keys import KeyStore
 
     path = str(tmp_path / "keys.db")

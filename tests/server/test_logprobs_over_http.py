@@ -1,4 +1,4 @@
-"""Log probabilities over HTTP are the same as in the library, whole and streamed."""
+"""Tests that log probabilities over HTTP equal those of the library, in whole and in streamed replies."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_completions(client: Any) -> None:
 
 @pytest.mark.parametrize("prompt", ["The door", [2, 4018, 4021]])
 def test_an_echoed_prompt(client: Any, prompt: Any) -> None:
-    """Evaluations ask for this: a log probability for each token of the prompt except the first."""
+    """With ``echo``, the reply has a log probability for each token of the prompt except the first. Programs
+    that evaluate models need this."""
     with gemlet.load() as model:
         expected = model.generate(prompt, max_tokens=2, seed=1, n=2, logprobs=1, prompt_logprobs=1, echo=True)
     asked: Any = {"model": "demo", "prompt": prompt, "max_tokens": 2, "seed": 1, "echo": True}
@@ -99,7 +100,7 @@ def test_bias(client: Any, server: RunningServer) -> None:
     assert reply.choices[0].message.content.split() == ["door"] * 3
 
 
-def test_penalties_and_more(client: Any) -> None:
+def test_penalties_and_other_sampling_fields(client: Any) -> None:
     for more in (
         {"presence_penalty": 1.5},
         {"frequency_penalty": -2},

@@ -1,4 +1,4 @@
-"""Everything that the official clients can send inside of a request's fields: parts, items, blocks, tools."""
+"""Tests of the nested objects that the official clients can send: parts, items, blocks and tools."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_fields_at_lower_levels() -> None:
     ],
 )
 def test_refusals_in_a_conversation(server: RunningServer, said: Any) -> None:
-    """When a client sends a refusal of the model back, it becomes text that the model said."""
+    """When a client sends a refusal of the model back, the refusal becomes a text of the model."""
     plain = {"messages": [USER, {"role": "assistant", "content": "No."}, USER]}
     sent = {"messages": [USER, {"role": "assistant", **said}, USER]}
     assert server.post("/tokenize", sent).json["tokens"] == server.post("/tokenize", plain).json["tokens"]
@@ -109,7 +109,7 @@ def test_a_sound_that_the_server_does_not_have(server: RunningServer) -> None:
 
 
 def asked(server: RunningServer, path: str, body: Any) -> Any:
-    """The internal request that the server makes from a body."""
+    """The internal request object that the server makes from the body."""
     from gemlet.server.ask import Ask
 
     found: list[Any] = []
@@ -167,7 +167,8 @@ LOGPROBS = ["message.output_text.logprobs"]
 
 
 def test_logprobs_of_responses(server: RunningServer) -> None:
-    """The values are those of chat completions, in the official client's types, also in a stream."""
+    """The values equal those of chat completions, in whole and in streamed replies. They have the types of
+    the official client."""
     said: Any = {"max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2}
     reply = server.post(CHAT, {"messages": [USER], **said}).json["choices"][0]
     wanted = [
@@ -191,7 +192,7 @@ def test_logprobs_of_responses(server: RunningServer) -> None:
         assert len(streamed) >= len(wanted) - 1
 
 
-def test_only_text_has_logprobs() -> None:
+def test_only_text_items_have_logprobs() -> None:
     from gemlet.server.response_items import OutputItems
 
     items = OutputItems()
@@ -203,7 +204,7 @@ def test_only_text_has_logprobs() -> None:
     assert "logprobs" not in items.items[0]["content"][0]
 
 
-def test_logprobs_that_the_client_does_not_get(server: RunningServer) -> None:
+def test_logprobs_of_responses_need_include(server: RunningServer) -> None:
     refused = server.post("/v1/responses", {"input": "Who?", "top_logprobs": 2})
     assert (refused.status, refused.error["param"]) == (400, "top_logprobs")
     refused = server.post("/v1/responses", {"input": "Who?", "top_logprobs": 21, "include": LOGPROBS})
@@ -250,7 +251,7 @@ def counted(server: RunningServer, *blocks: Any) -> Any:
         ),
     ],
 )
-def test_documents_of_text(server: RunningServer, block: Any, text: str) -> None:
+def test_text_documents(server: RunningServer, block: Any, text: str) -> None:
     plain = counted(server, {"type": "text", "text": text}, {"type": "text", "text": "What is it?"})
     assert counted(server, block, {"type": "text", "text": "What is it?"}).json == plain.json
     ask = asked(
@@ -285,7 +286,7 @@ def test_documents_that_are_refused(server: RunningServer, block: Any, param: st
 
 
 def test_thoughts_between_tools(server: RunningServer) -> None:
-    """The model thinks about the results of tools, and not before it calls them."""
+    """The model thinks after it has the results of tools, and not before it calls the tools."""
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "5"}]}
     for said, thinks in (([USER], False), ([USER, call, result], True)):

@@ -1,4 +1,5 @@
-"""Embeddings of images, videos and sounds over HTTP. No request can name a file of the server's machine."""
+"""Tests of embeddings of images, videos and sounds over HTTP. A request cannot make the server open a file of
+the server's machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard of the server use only metrics that it has."""
+"""Tests that the files with alerts and with the dashboard use only metrics that the server has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def known() -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["alerts.yml", "grafana.json"])
-def test_metrics_that_are_named(name: str, known: set[str]) -> None:
+def test_the_files_name_only_known_metrics(name: str, known: set[str]) -> None:
     named = set(NAME.findall((FOLDER / name).read_text()))
     assert len(named) >= 5
     assert named <= known

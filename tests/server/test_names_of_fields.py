@@ -1,4 +1,4 @@
-"""Errors name the fields of the request, not the arguments of the library."""
+"""Tests that errors name the fields of the request, and not the arguments of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The client of Ollama: chat, generate, tags, show, ps; whole and streamed, sync and async."""
+"""Tests of the server with Ollama's client, synchronous and asynchronous: the methods chat, generate, list,
+show and ps, with whole and streamed replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The official client of OpenAI: chat, completions, models; whole and streamed; sync and async."""
+"""Tests of the server with OpenAI's official client, synchronous and asynchronous: chat, completions and
+models, with whole and streamed replies."""
 
 from __future__ import annotations
 
@@ -81,14 +82,14 @@ def test_several_replies(client: Any) -> None:
     assert streamed == alone
 
 
-def test_the_prompt_of_several_replies_is_read_once(client: Any, server: RunningServer) -> None:
+def test_several_replies_need_one_prefill(client: Any, server: RunningServer) -> None:
     (_, model), *_ = server.server.app.service.models.loaded
     asked: Any = [{"role": "user", "content": "Why does the sea come and go, and who told the moon? " * 48}]
     before = model.stats()["prompt_tokens"]
     reply = client.chat.completions.create(model="demo", messages=asked, max_tokens=4, n=8)
     read = model.stats()["prompt_tokens"] - before
     assert len(reply.choices) == 8
-    # The kept beginning ends with a whole block; the tokens after it are read again.
+    # The prefix cache keeps only whole blocks. Each reply computes the rest of the prompt again.
     assert 600 < read < 3 * reply.usage.prompt_tokens
 
 

@@ -1,4 +1,5 @@
-"""The official client of OpenAI: whole and streamed responses, and conversations that are continued."""
+"""Tests of responses with OpenAI's official client: whole and streamed responses, and conversations of
+several turns."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def client(server: RunningServer) -> Any:
 
 @pytest.fixture(scope="module")
 def expected() -> list[gemlet.Generation]:
-    """The replies of two turns."""
+    """The replies that the library gives in the two turns of the conversation."""
     messages: list[Any] = [{"role": "user", "content": "Who is there?"}]
     with gemlet.load() as model:
         first = model.chat(messages, max_tokens=12, temperature=0)
@@ -134,7 +135,7 @@ def test_wrong_fields_are_refused(server: RunningServer, field: str, value: obje
     assert answer.error["param"].startswith(field)
 
 
-def test_another_key_does_not_see_it(tmp_path: Path) -> None:
+def test_another_key_cannot_see_a_response(tmp_path: Path) -> None:
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -149,7 +150,8 @@ def test_another_key_does_not_see_it(tmp_path: Path) -> None:
         assert server.ask("DELETE", path, key=bob).status == 404
         assert server.post("/v1/responses", {**body, "previous_response_id": name}, key=bob).status == 404
         assert server.ask("GET", path, key=alice).status == 200
-        for _ in range(3):  # only as many of the last responses are kept as there is memory for
+        # When the memory for stored responses is full, the server forgets the oldest responses.
+        for _ in range(3):
             last = server.post("/v1/responses", body, key=alice).json["id"]
         assert server.ask("GET", path, key=alice).status == 404
         assert server.ask("GET", f"/v1/responses/{last}", key=alice).status == 200

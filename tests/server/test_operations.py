@@ -1,4 +1,5 @@
-"""The work of an operator: starting, readiness, metrics, several models, settings, stopping."""
+"""Tests of everything that an operator of the server uses: starting, readiness, metrics, several models,
+settings and stopping."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ GOLDEN = ROOT / "tests/golden"
 
 @pytest.fixture(scope="module")
 def several() -> Iterator[RunningServer]:
-    """A server with the demo model, a model with an adapter, and a model of embeddings."""
+    """A server with the demo model, a model with an adapter, and an embedding model."""
     from gemlet.server.settings import ModelSpec
 
     adapter = {"tuned": str(GOLDEN / "adapters/gemma3-plain")}
@@ -123,7 +124,7 @@ def test_embeddings(several: RunningServer) -> None:
 
 
 def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
-    """The thread that reads long texts does not wait for the vectors."""
+    """The thread that encodes long texts is free again before the vectors are computed."""
     from gemlet.server import openai_embeddings
 
     body = {"model": "vectors", "input": [[2, 5, 7, 1]] * 40}
@@ -134,7 +135,8 @@ def test_no_thread_waits_for_embeddings(several: RunningServer) -> None:
         assert len(several.post("/v1/embeddings", body).json["data"]) == 40
     settings = several.server.app.service.settings
 
-    async def forever(*given: object, **named: object) -> None:  # a real model may end too soon
+    # This replaces the function that computes vectors, which could return too soon.
+    async def forever(*given: object, **named: object) -> None:
         await asyncio.Event().wait()
 
     with (
@@ -218,7 +220,7 @@ def test_ping_and_load_answer_as_in_vllm(server: RunningServer) -> None:
 
 
 def test_metrics_of_adapters() -> None:
-    """Routers read this gauge of vLLM, which names the adapters with requests."""
+    """The server has vLLM's gauge of the adapters that have requests, because routers read it."""
     from gemlet.server.settings import ModelSpec, Settings
 
     folder = str(GOLDEN / "gemma3-270m")
@@ -231,7 +233,7 @@ def test_metrics_of_adapters() -> None:
 
     with serving(Settings(vllm_metrics=True), [spec]) as server:
         before, seen = time.time(), []
-        for model in ("poems", "m"):  # requests to the model itself do not count for an adapter
+        for model in ("poems", "m"):  # requests to the model without an adapter do not count
             with saying(0.3, chunk(Content("a")), 0.3, chunk(Content("b"), reason="stop")):
                 body = {"model": model, "prompt": [2, 5], "max_tokens": 2}
                 asking = threading.Thread(target=server.post, args=("/v1/completions", body))
@@ -272,7 +274,7 @@ def test_metrics() -> None:
         assert value(f"{prefix}:request_success_total", **model, finished_reason="length") == 2
         assert value(f"{prefix}:time_to_first_token_seconds_count", **model) == 2
         assert value(f"{prefix}:num_requests_running", **model) == 0
-        assert value(f"{prefix}:steps_total", **model) >= 4  # some steps write drafted tokens
+        assert value(f"{prefix}:steps_total", **model) >= 4  # a step may generate several tokens
         assert value(f"{prefix}:memory_weights_bytes", **model) > 10**6
         for name in (
             *("e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time"),
@@ -291,7 +293,7 @@ def test_metrics() -> None:
     assert value("gemlet:http_responses_total", route=CHAT, status="400") == 1
 
 
-def test_metrics_do_not_have_paths_of_clients(server: RunningServer) -> None:
+def test_metrics_do_not_contain_paths_that_clients_invent(server: RunningServer) -> None:
     for i in range(5):
         assert server.ask("GET", f"/secret-{i}").status == 404
     server.wait_idle()
@@ -317,7 +319,7 @@ def test_unknown_fields(server: RunningServer) -> None:
         assert open_.post(CHAT, {**body, "guided_regex": "x"}).status == 400
 
 
-def test_fields_that_are_not_done_are_named(server: RunningServer) -> None:
+def test_errors_name_unsupported_fields(server: RunningServer) -> None:
     body = {"messages": QUESTION, "max_tokens": 1}
     for name, value in {
         "grammar": "start: x",
@@ -351,7 +353,7 @@ def test_errors_name_the_place_in_a_field(server: RunningServer) -> None:
 
 
 def test_the_published_document(server: RunningServer) -> None:
-    """The description has every route and every field. It says which fields have no effect or are refused."""
+    """The OpenAPI document has every route and every field. It says which fields are ignored or refused."""
     from gemlet.server.app import ROUTES
 
     found = server.ask("GET", "/openapi.json").json
@@ -365,7 +367,7 @@ def test_the_published_document(server: RunningServer) -> None:
     assert body["additionalProperties"] is False
 
 
-def test_settings_of_a_file(tmp_path: Path) -> None:
+def test_settings_in_a_file(tmp_path: Path) -> None:
     from gemlet.server.settings import ModelSpec, Settings, read_file_of_settings
 
     path = tmp_path / "serve.toml"
@@ -397,7 +399,7 @@ def test_settings_of_a_file(tmp_path: Path) -> None:
             Settings(**{name: value})
 
 
-def test_a_file_can_say_what_flags_can(tmp_path: Path) -> None:
+def test_a_settings_file_accepts_every_flag(tmp_path: Path) -> None:
     from gemlet.loading.options import LoadOptions, command_line
     from gemlet.server.settings import read_file_of_settings
 
@@ -412,7 +414,7 @@ def test_a_file_can_say_what_flags_can(tmp_path: Path) -> None:
         try:
             read_file_of_settings(str(path))
         except GemletError as error:
-            assert "has no key" not in str(error)  # noqa: PT017  the value is wrong, not the key
+            assert "has no key" not in str(error)  # noqa: PT017  the error is about the value, not about the key
 
 
 def test_serve_can_check_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,7 +451,7 @@ def test_stopping_waits_for_replies() -> None:
     assert answers[0].json["choices"][0]["message"]["content"] == "Yes"
 
 
-def test_stopping_waits_no_longer_than_it_may() -> None:
+def test_stopping_waits_at_most_for_the_time_limit() -> None:
     from gemlet.server.settings import Settings
 
     with serving(Settings(drain_seconds=0.3)) as server, saying(2 * PATIENCE) as begun:
@@ -489,7 +491,7 @@ def test_the_command() -> None:
     assert "ready" in events
 
 
-def test_every_option_of_the_library_is_a_field() -> None:
+def test_the_server_has_a_field_for_every_option_of_the_library() -> None:
     from gemlet.server.fields import GENERATION
 
     options = {field.name for field in dataclasses.fields(gemlet.GenerationConfig)}

@@ -1,4 +1,4 @@
-"""The files of the page at ``/``, and ``GET /status``, which the page asks for."""
+"""Tests of the files of the web page at ``/``, and of ``GET /status``, which the page requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_files_of_the_page(server: RunningServer) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_policy_allows_nothing_from_elsewhere(server: RunningServer) -> None:
+def test_the_content_security_policy_allows_no_other_server(server: RunningServer) -> None:
     policy = server.ask("GET", "/").headers["content-security-policy"]
     said = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     assert said.pop("default-src") == "'none'"

@@ -1,4 +1,5 @@
-"""The page at ``/`` in a real browser: writing, stopping, keys, errors, small screens, keyboards, colors."""
+"""Tests of the web page at ``/`` in a real browser: chatting, stopping, keys, errors, small screens, use with
+the keyboard only, and colors."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: RunningServer) -> Iterator[Any]:
-    """A page that is ready. During the test, the browser must not report an error or ask another server."""
+    """A page that is ready. After the test, the fixture checks that the browser reported no error and sent no
+    request to another server."""
     browser.complaints.clear()
     browser.asked.clear()
     opened = browser.open(server.url)
@@ -144,7 +146,7 @@ def test_thoughts_are_folded(page: Any) -> None:
     assert last_reply(page) == "Down."
 
 
-def test_text_of_a_model_is_never_markup(page: Any, browser: Browser) -> None:
+def test_the_page_never_treats_text_of_a_model_as_markup(page: Any, browser: Browser) -> None:
     text = (
         "<script>document.title = 'bad'</script><img src=x onerror=\"document.title = 'bad'\">\n\n"
         "![p](https://evil.example/p.png) [j](javascript:document.title='bad') [d](data:text/html,x)\n\n"
@@ -197,13 +199,13 @@ def test_the_page_shows_errors(page: Any, browser: Browser) -> None:
     page.click("#close-settings")
     with page.expect_request("**/v1/chat/completions") as asked:
         say(page, "Three", ".turn:nth-child(6) [data-action=again]")
-    # The question without a reply and the next question become one message.
+    # The first question got no reply, so the page joins it with the next question.
     assert asked.value.post_data_json["messages"][-1] == {"role": "user", "content": "Two\n\nThree"}
     assert len(browser.complaints) == 1  # the browser logs the request that was cut off
     browser.complaints.clear()
 
 
-def test_a_server_that_goes_away(browser: Browser) -> None:
+def test_the_page_after_the_server_has_stopped(browser: Browser) -> None:
     with serving() as server:
         opened = browser.open(server.url)
         opened.wait_for_selector(READY)
@@ -291,7 +293,7 @@ def test_a_long_reply_is_followed_until_somebody_scrolls(page: Any) -> None:
     page.wait_for_function("scroller.scrollTop > 500")
 
 
-def test_only_a_keyboard(page: Any) -> None:
+def test_the_page_can_be_used_with_the_keyboard_only(page: Any) -> None:
     with saying(chunk(Content("Yes, `x`.\n\n```\ncode\n```")), END):
         assert page.evaluate("document.activeElement.id") == "question"
         page.keyboard.type("Who")
@@ -371,7 +373,7 @@ def test_a_file_that_is_dropped_does_not_replace_the_page(page: Any) -> None:
     assert page.locator("#attachments").is_hidden()
 
 
-def test_words_are_shown_as_they_come(page: Any) -> None:
+def test_words_are_shown_when_they_arrive(page: Any) -> None:
     with saying(*[step for i in range(40) for step in (chunk(Content(f"word{i} ")), 0.02)], END):
         say(page, "Go on", ".writing")
         early = last_reply(page)

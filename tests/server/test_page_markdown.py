@@ -1,4 +1,4 @@
-"""The page's Markdown: which text becomes which element, and texts that could take long."""
+"""Tests of the web page's Markdown: the elements that it makes of texts, and texts that could take long."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def page(server: RunningServer) -> Iterator[Any]:
 def test_markdown_becomes_elements(page: Any, name: str) -> None:
     text, expected = CASES[name]
     assert page.evaluate(SHOW, [text]) == expected
-    # A stream shows every beginning of the text first, and ends with the same elements.
+    # During a stream, the page shows each beginning of the text. The final elements must be the same.
     assert page.evaluate(SHOW, [text[:end] for end in range(len(text) + 1)]) == expected
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_long_texts_take_a_moment(page: Any, name: str) -> None:
-    started = time.monotonic()  # the browser's processor time is in other processes
+def test_long_texts_are_rendered_quickly(page: Any, name: str) -> None:
+    started = time.monotonic()  # wall time, because the browser works in other processes
     page.evaluate(SHOW, [HOSTILE[name]])
     taken = time.monotonic() - started
     assert in_time(taken, 3)

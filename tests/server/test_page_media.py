@@ -1,4 +1,5 @@
-"""Images and sounds on the page, in a browser: chosen, dropped, pasted, recorded, removed, sent, kept."""
+"""Tests of images, videos and sounds on the web page in a real browser: choosing, dropping, pasting,
+recording, removing, sending and keeping them."""
 
 from __future__ import annotations
 
@@ -135,7 +136,7 @@ def test_a_video_is_dropped_and_sent(page: Any) -> None:
 
 
 @pytest.mark.extra("video")
-def test_a_video_is_heard_if_it_is_asked_for(page: Any) -> None:
+def test_the_sound_of_a_video_is_an_option(page: Any) -> None:
     page.click("#open-settings")
     page.fill("[name=max_tokens]", "1")
     assert page.locator("#hears-videos").is_hidden()

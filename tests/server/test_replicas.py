@@ -1,5 +1,5 @@
-"""Replicas on Ray: their answers, a replica that is killed under load, batches, and prompts with the same
-beginning. The tests are skipped without the extra ``ray``."""
+"""Tests of replicas on Ray: their answers, a replica that is killed under load, batches, and the router,
+which recognizes requests with the same beginning. The tests are skipped without the extra ``ray``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_ray_data() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's use of pydantic causes these warnings
-def test_requests_that_begin_alike_are_recognized() -> None:
+def test_requests_with_the_same_beginning_are_recognized() -> None:
     from gemlet.replicas.request import Request
     from gemlet.replicas.router import beginnings
 

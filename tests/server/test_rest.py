@@ -1,4 +1,5 @@
-"""Streams rest for a while after they have sent something."""
+"""Tests of ``Rest``: after a stream has sent something, it pauses, so that more tokens go into its next
+chunk."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.extra("serve")
 
 
 def rests(monkeypatch: pytest.MonkeyPatch, count: int, most: float) -> list[float]:
-    """The seconds that each of ``count`` streams rests if they begin together."""
+    """The seconds that each of ``count`` streams pauses if all pauses begin together."""
     from gemlet.server.answers import Rest
 
     rest, slept, go = Rest(step=0.006, most=0.1), [], asyncio.Event()
@@ -35,19 +36,19 @@ def rests(monkeypatch: pytest.MonkeyPatch, count: int, most: float) -> list[floa
     return slept
 
 
-def test_streams_rest_longer_if_more_of_them_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_are_longer_if_more_streams_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rests(monkeypatch, 4, math.inf) == pytest.approx([0.006, 0.012, 0.018, 0.024])
 
 
-def test_no_stream_rests_longer_than_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_stream_pauses_longer_than_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(rests(monkeypatch, 1000, math.inf)) == 0.1
 
 
-def test_no_stream_rests_beyond_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pause_is_longer_than_the_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rests(monkeypatch, 3, 0.001) == [0.001] * 3
 
 
-def test_a_stream_that_is_cancelled_rests_no_more() -> None:
+def test_a_cancelled_stream_ends_its_pause() -> None:
     from gemlet.server.answers import Rest
 
     async def cancelled() -> int:

@@ -1,4 +1,4 @@
-"""ShieldGemma as the server's content filter, with scripted verdicts and with a tiny model."""
+"""Tests of ShieldGemma as the server's content filter, with scripted verdicts and with a tiny model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BAD: Any = [{"role": "user", "content": "Is it a Goblin?"}]
 
 
 class Judge:
-    """Replaces a model's ``choose``. A text with "goblin" breaks the policy "hate"."""
+    """Replaces the ShieldGemma model. Its verdict is that a text with "goblin" breaks the policy "hate"."""
 
     def __init__(self) -> None:
         self.judged: list[str] = []
@@ -67,7 +67,7 @@ def shield(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Jud
         yield server, judge
 
 
-def test_shieldgemma_judges_prompts_and_replies(shield: tuple[RunningServer, Judge]) -> None:
+def test_shieldgemma_checks_prompts_and_replies(shield: tuple[RunningServer, Judge]) -> None:
     server, judge = shield
     ask = {"messages": [*GOOD, {"role": "assistant", "content": "Me."}, *BAD]}
     answer = server.post("/v1/chat/completions", ask)
@@ -92,7 +92,7 @@ def test_clients_cannot_use_the_shieldgemma_of_the_filter(shield: tuple[RunningS
     assert server.post("/v1/chat/completions", {"messages": GOOD, "max_tokens": 1}).json["model"] == "demo"
 
 
-def test_a_long_text_is_judged_in_pieces(shield: tuple[RunningServer, Judge]) -> None:
+def test_a_long_text_is_checked_in_pieces(shield: tuple[RunningServer, Judge]) -> None:
     server, judge = shield
     long = "All is well here. " * 250 + "A goblin. " + "All is well here. " * 50
     answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]})
@@ -100,7 +100,7 @@ def test_a_long_text_is_judged_in_pieces(shield: tuple[RunningServer, Judge]) ->
     assert len(judge.judged) > 4
 
 
-def test_a_filter_that_fails_lets_nothing_pass(
+def test_a_filter_that_fails_blocks_every_text(
     shield: tuple[RunningServer, Judge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gemlet.model.model import Model
@@ -136,12 +136,14 @@ def test_models_that_are_not_shieldgemma_are_refused() -> None:
     assert app is not None
 
 
-TEMPLATE = "{{ shield }}"  # replaces the published template, which is recognized by its digest
+# gemlet recognizes ShieldGemma by the digest of its chat template. The test registers the digest of this one.
+TEMPLATE = "{{ shield }}"
 QUESTIONS = ["Who is there?", "Why is the sea salt?", "Tell me of the old lamp in the hall."]
 
 
-def test_the_model_of_a_folder_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server blocks a text if the model in the folder gives "Yes" a probability above the threshold."""
+def test_a_model_from_a_folder_can_be_the_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server blocks a text if the model gives the answer "Yes" a probability of at least the
+    threshold."""
     from gemlet.chat import ShieldGemmaFormat
     from gemlet.server.settings import ModelSpec, Settings
 
@@ -178,7 +180,7 @@ def test_the_model_of_a_folder_judges(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.extra("vision")
-def test_shieldgemma2_judges_images(tmp_path: Path) -> None:
+def test_shieldgemma2_checks_images(tmp_path: Path) -> None:
     from gemlet.server.settings import ModelSpec, Settings
 
     folder, other = write_shieldgemma2(tmp_path), tmp_path / "sees"

@@ -1,4 +1,4 @@
-"""Streams that are silent, fail or take too long, and streams whose client goes away or gets stuck."""
+"""Tests of streams that are silent, fail or take too long, and of clients that disconnect or stop reading."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ END = chunk(Content("."), reason="stop")
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[RunningServer]:
-    """A server with short times for pings and for stuck clients."""
+    """A server that sends pings often and soon closes the connections of clients that do not read."""
     from gemlet.server.settings import Settings
 
     with serving(Settings(ping_seconds=0.1, stuck_seconds=0.5, idle_seconds=0.5)) as running:
@@ -42,7 +42,8 @@ def quick() -> Iterator[RunningServer]:
 
 
 def begin(server: RunningServer, path: str, *, buffer: int | None = None, **more: Any) -> socket.socket:
-    """Sends a request, and does not read the answer. The connection holds about ``buffer`` bytes of it."""
+    """Sends a request, and does not read the answer. The receive buffer of the connection holds about
+    ``buffer`` bytes."""
     body = json.dumps({**ROUTES[path], "stream": True, **more}).encode()
     connection = connect(server.port, buffer=buffer)
     connection.sendall(head(path, len(body)) + body)
@@ -50,7 +51,7 @@ def begin(server: RunningServer, path: str, *, buffer: int | None = None, **more
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
-def test_pings_while_a_prompt_is_read(quick: RunningServer, path: str) -> None:
+def test_pings_during_a_prefill(quick: RunningServer, path: str) -> None:
     with saying(0.5, chunk(Content("Yes")), END):
         body = quick.post(path, {**ROUTES[path], "stream": True}).body
     ping = b"event: ping\n" if path == "/v1/messages" else b": ping\n\n"
@@ -70,7 +71,7 @@ def test_chunks_that_are_ready_together_are_sent_together(quick: RunningServer, 
             while b"0\r\n\r\n" not in received:
                 received += rest.read1(1 << 16)
     _, _, body = received.partition(b"\r\n\r\n")
-    sent = re.split(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)  # the chunks of HTTP
+    sent = re.split(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)  # splits the body into its HTTP chunks
     assert [piece for piece in sent if b"One " in piece and b"three " in piece]
     assert not [piece for piece in sent if b"three " in piece and b"four" in piece]
 
@@ -134,7 +135,9 @@ def test_unexpected_errors_end_a_stream_and_are_logged(
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(("reason", "status"), [("timeout", 504), ("cancelled", 503)])
-def test_a_reply_that_the_server_ended(quick: RunningServer, path: str, reason: str, status: int) -> None:
+def test_the_status_of_a_reply_that_the_server_ended(
+    quick: RunningServer, path: str, reason: str, status: int
+) -> None:
     with saying(chunk(Content("Yes")), chunk(reason=reason)):
         assert quick.post(path, {**ROUTES[path], "stream": False}).status == status
         assert b"error" in quick.post(path, {**ROUTES[path], "stream": True}).body
@@ -151,7 +154,8 @@ def test_a_client_that_reads_nothing_loses_its_stream(quick: RunningServer) -> N
 
 
 def test_a_connection_that_breaks_while_the_server_sends(quick: RunningServer) -> None:
-    """The rest is not computed, whether the stream's own watch or the connection notices it first."""
+    """The server cancels the reply when the connection breaks. Both the task that watches the connection and
+    a failed send can notice this. Without the watching task, the failed send is enough."""
     large = chunk(Content("x" * 100_000))
 
     async def watches_nothing(_: object) -> None:
@@ -173,8 +177,9 @@ def test_connections_that_send_nothing_or_half_a_request(quick: RunningServer) -
             assert connection.recv(1000) == b""
 
 
-def test_a_client_that_takes_nothing_of_an_answer(quick: RunningServer) -> None:
-    """The server has given the whole answer to the connection, where most of it waits to be sent."""
+def test_a_client_that_does_not_read_its_answer(quick: RunningServer) -> None:
+    """The answer is not streamed, and most of it waits in the send buffer. The server closes the
+    connection."""
     quick.wait_idle()
     with saying(chunk(Content("x" * 8_000_000)), END):
         connection = begin(quick, "/v1/completions", buffer=2048, stream=False)

@@ -1,4 +1,4 @@
-"""Replies of a given form, in every dialect. A reply has the form, unless max_tokens cuts it off."""
+"""Tests of structured output in every dialect: replies match a schema or grammar."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_other_dialects(server: RunningServer) -> None:
     ],
     ids=range(13),
 )
-def test_a_bad_form_is_an_error_of_its_own_request(server: RunningServer, more: Any) -> None:
+def test_a_bad_grammar_is_an_error_of_its_own_request_only(server: RunningServer, more: Any) -> None:
     answer = server.post("/v1/chat/completions", {**BODY, **more})
     assert answer.status == 400, answer.body
     assert server.running() == 0

@@ -1,4 +1,4 @@
-"""vLLM's fields about tokens: ``return_token_ids`` and ``prompt_logprobs``, whole and streamed."""
+"""Tests of vLLM's fields ``return_token_ids`` and ``prompt_logprobs``, in whole and in streamed replies."""
 
 from __future__ import annotations
 
@@ -54,10 +54,9 @@ def test_streamed_token_ids(server: RunningServer, expected: dict[str, gemlet.Ge
         create = client.chat.completions.create if path == CHAT else client.completions.create
         asked = body(path)
         own = {name: asked.pop(name) for name in ("ignore_eos",)} | {"return_token_ids": True}
-        for stop in (
-            None,
-            expected[path].text[-3:],
-        ):  # text that may be a stop string is held back, but its tokens are not
+        # With a stop string, the server holds back text that may be the string, but it sends the tokens at
+        # once.
+        for stop in (None, expected[path].text[-3:]):
             chunks = list(create(model="demo", stream=True, stop=stop, extra_body=own, **asked))
             ids = [i for part in chunks for i in part.choices[0].token_ids]
             assert ids == expected[path].token_ids[: len(ids)]
@@ -108,7 +107,7 @@ def test_wrong_fields_are_refused(server: RunningServer) -> None:
         assert refused(path, return_token_ids=1)[0] == "return_token_ids"
     assert refused(TEXT, prompt=list(range(5, 900)), n=16, prompt_logprobs=20)[0] == "prompt_logprobs"
     assert refused(TEXT, thinking_token_budget=5) == ("thinking_token_budget", "unsupported")
-    assert refused(CHAT, thinking_token_budget=5)[1] == "unsupported"  # this model does not think
+    assert refused(CHAT, thinking_token_budget=5)[1] == "unsupported"  # the demo model has no thoughts
     assert refused(CHAT, thinking_token_budget=-2)[0] == "thinking_token_budget"
     for name in ("return_token_ids", "prompt_logprobs", "thinking_token_budget"):
         assert refused("/v1/responses", **{name: 5}) == (name, "unsupported")

@@ -1,4 +1,4 @@
-"""Calls of tools and thoughts: how the clients of each dialect see them, and how they send them back."""
+"""Tests of tool calls and thoughts with the clients of each dialect: receiving them and sending them back."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_openai_streamed(said: list[ScriptedStream], ask: Any) -> None:
     assert last.usage.completion_tokens_details.reasoning_tokens == 2
 
 
-def test_one_call_if_parallel_ones_are_off(said: list[ScriptedStream], ask: Any) -> None:
+def test_only_one_call_without_parallel_tool_calls(said: list[ScriptedStream], ask: Any) -> None:
     reply = ask(tools=TOOLS, parallel_tool_calls=False)
     assert len(reply.choices[0].message.tool_calls) == 1
     assert reply.choices[0].finish_reason == "tool_calls"
@@ -86,7 +86,7 @@ def test_one_call_if_parallel_ones_are_off(said: list[ScriptedStream], ask: Any)
     ]
 
 
-def test_a_call_that_cannot_be_read_is_text(ask: Any) -> None:
+def test_a_malformed_call_becomes_text(ask: Any) -> None:
     with saying(
         chunk(MalformedToolCall("call:x{", "cut off"), Content("<|tool_call>call:x{"), reason="length")
     ):
@@ -107,7 +107,7 @@ def test_tool_choice(server: RunningServer, ask: Any) -> None:
 
 @pytest.mark.extra("grammar")
 def test_a_forced_call(server: RunningServer, ask: Any) -> None:
-    """This is true in every dialect, and even with a model that would not call anything by itself."""
+    """In every dialect, a forced call works even with a model that would not call a tool by itself."""
     city = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
@@ -131,7 +131,7 @@ def test_a_forced_call(server: RunningServer, ask: Any) -> None:
 
 
 def test_thinking(server: RunningServer, ask: Any) -> None:
-    """The demo model does not think. A request for thoughts gets an error, and is not ignored."""
+    """The demo model cannot think, so a request for thoughts gets an error."""
     for more in (
         {"reasoning_effort": "high"},
         {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
@@ -146,8 +146,8 @@ def test_thinking(server: RunningServer, ask: Any) -> None:
 
 
 def test_the_chat_format_gets_the_messages_that_clients_send_back(server: RunningServer) -> None:
-    """The chat format gets the reasoning under one name. The empty fields of OpenAI's messages change
-    nothing."""
+    """The dialects have different names for the reasoning, but the chat format gets it under one name. The
+    empty fields in the messages of OpenAI's client change nothing."""
     from gemlet.server.openai_chat import as_said
 
     message = {"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "a"}

@@ -1,4 +1,5 @@
-"""``gemlet top``: once, as JSON, on a terminal, with keys, and with servers that answer something else."""
+"""Tests of ``gemlet top``: its output as text, as JSON and on a terminal, its use of keys, and its errors if
+another program answers."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ SHORT = ("--interval", "0.1")
 
 def test_top_can_show_the_state_once(server: RunningServer) -> None:
     server.post("/v1/completions", BODY)
-    for arguments in ((), ("--once",)):  # it is also shown once if the output is a pipe
+    for arguments in ((), ("--once",)):  # if the output is a pipe, --once is the default
         done = run("top", server.url, *SHORT, *arguments)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.decode().splitlines()
@@ -82,7 +83,7 @@ def test_top_updates_a_terminal(server: RunningServer) -> None:
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    """The address of a server that gives this answer."""
+    """The address of a server that gives this answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -124,7 +125,7 @@ STATE: dict[str, Any] = {
         {**STATE, "models": [{**STATE["models"][0], "first_token_seconds": [[0.1, 5], ["x", 9]]}]},
     ],
 )
-def test_top_refuses_a_state_that_is_not_gemlets(state: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_refuses_a_status_of_another_program(state: object, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(200, json.dumps(state).encode()) as url:
         assert "is not that of a gemlet serve" in failed(run_here(capsys, "top", url, *SHORT))
 

@@ -1,4 +1,5 @@
-"""OpenTelemetry: each request has a span in the client's trace, without any text."""
+"""Tests of tracing with OpenTelemetry: each request has a span in the client's trace, and spans contain no
+prompts or replies."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Any
 
 
 def spans(exporter: Any, count: int) -> list[Any]:
-    """Waits until so many spans have ended. Spans of questions whether the server is ready do not count."""
+    """Waits until ``count`` spans have ended, and returns all ended spans. Spans of ``GET /ready`` do not
+    count."""
 
     def ended() -> list[Any]:
         found = [span for span in exporter.get_finished_spans() if span.name != "GET /ready"]
@@ -92,7 +94,7 @@ def test_errors(traced: tuple[RunningServer, Any]) -> None:
     assert found[500].attributes["error.type"] == "server_error"
 
 
-def test_a_client_that_wants_no_trace_has_none(traced: tuple[RunningServer, Any]) -> None:
+def test_no_span_if_the_client_switches_tracing_off(traced: tuple[RunningServer, Any]) -> None:
     server, exporter = traced
     off = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
     server.post(CHAT, BODY, headers={"traceparent": off})
@@ -100,8 +102,8 @@ def test_a_client_that_wants_no_trace_has_none(traced: tuple[RunningServer, Any]
     assert [span.name for span in spans(exporter, 1)] == ["GET /version"]
 
 
-def test_a_collector_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing collector holds up neither a reply nor the end of the server."""
+def test_a_collector_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the collector does not answer, replies and the end of the server are not delayed."""
     from gemlet.server.settings import Settings
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")

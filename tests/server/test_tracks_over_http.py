@@ -1,4 +1,4 @@
-"""Videos that the model sees and hears, over HTTP, with the clients of every dialect."""
+"""Tests of videos with sound over HTTP, with the clients of every dialect."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def usage(client: Any, *parts: dict[str, Any], **body: Any) -> Any:
     return reply.usage
 
 
-def test_a_video_is_heard_if_it_is_asked_for(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sound_of_a_video_is_an_option(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gemlet.server import sent_media
 
     part: dict[str, Any] = {"type": "video_url", "video_url": {"url": URL}}
@@ -56,7 +56,7 @@ def test_a_video_is_heard_if_it_is_asked_for(client: Any, monkeypatch: pytest.Mo
     assert heard(load_audio_from_video=True) > 0
     with pytest.raises(openai.BadRequestError, match="load_audio_from_video"):
         heard(load_audio_from_video="yes")
-    # The decoded size of the sound counts too.
+    # The limit leaves room for the decoded images of the video, but not for its decoded sound.
     monkeypatch.setattr(sent_media, "MOST_DECODED", sent_media.video_bytes(VIDEO))
     assert heard() == 0
     with pytest.raises(openai.BadRequestError, match="when they are decoded"):
@@ -65,7 +65,7 @@ def test_a_video_is_heard_if_it_is_asked_for(client: Any, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def expected(client: Any) -> dict[str, int]:
-    """The numbers of tokens that the prompts must have in every dialect."""
+    """The numbers of prompt tokens with OpenAI's client. The other dialects must have the same numbers."""
     video = {"type": "video_url", "video_url": {"url": URL}}
     sound = {"type": "input_audio", "input_audio": {"data": SOUND, "format": "wav"}}
     return {

@@ -1,4 +1,5 @@
-"""Large uploads, uploads that end early, and files and batches in each state of a batch."""
+"""Tests of large uploads, uploads that end early, and requests for files and batches in each state of a
+batch."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def on_disk(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def uploading(port: int, length: int | None, headers: str = "") -> Iterator[socket.socket]:
-    """A connection on which the body of an upload begins; without ``length`` it comes in chunks."""
+    """A connection that has sent the headers of an upload. Without ``length``, the body must be sent in
+    chunks."""
     size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\n{size}\r\n{headers}"
@@ -88,7 +90,8 @@ def test_an_upload_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_memory_of_a_large_upload(tmp_path: Path) -> None:
-    """The memory does not grow with the size of the file, however the file is sent and whatever is in it."""
+    """The server's memory does not grow with the size of the file, for each way to send the file and for each
+    kind of content."""
     size = 150 << 20
     with spawned("--data", str(tmp_path), "--max-file", "300MB", "--max-storage", "1GB") as process:
         grown: list[int] = []
@@ -110,7 +113,7 @@ def test_memory_of_a_large_upload(tmp_path: Path) -> None:
             assert process.resident() - begun < size // 4
 
 
-def test_an_upload_has_its_room_before_it_comes(tmp_path: Path) -> None:
+def test_an_upload_reserves_its_space_before_it_arrives(tmp_path: Path) -> None:
     with with_files(tmp_path, max_file=5_000_000, max_storage=6_000_000) as server:
         with uploading(server.port, len(HEAD + TAIL) + 4_000_000) as first:
             first.sendall(HEAD + b"y" * 100_000)
@@ -121,13 +124,13 @@ def test_an_upload_has_its_room_before_it_comes(tmp_path: Path) -> None:
             assert first.recv(12) == b"HTTP/1.1 200"
         assert uploaded(server, b"z" * 3_000_000).status == 413
         with uploading(server.port, 4_000_000, "Expect: 100-continue\r\n") as second:
-            assert second.recv(12) == b"HTTP/1.1 413"  # and not 100, which asks for the file
+            assert second.recv(12) == b"HTTP/1.1 413"  # status 100 would ask the client to send the file
         assert uploaded(server, b"z" * 1_000_000).status == 200
         assert len(on_disk(tmp_path)) == 2
 
 
-def test_the_room_on_the_disk_is_checked_before_an_upload(tmp_path: Path) -> None:
-    """The server does not begin to receive a file if the disk has no room for it."""
+def test_the_free_space_of_the_disk_is_checked_before_an_upload(tmp_path: Path) -> None:
+    """If a file does not fit on the disk, the server refuses it before the client sends it."""
     with with_files(tmp_path) as server:
         left = os.statvfs_result((4096, 4096, 9000, 100, 100, 9, 9, 9, 0, 255))
         with mock.patch("os.statvfs", return_value=left):
@@ -137,7 +140,7 @@ def test_the_room_on_the_disk_is_checked_before_an_upload(tmp_path: Path) -> Non
 
 
 def test_many_files_expire_at_once(tmp_path: Path) -> None:
-    """The server removes some of them at a time, so that other requests do not wait until all are removed."""
+    """The server removes a limited number of files at a time, so that other requests wait only shortly."""
     from gemlet.server import file_store
 
     store = file_store.FileStore(str(tmp_path))
@@ -168,7 +171,7 @@ def status(server: RunningServer, name: str) -> str:
 
 
 def test_the_output_while_a_batch_runs(tmp_path: Path) -> None:
-    """Before the end of the batch there is no file with output under any name. Afterwards it is complete."""
+    """A client can read the output file only after the end of the batch, and the file is then complete."""
     with (
         with_files(tmp_path, batch_concurrent=1) as server,
         saying(0.1, SAYS),
@@ -183,15 +186,15 @@ def test_the_output_while_a_batch_runs(tmp_path: Path) -> None:
             for place in on_disk(tmp_path):
                 if place != file:
                     answer = server.ask("GET", f"/v1/files/{place}/content")
-                    # The batch may have ended just before the last of these checks.
+                    # The batch may have ended just before this request.
                     assert answer.status == 404 or status(server, name) != "in_progress"
         output = seen[-1]["output_file_id"]
         assert server.ask("GET", f"/v1/files/{output}/content").body.count(b"\n") == 5
         assert len([one for one in seen if one["status"] == "in_progress"]) > 1
 
 
-def test_a_file_that_is_deleted_while_it_is_read(tmp_path: Path) -> None:
-    """A client that has begun to read the file gets all of it."""
+def test_a_file_is_deleted_while_a_client_reads_it(tmp_path: Path) -> None:
+    """A client that has begun to read the file before the deletion gets the whole file."""
     size = 30 << 20
     with with_files(tmp_path) as server:
         name = uploaded(server, b"y" * size).json["id"]
@@ -247,7 +250,7 @@ def test_cancel_and_delete_in_each_state(tmp_path: Path) -> None:
         with held("_parted"), saying(SAYS), batch_of(server) as (name, file):
             until(lambda: status(server, name) == "finalizing")
             assert delete(file) == 409
-            assert cancel(name) == "finalizing"  # all lines have answers
+            assert cancel(name) == "finalizing"  # cancelling is too late, because all lines have answers
             go["_parted"].set()
             until(lambda: status(server, name) == "completed")
             assert cancel(name) == "completed"
@@ -261,7 +264,7 @@ def test_cancel_and_delete_in_each_state(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
-    """The batch has to wait for a long time because of a limit of its key. Cancelling ends it at once."""
+    """The limit of its key makes the batch wait for a long time. Cancelling ends the batch at once."""
     from gemlet.server.keys import KeyStore, Limits
     from gemlet.server.settings import Settings
 
@@ -282,5 +285,6 @@ def test_a_batch_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
         begun = time.monotonic()
         assert server.ask("POST", f"/v1/batches/{name}/cancel", key=key).json["status"] == "cancelling"
         until(lambda: found()["status"] == "cancelled")
-        assert time.monotonic() - begun < 30  # it would have waited for a minute
+        # Without the cancellation, the batch would have waited for a minute.
+        assert time.monotonic() - begun < 30
         assert found()["request_counts"] == {"total": 6, "completed": 2, "failed": 0}

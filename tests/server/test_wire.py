@@ -1,4 +1,5 @@
-"""Requests as bytes: unusual, malformed and smuggled ones, and bodies that the server does not read."""
+"""Tests with requests as raw bytes: unusual, malformed and smuggled requests, and bodies that the server does
+not read."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, bytes]]:
-    """A server with keys, and the beginning of a request with a key: its head without the last line."""
+    """A server that requires keys, and the beginning of a request with a key: the head without its last
+    line."""
     from gemlet.server.keys import KeyStore
     from gemlet.server.settings import Settings
 
@@ -60,7 +62,8 @@ def answers(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
 
 
 class _Made:
-    """A connection from which http.client reads answers, one after the other."""
+    """Gives ``http.client`` the file of a connection instead of the connection, so that it can read several
+    answers one after the other."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -81,7 +84,7 @@ class _Kept:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the server has closed the connection and sent nothing more."""
+    """True if the server has closed the connection and sent nothing more."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -122,7 +125,7 @@ ODD: dict[str, bytes] = {
 def test_odd_requests_are_answered(
     locked: tuple[RunningServer, bytes], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server finds the end of the request: it also answers the next request on the connection."""
+    """The server finds the end of the odd request, so it also answers the next request on the connection."""
     server, begin = locked
     with caplog.at_level(logging.WARNING), connected(server) as connection:
         connection.sendall((begin + ODD[name]) * 2)
@@ -152,7 +155,8 @@ MALFORMED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_requests_end_their_connection(locked: tuple[RunningServer, bytes], name: str) -> None:
-    """The bytes after a malformed request may be someone else's text. They are not read as a request."""
+    """After a malformed request, the server does not read the next bytes as a request, because they may be
+    text of another client."""
     server, begin = locked
     with connected(server) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -209,7 +213,8 @@ def test_the_server_asks_only_for_bodies_that_it_reads(locked: tuple[RunningServ
     with connected(server) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + expecting)
         assert answers(connection, 1)[0][0] == 401
-        assert is_closed(connection)  # the next bytes may be the body or another request
+        # The server cannot know if the next bytes are the body or another request.
+        assert is_closed(connection)
     with connected(server) as connection:
         connection.sendall(begin + expecting)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")
@@ -234,13 +239,13 @@ def endless(connection: socket.socket, piece: bytes) -> int:
 def test_an_endless_body_after_a_refusal(
     locked: tuple[RunningServer, bytes], length: bytes, piece: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets the answer. The server reads little more and closes the connection."""
+    """The client gets the answer. The server then reads only a little more and closes the connection."""
     with caplog.at_level(logging.WARNING), connected(locked[0]) as connection:
         connection.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n")
         sent = endless(connection, piece)
-        assert sent < 32 << 20  # far more than the buffers of two sockets
+        assert sent < 32 << 20  # far more than the buffers of both sockets hold
         ((status, body),) = answers(connection, 1)
-        # Garbage instead of a chunk may arrive before the server refuses the request. Then the status is 400.
+        # If the garbage arrives before the server has checked the key, the status is 400.
         assert status == 401 if piece != b"garbage\r\n" else status in (400, 401)
         assert b"a valid key" in body or b"malformed" in body
     logged = [record for record in caplog.records if record.name.startswith(("uvicorn", "asyncio"))]
@@ -258,11 +263,11 @@ def test_a_client_that_sends_nothing_more(locked: tuple[RunningServer, bytes]) -
             until(lambda: not locked[0].server.server_state.connections)
 
 
-def test_a_client_that_is_gone_when_it_is_refused(
+def test_a_client_that_disconnects_before_it_is_refused(
     locked: tuple[RunningServer, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The operating system reports it when the server ends its half of the connection. The server does not
-    log this as an error."""
+    """The operating system raises an error when the server shuts down its half of the connection. The server
+    does not log this error."""
     gone = OSError(107, "Transport endpoint is not connected")
     ends = mock.patch("asyncio.selector_events._SelectorSocketTransport.write_eof", side_effect=gone)
     with ends as ended, caplog.at_level(logging.WARNING), connected(locked[0]) as connection:
@@ -284,8 +289,11 @@ def test_a_small_unread_body_does_not_end_the_connection(locked: tuple[RunningSe
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
-def test_a_client_that_sends_all_before_it_reads(locked: tuple[RunningServer, bytes], status: int) -> None:
-    """http.client and most other clients do this. They get the answer, however much they have sent."""
+def test_a_client_that_sends_its_whole_body_before_it_reads(
+    locked: tuple[RunningServer, bytes], status: int
+) -> None:
+    """Most clients, such as http.client, send the whole body first. They get the answer for a body of any
+    size."""
     server, begin = locked
     heads = {
         400: begin + b"Content-Length: 1, 2\r\n",
@@ -299,7 +307,7 @@ def test_a_client_that_sends_all_before_it_reads(locked: tuple[RunningServer, by
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(head + b"x" * size)
             found = answers(connection, 1)[0]
-            # A body within the limits is read. It is not JSON, so the status is 400.
+            # The server reads a body within its limit. The body is not JSON, so the status is 400.
             assert found[0] == (400 if status == 413 and size < 32 << 20 else status)
 
 
@@ -313,7 +321,7 @@ def test_a_body_that_comes_too_slowly(locked: tuple[RunningServer, bytes]) -> No
 
 
 def test_garbage_after_an_answer_has_begun(locked: tuple[RunningServer, bytes]) -> None:
-    """The server sends no second answer: the client would read it as a part of the first."""
+    """The server sends no second answer, because the client would read it as a part of the first one."""
     from gemlet.server.answers import JSONAnswer
 
     server, begin = locked

@@ -1,4 +1,4 @@
-"""Checks for tests of adapters' files."""
+"""Checks that the tests of adapter files share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The golden adapters of PEFT in the forms of other tools: mlx-lm's folder and llama.cpp's GGUF file.
+"""Writes the golden adapters of PEFT in the formats of other tools: mlx-lm's folder and llama.cpp's GGUF
+file.
 
-This code follows what those tools write. It does not use gemlet's readers.
+This code follows the formats of these tools. It does not use gemlet's readers.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ _GGUF_NAMES = {
 
 
 def read_peft(name: str) -> tuple[dict[str, Any], Tensors]:
-    """The configuration of a golden adapter, and its tensors without "base_model.model."."""
+    """The configuration of a golden adapter, and its tensors. The names lack the prefix
+    "base_model.model."."""
     config = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
     tensors = read_tensors(ADAPTERS / name / "adapter_model.safetensors")
     return config, {tensor.removeprefix("base_model.model."): values for tensor, values in tensors.items()}
 
 
 def mlx_files(name: str) -> tuple[dict[str, Any], Tensors]:
-    """A golden adapter as mlx-lm describes it, and its tensors."""
+    """The configuration that mlx-lm would write for a golden adapter, and the tensors with mlx-lm's names."""
     config, peft = read_peft(name)
     described = {
         "fine_tune_type": "dora" if config["use_dora"] else "lora",
@@ -69,7 +71,7 @@ def write_mlx(folder: Path, described: Mapping[str, Any], tensors: Tensors) -> P
 
 
 def gguf_tensors(name: str) -> Tensors:
-    """The tensors of a golden adapter by the names of llama.cpp."""
+    """The tensors of a golden adapter with llama.cpp's names."""
     tensors = {}
     for tensor, values in read_peft(name)[1].items():
         module, _, factor = tensor.removesuffix(".weight").rpartition(".lora_")
@@ -82,7 +84,8 @@ def gguf_tensors(name: str) -> Tensors:
 
 
 def gguf_adapter(tensors: Tensors, alpha: float, changes: Mapping[str, bytes | None] | None = None) -> bytes:
-    """A GGUF file of float32 tensors. ``changes``: key -> another entry, or None to omit it."""
+    """A GGUF file of float32 tensors. ``changes`` maps a metadata key to another entry, or to None to omit
+    the key."""
     entries: dict[str, bytes | None] = {
         "general.architecture": gguf_entry("general.architecture", STRING, "gemma3"),
         "general.type": gguf_entry("general.type", STRING, "adapter"),

@@ -1,4 +1,4 @@
-"""The golden adapters with their results, and a function that writes other adapters."""
+"""Reads the golden adapters and their results, and writes other adapters, for the tests of LoRA adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from support.tiny_models import CONFIGS, safetensors_bytes
 
 Floats = NDArray[np.float32]
 ADAPTERS = HERE / "adapters"
-# They have whole matrices, or DoRA of a table that stays in its file.
+# The golden adapters that gemlet can use only merged: one replaces whole matrices, and one has DoRA on a
+# table that gemlet reads from its file.
 MERGED_ONLY = ["gemma3-modules", "gemma4-table-dora"]
 NAMES = sorted(folder.name for folder in ADAPTERS.iterdir() if folder.name not in MERGED_ONLY)
 Tensors = dict[str, NDArray[Any]]
@@ -40,7 +41,7 @@ def read_golden(name: str) -> tuple[list[int], Floats]:
 
 
 def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.") -> Tensors:
-    """The two factors for every matrix of a model. Each factor has the same value everywhere."""
+    """The two LoRA factors for every matrix of a model. All elements of a factor have the same value."""
     tensors: Tensors = {}
     for slot, shape in expected_slots(config).items():
         if slot.rpartition(".")[2] in TARGETS:
@@ -51,7 +52,7 @@ def adapter_tensors(config: Any = GEMMA3, rank: int = 2, prefix: str = "model.")
 
 
 def write_adapter(folder: Path, config: Any = None, tensors: Tensors | bytes | None = None) -> Path:
-    """Writes the two files of an adapter. Without arguments it fits the tiny Gemma 3."""
+    """Writes the two files of an adapter. By default, the adapter fits the tiny Gemma 3."""
     folder.mkdir(exist_ok=True)
     text = config if isinstance(config, str) else json.dumps(CONFIG if config is None else config)
     (folder / "adapter_config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""The golden folders with sound."""
+"""Reads the golden folders with sound, and makes WAV files and a model folder from them."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def encoder_of(model: gemlet.Model) -> _core.Conformer:
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference, relative to the largest magnitude."""
+    """The largest difference, relative to the largest expected magnitude."""
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def write_with_vocabulary(folder: Path) -> Path:
-    """Gemma 4's golden checkpoint with the real vocabulary. Its tables repeat the rows of the golden
-    tables."""
+    """Writes Gemma 4's golden checkpoint with the vocabulary of the real model. The embedding tables repeat
+    the rows of the golden tables, so that they are large enough."""
     config = json.loads((FOLDERS / "gemma4" / "config.json").read_text()) | IDS
     config["text_config"] |= {"vocab_size": 262144, "vocab_size_per_layer_input": 262144}
     (folder / "config.json").write_text(json.dumps(config))
@@ -68,7 +68,7 @@ def write_with_vocabulary(folder: Path) -> Path:
 
 
 def wav(samples: NDArray[np.float32], rate: int = 16000) -> bytes:
-    """A WAV file of 16 bits."""
+    """A WAV file with 16 bits for each sample."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(1)

@@ -1,4 +1,5 @@
-"""A body for each path of the server that takes one. It is valid if the model supports the request."""
+"""An example of a request body for each path of the server that accepts a body. Each body is valid if the
+model supports the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Debian's chromium, driven by playwright. Tests that use it have the marker ``browser``."""
+"""Opens web pages in Debian's chromium with playwright. Tests that need the browser have the marker
+``browser``."""
 
 from __future__ import annotations
 
@@ -18,20 +19,20 @@ def _path() -> str | None:
 
 
 def why_no_browser() -> str | None:
-    """The missing part; None if a browser can be driven."""
+    """The reason why tests cannot use a browser, or None if they can."""
     if _path() is None:
         return "needs a browser: apt install chromium"
     return why_absent("test-browser")
 
 
 def script(name: str) -> str:
-    """A function in JavaScript from ``support/programs``, which a test runs in the page."""
+    """The text of a JavaScript function in ``support/programs``, which a test runs in the page."""
     return (TESTS / "support/programs" / f"{name}.js").read_text()
 
 
 class Browser:
-    """A browser that opens pages. :attr:`complaints` has their errors, and :attr:`asked` the addresses that
-    they request."""
+    """A browser that opens pages. :attr:`complaints` lists the errors of the pages, and :attr:`asked` lists
+    the addresses that the pages request."""
 
     def __init__(self, browser: Any) -> None:
         self._browser = browser
@@ -39,7 +40,7 @@ class Browser:
         self.asked: list[str] = []
 
     def open(self, url: str, *, width: int = 1200, height: int = 800, **options: Any) -> Any:
-        """A page in a new session, without data from earlier ones. ``options`` are playwright's."""
+        """Opens a page in a new session, without data of earlier sessions. ``options`` go to playwright."""
         page = self._browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
         page.set_default_timeout(20_000)
         page.on("console", lambda message: self.complaints.append(message.text))
@@ -54,7 +55,7 @@ def browsing() -> Iterator[Browser]:
     """A browser that runs during the ``with`` block."""
     playwright = optional("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        # Chromium's sandbox does not run for root, nor in most containers.
+        # Chromium's sandbox works neither for root nor in most containers.
         microphone = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
         running = driver.chromium.launch(executable_path=_path(), args=["--no-sandbox", *microphone])
         try:

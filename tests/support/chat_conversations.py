@@ -1,4 +1,4 @@
-"""Generated conversations with tools, and the official chat templates that render them."""
+"""Generates random conversations with tools, and renders them with the official chat templates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def template_text(name: str) -> str:
 
 @cache
 def compiled(text: str) -> jinja2.Template:
-    """A chat template as transformers compiles it."""
+    """A chat template, compiled in the same way as in transformers."""
     environment = optional("jinja2.sandbox").ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -49,10 +49,11 @@ def compiled(text: str) -> jinja2.Template:
 
 
 class Conversations:
-    """A seeded source of conversations, each as keyword arguments of :meth:`ChatFormat.render`.
+    """Generates random conversations from a seed. A conversation is a dictionary of keyword arguments for
+    :meth:`ChatFormat.render`.
 
-    With ``native``, results are in the assistant's message (``tool_responses``). Otherwise they are messages
-    with the role ``tool``.
+    With ``native``, the results of tools are in the assistant's message (``tool_responses``). Otherwise, each
+    result is a message with the role ``tool``.
     """
 
     def __init__(self, seed: int, *, native: bool) -> None:
@@ -139,7 +140,7 @@ class Conversations:
         return self.content()
 
     def assistant(self) -> list[dict[str, Any]]:
-        """An assistant message, with its results if it calls tools."""
+        """An assistant message. If it calls tools, the results of the tools follow."""
         message: dict[str, Any] = {"role": "assistant", "content": self.reply()}
         if self.chance(0.4):
             message[self.random.choice(["reasoning", "reasoning_content", "thinking"])] = self.text() or None
@@ -155,7 +156,7 @@ class Conversations:
         ]
         message["tool_calls"] = calls
         if self.chance(0.15):
-            return [message]  # no results yet
+            return [message]  # the conversation ends before the results
         results = []
         for call in calls if self.chance(0.5) else self.random.sample(calls, len(calls)):
             body: Any = self.content()
@@ -191,8 +192,8 @@ class Conversations:
 
 
 def official(text: str, conversation: dict[str, Any]) -> str:
-    """The text that the template ``text`` makes of a conversation. As in transformers, the reasoning has the
-    name that templates read."""
+    """The prompt that the template ``text`` makes of a conversation. The reasoning is passed under the name
+    that the templates read."""
     messages = []
     for message in conversation["messages"]:
         reasoning = message.get("reasoning") or message.get("thinking")

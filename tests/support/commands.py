@@ -1,4 +1,4 @@
-"""The ``gemlet`` command in a separate process."""
+"""Runs the ``gemlet`` command in a separate process, or in the process of the test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(
 def run_here(
     capsys: pytest.CaptureFixture[str], *arguments: str, stdin: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Like ``run``, but in this process, for tests that try many wrong command lines."""
+    """Like ``run``, but in this process, which is faster for tests with many wrong command lines."""
     with patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))):
         try:
             code = main([*arguments])
@@ -44,7 +44,7 @@ def run_here(
 
 
 def failed(done: subprocess.CompletedProcess[bytes], code: int = 1) -> str:
-    """The single line on standard error with which a command fails."""
+    """Checks that a command failed with ``code`` and one line on standard error. Returns the line."""
     error = done.stderr.decode()
     assert done.returncode == code, error
     assert done.stdout == b""

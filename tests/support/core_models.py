@@ -1,4 +1,4 @@
-"""Small models that are made through the core's interface, without a file."""
+"""Makes small random models through the C++ core's interface, without files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def layer_config(**changes: Any) -> _core.LayerConfig:
 
 
 def model_config(*layers: _core.LayerConfig, **changes: Any) -> _core.ModelConfig:
-    """One sliding and one global layer, unless layers are given."""
+    """The configuration of a small model. By default, it has one sliding and one global layer."""
     values: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,

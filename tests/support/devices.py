@@ -1,4 +1,4 @@
-"""Tests that need ``device="cuda"``."""
+"""The marker for tests that need ``device="cuda"``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The golden EmbeddingGemma 2, and its folder with a vocabulary."""
+"""Reads the golden EmbeddingGemma 2, and writes its folder with a vocabulary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def golden() -> dict[str, NDArray[Any]]:
 
 
 def media_of(found: dict[str, NDArray[Any]], index: int) -> dict[str, list[list[Any]]]:
-    """The arguments for the images, videos and sounds of a prompt."""
+    """The images, videos and sounds of prompt number ``index``, as keyword arguments."""
 
     def named(kind: str) -> list[NDArray[Any]]:
         return [found[key] for key in sorted(found) if key.startswith(f"{kind}.{index}.")]
@@ -40,7 +40,7 @@ def media_of(found: dict[str, NDArray[Any]], index: int) -> dict[str, list[list[
 
 
 def write_with_vocabulary(folder: Path) -> Path:
-    """The golden folder with a vocabulary that has the tokens of images and sounds."""
+    """Writes the golden folder with a vocabulary that has the tokens of images and sounds."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = trained_model(user_defined_symbols=(*MARKERS, *_IDS.values()))
     pieces = SentencePieceProcessor(model_proto=vocabulary)
@@ -62,7 +62,7 @@ def write_with_vocabulary(folder: Path) -> Path:
 
 
 def widened(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The tensors of a file that has only bfloat16, as float32."""
+    """The tensors of a bfloat16 file, converted to float32."""
     blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     found = {}

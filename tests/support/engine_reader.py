@@ -1,4 +1,4 @@
-"""Requests of the core's engine, read to their ends."""
+"""Submits requests to the C++ core's engine and reads the tokens that the engine generates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from support.core_models import sampler
 
 
 class Reader:
-    """Requests of one reader."""
+    """Submits requests to an engine. All requests share one ``News`` object, which wakes the reader when any
+    request has new tokens."""
 
     def __init__(self, engine: _core.Engine) -> None:
         self.engine = engine
@@ -20,7 +21,7 @@ class Reader:
         return self.engine.submit(ids, sampler=choose, news=self.news, max_tokens=max_tokens, **options)
 
     def first(self, request: _core.Request, count: int) -> list[int]:
-        """The first tokens, at least ``count``."""
+        """Reads the tokens of a request until there are at least ``count``, and returns all tokens so far."""
         found: list[int] = []
         while len(found) < count:
             seen = self.news.value
@@ -30,7 +31,7 @@ class Reader:
         return found
 
     def read(self, *requests: _core.Request) -> list[tuple[list[int], str | None]]:
-        """All tokens of each, and why it ended."""
+        """Reads all requests to their ends. Returns the tokens and the finish reason of each request."""
         texts: list[list[int]] = [[] for _ in requests]
         reasons: list[str | None] = [None] * len(requests)
         while None in reasons:
@@ -45,7 +46,8 @@ class Reader:
 
 
 def alone(core: _core.Model, ids: Any, seed: int, count: int) -> list[int]:
-    """The continuation that a separate sequence gives."""
+    """The first ``count`` tokens that a ``TokenSequence`` generates after ``ids``, without an engine. The
+    tests compare the tokens of the engine with these tokens."""
     sequence, choose = _core.TokenSequence(core), sampler(seed=seed)
     sequence.extend(ids)
     found = [sequence.sample(choose)]

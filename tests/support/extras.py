@@ -1,4 +1,4 @@
-"""The extras of pyproject.toml, and which of their packages are not installed."""
+"""Finds out which packages of pyproject.toml's extras are not installed, and imports optional packages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.paths import ROOT
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # pytest needs it there too
+    import tomli as tomllib  # this Python has no tomllib; pytest has installed tomli
 
 
 def extras() -> dict[str, list[str]]:
-    """Name of each extra -> the packages it lists for this Python, without those of other extras that it
-    includes."""
+    """The packages of each extra for this version of Python. If an extra includes another extra, the packages
+    of the other extra are left out."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed: dict[str, list[str]] = project["optional-dependencies"]
     return {
@@ -35,7 +35,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def package_name(requirement: str) -> str:
-    """The name in front of extras, versions and conditions.
+    """The name of the package in a requirement, without extras, versions and conditions.
 
     >>> package_name("ray[serve,data]>=2.50")
     'ray'
@@ -44,14 +44,14 @@ def package_name(requirement: str) -> str:
 
 
 def is_for_this_python(requirement: str) -> bool:
-    """Whether the condition of a requirement holds, if it has one."""
-    marker = Requirement(requirement).marker  # pytest needs this package too
+    """False if the requirement has a condition that this Python does not meet."""
+    marker = Requirement(requirement).marker  # pytest has installed the package ``packaging``
     return marker is None or marker.evaluate()
 
 
 class Later:
-    """A module that is imported at its first use. Some packages take seconds, and every process of pytest
-    imports every file of tests."""
+    """Imports a module at its first use. Some packages need seconds for their import, and every pytest
+    process imports all test files."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -61,13 +61,14 @@ class Later:
 
 
 def optional(module: str) -> Any:
-    """The module, or None if its package is not installed; tests that use it have the marker ``extra``."""
+    """The module, or None if its package is not installed. Tests that use the module have the marker
+    ``extra``."""
     return Later(module) if find_spec(module.partition(".")[0]) else None
 
 
 def why_absent(extra: str) -> str | None:
-    """The packages of the extra that are not installed, and how to install them; None if all are
-    installed."""
+    """A message that names the missing packages of the extra and the command that installs them. None if no
+    package is missing."""
     absent = [package for package in extras()[extra] if not is_installed(package)]
     if not absent:
         return None

@@ -1,4 +1,4 @@
-"""Feeding a context in pieces, and the difference between two results."""
+"""Feeds token ids to a context in pieces, and computes the difference between two results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from support.core_models import int32
 from support.inside import context_of
 
 Floats = NDArray[np.float32]
-REORDERED = 5e-5  # the relative difference of two float32 sums of the same values in different orders
+REORDERED = (
+    5e-5  # a bound for the relative difference of two float32 sums of the same values in different orders
+)
 
 
 def feed(model: gemlet.Model, ids: NDArray[Any], sizes: list[int]) -> Floats:
-    """Logits [n, vocab] of ids that are fed to a new context in pieces of ``sizes``. The last size
-    repeats."""
+    """Feeds the ids to a new context in pieces of the given sizes, and returns the logits [n, vocab] of all
+    ids. If ids are left, more pieces have the last size."""
     sequence = context_of(model)
     rows, at = [], 0
     try:

@@ -1,4 +1,5 @@
-"""GGUF models that several tests read: every family, every type of block, and split models."""
+"""Makes GGUF models that several tests read: models of every family, with every block type, and split
+models."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from support.tokenizer_files import I32, gguf_entry
 
 BLOCKS = read_tensors(HERE / "blocks.safetensors")
 BLOCK_TYPES = [name.removesuffix(".blocks") for name in BLOCKS if name.endswith(".blocks")]
-# One model of every family. If the rows of the published model are whole blocks, these are, too.
+# The configuration of one model of every family. The rows of a matrix consist of whole blocks if this is so
+# in the published model.
 BLOCKED: dict[str, dict[str, Any]] = {
     "gemma": CONFIGS["gemma"],
     "gemma2": CONFIGS["gemma2"],
@@ -25,7 +27,7 @@ BLOCKED: dict[str, dict[str, Any]] = {
 
 
 def model_of(family: str) -> tuple[dict[str, Any], Tensors]:
-    """A configuration and its tensors with GGUF's names."""
+    """The configuration of a model and its tensors, with GGUF's names."""
     return BLOCKED[family], convert_tensors(BLOCKED[family], weights_of(BLOCKED[family]))
 
 
@@ -34,8 +36,8 @@ def tensors_of(family: str = "gemma3_text", kind: str = "F32") -> Typed:
 
 
 def split(folder: Path, parts: int = 3, more: Sequence[bytes] = (), **changes: int | None) -> list[Path]:
-    """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool does. ``changes`` apply to the last part's
-    keys, which get ``more``."""
+    """Writes a Gemma 3 in ``parts`` files, as llama.cpp's tool for splitting does. ``changes`` replace keys
+    of the last part, and ``more`` are further entries of the last part."""
     tensors = tensors_of()
     names = sorted(tensors)
     paths = []

@@ -1,6 +1,6 @@
-"""Writes the tests' Hugging Face folders as GGUF files, byte by byte, like llama.cpp's converter.
+"""Converts small Hugging Face folders into GGUF files, byte by byte, like llama.cpp's converter.
 
-This code follows the format and the converter. It does not use gemlet's reader.
+This code follows the definition of the format and the converter. It does not use gemlet's reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from gemlet.checkpoint.safetensors_files import Checkpoint
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry, gguf_file, gguf_tensor
 
 Tensors = dict[str, NDArray[np.float32]]
-Typed = dict[str, tuple[str, NDArray[Any]]]  # the type, and the values or (uint8) the rows of blocks
+# Maps the name of each tensor to its type, and to its values or (uint8) its encoded blocks.
+Typed = dict[str, tuple[str, NDArray[Any]]]
 Encoder = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 
 ARCHITECTURES = {
@@ -99,7 +100,7 @@ _LAYER_NAMES = {
 
 
 def q8_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Rows of Q8_0: a float16 scale and 32 signed bytes for 32 values."""
+    """Encodes rows as Q8_0. A block of 32 values has a float16 scale and 32 signed bytes."""
     blocks = w.reshape(*w.shape[:-1], -1, 32)
     scale = (np.abs(blocks).max(-1, keepdims=True) / 127).astype(np.float16)
     inverse = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1).astype(np.float32), 0)
@@ -108,7 +109,8 @@ def q8_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def q4_0(w: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Rows of Q4_0: a float16 scale and 16 bytes for 32 values. Byte i has the values i and i + 16."""
+    """Encodes rows as Q4_0. A block of 32 values has a float16 scale and 16 bytes. Byte i has the values i
+    and i + 16."""
     blocks = w.reshape(*w.shape[:-1], -1, 32)
     at = np.abs(blocks).argmax(-1)[..., None]
     scale = (np.take_along_axis(blocks, at, -1) / -8).astype(np.float16)
@@ -123,7 +125,7 @@ def _rows(w: NDArray[np.float32], scale: NDArray[Any], q: NDArray[np.uint8]) -> 
 
 
 def decode(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The values of rows of Q8_0 or Q4_0."""
+    """Decodes rows of Q8_0 or Q4_0."""
     blocks = rows.reshape(*rows.shape[:-1], -1, {"Q8_0": 34, "Q4_0": 18}[kind])
     scale = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
     data = np.ascontiguousarray(blocks[..., 2:])
@@ -135,7 +137,8 @@ def decode(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
-# type -> (values per block, encoder). bf16 is truncated, which is exact if the values came from bf16.
+# For each type, the number of values in a block and the encoder. The encoder of BF16 truncates the values,
+# which is exact if the values came from bfloat16.
 TYPES: dict[str, tuple[int, Encoder]] = {
     "F32": (1, lambda w: w.view(np.uint8)),
     "F16": (1, lambda w: w.astype(np.float16).view(np.uint8)),
@@ -150,7 +153,7 @@ TYPES: dict[str, tuple[int, Encoder]] = {
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], Tensors]:
-    """``config.json`` and all tensors as float32."""
+    """Reads ``config.json`` and all tensors, as float32."""
     with Checkpoint(folder) as checkpoint:
         for module in sorted(path.name for path in folder.glob("*_Dense")):
             checkpoint.add_folder(module)
@@ -171,7 +174,8 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """The tensors with the names, stacks and norms of llama.cpp's converter."""
+    """The tensors as llama.cpp's converter writes them. It renames them, stacks the matrices of AltUp, and
+    adds 1 to the norm weights of some families."""
     text = text_part(config)
     model_type = text["model_type"]
     adds_one = model_type in ("gemma", "gemma2", "gemma3_text")
@@ -187,7 +191,7 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
             converted[f"dense_{parts[0][0]}.weight"] = values
             continue
         if parts[0] != "layers" and parts[0] not in _NAMES:
-            continue  # tensors for images and audio go to another file
+            continue  # the tensors for images and audio belong to the mmproj file
         if adds_one and name.endswith(("norm.weight", "layernorm.weight")):
             values = values + np.float32(1)
         if parts[0] == "layers":
@@ -216,8 +220,8 @@ def convert_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
 
 
 def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> list[bytes]:
-    """The entries for ``config``. ``changes``: key of the architecture, with two underscores for a dot ->
-    (type, value), or None to omit the key."""
+    """The metadata entries for ``config``. ``changes`` maps a key of the architecture, with two underscores
+    for a dot, to a type and a value, or to None to omit the key."""
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
@@ -251,7 +255,7 @@ def metadata(config: Mapping[str, Any], **changes: tuple[int, Any] | None) -> li
         keys |= _gemma3n_keys(text)
     if like_gemma4:
         keys |= _gemma4_keys(text, sliding)
-    if family == "gemma-embedding2":  # the file counts both sides of a token
+    if family == "gemma-embedding2":  # GGUF's window is the number of tokens on both sides of a token
         keys["attention.sliding_window"] = (U32, 2 * text["sliding_window"])
         keys["embedding_length_out"] = (U32, text["embedding_dim"])
         keys["attention.causal"] = (BOOL, False)
@@ -321,7 +325,7 @@ def head_dims(text: Mapping[str, Any]) -> dict[str, int]:
 
 
 def kv_heads(text: Mapping[str, Any]) -> list[int]:
-    """Key and value heads of each layer of Gemma 4."""
+    """The number of key and value heads of each layer of Gemma 4."""
     sliding = sliding_layers(text, "gemma4")
     heads = [text.get("num_key_value_heads", text["num_attention_heads"])] * len(sliding)
     if (text.get("attention_k_eq_v") or "embedding_dim" in text) and text.get("num_global_key_value_heads"):
@@ -357,12 +361,12 @@ def _gemma4_keys(text: Mapping[str, Any], sliding: list[bool]) -> dict[str, tupl
 
 
 def write_gguf(path: Path, entries: Iterable[bytes], tensors: Typed) -> Path:
-    """Writes a GGUF file with these metadata entries and tensors. Each tensor comes with its type in the
-    file."""
+    """Writes a GGUF file with these metadata entries and tensors. ``tensors`` has the type and the values of
+    each tensor."""
     directory, blobs, offset = [], [], 0
     for name, (kind, values) in tensors.items():
         number, shape, data = NUMBERS[kind], values.shape, values
-        if values.dtype == np.uint8:  # rows of blocks
+        if values.dtype == np.uint8:  # the rows are encoded already
             _, size, each = next(entry for entry in TENSOR_TYPES.values() if entry[0] == kind)
             shape = (*shape[:-1], shape[-1] // each * size)
         else:
@@ -375,7 +379,7 @@ def write_gguf(path: Path, entries: Iterable[bytes], tensors: Typed) -> Path:
 
 
 def typed(tensors: Tensors, kind: str) -> Typed:
-    """Matrices get the type ``kind`` if their rows are whole blocks of it. Vectors, routers and other tensors
+    """Encodes the matrices as ``kind`` if their rows are whole blocks. Vectors, routers and other tensors
     that llama.cpp does not quantize stay F32."""
     chosen = {}
     for name, values in tensors.items():
@@ -397,7 +401,7 @@ def convert_folder(
     more: Iterable[bytes] = (),
     **changes: tuple[int, Any] | None,
 ) -> Path:
-    """The Hugging Face folder as one GGUF file, without a tokenizer; ``more`` are further entries."""
+    """Converts a Hugging Face folder into one GGUF file without a tokenizer. ``more`` are further entries."""
     config, tensors = read_folder(folder)
     entries = [*metadata(config, **changes), *more]
     return write_gguf(path, entries, typed(convert_tensors(config, tensors), kind))

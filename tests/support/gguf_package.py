@@ -1,8 +1,8 @@
-"""Writes golden folders as GGUF files with the ``gguf`` package: its tensor names, its keys, its layout.
+"""Converts golden folders into GGUF files with the ``gguf`` package, which llama.cpp's converter uses too.
 
-The calls are those of llama.cpp's converter. The converter does not write features that no published model
-has: another scale, another pattern of layers, scaled rotations in Gemma 4. For them, the package's keys are
-used."""
+This code makes the same calls as the converter. The converter cannot write features that no published model
+has, such as another attention scale, another pattern of layers or scaled rotations in Gemma 4. For these
+features, this code uses keys that the package defines."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MARKERS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>
 
 
 def write_with_package(config: dict[str, Any], tensors: Tensors, path: Path, **arguments: Any) -> Path:
-    """Writes the model of a Hugging Face folder as a GGUF file in F32, or as several (``split_max_tensors``).
-    The tokenizer is made up."""
+    """Writes the model of a Hugging Face folder as a GGUF file in F32, with an invented tokenizer.
+    ``arguments`` go to the package's writer. With ``split_max_tensors``, it writes several files."""
     text = text_part(config)
     embeds = text.get("use_bidirectional_attention") is True
     family = "gemma-embedding" if embeds else ARCHITECTURES[text["model_type"]]
@@ -54,8 +54,8 @@ def write_with_package(config: dict[str, Any], tensors: Tensors, path: Path, **a
 
 
 def convert_names(config: dict[str, Any], tensors: Tensors, family: str) -> Tensors:
-    """The tensors of the text part with the package's names for them, and with the converter's norms and
-    stacks."""
+    """The tensors of the text part with the package's names. Matrices are stacked and norm weights are
+    changed as in the converter."""
     text = text_part(config)
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(architecture, text["num_hidden_layers"])
@@ -93,7 +93,7 @@ def convert_names(config: dict[str, Any], tensors: Tensors, family: str) -> Tens
 
 def _mapped(names: gguf.TensorNameMap, name: str) -> str:
     found = names.get_name(name, try_suffixes=(".weight", ".scale"))
-    assert found is not None, f"the package has no name for {name}"
+    assert found is not None, f"the package gguf has no name for the tensor {name}"
     return str(found)
 
 

@@ -1,5 +1,6 @@
-"""The guides and their examples. product/test_readme.py runs the examples in ``python``; those in ``py`` need
-something that a guide cannot have, such as a picture or a server, and have tests of their own."""
+"""Finds the guides and the examples in them. product/test_readme.py runs all examples that are marked as
+``python``. Examples that are marked as ``py`` need a picture, a server or the like, and have their own
+tests."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ GUIDES = sorted(
     for folder in (".", "python", "benchmarks", "csrc", "tests", ".ci", ".github")
     for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
 )
-# Name of an example in `py` -> its guide, and a word that only this example of the guide has.
+# For each `py` example, its name, its guide, and a word that only this example of the guide has.
 EXAMPLES = {
     "images": ("python/README.md", "cat.jpg"),
     "embeddings": ("python/README.md", "dog.jpg"),
@@ -29,14 +30,14 @@ def name_of(path: Path) -> str:
 
 
 def blocks(path: Path, *languages: str) -> list[tuple[int, str]]:
-    """Line number and text of the fenced blocks of a guide in one of the languages."""
+    """The line number and the text of each fenced block of a guide that is in one of the languages."""
     text = path.read_text(encoding="utf-8")
     found = re.finditer(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text.count("\n", 0, match.start()) + 2, match[1]) for match in found]
 
 
 def example(name: str) -> str:
-    """The code of an example."""
+    """The code of the `py` example with this name."""
     guide, word = EXAMPLES[name]
     (code,) = [code for _, code in blocks(ROOT / guide, "py") if word in code]
     return code

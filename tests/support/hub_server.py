@@ -1,5 +1,5 @@
-"""A server on localhost instead of the Hugging Face hub. It has the part of the HTTP API for downloading
-models."""
+"""A server on localhost that replaces the Hugging Face hub in tests. It has the part of the hub's HTTP API
+that is needed for downloading models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ TOKEN = "hf_" + "x" * 34
 
 
 class Hub:
-    """``repositories``: name -> {file: content}. Some parts of a name change the answers:
+    """The repositories of the server, by name. A repository maps the names of files to their contents. Some
+    words in the name of a repository change the answers:
 
     - "gated" and "private" require TOKEN.
     - "down" and "garbage" answer like a broken server.
-    - "rangeless" sends no parts of files, "endless" sends more than the request, "short" sends less.
-    - "moving" gives another size each time.
-    - "lfs" redirects to another host for the weights.
+    - "rangeless" ignores the requested range and sends whole files.
+    - "endless" sends more bytes than requested, and "short" sends fewer.
+    - "moving" gives another size of the file in each answer.
+    - "lfs" redirects requests for weights to another host.
 
-    ``served`` lists the files that were sent, whole or in part. ``sent`` counts their bytes.
+    ``served`` lists the files that the server has sent, whole or in part. ``sent`` counts the bytes.
     """
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -72,7 +74,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # the client has enough
+            with suppress(ConnectionError):  # the client closed the connection
                 super().handle()
 
         def do_HEAD(self) -> None:
@@ -101,7 +103,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 code = "GatedRepo" if "gated" in name else "RepoNotFound"
                 self._send(403 if "gated" in name else 401, b"{}", {"X-Error-Code": code}, body)
             elif name not in hub.repositories:
-                # The hub's answer to a client without a login, for a name that does not exist.
+                # The real hub answers a client without a login in this way if the name does not exist.
                 self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
             elif revision not in ("main", COMMIT):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)

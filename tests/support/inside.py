@@ -1,8 +1,7 @@
-"""The parts of a model that have no public name. All tests use its core through this file.
+"""Gives tests access to the parts of a model that have no public name, such as its core in C++.
 
-``testing`` is the part of the core that only tests use: single kernels, the intermediate results of a pass,
-several contexts in one pass, counters. There is no public name for a context that is fed in pieces, the
-core's adapters, the size of a scratch, and the process that runs chat templates."""
+All tests use these parts through this file. ``testing`` is the part of the core that only tests use: single
+kernels, the intermediate results of a forward pass, several contexts in one pass, and counters."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ def core_of(model: gemlet.Model) -> _core.Model:
 
 
 def adapters_of(model: gemlet.Model) -> LoadedAdapters:
-    """The adapters of a model, with the memory that is left for them."""
+    """The object that holds the loaded adapters of a model and the memory limit for them."""
     return model._adapters
 
 
@@ -34,12 +33,12 @@ def drafter_of(model: gemlet.Model) -> _core.Model:
 
 
 def always_guess(model: gemlet.Model) -> None:
-    """From now on the engine guesses tokens in every step, whether that pays or not."""
+    """Gives the model a new engine that drafts tokens in every step, even if drafting makes it slower."""
     _put_engine(model, drafts="always", drafter=model._resident.drafter, prefix_cache_bytes=1 << 24)
 
 
 def never_guess(model: gemlet.Model) -> None:
-    """From now on the engine guesses no tokens, and keeps nothing of a text that has ended."""
+    """Gives the model a new engine that drafts no tokens and has no prefix cache."""
     _put_engine(model, drafts="never")
 
 
@@ -54,15 +53,16 @@ def core_adapter(model: gemlet.Model, name: str | None) -> _core.Adapter | None:
 
 
 def context_of(model: gemlet.Model, adapter: str | None = None) -> _core.TokenSequence:
-    """An empty context of a model, which a test feeds in pieces."""
+    """An empty context of a model, to which a test feeds tokens in pieces."""
     return _core.TokenSequence(core_of(model), core_adapter(model, adapter))
 
 
 def taps_of(model: gemlet.Model, ids: ArrayLike, **options: Any) -> dict[str, NDArray[np.float32]]:
-    """The intermediate results of one pass over ``ids``, by the names of the golden taps."""
+    """The intermediate results (taps) of one forward pass over ``ids``, with the same names as in the
+    goldens."""
     return testing.taps(core_of(model), np.asarray(ids, np.int32), **options)
 
 
 def template_process() -> Any:
-    """The process that runs chat templates, a ``subprocess.Popen``; None if it has not started yet."""
+    """The ``subprocess.Popen`` of the process that runs chat templates, or None if it has not started yet."""
     return template_processes._process._running

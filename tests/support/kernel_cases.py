@@ -1,5 +1,5 @@
-"""Code that the kernel tests share: numbers of every kind, arrays that end at a guard page, float64
-definitions.
+"""Code that the kernel tests share: random numbers of several kinds, arrays that end at a guard page, and
+definitions in float64.
 
 UNIT is the rounding error of float32. The error of one operation is at most UNIT times its result, or TINY if
 the result is denormal. The error of a sum of n products, in any order, with or without FMA, is at most ``(n +
@@ -24,16 +24,16 @@ Doubles = NDArray[np.float64]
 UNIT = 2.0**-24
 TINY = 2.0**-149
 NORMAL = 2.0**-126  # the smallest float32 and bfloat16 that is not denormal
-BLOCK = 32  # weights and int8 activations have one scale for so many columns
+BLOCK = 32  # the number of columns of a quantization block, which has one scale
 HALF_UNIT = 2.0**-11  # the relative rounding error of float16
-HALF_TINY = 2.0**-25  # the absolute rounding error of its denormals
-# Blocks of activations with a smaller max|x| may become zero, because 127 / max|x| leaves float32.
+HALF_TINY = 2.0**-25  # the absolute rounding error of float16's denormals
+# A block of activations with a smaller max|x| may become zero, because 127 / max|x| overflows float32.
 FLUSHED = 127 / 3.4e38
 
 ENTRIES: list[tuple[str, str]] = testing.kernel_entries()
 MACHINE_TIERS: list[str] = _core.cpu_info()["tiers"]
 
-# All operations; test_kernels.py checks that no other kernel exists.
+# All matrix products; test_kernels.py checks that no other one exists.
 MATMULS = {
     "matmul_f32_f32": "f32",
     "matmul_f32_bf16": "bf16",
@@ -58,7 +58,7 @@ MATMULS = {
     **{f"matmul_{form}_r{bits}": f"r{bits}" for form in ("f32", "s8", "s8_tiles") for bits in (8, 4, 2)},
 }
 PREPARED = ("quantize_i8", "round_bf16", "quantize_s8", "round_s8")
-# These multiply x that is rounded with a fixed scale.
+# These kernels round x with a fixed scale before the multiplication.
 FIXED = tuple(name for name in MATMULS if name.startswith("matmul_s8"))
 PEAKS = ("peak_f32", "peak_bf16", "peak_i8")
 CACHES = ("f32", "bf16", "int8", "int4")
@@ -81,7 +81,8 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def kernels(*operations: str) -> pytest.MarkDecorator:
-    """Runs a test for these operations on every tier of this machine that has a kernel for them."""
+    """Parametrizes a test with these operations, on every CPU tier of this machine that has a kernel for
+    them."""
     cases = [entry for entry in ENTRIES if entry[0] in operations and entry[1] in MACHINE_TIERS]
     return pytest.mark.parametrize(("operation", "tier"), cases, ids=["-".join(entry) for entry in cases])
 
@@ -115,9 +116,9 @@ KINDS = [
 
 
 def numbers(random: np.random.Generator, kind: str, shape: tuple[int, ...], largest: float) -> Floats:
-    """Numbers of one kind, |x| <= largest."""
+    """Random numbers of one ``kind`` with |x| <= largest."""
     x = random.standard_normal(shape)
-    if kind == "bits":  # every exponent is equally likely, also those of denormals
+    if kind == "bits":  # random bits: every exponent is equally likely, also the exponent of denormals
         bits = random.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
         x = np.where(np.isfinite(bits) & (np.abs(bits) <= largest), bits, 0)
     elif kind == "wide":
@@ -134,7 +135,7 @@ def numbers(random: np.random.Generator, kind: str, shape: tuple[int, ...], larg
         x[..., np.arange(shape[-1]) // BLOCK % 2 == 1] = 0
     elif kind == "outliers":
         x[..., :: BLOCK // 2] *= 1e4
-    elif kind == "coarse":  # many ties when rounding
+    elif kind == "coarse":  # many numbers are halfway between two roundings
         x = np.round(x * 4) / 8
     return np.clip(x, -largest, largest).astype(np.float32)
 
@@ -160,9 +161,10 @@ def blocks_of(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def int8_steps(x: Floats, format: str) -> Doubles:
-    """The step of the int8 activations x [rows, cols] in each block of 32 columns.
+    """The quantization step of each block of 32 columns when x [rows, cols] is rounded to int8.
 
-    It is max|x| / 127, but for q4 the smallest power of two, at least 2^-64, with max|x| < 127.5 steps.
+    The step is max|x| / 127. For q4, the step is the smallest power of two, at least 2^-64, with
+    max|x| < 127.5 steps.
     """
     peaks = np.abs(blocks_of(x).astype(np.float64)).max(axis=-1, keepdims=True)
     scales = peaks / 127
@@ -173,15 +175,15 @@ def int8_steps(x: Floats, format: str) -> Doubles:
 
 
 def int8_activations(x: Floats, format: str) -> tuple[Doubles, Doubles]:
-    """The values x' that int8 kernels use for x, and the distance from x' that is allowed besides rounding.
+    """The values x' to which int8 kernels round x, and how far a kernel's value may be from x'.
 
-    The distance is one step if x / step is half-way between two integers, as far as float32 can tell. It is
-    the whole value in a block that may become zero. Otherwise it is zero.
+    If float32 cannot tell to which of two integers x / step is nearer, the distance may be one step. In a
+    block that may become zero, it may be the whole value. Otherwise, the distance must be zero.
     """
     step = int8_steps(x, format)
     with np.errstate(invalid="ignore", divide="ignore"):
         q = np.where(step > 0, x / step, 0)
-    # The error of q in float32 is at most 127 * 4 UNIT.
+    # q = x / step has an error of at most 127 * 4 UNIT in float32.
     half_way = np.abs(np.abs(q - np.rint(q)) - 0.5) < 1e-4
     rounded = np.rint(q) * step
     flushed = np.where(step * 127 < FLUSHED, np.abs(rounded), 0) if format != "q4" else 0

@@ -1,5 +1,5 @@
-"""Writes golden folders with images or sound as a GGUF model and its mmproj file, with the names, keys and
-layouts of llama.cpp's converter."""
+"""Converts golden folders with images or sound into a GGUF model and its mmproj file, with the names, keys
+and layouts of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from support.gguf_models import (
 from support.tokenizer_files import ARRAY, BOOL, F32, STRING, U32, gguf_entry
 
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-# Parts of names in a Hugging Face folder -> parts of names in the file, in the order of their replacement.
+# Maps parts of tensor names in a Hugging Face folder to parts of names in the mmproj file. The replacements
+# are made in this order.
 _SIGLIP = {
     "vision_tower.vision_model.": "vision_tower.",
     "vision_tower.embeddings.patch_embedding": "v.patch_embd",
@@ -138,7 +139,7 @@ _TYPES = {
     "gemma4_unified": ("gemma4uv", "gemma4ua"),
     "embedding_gemma2": ("gemma4v", "gemma4a"),
 }
-# Key of config.json -> the token's name.
+# Maps keys of config.json, which give the ids of special tokens, to the texts of these tokens.
 _TOKENS = {
     "image_token": ("<image_soft_token>", "<|image|>"),
     "boi_token": ("<start_of_image>", "<|image>"),
@@ -151,7 +152,7 @@ _TOKENS = {
 
 
 def tower_tensors(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
-    """The tensors of the towers as the converter writes them."""
+    """The tensors of the image and audio towers as the converter writes them."""
     family = config["model_type"]
     converted: Tensors = {}
     for name, values in tensors.items():
@@ -193,7 +194,7 @@ def _changed(name: str, values: Any, config: Mapping[str, Any]) -> Any:
 
 
 def tower_entries(config: Mapping[str, Any]) -> dict[str, tuple[int, Any]]:
-    """The metadata of the file with the towers, by key."""
+    """The metadata of the mmproj file, by key."""
     family, hidden = config["model_type"], text_part(config)["hidden_size"]
     vision, audio = config.get("vision_config"), config.get("audio_config")
     types = _TYPES[family]
@@ -259,8 +260,8 @@ def _either(audio: Mapping[str, Any], key: str) -> int:
 def tokenizer_entries(
     config: Mapping[str, Any], others: Mapping[int, tuple[str, int]] | None = None
 ) -> list[bytes]:
-    """A made-up tokenizer with the tokens of images and sound at the ids of the configuration, and ``others``
-    with their types."""
+    """The metadata entries of an invented tokenizer. The tokens of images and sound have the ids that the
+    configuration gives. ``others`` are further tokens with their types."""
     size = text_part(config)["vocab_size"]
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(chr(0x4E00 + i) for i in range(size - 4))]
     kinds = [3, 3, 3, 2] + [1] * (size - 4)
@@ -285,10 +286,10 @@ def tokenizer_entries(
 
 
 def write_model(folder: Path, path: Path) -> Path:
-    """The text part of a golden folder as a GGUF file with a tokenizer."""
+    """Writes the text part of a golden folder as a GGUF file with a tokenizer."""
     config, tensors = read_folder(folder)
     converted = convert_tensors(config, tensors)
-    if config["model_type"] == "gemma3n":  # the converter adds rows of zeros for ids that are not text
+    if config["model_type"] == "gemma3n":  # the converter adds rows of zeros for the ids of images and sound
         table = converted["per_layer_token_embd.weight"]
         rows = max(0, text_part(config)["vocab_size"] - len(table))
         converted["per_layer_token_embd.weight"] = np.pad(table, ((0, rows), (0, 0)))
@@ -305,8 +306,9 @@ def write_mmproj(
     tensors: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> Path:
-    """The towers of a golden folder as an mmproj file. ``entries`` and ``tensors`` replace some entries and
-    tensors, or leave them out (None); ``kinds`` are the types of some tensors."""
+    """Writes the image and audio towers of a golden folder as an mmproj file. ``entries`` and ``tensors``
+    replace entries and tensors of the file; None leaves one out. ``kinds`` gives the types of some
+    tensors."""
     config, stored = read_folder(folder)
     found: Typed = typed(tower_tensors(config, stored), kind)
     keys: dict[str, tuple[int, Any] | None] = {**tower_entries(config), **(entries or {})}

@@ -1,4 +1,4 @@
-"""Passes over several contexts."""
+"""Runs forward passes over several contexts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from support.inside import testing
 
 
 def advance(*steps: testing.Step) -> list[NDArray[np.float32]]:
-    """The logits of steps that go through one pass together. None of them may be cancelled."""
+    """The logits of several steps that are computed together in one forward pass. No step may be
+    cancelled."""
     logits = testing.forward(steps)
     assert all(rows is not None for rows in logits)
     return [rows for rows in logits if rows is not None]

@@ -1,6 +1,6 @@
 """Runs a function in a new process, for tests that may crash, hang, fork or run out of memory.
 
-The functions are in ``support/programs``. They may also import this module.
+The functions are in ``support/programs``, and may use this module too.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ TIMEOUT = 240.0
 
 
 def command_of(program: Callable[..., object], *arguments: object, result: Path | None = None) -> list[str]:
-    """The command that calls ``program`` with ``arguments`` and pickles its return value into ``result``."""
+    """The command line of a process that calls ``program`` with ``arguments`` and pickles the return value
+    into the file ``result``."""
     call = base64.b64encode(pickle.dumps((program, arguments, result))).decode()
     return [sys.executable, "-X", "faulthandler", "-m", "support.programs", call]
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """The environment for a process with the same modules and GEMLET_CPU as this one, and with
+    """The environment for a new process: the same modules and GEMLET_CPU as in this process, and
     ``changes``."""
     modules = os.pathsep.join(path for path in sys.path if path)
     return {**os.environ, "PYTHONPATH": modules, **changes}
@@ -44,7 +45,7 @@ def start_program(
     environment: Mapping[str, str] | None = None,
     result: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Calls ``program`` in a new process and waits until the process ends, with or without an error."""
+    """Calls ``program`` in a new process and waits until the process ends, with any exit code."""
     return subprocess.run(
         command_of(program, *arguments, result=result),
         env=environment_of(**(environment or {})),
@@ -61,8 +62,8 @@ def run_program(
     timeout: float = TIMEOUT,
     environment: Mapping[str, str] | None = None,
 ) -> Result:
-    """Returns what ``program`` returns. If it crashes, raises or hangs, the test fails and shows its
-    output."""
+    """Calls ``program`` in a new process and returns its return value. If the process crashes, raises an
+    error or hangs, the test fails and shows the output of the process."""
     with TemporaryDirectory() as folder:
         result = Path(folder) / "result"
         done = start_program(program, *arguments, timeout=timeout, environment=environment, result=result)
@@ -72,7 +73,7 @@ def run_program(
 
 
 def in_fork(work: Callable[[], bool]) -> None:
-    """Runs ``work`` in a forked process. Fails unless it returns True in time."""
+    """Runs ``work`` in a forked process. The test fails if ``work`` does not return True in time."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -94,13 +95,14 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """The peak of this process's resident memory in MiB. (getrusage() also counts that of its parent.)"""
+    """The peak of the resident memory of this process in MiB. getrusage() would include the peak of the
+    parent process."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:")) / 1024
 
 
 def limit_memory(more: float) -> None:
-    """From now on, the process gets at most ``more`` MiB of address space in addition to what it has."""
+    """Limits the address space of this process to its present size and ``more`` MiB."""
     with open("/proc/self/statm", encoding="ascii") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     limit = size + int(more * 2**20)

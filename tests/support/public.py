@@ -1,4 +1,4 @@
-"""All public functions, classes and methods of the package."""
+"""Lists all public functions, classes and methods of the package, for tests that check each one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MODULES = ("gemlet", "gemlet.chat", "gemlet.config", "gemlet.errors", "gemlet.ge
 
 
 def functions() -> Iterator[tuple[str, Any]]:
-    """Every public class and function, with the methods and properties of the classes."""
+    """The name and the object of every public class, function, method and property."""
     for module in map(importlib.import_module, MODULES):
         for name in module.__all__:
             thing = getattr(module, name)

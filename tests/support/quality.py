@@ -1,4 +1,4 @@
-"""benchmarks/quality.py as a module."""
+"""Loads benchmarks/quality.py as a module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_quality() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["quality"] = module  # dataclasses look up their module
+    sys.modules["quality"] = module  # dataclasses look up their module by its name
     spec.loader.exec_module(module)
     return module
 

@@ -1,7 +1,8 @@
-"""Random calls of functions, written as models write them, with slips, and random changes to a text.
+"""Writes random tool calls in the ways in which models write them, also with mistakes, and changes texts at
+random.
 
-Names, keys and strings consist of words that occur once, such as ``w12z``. So a test can see whether a part
-of a reply was lost.
+Names, keys and strings consist of words that occur only once, such as ``w12z``. So a test can find out if a
+part of a reply was lost.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ _CHANGES = (
 
 
 class Values:
-    """Draws arguments of a call.
+    """Draws random arguments for tool calls.
 
     Args:
-        is_bare: strings can be written without quotes, without a change of their meaning.
+        is_bare: if True, all strings have the same meaning without quotes.
     """
 
     def __init__(self, rng: random.Random, *, is_bare: bool = False) -> None:
@@ -88,8 +89,9 @@ class Values:
 
 
 class LooseWriter:
-    """Writes calls as Gemma 4 does, in one of its loose forms. A string has one of ``quotes``; an empty one
-    is a string without quotes, and two are a string that begins with one quote and ends with another."""
+    """Writes tool calls as Gemma 4 does, with typical deviations from its format. Each string is written with
+    one of ``quotes``. An empty element means no quotes. An element of two quotes means that the string begins
+    with the first quote and ends with the second quote."""
 
     QUOTES = (
         *((QUOTE,), (QUOTE,), ('"',), ("'",), (QUOTE, '"'), (QUOTE, "'"), (QUOTE, '"', "'"), ("“",), ("`",)),
@@ -106,7 +108,7 @@ class LooseWriter:
         self._quotes_keys = rng.random() < 0.2
 
     def call(self, name: str, arguments: dict[str, Any]) -> str:
-        """A call, perhaps without its last bracket. A key may be written twice; the last one counts."""
+        """A call, sometimes without its last bracket. A key may be written twice; its last value counts."""
         head, members, form = self._rng.choice(self.HEADS), self._members(arguments), self._rng.random()
         if form < 0.05:
             return f"{head}{name}({{{members}}})"
@@ -149,7 +151,7 @@ class LooseWriter:
 
 
 class PythonWriter:
-    """Writes calls as models without tokens for them do, in the manner of Python or of JSON."""
+    """Writes tool calls as models do that have no tokens for calls: as Python code or as JSON."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -159,7 +161,7 @@ class PythonWriter:
         self._is_json = rng.random() < 0.5
 
     def calls(self, calls: list[tuple[str, dict[str, Any]]]) -> str:
-        """Several calls, in brackets or one on each line, and perhaps in a fence."""
+        """Several calls, in brackets or one on each line, and sometimes in a Markdown fence."""
         each = [self._call(name, arguments) for name, arguments in calls]
         text = f"[{', '.join(each)}]" if self._rng.random() < 0.6 else "\n".join(each)
         fence = self._rng.choice(("", "", "tool_code\n", "json\n", "\n", "python\n"))
@@ -194,7 +196,7 @@ class PythonWriter:
 
 
 def changed(rng: random.Random, text: str) -> str:
-    """``text`` after a few random changes: parts deleted, added or repeated."""
+    """``text`` after a few random changes, which delete, add or repeat parts."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         at, kind = rng.randrange(len(text) + 1), rng.random()
         end = min(len(text), at + rng.randrange(4))

@@ -1,4 +1,5 @@
-"""Checkpoints of published sizes with random weights. They have gigabytes, but are written in seconds."""
+"""Writes checkpoints in the sizes of the published models with random weights. They have gigabytes, but are
+written in seconds."""
 
 from __future__ import annotations
 
@@ -13,13 +14,12 @@ from gemlet.config import SHAPES, parse_config
 from gemlet.weights.hf_names import PREFIXES, tensor_name
 from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
-_BLOCK = 1 << 26  # so many bytes of random weights are made and then repeated
+_BLOCK = 1 << 26  # the size in bytes of a block of random weights, which the files repeat
 
 
 def write_real_shape(folder: Path, shape: str) -> None:
-    """Writes ``shape`` (for example "gemma4-e2b") as a Hugging Face folder in bfloat16. Except for its first
-    row, the per-layer table is a hole in the file: it takes no disk, but is read from the file like any
-    other."""
+    """Writes ``shape``, for example "gemma4-e2b", as a Hugging Face folder in bfloat16. The table of
+    per-layer embeddings is a hole in the file except for its first row, so it takes almost no disk space."""
     header, start = _write_header(folder, shape)
     random = np.random.default_rng(0)
     # Values of both signs from 2^-8 to 2^-5, so that every activation stays finite.
@@ -35,12 +35,14 @@ def write_real_shape(folder: Path, shape: str) -> None:
 
 
 def write_real_shape_hole(folder: Path, shape: str) -> None:
-    """Like the function above, but all weights are a hole: zeros that take no disk space."""
+    """Like :func:`write_real_shape`, but all weights are a hole in the file: zeros that take no disk
+    space."""
     _write_header(folder, shape)
 
 
 def _write_header(folder: Path, shape: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """Writes a file of the full size with only its header. Returns where the data begins."""
+    """Writes a file of the full size with a header and a hole. Returns the header and the offset of the
+    data."""
     config = parse_config(SHAPES[shape], where=shape)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")

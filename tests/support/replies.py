@@ -1,4 +1,5 @@
-"""Reads replies of Gemma 4 in one call, from text or token ids, and brings the events into one form."""
+"""Parses whole replies of Gemma 4, given as text or as token ids, and joins the events that the parser
+gives."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def gemma4_tokenizer() -> Tokenizer:
 
 
 def joined(events: list[ReplyEvent]) -> list[ReplyEvent]:
-    """The events, with neighbouring texts of one kind joined. No split of a reply may change this."""
+    """The events, with neighbouring texts of the same kind joined. The result must not depend on the pieces
+    in which the parser got the reply."""
     found: list[ReplyEvent] = []
     for event in events:
         if isinstance(event, Content | Reasoning):
@@ -54,7 +56,8 @@ def read(reply: str, prompt: str = "", **options: Any) -> list[ReplyEvent]:
 def read_ids(
     ids: list[int], prompt_ids: list[int] | None = None, sizes: Iterator[int] | None = None
 ) -> list[ReplyEvent]:
-    """``sizes``: the numbers of ids to push in one call, repeated as often as needed; None pushes all."""
+    """Parses a reply of token ids. ``sizes`` are the numbers of ids that the parser gets in its calls; the
+    list is repeated as often as needed. With None, the parser gets all ids in one call."""
     parser = TokenReplyParser(gemma4_tokenizer(), GEMMA4_MARKERS, prompt_ids or [])
     events: list[ReplyEvent] = []
     while ids:

@@ -1,4 +1,5 @@
-"""The choice of tokens in NumPy and float64, written from the definitions."""
+"""The sampling of tokens in NumPy and float64, written from the definitions. The tests compare the C++
+sampler with this code."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def dry(
     allowed_length: int,
     breakers: Sequence[int] = (),
 ) -> None:
-    """The penalty as text-generation-webui computes it, for breakers of one token."""
+    """Subtracts the DRY penalty as text-generation-webui does, for sequence breakers of one token."""
     text = list(ids)
     longest: dict[int, int] = {}
     for end in range(len(text) - 1):  # the text up to `end` has the same ending as the whole text
@@ -56,7 +57,7 @@ def dry(
 
 
 def processed(logits: NDArray[Any], ids: Sequence[int], prompt_tokens: int, **options: Any) -> NDArray[Any]:
-    """The logits from which a token is chosen."""
+    """The logits after all penalties and biases. The sampler chooses a token from these."""
     logits = logits.astype(np.float64)
     for i, bias in options.get("logit_bias", ()):
         logits[i] += bias
@@ -88,7 +89,7 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def typical(probabilities: NDArray[Any], mass: float) -> NDArray[Any]:
-    """The tokens that typical_p keeps."""
+    """True for each token that typical_p keeps."""
     with np.errstate(divide="ignore", invalid="ignore"):
         surprise = -np.log(probabilities)
         entropy = np.nansum(np.where(probabilities > 0, probabilities * surprise, 0))
@@ -109,7 +110,7 @@ def distribution(
     typical_p: float = 1.0,
     **others: Any,
 ) -> Mapping[int, float]:
-    """The chance of every token that may be drawn from processed logits."""
+    """The probability of each token, given the processed logits."""
     scaled = logits.astype(np.float64) / temperature
     kept = np.isfinite(scaled)
     order = np.lexsort((np.arange(len(scaled)), -scaled))

@@ -1,4 +1,5 @@
-"""An engine that needs no model, and a model that gives the replies of a script."""
+"""Replacements for the engine and for a model that give the tokens of a script, for tests that need certain
+replies."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from support.replies import gemma4_tokenizer
 
 
 class ScriptedRequest:
-    """Gives the tokens of a script, one for each call."""
+    """A request that gives the tokens of a script, one in each call."""
 
     def __init__(
         self, script: Sequence[int], prompt: list[int], max_tokens: int, end_ids: Sequence[int]
@@ -58,7 +59,7 @@ class ScriptedRequest:
 
 
 class ScriptedEngine:
-    """Each request takes the next script."""
+    """An engine without a model. Each request gives the tokens of the next script."""
 
     kind = ScriptedRequest
 
@@ -74,11 +75,12 @@ class ScriptedEngine:
         return self.requests[-1]
 
     def wait(self, news: _core.News, seen: int, patience: float | None = None) -> None:
-        raise AssertionError("there is always something to take")
+        raise AssertionError("a scripted request never has to wait")
 
 
 class ScriptedModel(gemlet.Model):
-    """A Gemma 4 with given replies. ``asked`` lists the prompts, each with the tokens that were fed back."""
+    """A Gemma 4 that gives the replies of a script. ``asked`` lists the text of each request: the prompt and
+    the tokens after it."""
 
     def __init__(self, *replies: str | list[int], chat_format: Any = None) -> None:
         vocab = gemma4_tokenizer().vocab_size
@@ -107,5 +109,5 @@ class ScriptedModel(gemlet.Model):
 
 
 def ids_of(text: str) -> list[int]:
-    """The token ids of a reply of Gemma 4."""
+    """The token ids of a text in Gemma 4's vocabulary."""
     return gemma4_tokenizer().encode(text, add_bos=False)

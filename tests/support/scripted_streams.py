@@ -1,4 +1,5 @@
-"""Streams with given contents, which tests use instead of a model's: calls of tools, thoughts, silence."""
+"""Replaces the streams of a model by scripted streams, for tests of the server that need certain chunks,
+pauses or errors."""
 
 from __future__ import annotations
 
@@ -20,9 +21,10 @@ def chunk(*events: Any, reason: Any = None) -> Chunk:
 
 
 class ScriptedStream:
-    """An asynchronous stream of these steps: chunks to give, seconds to wait, errors to raise.
+    """An asynchronous stream of steps. A step is a chunk to give, a number of seconds to wait, or an error to
+    raise.
 
-    ``was_cancelled`` and ``was_closed`` say what the server did with it.
+    ``was_cancelled`` and ``was_closed`` are True after the server has cancelled or closed the stream.
     """
 
     def __init__(self, steps: Sequence[Any]) -> None:
@@ -68,7 +70,8 @@ class ScriptedStream:
 
 @contextmanager
 def saying(*steps: Any) -> Iterator[list[ScriptedStream]]:
-    """Every request is answered by these steps; the list gets the streams that began."""
+    """During the ``with`` block, every request gets a stream of these steps. The list contains the streams
+    that have begun."""
     begun: list[ScriptedStream] = []
 
     def begin(self: object) -> ScriptedStream:

@@ -1,4 +1,5 @@
-"""A server in a thread of the test's process, on a free port of loopback."""
+"""Runs servers on a free port of loopback, in a thread of the test's process or in a separate process, and
+sends requests to them."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class Answer:
 
 @dataclass
 class RunningServer:
-    """A server that runs; :meth:`ask` sends it one request."""
+    """A running server. :meth:`ask` sends a request to it."""
 
     port: int
     server: Any
@@ -56,7 +57,8 @@ class RunningServer:
         *,
         key: str | None = None,
     ) -> Answer:
-        """``body`` is sent unchanged if it is bytes, and otherwise as JSON."""
+        """Sends a request and returns the answer. A ``body`` of bytes is sent unchanged, any other one as
+        JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = dict(headers or {})
         if key is not None:
@@ -77,7 +79,7 @@ class RunningServer:
         return self.ask("POST", path, body, **more)
 
     def running(self) -> int:
-        """The number of requests that have a place."""
+        """The number of requests that are running."""
         return int(self.server.app.service.limiter.running)
 
     def wait_idle(self) -> None:
@@ -95,7 +97,7 @@ class Process:
         return RunningServer(self.port, None).ask("GET", "/status", key=key).json
 
     def resident(self) -> int:
-        """Bytes of memory."""
+        """The resident memory in bytes."""
         with open(f"/proc/{self.id}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -104,7 +106,7 @@ class Process:
         return len(os.listdir(f"/proc/{self.id}/fd"))
 
     def wait_idle(self, key: str | None = None) -> None:
-        """Waits until no request runs and no text has memory."""
+        """Waits until no request runs and the engine has freed the memory of all requests."""
 
         def idle() -> bool:
             state = self.status(key)
@@ -116,7 +118,8 @@ class Process:
 
 @contextmanager
 def spawned(*flags: str) -> Iterator[Process]:
-    """``gemlet serve`` as a command, ready."""
+    """Runs the command ``gemlet serve`` until the end of the ``with`` block, which begins when the server is
+    ready."""
     with TemporaryFile() as log:
         command = [sys.executable, "-m", "gemlet", "serve", "--port", "0", *flags]
         process = subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL)
@@ -145,8 +148,8 @@ def serving(
     specs: Sequence[Any] | None = None,
     while_starting: Callable[[RunningServer], None] = lambda _: None,
 ) -> Iterator[RunningServer]:
-    """A server, ready; without ``specs`` it serves the demo model. ``while_starting`` is called before it is
-    ready."""
+    """Runs a server in a thread until the end of the ``with`` block, which begins when the server is ready.
+    The default of ``specs`` is the demo model. ``while_starting`` is called before the server is ready."""
     from gemlet.server.run import Server, bind
     from gemlet.server.settings import ModelSpec, Settings
 

@@ -1,4 +1,4 @@
-"""Clients that are slow, stuck or rude, many at a time, from one thread."""
+"""Simulates many slow, stuck or rude clients of a server at a time, from one thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def head(path: str, length: int, headers: str = "") -> bytes:
 
 
 def connect(port: int, *, buffer: int | None = None) -> socket.socket:
-    """A connection; with ``buffer``, it receives hardly more than this many bytes before it is read."""
+    """Opens a connection. ``buffer`` limits the bytes that the system receives before the client reads
+    them."""
     made = socket.socket()
     if buffer is not None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -31,8 +32,9 @@ def connect(port: int, *, buffer: int | None = None) -> socket.socket:
 
 @contextmanager
 def slow_clients(port: int, count: int) -> Iterator[None]:
-    """``count`` clients. Of ten, five send nothing or half of the headers, four send a byte of their body
-    every second, and one has asked for a long stream and reads nothing of it."""
+    """Runs ``count`` clients during the ``with`` block. Of ten clients, five send nothing or half of the
+    headers. Four send one byte of their body every second. One requests a long stream and does not read
+    it."""
     wanted = {"prompt": "The", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "stream": True}
     body = json.dumps(wanted).encode()
     whole = head("/v1/completions", len(body)) + body
@@ -71,8 +73,8 @@ def slow_clients(port: int, count: int) -> Iterator[None]:
 
 
 def rude(port: int, whole: bytes, pick: random.Random) -> int | None:
-    """Sends a request or a part of it, and reads an answer or a part of it, or leaves at once. Returns the
-    status, or None without one."""
+    """Sends a whole request or a part of it. Then it reads the answer or a part of it, or disconnects at
+    once. Returns the status of the answer, or None if it read no status."""
     part = whole[: pick.randrange(1, len(whole))] if pick.random() < 0.4 else whole
     with connect(port) as client, contextlib.suppress(OSError):
         client.sendall(part)
@@ -87,8 +89,8 @@ def rude(port: int, whole: bytes, pick: random.Random) -> int | None:
 
 
 def flood(port: int, count: int, headers: str = "") -> int:
-    """Opens this many connections at once, each with a whole request, and leaves when half of them are
-    answered. Returns how many were answered."""
+    """Opens ``count`` connections at once and sends a whole request on each. Disconnects when half of the
+    requests have answers. Returns the number of answers."""
     body = json.dumps({"messages": QUESTION, "max_tokens": 2}).encode()
     answered = 0
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
@@ -99,7 +101,7 @@ def flood(port: int, count: int, headers: str = "") -> int:
         end = time.monotonic() + 60
         while answered < count // 2 and time.monotonic() < end:
             for key, _ in selector.select(1):
-                with contextlib.suppress(OSError):  # the server took the client for idle
+                with contextlib.suppress(OSError):  # the server closed the connection because it seemed idle
                     answered += bool(key.fileobj.recv(1 << 16))  # type: ignore[union-attr]
                 selector.unregister(key.fileobj)
     return answered

@@ -1,4 +1,5 @@
-"""Chat templates of models: foreign ones, variants of Gemma's, and hostile ones."""
+"""Chat templates for tests: templates of other models, variants of Gemma's templates, and hostile
+templates."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ ALPACA = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].c
 {%- if message.role == 'user' %}{{ '### Instruction:\n' + message.content + '\n\n' }}
 {%- else %}{{ '### Response:\n' + message.content + eos_token + '\n\n' }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"""
-# Like ShieldGemma's, which asks whether a text follows a guideline.
+# Like the template of ShieldGemma, which asks if a text violates a guideline.
 GUARD = """{{ bos_token }}{% if not guideline is defined %}{{ raise_exception('no guideline') }}{% endif %}
 Does this keep to the policy?
 
@@ -23,7 +24,7 @@ Human Question: {{ messages[0].content | trim }}
 * {{ guideline }}
 
 """
-# Like TranslateGemma's, whose parts of content name the languages.
+# Like the template of TranslateGemma, whose content parts name the languages.
 TRANSLATE = """{%- set languages = {'de': 'German', 'en': 'English'} -%}
 {{ bos_token }}{% for message in messages %}
 {%- if message.role == 'user' %}{% if message.content is string or message.content | length != 1 %}
@@ -62,7 +63,7 @@ FOREIGN = {
 }
 
 _DOUBLE = "{% set ns = namespace(x='0123456789') %}{% for i in range(90) %}{% set ns.x = "
-# The templates in ENDLESS run until their process is ended.
+# These templates would run forever or use up the memory, so gemlet has to end the process that runs them.
 ENDLESS = {
     "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a large number": "{{ 9 ** (9 ** 9) }}",

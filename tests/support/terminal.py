@@ -1,4 +1,4 @@
-"""The ``gemlet`` command on a terminal, with simulated typing."""
+"""Runs the ``gemlet`` command on a pseudo-terminal, with simulated typing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.processes import environment_of
 from support.waiting import PATIENCE
 
 _ENVIRONMENT = {"TERM": "xterm", "PYTHONUTF8": "1", "XDG_STATE_HOME": "/dev/null"}
-# Makes standard input the controlling terminal, so that a Ctrl-C typed there becomes SIGINT.
+# Makes standard input the controlling terminal, so that a typed Ctrl-C becomes SIGINT.
 _TAKE_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -27,7 +27,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def open_terminal() -> tuple[int, int]:
-    """Both sides of a terminal. The test is skipped if the system cannot open one."""
+    """The file descriptors of both sides of a pseudo-terminal. Skips the test if the system cannot open
+    one."""
     try:
         return pty.openpty()
     except OSError as error:
@@ -41,8 +42,8 @@ def on_terminal(
     command: Sequence[str] = GEMLET,
     **environment: str,
 ) -> tuple[int, str]:
-    """Runs gemlet on a terminal, and types each answer when the text before it has appeared. Returns the exit
-    code and the screen. The settings of the terminal must be the same at the end."""
+    """Runs gemlet on a terminal, and types each answer when its text has appeared on the screen. Returns the
+    exit code and all output. Checks that gemlet restores the settings of the terminal."""
     screen, far_side = open_terminal()
     settings = termios.tcgetattr(far_side)
     process = subprocess.Popen(
@@ -63,10 +64,10 @@ def on_terminal(
         if not ready:
             process.kill()
             process.wait()
-            raise AssertionError(f"still running; on the screen: {seen!r}, to be answered: {waiting}")
+            raise AssertionError(f"gemlet still runs; output: {seen!r}; answers not typed yet: {waiting}")
         try:
             data = os.read(screen, 65536)
-        except OSError:  # Linux's sign that the other side of the terminal is closed
+        except OSError:  # on Linux, this means that the other side of the terminal is closed
             data = b""
         if not data:
             break
@@ -74,8 +75,8 @@ def on_terminal(
         while waiting and (found := seen.find(waiting[0][0], searched)) >= 0:
             searched = found + len(waiting[0][0])
             if waiting[0] == ("\n> ", "\x03"):
-                # readline shows its prompt a moment before it listens for signals. A Ctrl-C in between has no
-                # effect until the next key. No person types so fast.
+                # readline shows its prompt shortly before it handles signals. A Ctrl-C between the two has no
+                # effect until the next key. A person could not type so fast.
                 time.sleep(0.5)
             os.write(screen, waiting.pop(0)[1].encode())
     assert termios.tcgetattr(screen) == settings

@@ -1,4 +1,4 @@
-"""Writes Hugging Face folders of a few kilobytes, byte by byte, for tests of readers."""
+"""Writes Hugging Face folders of a few kilobytes, byte by byte, for tests that load models."""
 
 from __future__ import annotations
 
@@ -70,17 +70,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # the ids of a text for these models
+IDS = [2, 17, 5, 80, 33, 9, 41, 7, 64, 3, 3, 95]  # a prompt for these models
 
 
 def logits_of(folder: Path, **arguments: Any) -> NDArray[np.float32]:
-    """The logits of ``IDS``, computed by the model in a folder."""
+    """The logits that the model in a folder gives for ``IDS``."""
     with gemlet.load(folder, threads=1, **arguments) as model:
         return model.logits(IDS)
 
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The values truncated to bfloat16. This is exact enough for weights that no test compares."""
+    """The bits of the values, truncated to bfloat16. The rounding error does not matter for random
+    weights."""
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -100,7 +101,7 @@ def weights_of(config: Mapping[str, Any], prefix: str = "model.", seed: int = 0)
 def safetensors_bytes(
     tensors: Mapping[str, NDArray[Any]], *, bf16: bool = False, metadata: object = None
 ) -> bytes:
-    """A valid safetensors file."""
+    """The bytes of a valid safetensors file."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     blobs = []
     end = 0
@@ -118,7 +119,8 @@ def safetensors_bytes(
 
 
 def with_header(header: object, data: bytes) -> bytes:
-    """A safetensors file with ``header`` (an object, or JSON text that is used unchanged) and ``data``."""
+    """A safetensors file with ``header`` and ``data``. A header of bytes is used unchanged, and any other
+    header is converted to JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -152,7 +154,7 @@ def write_folder(
 
 
 def write_text_embedder(folder: Path) -> Path:
-    """A random embedding model with the demo model's tokenizer and a context of 64 tokens."""
+    """Writes a random embedding model with the demo model's tokenizer and a context of 64 tokens."""
     demo = Path(gemlet.__file__).parent / "demo"
     vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
     write_folder(folder, CONFIGS["gemma3_text"] | {"vocab_size": vocab, "use_bidirectional_attention": True})
@@ -161,12 +163,12 @@ def write_text_embedder(folder: Path) -> Path:
 
 
 def write_judge(folder: Path, template: str) -> Path:
-    """A random Gemma 2 with the demo model's tokenizer and a chat template."""
+    """Writes a random Gemma 2 with the demo model's tokenizer and this chat template."""
     demo = Path(gemlet.__file__).parent / "demo"
     vocab = json.loads((demo / "config.json").read_text())["vocab_size"]
     sizes = {"vocab_size": vocab, "max_position_embeddings": 1024}
     config = CONFIGS["gemma2"] | sizes
-    # Larger weights make texts differ.
+    # With larger weights, the answers for different texts differ more.
     tensors = {name: 8 * values for name, values in weights_of(config).items()}
     write_folder(folder, config, tensors=tensors)
     shutil.copyfile(demo / "tokenizer.model", folder / "tokenizer.model")
@@ -175,7 +177,7 @@ def write_judge(folder: Path, template: str) -> Path:
 
 
 def write_shards(folder: Path, shards: Mapping[str, Mapping[str, NDArray[Any]]]) -> Path:
-    """Writes the tensors of each shard into its file, and a correct index."""
+    """Writes each shard into its own file, and a correct index. ``shards`` has the tensors of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, tensors in shards.items():
         (folder / file).write_bytes(safetensors_bytes(tensors))

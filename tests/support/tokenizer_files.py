@@ -1,4 +1,4 @@
-"""Vocabularies in every file format, made from the data in tests/data or trained here."""
+"""Makes vocabularies in every file format, from the data in tests/data or by training a small one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.paths import DATA
 
 SPACE = "\u2581"
 
-# The numbers of GGUF's value types.
+# The numbers of the value types in the GGUF format.
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 
@@ -65,9 +65,9 @@ def gguf_file(
 
 @cache
 def gemma4() -> dict[str, Any]:
-    """``pieces`` and ``types`` of all 262,144 ids (omitted ones are unused fillers), ``merges`` and
-    ``vectors``."""
-    import lzma  # a small Python may lack it (.ci/proof.py)
+    """The reduced vocabulary as a dictionary: ``pieces`` and ``types`` of all 262,144 ids, ``merges``, and
+    test ``vectors``. Ids that the reduced vocabulary leaves out have unused filler pieces."""
+    import lzma  # imported here because some builds of Python have no lzma
 
     data = json.loads(lzma.decompress((DATA / "gemma4_vocab.json.xz").read_bytes()))
     pieces = [f"<left out {i}>".replace(" ", "_") for i in range(data["size"])]
@@ -109,8 +109,8 @@ def gemma4_json() -> dict[str, Any]:
 
 
 def tokenizer_json(pieces: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    """A ``tokenizer.json`` like Gemma's: control pieces are special added tokens, user-defined pieces are
-    plain added tokens."""
+    """A ``tokenizer.json`` like Gemma's. Control pieces are added tokens with ``special`` set, and
+    user-defined pieces are other added tokens."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -176,7 +176,8 @@ MARKERS = [
 
 @cache
 def trained_model(**options: Any) -> bytes:
-    """Trains a ``tokenizer.model``: pad, eos, bos and unk at 0 to 3, MARKERS from 4 on, bytes, BPE."""
+    """Trains a ``tokenizer.model`` of type BPE. The ids 0 to 3 are pad, eos, bos and unk, then follow MARKERS
+    and the 256 bytes."""
     import sentencepiece
 
     out = io.BytesIO()
@@ -203,14 +204,14 @@ def trained_model(**options: Any) -> bytes:
     for (
         name,
         value,
-    ) in options.items():  # they are tuples, because they are keys of the cache; the trainer wants lists
+    ) in options.items():  # the cache of this function needs tuples, and the trainer needs lists
         arguments[name] = list(value) if isinstance(value, tuple) else value
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=out, **arguments)
     return out.getvalue()
 
 
 def trained_pieces() -> tuple[list[str], list[float], list[int]]:
-    """Pieces, scores and types of :func:`trained_model`, from SentencePiece."""
+    """The pieces, scores and types of :func:`trained_model`, as SentencePiece reads them."""
     return _pieces(trained_model(), MARKERS)
 
 
@@ -233,12 +234,13 @@ def _pieces(proto: bytes, markers: Collection[str]) -> tuple[list[str], list[flo
 
 
 def trained_merges() -> list[str]:
-    """The merges that are equivalent to the scores: every split of every piece, by falling score."""
+    """The merges that are equivalent to the scores: for each piece, every pair of pieces that joins to it.
+    The pieces are in the order of falling scores."""
     return _merges(*trained_pieces())
 
 
 def pieces_of(proto: bytes, markers: Collection[str]) -> tuple[list[str], list[int], list[str]]:
-    """Pieces, types and merges of a model of :func:`trained_model` with these markers."""
+    """The pieces, types and merges of a model that :func:`trained_model` trained with these markers."""
     pieces, scores, types = _pieces(proto, markers)
     return pieces, types, _merges(pieces, scores, types)
 
@@ -254,14 +256,15 @@ def _merges(pieces: list[str], scores: list[float], types: list[int]) -> list[st
 
 
 def one_merge_each() -> list[str]:
-    """One merge for each piece, as a trainer writes them. SentencePiece would join more."""
+    """One merge for each piece, as a trainer of BPE writes them. With these, fewer pieces are joined than in
+    SentencePiece."""
     return list({merge.replace(" ", ""): merge for merge in trained_merges()}.values())
 
 
 def trained_entries() -> tuple[list[bytes], int]:
-    """The metadata of :func:`trained_model`, and its number of pieces."""
+    """The GGUF metadata entries for :func:`trained_model`, and the number of its pieces."""
     pieces, scores, types = trained_pieces()
-    # Converters keep the spaces of user-defined pieces.
+    # Converters write user-defined pieces with real spaces.
     tokens = [p.replace(SPACE, " ") if kind == 4 else p for p, kind in zip(pieces, types, strict=True)]
     return [
         gguf_entry("tokenizer.ggml.model", STRING, "llama"),
@@ -278,7 +281,8 @@ def trained_gguf() -> bytes:
 
 
 def trained_json() -> dict[str, Any]:
-    """Its merges make no runs of spaces. They are found as in the other formats: the longest first."""
+    """The ``tokenizer.json`` for :func:`trained_model`. Its merges do not make runs of spaces. As in the
+    other formats, the longest run is found first."""
     pieces, _, types = trained_pieces()
     data = tokenizer_json(pieces, types, trained_merges())
     for entry in data["added_tokens"]:

@@ -1,4 +1,5 @@
-"""The golden adapters that change towers, with the prompts and media of their checkpoints."""
+"""Reads the golden adapters that change image or audio towers, and the prompts and media of their
+checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from golden.folders import HERE, read_tensors
 from support import audio, vision
 
 FOLDERS = HERE / "tower_adapters"
-EMBEDDING = "embeddinggemma2"  # the goldens of its adapters have vectors instead of logits
+EMBEDDING = "embeddinggemma2"  # the golden results of this checkpoint are vectors instead of logits
 _ALL = sorted(folder.name for folder in FOLDERS.iterdir())
 NAMES = [name for name in _ALL if not name.startswith(EMBEDDING)]
 EMBEDDING_NAMES = [name for name in _ALL if name.startswith(EMBEDDING)]
@@ -31,7 +32,7 @@ def plain_logits_of(name: str) -> Any:
 
 
 def inputs_of(name: str) -> tuple[list[int], dict[str, Any]]:
-    """The ids of the prompt, and its media as arguments."""
+    """The ids of the prompt, and the images and sounds of the prompt as keyword arguments."""
     base, index = base_of(name), prompt_of(name)
     golden = read_tensors(base / "golden.safetensors")
     ids = golden[f"ids.{index}"].tolist()

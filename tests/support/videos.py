@@ -1,4 +1,4 @@
-"""Small videos, made with PyAV."""
+"""Makes small videos with PyAV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ av = optional("av")
 
 
 def level_of(index: int) -> int:
-    """The grey level of a frame of :func:`clip`."""
+    """The grey level of frame number ``index`` of :func:`clip`."""
     return 20 + 4 * index
 
 
@@ -29,8 +29,8 @@ def clip(
     seconds: float = 1.0,
     picture: bool = True,
 ) -> bytes:
-    """A video of frames that get brighter, ``size`` (height, width), each with a white corner at the top
-    left. Its ``sound`` is noise of ``seconds`` seconds."""
+    """A video whose frames get brighter. Each frame has the ``size`` (height, width) and a white corner at
+    the top left. With ``sound``, the video has noise of ``seconds`` seconds."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream = file.add_stream(codec, rate=rate) if picture else None
@@ -82,7 +82,7 @@ def levels_of(index: int, size: tuple[int, int]) -> Any:
 
 
 def turned(video: bytes, quarters: int) -> bytes:
-    """An MP4 whose header says that the picture has to be rotated clockwise by this many quarter turns."""
+    """The MP4 video with a header that tells players to rotate it clockwise by this many quarter turns."""
     one = 1 << 16
     a, b, c, d = {0: (one, 0, 0, one), 1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}[
         quarters % 4
@@ -93,8 +93,8 @@ def turned(video: bytes, quarters: int) -> bytes:
 
 
 def with_empty_packets(frames: int, every: int) -> bytes:
-    """A video with extra packets, one after every given number of frames. They say that nothing has changed,
-    and decoding one gives no frame, as with hidden frames of VP8."""
+    """A video with an extra packet after each ``every`` frames. The packet says that nothing has changed, so
+    decoding it gives no frame. Hidden frames of VP8 have the same effect."""
     out = io.BytesIO()
     size = (48, 64)
     count = 0
@@ -104,7 +104,7 @@ def with_empty_packets(frames: int, every: int) -> bytes:
         stream.bit_rate, stream.pix_fmt = 4_000_000, "yuv420p"
         for index in range(frames):
             packets = stream.encode(av.VideoFrame.from_ndarray(levels_of(index, size), format="rgb24"))
-            if index % every == every - 1:  # a plane that is not coded, with its time within the second
+            if index % every == every - 1:  # a packet without coded data, with its time within the second
                 header = int(f"0101{count % 25:05b}100", 2) << 4 | 0xF
                 packets.append(av.Packet(b"\0\0\1\xb6" + header.to_bytes(2, "big")))
             for packet in packets:

@@ -1,4 +1,4 @@
-"""The golden folders with images."""
+"""Reads the golden folders with images, and writes them with vocabularies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prompts_of(names: list[str]) -> list[tuple[str, int]]:
 
 
 def levels_of(name: str, index: int) -> Any:
-    """The input of the tower for all images of a prompt, which have one size."""
+    """The input of the image tower for all images of a prompt. The images have the same size."""
     found = golden(name)
     count = sum(key.startswith(f"levels.{index}.") for key in found)
     return np.stack([found[f"levels.{index}.{i}"] for i in range(count)])
@@ -46,7 +46,7 @@ def _count(prompt: VisionPrompt) -> int:
 
 
 def pan_and_scan(variant: VisionVariant, index: int) -> dict[str, Any] | None:
-    """The argument for the options that the reference was given."""
+    """The argument ``pan_and_scan`` with the options with which the golden results were made."""
     options = variant.prompts[index].options
     if not options.get("do_pan_and_scan"):
         return None
@@ -63,7 +63,7 @@ IMAGE_MARKERS = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
 
 
 def write_with_vocabulary(folder: Path) -> Path:
-    """The golden Gemma 3 with a vocabulary that has the tokens of images."""
+    """Writes the golden Gemma 3 with a vocabulary that has the tokens of images."""
     options = {"user_defined_symbols": (*MARKERS, *IMAGE_MARKERS)}
     vocabulary = trained_model(**options)
     processor = SentencePieceProcessor(model_proto=vocabulary)
@@ -79,8 +79,8 @@ def write_with_vocabulary(folder: Path) -> Path:
 
 
 def write_shieldgemma2(folder: Path) -> Path:
-    """A Gemma 3 with a vocabulary, whose config says that it is a ShieldGemma 2, and whose "Yes" is token
-    7."""
+    """Writes the golden Gemma 3 with a vocabulary as a ShieldGemma 2. The config names this family, and the
+    text "Yes" is token 7."""
     path = write_with_vocabulary(folder) / "config.json"
     verdicts = {"yes_token_index": 7, "no_token_index": 9}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "shieldgemma2"} | verdicts))
@@ -88,13 +88,13 @@ def write_shieldgemma2(folder: Path) -> Path:
 
 
 GEMMA3N_MARKERS = ("<start_of_image>", "<start_of_audio>")
-# These ids have separate tables, after the pieces of the text.
+# The ids of these pieces follow the text pieces, and their embeddings are in separate tables.
 GEMMA3N_IMAGE_PIECES = ("<end_of_image>", "<image_soft_token>", *[f"<image{i}>" for i in range(6)])
 GEMMA3N_AUDIO_PIECES = ("<end_of_audio>", "<audio_soft_token>", *[f"<audio{i}>" for i in range(10)])
 
 
 def write_gemma3n_with_vocabulary(folder: Path) -> Path:
-    """The golden Gemma 3n with a vocabulary that has the tokens of images and sound."""
+    """Writes the golden Gemma 3n with a vocabulary that has the tokens of images and sound."""
     markers = (*MARKERS, *GEMMA3N_MARKERS)
     pieces, types, merges = pieces_of(trained_model(user_defined_symbols=markers), markers)
     first, more = len(pieces), (*GEMMA3N_IMAGE_PIECES, *GEMMA3N_AUDIO_PIECES)
@@ -116,7 +116,8 @@ def write_gemma3n_with_vocabulary(folder: Path) -> Path:
 
 
 def _write_with_rows(name: str, folder: Path, rows: dict[str, int]) -> None:
-    """The weights of a golden folder, with tables that have this many random ``rows``."""
+    """Writes the weights of a golden folder. The tables named in ``rows`` get this many random rows
+    instead."""
     blob = (FOLDERS / name / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     header, data = json.loads(blob[8:start]), b""
@@ -144,7 +145,7 @@ GEMMA4_MARKERS = (
 
 
 def write_gemma4_with_vocabulary(folder: Path) -> Path:
-    """The golden Gemma 4 with a vocabulary that has the tokens of its chats, of images and of videos."""
+    """Writes the golden Gemma 4 with a vocabulary that has the tokens of chats, images and videos."""
     vocabulary = trained_model(user_defined_symbols=(*MARKERS, *GEMMA4_MARKERS))
     processor = SentencePieceProcessor(model_proto=vocabulary)
     config = json.loads((FOLDERS / "gemma4-small" / "config.json").read_text())

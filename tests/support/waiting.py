@@ -1,4 +1,4 @@
-"""Waiting for another thread or process."""
+"""Waits for events in another thread or process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Found = TypeVar("Found")
-PATIENCE = 120.0  # seconds; far more than any of these events takes on any machine
+PATIENCE = 120.0  # seconds, far more than any event in these tests takes
 
 
-def until(condition: Callable[[], Found], what: str = "it does not happen") -> Found:
-    """Returns the result of ``condition`` as soon as it is true. If that takes too long, the test fails with
-    ``what``."""
+def until(condition: Callable[[], Found], what: str = "the expected event did not happen") -> Found:
+    """Calls ``condition`` until its result is true, and returns the result. If this takes longer than
+    PATIENCE, the test fails with the message ``what``."""
     end = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < end, what

@@ -225,7 +225,7 @@ def test_unused_pieces_that_merges_make_are_used(tmp_path: Path, model: str) -> 
     + [(kind, False) for kind in (UNKNOWN, CONTROL, USER_DEFINED, UNUSED)],
 )
 def test_types_without_an_ordinary_piece_are_refused(tmp_path: Path, kind: int, merges: bool) -> None:
-    """All pieces have this type, or all but the characters."""
+    """All pieces have this type, or all pieces except single characters."""
     pieces, scores, _ = trained_pieces()
     for types in ([kind] * len(pieces), [NORMAL if len(piece) == 1 else kind for piece in pieces]):
         changes: dict[str, Any] = {"token_type": (ARRAY, (I32, types))}

@@ -1,5 +1,4 @@
-"""Long texts are cut at places that no token crosses, and a text that cannot be encoded in time is
-refused."""
+"""Long texts are cut at places that no token crosses. A text that would take too long is an error."""
 
 from __future__ import annotations
 
@@ -95,7 +94,7 @@ def test_the_first_ids_are_those_of_the_whole(trained: Tokenizer, text: str) -> 
 
 def test_the_first_ids_take_no_time(trained: Tokenizer) -> None:
     text = "the door opened " * 1_000_000
-    assert_quick(lambda: trained.first_ids(text, 1000), 0.5)  # all of them take ten seconds
+    assert_quick(lambda: trained.first_ids(text, 1000), 0.5)  # encoding all texts would take ten seconds
 
 
 def test_the_most_characters_of_tokens_are_counted(trained: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""The core's encoder gives the ids of SentencePiece, or says that it does not know the model."""
+"""The core's encoder gives the ids of SentencePiece, or refuses a model that it does not support."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_pieces_that_text_must_not_become_and_pieces_that_are_found_first(kind: 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_pieces_of_random_texts_and_scores(seed: int) -> None:
-    """Many have the same score; then the leftmost place comes first."""
+    """Many pieces have the same score. Among equal scores, the leftmost pair is merged first."""
     chance = random.Random(seed)
     texts = {"".join(chance.choices(f"ab{SPACE}漢", k=chance.randrange(1, 6))).encode() for _ in range(200)}
     kinds = [chance.choice([NORMAL] * 6 + [UNUSED, USER_DEFINED]) for _ in texts]

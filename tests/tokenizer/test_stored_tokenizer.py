@@ -229,7 +229,7 @@ def test_a_model_with_more_pieces_than_the_file(stored: Path) -> None:
 
 
 def test_a_piece_that_sentencepiece_would_not_survive(stored: Path) -> None:
-    """SentencePiece recurses for each character of a piece. The core leaves this model to it."""
+    """SentencePiece recurses for each character of a piece. The core leaves such a model to SentencePiece."""
     long = field(0x0A, field(0x0A, b"x" * 12000) + b"\x18\x04")
     model = np.frombuffer(long + trained_model(add_dummy_prefix=True), np.uint8)
     change(stored, lambda tensors, rest: tensors.update(model=model))
@@ -280,7 +280,7 @@ def test_the_cache_keeps_the_vocabulary(tmp_path: Path, monkeypatch: pytest.Monk
     (source / "tokenizer_config.json").unlink()  # another vocabulary
     assert 423 not in ids(cache=True)
     assert len(reads) == 4
-    (source / "tokenizer.model").write_bytes(b"\x0a\xff")  # there is nothing to keep
+    (source / "tokenizer.model").write_bytes(b"\x0a\xff")  # a damaged tokenizer is not cached
     for _ in range(2):
         with pytest.raises(TokenizerError, match=r"tokenizer\.model: "):
             gemlet.load(source, threads=1, cache=True)

@@ -106,7 +106,7 @@ def test_all_formats_give_the_same_ids(
 @given(text=crafted_text)
 def test_tokenizer_model_is_sentencepiece_between_control_tokens(trained: Tokenizer, text: str) -> None:
     original = sentencepiece.SentencePieceProcessor(model_proto=trained_model())
-    plain = text.replace("<", "(")  # without control tokens, SentencePiece does everything
+    plain = text.replace("<", "(")  # without control tokens, SentencePiece encodes the whole text
     assert trained.encode(plain, add_bos=False) == original.encode(plain)
     assert trained.decode(original.encode(plain)) == plain.replace(SPACE, " ")
 
@@ -392,7 +392,7 @@ def test_gguf_is_recognised_by_its_content(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_gguf_files_has_one_model(tmp_path: Path, trained: Tokenizer) -> None:
-    """Files beside it, for images, draft tokens or a quantization, are not models."""
+    """Files beside a model for images, draft tokens or a quantization are not models themselves."""
     for name in ("mmproj-model.gguf", "mtp-model.gguf", "imatrix.gguf", "model-00002-of-00002.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     save(tmp_path, "model-00001-of-00002.gguf", trained_gguf())

@@ -11,9 +11,9 @@ namespace gemlet {
 namespace cuda {
 namespace {
 
-constexpr int kMatmulThreads = 128;  // four warps, as matmul.cu has it
-constexpr int64_t kFewRows = 8;      // most rows of one block; more rows are multiplied in tiles
-constexpr int64_t kSplitRows = 8;    // segments with more rows have enough blocks without splitting their keys
+constexpr int kMatmulThreads = 128;  // the four warps of a block in matmul.cu
+constexpr int64_t kFewRows = 8;      // the most rows of a product without tiles; more rows are multiplied in tiles
+constexpr int64_t kSplitRows = 8;    // segments with more rows fill the GPU without splitting their keys
 constexpr int64_t kMostPartialBytes = int64_t{16} << 20;
 constexpr int64_t kTableBytes = int64_t{1} << 20;  // bytes of a per-layer table that are sent at a time
 
@@ -29,19 +29,20 @@ Weight weight_of(const Matrix& matrix) {
   return {matrix.data, matrix.rows, matrix.cols, panel_bytes(matrix.format, matrix.cols), matrix.format};
 }
 
-// The kernel that comes `index` places after `first` in the list.
+// Returns the kernel that comes `index` places after `first` in the list.
 Kernel next(Kernel first, int index) { return static_cast<Kernel>(static_cast<int>(first) + index); }
 
-// Kernels for few rows: each format in the order of the list has those for 1, 2, 4 and 8 rows. w4a16 has none.
+// Returns the kernel for few rows. The formats are in the order of the list, and each format has kernels for 1, 2, 4
+// and 8 rows. w4a16 has no such kernels.
 Kernel few_kernel(Format format, int64_t rows) {
   const int size = rows == 1 ? 0 : rows == 2 ? 1 : rows <= 4 ? 2 : 3;
   const int place = static_cast<int>(format) - (format > Format::kW4a16);
   return next(Kernel::matmul_f32_1, 4 * place + size);
 }
 
-// Kernels for many rows, in tiles. Three kinds of formats have none. f32 would lose too much in bf16. bf12 has
-// exceptions, which tiles do not look for. r8 to r2 have inputs that are integers times a scale, which bf16 cannot
-// hold.
+// Returns the kernel for many rows, which computes in tiles. Three kinds of formats have none. f32 would lose too much
+// precision in bf16. bf12 has exceptions, which the code for tiles does not handle. The inputs of r8, r4 and r2 are
+// integers times a scale, and bf16 cannot hold these products.
 std::optional<Kernel> tile_kernel(Format format) {
   switch (format) {
     case Format::kF32:
@@ -66,7 +67,7 @@ Kernel attention_kernel(KvFormat format, int64_t head_dim) {
   return next(first, index);
 }
 
-// Memory of the device. It keeps the device open, so it may outlive the backend.
+// Memory of the device. An allocation keeps the device open, so it may outlive the backend.
 class Allocation : public DeviceMemory::Keeper {
  public:
   Allocation(std::shared_ptr<Device> device, size_t bytes)
@@ -134,7 +135,7 @@ void CudaBackend::parallel(int64_t tasks, void (*fn)(const void* context, int64_
 
 // --- Products ---
 
-// The input as the matrix rounds it.
+// Returns the input after the rounding that the matrix needs.
 const float* CudaBackend::round_input(const Product& product) {
   const int64_t cols = product.weight->cols;
   float* const rounded = reinterpret_cast<float*>(scratch(rounded_, static_cast<size_t>(product.rows * cols) * 4));
@@ -265,7 +266,7 @@ void CudaBackend::combine(const float* x, std::span<const int32_t> places, std::
   for_each_number(Kernel::combine, dim, size_of(places.size()) / per_row, &args);
 }
 
-// The table is read on the host, a few rows at a time, while the device adds the rows before.
+// The host reads the table, a few rows at a time, while the device adds the rows that it already has.
 void CudaBackend::add_table_rows(const RowTable& table, std::span<const int32_t> ids, float table_scale,
                                  float out_scale, float* x) {
   const int64_t cols = table.cols(), rows = size_of(ids.size());

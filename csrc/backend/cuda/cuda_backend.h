@@ -1,5 +1,5 @@
-// The backend on a GPU. Every operation is one or a few launches in one stream; only downloads, uploads and the choice
-// of experts wait for it.
+// The backend on a GPU. Every operation is one or a few launches in one stream. Only downloads, uploads and the choice
+// of experts wait for the stream.
 #pragma once
 
 #include <atomic>
@@ -94,7 +94,7 @@ class CudaBackend : public Backend {
   void parallel(int64_t tasks, void (*fn)(const void* context, int64_t task), const void* context) override;
 
  private:
-  // Launches `kernel` with `args`; the grids of numbers and of rows have 256 threads a block.
+  // Launches `kernel` with `args`. Kernels that work on numbers or on rows have blocks of 256 threads.
   void launch(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args);
   void for_each_number(Kernel kernel, int64_t count, int64_t rows, const void* args);
   void for_each_row(Kernel kernel, int64_t rows, const void* args);
@@ -106,7 +106,7 @@ class CudaBackend : public Backend {
     std::shared_ptr<Device> device = std::make_shared<Device>();
     Parameters parameters{*device};
   };
-  Gpu& gpu();  // opened when it is first needed: a backend that only plans needs none
+  Gpu& gpu();  // opens the GPU at the first call: a backend that only plans memory needs no GPU
 
   std::once_flag opened_;
   std::unique_ptr<Gpu> gpu_;

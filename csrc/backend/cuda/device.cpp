@@ -84,7 +84,7 @@ void Device::close() noexcept {
   f.cuDevicePrimaryCtxRelease_v2(gpu_.handle);
 }
 
-// Throws an error of the driver as an Error. After any error but a lack of memory, the context cannot be used any more.
+// Throws an Error for an error of the driver. After any error except a lack of memory, the context is unusable.
 void Device::check(api::Result result, const char* doing, size_t bytes) {
   if (result == api::kSuccess) return;
   if (result == api::kOutOfMemory) {
@@ -118,7 +118,7 @@ uint8_t* Device::allocate(size_t bytes) {
   return reinterpret_cast<uint8_t*>(memory);
 }
 
-// If launches are recorded, they may use the memory, so it is freed after them.
+// Recorded launches may use the memory, so it is freed after they have been launched.
 void Device::free(uint8_t* memory) noexcept {
   try {
     const Use use(*this);

@@ -1,7 +1,8 @@
 // A GPU as the backend sees it: memory, copies in the order of one stream, and launches.
 //
-// In a pass over few rows, launches are recorded until something waits for them. Then they go to the GPU as a graph
-// (graphs.h), and the small arrays they read go before them in one copy. Other launches go to the stream at once.
+// In a pass over few rows, launches are recorded until something waits for their results. Then one copy sends the small
+// arrays that the launches read, and the launches go to the GPU as a graph (graphs.h). In other passes, each launch
+// goes to the stream at once.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +17,8 @@
 
 namespace gemlet::cuda {
 
-// All functions may be called from any thread. They throw kMemory if the GPU has no memory left, kDevice if it failed,
-// and kUnsupported in a forked process, which cannot use it.
+// All functions may be called from any thread. They throw kMemory if the GPU has no memory left, kDevice if the GPU
+// failed, and kUnsupported in a forked process, which cannot use the GPU.
 class Device {
  public:
   Device();  // opens the first GPU that can be used; throws kUnsupported if there is none
@@ -39,13 +40,13 @@ class Device {
   void download(const void* memory, size_t bytes, void* host);
   void synchronize();
 
-  // The next two functions only add to the stream and do not wait. `host` is pinned, and must stay as it is until
-  // synchronize().
+  // The next two functions only add work to the stream and do not wait. `host` is pinned memory, whose content must not
+  // change until synchronize().
   void enqueue_upload(const void* host, size_t bytes, void* memory);
-  // `args` are copied by the call.
+  // The call copies `args`.
   void launch(Kernel kernel, const Grid& grid, int threads, int64_t shared_bytes, const void* args);
 
-  // Whether launches from here on are recorded.
+  // Sets whether later launches are recorded.
   void record(bool recording);
   // Whether the GPU has finished all its work.
   bool idle();
@@ -77,7 +78,7 @@ class Device {
   api::Module module_ = nullptr;
   Graphs graphs_;
   bool recording_ = false, idle_ = true;
-  size_t segment_ = 0;  // parts of the pass so far that something waited for
+  size_t segment_ = 0;  // the number of parts of this pass that have already been launched
   LaunchList list_;
   std::vector<Upload> uploads_;
   std::vector<uint8_t*> freed_;  // memory to free once the list has been launched

@@ -10,10 +10,10 @@
 namespace gemlet::cuda {
 namespace {
 
-constexpr int kLeastVersion = 13000;  // the version of the compiler of the kernels
+constexpr int kLeastVersion = 13000;  // CUDA 13.0, whose compiler compiles the kernels
 constexpr int kLeastCapability = 80;
 
-// The file of the driver. An emulated build has its own.
+// The file name of the driver. An emulated build has its own driver.
 const char* library_name() {
   const char* const wanted = std::getenv("GEMLET_LIBCUDA");
   if (wanted && *wanted) return wanted;
@@ -53,7 +53,7 @@ Gpu read_gpu(const api::Functions& f, int ordinal) {
   return gpu;
 }
 
-// Fills `driver` and returns why no GPU can be used, or "".
+// Fills `driver`. Returns the reason why no GPU can be used, or "" if one can be used.
 std::string open(Driver& driver) {
   void* const library = dlopen(library_name(), RTLD_NOW | RTLD_LOCAL);
   if (!library) {

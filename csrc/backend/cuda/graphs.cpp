@@ -7,7 +7,7 @@ namespace gemlet::cuda {
 namespace {
 
 constexpr size_t kMostEntries = 256;  // a pass of a model with experts has a part for each layer
-constexpr size_t kLeastLaunches = 4;  // a graph has at least this many
+constexpr size_t kLeastLaunches = 4;  // shorter lists are launched one by one
 constexpr size_t kAlignment = 16;
 
 constexpr size_t kArgBytes[] = {
@@ -94,7 +94,7 @@ api::Result Graphs::build(Entry& entry) const {
   return functions_.cuGraphInstantiateWithFlags(&entry.executable, entry.graph, 0);
 }
 
-// Gives the graph the arguments of `list`. Launches that are already on their way to the GPU do not change.
+// Gives the graph the arguments of `list`. Graph launches that the GPU has not finished keep their old arguments.
 api::Result Graphs::update(Entry& entry, LaunchList& list) const {
   for (size_t i = 0; i < list.launches().size(); ++i) {
     if (list.same_launch(entry.list, i)) continue;

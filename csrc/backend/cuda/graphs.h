@@ -1,4 +1,5 @@
-// Launches that were recorded, and graphs of them. Launching a graph costs the host as much as a launch of one kernel.
+// Lists of recorded launches, and CUDA graphs made from them. Launching a graph costs the host as much time as
+// launching one kernel.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +36,14 @@ class LaunchList {
   std::vector<uint8_t> bytes_;
 };
 
-// Graphs of earlier lists. A pass has the kernels of the pass before it, in the same order, and nearly all of their
-// arguments: only launches whose arguments differ are changed in the graph.
+// Graphs of earlier lists. A pass launches the same kernels as the previous pass, in the same order and with nearly the
+// same arguments. So an earlier graph is used again, and only the launches whose arguments differ are changed in it.
 class Graphs {
  public:
   void open(const api::Functions& functions, std::vector<api::Function> kernels);
   void close() noexcept;
-  // Launches all of `list`, which is part `segment` of a pass. When a list comes for the first time, no graph is made.
+  // Launches all of `list`, which is part `segment` of a pass. The first time that a list of these kernels comes, it is
+  // launched without a graph.
   api::Result run(LaunchList& list, size_t segment, api::Stream stream);
   api::Result launch(Kernel kernel, const Grid& grid, unsigned threads, unsigned shared_bytes, const void* args,
                      api::Stream stream) const;

@@ -1,4 +1,4 @@
-// The kernels in the form that the driver loads, compiled for every kind of GPU.
+// The image of the compiled kernels, which the driver loads. It has code for every kind of GPU.
 #pragma once
 
 namespace gemlet::cuda {

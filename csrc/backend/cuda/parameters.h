@@ -1,4 +1,4 @@
-// Small arrays of the host that kernels read: ids, positions, places of blocks.
+// Sends small arrays from the host to the device for kernels: token ids, positions, places of blocks.
 #pragma once
 
 #include <cstring>
@@ -9,8 +9,9 @@
 
 namespace gemlet::cuda {
 
-// A ring buffer in pinned memory of the host, and its copy on the device. put() copies an array into both, in the order
-// of the stream. An array stays until the ring wraps around, which first waits for the stream.
+// A ring buffer in pinned memory of the host, and a copy of it on the device. put() copies an array into both buffers,
+// in the order of the stream. An array stays until the ring wraps around. Before the ring wraps around, it waits for
+// the stream.
 class Parameters {
  public:
   static constexpr size_t kLeastBytes = size_t{4} << 20;  // the least size of each of the two buffers
@@ -24,12 +25,13 @@ class Parameters {
   const Value* put(std::span<const Value> values) {
     return reinterpret_cast<const Value*>(put_bytes(values.data(), values.size_bytes()));
   }
-  // Room on the device and the host for `bytes` bytes, to be filled before it is sent.
+  // Room for `bytes` bytes on the device and on the host. The caller fills it on the host before it is sent.
   struct Room {
     uint8_t *host, *memory;
   };
   Room room(size_t bytes);
-  // Returns to the beginning of the ring if the GPU is idle, so that a pass has the addresses of the one before.
+  // Returns to the beginning of the ring if the GPU is idle, so that a pass uses the same addresses as the previous
+  // pass.
   void rewind() {
     if (device_.idle()) used_ = 0;
   }

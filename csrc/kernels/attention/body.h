@@ -1,14 +1,14 @@
 // The vector body of attention, compiled once for each tier. Block by block: scores of all rows against 64 keys,
 // softcap and mask, online softmax, then the weighted sum of the values. K and V of a block are read once for all rows.
 //
-// A class contains what depends on the format of the cache (FloatCache in body_float.h and so on). `scores` has rows of
-// kKvBlockTokens floats, `out` rows of padded_head_dim floats.
+// A class for each format of the cache (such as FloatCache in body_float.h) contains the code that depends on the
+// format. `scores` has rows of kKvBlockTokens floats, `out` rows of padded_head_dim floats.
 //   Cache(args, scratch)                 converts the queries to the form that its products need
 //   scores(keys, panel, panels, scores)  computes the scores of all rows for `panels` panels of 16 keys
 //   weights(keys, scores, first, count)  is called when `scores` holds the weights [first, first + count) of all rows
 //   mix(values, first, count, row, rows, scores, out, next)
 //                                        out += weights [first, first + count) . values, for `rows` rows from `row` on;
-//                                        `next` is what will be read afterwards
+//                                        `next` is the data that will be read afterwards
 #pragma once
 
 #include "kernels/attention/attention.h"
@@ -43,7 +43,7 @@ inline void for_each_tile(int64_t rows, Fn fn) {
 }
 
 // Whether all values are finite. A weight of 0 removes the value of a masked token only if that value is finite.
-// Integers always are.
+// Integers are always finite.
 template <int64_t kBits>
 inline bool all_finite(const uint8_t* values, int64_t head_dim) {
   VI bad = {};
@@ -126,12 +126,12 @@ inline void attention(const AttentionArgs& a) {
     }
     const int64_t used = clamp(a.kv_end - first, 0, kKvBlockTokens);
     const int64_t panel =
-        clamp(a.kv_begin - first, 0, kKvBlockTokens) / kPanelRows;  // the first one that any row may see
+        clamp(a.kv_begin - first, 0, kKvBlockTokens) / kPanelRows;  // the first panel that any row may see
     const int64_t begin = panel * kPanelRows, end = (used + kPanelRows - 1) / kPanelRows * kPanelRows;
     cache.scores(keys, panel, end / kPanelRows - panel, scores);
 
     Sight sights[kMaxAttentionRows];
-    bool hidden = false;  // true: some row does not see all values that are read, as whole lines are read
+    bool hidden = false;  // whether some row does not see all values that are read: whole lines are read
     constexpr int64_t kColumns = kv_line_columns(Cache::kBits);
     const int64_t read = (used + kColumns - 1) / kColumns * kColumns;
     for (int64_t r = 0; r < a.rows; ++r) {

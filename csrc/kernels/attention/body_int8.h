@@ -1,7 +1,7 @@
-// Attention over an int8 or int4 cache. Both products are integer dot products: with the bytes of int8 as they are
-// stored, and with the levels of int4, which are looked up. Queries and softmax weights are rounded to 16 bits and
-// split into two bytes: x = step * (254 high + low), both within +-127. A score is multiplied by the scale of its key,
-// and a weight by the scale of its value before it is rounded.
+// Attention over an int8 or int4 cache. Both products are integer dot products. The bytes of an int8 cache are
+// multiplied as they are stored. The levels of an int4 cache are looked up first. Queries and softmax weights are
+// rounded to 16 bits and split into two bytes: x = step * (254 high + low), both within +-127. A score is multiplied by
+// the scale of its key, and a weight by the scale of its value before it is rounded.
 #pragma once
 
 #include "kernels/attention/body.h"
@@ -14,15 +14,16 @@ namespace {
 constexpr int32_t kHighUnit = 254;
 constexpr float kLargestStep = 127.0f * kHighUnit;
 
-// A row of numbers in 16 bits: the high bytes of four columns, then their low bytes, and so on. The rows of a tile are
-// interleaved, so the next four columns of a row are `stride` bytes further.
+// A row of 16-bit numbers: the high bytes of four columns, then the low bytes of these columns, and so on. The rows of
+// a tile are interleaved, so the next four columns of a row are `stride` bytes further on.
 template <int64_t kBits>
 struct Row16 {
   static constexpr int32_t kZero = kBits == 8 ? kKvInt8Zero : kInt4Middle;
   uint8_t* bytes;
   int64_t stride;
   float step;
-  int32_t high_offset, low_offset;  // compensate for the other factor, which is stored as unsigned bytes
+  int32_t high_offset,
+      low_offset;  // compensate for the zero point of the other factor, whose stored bytes are unsigned
 
   // x(i) returns the vector at i. `count` is a multiple of kLanes.
   template <typename Get>
@@ -51,9 +52,25 @@ struct Row16 {
   }
 };
 
-// products[r] = x[r] . lines / x[r].step, for the R rows of a tile and one vector of a panel. `next` are the lines at
-// the same place in the data that is read afterwards. They are prefetched, because each line takes many products, and
-// memory and arithmetic would otherwise wait for each other.
+// Adds the products of a vector of weights and four columns of the R rows of a tile, which begin at `bytes`.
+template <typename Dot, int R>
+GEMLET_INLINE void add_rows(VI (&high)[R], VI (&low)[R], VI weights, const uint8_t* bytes) {
+  if constexpr (R % 2 == 0) {  // all 16 bytes around a column belong to these rows
+    for_columns<Dot, 2 * R, four_columns>([&](int i, auto add) GEMLET_INLINE_LAMBDA {
+      VI& sum = (i % 2 == 0 ? high : low)[i / 2];
+      sum = add(sum, weights, bytes);
+    });
+  } else {
+    for (int r = 0; r < R; ++r) {
+      high[r] = Dot::add(high[r], weights, bytes + 8 * r);
+      low[r] = Dot::add(low[r], weights, bytes + 8 * r + 4);
+    }
+  }
+}
+
+// products[r] = x[r] . lines / x[r].step, for the R rows of a tile and one vector of a panel. `next` points to the
+// lines at the same place in the data that is read afterwards. These lines are prefetched, because each line takes many
+// products, and memory and arithmetic would otherwise wait for each other.
 template <int R>
 GEMLET_INLINE void integer_tile(const Row16<8>* x, const uint8_t* lines, const uint8_t* next, int64_t count,
                                 VF (&products)[R]) {
@@ -67,10 +84,7 @@ GEMLET_INLINE void integer_tile(const Row16<8>* x, const uint8_t* lines, const u
   for (int64_t j = 0; j < count; ++j) {
     const VI w = load_i32(lines + j * kLineBytes);
     __builtin_prefetch(next + j * kLineBytes, 0, 2);
-    for (int r = 0; r < R; ++r) {
-      high[r] = Q8Dot::add(high[r], w, bytes + 8 * R * j + 8 * r);
-      low[r] = Q8Dot::add(low[r], w, bytes + 8 * R * j + 8 * r + 4);
-    }
+    add_rows<Q8Dot>(high, low, w, bytes + 8 * R * j);
   }
   for (int r = 0; r < R; ++r) {
     const VF h = to_float(Q8Dot::total(high[r], x[r].high_offset));
@@ -90,11 +104,8 @@ GEMLET_INLINE void integer_tile(const Row16<4>* x, const uint8_t* lines, const u
     const VI w = load_i32(lines + j * kLineBytes);
     __builtin_prefetch(next + j * kLineBytes, 0, 2);
     for (int half = 0; half < 2; ++half) {
-      const VI columns = look_up(levels, (half == 0 ? w : w >> 4) & 0x0f0f0f0f);
-      for (int r = 0; r < R; ++r) {
-        high[r] = BitsDot::add(high[r], columns, bytes + 8 * R * (2 * j + half) + 8 * r);
-        low[r] = BitsDot::add(low[r], columns, bytes + 8 * R * (2 * j + half) + 8 * r + 4);
-      }
+      const VI columns = look_up(levels, half == 0 ? w & 0x0f0f0f0f : high_nibbles(w));
+      add_rows<BitsDot>(high, low, columns, bytes + 8 * R * (2 * j + half));
     }
   }
   for (int r = 0; r < R; ++r) {

@@ -29,7 +29,7 @@ struct Bf16Element {
   void prepare(const float*, int64_t) {}
   VI bits(VF x) const { return bf16_bits(x); }
 };
-// round(x * inverse) + 128.
+// An element of an int8 cache: round(x * inverse) + 128.
 struct Int8Element {
   static constexpr int64_t kBits = 8;
   float inverse = 0.0f, scale = 0.0f;
@@ -43,7 +43,7 @@ struct Int8Element {
     return __builtin_convertvector(select(rounded == rounded, rounded, splat(0.0f)), VI) + kKvInt8Zero;
   }
 };
-// The index of the nearest level.
+// An element of an int4 cache: the index of the nearest level.
 struct Int4Element {
   static constexpr int64_t kBits = 4;
   float inverse = 0.0f, scale = 0.0f;
@@ -56,7 +56,8 @@ struct Int4Element {
       const VF small = head_vector(x, i, dim) * shrink;
       squares = multiply_add(squares, small, small);
     }
-    // An infinity or a NaN makes a NaN: no level is 0, and an infinite score might be a negative one.
+    // If x has an infinity or a NaN, the scale is NaN. An infinite scale would not do: no level is 0, so a score might
+    // become minus infinity, and its token would only get the weight 0.
     scale = __builtin_sqrtf(sum_lanes(squares) / (float)dim) / (kInt4Unit * shrink);
     inverse = 1.0f / scale;
   }

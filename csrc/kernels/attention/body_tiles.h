@@ -23,7 +23,7 @@ inline void round_into_tiles(const float* x, int64_t count, uint8_t* to) {
 struct TileCache {
   static constexpr int64_t kBits = 16;
   static constexpr int64_t kWeightBytes =
-      kKvBlockTokens / kTileColumns * kTileBytes;  // bytes of the weights of a group of rows
+      kKvBlockTokens / kTileColumns * kTileBytes;  // bytes of the softmax weights of 16 rows
   const AttentionArgs& a;
   int64_t width, query_bytes;
   uint8_t *q, *p;  // groups of 16 rows in tiles; the columns of p are the tokens that mix() takes
@@ -42,7 +42,8 @@ struct TileCache {
     return groups + row / kTileRows * group_bytes + row % kTileRows * kLineBytes;
   }
 
-  // y = (or +=, if `add`) x . matrix. Its `panels` panels lie `panel_bytes` apart. `columns` need not be whole tiles.
+  // y = (or +=, if `add`) x . matrix. The `panels` panels of the matrix lie `panel_bytes` apart. `columns` need not be
+  // whole tiles.
   void multiply(const uint8_t* x, int64_t group_bytes, int64_t rows, const uint8_t* matrix, int64_t panel_bytes,
                 int64_t panels, int64_t columns, float* y, int64_t y_stride, bool add) {
     const int64_t steps = columns / kTileColumns, whole = steps * kTileBytes;
@@ -68,7 +69,7 @@ struct TileCache {
     }
   }
 
-  // Prefetches what is read of a block. With few rows, the products would wait for one line after the other.
+  // Prefetches the lines of a block that will be read. With few rows, the products would otherwise wait for each line.
   void fetch(const uint8_t* keys, int64_t panel, int64_t panels) const {
     const int64_t panel_bytes = kPanelRows * 2 * a.head_dim, token_bytes = kPanelRows * 2;
     fetch_lines(keys + panel * panel_bytes, panels * panel_bytes);

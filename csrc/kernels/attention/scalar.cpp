@@ -8,7 +8,7 @@ namespace gemlet::kernels::scalar {
 namespace {
 
 // The types of the cache's numbers. One token's key or value is stored with scale = scale_of(x). put(v, scale) writes a
-// number v into a column of a 4-byte unit, and get() * scale is what was stored.
+// number v into a column of a 4-byte unit, and get() * scale is the stored number.
 template <typename Number>
 struct Numbers {
   static constexpr int64_t kBits = 8 * sizeof(Number);
@@ -84,7 +84,7 @@ struct Head {
         value_scales(key_scales + kKvBlockTokens) {}
   int64_t cols;
   Byte *keys, *values;
-  Scale *key_scales, *value_scales;  // only where numbers have at most 8 bits
+  Scale *key_scales, *value_scales;  // only in caches of int8 and int4
 
   Byte* key_unit(int64_t slot, int64_t d) const { return keys + unit_of<Cache>(slot, d, cols); }
   Byte* value_unit(int64_t slot, int64_t d) const { return values + unit_of<Cache>(d, slot, kKvBlockTokens); }

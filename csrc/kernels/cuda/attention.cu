@@ -11,11 +11,11 @@ namespace gemlet::cuda {
 namespace {
 
 constexpr KvFormat kKvF32 = KvFormat::kF32, kKvBf16 = KvFormat::kBf16, kKvInt8 = KvFormat::kInt8;
-constexpr float kZeroPeak = 1e-33f;  // int8: a key or value without a larger number becomes zeros
+constexpr float kZeroPeak = 1e-33f;  // an int8 cache stores a key or value as zeros if no number in it is larger
 
 constexpr int kv_element(KvFormat format) { return format == kKvF32 ? 4 : format == kKvBf16 ? 2 : 1; }
 
-// The i-th number of a unit of 16 bytes.
+// Returns the i-th number of a unit of 16 bytes.
 template <KvFormat kFormat>
 __device__ __forceinline__ float number_of(const uint4& unit, int i) {
   const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
@@ -24,8 +24,8 @@ __device__ __forceinline__ float number_of(const uint4& unit, int i) {
   return static_cast<float>(static_cast<int8_t>(words[i / 4] >> i % 4 * 8 & 255));
 }
 
-// Adds the result of a piece (out, its largest score, its sum) to the result so far. A lane has kNumbers numbers of
-// out.
+// Adds the result of a piece (its out, its largest score and its sum) to the result so far. A lane has kNumbers numbers
+// of out.
 template <int kNumbers>
 __device__ __forceinline__ void add_piece(const float (&from)[kNumbers], float from_max, float from_sum, bool first,
                                           float (&to)[kNumbers], float& max, float& sum) {
@@ -112,7 +112,8 @@ __device__ __forceinline__ void attend(const AttentionArgs& args, float* shared)
           if (token < row.begin || token >= row.end) continue;
           const int64_t slot = token % kKvBlockTokens;
           float factor = weight;
-          if constexpr (kFormat == kKvInt8) factor *= reinterpret_cast<const float*>(kv + scales_at)[kKvBlockTokens + slot];
+          if constexpr (kFormat == kKvInt8)
+            factor *= reinterpret_cast<const float*>(kv + scales_at)[kKvBlockTokens + slot];
           const uint8_t* const value = kv + values_at + slot * padded * kElement;
           for (int d = 0; d < kNumbers; ++d) {
             const int64_t at = d * 32 + lane;
@@ -195,7 +196,7 @@ GEMLET_ALL(int8, kKvInt8)
 #undef GEMLET_ALL
 #undef GEMLET_ATTENTION
 
-// One warp for each row and head.
+// One warp computes one row of one head.
 GEMLET_CUDA_KERNEL(attention_merge, MergeArgs) {
   constexpr int kNumbers = 32;
   const int lane = static_cast<int>(threadIdx.x);
@@ -216,7 +217,7 @@ GEMLET_CUDA_KERNEL(attention_merge, MergeArgs) {
   }
 }
 
-// A block for each row and head: first the heads of q, then the heads of k and v.
+// One block computes one row of one head. The heads of q come first, then the heads of k and v.
 GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
   GEMLET_SHARED(shared);
   float* const sums = reinterpret_cast<float*>(shared);
@@ -234,7 +235,7 @@ GEMLET_CUDA_KERNEL(rope_and_store, RopeArgs) {
     return 1.0f / sqrtf(block_sum(sum, sums) / static_cast<float>(dim) + args.eps);
   };
   const float factor = norm ? inverse_rms(x) : 1.0f;
-  const int64_t pairs = half / args.rope_parts;  // pairs of a part; each part is rotated like a head
+  const int64_t pairs = half / args.rope_parts;  // pairs of one part; each part is rotated like a whole head
   for (int64_t i = threadIdx.x; i < half; i += blockDim.x) {
     const int64_t low = i / pairs * 2 * pairs + i % pairs, high = low + pairs;
     const float cosine = args.cosines ? args.cosines[row * half + i] : 1.0f;

@@ -1,7 +1,7 @@
-# The CUDA backend. GEMLET_CUDA says how it is built:
+# The CUDA backend. GEMLET_CUDA selects how the backend is built:
 #
-#   off        device="cuda" is an error that says so.
-#   on         GEMLET_NVCC compiles the kernels, and they become part of the library. No library of CUDA is linked: the
+#   off        device="cuda" raises an error, which says that this build has no CUDA. on         GEMLET_NVCC compiles
+#   the kernels, and they become part of the library. No library of CUDA is linked: the
 #              driver is opened when it is needed.
 #   emulated   The kernels are compiled as C++ into a library that stands in for the driver, and run on the CPU
 #              (kernels/cuda/emulated/driver.cpp).

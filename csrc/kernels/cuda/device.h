@@ -1,5 +1,5 @@
-// The functions that kernels are written with. nvcc compiles this file for the GPU, and any C++ compiler compiles it
-// for the emulator.
+// Helper functions for the CUDA kernels. nvcc compiles this file for the GPU. For the emulator, any C++ compiler
+// compiles it.
 #pragma once
 
 #include <stdint.h>
@@ -38,7 +38,7 @@ __device__ __forceinline__ uint32_t f32_to_bits(float x) {
 __device__ __forceinline__ float bf16_low(uint32_t pair) { return bits_to_f32(pair << 16); }
 __device__ __forceinline__ float bf16_high(uint32_t pair) { return bits_to_f32(pair & 0xffff0000u); }
 
-// Rounds to the nearest, ties to even. NaN stays NaN.
+// Rounds x to the nearest bf16, ties to even. NaN stays NaN.
 __device__ __forceinline__ uint16_t f32_to_bf16(float x) {
   const uint32_t bits = f32_to_bits(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 64);

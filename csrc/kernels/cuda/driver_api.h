@@ -1,5 +1,5 @@
-// The functions of CUDA's driver (libcuda.so.1) that gemlet calls, as NVIDIA's manual "CUDA Driver API" has them. The
-// backend looks them up at run time; emulated/driver.cpp has them for tests.
+// The functions of CUDA's driver (libcuda.so.1) that gemlet calls, as NVIDIA's manual "CUDA Driver API" declares them.
+// The backend looks them up at run time. emulated/driver.cpp implements them for tests.
 #pragma once
 
 #include <stddef.h>

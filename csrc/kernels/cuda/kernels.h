@@ -38,7 +38,7 @@ struct RoundArgs {
 
 struct NormArgs {
   const float* x;
-  const float* weight;  // null: 1
+  const float* weight;  // null: all weights are 1
   float eps;
   int64_t dim;
   float* out;
@@ -106,8 +106,8 @@ struct AnglesArgs {
   float *cosines, *sines;
 };
 
-// The place of a row's keys and values in the cache. `block` is the address of the layer's first head in the row's
-// block.
+// The place in the cache for the key and the value of one row. `block` is the address of the layer's first head in the
+// block that holds the row's token.
 struct KvPlace {
   uint8_t* block;
   int64_t stride;  // bytes from one head to the next
@@ -123,8 +123,7 @@ struct RopeArgs {
   KvFormat kv_format;
 };
 
-// The tokens [begin, end) that a row attends to. Their blocks are in a list: blocks[first] begins with the token
-// 64 * first_block.
+// The tokens [begin, end) that a row attends to. blocks[first] is the block of the tokens from 64 * first_block on.
 struct AttentionRow {
   int64_t begin, end;
   int64_t first, first_block;
@@ -177,8 +176,8 @@ struct UnfoldArgs {
 struct FrameArgs {
   float* x;  // [frames, size]
   const float* weight;
-  double* sums;     // [frames]: sums, then means
-  double* squares;  // [frames]: squares, then 1 / standard deviation
+  double* sums;     // [frames]: first the sums, afterwards the means
+  double* squares;  // [frames]: first the sums of squares, afterwards 1 / standard deviation
   float eps;
   int64_t frames, size, channels;
   int32_t second;  // 1: the sums are sums of squares
@@ -284,9 +283,9 @@ constexpr int kTileDepth = 64;               // columns of a step
 constexpr int kTileStride = kTileDepth + 8;  // bf16 numbers from row to row in shared memory; avoids bank conflicts
 constexpr int kTileSharedBytes = (kProductRows + kTileOutputs) * kTileStride * 2;
 
-// The layout of the cache of this backend. A block has 64 tokens. A head of a block has first the keys as
-// [head_dim / E] [64] [E], where 16 bytes hold E numbers, and then the values as [64] [head_dim]. Both are padded to 16
-// bytes. In an int8 cache, 64 scales of the keys and 64 scales of the values follow, in float32.
+// The layout of this backend's KV cache. A block has 64 tokens. For each head, a block has first the keys as [head_dim
+// / E] [64] [E], where E is how many numbers 16 bytes hold, and then the values as [64] [head_dim]. Keys and values are
+// padded to 16 bytes. In an int8 cache, 64 scales of the keys and 64 scales of the values follow, in float32.
 constexpr int64_t kv_padded(int64_t head_dim, int64_t element) {
   const int64_t unit = 16 / element;
   return (head_dim + unit - 1) / unit * unit;

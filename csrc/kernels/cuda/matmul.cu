@@ -104,7 +104,7 @@ __device__ __forceinline__ void multiply_few(const MatmulArgs& args, float* shar
   args.y[(first + row) * args.y_stride + output] = sum;
 }
 
-// A tile of x as bf16, 64 rows x 64 columns from column `col` on.
+// Writes a tile of x as bf16 to shared memory: 64 rows x 64 columns from column `col` on.
 __device__ __forceinline__ void stage_x(const MatmulArgs& args, int64_t first, int64_t col, uint16_t* tile) {
   for (int i = static_cast<int>(threadIdx.x); i < kProductRows * kTileDepth / 4; i += static_cast<int>(blockDim.x)) {
     const int row = i / (kTileDepth / 4), c = i % (kTileDepth / 4) * 4;
@@ -114,7 +114,8 @@ __device__ __forceinline__ void stage_x(const MatmulArgs& args, int64_t first, i
   }
 }
 
-// The weights of four panels as bf16, [output][column], from column `col` on. A warp expands one panel.
+// Writes a tile of weights as bf16 to shared memory: the outputs of four panels, [output][column], from column `col`
+// on. Each warp expands one panel.
 template <Format kFormat>
 __device__ __forceinline__ void stage_weights(const MatmulArgs& args, int64_t col, uint16_t* tile) {
   using Read = Reader<kFormat>;

@@ -1,11 +1,12 @@
-// Operations on rows: norms, activations, rows that are looked up or mixed. Memory limits the speed of all of them.
+// Operations on rows: norms, activations, and rows that are looked up or mixed. Memory bandwidth limits the speed of
+// all these operations.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/weights.h"
 
 namespace gemlet::cuda {
 namespace {
 
-// 1 / rms of the row that the block computes.
+// Returns 1 / rms of the row that the block computes.
 __device__ __forceinline__ float inverse_rms(const float* x, int64_t dim, float eps, float* shared) {
   float sum = 0;
   for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) sum = fmaf(x[i], x[i], sum);
@@ -126,7 +127,8 @@ GEMLET_CUDA_KERNEL(add_table, TableArgs) {
   if (i < args.count) args.x[i] = fmaf(args.table_scale, args.values[i], args.x[i]) * args.out_scale;
 }
 
-// One warp for each row. Each round chooses the largest logit that is not chosen yet, and the first of equal ones.
+// One warp chooses the experts of one row. Each round chooses the largest logit among the experts that are not chosen
+// yet. Among equal logits it chooses the first.
 GEMLET_CUDA_KERNEL(route, RouteArgs) {
   const float* const logits = args.logits + blockIdx.x * args.experts;
   int32_t* const ids = args.ids + blockIdx.x * args.count;

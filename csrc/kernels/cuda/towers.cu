@@ -160,7 +160,8 @@ GEMLET_CUDA_KERNEL(causal_convolution, ConvolutionArgs) {
   args.out[row * args.dim + i] = sum;
 }
 
-// A block for each row and head. Its threads first divide the keys among themselves, then the dimensions of the values.
+// One block computes one row of one head. Its threads first divide the keys among themselves, then the dimensions of
+// the values.
 GEMLET_CUDA_KERNEL(local_attention, LocalArgs) {
   GEMLET_SHARED(shared);
   float* const sums = reinterpret_cast<float*>(shared);

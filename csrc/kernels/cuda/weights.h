@@ -18,8 +18,8 @@ __device__ __forceinline__ uint32_t swap_bytes(uint32_t pair) {
   return (pair & 0x00ff00ffu) << 8 | (pair >> 8 & 0x00ff00ffu);
 }
 
-// Makes two bf16 numbers of bf12 from their kept bits, their codes, and the base of their row. Each argument has 16
-// bits for each of the two.
+// Makes two bf16 numbers from the kept bits and the codes of two bf12 weights and from the base of their row. Each
+// argument has 16 bits for each of the two weights.
 __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uint32_t base) {
   uint32_t pair = kept & 0x807f807fu;
   codes &= 0x07800780u;
@@ -29,8 +29,8 @@ __device__ __forceinline__ uint32_t bf12_pair(uint32_t kept, uint32_t codes, uin
   return pair;
 }
 
-// The four pairs of columns that a row has in a superblock of bf12. `words` are the words of the row in the three lines
-// of the superblock.
+// Expands one row of a bf12 superblock, which has four pairs of columns. `words` are the words of this row in the three
+// lines of the superblock.
 __device__ __forceinline__ void bf12_pairs(const uint32_t (&words)[3], uint32_t base, uint32_t (&pairs)[4]) {
   const uint32_t codes = words[2];
   pairs[0] = bf12_pair(words[0], codes, base);
@@ -79,7 +79,7 @@ __device__ __forceinline__ void words_of(const uint8_t* at, uint32_t (&words)[4]
 template <Format kFormat>
 struct Reader;
 
-// A line has one column (f32) or two (bf16). After the last line, a lane reads nothing.
+// A line has one column of f32 or two columns of bf16. Lanes behind the last line read nothing.
 template <>
 struct Reader<Format::kF32> {
   static constexpr int kCount = 1, kStepColumns = 8;
@@ -271,7 +271,7 @@ struct Reader<Format::kR4> : RowReader<Format::kR4> {};
 template <>
 struct Reader<Format::kR2> : RowReader<Format::kR2> {};
 
-// One weight, read in the same way as by the lane that has it.
+// Reads one weight in the same way as the lane that has it in a product.
 template <Format kFormat>
 __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* panel, int64_t row, int64_t col) {
   using Read = Reader<kFormat>;
@@ -290,7 +290,7 @@ __device__ __forceinline__ float read_one(const Weight& weight, const uint8_t* p
   return w[row % 4][i];
 }
 
-// One weight. This is slow for bf12, because all exceptions of the panel have to be searched.
+// Reads one weight of any format. This is slow for bf12, because all exceptions of the panel have to be searched.
 __device__ __forceinline__ float weight_at(const Weight& weight, int64_t row, int64_t col) {
   const uint8_t* const panel = panel_of(weight, row / kPanelRows);
   const int64_t r = row % kPanelRows;

@@ -8,7 +8,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// For tile_bf12: even and odd lines have separate sums.
+// The products of tile_bf12() with x in bf16. Even and odd lines have separate sums.
 struct PairColumns {
   static constexpr int64_t kBytes = 2;
   template <int R, int H>

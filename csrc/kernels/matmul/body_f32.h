@@ -19,7 +19,8 @@ struct FloatProduct {
   }
 };
 
-// Weights in w4a16, expanded in registers. Sums in the order of the tile of f32.
+// Products with weights in w4a16, which are expanded in registers. They are added in the same order as products with
+// weights in f32.
 struct FourBitLines {
   static constexpr int kRows = kRowTile;
   template <int R, int H>
@@ -34,7 +35,7 @@ struct FourBitLines {
   }
 
  private:
-  // The first `count` columns of the block that begins at column c.
+  // Adds the products of the first `count` columns of the block that begins at column c.
   template <int R, int H>
   static GEMLET_INLINE void columns(const float* const* x, const uint8_t* panel, int h0, int64_t c, int count,
                                     VF (&sums)[R][H], VF (&odd)[R][H]) {
@@ -66,7 +67,7 @@ struct FourBitLines {
   }
 };
 
-// For tile_bf12: even and odd columns have separate sums.
+// The products of tile_bf12() with x in float32. Even and odd columns have separate sums.
 struct FloatColumns {
   static constexpr int64_t kBytes = 4;
   template <int R, int H>

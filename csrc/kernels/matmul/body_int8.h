@@ -7,13 +7,14 @@
 namespace gemlet::kernels {
 namespace {
 
-// The scales of the weights of a block, to be multiplied by the scale of x.
+// The scales of one block of weights. times(x) multiplies them by the scale of x.
 struct AnyScales {
   VF weights;
   explicit AnyScales(VF scales) : weights(scales) {}
   VF times(const uint8_t* x) const { return weights * number_at<float>(x); }
 };
-// The same if the scale of x is a power of two: exponents are added, which leaves the multipliers free.
+// The same if the scale of x is a power of two. Adding exponents then takes the place of the multiplication, and the
+// execution ports that multiply stay free.
 struct PowerScales {
   typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));
   Bits weights;

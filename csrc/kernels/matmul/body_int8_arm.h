@@ -1,7 +1,7 @@
 // Products with int8 activations on 64-bit Arm. A lines_*.h is included before and defines how a block of 32 columns is
 // multiplied: dot<R, H>(lines, x, dots) adds the products of the bytes x[r] and of vector h of the lines to dots[r][h].
-// kNeedsOffset: dot() takes the weights as they are stored, unsigned. kPairs: the lines bring a tile of their own for
-// several rows.
+// kNeedsOffset says that dot() takes the unsigned weights as they are stored. kPairs says that the lines_*.h has a tile
+// of its own for several rows.
 #pragma once
 
 #include "kernels/matmul/panels.h"

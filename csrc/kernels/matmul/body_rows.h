@@ -27,20 +27,21 @@ struct StaticProduct {
   static void tile(const MatmulArgs& a, int64_t row, const uint8_t* panel, int h0, VF (&sums)[R][H]) {
     const uint8_t* const first = (const uint8_t*)a.x + row * a.x_stride;
     RowPointers<R> x(first, a.x_stride), ends(first + a.cols, a.x_stride);
+    using Dot = typename DotOf<Rows>::Type;
+    constexpr int32_t kZero = requires { Dot::kSubtractsZero; } ? 0 : Rows::kZero;
     VI dots[R][H];
     for (int r = 0; r < R; ++r) {
-      for (int h = 0; h < H; ++h) dots[r][h] = splat_i32(-Rows::kZero * number_at<int32_t>(ends(r) + 4));
+      for (int h = 0; h < H; ++h) dots[r][h] = splat_i32(-kZero * number_at<int32_t>(ends(r) + 4));
     }
     const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
     for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
       if (h0 == 0) fetch_ahead(lines, Rows::kBytes);
-#pragma GCC unroll 16
-      for (int part = 0; part < kSuperblockParts; ++part) {
+      for_columns<Dot, kSuperblockParts, Rows::column>([&](int part, auto add) GEMLET_INLINE_LAMBDA {
         for (int h = 0; h < H; ++h) {
           const VI w = Rows::weights(lines, part, h);
-          for (int r = 0; r < R; ++r) dots[r][h] = DotOf<Rows>::Type::add(dots[r][h], w, x(r) + Rows::column(part));
+          for (int r = 0; r < R; ++r) dots[r][h] = add(dots[r][h], w, x(r));
         }
-      }
+      });
       x.advance(kSuperblock);
     }
     for (int h = 0; h < H; ++h) {
@@ -59,7 +60,8 @@ struct FloatRowsProduct {
     RowPointers<R> x((const uint8_t*)a.x + row * a.x_stride, a.x_stride);
     const uint8_t* lines = panel + kRowScaleBytes + h0 * kLanes * 4;
     VF even[R][H] = {}, odd[R][H] = {};
-    float last[8][kSuperblock];  // padded columns have no x; RowPointers counts on 8 rows
+    float last[8][kSuperblock];  // a copy of the last columns of x, because the padding of the weights has no x;
+                                 // RowPointers needs 8 rows
     for (int64_t c = 0; c < a.cols; c += kSuperblock, lines += Rows::kBytes) {
       if (const int64_t left = a.cols - c; left < kSuperblock) {
         for (int r = 0; r < R; ++r) {
@@ -78,7 +80,7 @@ struct FloatRowsProduct {
   }
 
  private:
-  // The unrolled loops know at compile time to which sums a column adds. A choice at run time would keep the sums in
+  // The unrolled loops know at compile time which sums a column belongs to. A choice at run time would keep the sums in
   // memory.
   template <int R, int H>
   static GEMLET_INLINE void superblock(const RowPointers<R>& x, const uint8_t* lines, VF (&even)[R][H],

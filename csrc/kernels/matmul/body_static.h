@@ -6,7 +6,7 @@
 namespace gemlet::kernels {
 namespace {
 
-// x / scale as integers of 8 bits. NaN stays NaN.
+// Rounds x / scale to integers from -128 to 127. NaN stays NaN.
 inline VF static_integers(VF x, float scale) {
   VF steps = x / scale;
   steps = select(steps < splat(-128.0f), splat(-128.0f), steps);
@@ -19,7 +19,7 @@ inline VF static_integers(VF x, float scale) {
 namespace GEMLET_TIER {
 
 void quantize_s8(const StaticArgs& a) {
-  VF lost = {};  // NaN where an x is
+  VF lost = {};  // NaN in the lanes in which an x is NaN
   VI sums = {};
   for (int64_t c = 0; c < a.cols; c += kLanes) {
     const int64_t left = a.valid - c;

@@ -1,8 +1,8 @@
 // Products of many rows of integers with fixed scales (kS8) by weights with one scale for a row, on a matrix unit
 // (AMX). Integer sums are exact, so a row has the same bits as in the kernels for few rows.
 //
-// The weights of a pair of panels are unpacked to bytes, kGroup columns at a time, for all rows. The sums are in y
-// until they are whole.
+// Two panels are computed at a time for all rows. Their weights are unpacked to bytes, kGroup columns at a time.
+// Meanwhile y holds the integer sums.
 #pragma once
 
 #include "kernels/matmul/matmul.h"

@@ -21,8 +21,9 @@ constexpr int64_t kWeightBytes = kPanelRows * kWeightColumns * 2;  // bytes of t
 constexpr int64_t kActivationBytes = 768 * 1024;                   // bytes of the piece of x that stays in L2
 
 // expand(panel, cols, column, columns, to): writes columns [column, + columns) of a panel of `cols` columns to `to` as
-// tiles: 16 lines of 16 outputs x 2 columns, with zeros after the last column. Returns `to`, or the place in the panel
-// where they lie in that order already. `column` is a multiple of kWeightColumns.
+// tiles: 16 lines of 16 outputs x 2 columns, with zeros after the last column. Returns `to`. If the panel already has
+// the weights in that order, it returns their place in the panel and writes nothing. `column` is a multiple of
+// kWeightColumns.
 struct Bf16Weights {
   static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
     const uint8_t* lines = panel + column * kPanelRows * 2;
@@ -45,7 +46,8 @@ struct Bf12Weights {
   }
 };
 
-// bf12 of two panels for few rows. A step is expanded while the one before it is multiplied. The steps come in order.
+// The weights of two bf12 panels, for products with few rows. Each step is expanded while the previous step is
+// multiplied. The steps come in order.
 class Bf12Tiles {
  public:
   Bf12Tiles(const uint8_t* panel, int64_t stride, int64_t cols)
@@ -83,7 +85,7 @@ class Bf12Tiles {
   alignas(64) uint8_t tiles_[2][2][kTileBytes];
 };
 
-// For q8, q5 and q4: superblocks of two blocks of 32 columns, each of which is a tile.
+// Expands q8, q5 and q4. Their superblocks have two blocks of 32 columns, and each block is a tile.
 template <typename Block>
 struct QuantizedWeights {
   static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {
@@ -100,14 +102,14 @@ struct QuantizedWeights {
 
 inline void store_line(uint8_t* to, VI line) { __builtin_memcpy(to, &line, sizeof line); }
 
-// Four columns of 16 outputs, a byte each, times scale, plus an offset.
+// Writes four columns of 16 outputs as bf16: the byte of each weight times `scale`, plus `offset`.
 inline void store_columns(VI four, VF scale, VF offset, uint8_t* to) {
   VF w[4];
   for (int i = 0; i < 4; ++i) w[i] = to_float((four >> (8 * i)) & 255) * scale + offset;
   store_line(to, bf16_pairs(w[0], w[1]));
   store_line(to + kLineBytes, bf16_pairs(w[2], w[3]));
 }
-// A block of 4 or 5 bits.
+// Expands a block of weights with 4 or 5 bits.
 template <int bits>
 inline void expand_bits(const uint8_t* lines, VF scale, VF offset, uint8_t* to) {
   for (int k = 0; k < 8; ++k) {
@@ -116,7 +118,7 @@ inline void expand_bits(const uint8_t* lines, VF scale, VF offset, uint8_t* to) 
     store_columns(four, scale, offset, to + 2 * k * kLineBytes);
   }
 }
-// 16 columns of a block of 6 bits.
+// Expands 16 columns of a block of weights with 6 bits.
 inline void expand_six(const uint8_t* lines, int part, VF scale, uint8_t* to) {
   const VI upper = load_i32(lines + (4 + part) * kLineBytes);
   for (int k = 0; k < 4; ++k) {
@@ -162,7 +164,7 @@ struct Q5Block {
   }
 };
 
-// For q4k, q5k and q6k: groups of 256 columns. kWeightColumns are whole groups.
+// Expands q4k, q5k and q6k, which have groups of 256 columns. kWeightColumns columns are whole groups.
 template <int bits, int64_t block_bytes>
 struct GroupedWeights {
   static const uint8_t* expand(const uint8_t* panel, int64_t, int64_t column, int64_t columns, uint8_t* to) {

@@ -1,5 +1,5 @@
-// Expands bf12 to bf16 in registers (formats/formats.h describes the layout), and multiplies by it. Few weights have no
-// code. A superblock with such weights is expanded in memory, where their exponents are set.
+// Expands bf12 to bf16 in registers (formats/formats.h describes the layout), and multiplies x by the result. A few
+// weights have no code. A superblock with such weights is expanded in memory, where their exponents are set.
 #pragma once
 
 #include "kernels/matmul/matmul.h"
@@ -28,7 +28,7 @@ GEMLET_INLINE void bf12_lines(const uint8_t* at, Words base, VI (&lines)[4]) {
   lines[3] = bf12_line(swap_bytes(second), swap_bytes(codes), base);
 }
 
-// Walks through the weights of a panel that have no code, in the order of their superblocks.
+// Walks through the exceptions of a panel: the weights that have no code, in the order of their superblocks.
 struct Bf12Exceptions {
   const uint8_t* next;
   const uint8_t* end;
@@ -46,7 +46,8 @@ struct Bf12Exceptions {
     __builtin_memcpy(&value, next, 4);
     return value;
   }
-  // The superblock of the next one, at most `otherwise`. In a damaged file they may be in any order.
+  // The superblock of the next exception, but at most `otherwise`. In a damaged file the exceptions may be in any
+  // order.
   int64_t superblock(int64_t otherwise) const {
     const int64_t found = next < end ? entry() >> 15 : otherwise;
     return found < otherwise ? found : otherwise;
@@ -69,7 +70,8 @@ struct Bf12Exceptions {
   }
 };
 
-// Multiplies R rows of x (X::kBytes for a column) by H vectors of a panel. Sums in the order of the tile of bf16.
+// Multiplies R rows of x (X::kBytes for a column) by H vectors of a panel. It adds products in the same order as the
+// tile of bf16.
 template <typename X, int R, int H>
 GEMLET_INLINE void tile_bf12(const uint8_t* const* x, const uint8_t* panel, int h0, int64_t cols, VF (&sums)[R][H]) {
   constexpr int64_t kStep = kBf12Columns * X::kBytes;

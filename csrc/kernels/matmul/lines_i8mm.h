@@ -1,7 +1,7 @@
 // Byte products with usmmla: a 2 x 8 matrix of weights (2 outputs, 8 columns) times an 8 x 2 matrix of x (2 rows).
-// Zipping two lines brings 8 columns of an output together; for q4 that happens before its halves are separated. The
-// sums keep the order of the instruction, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block is done. A single row is
-// multiplied line by line with sdot and usdot (lines_lanes.h).
+// Zipping two lines brings 8 columns of an output together; for q4 that happens before the halves of the bytes are
+// separated. The sums keep the order of the instruction, (o0 r0, o0 r1, o1 r0, o1 r1), until the last block is done. A
+// single row is multiplied line by line with sdot and usdot (lines_lanes.h).
 #pragma once
 
 #include "kernels/matmul/lines_lanes.h"
@@ -17,7 +17,15 @@ inline uint8x16_t zip_high(uint8x16_t a, uint8x16_t b) {
   return vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b)));
 }
 
-// A tile of pairs of rows, which Lines::dot_pairs multiplies.
+// Returns the numbers at the two addresses, and then both again.
+inline uint32x4_t twice(const void* first, const void* second) {
+  uint32_t a, b;
+  __builtin_memcpy(&a, first, sizeof a);
+  __builtin_memcpy(&b, second, sizeof b);
+  return vreinterpretq_u32_u64(vdupq_n_u64(a | (uint64_t)b << 32));
+}
+
+// A tile whose rows are multiplied in pairs by Lines::dot_pairs.
 template <typename Lines>
 struct PairTile {
   static constexpr bool kPairs = true;
@@ -38,16 +46,15 @@ struct PairTile {
       for (int64_t half = 0; half < 2; ++half) {
         int32x4_t dots[P][H][2];
         for (int p = 0; p < P; ++p) {
-          const int32_t o0 = offsets[2 * p][b + half], o1 = offsets[2 * p + 1][b + half];
-          for (int h = 0; h < H; ++h) dots[p][h][0] = dots[p][h][1] = int32x4_t{o0, o1, o0, o1};
+          const uint32x4_t start = twice(offsets[2 * p] + b + half, offsets[2 * p + 1] + b + half);
+          for (int h = 0; h < H; ++h) dots[p][h][0] = dots[p][h][1] = vreinterpretq_s32_u32(start);
         }
         Lines::template dot_pairs<P, H>(panel + kScaleBytes + half * Lines::kBlockBytes + h0 * kLanes * 4, x, dots);
         for (int h = 0; h < H; ++h) {
           const float32x4_t scale = (float32x4_t)load_f16(panel + half * (kScaleBytes / 2) + (h0 + h) * kLanes * 2);
           const VF outputs[2] = {(VF)vzip1q_f32(scale, scale), (VF)vzip2q_f32(scale, scale)};
           for (int p = 0; p < P; ++p) {
-            const float s0 = scales[2 * p][b + half], s1 = scales[2 * p + 1][b + half];
-            const VF both = {s0, s1, s0, s1};
+            const VF both = (VF)vreinterpretq_f32_u32(twice(scales[2 * p] + b + half, scales[2 * p + 1] + b + half));
             for (int i = 0; i < 2; ++i) {
               tiles[p][h][i] = multiply_add(tiles[p][h][i], to_float((VI)dots[p][h][i]), (VF)(outputs[i] * both));
             }
@@ -83,7 +90,7 @@ inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][
 }
 struct Q8Lines : Q8LaneLines, PairTile<Q8Lines> {
   static constexpr bool kNeedsOffset = true;
-  // dots[p][h][i]: rows 2p, 2p + 1 and outputs 2i, 2i + 1 of vector h
+  // Adds to dots[p][h][i] the products of rows 2p and 2p + 1 with outputs 2i and 2i + 1 of vector h.
   template <int P, int H>
   static void dot_pairs(const uint8_t* lines, const uint8_t* const (&x)[2 * P], int32x4_t (&dots)[P][H][2]) {
     for (int half = 0; half < 2; ++half) {

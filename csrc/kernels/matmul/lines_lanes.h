@@ -8,8 +8,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// Each tier defines this: the products of 4 columns of q8. Lane is a template parameter because the instruction encodes
-// it.
+// Each tier defines this function, which adds the products of 4 columns of q8. Lane is a template parameter because the
+// instruction encodes the lane.
 template <int Lane, int R, int H>
 inline void q8_line(const uint8_t* line, const int8x16_t (&x)[R], VI (&dots)[R][H]);
 

@@ -12,9 +12,9 @@
 namespace gemlet::kernels {
 
 // The form of a row of activations: float32, or the output of quantize_i8 or round_bf16. kTiles is bf16 with 16 rows
-// interleaved as tiles: 32 columns of the first row, of the second and so on, then the next 32 columns. Its x_stride is
-// a 16th of the bytes of such a group, and the memory holds whole groups.
-// kS8: int8 with one scale for all rows, which training has fixed (round_s8).
+// interleaved as tiles: 32 columns of the first row, of the second and so on, then the next 32 columns. The x_stride of
+// kTiles is a 16th of the bytes of a group of 16 rows, and the memory holds whole groups.
+// kS8 is int8 with one scale for all rows, which training has fixed (round_s8).
 enum class Activations : uint8_t { kF32, kI8, kBf16, kTiles, kS8 };
 
 struct MatmulArgs {
@@ -27,17 +27,18 @@ struct MatmulArgs {
   float* y;               // [rows][outputs], from the first output of the first panel on
   int64_t y_stride;       // floats from one row of y to the next
   int64_t outputs;        // outputs to write; the last panel may have fewer than 16
-  uint8_t* scratch;       // bf12 kernels, for many rows: expanded_bytes() for the panels as bf16. null: few rows
+  uint8_t* scratch;       // null, or expanded_bytes() bytes: bf12 kernels with many rows expand the panels to bf16 here
 };
 using matmul_fn = void(const MatmulArgs&);
 using matmul_f32_f32_fn = matmul_fn;    // f32 activations, f32 weights
 using matmul_f32_bf16_fn = matmul_fn;   // f32 activations, bf16 weights
 using matmul_bf16_bf16_fn = matmul_fn;  // bf16 activations, bf16 weights; subnormal numbers may count as zero
-using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights: the same bits as with bf16 weights,
-using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights: except for the sign of a zero
+// With bf12 weights, results are the same bits as with bf16 weights, except for the sign of a zero.
+using matmul_f32_bf12_fn = matmul_fn;   // f32 activations, bf12 weights
+using matmul_bf16_bf12_fn = matmul_fn;  // bf16 activations, bf12 weights
 using matmul_i8_q8_fn = matmul_fn;      // int8 activations, q8 weights
 using matmul_i8_q4_fn = matmul_fn;      // int8 activations, q4 weights
-using matmul_i8_q5_fn = matmul_fn;      // and so on
+using matmul_i8_q5_fn = matmul_fn;      // int8 activations, and weights in q5 and the formats below
 using matmul_i8_q4k_fn = matmul_fn;
 using matmul_i8_q5k_fn = matmul_fn;
 using matmul_i8_q6k_fn = matmul_fn;
@@ -46,7 +47,7 @@ using matmul_f32_w4a16_fn = matmul_fn;  // f32 activations, w4a16 weights: the s
 using matmul_f32_r8_fn = matmul_fn;  // f32 activations: sum(x q) * scale
 using matmul_f32_r4_fn = matmul_fn;
 using matmul_f32_r2_fn = matmul_fn;
-using matmul_s8_r8_fn = matmul_fn;  // sum(integers of x * q) * (scale of the weights * scale of x)
+using matmul_s8_r8_fn = matmul_fn;  // kS8 activations: sum(integers of x * q) * (scale of the weights * scale of x)
 using matmul_s8_r4_fn = matmul_fn;
 using matmul_s8_r2_fn = matmul_fn;
 // bf16 activations in tiles; weights are rounded to bf16; subnormal numbers may count as zero
@@ -58,31 +59,32 @@ using matmul_tiles_q5_fn = matmul_fn;
 using matmul_tiles_q4k_fn = matmul_fn;
 using matmul_tiles_q5k_fn = matmul_fn;
 using matmul_tiles_q6k_fn = matmul_fn;
-// The same bits as the kernels without "tiles", for many rows
+// kS8 activations with many rows. The results are the same bits as those of the kernels without "tiles".
 using matmul_s8_tiles_r8_fn = matmul_fn;
 using matmul_s8_tiles_r4_fn = matmul_fn;
 using matmul_s8_tiles_r2_fn = matmul_fn;
-// Bytes of panels of bf12 expanded to bf16, with columns padded to 8.
+// The bytes of bf12 panels that are expanded to bf16, with columns padded to a multiple of 8.
 constexpr int64_t expanded_bytes(int64_t outputs, int64_t cols) {
   return (outputs + kPanelRows - 1) / kPanelRows * (bf12_superblocks(cols) * kBf12ExpandedBytes);
 }
-// From this many rows on, a matrix unit is faster than vectors: for weights that are unpacked to bytes, and for weights
-// that are expanded to bf16 (benchmarks/SPEED.md).
+// The least number of rows for which a matrix unit is faster than vectors (benchmarks/SPEED.md). kLeastTileRows is for
+// weights that are unpacked to bytes, kLeastExpandedRows for weights that are expanded to bf16.
 constexpr int64_t kLeastTileRows = 16;
 constexpr int64_t kLeastExpandedRows = 24;
 
 // int8 activations of one row: q int8 [cols], then scale f32 [cols / 32], then offset int32 [cols / 32].
 //   q = round(x / scale) per block of 32, offset = -zero_point * sum(q)
 // The offset compensates for the weights, which are stored as unsigned numbers (q4: + 8, q8: + 128). For q4k and q5k
-// zero_point is 1, and the sum counts for the minimum. For q6k, whose scales are for 16 columns, the offset is two
-// numbers of 16 bits: -sum(q) of the first 16 columns in the low half, of the others in the high half. The scale
-// depends on the format of the weights:
+// zero_point is 1, because kernels multiply the minimum by -sum(q). A scale of q6k is for 16 columns, so its offset has
+// two numbers of 16 bits: -sum(q) of the first 16 columns in the low half, and of the other columns in the high half.
+// The scale depends on the format of the weights:
 //   all but q4
-//       max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros. A block with an infinity or a NaN
-//       has that as its scale.
-//   q4  The least power of two, from 2^-64 on, that keeps |q| <= 127. Kernels add its exponent to the weights' scale:
-//       that saves one of ten operations per block on the execution ports that multiply. The loss is small beside that
-//       of weights in four bits. A row with an |x| of 2^100 or more has NaN as its first scale.
+//       max|x| / 127. A block whose max|x| is at most kZeroPeak becomes zeros. A block with an infinity or a NaN has
+//       this infinity or NaN as its scale.
+//   q4  The least power of two, from 2^-64 on, that keeps |q| <= 127. Kernels add its exponent to the scale of the
+//       weights. This saves one of ten operations per block on the execution ports that multiply. The loss of
+//       precision is small compared to the loss from weights in four bits. A row with an |x| of 2^100 or more has NaN
+//       as its first scale.
 struct QuantizeArgs {
   const float* x;      // [valid]
   int64_t valid;       // columns that exist; the others, up to `cols`, are zero
@@ -94,17 +96,17 @@ struct QuantizeArgs {
 };
 constexpr float kZeroPeak = 3.734e-37f;  // below it 127 / max|x| overflows
 constexpr uint32_t kLeastLostPeak = (127u + 100) << 23;
-// The bits of a block's scale, from the bits of its max|x|. From 127.5 times a power of two on, the next power is
-// needed.
+// Returns the bits of a block's scale for the bits of its max|x|. If max|x| is 127.5 times a power of two or more, the
+// scale is the next power of two.
 constexpr uint32_t power_scale_bits(uint32_t peak_bits) {
   const uint32_t power = (peak_bits + 0x10000) & 0x7f800000, least = (127u - 58) << 23;
   return (power > least ? power : least) - (6u << 23);
 }
-// The offset for q6k from the sums of the two halves of a block.
+// Packs the offset for q6k from the sums of the two halves of a block.
 constexpr int32_t packed_offsets(int32_t first, int32_t second) {
   return static_cast<int32_t>((static_cast<uint32_t>(-first) & 0xffffu) | static_cast<uint32_t>(-second) << 16);
 }
-// The offset of half 0 or 1, which applies to each of its columns.
+// Unpacks the offset of half 0 or 1 of a block. The offset applies to each column of the half.
 constexpr int32_t half_offset(int32_t packed, int half) {
   return half == 0 ? static_cast<int16_t>(packed & 0xffff) : packed >> 16;
 }
@@ -122,7 +124,8 @@ struct StaticArgs {
 };
 using quantize_s8_fn = void(const StaticArgs&);
 
-// x [count]: the same rounding in float32: clamp(round(x / s), -128, 127) * s. NaN stays NaN. out may be x.
+// Rounds x [count] in the same way, but to float32: out = clamp(round(x / s), -128, 127) * s with s = scale. NaN stays
+// NaN. out may be x.
 using round_s8_fn = void(const float* x, float scale, int64_t count, float* out);
 
 // bf16 activations of one row: x rounded to nearest, ties to even; NaN stays NaN.
@@ -135,7 +138,7 @@ struct RoundArgs {
 };
 using round_bf16_fn = void(const RoundArgs&);
 
-// x_stride of rows of `cols` columns. All forms but kF32 fill whole lines of 64 bytes.
+// The x_stride of rows with `cols` columns. Rows of all forms but kF32 fill whole lines of 64 bytes.
 constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
   if (form == Activations::kF32) return cols * 4;
   int64_t bytes = cols * 2;
@@ -144,7 +147,7 @@ constexpr int64_t activation_row_bytes(Activations form, int64_t cols) {
   return (bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
 }
 
-// The offset of `row`, and the bytes of all rows.
+// activation_offset() returns the byte at which `row` begins. activation_bytes() returns the bytes of all rows.
 constexpr int64_t activation_offset(Activations form, int64_t row, int64_t stride) {
   return form == Activations::kTiles ? row / kTileRows * kTileRows * stride + row % kTileRows * kLineBytes
                                      : row * stride;

@@ -12,10 +12,10 @@
 namespace gemlet::kernels {
 namespace {
 
-// Prefetches weights in the order in which they lie, during the products: one line for each line that is multiplied,
-// because many at once would delay the loads of the products. If all rows take one pass over a panel, the lines are
-// those that come kAhead bytes later. If they take a few passes, each of the first two fetches a half of the next
-// panel. If they take many, the first pass brings the weights into L2.
+// Prefetches weights in the order in which they lie, during the products: one line for each line that is multiplied.
+// Fetching many lines at once would delay the loads of the products. If all rows take one pass over a panel, the lines
+// kAhead bytes later are fetched. If the rows take a few passes, the first two passes each fetch one half of the next
+// panel. If they take many passes, the first pass brings the weights into L2.
 constexpr int64_t kFewPasses = 4;
 class LineFetch {
  public:
@@ -35,7 +35,7 @@ class LineFetch {
       next_ += kLineBytes;
     }
   }
-  // The same for all lines of a superblock, which begins at `first`.
+  // Fetches in the same way for all lines of a superblock, which begins at `first`.
   GEMLET_INLINE void superblock(const uint8_t* first, int64_t bytes) {
     if (next_ == nullptr) {
       fetch_ahead(first, bytes);
@@ -77,7 +77,7 @@ inline void panel_rows(const MatmulArgs& a, int64_t row, int64_t panel) {
   }
 }
 
-// The last rows: `rows` is 1 to R.
+// Computes the last rows: `rows` is 1 to R.
 template <typename Product, int R>
 inline void last_rows(const MatmulArgs& a, int64_t row, int64_t panel, int64_t rows) {
   if (rows == R) {

@@ -1,4 +1,5 @@
-// The layout of lines of formats with one scale for a row (r8, r4, r2).
+// Where the columns lie in the lines of the formats with one scale for a row (r8, r4, r2). The kernels read weights
+// with these classes.
 #pragma once
 
 #include "formats/layout.h"
@@ -7,8 +8,8 @@
 namespace gemlet::kernels {
 namespace {
 
-// A superblock of 64 columns has 16 parts. weights(lines, part, h) is vector h of the weights of columns [column(part),
-// + 4), a byte each.
+// A superblock of 64 columns has 16 parts of four columns. weights(lines, part, h) returns vector h of the weights of
+// columns [column(part), + 4), a byte for each weight.
 struct EightBitRows {
   static constexpr int64_t kBytes = kR8SuperblockBytes;
   static constexpr int32_t kZero = kQ8Zero;

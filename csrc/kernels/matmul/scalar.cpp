@@ -1,5 +1,5 @@
-// The definition of the matmul kernels, in plain loops. The inner ones are 16 outputs wide, which any compiler can
-// vectorize a little.
+// The definition of the matmul kernels, in plain loops. The inner loops are 16 outputs wide, so that any compiler can
+// vectorize them a little.
 #include <math.h>
 #include <string.h>
 
@@ -36,7 +36,7 @@ void for_each_panel(const MatmulArgs& a, Product product) {
   }
 }
 
-// at(): the weight of output o at column c of a block of 32, as it is stored (unsigned).
+// The weights of a q8 block. at() returns the unsigned stored weight of output o at column c of the block.
 struct Q8 {
   static constexpr Format kFormat = Format::kQ8;
   static constexpr int64_t kSuperblockBytes = kQ8SuperblockBytes;
@@ -53,7 +53,7 @@ struct Q4 {
   }
 };
 
-// q5, q4k, q5k and q6k: as formats/blocks.h has their weights.
+// The weights of q5, q4k, q5k and q6k, which formats/blocks.h reads.
 template <Format format>
 void matmul_i8_bits(const MatmulArgs& a) {
   const int64_t cols = a.cols;
@@ -140,7 +140,7 @@ float rounded_weight<Bf12>(const uint8_t* panel, int64_t cols, int64_t o, int64_
   return bf16_to_f32(words[(c % kBf12Columns / 2 * kPanelRows + o) * 2 + c % 2]);
 }
 
-// column(x, c) is column c of a row of x.
+// Products with bf12 weights. column(x, c) returns column c of a row of x.
 template <typename Column>
 void matmul_bf12(const MatmulArgs& a, Column column) {
   const int64_t cols = a.cols;
@@ -154,8 +154,8 @@ void matmul_bf12(const MatmulArgs& a, Column column) {
   });
 }
 
-// r8, r4, r2. Number: the type of a row's sum; x(row, c): column c of a row; scale(row): the factor of the sum, besides
-// the weights' scale.
+// Products with weights in r8, r4 and r2. Number is the type of the sums. x(row, c) returns column c of a row.
+// scale(row) returns the factor by which a sum is multiplied in addition to the scale of the weights.
 template <Format format, typename Number, typename X, typename Scale>
 void matmul_rows(const MatmulArgs& a, X x, Scale scale) {
   for (int64_t o = 0; o < a.outputs; ++o) {
@@ -187,7 +187,7 @@ void matmul_s8_rows(const MatmulArgs& a) {
       [&](int64_t r) { return *reinterpret_cast<const float*>(row(r) + a.cols); });
 }
 
-// x / scale as an integer of 8 bits. NaN stays NaN.
+// Rounds x / scale to an integer from -128 to 127. NaN stays NaN.
 float static_integer(float x, float scale) {
   const float steps = x / scale;
   const float bounded = steps < -128.0f ? -128.0f : steps > 127.0f ? 127.0f : steps;

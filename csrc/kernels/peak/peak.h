@@ -1,6 +1,6 @@
-// Measures the arithmetic peak of one core, to compare the matmul kernels with it: multiply-adds only on registers,
-// with the tier's multiplication instructions. A kernel does at least `count` multiply-adds and returns how many it
-// did.
+// Kernels that measure the arithmetic peak of one core. The benchmarks compare the matmul kernels with it. A peak
+// kernel does multiply-adds on registers only, with the multiplication instructions of its tier. It does at least
+// `count` multiply-adds and returns their number.
 #pragma once
 
 #include <stdint.h>

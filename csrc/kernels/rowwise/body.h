@@ -1,4 +1,5 @@
-// The vector body of the row operations, compiled once for each tier. Memory limits the speed of all of them.
+// The vector body of the row operations, compiled once for each tier. Memory bandwidth limits the speed of all row
+// operations.
 #pragma once
 
 #include "kernels/rowwise/rowwise.h"

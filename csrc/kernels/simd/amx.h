@@ -1,8 +1,9 @@
 // Intel AMX: eight tile registers of up to 16 rows x 64 bytes, and a unit that multiplies them: 16 x 32 by 32 x 16
 // numbers of bf16 in 16 cycles. Vector code around it uses AVX-512 with BF16.
 //
-// This is inline assembly because gcc's intrinsics do not declare that they read and write memory. A store may then be
-// moved after the load of a tile that needs it, or be removed: gcc 12 removes the tile configuration.
+// This is inline assembly because gcc's intrinsics do not declare that they read and write memory. A compiler may then
+// move a store behind the load of a tile that needs the stored data, or remove the store. gcc 12 removes the tile
+// configuration.
 #pragma once
 
 #define GEMLET_TIER amx
@@ -48,13 +49,14 @@ class Tiles {
   }
 };
 
-// Lane i: low[i] as bf16 and, above it, high[i]. Rounds to nearest, ties to even. Subnormal numbers become zero.
+// Lane i of the result has low[i] as bf16 in its low half and high[i] as bf16 in its high half. Rounds to nearest, ties
+// to even. Subnormal numbers become zero.
 inline VI bf16_pairs(VF low, VF high) {
   const __m512i places = (__m512i)(VI){0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
                                        0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
   return (VI)_mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
-// Lane i: table[index[i] % 16].
+// Lane i of the result is table[index[i] % 16].
 inline VF look_up(VF table, VI index) { return (VF)_mm512_permutexvar_ps((__m512i)index, (__m512)table); }
 
 }  // namespace

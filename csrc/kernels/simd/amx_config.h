@@ -15,7 +15,7 @@ struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
-  uint16_t line[16] = {};  // bytes of a row, for tiles 0 to 7
+  uint16_t line[16] = {};  // the bytes of a row of tiles 0 to 7
   uint8_t rows[16] = {};
 
   void shape(int tile, int64_t tile_rows, int64_t line_bytes) {

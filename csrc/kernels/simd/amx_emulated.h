@@ -1,7 +1,7 @@
-// AMX in software, for tests on machines without it. It has what amx.h declares and follows the operations in Intel's
-// manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS, TDPBSUD). A shape that
-// the processor would refuse, or a tile that is used before it is configured, ends the program. The files that include
-// this header are plain C++, without flags for an instruction set.
+// AMX in software, for tests on machines without it. It defines the same class and functions as amx.h, and follows the
+// operations in Intel's manual (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TDPBF16PS,
+// TDPBSUD). A shape that the processor would refuse, or a tile that is used before it is configured, ends the program.
+// The files that include this header are plain C++, without flags for an instruction set.
 #pragma once
 
 #include <math.h>
@@ -148,7 +148,8 @@ inline VI bf16_pairs(VF low, VF high) {
   return v;
 }
 
-// The same 16 bytes in every 128 bits, and the bytes of such a table at `index`, whose bytes are below 16.
+// sixteen_bytes() puts the same 16 bytes into every 128 bits. look_up() returns the bytes of such a table at the
+// indices in `index`, which are below 16.
 inline VI sixteen_bytes(const uint8_t* p) {
   VI table;
   for (int at = 0; at < 64; at += 16) memcpy(reinterpret_cast<uint8_t*>(&table) + at, p, 16);
@@ -161,7 +162,7 @@ inline VI look_up(VI table, VI index) {
   for (int i = 0; i < 64; ++i) found[i] = bytes[i / 16 * 16 + places[i]];
   return (VI)found;
 }
-// a + b in 16 bits, but 0 where a is 0.
+// Adds a + b in lanes of 16 bits. Lanes in which a is 0 become 0.
 inline VI add_where_not_zero(VI a, VI b) {
   typedef uint16_t Words __attribute__((vector_size(64)));
   return (VI)(((Words)a + (Words)b) & (Words)((Words)a != 0));

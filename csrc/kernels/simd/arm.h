@@ -13,7 +13,8 @@ constexpr int kLanes = 4;            // floats in a vector
 constexpr int kRowTile = 4;          // rows of x that are computed together
 constexpr int kManyRows = kRowTile;  // no float tiles in two passes, because gcc would keep more sums in memory
 constexpr int kBitsRows = kRowTile;
-constexpr int kTileSums = 8;   // sums of a tile; there are as many for odd columns or integers: half of the registers
+// The sums of a tile. A tile has as many sums again for odd columns or integers, so they fill half of the registers.
+constexpr int kTileSums = 8;
 constexpr int64_t kAhead = 0;  // nothing is prefetched, because no real processor was at hand to measure it
 typedef float VF __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
@@ -29,32 +30,41 @@ inline VF load_f16(const void* p) {
   return (VF)vcvt_f32_f16(half);
 }
 inline VI load_bytes(const void* p) {
-  return (VI)vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(first_four(p))))));
+  const uint32x4_t four = {(uint32_t)first_four(p), 0, 0, 0};
+  const uint8x16_t places = {0, 255, 255, 255, 1, 255, 255, 255, 2, 255, 255, 255, 3, 255, 255, 255};
+  return (VI)vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(four), places));  // 0 for places that are not there
 }
 inline VI load_signed_bytes(const void* p) { return (VI)vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(first_four(p))))); }
-// sum + a * b, rounded once. Whether a compiler makes one instruction of `sum += a * b` depends on the code around it.
+// Returns sum + a * b, rounded once. For `sum += a * b` a compiler chooses between one and two roundings, and its
+// choice depends on the code around.
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b); }
 inline VF max(VF a, VF b) { return (VF)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 
-// 16 bytes, and the bytes of such a table at `index`, whose bytes are below 16.
+inline VI high_nibbles(VI bytes) {
+  return (VI)vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32((int32x4_t)bytes), 4));
+}
+
+// sixteen_bytes() loads a table of 16 bytes. look_up() returns the bytes of such a table at the indices in
+// `index`, which are below 16.
 inline VI sixteen_bytes(const uint8_t* p) { return (VI)vreinterpretq_s32_u8(vld1q_u8(p)); }
 inline VI look_up(VI table, VI index) {
   return (VI)vreinterpretq_s32_u8(
       vqtbl1q_u8(vreinterpretq_u8_s32((int32x4_t)table), vreinterpretq_u8_s32((int32x4_t)index)));
 }
 
-// a + b in 16 bits, but 0 where a is 0.
+// Adds a + b in lanes of 16 bits. Lanes in which a is 0 become 0.
 inline VI add_where_not_zero(VI a, VI b) {
   const uint16x8_t words = (uint16x8_t)a;
   return (VI)vandq_u16(vtstq_u16(words, words), vaddq_u16(words, (uint16x8_t)b));
 }
 
-// The 4 bytes at x for every output.
+// Repeats the 4 bytes at x for every output.
 inline int8x16_t splat_columns(const uint8_t* x) {
   int32_t four;
   __builtin_memcpy(&four, x, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
+inline int8x16_t sixteen_columns(const uint8_t* x) { return vreinterpretq_s8_u8(vld1q_u8(x)); }
 
 }  // namespace
 }  // namespace gemlet::kernels

@@ -26,17 +26,20 @@ typedef int32_t VI __attribute__((vector_size(32)));
 inline VF load_f16(const void* p) { return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline VI load_bytes(const void* p) { return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline VI load_signed_bytes(const void* p) { return (VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
-// sum + a * b, rounded once. Whether a compiler makes one instruction of `sum += a * b` depends on the code around it.
+inline VI high_nibbles(VI bytes) { return (bytes >> 4) & 0x0f0f0f0f; }  // x86 has no shift of bytes
+// Returns sum + a * b, rounded once. For `sum += a * b` a compiler chooses between one and two roundings, and its
+// choice depends on the code around.
 inline VF multiply_add(VF sum, VF a, VF b) { return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum); }
 inline VF max(VF a, VF b) { return (VF)_mm256_max_ps((__m256)a, (__m256)b); }
 
-// The same 16 bytes in every 128 bits, and the bytes of such a table at `index`, whose bytes are below 16.
+// sixteen_bytes() puts the same 16 bytes into every 128 bits. look_up() returns the bytes of such a table at the
+// indices in `index`, which are below 16.
 inline VI sixteen_bytes(const uint8_t* p) {
   return (VI)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
 }
 inline VI look_up(VI table, VI index) { return (VI)_mm256_shuffle_epi8((__m256i)table, (__m256i)index); }
 
-// a + b in 16 bits, but 0 where a is 0.
+// Adds a + b in lanes of 16 bits. Lanes in which a is 0 become 0.
 inline VI add_where_not_zero(VI a, VI b) {
   const __m256i is_zero = _mm256_cmpeq_epi16((__m256i)a, _mm256_setzero_si256());
   return (VI)_mm256_andnot_si256(is_zero, _mm256_add_epi16((__m256i)a, (__m256i)b));
@@ -44,7 +47,8 @@ inline VI add_where_not_zero(VI a, VI b) {
 
 // Sums of two products of bytes in 16 bits, saturated. a is unsigned, b is signed.
 inline VI pair_sums(VI a, VI b) { return (VI)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-// Keeps the order of additions. gcc would compute all operands of a long sum first, and run out of registers.
+// Adds without letting gcc change the order of additions. gcc would compute all operands of a long sum first, and run
+// out of registers.
 inline VI add_i16(VI a, VI b) {
   VI sum = (VI)_mm256_add_epi16((__m256i)a, (__m256i)b);
   __asm__("" : "+x"(sum));

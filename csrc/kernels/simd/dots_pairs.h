@@ -1,6 +1,6 @@
 // Integer dot products of a block of 32 columns without VNNI. vpmaddubsw multiplies 4 pairs of bytes and returns two
-// sums of 16 bits, which saturate. Weights are unsigned, as they are stored; x is 4 bytes; `offset` is that of
-// quantize_i8.
+// sums of 16 bits, which saturate. Weights are unsigned, as they are stored; x points to 4 bytes. `offset` is the
+// offset that quantize_i8 computes.
 #pragma once
 
 #include "kernels/simd/vector.h"
@@ -15,7 +15,8 @@ struct Q4Dot {
   static VI total(VI sums, int32_t offset) { return widen_pairs(sums) + offset; }
 };
 
-// q8: sums of pairs with bytes up to 255 would saturate. So the sign moves from the weight to x: at most 2 * 128 * 127.
+// q8: sums of pairs with bytes up to 255 would saturate. So the sign moves from the weight to x, and a sum of a pair is
+// at most 2 * 128 * 127.
 struct Q8Dot {
   static VI start(int32_t) { return VI{}; }
   static VI add(VI sums, VI weight, const uint8_t* x) {

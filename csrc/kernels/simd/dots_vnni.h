@@ -1,5 +1,5 @@
-// Integer dot products of a block of 32 columns with VNNI. Weights are unsigned, as they are stored; x is 4 bytes;
-// `offset` is that of quantize_i8.
+// Integer dot products of a block of 32 columns with VNNI. Weights are unsigned, as they are stored; x points to 4
+// bytes. `offset` is the offset that quantize_i8 computes.
 #pragma once
 
 #include "kernels/simd/vector.h"

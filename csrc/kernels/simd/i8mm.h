@@ -16,15 +16,14 @@ struct Q8Dot {
   static VI add(VI sums, VI weight, const uint8_t* x) {
     return (VI)vusdotq_s32((int32x4_t)sums, vreinterpretq_u8_s32((int32x4_t)weight), splat_columns(x));
   }
+  template <int kLane>
+  static VI add_lane(VI sums, VI weight, const uint8_t* x) {
+    const uint8x16_t w = vreinterpretq_u8_s32((int32x4_t)weight);
+    return (VI)vusdotq_laneq_s32((int32x4_t)sums, w, sixteen_columns(x), kLane);
+  }
   static VI total(VI sums, int32_t) { return sums; }
 };
-
-// Unsigned weights of 8 bits.
-struct ByteDot {
-  static VI add(VI sums, VI weight, const uint8_t* x) {
-    return (VI)vusdotq_s32((int32x4_t)sums, vreinterpretq_u8_s32((int32x4_t)weight), splat_columns(x));
-  }
-};
+using ByteDot = Q8Dot;
 
 }  // namespace
 }  // namespace gemlet::kernels

@@ -2,8 +2,8 @@
 // 64 bytes, 16 outputs x 4 bytes of columns). Even and odd columns have separate sums. These two chains hide the
 // latency of the FMA when R is 1. The order is the same for every R, so prefill and decode give the same bits.
 //
-// Tiles of more than kRowTile rows have sums for one chain only in registers. They compute the even columns first, then
-// the odd ones, so a number that is loaded serves more products.
+// A tile of more than kRowTile rows keeps the sums of only one chain in registers. It computes all even columns first,
+// and then all odd columns. So each number that is loaded is used in more products.
 #pragma once
 
 #include "formats/layout.h"
@@ -73,7 +73,8 @@ GEMLET_INLINE void tile_bf16(const float* const* x, const uint8_t* panel, int h0
   }
 }
 
-// sums[r][h] += sum over every second column from kFirst on. `weights` is at vector h0 of the first line.
+// sums[r][h] += sum over every second column c from kFirst on of x[r][c] * W[c]. `weights` points to vector h0 of the
+// first line.
 template <typename Lines, int kFirst, int R, int H>
 GEMLET_INLINE void every_second(const float* const* x, const uint8_t* weights, int64_t cols, VF (&sums)[R][H]) {
   for (int64_t c = kFirst; c < cols; c += 2, weights += 2 / Lines::line_columns * kLineBytes) {
@@ -114,7 +115,7 @@ struct F32Lines {
       tile_f32<R, H>(x, panel, h0, cols, sums);
     }
   }
-  // The column kOdd of those in two columns' bytes.
+  // Of two columns whose weights begin at w, returns the first (kOdd = 0) or the second (kOdd = 1).
   template <int kOdd>
   static GEMLET_INLINE VF column(const uint8_t* w) {
     return load((const float*)(w + kOdd * kLineBytes));

@@ -1,6 +1,6 @@
 // The inner loop of matmul and attention on a matrix unit: up to two groups of 16 rows times up to two panels of 16
-// outputs, which is four loads for four tiles of sums. The tier's header, which has the class Tiles, is included
-// before.
+// outputs. So four loads serve four tiles of sums. The header of the tier, which defines the class Tiles, is included
+// before this one.
 #pragma once
 
 #include "kernels/simd/amx_config.h"
@@ -58,18 +58,19 @@ struct BytesProduct {
   }
 };
 
-// Panels whose tiles (16 lines of 16 outputs x 4 bytes of columns), a step each, lie one after the other.
+// Panels whose tiles lie one after the other. A tile (16 lines of 16 outputs x 4 bytes of columns) is the weights of
+// one step.
 struct StoredTiles {
   const uint8_t* panels[2];
 
-  // The tiles of a step, one for each of P panels. The steps come in order.
+  // Returns the tiles of a step, one for each of P panels. The steps come in order.
   template <int P>
   void get(int64_t step, const uint8_t* (&w)[2]) {
     for (int p = 0; p < P; ++p) w[p] = panels[p] + step * kTileBytes;
   }
 };
 
-// G row groups x P panels; TileProducts::run() says what the arguments are.
+// Multiplies G groups of rows by P panels. TileProducts::run() describes the arguments.
 template <typename Product, int G, int P, typename Weights>
 inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, Weights& weights, int64_t steps, float* y,
                        int64_t y_stride, bool add) {
@@ -110,8 +111,8 @@ inline void product_of(Tiles& tiles, const uint8_t* x, const RowPlace& place, We
 
 class TileProducts {
  public:
-  // y = x w, or y += x w if `add`. `weights` is StoredTiles or has the same function. The sums of bytes are int32, in
-  // the place of the floats.
+  // y = x w, or y += x w if `add`. `weights` is a StoredTiles or a class with the same function. Products of bytes
+  // leave int32 sums in y in place of floats.
   template <typename Product = Bf16Product, typename Weights>
   void run(const TileShape& shape, const uint8_t* x, const RowPlace& place, Weights& weights, int64_t steps, float* y,
            int64_t y_stride, bool add) {

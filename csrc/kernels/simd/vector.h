@@ -4,14 +4,16 @@
 
 #include "formats/layout.h"
 
-// For tiles. Their sums must stay in registers; a function call would store them for every line.
+// For functions that compute tiles. The sums of a tile must stay in registers, and a function call would store them for
+// every line.
 #define GEMLET_INLINE inline __attribute__((always_inline))
+#define GEMLET_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace gemlet::kernels {
 namespace {
 
-// Fetches the weights that lie kAhead bytes after these. A processor does not fetch enough by itself: it asks for a
-// line a fixed number of lines ahead, no matter how long it computes before it asks for the next one.
+// Fetches the weights that lie kAhead bytes after `weights`. The processor's own prefetching is not enough: it fetches
+// a fixed number of lines ahead, however long the computation between two lines takes.
 GEMLET_INLINE void fetch_ahead(const uint8_t* weights, int64_t bytes) {
   if (kAhead == 0) return;
 #pragma GCC unroll 16
@@ -38,7 +40,29 @@ inline VI splat_bytes(const void* p) {
 }
 inline void store(float* p, VF v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// The first `count` floats; the other lanes are zero.
+// Calls f(i, add) for i from 0 to N - 1. add(sums, weights, x) is Dot::add() with the four bytes at x + column_of(i). A
+// Dot with add_lane() takes them from the 16 bytes around them, which are then loaded once for four columns; that
+// instruction needs a constant i. The other tiers keep a loop, because gcc schedules it better.
+template <typename Dot, int N, auto column_of, int I = 0, typename F>
+GEMLET_INLINE void for_columns(const F& f) {
+  if constexpr (requires(VI v, const uint8_t* x) { Dot::template add_lane<0>(v, v, x); }) {
+    if constexpr (I < N) {
+      f(I, [](VI sums, VI weights, const uint8_t* x) GEMLET_INLINE_LAMBDA {
+        return Dot::template add_lane<column_of(I) % 16 / 4>(sums, weights, x + column_of(I) / 16 * 16);
+      });
+      for_columns<Dot, N, column_of, I + 1>(f);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) {
+      f(i, [i](VI sums, VI weights, const uint8_t* x)
+               GEMLET_INLINE_LAMBDA { return Dot::add(sums, weights, x + column_of(i)); });
+    }
+  }
+}
+constexpr int four_columns(int i) { return 4 * i; }
+
+// Loads the first `count` floats. The other lanes are zero.
 inline VF load_some(const float* p, int64_t count) {
   float lanes[kLanes] = {};
   __builtin_memcpy(lanes, p, (size_t)count * sizeof(float));
@@ -74,7 +98,7 @@ inline VF abs(VF x) { return (VF)((VI)x & 0x7fffffff); }
 inline VF select(VI mask, VF yes, VF no) { return (VF)((mask & (VI)yes) | (~mask & (VI)no)); }
 inline VF to_float(VI x) { return __builtin_convertvector(x, VF); }
 
-// x as bf16 in the low half of each lane. Rounds to nearest, ties to even. NaN stays NaN.
+// Rounds x to bf16, in the low half of each lane: to the nearest number, ties to even. NaN stays NaN.
 inline VI bf16_bits(VF x) {
   typedef uint32_t Bits __attribute__((vector_size(sizeof(VF))));  // unsigned, because those of a NaN may overflow
   const VI bits = (VI)x;

@@ -1,9 +1,10 @@
-"""Adapters whose files were opened (:mod:`gemlet.adapters.opening`): put beside a model's weights
-(:meth:`AdapterFiles.build`) or added into them (:meth:`AdapterFiles.change_rows`).
+"""Applies an adapter whose files were opened by :mod:`gemlet.adapters.opening`. The adapter is either kept
+beside the model's weights (:meth:`AdapterFiles.build`) or merged into them
+(:meth:`AdapterFiles.change_rows`).
 
 An adapter (Hu et al. 2021, arXiv 2106.09685) changes a matrix ``W [rows, cols]`` to ``W + scale * B A``, with
 ``A [rank, cols]`` and ``B [rows, rank]`` of a small rank. DoRA (Liu et al. 2024, arXiv 2402.09353) then gives
-every row a length of its own.
+every row a length that was trained.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "AdapterFiles", "changes_tower"]
 
-_BLOCK_BYTES = 32 << 20  # bytes at a time of a matrix that the adapter has whole
-_WIDE = 1 << 17  # values that are in float64 at a time
+_BLOCK_BYTES = 32 << 20  # block size for reading a matrix that the adapter replaces as a whole
+_WIDE = 1 << 17  # the most values that are converted to float64 at a time
 
 
 @record(frozen=True)
@@ -53,14 +54,16 @@ class Adapter:
     """A LoRA adapter resident beside a model; made by :meth:`gemlet.Model.load_adapter`.
 
     Attributes:
-        name: what requests call it.
-        source: the folder it came from.
-        base_model: the model it was trained on, as its files say; "" if they do not.
-        ranks: the ranks of its matrices, lowest first.
-        targets: the kinds of matrices it changes, for example ``("q_proj", "v_proj", "vision.fc1")``; those
-            of the towers for images and sound begin with "vision." and "audio.".
-        passed_over: modules of these towers that its file also changes and gemlet does not.
-        memory_bytes: the memory that it takes.
+        name: the name by which requests choose the adapter.
+        source: the folder or file of the adapter.
+        base_model: the model on which the adapter was trained, according to its files; "" if they do not say.
+        ranks: the ranks of the adapter's matrices, lowest first.
+        targets: the kinds of matrices that the adapter changes, for example
+            ``("q_proj", "v_proj", "vision.fc1")``. The kinds of the towers for images and sound begin with
+            "vision." and "audio.".
+        passed_over: modules of the towers that the adapter's file also changes, and that gemlet does not
+            change.
+        memory_bytes: the memory that the adapter takes.
 
     >>> import gemlet
     >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
@@ -86,20 +89,21 @@ def changes_tower(adapter: Adapter, kind: str) -> bool:
     others = [module for module in adapter.passed_over if kind in tower_kinds([module])]
     if others:
         raise UnsupportedError(
-            f"adapter: {show(adapter.name)} also changes {show(others[0])} of the tower for {kind}, and "
-            "gemlet cannot; merge it into the model with PEFT's merge_and_unload(), or do without it"
+            f"adapter: {show(adapter.name)} also changes {show(others[0])} of the tower for {kind}, which "
+            "gemlet cannot do; merge the adapter into the model with PEFT's merge_and_unload(), or omit it"
         )
     return any(target.startswith(f"{kind}.") for target in adapter.targets)
 
 
 class AdapterFiles:
-    """An adapter whose files have been checked against a model. A context manager; ``close()`` closes them.
+    """An adapter whose files have been checked against a model. It is a context manager; ``close()`` closes
+    the files.
 
     Attributes:
-        source: its folder or file.
-        base_model: the model it was made for, as its files say; "" if they do not.
-        terms: what it changes.
-        checkpoint: its tensors.
+        source: the folder or file of the adapter.
+        base_model: the model for which the adapter was made, according to its files; "" if they do not say.
+        terms: the changes to the model's weights.
+        checkpoint: the tensors of the adapter.
     """
 
     def __init__(self, source: str, base_model: str, checkpoint: TensorFiles, terms: Terms) -> None:
@@ -111,8 +115,9 @@ class AdapterFiles:
         self._last_stack: tuple[LowRank, NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def build(self, model: _core.Model) -> _core.Adapter:
-        """The adapter packed for ``model``; raises :class:`TensorError` for values that are not finite, and
-        :class:`UnsupportedError` for matrices that it replaces as a whole."""
+        """Packs the adapter for ``model``. Raises :class:`TensorError` for values that are not finite, and
+        :class:`UnsupportedError` if the adapter replaces a whole matrix other than the embedding or the
+        head."""
 
         from gemlet import _core
 
@@ -143,7 +148,7 @@ class AdapterFiles:
                     term.initial, builder.weight(slot), self._finite(term.a), self._finite(term.b), term.scale
                 )
                 a_dtype = b_dtype = "f32"
-            if in_tower(slot):  # perhaps of a convolution
+            if in_tower(slot):  # a convolution has more than two axes
                 a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
             magnitudes = self._finite(term.magnitude).reshape(-1).tolist() if term.magnitude else []
             bias = self._finite(term.bias).tolist() if term.bias else []
@@ -175,7 +180,7 @@ class AdapterFiles:
         return builder.finish(self.digest())
 
     def digest(self) -> bytes:
-        """A hash (32 bytes) of all files with its tensors, and of what it makes of them."""
+        """A hash (32 bytes) of all files of the adapter and of its terms."""
         found = hashlib.blake2b(repr(self.terms).encode(), digest_size=32)
         for name in sorted({info.file for info in self.checkpoint.tensors.values()}):
             descriptor, at = self.checkpoint.files.descriptor(name), 0
@@ -211,7 +216,7 @@ class AdapterFiles:
 
         if own.ids:
             rows, dtype = self.checkpoint.read(own.tensor)
-            order = np.argsort(own.ids)  # the core takes them by ascending id
+            order = np.argsort(own.ids)  # the core expects rows by ascending id
             builder.add_rows(slot, np.ascontiguousarray(rows[order]), dtype, ids=sorted(own.ids))
             return
         if self.checkpoint.is_wide(own.tensor):
@@ -225,8 +230,8 @@ class AdapterFiles:
         info = self.checkpoint.tensors[own.tensor]
         if self.checkpoint.is_wide(own.tensor):
             raise TensorError(
-                f"{self._where(own.tensor)} is {info.dtype}, and this table is read while the model runs; "
-                "expected F32, BF16 or F16. Save the adapter in one of these types"
+                f"{self._where(own.tensor)} is {info.dtype}; expected F32, BF16 or F16, because the core "
+                "reads this table while the model runs. Save the adapter in one of these types"
             )
         rows, cols = info.shape
         builder.set_per_layer_table(
@@ -238,16 +243,18 @@ class AdapterFiles:
             dtype=self.checkpoint.dtype(own.tensor),
             ids=own.ids,
         )
-        self.checkpoint.files.check_unchanged(info.file, show(own.tensor))  # the core checks from here on
+        # From now on, the core checks that the file does not change.
+        self.checkpoint.files.check_unchanged(info.file, show(own.tensor))
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of its matrices in the text model, at least 1; a bias counts as one more."""
+        """The largest rank of the adapter's terms in the text model, at least 1. A bias adds 1 to the
+        rank."""
         own = (term for slot, term in self.terms.low_rank.items() if not in_tower(slot))
         return max((term.whole_rank for term in own), default=1)
 
     def tower_bytes(self, model: _core.Model) -> int:
-        """The bytes that the adapter adds to a pass of a tower."""
+        """The bytes of memory that a tower's forward pass needs in addition if it uses the adapter."""
         from gemlet import _core
 
         builder = _core.AdapterBuilder(model)
@@ -255,8 +262,8 @@ class AdapterFiles:
         return max((builder.tower_bytes(slot, term.whole_rank) for slot, term in terms), default=0)
 
     def memory_bytes(self, model: _core.Model, weights: str) -> int:
-        """The bytes that :meth:`build` takes for a model with ``weights``: panels of 16 rows, as in the
-        core."""
+        """The bytes of memory that the result of :meth:`build` takes, for a model with the format
+        ``weights``. The core packs matrices as panels of 16 rows."""
         from gemlet import _core
 
         size = 4 if weights == "f32" else 2
@@ -286,18 +293,18 @@ class AdapterFiles:
         return total
 
     def check_memory(self, room: int, model: _core.Model, weights: str, scratch: int) -> None:
-        """Raises :class:`MemoryLimitError` if the adapter and ``scratch`` need more than ``room`` bytes.
-        ``scratch`` is what forward passes need for the adapter and have not allocated yet."""
+        """Raises :class:`MemoryLimitError` if the adapter needs more than ``room`` bytes. ``scratch`` is the
+        number of bytes that forward passes will allocate for the adapter; they count too."""
         if (needed := self.memory_bytes(model, weights) + scratch) > room:
             part = f" ({size_text(scratch)} of it in forward passes)" if scratch else ""
             raise MemoryLimitError(
                 f"{self.source}: the adapter needs {size_text(needed)}{part}, but max_memory leaves "
-                f"{size_text(max(0, room))}; unload another one, merge it with merge_adapter=, or load the "
-                "model with a smaller max_context"
+                f"{size_text(max(0, room))}; unload another adapter, merge this one with merge_adapter=, or "
+                "load the model with a smaller max_context"
             )
 
     def describe(self, name: str, memory_bytes: int) -> Adapter:
-        """The part that callers see."""
+        """The public description of the adapter."""
         kinds = [kind_of(slot) for slot in (*self.terms.low_rank, *self.terms.own_rows)]
         known = [kind for kind in TARGETS if kind in kinds] + [kind for kind in kinds if kind not in TARGETS]
         return Adapter(
@@ -325,8 +332,9 @@ class AdapterFiles:
     def change_rows(
         self, slot: str, read: Callable[[], Blocks], entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """The weight ``slot``, or the matrix ``entry`` of a stack, as the adapter changes it, in float32.
-        ``read`` gives its rows in blocks, from the first row on. They are floats:
+        """Yields the rows of a weight with the adapter merged into them, in float32 blocks. The weight is
+        ``slot``, or the matrix ``entry`` of the stack ``slot``. ``read`` yields the model's own rows in
+        blocks, from the first row on. The rows are floats, because
         :func:`gemlet.sources.opening.open_model_files` refuses other types."""
 
         blocks = read()
@@ -340,7 +348,7 @@ class AdapterFiles:
                 b = b[len(b) // 2 :]
             if term.transposed:
                 a, b = a.T, b.T
-            if in_tower(slot):  # perhaps of a convolution
+            if in_tower(slot):  # a convolution has more than two axes
                 a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         magnitudes = self._finite(term.magnitude).reshape(-1, 1) if term and term.magnitude else None
         gains = None
@@ -365,7 +373,7 @@ class AdapterFiles:
                 for place, token in enumerate(own.ids):
                     if first <= token < first + rows:
                         values[token - first] = some[place]
-            with np.errstate(all="ignore"):  # packing refuses the result
+            with np.errstate(all="ignore"):  # packing refuses values that are not finite
                 if term and a is not None and b is not None:
                     lengths = None if magnitudes is None else magnitudes[first : first + rows]
                     factors = np.float32(term.scale) * b[first : first + rows], a
@@ -376,7 +384,8 @@ class AdapterFiles:
             first += rows
 
     def _factors(self, term: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A and B. Those of the last stack of experts are kept, because every expert needs a part of them."""
+        """A and B of a term, in float32. For a stack of experts they are kept for the next call, because
+        every expert needs a part of them."""
         kept, a, b = self._last_stack or (None, None, None)
         if kept != term or a is None or b is None:
             a, b = self._finite(term.a), self._finite(term.b)
@@ -392,8 +401,8 @@ class AdapterFiles:
         b: NDArray[np.float32],
         read: Callable[[], Blocks],
     ) -> NDArray[np.float32]:
-        """The factors by which DoRA multiplies the columns of a table. A column's length is taken over all
-        tokens."""
+        """The factors by which DoRA multiplies the columns of a table. The length of a column is computed
+        over all rows of the table."""
 
         if slot not in self._table_gains:
             squares = np.zeros(a.shape[1])
@@ -411,12 +420,12 @@ class AdapterFiles:
         dtype = self.checkpoint.dtype(tensor)
         if dtype not in ("f32", "bf16", "f16"):
             raise UnsupportedError(
-                f"{self._where(tensor)} is quantized ({dtype}); load the adapter beside the model with "
-                "load_adapter(), or merge one that has floats"
+                f"{self._where(tensor)} is quantized ({dtype}); expected floats. Load the adapter beside the "
+                "model with load_adapter(), or merge an adapter in F32, BF16 or F16"
             )
         values = _float32(*self.checkpoint.read(tensor))
         if not np.isfinite(values).all():
-            raise TensorError(f"{self._where(tensor)} holds NaN or infinity; the file is damaged")
+            raise TensorError(f"{self._where(tensor)} contains NaN or infinity; the file is damaged")
         return values
 
     def _where(self, tensor: str) -> str:
@@ -438,7 +447,7 @@ class AdapterFiles:
 def _of_expert(
     term: LowRank, a: NDArray[Any], b: NDArray[Any], entry: int | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A and B of one of several experts."""
+    """The parts of A and B that belong to the expert ``entry`` of a stack."""
     all_a, all_b = a.reshape(term.experts, term.rank, -1), b.reshape(len(b), term.rank, term.experts)
     return all_a[entry], all_b[:, :, entry]
 
@@ -449,8 +458,8 @@ def _corrected(
     a: NDArray[np.float32],
     lengths: NDArray[np.float32] | None,
 ) -> NDArray[np.float32]:
-    """``values + b a``, rounded once. If ``lengths`` are given, its rows get these lengths. It computes a few
-    rows at a time in float64."""
+    """Returns ``values + b a``. If ``lengths`` are given, the rows of the sum are scaled to these lengths.
+    Everything is computed in float64, some rows at a time, and rounded once."""
 
     found = np.empty_like(values)
     wide_a = a.astype(np.float64)

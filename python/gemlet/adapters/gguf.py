@@ -1,8 +1,8 @@
-"""Adapters of llama.cpp, as its ``convert_lora_to_gguf.py`` writes them: :class:`GGUFAdapter`.
+"""Reads adapters of llama.cpp, which its ``convert_lora_to_gguf.py`` writes: :class:`GGUFAdapter`.
 
-``general.type`` is "adapter", ``adapter.type`` "lora", ``adapter.lora.alpha`` the alpha, and the matrix
-"blk.3.attn_q.weight" has the tensors "blk.3.attn_q.weight.lora_a" ``[rank, cols]`` and ``.lora_b``
-``[rows, rank]``.
+In such a file, ``general.type`` is "adapter", ``adapter.type`` is "lora", and ``adapter.lora.alpha`` is the
+alpha. For the matrix "blk.3.attn_q.weight", the file has the tensors "blk.3.attn_q.weight.lora_a" ``[rank,
+cols]`` and "blk.3.attn_q.weight.lora_b" ``[rows, rank]``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _ENDINGS = (".lora_a", ".lora_b")
 
 
 class GGUFAdapter(GGUFCheckpoint):
-    """The adapter in a GGUF file. Raises what opening a GGUF file raises, and :class:`ConfigError` for an
-    adapter of a kind that gemlet does not compute.
+    """The adapter in a GGUF file. Raises the same errors as :class:`GGUFCheckpoint`, and :class:`ConfigError`
+    for a kind of adapter that gemlet does not support.
 
     Attributes:
-        base_model: the model that it was made for, according to the file; "" if the file does not say.
+        base_model: the model for which the adapter was made, according to the file; "" if the file does not
+            say.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -44,7 +45,7 @@ class GGUFAdapter(GGUFCheckpoint):
         where = self.gguf.path
         if self.gguf.metadata.get("general.type") != "adapter":
             raise ModelFileError(
-                f"{where}: is a GGUF file, but not of an adapter; load models with gemlet.load()"
+                f"{where}: is a GGUF file of a model; expected an adapter. Load models with gemlet.load()"
             )
         if (kind := self.gguf.metadata.get("adapter.type")) != "lora":
             raise ConfigError(f"{where}: adapter.type is {show(kind)}; expected 'lora'")
@@ -55,7 +56,7 @@ class GGUFAdapter(GGUFCheckpoint):
                 *_ABOUT_NOTHING,
             ):
                 raise ConfigError(
-                    f"{where}: key {show(key)} (value {show(value)}) needs what gemlet does not compute; "
+                    f"{where}: gemlet does not support the key {show(key)} (value {show(value)}); "
                     "expected a plain LoRA adapter"
                 )
         self.alpha = float(self.gguf.get("adapter.lora.alpha", float))
@@ -103,5 +104,5 @@ class GGUFAdapter(GGUFCheckpoint):
                 )
             terms[slot] = LowRank(*pair, rank, self.alpha / rank if self.alpha else 1.0)
         if not terms:
-            raise TensorError(f"{where}: holds no tensors of an adapter")
+            raise TensorError(f"{where}: has no tensors of an adapter")
         return Terms(terms, {})

@@ -1,11 +1,12 @@
-"""Adapters whose training began by taking a part of low rank out of the model's weight: PiSSA (Meng et al.
-2024, arXiv 2404.02948) and OLoRA (Büyükakyüz 2024, arXiv 2406.01775).
+"""Supports PiSSA (Meng et al. 2024, arXiv 2404.02948) and OLoRA (Büyükakyüz 2024, arXiv 2406.01775). The
+training of these adapters began by subtracting a low-rank part from the model's weight W.
 
-Whenever PEFT loads such an adapter, it subtracts that part again: it computes ``W - Q Q^T W + scale * B A``.
-Both parts together are one adapter of twice the rank r. The columns of Q are orthonormal:
+Whenever PEFT loads such an adapter, it subtracts this part again: it computes ``W - Q Q^T W + scale * B A``.
+gemlet treats ``-Q Q^T W + scale * B A`` as one adapter with twice the rank r. The columns of Q are
+orthonormal:
 
 - PiSSA: the left singular vectors of W that belong to the r largest singular values.
-- OLoRA: a basis of the first r columns of W. The part that is subtracted is multiplied by the scale.
+- OLoRA: a basis of the space of W's first r columns. The subtracted part is multiplied by the scale.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ INITIAL = ("pissa", "olora")
 def with_initial(
     how: str, weight: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32], scale: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A and B, extended by the part that loading subtracts from the ``weight`` [rows, cols].
+    """Returns A and B, extended by the part that PEFT subtracts from the ``weight`` [rows, cols]. ``how`` is
+    one of INITIAL.
 
     >>> weight = np.diag(np.array([3, 2, 1], np.float32))
     >>> a, b = with_initial("pissa", weight, np.zeros((1, 3), np.float32), np.zeros((3, 1), np.float32), 2.0)
@@ -39,8 +41,9 @@ def with_initial(
 
 
 def _largest(weight: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
-    """The first left singular vectors, computed from the smaller product of the matrix with its transpose.
-    The product has the squares of the singular values. This is exact enough, as only the largest matter."""
+    """The first ``rank`` left singular vectors. They are computed from the product of the matrix with its
+    transpose, or of the transpose with the matrix, whichever is smaller. The eigenvalues of the product are
+    the squares of the singular values. This is exact enough, because only the largest values matter."""
     rows, cols = weight.shape
     if rows <= cols:
         return np.linalg.eigh(weight @ weight.T)[1][:, ::-1][:, :rank]

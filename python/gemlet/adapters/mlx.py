@@ -48,7 +48,7 @@ def read_mlx_config(raw: Mapping[str, Any], where: str) -> MlxConfig:
     kind = keys.get("fine_tune_type")
     if kind not in ("lora", "dora", None):
         raise keys.wrong(
-            "fine_tune_type", "'lora' or 'dora'; fuse another one with mlx_lm.fuse and load the result"
+            "fine_tune_type", "'lora' or 'dora'; fuse other kinds with mlx_lm.fuse and load the result"
         )
     parameters = Keys(keys.mapping("lora_parameters"), where, "lora_parameters.")
     if parameters.raw.get("alpha") is not None:
@@ -97,7 +97,7 @@ def map_mlx(checkpoint: Checkpoint, described: MlxConfig, config: TextConfig) ->
                 f"{config.num_layers} layers"
             )
     if not found:
-        raise TensorError(f"{where}: holds nothing for the layers of a text model")
+        raise TensorError(f"{where}: has no tensors for the layers of a text model")
     terms = {slot: _term(checkpoint, where, slot, parts, described, config) for slot, parts in found.items()}
     if (table := terms.get("embed_tokens")) and config.tie_word_embeddings and not config.bidirectional:
         # In mlx-lm, a tied output head uses the table with the table's adapter.
@@ -118,7 +118,7 @@ def _term(
     rows, cols = shapes[slot if slot in shapes else "embed_tokens"]
     if slot in TABLES:
         rows, cols = cols, rows
-        if described.dora:  # it sets the lengths of a table's rows; PEFT sets those of its columns
+        if described.dora:  # mlx-lm's DoRA scales the rows of a table, and PEFT's DoRA the columns
             raise ConfigError(
                 f"{described.where}: has DoRA for {slot}, which gemlet computes differently from mlx-lm. "
                 "Fuse the adapter with mlx_lm.fuse and load the result"

@@ -1,9 +1,10 @@
-"""PEFT's patterns of module names, matched in bounded time, because the pattern of a file may be hostile.
+"""Matches PEFT's patterns of module names in bounded time, because the pattern in a file may be hostile.
 
 PEFT reads ``target_modules`` and the keys of ``rank_pattern`` and ``alpha_pattern`` as regular expressions.
-Python's ``re`` tries one path through a pattern after the other, and ``(a+)+b`` has 2**n of them. Here
-Python's own parser reads the pattern, and all paths are followed at once. The bits of an integer are the
-places in the name that the pattern can have reached; each part of the pattern maps them to the next places.
+Python's ``re`` tries one path through a pattern after the other, and a pattern such as ``(a+)+b`` has 2**n
+paths. This module uses Python's own parser for the pattern, but follows all paths at once. The set of places
+in the name that the pattern can have reached is an integer with one bit for each place. Each node of the
+pattern maps this set to the next set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 1
 
 
 class PatternError(ValueError):
-    """A pattern that is wrong, has a part that gemlet does not match, or takes too long."""
+    """A pattern is wrong, has a part that gemlet does not support, or takes too long to match."""
 
 
 class _Name:
@@ -57,7 +58,8 @@ class _Name:
 
 
 class ModulePatterns:
-    """Matches module names against patterns. All matches of one instance share a bound on their work.
+    """Matches module names against patterns. One limit on the number of steps holds for all matches of an
+    instance.
 
     >>> patterns = ModulePatterns()
     >>> patterns.fullmatch(r".*\\.[02]\\..*(q|v)_proj", "model.layers.2.self_attn.q_proj")
@@ -81,10 +83,10 @@ class ModulePatterns:
             self._any_case = False
 
     def suffix_match(self, pattern: str, name: str) -> bool:
-        """Whether ``pattern`` matches ``name`` from its start to its end, or from after a dot to its end."""
-        if _PLAIN.fullmatch(pattern):  # re is quick and safe here, and some models have thousands of these
+        """Whether ``pattern`` matches all of ``name``, or all of the part after one of its dots."""
+        if _PLAIN.fullmatch(pattern):  # re is quick and safe for such patterns, and some files have thousands
             return re.fullmatch(rf"(?:.*\.)?{pattern}", name) is not None
-        if self._parse(pattern).state.flags & re.IGNORECASE:  # PEFT puts something before it
+        if self._parse(pattern).state.flags & re.IGNORECASE:  # PEFT puts a prefix before the pattern
             raise PatternError(
                 "it sets a flag, which is possible only at the start of a pattern of whole names"
             )
@@ -105,7 +107,7 @@ class ModulePatterns:
                 raise PatternError(f"it has {len(pattern)} characters, expected at most {_MAX_PATTERN}")
             self._count(5 * len(pattern))
             try:
-                with warnings.catch_warnings():  # warnings of sets and flags that will change their meaning
+                with warnings.catch_warnings():  # about syntax that will change its meaning in a later Python
                     warnings.simplefilter("ignore")
                     parsed = _parser.parse(pattern)
             except (re.error, RecursionError, OverflowError) as problem:
@@ -167,27 +169,28 @@ class ModulePatterns:
         raise PatternError(f"its part {operation.lower()} is one that gemlet does not match")
 
     def _cases(self, character: str) -> str:
-        """The character in all cases that stand for it."""
+        """The characters that match ``character``: itself, or if case is ignored, its lower and upper
+        case."""
         if not self._any_case:
             return character
-        if not character.isascii():  # re has rules of its own for these
+        if not character.isascii():  # re has special rules for such characters
             raise PatternError("it ignores case, which gemlet does only for ASCII characters")
         return character.lower() + character.upper()
 
     def _of(self, character: str, name: _Name) -> int:
-        """The places in the name where this character stands."""
+        """The places in the name where this character occurs."""
         found = 0
         for one in self._cases(character):
             found |= name.where.get(one, 0)
         return found
 
     def _repeat(self, least: int, most: int, nodes: Any, name: _Name, places: int) -> int:
-        # A repetition moves forward or stays, so more repetitions than this lead to no new place.
+        # Each repetition moves forward or stays, so more repetitions than this reach no new place.
         enough = name.length + 2
         for _ in range(min(least, enough)):
             places = self._sequence(nodes, name, places)
         fresh = places
-        for _ in range(min(most - least, enough)):  # each place is left once
+        for _ in range(min(most - least, enough)):  # only places that are new are followed further
             fresh = self._sequence(nodes, name, fresh) & ~places
             if not fresh:
                 break
@@ -196,8 +199,8 @@ class ModulePatterns:
 
 
 def _is_one(cases: str, choices: Any) -> bool:
-    """Whether a character is in a set, as re's parser gives it. ``cases`` are the characters that stand for
-    it."""
+    """Whether a character is in the set ``choices``, which comes from re's parser. ``cases`` are the
+    character itself and, if case is ignored, its other case."""
     found, negated = False, False
     for operation, value in choices:
         if operation.name == "NEGATE":  # always the first

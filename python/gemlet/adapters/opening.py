@@ -28,23 +28,22 @@ _EXPECTED = (
 # Files of weights that gemlet does not read, and what to do about them.
 _OTHERS = {
     "adapter_model.bin": "must be saved again as safetensors",
-    "adapters.npz": "was made by an old mlx-lm; a newer one writes adapters.safetensors",
+    "adapters.npz": "was made by an old mlx-lm; a newer mlx-lm writes adapters.safetensors",
 }
 
 
 def open_adapter(path: str | os.PathLike[str], config: TextConfig) -> AdapterFiles:
-    """Opens the adapter in the folder or GGUF file ``path``: of PEFT (LoRA and DoRA), of mlx-lm or of
-    llama.cpp. Checks everything but the values against the model.
+    """Opens the adapter in the folder or GGUF file ``path``. The adapter is one of PEFT (LoRA and DoRA),
+    mlx-lm or llama.cpp. Everything but the values is checked against the model.
 
-    Every tensor has to be used, with two exceptions. Tensors of towers are only logged if gemlet does not
-    change the towers or the model does not have them. ``k_proj`` and ``v_proj`` are ignored in layers that
-    read another layer's keys and values.
+    Every tensor has to be used, with two exceptions. If gemlet cannot change a module of a tower, or the
+    model does not have the tower, the tensors of the module are only logged. In layers that read another
+    layer's keys and values, ``k_proj`` and ``v_proj`` are ignored.
 
     Raises:
         InvalidRequestError: ``path`` is not a path.
         ModelFileError: the folder or one of its files is missing, cut short or inconsistent.
-        ConfigError: a key in the adapter's description needs something that gemlet does not compute. The
-            message names the key.
+        ConfigError: gemlet does not support a key in the adapter's configuration. The message names the key.
         TensorError: a tensor is missing, unexpected or does not fit the model. The message names the tensor.
     """
     source = checked_path("adapter", path, _EXPECTED.removeprefix("expected "))

@@ -1,7 +1,7 @@
-"""Finds the weight that each tensor of an adapter in PEFT's form changes: :func:`map_peft`.
+"""Finds the weight that each tensor of an adapter in PEFT's format changes: :func:`map_peft`.
 
-A tensor is called ``base_model.model.``, then the module in the model it was trained on, then
-``.lora_A.weight``, ``.lora_B.weight`` or, with DoRA, ``.lora_magnitude_vector``.
+The name of a tensor has three parts: ``base_model.model.``, the name of the module in the model on which the
+adapter was trained, and ``.lora_A.weight``, ``.lora_B.weight`` or, with DoRA, ``.lora_magnitude_vector``.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from gemlet.weights.tower_slots import tower_module, tower_names, tower_slots
 __all__ = ["map_peft"]
 
 _OUTER = "base_model.model."
-# The names of the tensors of a module, and the parts that they are. PEFT leaves out the name of the adapter;
-# tools that save its modules write it, as in "lora_A.default.weight". The last two are parts of the embedding
-# table and the output head.
+# Matches the name of a tensor and finds its module and its part, such as "A". PEFT leaves out the name of the
+# adapter; tools that save PEFT's modules write it, as in "lora_A.default.weight". "tokens" are single rows
+# that the adapter replaces, and "whole" is a weight that it replaces completely.
 _PARTS = late_pattern(
     r"(?P<module>.+?)\.(?:lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
     r"|lora_B(?:\.\w+)?\.(?P<bias>bias)"
@@ -74,8 +74,8 @@ _TRUNK = (
     "altup_unembed_projections",
 )
 
-_Found = dict[str, dict[str, str]]  # slot, or module of a tower -> its tensors by what they are
-# Only the training of VeLoRA and MonteCLoRA uses these.
+_Found = dict[str, dict[str, str]]  # slot, or module of a tower -> {part (a key of _NAMES): tensor}
+# Tensors that only the training of VeLoRA and MonteCLoRA uses.
 _OF_TRAINING = late_pattern(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 _NUMBERED = late_pattern(
     r"(?P<prefix>.*\.[^.]*)\.(?P<layer>[0-9]{1,4})\."
@@ -114,7 +114,8 @@ class _Mapping:
         self.whole = {
             name.removesuffix(".weight"): slot for slot, name in names.items() if name.endswith(".weight")
         }
-        # The module's name in the file: PEFT wraps the experts of a layer once for each stack.
+        # slot -> the module's name in the file. PEFT wraps the experts of a layer once for each stack, and
+        # each wrapper adds ".base_layer" to the name.
         self.stored = {slot: name for slot, name in self.modules.items() if kind_of(slot) not in EXPERTS}
         for layer in range(config.num_layers):
             slots = [slot for kind in EXPERTS if (slot := f"layers.{layer}.{kind}") in self.modules]
@@ -128,8 +129,8 @@ class _Mapping:
         kinds = {kind_of(slot) for slot in found}
         low_rank = {}
         for slot in self.stored:
-            # Names and patterns say which modules are changed. "all-linear" leaves this to the tool: a kind
-            # of module counts, in all layers, if the file has tensors of that kind.
+            # Names and patterns say which modules are changed. With "all-linear", a kind of module is changed
+            # in all layers if the file has tensors of this kind.
             named = self._is_target(slot) and (not self.adapter.all_linear or kind_of(slot) in kinds)
             if named or any(part not in ("weight", "tokens") for part in found.get(slot, ())):
                 low_rank[slot] = self._term(slot, found.get(slot, {}))
@@ -140,9 +141,9 @@ class _Mapping:
     def _tower_terms(
         self, found: _Found
     ) -> tuple[dict[str, LowRank], tuple[str, ...], dict[str, OwnRows], tuple[str, ...]]:
-        """Four values: what is added to matrices of towers, by slot; the modules with other changes; the
-        model's biases that these replace; and the modules with changes beyond that. As in PEFT, a module
-        stays as it is if the file has no tensors of it: a text-only model has no towers."""
+        """Returns four values: the low-rank terms for matrices of towers, by slot; the modules with other
+        changes; the biases that replace the model's biases, by slot; and the modules with changes that gemlet
+        cannot make even by merging. As in PEFT, a module without tensors in the file stays unchanged."""
         matrices, shapes = tower_matrices(self.config), tower_slots(self.config)
         slots = {name: slot for slot, name in tower_names(shapes, self.config.family).items()}
         terms: dict[str, LowRank] = {}
@@ -270,15 +271,17 @@ class _Mapping:
             magnitude=found.get("magnitude", ""),
             bias=found.get("bias", ""),
             experts=experts,
-            # PEFT takes nothing out of an embedding table. The file may already have the rest of a head.
+            # PEFT subtracts nothing from an embedding table. For a head, the file may have the weight after
+            # the subtraction.
             initial="" if table or "weight" in found else self.adapter.initial,
         )
 
     def _check_kind(self, slot: str, found: dict[str, str]) -> None:
-        """Refuses the few pairs of a matrix and a kind of adapter that PEFT or gemlet does not compute."""
+        """Raises :class:`ConfigError` for a kind of adapter that PEFT or gemlet does not support on this
+        matrix."""
         kind, adapter = kind_of(slot), self.adapter
-        # PEFT takes this out of a tied output head, and so out of the embedding table. But the file usually
-        # has the rest.
+        # For a tied output head, PEFT also changes the embedding table by its subtraction. gemlet supports
+        # only files that have the weight after the subtraction, as they usually do.
         tied_head = kind == "lm_head" and self._is_one() and "weight" not in found
         not_initial = kind in EXPERTS or tied_head
         wrong = f"init_lora_weights is {show(adapter.initial)}" if adapter.initial and not_initial else ""
@@ -296,16 +299,15 @@ class _Mapping:
             )
 
     def _own_rows(self, found: _Found) -> dict[str, OwnRows]:
-        """What the adapter replaces: tables or rows of them, and other modules."""
+        """slot -> the tensor that replaces the weight or some of its rows, for tables, the head and other
+        modules."""
         vocab, hidden = self.shapes["embed_tokens"]
         saved = {slot for slot in ENDS if self.adapter.saves(slot)}
         tokens = dict(self.adapter.tokens)
-        one = (
-            self.config.tie_word_embeddings and not self.config.bidirectional
-        )  # they are the same in the model
+        one = self.config.tie_word_embeddings and not self.config.bidirectional  # the head is the table
         self._check_tied_tokens(found)
         if one and tokens.get("lm_head") == tokens.get("embed_tokens"):
-            tokens.pop("lm_head", None)  # then PEFT has them once
+            tokens.pop("lm_head", None)  # PEFT stores these rows only once
         rows: dict[str, OwnRows] = {}
         for slot in ENDS if "lm_head" in self.modules else ENDS[:1]:
             parts = found.get(slot, {})
@@ -329,7 +331,7 @@ class _Mapping:
         if one and len(rows) == 1:
             slot, own = next(iter(rows.items()))
             other = ENDS[1 - ENDS.index(slot)]
-            shared = slot not in saved and not own.ids  # the model's own weight, which both share
+            shared = slot not in saved and not own.ids  # PEFT saved the tied weight because a LoRA changes it
             if shared or (other == "lm_head" and (own.ids or self.adapter.tied)):
                 rows[other] = own
         parts = found.get(PER_LAYER_TABLE, {})
@@ -360,8 +362,9 @@ class _Mapping:
         return OwnRows(parts["tokens"], ids)
 
     def _own_modules(self, found: _Found) -> dict[str, OwnRows]:
-        """The other modules that the adapter replaces. As in PEFT, a name of ``modules_to_save`` means every
-        module whose name, or the name of a module around it, ends with that name."""
+        """slot -> the tensor that replaces the weight of another module. As in PEFT, a name in
+        ``modules_to_save`` means every module whose name ends with this name, and all modules inside such a
+        module."""
         rows = {}
         for module, slot in self.whole.items():
             parts = module.split(".")
@@ -382,7 +385,8 @@ class _Mapping:
         return rows
 
     def _check_tied_tokens(self, found: _Found) -> None:
-        """TRAINABLE_TOKENS stores the rows of a tied output head once more."""
+        """Drops the second copy of the rows that TRAINABLE_TOKENS stores for a tied output head. Raises
+        :class:`TensorError` if the copies differ."""
         table, head = (found.get(slot, {}).get("tokens") for slot in ENDS)
         if not (self._is_one() and table and head) or "lm_head" in self.adapter.tokens:
             return
@@ -412,8 +416,8 @@ class _Mapping:
             )
 
     def _find_prefixes(self) -> tuple[str, str]:
-        """The prefixes of the names of the trunk's and of the head's modules in the adapter: the model it was
-        trained on may have been wrapped differently."""
+        """The prefix of the names of the trunk's modules in the adapter's file, and that of the head. They
+        depend on the class of the model on which the adapter was trained."""
         trunk: str | None = None
         head: str | None = None
         for tensor in self.checkpoint.tensors:
@@ -430,7 +434,7 @@ class _Mapping:
         ):
             some = f", got {show(next(iter(self.checkpoint.tensors)))}" if self.checkpoint.tensors else ""
             raise TensorError(
-                f"{self.where}: holds nothing for the layers of a text model: expected one of "
+                f"{self.where}: has no tensors for the layers of a text model: expected one of "
                 f"'{_OUTER}model.layers.N', '{_OUTER}model.language_model.layers.N' or a similar name{some}"
                 f"{self.suffix}"
             )
@@ -467,6 +471,6 @@ def _split(tensor: str) -> tuple[str, str]:
     if match is None:
         return module, ""
     parts = match.groupdict()
-    if parts.pop("own_bias"):  # and not of lora_B
+    if parts.pop("own_bias"):  # the bias of the module itself, not of lora_B
         return parts["module"], "own_bias"
     return parts.pop("module"), next(part for part in parts.values() if part)

@@ -1,8 +1,8 @@
 """Reads and checks PEFT's ``adapter_config.json`` of a LoRA adapter: :func:`read_adapter_config`.
 
-Like ``config.json``, the file is not trusted. If gemlet does not follow a key that may change what the
-adapter computes, an error names the key. PEFT writes every key it knows. Keys that are unset (null, false or
-empty) have no effect and are ignored, whether gemlet knows them or not.
+Like ``config.json``, the file is not trusted. If gemlet does not support a key that may change the result, an
+error names the key. PEFT writes all keys that it knows. Keys that are unset (null, false or empty) have no
+effect and are ignored, even if gemlet does not know them.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ _NORMS_DEFAULTS: dict[str, Any] = {
 # Keys that may only have these values. Unset keys are not checked.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "bias": ("none", "all", "lora_only"),  # text models have no biases: a tensor of one is refused
+    "bias": ("none", "all", "lora_only"),  # text models have no biases, so a tensor of a bias is refused
 }
 _MERGE = "merge the adapter with PEFT's merge_and_unload() and load the result"
-# Keys that gemlet does not follow, and what to do instead. Unset keys are not checked.
+# Keys that gemlet does not support -> what to do instead. Unset keys are not checked.
 _REFUSED = {
     "layer_replication": _MERGE,
     # In the engine, a sequence has one adapter from its first token on. PEFT cannot merge this kind either.
@@ -76,11 +76,11 @@ _REFUSED = {
     "cannot do; run it with PEFT, or train a plain LoRA",
     "megatron_config": _MERGE,
     "use_bdlora": _MERGE,
-    "kasa_config": "it also changed the model's own weights; " + _MERGE,
-    "arrow_config": "it mixes several adapters; merge one of them with PEFT and load the result",
+    "kasa_config": "this kind also changes the model's own weights; " + _MERGE,
+    "arrow_config": "this kind mixes several adapters; merge one of them with PEFT and load the result",
 }
 NOT_IN_GPTQ = (
-    "an adapter of QA-LoRA for a model in GPTQ fits no other model, and PEFT cannot merge it; run it with "
+    "a QA-LoRA adapter for a GPTQ model fits no other model, and PEFT cannot merge it; run it with "
     "PEFT, or train a plain LoRA"
 )
 # Objects that choose a variant of LoRA even if they are empty: PEFT fills in their defaults.
@@ -108,9 +108,9 @@ _IGNORED = frozenset(
         "task_type",
     }
 )
-# The ways in which training can begin. When PEFT loads an adapter, only the values INITIAL matter: for them,
-# PEFT subtracts something from the model's weights. With lora_ga, only training does this, and loading does
-# not.
+# The values of init_lora_weights that do not matter when PEFT loads an adapter. Only for the values in
+# INITIAL, PEFT subtracts something from the model's weights when it loads the adapter. With "lora_ga", it
+# does so only in training.
 _INITIALISATIONS = (True, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
@@ -120,17 +120,19 @@ class AdapterConfig:
 
     Attributes:
         where: the file, for errors.
-        base_model: the model that it was trained on, according to the file; "" if the file does not say.
-        targets, excluded: endings of module names, or one pattern for whole names.
-        layers: the layers that it is limited to; None: all.
-        saved: modules that the adapter replaces, as the file names them.
-        parameters: endings of names of parameters (of experts). The adapter changes each as one stack.
+        base_model: the model on which the adapter was trained, according to the file; "" if the file does not
+            say.
+        targets, excluded: the modules that are changed or not changed: endings of their names, or one pattern
+            for whole names.
+        layers: the layers that the adapter changes; None for all.
+        saved: the names of modules that the adapter replaces.
+        parameters: endings of the names of parameters, such as the experts' stacks, that the adapter changes.
         bias: whether B has a bias.
-        tokens: module -> the tokens whose rows of that module the adapter replaces.
-        pooled: how many inputs QA-LoRA takes together in a model in GPTQ; 0: not QA-LoRA.
-        initial: what loading subtracts from the model's weights (:mod:`gemlet.adapters.initial`); "" for
-            nothing.
-        tied: whether the output head follows the embedding table in a model that ties them.
+        tokens: module -> the ids of the tokens whose rows the adapter replaces.
+        pooled: the number of inputs in a group of QA-LoRA; 0 for other adapters.
+        initial: the method of :mod:`gemlet.adapters.initial` by which PEFT subtracts a part from the model's
+            weights; "" for none.
+        tied: whether changes of the embedding table also hold for an output head that is tied to it.
         ranks, alphas: pattern of module names -> the value that replaces ``rank`` or ``alpha``.
     """
 
@@ -157,7 +159,7 @@ class AdapterConfig:
 
     @property
     def all_linear(self) -> bool:
-        """Whether it changes every linear module but the output head."""
+        """Whether the adapter changes every linear module but the output head."""
         return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
 
     def targets_module(self, name: str, prefix: str, layer: int | None) -> bool:
@@ -178,8 +180,8 @@ class AdapterConfig:
         return layer in self.layers
 
     def saves(self, end: str) -> bool:
-        """Whether it replaces all of the embedding table or the output head: PEFT looks for names that end
-        with one of :attr:`saved`."""
+        """Whether the adapter replaces the whole embedding table or output head, ``end``. As in PEFT, a name
+        in :attr:`saved` matches if ``end`` ends with it."""
         last = [name.rpartition(".")[2] for name in self.saved]
         return any(name and end.endswith(name) for name in last)
 
@@ -226,7 +228,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     """Reads ``folder/adapter_config.json``.
 
     Raises :class:`ModelFileError` if the file is missing or cannot be read, and :class:`ConfigError`, which
-    names the key, if the file describes something that gemlet does not compute.
+    names the key, if gemlet does not support the adapter.
     """
     path = os.path.join(folder, CONFIG_FILE)
     if not os.path.lexists(path):
@@ -244,7 +246,7 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     keys = Keys(found, path, "", _DEFAULTS)
     kind = keys.get("peft_type")
     if kind != "LORA":
-        way_out = f"of another kind, {_MERGE}" if isinstance(kind, str) else "with PEFT's peft_type"
+        way_out = f"for another kind, {_MERGE}" if isinstance(kind, str) else "PEFT writes this key"
         if kind in _PROMPTS:
             way_out = "this kind changes the prompt and cannot be merged, so only PEFT can run it"
         raise keys.wrong(
@@ -261,16 +263,16 @@ def read_adapter_config(folder: str) -> AdapterConfig:
     if not any(type(start) is type(own) and start == own for own in known):
         raise keys.wrong(
             "init_lora_weights",
-            f"one of {', '.join(map(show, known))}: any other changes the model's own weights when the "
-            "adapter is loaded, by chance or by data that is not there. PEFT's "
-            "save_pretrained(path_initial_model_for_weight_conversion=...) makes a plain adapter of PiSSA "
-            "and CorDA. For LoftQ, save the model it was trained on as well, and set this key to true",
+            f"one of {', '.join(map(show, known))}. With any other value, loading changes the model's own "
+            "weights in a way that depends on random numbers or on missing data. For PiSSA and CorDA, make a "
+            "plain adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...). For "
+            "LoftQ, also save the model on which the adapter was trained, and set this key to true",
         )
     if start == "lora_ga":
         log.warning(
-            "%s: its training changed the model's own weights first (lora_ga), and loading does not, as in "
-            "PEFT. To get a plain adapter of it, save it with "
-            "save_pretrained(path_initial_model_for_weight_conversion=...) ",
+            "%s: the adapter's training first changed the model's own weights (lora_ga). Loading does "
+            "not, as in PEFT. To get a plain adapter, save it with "
+            "save_pretrained(path_initial_model_for_weight_conversion=...)",
             path,
         )
     base_model = keys.get("base_model_name_or_path")
@@ -383,8 +385,8 @@ def _names_or_pattern(keys: Keys, key: str) -> str | tuple[str, ...]:
 
 
 def _pooled(keys: Keys) -> int:
-    """PEFT reads the flag of QA-LoRA for modules in GPTQ only. Adapters of these have other shapes, unless a
-    group has one input."""
+    """The group size of QA-LoRA; 0 for other adapters. PEFT uses the flag of QA-LoRA only for GPTQ models.
+    The adapters for such models have other shapes, except if a group has one input; this case is refused."""
     if not keys.flag("use_qalora"):
         return 0
     group = keys.integer("qalora_group_size", _MAX_RANK)

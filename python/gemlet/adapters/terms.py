@@ -1,4 +1,5 @@
-"""The changes that an adapter makes to a model, by the core's names of the weights: :class:`Terms`."""
+"""Describes the changes that an adapter makes to a model's weights: :class:`Terms`. Weights are named by
+slots."""
 
 from __future__ import annotations
 
@@ -39,24 +40,26 @@ _LAYER = (
 # The matrices of routed experts, stacked.
 EXPERTS = ("experts_gate_up", "experts_down")
 ENDS = ("embed_tokens", "lm_head")
-TABLES = ("embed_tokens", PER_LAYER_TABLE)  # these are read by row, so the term is added to the transpose
-BY_ROW = (*ENDS, PER_LAYER_TABLE)  # an adapter may replace the rows of some tokens in these
+TABLES = ("embed_tokens", PER_LAYER_TABLE)  # a low-rank term is added to the transpose of these tables
+BY_ROW = (*ENDS, PER_LAYER_TABLE)  # in these weights, an adapter may replace the rows of some tokens only
 _OUTSIDE = ("per_layer_model_projection", "altup_projections", "altup_unembed_projections")
-_PROJECTION = "dense"  # the last layer of EmbeddingGemma 2; other dense layers are not part of the model
+# The last layer of EmbeddingGemma 2. In other embedding models, transformers does not count dense layers as
+# the model.
+_PROJECTION = "dense"
 TARGETS = (*_LAYER, *EXPERTS, *_OUTSIDE, _PROJECTION, *ENDS, PER_LAYER_TABLE)
-# Those of them for which the core keeps the changed matrix, in f32.
+# For these targets, the core keeps the whole changed matrix in f32.
 COEFFICIENTS = ("altup_prediction_coefs", "altup_correction_coefs")
 
 
 class LowRank(NamedTuple):
-    """A product that is added to one weight: ``scale * B A``.
+    """A low-rank term, the product ``scale * B A``, which is added to a weight.
 
     ``a``, ``b``, ``magnitude`` and ``bias`` are names of tensors in the adapter's file. ``transposed`` says
-    whether the file has the transposes of A and B. With a magnitude (DoRA), every row of the sum gets that
-    length; in a table, every column does. ``scale * bias`` is added to the product with the weight. For
-    ``experts`` stacked matrices, A is [experts * rank, cols], and B is [rows, rank * experts]; neighbouring
-    columns of B belong to different experts. ``initial`` says which part of the weight is subtracted first
-    (:mod:`gemlet.adapters.initial`).
+    whether the file has the transposes of A and B. With ``magnitude`` (DoRA), every row of the sum is scaled
+    to the length that the tensor has for it; in a table, every column is. ``scale * bias`` is added to the
+    output of the changed matrix. For a stack of ``experts`` matrices, A is [experts * rank, cols] and B is
+    [rows, rank * experts]; neighbouring columns of B belong to different experts. ``initial`` names the
+    method that subtracts a part of the weight first (:mod:`gemlet.adapters.initial`).
     """
 
     a: str
@@ -71,15 +74,15 @@ class LowRank(NamedTuple):
 
     @property
     def whole_rank(self) -> int:
-        """The rank of everything that is added, including the part that is subtracted and a bias."""
+        """The rank of the whole change, including the subtracted part (``initial``) and a bias."""
         return self.rank * (2 if self.initial else 1) + bool(self.bias)
 
 
 class OwnRows(NamedTuple):
     """The tensor ``tensor`` in the adapter's file, which replaces a weight. Without ``ids``, it replaces the
     whole weight. In the weights ``BY_ROW``, it may replace only the rows of the tokens ``ids``, in the order
-    of the tensor's rows. ``offset`` is added to the weight of a norm, which then has the same form as in the
-    model's files."""
+    of the tensor's rows. ``offset`` is added to the weight of a norm: some model files store norms with 1
+    added, and adapters do not."""
 
     tensor: str
     ids: tuple[int, ...] = ()
@@ -90,13 +93,13 @@ class Terms(NamedTuple):
     """All changes that an adapter makes.
 
     Attributes:
-        low_rank: slot -> what is added to the weight, or to the transpose of a table.
-        own_rows: slot -> what replaces the weight, or rows of it, before something is added.
-        passed_over: modules of towers for images and sound in the adapter's file that gemlet changes only by
-            merging, or not at all.
-        merged_only: slot -> what replaces the weight when the adapter is merged into the model. Its modules
-            are in passed_over.
-        never_changed: modules in passed_over that merging does not change either.
+        low_rank: slot -> the term that is added to the weight, or to the transpose of a table.
+        own_rows: slot -> the tensor that replaces the weight, or some of its rows, before the term is added.
+        passed_over: modules of towers in the adapter's file that gemlet changes only by merging, or not at
+            all.
+        merged_only: slot -> the tensor that replaces the weight if the adapter is merged into the model. The
+            modules of these weights are in ``passed_over``.
+        never_changed: the modules in ``passed_over`` that merging does not change either.
     """
 
     low_rank: Mapping[str, LowRank]
@@ -107,8 +110,8 @@ class Terms(NamedTuple):
 
 
 def target_slots(config: TextConfig) -> list[str]:
-    """The slots of what an adapter can change: all linear modules of a text model, its routed experts, its
-    tables and its output head. The head has its own slot here, even if it is tied to the table.
+    """The slots to which an adapter can add a low-rank term: all linear modules of a text model, its routed
+    experts, its tables and its output head. The head has its own slot here, even if it is tied to the table.
 
     >>> from gemlet.config import shape_config
     >>> target_slots(shape_config("gemma3-1b"))[:3]
@@ -121,8 +124,8 @@ def target_slots(config: TextConfig) -> list[str]:
 
 
 def own_slots(config: TextConfig) -> dict[str, float]:
-    """The slots of what an adapter may replace, apart from the embedding table and the output head: the
-    weights of all modules of a text model. Each slot has its offset (:class:`OwnRows`)."""
+    """slot -> offset (:class:`OwnRows`), for the weights that an adapter may replace. These are the weights
+    of all modules of a text model, except for the embedding table and the output head."""
     own = {family.norm_offset for family in FAMILIES.values() if family.name == config.family}
     offset = max(own) - config.norm_offset  # GGUF files have the offset added already
     others = (*ENDS, *(() if config.projects_itself else (_PROJECTION,)))
@@ -140,8 +143,8 @@ def is_norm(slot: str) -> bool:
 
 
 def tower_matrices(config: TextConfig) -> dict[str, tuple[str, int, int]]:
-    """The linear modules and convolutions of a model's towers that an adapter can change, by the plain names
-    of their modules: slot, rows and columns. Depthwise convolutions are not among them.
+    """plain name of a module -> (slot, rows, columns), for the linear modules and convolutions of a model's
+    towers that an adapter can change. Depthwise convolutions are left out.
 
     >>> from gemlet.config import read_config
     >>> config = read_config("tests/golden/vision/gemma3")  # in a checkout

@@ -19,9 +19,10 @@ _MOST_ITEMS = 10_000  # items of a collection that are checked
 def wrong_argument(
     function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> str | None:
-    """The error message about the first argument of a wrong type; None if all types fit ``function``.
+    """Returns the error message about the first argument of a wrong type, or None if all types fit
+    ``function``.
 
-    It runs only after a call has failed, so that calls that work cost nothing.
+    gemlet calls this only after a call has failed, so a call that works costs nothing.
 
     >>> def encode(text: str, limits: list[int] | None = None) -> None: ...
     >>> wrong_argument(encode, (3,), {})
@@ -34,12 +35,12 @@ def wrong_argument(
     try:
         bound = inspect.signature(function).bind(*arguments, **options)
         hints = typing.get_type_hints(function)
-    except (TypeError, NameError):  # an argument is missing; a name is only for type checkers
+    except (TypeError, NameError):  # an argument is missing, or a type is imported only for type checkers
         return None
     for name, value in bound.arguments.items():
         if name in hints and not _fits(value, hints[name]):
             written = inspect.get_annotations(function).get(name)
-            written = getattr(written, "__forward_arg__", written)  # the type of an option
+            written = getattr(written, "__forward_arg__", written)  # a TypedDict has a ForwardRef
             expected = written if isinstance(written, str) else getattr(written, "__name__", str(written))
             return f"{name}: got {show_argument(value)}, expected {expected}"
     return None
@@ -64,7 +65,7 @@ def _fits(value: object, hint: Any) -> bool:
 def _is(value: object, kind: Any) -> bool:
     try:
         fits = isinstance(value, kind)
-    except TypeError:  # a type that says nothing about values as they run
+    except TypeError:  # a type that isinstance() does not accept, so it cannot be checked
         return True
     if fits and isinstance(value, Iterable) and issubclass(kind, Iterable):
         try:
@@ -76,7 +77,8 @@ def _is(value: object, kind: Any) -> bool:
 
 def _items_fit(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     """Whether the items of a collection have the types in its brackets."""
-    if not inner or not isinstance(value, Collection):  # an iterator can be read only once, so not here
+    # An iterator is not a Collection. It can be read only once, so its items are not checked.
+    if not inner or not isinstance(value, Collection):
         return True
     if isinstance(value, Mapping):
         pairs = islice(value.items(), _MOST_ITEMS)

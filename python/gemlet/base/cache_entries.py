@@ -1,9 +1,10 @@
 """The folder of cache entries: how an entry is made, locked, used and removed.
 
-An entry is a folder in ``$XDG_CACHE_HOME/gemlet/packed`` (``~/.cache/gemlet/packed``). It appears by
-renaming, whole or not at all. It goes by unlinking, which does not disturb a process that has it mapped. A
-lock file for each entry keeps two processes from making the same entry twice; one lock for all entries keeps
-them from evicting at the same time. The least recently used entries go first.
+An entry is a folder in ``$XDG_CACHE_HOME/gemlet/packed`` (by default ``~/.cache/gemlet/packed``). A new entry
+is made under another name and then renamed, so an entry is always complete. Entries are removed by unlinking,
+which does not disturb a process that has mapped their files. Each entry has a lock file, so that two
+processes do not make the same entry at the same time. One more lock for the folder allows only one process at
+a time to evict entries. The least recently used entries are evicted first.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["cache_folder", "cache_limit"]
 
 _DEFAULT_LIMIT = "20GB"
-_PATIENCE = 600.0  # seconds; enough for another process to pack the largest model
-_LOOK = 0.05  # seconds between two looks at a lock
+_PATIENCE = 600.0  # the most seconds to wait for a lock; enough for another process to pack the largest model
+_LOOK = 0.05  # seconds between two attempts to take a lock
 
 
 def cache_folder() -> str:
     """The folder of the entries, which may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the specification's rule for an empty or a relative path
+    if not os.path.isabs(base):  # the XDG specification says to ignore an empty or relative path
         base = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "gemlet", "packed")
 
@@ -52,8 +53,8 @@ def own_folder(*, make: bool = False) -> str:
 
 
 def own_entry(name: str) -> str:
-    """The path of the entry ``name``. Raises OSError if it is not there, or holds anything but files of this
-    user."""
+    """The path of the entry ``name``. Raises OSError if the entry does not exist, or if it contains anything
+    but regular files of this user."""
     entry = os.path.join(own_folder(), name)
     if not stat.S_ISDIR(os.lstat(entry).st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "not a folder", entry)
@@ -69,7 +70,7 @@ def cache_limit() -> int:
     """The largest size of the cache in bytes, from ``GEMLET_CACHE_SIZE``: a number of bytes, text like "5GB",
     or "0" for no cache.
 
-    Raises :class:`InvalidRequestError` if it is not a size.
+    Raises :class:`InvalidRequestError` if the variable is not a size.
     """
     text = os.environ.get("GEMLET_CACHE_SIZE", "").strip() or _DEFAULT_LIMIT
     if text == "0":
@@ -78,13 +79,13 @@ def cache_limit() -> int:
         return parse_memory(text)
     except InvalidRequestError:
         raise InvalidRequestError(
-            f'GEMLET_CACHE_SIZE is {text!r}; expected bytes, or text like "5GB", or 0'
+            f'GEMLET_CACHE_SIZE is {text!r}; expected a number of bytes, a size like "5GB", or 0 for no cache'
         ) from None
 
 
 def keep_entry(name: str, write: Callable[[str], object]) -> None:
-    """Makes the small entry ``name``. A failure is silent: the entry of the weights fails for the same
-    reason, and warns."""
+    """Makes the small entry ``name``: ``write`` is called with the path of the new folder. A failure is
+    silent, because making the entry of the weights fails for the same reason and warns."""
     with contextlib.suppress(OSError):
         folder = own_folder(make=True)
         entry = os.path.join(folder, name)
@@ -96,8 +97,8 @@ def keep_entry(name: str, write: Callable[[str], object]) -> None:
 
 
 def remove_entry(entry: str) -> bool:
-    """Removes an entry; False if it stays, because a process is making it just now. Processes that use it go
-    on."""
+    """Removes an entry. Returns False if the entry stays because a process is making it now. Processes that
+    use the entry are not disturbed."""
     with locked(f"{entry}.lock", wait=False) as free:
         if free:
             _remove(entry)
@@ -105,19 +106,20 @@ def remove_entry(entry: str) -> bool:
 
 
 def mark_used(entry: str) -> None:
-    """Sets the time of the folder, by which the least recently used entries are found."""
+    """Sets the entry's time of last use, by which :func:`evict` chooses."""
     with contextlib.suppress(OSError):
         os.utime(entry)
 
 
 @contextlib.contextmanager
 def new_entry(entry: str, process: int) -> Iterator[str]:
-    """A new folder, which replaces whatever is at ``entry`` if all goes well. The caller holds the entry's
-    lock and is ``process``."""
+    """Makes a new folder and yields its path. If the block raises no exception, the folder then replaces
+    ``entry``. The caller holds the entry's lock. ``process`` is the id of the process that makes the
+    entry."""
     made = f"{entry}.tmp"
     try:
         with only_in(process, made):
-            _remove(made)  # a killed process left it
+            _remove(made)  # a killed process may have left it
             os.mkdir(made, mode=0o700)
         yield made
         with only_in(process, made):
@@ -149,9 +151,9 @@ def evict(folder: str, limit: int) -> None:
             path, lock = os.path.join(folder, name), os.path.join(folder, name.partition(".")[0] + ".lock")
             if name.endswith((".tmp", ".lock")):
                 with locked(lock, wait=False) as free:
-                    if free and path != lock:  # the lock goes by itself
+                    if free and path != lock:  # locked() removes the lock file
                         _remove(path)
-            with contextlib.suppress(OSError):  # no folder, or gone meanwhile
+            with contextlib.suppress(OSError):  # it is not a folder, or another process has removed it
                 status = os.lstat(path)
                 if stat.S_ISDIR(status.st_mode):
                     size = sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(path))
@@ -169,8 +171,9 @@ def evict(folder: str, limit: int) -> None:
 
 @contextlib.contextmanager
 def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock ``path`` within the block. Gives False, without the lock, if another process has it and
-    ``wait`` is not set. The lock of a process ends with the process, however it ends."""
+    """Holds the lock ``path`` within the block and yields True. If another process holds the lock and
+    ``wait`` is False, yields False without the lock. The system releases the lock when the process ends, even
+    by a crash."""
     process = os.getpid()
     held: list[int] = []  # the locked file
     until = time.monotonic() + (_PATIENCE if wait else 0)
@@ -196,7 +199,8 @@ def locked(path: str, *, wait: bool = True) -> Iterator[bool]:
 
 
 def _try_to_lock(path: str) -> list[int]:
-    """The locked file ``path``, which only its holder removes; None if another process holds it."""
+    """Opens and locks the file ``path``. Returns a list with its descriptor, or an empty list if another
+    process holds the lock. Only the process that holds the lock removes the file."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags, 0o600)
@@ -205,7 +209,7 @@ def _try_to_lock(path: str) -> list[int]:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "the lock is not a regular file", path)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its holder may have removed it just now.
+            # The process that held the lock may have removed the file since it was opened here.
             is_there = os.path.samestat(os.fstat(descriptor), os.lstat(path))
         except BlockingIOError:
             return []

@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 _NEEDED = sys.version_info < (3, 14)
 _PATIENCE = 30.0  # the most seconds that the exit waits; calls take less, unless the machine is very busy
-# The wait before a later call: by then Python has ended, unless another exit handler waits for the caller.
+# Seconds that a call waits if it begins while Python exits. Python normally ends during this pause, and the
+# call is never made. If an exit handler waits for the calling thread, the call is made after the pause.
 _PAUSE = 0.5
 _LOOK = 0.1  # seconds between two checks whether a thread is still running
 
@@ -33,7 +34,7 @@ _is_exiting = False
 
 
 def exit_waits_for(function: Callable[..., T], *arguments: object) -> T:
-    """Calls ``function(*arguments)``; Python's exit waits for it.
+    """Returns ``function(*arguments)``. Python's exit waits until the call has ended.
 
     >>> exit_waits_for(len, "three")
     5

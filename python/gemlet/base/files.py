@@ -69,8 +69,8 @@ def open_regular(path: str | bytes) -> BinaryIO:
 
 
 def read_from_start(descriptor: int, most: int) -> bytes:
-    """The first bytes of an open file, at most ``most``. It does not use the position in the file, because a
-    process that a signal handler forks meanwhile shares it."""
+    """The first bytes of an open file, at most ``most``. The file's position is not used, because a process
+    that a signal handler forks meanwhile shares the position."""
     parts: list[bytes] = []
     done = 0
     while done < most and (part := os.pread(descriptor, most - done, done)):
@@ -87,19 +87,19 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     try:
         with open_regular(where) as file:
             size = os.fstat(file.fileno()).st_size
-            # One byte more than allowed, as the file may grow. read() allocates as much as it is asked for.
+            # Reading one more byte than the size shows whether the file grew.
             data = read_from_start(file.fileno(), size + 1) if size <= max_bytes else None
     except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise ModelFileError(f"{where}: cannot be read: {reason}") from None
     if data is None or len(data) > max_bytes:
-        raise ModelFileError(f"{where}: larger than {max_bytes} bytes; expected a small JSON file")
+        raise ModelFileError(f"{where}: has more than {max_bytes} bytes; expected a smaller file")
     return data
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file. Raises :class:`ModelFileError` for a broken link, as in a cache that lost a
-    part, and for a folder or a pipe in its place: ignoring these could change the model.
+    """Whether ``path`` is a file. Raises :class:`ModelFileError` for a broken link, as in a cache that lost a
+    part, and for a folder or a pipe at this path. To ignore them could change the model.
 
     >>> is_there("README.md"), is_there("no such file")
     (True, False)
@@ -112,9 +112,9 @@ def is_there(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-# The endings of the names of files that may be read.
+# Files with these endings may be read, so check_links() checks them.
 _READ = (".json", ".safetensors", ".model", ".gguf", ".jinja")
-_MODULE = late_pattern(r"\d+_")  # a folder inside that of an embedding model
+_MODULE = late_pattern(r"\d+_")  # the start of a module folder's name in the folder of an embedding model
 
 
 def check_links(folder: str) -> None:

@@ -18,14 +18,15 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def public(function: _Function) -> _Function:
-    """A function of the public interface.
+    """Decorates a function of the public interface.
 
-    None for an argument with a default means that the argument is not given, as clients send it.
+    If an argument has a default, None means that the argument is not given, because clients of the server
+    send null for this.
 
     An unknown argument raises :class:`InvalidRequestError` with the name that is probably meant. An argument
-    of a wrong type raises it too, instead of what Python raised inside. The traceback of an error that gemlet
-    raises on purpose ends here: the message says everything, and the frames below are internal.
-    ``GEMLET_TRACEBACK=full`` in the environment keeps them.
+    of a wrong type also raises :class:`InvalidRequestError`, instead of the error that Python raised inside.
+    The traceback of gemlet's own errors ends at this function, because the frames below are internal.
+    ``GEMLET_TRACEBACK=full`` in the environment keeps these frames.
 
     >>> @public
     ... def generate(prompt, *, max_tokens=256):
@@ -50,7 +51,9 @@ def public(function: _Function) -> _Function:
                 raise _unknown(checked, name, list(takes.defaults))
             if any(value is None for value in options.values()):
                 options = {n: v for n, v in options.items() if v is not None or takes.defaults.get(n) is None}
-        for value in arguments:  # a generator would take longer than some of the functions
+        for (
+            value
+        ) in arguments:  # a loop, because any() with a generator takes longer than some of the functions
             if value is None:
                 defaults = _takes(checked).defaults.values()
                 given = [d if v is None else v for d, v in zip(defaults, arguments, strict=False)]
@@ -65,7 +68,7 @@ def public(function: _Function) -> _Function:
                 return _later(function, checked, arguments, options)
             return function(*arguments, **options)
         except _JUDGED as error:
-            raise _judged(error, checked, arguments, options)  # noqa: B904  usually the same error
+            raise _judged(error, checked, arguments, options)  # noqa: B904  it usually is the same error
 
     checked.__annotations__ = function.__annotations__  # wraps() of Python 3.14 copies fewer attributes
     return cast(_Function, checked)
@@ -93,7 +96,7 @@ class _Takes:
         self.defaults |= {**(function.__kwdefaults__ or {}), **(options or {})}
 
 
-_takes = functools.cache(_Takes)  # it is made in the first call that needs it, so that a start is quick
+_takes = functools.cache(_Takes)  # computed in the first call that needs it, so that gemlet starts quickly
 
 
 async def _later(
@@ -140,17 +143,17 @@ _MEDIA = (
 # An argument of other libraries -> how to do the same with gemlet.
 _OTHER_WAYS = {
     **dict.fromkeys(("images", "videos", "audio"), _MEDIA),
-    "stream": "stream() and stream_chat() give the text as it is written",
+    "stream": "stream() and stream_chat() return the text piece by piece",
     "system": "a system prompt is the first message, of the role system",
     "system_prompt": "a system prompt is the first message, of the role system",
-    "n": "call it once for each text, or generate() or Model.chat() with n",
-    "best_of": "generate() chooses among texts; a stream cannot, because it gives the text at once",
+    "n": "call it once for each text, or call generate() or Model.chat() with n",
+    "best_of": "generate() has it; a stream cannot choose among texts, because it returns tokens at once",
     "run_tools": _RUNS_TOOLS,
     "max_tool_rounds": _RUNS_TOOLS,
     "approve": _RUNS_TOOLS,
     "echo": "generate() and stream() have it",
-    "n_gpu_layers": "this gemlet computes on CPUs only",
-    "verbose": 'what happens is in the log "gemlet"',
+    "n_gpu_layers": "this build of gemlet computes on CPUs only",
+    "verbose": 'set the level of the logger "gemlet" instead',
 }
 
 
@@ -168,6 +171,6 @@ def _without_frames(error: GemletError) -> GemletError:
     cause: BaseException | None = error
     while cause is not None and cause.__traceback__ is not None:
         cause.__traceback__ = None
-        cause.__suppress_context__ |= cause is not error  # the caller may be handling error's
+        cause.__suppress_context__ |= cause is not error  # the context of ``error`` is the caller's
         cause = cause.__cause__
     return error

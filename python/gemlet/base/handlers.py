@@ -15,8 +15,8 @@ from gemlet.errors import CancelledError
 __all__ = ["importing", "only_in", "undisturbed"]
 
 _imports = threading.RLock()
-_held: list[bool] = []  # held while a fork happens
-_MOST_WAIT = 5.0  # seconds, in case the import waits for a lock of the forking thread
+_held: list[bool] = []  # for each fork that is in progress, whether it took the lock ``_imports``
+_MOST_WAIT = 5.0  # the most seconds that a fork waits: the import may wait for a lock of the forking thread
 
 
 @contextlib.contextmanager
@@ -89,11 +89,11 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 @contextlib.contextmanager
 def only_in(process: int, what: str) -> Iterator[None]:
-    """Protects a step of writing ``what``, which the process ``process`` has begun. Signal handlers wait as
-    in :func:`undisturbed`.
+    """Protects one step of writing the file or folder ``what``. ``process`` is the id of the process that
+    began to write it. Signal handlers wait as in :func:`undisturbed`.
 
-    If a signal handler forks the process between two steps, the child continues to write the parent's files.
-    In the child, this raises :class:`CancelledError` before anything is changed.
+    If a signal handler forks the process between two steps, the child would go on writing the parent's files.
+    So in the child this raises :class:`CancelledError` before the block runs.
 
     >>> with only_in(os.getpid(), "a folder"):
     ...     pass

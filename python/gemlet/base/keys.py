@@ -46,11 +46,11 @@ class Keys:
         self.passed_over: list[str] = [] if passed_over is None else passed_over
 
     def inner(self, raw: Mapping[str, Any], name: str, defaults: Mapping[str, Any] | None = None) -> Keys:
-        """The object ``raw``, the value of the key ``name`` of this one."""
+        """Reads the object ``raw``, which is the value of the key ``name`` in this object."""
         return Keys(raw, self.where, f"{self.prefix}{name}.", defaults, self.passed_over)
 
     def pass_over(self, key: str) -> None:
-        """Notes that ``key`` is there and changes nothing."""
+        """Adds ``key`` to the list ``passed_over``."""
         self.passed_over.append(f"{self.prefix}{key}")
 
     def label(self, key: str) -> str:
@@ -69,10 +69,11 @@ class Keys:
         fixed: Mapping[str, tuple[Any, ...]],
         neutral: Mapping[str, float] | None = None,
     ) -> None:
-        """Raises for a key that was neither read nor ignored, and for a key of ``fixed`` with another value.
+        """Raises :class:`ConfigError` for a key that is neither in ``defaults`` nor in ``ignored``, and for a
+        key of ``fixed`` whose value is not one of those in ``fixed``.
 
-        An unknown key is passed over if its value says nothing (:func:`says_nothing`) or is its number in
-        ``neutral``. Null is passed over for a key that ``fixed`` sets to zero or false.
+        An unknown key is passed over if its value is empty (:func:`says_nothing`) or equals the key's number
+        in ``neutral``. A key of ``fixed`` that is null is passed over if ``fixed`` allows zero or false.
         """
         for key, value in self.raw.items():
             if key in fixed and value is None and not all(fixed[key]):
@@ -108,7 +109,7 @@ class Keys:
         return float(value)
 
     def cap(self, key: str) -> float:
-        """A soft cap; 0.0 for null, which means none."""
+        """A soft cap of logits. Null means no cap and becomes 0.0."""
         return 0.0 if self.get(key) is None else self.number(key, 1e-3, 1e6)
 
     def flag(self, key: str) -> bool:
@@ -135,8 +136,8 @@ class Keys:
         return value
 
     def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
-        """One id, a list of ids, or null for none; -1 stands for none as well. Ids from ``vocab_size`` on are
-        passed over, because no model writes them."""
+        """The token ids of a key that has one id, a list of ids, or null for none; -1 means none as well. Ids
+        outside the vocabulary are passed over, because the model never generates them."""
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         ids = [i for i in ids if not (type(i) is int and i == -1)]

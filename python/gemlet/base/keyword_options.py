@@ -15,9 +15,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def shows_options(function: _Function, types: type, defaults: Mapping[str, Any]) -> _Function:
-    """Makes help(), completion, :func:`inspect.signature` and :func:`typing.get_type_hints` show the options
-    of ``function`` in the order of ``defaults``. They are its last parameter. The function comes from
-    :func:`gemlet.base.front_door.public`; ``types`` is a TypedDict.
+    """Makes help(), completion, :func:`inspect.signature` and :func:`typing.get_type_hints` show the single
+    options that ``function`` takes as ``**options``. ``types`` is a TypedDict of the options, and
+    ``defaults`` has their defaults in the order to show. The function must be decorated with
+    :func:`gemlet.base.front_door.public`.
 
     >>> from typing import TypedDict
     >>> from gemlet.base.front_door import public
@@ -35,8 +36,8 @@ def shows_options(function: _Function, types: type, defaults: Mapping[str, Any])
 
 
 class _Shown:
-    """The signature that :func:`inspect.signature` finds for a function. Making it is slow, so it is made at
-    its first use."""
+    """Wraps a function so that :func:`inspect.signature` finds the signature with all options. The signature
+    is computed only when it is asked for, because this is slow."""
 
     def __init__(self, function: Callable[..., Any], types: type, defaults: Mapping[str, Any]) -> None:
         self.__wrapped__ = function

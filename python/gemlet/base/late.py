@@ -1,5 +1,6 @@
-"""Standard modules that writing a text rarely needs, imported at their first use; and the log "gemlet".
-They would slow a start. For example, ``inspect`` imports ``ast``, ``dis`` and ``tokenize``.
+"""Modules of the standard library that are imported at their first use, and the logger "gemlet". Generating
+text rarely needs these modules, and importing them would slow gemlet's start. For example, ``inspect``
+imports ``ast``, ``dis`` and ``tokenize``.
 
 >>> hashlib.sha256(b"").hexdigest()[:8]
 'e3b0c442'
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 else:
 
     class _Module:
-        """Each attribute is looked up in the module once."""
+        """Stands for a module. Each attribute is looked up in the module once."""
 
         def __init__(self, name: str) -> None:
             self.__name__ = name
@@ -38,7 +39,7 @@ else:
             return found
 
     class _Log:
-        """The logger, which is silent unless the program that imports gemlet sets up logging."""
+        """Stands for the logger. It is silent unless the program that imports gemlet sets up logging."""
 
         def __getattr__(self, name: str) -> Any:
             with importing():

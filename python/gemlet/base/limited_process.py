@@ -1,8 +1,8 @@
-"""Programs that run in a separate process with limits: :class:`LimitedProcess`.
+"""Runs programs in a separate process with limits: :class:`LimitedProcess`.
 
 A chat template or a grammar from a stranger may take any amount of time and memory, or crash the process that
 runs it. So it runs in another process, whose time and memory are limited. That process starts at the first
-question and also answers later ones.
+request and also answers later requests.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from gemlet.errors import GemletError
 __all__ = ["LimitedProcess", "folder_of"]
 
 _START_SECONDS = 60.0  # a busy machine takes long
-_WALL_SECONDS = 30.0  # the limit if no CPU time is used, in a stopped process or on a machine that swaps
-_PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")
+# The most seconds to wait for an answer. The program limits its own CPU time; this limit is for a process
+# that uses none, because it is stopped or the machine swaps.
+_WALL_SECONDS = 30.0
+_PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ", "SYSTEMROOT")  # environment variables
 
 
 class LimitedProcess:
-    """A program that starts at its first question. Only one thread asks at a time. A forked child starts its
-    own process. So does a signal handler that asks while its thread waits for an answer.
+    """A program that starts at the first request. Only one thread at a time asks. A forked child starts its
+    own process. A signal handler that asks while its thread waits for an answer also gets its own process.
 
     Args:
         program: a Python file that answers each line of its input with one line of output, both in JSON.
-        hello: the line that the program writes first.
-        folders: returns the program's arguments, which are the folders of its packages. Raises the error for
-            an absent package.
+        hello: the first line that the program must write, which shows that it works.
+        folders: returns the program's arguments, which are the folders of its packages. If a package is not
+            installed, it raises the error that says so.
         not_started: makes the error to raise if the program does not start. Its argument says why.
     """
 
@@ -54,16 +56,16 @@ class LimitedProcess:
         self._of = program, hello, folders, not_started
 
     def end_with_python(self) -> LimitedProcess:
-        """Returns itself. From now on, the program ends with this process, and forked processes do not use
-        it."""
+        """From now on, the program ends with this process, and forked processes do not use the program.
+        Returns this object."""
         atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
         return self
 
     def ask(self, line: bytes, most: int) -> dict[str, Any] | None:
-        """The answer to ``line``; None if it is longer than ``most`` bytes, takes too long or ends the
-        process."""
+        """The answer to ``line``. None if the answer is longer than ``most`` bytes or takes too long, or if
+        the process ends without an answer."""
         try:
             with self._lock:
                 if self._is_asking:
@@ -96,7 +98,7 @@ class LimitedProcess:
         return found
 
     def close(self) -> None:
-        """Ends the process; the next question starts another."""
+        """Ends the process; the next request starts another."""
         running, self._running = self._running, None
         if running is not None:
             for stream in (running.stdin, running.stdout):
@@ -106,7 +108,8 @@ class LimitedProcess:
             running.wait()
 
     def _at_exit(self) -> None:
-        """Ends the process. A daemon thread that waits for its answer waits forever."""
+        """Ends the process. A daemon thread that is waiting for an answer then waits forever
+        (:meth:`ask`)."""
         self._exiting_thread = threading.get_ident()
         if not self._is_asking:
             self.close()
@@ -122,7 +125,7 @@ class LimitedProcess:
         self._exiting_thread = None
         running, self._running = self._running, None
         if running is not None:
-            running.returncode = 0  # the child does not wait for it
+            running.returncode = 0  # so that subprocess does not wait for a process of the parent
             for stream in (running.stdin, running.stdout):
                 with contextlib.suppress(OSError):
                     stream.close()

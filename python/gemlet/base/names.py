@@ -96,8 +96,8 @@ _ELSEWHERE = {
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``name`` most likely stands for: other tools call it ``name``, or it is
-    spelled nearly so. None if there is none.
+    """Returns the member of ``known`` that ``name`` most likely means: other tools use ``name`` for it, or
+    its spelling is similar. Returns None if no member fits.
 
     >>> did_you_mean("max_new_tokens", ["max_tokens", "seed"]), did_you_mean("temprature", ["temperature"])
     ('max_tokens', 'temperature')
@@ -117,7 +117,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
 
 
 def not_known(name: object, known: Iterable[str], listed: str = "known are") -> str:
-    """The end of a message about the unknown ``name``: the name that was probably meant, and the known ones.
+    """The end of a message about the unknown ``name``: the name that was probably meant, and all known names.
 
     >>> print("has no option 'sed'" + not_known("sed", ["seed", "stop"]))
     has no option 'sed'; did you mean seed? Known are seed, stop

@@ -1,5 +1,5 @@
-"""Regular expressions that are compiled at their first use: :func:`late_pattern`. Otherwise a start would
-compile about a hundred of them, and writing a text needs only a few."""
+"""Regular expressions that are compiled at their first use: :func:`late_pattern`. Otherwise importing gemlet
+would compile about a hundred of them, and generating text needs only a few."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ __all__ = ["Progress", "check_progress", "in_notebook", "reporting"]
 # done, bytes in total).
 Progress = bool | Callable[[int, int], object] | None
 
-_DELAY = 0.5  # seconds; shorter work shows nothing
+_DELAY = 0.5  # seconds before the line appears; a shorter operation shows nothing
 _PAUSE = 0.1  # seconds between two changes of the line
 
 
 def check_progress(progress: Progress) -> None:
-    """Raises :class:`InvalidRequestError` if ``progress`` is not allowed as this argument."""
+    """Raises :class:`InvalidRequestError` if ``progress`` has another type than :data:`Progress`."""
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequestError(f"progress is {show(progress)}; expected None, True, False or a function")
 
@@ -35,9 +35,9 @@ def in_notebook() -> bool:
 
 @contextmanager
 def reporting(progress: Progress, title: str, total: int, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """Gives a function to call after each step with the amount that was done in the step. An exception of
-    ``progress`` ends the operation. ``unit`` is the unit on the line: "B" for bytes, or a word such as
-    "tokens".
+    """Yields a function that the operation calls after each step, with the amount of work in this step.
+    ``total`` is the amount of the whole operation. If ``progress`` is a function and raises an exception, the
+    exception ends the operation. ``unit`` is the unit on the line: "B" for bytes, or a word such as "tokens".
 
     >>> seen = []
     >>> with reporting(lambda done, total: seen.append((done, total)), "packing", 30) as advance:

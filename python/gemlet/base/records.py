@@ -1,8 +1,8 @@
 """Dataclasses for a quick start: :func:`record`, with :func:`field` and :func:`replace`.
 
 They replace :mod:`dataclasses`, which takes long to import and compiles methods for each class. Both would
-slow the start of gemlet. The ``__init__`` of a record is an ordinary function, so no text is compiled. The
-record becomes a real dataclass when a program makes many objects of it or uses any other feature of
+slow gemlet's start. The ``__init__`` of a record is an ordinary function, so nothing is compiled. A record
+gets the methods of a real dataclass when a program makes many objects of the class or uses other features of
 dataclasses.
 """
 
@@ -19,9 +19,12 @@ from gemlet.base.late import dataclasses, inspect
 __all__ = ["field", "metadata_of", "record", "replace"]
 
 _ASKED = ("__replace__", "__match_args__", "__dataclass_fields__", "__dataclass_params__")
-_LONG = 1000  # a process that has made this many objects is not a short one
-_MANY = 20  # this many objects of one class take longer than compiling its dataclass
-_TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}
+# A class gets the compiled __init__ of its dataclass after _MANY objects of the class and _LONG objects of
+# all classes. A process that has made _LONG objects runs for long, and making _MANY objects takes longer than
+# compiling.
+_LONG = 1000
+_MANY = 20
+_TAKEN = {"default", "default_factory", "repr", "compare", "metadata"}  # the arguments of field()
 
 
 class _Field:
@@ -50,7 +53,7 @@ def _fields(cls: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def metadata_of(cls: type) -> dict[str, Any]:
-    """The ``metadata`` of each field that has some."""
+    """field -> its ``metadata``, for each field that has metadata."""
     return {name: given["metadata"] for name, (_, given) in _fields(cls).items() if "metadata" in given}
 
 
@@ -89,9 +92,9 @@ class _Asked:
 
 
 def _method(cls: type, name: str) -> Callable[..., Any]:
-    """A method that replaces itself with the dataclass's method at its first use. It is a function and not an
-    :class:`_Asked`, because Python drops exceptions such as KeyboardInterrupt when it looks up ``__eq__``,
-    ``__hash__`` or ``__repr__``."""
+    """A method that replaces itself with the dataclass's method at its first call. It is a function and not
+    an :class:`_Asked`: when Python looks up ``__eq__``, ``__hash__`` or ``__repr__``, it drops exceptions
+    such as KeyboardInterrupt that are raised during the lookup."""
 
     def method(self: Any, *arguments: Any) -> Any:
         found = vars(_dataclass(cls))[name]
@@ -102,7 +105,7 @@ def _method(cls: type, name: str) -> Callable[..., Any]:
     return method
 
 
-_made = 0  # objects of all classes that are not compiled yet
+_made = 0  # objects that were made by the functions of _init(), of all classes
 
 
 def _init(cls: type) -> Callable[..., None]:
@@ -147,7 +150,7 @@ def _refuse(cls: type, what: str, method: str) -> Callable[..., None]:
 
 
 def _record(cls: type | None = None, /, *, frozen: bool = False, repr: bool = True) -> Any:
-    """:func:`dataclasses.dataclass`."""
+    """Does the same as :func:`dataclasses.dataclass`."""
 
     def make(cls: type) -> type:
         own = {name: value.given for name, value in vars(cls).items() if isinstance(value, _Field)}
@@ -177,7 +180,7 @@ def _replace(given: Any, /, **changes: Any) -> Any:
     return type(given)(**{name: getattr(given, name) for name in _fields(cls)} | changes)
 
 
-if TYPE_CHECKING:  # a type checker sees those of dataclasses
+if TYPE_CHECKING:  # a type checker sees the functions of dataclasses
     from dataclasses import dataclass as record
     from dataclasses import field, replace
 else:

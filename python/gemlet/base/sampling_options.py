@@ -1,8 +1,8 @@
-"""The options for choosing tokens that are numbers, in one table: :data:`OPTIONS`.
+"""The table of the numeric options for generation: :data:`OPTIONS`.
 
-:class:`gemlet.GenerationConfig` and the command line are made from this table, and ``generation_config.json``
-and the keys of GGUF are read with it. Other options (seed, stop strings, suppressed tokens) are in
-:mod:`gemlet.generation.options`.
+:class:`gemlet.GenerationConfig` and the command line are made from this table. The readers of
+``generation_config.json`` and of the sampling keys of GGUF files use it too. Other options (seed, stop
+strings, suppressed tokens) are in :mod:`gemlet.generation.options`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ __all__ = [
 ]
 
 MAX_INT = 2**31 - 1
-MAX_SUPPRESSED = 1 << 16  # token ids in a list of those that are never generated
-MAX_BIASES = 1024  # tokens whose logits are changed
+MAX_SUPPRESSED = 1 << 16  # token ids in ``suppress_tokens``
+MAX_BIASES = 1024  # tokens in ``logit_bias``
 MAX_BIAS = 100  # the largest change of a logit, up or down
-MOST_BREAKERS = 16  # strings that no repetition reaches across
+MOST_BREAKERS = 16  # strings in ``dry_sequence_breakers``; DRY counts no repetition across such a string
 MOST_SALT_CHARACTERS = 256
-MOST_STOPS = 16  # strings that end a text
-MOST_STOP_CHARACTERS = 256  # characters of one such string
-MOST_STOP_IDS = 1024
-MOST_ALTERNATIVES = 20  # tokens with their log probabilities, in addition to the one that was chosen
+MOST_STOPS = 16  # stop strings
+MOST_STOP_CHARACTERS = 256  # characters of one stop string
+MOST_STOP_IDS = 1024  # token ids in ``stop_token_ids``
+MOST_ALTERNATIVES = 20  # alternative tokens that ``logprobs`` reports beside the chosen token
 
 
 @record(frozen=True)
 class NumberOption:
-    """One option that is a number.
+    """One numeric option.
 
     Attributes:
         default: the value that Google publishes for Gemma 3, or a value without effect.
         low, high: the range, both ends included.
         meaning: the range in words, for messages.
-        metavar, help: for the command line.
-        gguf: the name in ``general.sampling.*``; None if GGUF has none.
+        metavar: the name of the value in the help of the command line.
+        help: the help text of the command line.
+        gguf: the option's name in GGUF's keys ``general.sampling.*``; None if GGUF does not have the option.
         in_files: whether a model's files may recommend a value.
-        key: the name in ``generation_config.json``; None: the option's own.
+        key: the option's name in ``generation_config.json``; None if it is the same as gemlet's name.
     """
 
     default: int | float
@@ -64,7 +65,7 @@ class NumberOption:
 
     @property
     def kind(self) -> type[Any]:
-        """``int`` or ``float``."""
+        """The type of the values: ``int`` or ``float``."""
         return type(self.default)
 
 

@@ -1,4 +1,4 @@
-"""Sizes of memory: reads them from text, writes them as text, and measures this process's resident memory."""
+"""Reads sizes of memory from text, formats them as text, and measures this process's resident memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LARGEST = 1 << 62
 
 
 def parse_memory(value: int | str, name: str = "max_memory") -> int:
-    """Bytes of an argument such as ``max_memory``: a number of bytes, or text such as "2GB", "1.5 GiB",
-    "800MB". Errors call it ``name``.
+    """The number of bytes that the argument ``name`` stands for. ``value`` is a number of bytes, or text such
+    as "2GB", "1.5 GiB" or "800MB".
 
     >>> parse_memory("2GB"), parse_memory("1.5GiB"), parse_memory(4096)
     (2000000000, 1610612736, 4096)
@@ -27,12 +27,14 @@ def parse_memory(value: int | str, name: str = "max_memory") -> int:
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
     size = round(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if not 0 < size < _LARGEST:
-        raise InvalidRequestError(f'{name} is {show(value)}; expected bytes, or text like "2GB" or "800MiB"')
+        raise InvalidRequestError(
+            f'{name} is {show(value)}; expected a number of bytes, or a size like "2GB" or "800MiB"'
+        )
     return size
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process now; 0 if the system does not say."""
+    """The bytes of resident memory that this process has now; 0 if the system does not report them."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -28,17 +28,20 @@ def parse_json_object(data: bytes, *, where: str, error: type[GemletError]) -> d
     """
     value = _parse_json(data, where=where, error=error)
     if not isinstance(value, dict):
-        raise error(f"{where}: holds a JSON {type(value).__name__}; expected an object")
+        raise error(f"{where}: contains a JSON {type(value).__name__}; expected an object")
     return value
 
 
-# Bytes that an object takes in memory, about as Python's lists, dicts and strings do.
+# Estimates of the memory in bytes that Python needs for a list or dict, a string, an item of a list, and an
+# entry of a dict.
 _CONTAINER_BYTES, _STRING_BYTES, _ITEM_BYTES, _ENTRY_BYTES = 64, 60, 8, 40
-_FREE_BYTES, _GROWTH = 16 << 20, 8  # a tokenizer.json of Gemma grows to at most eight times its size
+# A file may need _FREE_BYTES of memory, plus _GROWTH times its own size. A tokenizer.json of Gemma needs at
+# most eight times its size.
+_FREE_BYTES, _GROWTH = 16 << 20, 8
 
 
 def _check_growth(data: bytes, where: str, error: type[GemletError]) -> None:
-    """Refuses a text that would take many times its size in memory, such as one of brackets only."""
+    """Refuses JSON that would need many times its size in memory, such as a text of brackets only."""
     containers = data.count(b"[") + data.count(b"{")
     grown = containers * _CONTAINER_BYTES + data.count(b'"') // 2 * _STRING_BYTES
     grown += data.count(b",") * _ITEM_BYTES + data.count(b":") * _ENTRY_BYTES
@@ -92,9 +95,9 @@ def read_json_object(
 
 
 def read_json_list(path: str | os.PathLike[str], *, error: type[GemletError]) -> list[Any]:
-    """The JSON list in the file ``path``; raises as :func:`read_json_object` does."""
+    """The JSON list in the file ``path``. Raises the same errors as :func:`read_json_object`."""
     where = os.fspath(path)
     value = _parse_json(read_file(where, MAX_JSON_BYTES), where=where, error=error)
     if not isinstance(value, list):
-        raise error(f"{where}: holds a JSON {type(value).__name__}; expected a list")
+        raise error(f"{where}: contains a JSON {type(value).__name__}; expected a list")
     return value

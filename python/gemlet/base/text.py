@@ -1,4 +1,4 @@
-"""Python values as short text for error messages."""
+"""Formats Python values as short text for error messages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def reason_of(problem: object) -> str:
 
 
 def listed(names: Sequence[str], most: int = 40) -> str:
-    """The first ``most`` of ``names``, which come from a file, and how many more there are.
+    """The first ``most`` of ``names`` as text, and the number of the other names. The names may come from a
+    file of a stranger.
 
     >>> listed(["a", "b", "c"], 2)
     "'a', 'b' and 1 more"

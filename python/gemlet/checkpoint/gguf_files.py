@@ -28,18 +28,20 @@ _READABLE = {
     "F16": ("f16", "<u2"),
     **{name: (name.lower(), "u1") for name in BLOCK_TYPES},
 }
-# The parts of a split model must have the same values of these keys.
+# If several parts of a split model have one of these keys, the values must be equal.
 _OF_ALL_PARTS = ("general.architecture", "general.name", "split.tensors.count")
 _SPLIT_NAME = late_pattern(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-# Types in the names of mmproj files, the best first. Then the words in them that do not name the model.
+# Types of values in the names of mmproj files, the best first.
 _MMPROJ_TYPES = ("bf16", "f16", "f32", "q8_0")
+# Words in the names of GGUF files that do not name the model.
 _NOT_THE_MODEL = late_pattern(
     r"mmproj|model|(?:ud-)?i?q\d[a-z0-9_]*|b?f16|f32|fp16|mxfp4|gguf|\d{5}-of-\d{5}"
 )
 
 
 class GGUFCheckpoint(TensorFiles):
-    """The tensors of the GGUF file ``path``. If it is a part of a split model, those of all parts.
+    """The tensors of the GGUF file ``path``. If the file is a part of a split model, the tensors of all
+    parts.
 
     Opening reads the tensor directories and no weights. Raises :class:`ModelFileError` if a file is missing,
     cut short or contradicts itself, or if files are not parts of the same split.
@@ -129,7 +131,8 @@ class GGUFCheckpoint(TensorFiles):
         return self.read(name)[0]
 
     def _check_same_model(self, part: GGUFFile) -> None:
-        """Checks that a later part says nothing else than the first. Most say nothing about the model."""
+        """Checks that a later part does not contradict the first part. Most later parts do not have these
+        keys."""
         for key in _OF_ALL_PARTS:
             got, first = (gguf.metadata.get(key) for gguf in (part, self.gguf))
             if None not in (got, first) and got != first:
@@ -141,7 +144,7 @@ class GGUFCheckpoint(TensorFiles):
     def _check_part(self, part: GGUFFile, number: int, names: list[str]) -> None:
         expected: dict[str, Any] = {"split.count": len(names), "split.no": number}
         for key, value in expected.items():
-            # A file that was never split may have these keys with the values of a single part, or not at all.
+            # A file that was never split may have these keys with the values of a single part, or lack them.
             got = part.get(key, int, value if len(names) == 1 else -1)
             if got != value and not (len(names) == 1 and key == "split.count" and got == 0):
                 says = "is missing" if got == -1 else f"is {got}"
@@ -152,9 +155,9 @@ class GGUFCheckpoint(TensorFiles):
 
 
 def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
-    """The files among ``names`` that are models; for a split model only its first part. Other GGUF files are
-    towers (mmproj), drafters for another model (mtp) or statistics for quantization (imatrix). Hidden files
-    belong to the file system. With ``as_drafter``, the drafters, if there are any.
+    """The files among ``names`` that are models; of a split model only the first part. Left out are hidden
+    files, towers (mmproj), draft models for another model (mtp) and statistics for quantization (imatrix).
+    With ``as_drafter``, the result is the draft models, if there are any.
 
     >>> gguf_models(["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "b-mmproj-f16.gguf", "._b.gguf"])
     ['b-00001-of-00002.gguf']
@@ -176,7 +179,7 @@ def gguf_models(names: Iterable[str], *, as_drafter: bool = False) -> list[str]:
 
 
 def is_mtp(name: str) -> bool:
-    """Whether a file is a drafter for the model beside it, by the name that llama.cpp gives such files.
+    """Whether a file is a draft model for the model beside it, by the name that llama.cpp gives such files.
 
     >>> is_mtp("mtp-gemma-4-E2B-it.gguf"), is_mtp("gemma-4-E2B-it-Q4_0.gguf")
     (True, False)
@@ -196,11 +199,11 @@ def is_mmproj(name: str) -> bool:
 
 
 def mmproj_among(model: str, names: Iterable[str]) -> str | None:
-    """The mmproj file of the GGUF file ``model`` among the files ``names``; None if there is none. If it is
-    there in several types, the one in bf16 is chosen, or else the one in f16. Only files in the model's
-    folder count.
+    """The mmproj file among ``names`` that belongs to the GGUF file ``model``; None if there is none. If the
+    file exists in several types, bf16 is preferred, then f16. Only files in the model's folder count.
 
-    Raises :class:`InvalidRequestError` if there are several, and their names do not show which one fits.
+    Raises :class:`InvalidRequestError` if there are several mmproj files and their names do not show which
+    file belongs to the model.
 
     >>> mmproj_among("gemma-3-4b-it-Q4_0.gguf", ["mmproj-gemma-3-4b-it-f16.gguf", "mmproj-medgemma-f16.gguf"])
     'mmproj-gemma-3-4b-it-f16.gguf'
@@ -228,7 +231,7 @@ def mmproj_among(model: str, names: Iterable[str]) -> str | None:
 
 
 def _model_in(file: str) -> str:
-    """The words of a file's name that name the model, without those for types of values."""
+    """The words of a file's name that name the model, without the words for types of values."""
     stem = os.path.basename(file).lower().removesuffix(".gguf")
     words = re.split(r"[-. ]+", re.sub(r"\d{5}-of-\d{5}", "", stem))
     return "-".join(word for word in words if word and not _NOT_THE_MODEL.fullmatch(word))

@@ -3,16 +3,18 @@
 A safetensors file has the length N of its header (8 bytes, little-endian), the header, and the data. The
 header is N bytes of JSON: ``{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str:
 str}}``. The tensors must cover the data exactly: they do not overlap, there is no hole between them, and
-nothing follows the last one. This rule of the specification leaves no room to hide a second file.
+nothing follows the last one. The specification has this rule so that nobody can hide other content in the
+file.
 
 A sharded folder also has ``model.safetensors.index.json`` with ``{"weight_map": {name: file}}``. The index
 decides: a tensor is read from the file that the index names, and a tensor that the index does not list is
-ignored. If the named file does not have the tensor and exactly one other file does, that file is used.
-Folders that were saved twice need these rules.
+ignored. If the named file does not have the tensor and exactly one other file does, that file is used. A
+model may have been saved twice into the same folder: then its index and its files can disagree in these ways.
 
-Symbolic links are followed: the Hugging Face cache consists of them (``snapshots/REV/model.safetensors``
-leads to ``../../blobs/SHA``), and only someone who can write to the folder can make one. The *content* of an
-index may name only a plain file name in the same folder, not a path.
+Symbolic links in the folder are followed. The Hugging Face cache consists of symbolic links
+(``snapshots/REV/model.safetensors`` leads to ``../../blobs/SHA``), and only a user who can write to the
+folder can make a link. The index may come from a stranger, so it may contain only plain names of files in the
+same folder, and no paths.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ MAX_TENSORS = 1 << 16
 
 MAX_RANK = 8
 
-# dtype -> bits per element. gemlet reads four of them; tensors that it does not use may have the others.
+# dtype -> bits per element, for all types of the specification. gemlet reads only those in _READABLE. A
+# tensor that the model does not use may have any type.
 _DTYPE_BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -62,17 +65,19 @@ _DTYPE_BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
 }
-# dtype -> (the core's name of what is read, NumPy type of the array; bf16 and f16 are read as bits)
+# dtype -> (the core's name of the type, NumPy type of the array). NumPy has no bfloat16, so BF16 and F16 are
+# read as bits. F64 becomes float32 when it is read.
 _READABLE = {"F32": ("f32", "<f4"), "BF16": ("bf16", "<u2"), "F16": ("f16", "<u2"), "F64": ("f32", "<f8")}
-# Integers with scales. No header has these types: gemlet.checkpoint.scaled_tensors makes them.
+# Integers with scales. These types are gemlet's own: gemlet.checkpoint.scaled_tensors sets them after a
+# header was read.
 _READABLE |= {name: (f"i{name[3:].lower()}", "u1") for name in ("INT8", "INT4", "INT2", "INT4X32")}
 
 
 class Checkpoint(TensorFiles):
-    """The tensors of a Hugging Face folder. It is a context manager; ``close()`` closes the files.
+    """The tensors of a Hugging Face folder. The object is a context manager; ``close()`` closes the files.
 
-    Opening checks every header in full and reads no weights. It looks for ``file`` first, then for the index
-    of a sharded model.
+    Opening checks every header in full and reads no weights. If the folder has ``file``, only this file is
+    opened. Otherwise the index of a sharded model says which files are opened.
 
     Raises :class:`ModelFileError` if a file is missing, truncated or contradicts itself, and
     :class:`TensorError` if a tensor's description is impossible.
@@ -85,18 +90,20 @@ class Checkpoint(TensorFiles):
 
     _readable = _READABLE
     _expected = (
-        "F32, BF16 or F16; load the bf16 original if this model is quantized, or save it again in one of "
-        "these types"
+        "F32, BF16, F16 or F64. If this model is quantized, load the bf16 original; otherwise save the model "
+        "again in one of these types"
     )
 
     def __init__(self, folder: str | os.PathLike[str], *, file: str = SINGLE_FILE) -> None:
         super().__init__(OpenFiles(os.fspath(folder)))
         self.metadata: dict[str, str] = {}  # the metadata of all files together
-        self.absent: dict[str, str] = {}  # tensor that no file has -> the file that the index names
+        # Tensor that the index lists but that was not found -> the file that the index names for it.
+        self.absent: dict[str, str] = {}
         tensors: dict[str, TensorInfo] = {}
         try:
             weight_map = self._weight_map(file)
-            elsewhere: dict[str, list[TensorInfo]] = {}  # tensors in other files than the index names
+            # The tensors that lie in another file than the index says, or that it does not list.
+            elsewhere: dict[str, list[TensorInfo]] = {}
             for part in sorted(set(weight_map.values())) if weight_map is not None else [file]:
                 for info in self._open(part):
                     if weight_map is None or weight_map.get(info.name) == part:
@@ -105,16 +112,17 @@ class Checkpoint(TensorFiles):
                         elsewhere.setdefault(info.name, []).append(info)
             for name, part in (weight_map or {}).items():
                 if name not in tensors and len(elsewhere.get(name, ())) == 1:
-                    tensors[name] = elsewhere[name][0]
+                    tensors[name] = elsewhere.pop(name)[0]
                 if name not in tensors:
                     self.absent[name] = part
         except BaseException:
             self.close()
             raise
+        # The tensors and files that are not used, as text for the log.
         self.passed_over = [f"{name} in {info.file}" for name in elsewhere for info in elsewhere[name]]
         self.passed_over += [f"{name} in {INDEX_FILE}" for name in self.absent]
         if weight_map is None and file == SINGLE_FILE and os.path.lexists(self.path(INDEX_FILE)):
-            self.passed_over.append(INDEX_FILE)  # the single file counts, as in the reference
+            self.passed_over.append(INDEX_FILE)  # transformers also prefers the single file
         self.tensors = MappingProxyType(tensors)
 
     def add_folder(self, name: str) -> None:
@@ -126,7 +134,7 @@ class Checkpoint(TensorFiles):
         self.tensors = MappingProxyType(tensors)
 
     def _weight_map(self, file: str) -> dict[str, str] | None:
-        """tensor -> shard, from the index file; None if the folder has the single ``file``."""
+        """Returns the index file's map (tensor -> shard), or None if the folder has the single ``file``."""
         if os.path.lexists(self.path(file)):
             return None
         path = self.path(INDEX_FILE)
@@ -163,13 +171,14 @@ class Checkpoint(TensorFiles):
         start = self.files.read(file, 0, 8)
         if start == b"version ":
             raise ModelFileError(
-                f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+                f"{path}: is a Git LFS pointer; expected the weights. Fetch them with `git lfs pull`"
             )
         length = int.from_bytes(start, "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ModelFileError(
-                f"{path}: says that its header has {length} bytes; expected at most {MAX_HEADER_BYTES}, and "
-                f"the whole file has {size} bytes. It is cut short or not a safetensors file"
+                f"{path}: says that its header has {length} bytes; expected at most "
+                f"{min(MAX_HEADER_BYTES, size - 8)}. The file has {size} bytes: it is cut short, or it is "
+                "not a safetensors file. Fetch it again"
             )
         text = self.files.read(file, 8, length)
         if text[:1] != b"{":
@@ -189,21 +198,28 @@ class Checkpoint(TensorFiles):
 
 
 def _other_weights(folder: str) -> str:
-    """The end of an error message, which says what to do if ``folder`` has weights in another form."""
+    """The end of the error message for a ``folder`` without weights. It names weights in other forms that the
+    folder does have, and says what to do with them."""
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = sorted(os.listdir(folder))
     if "adapter_config.json" in names:
         return (
-            ". It has an adapter; load the model that this was made for, and then the adapter with "
-            "load_adapter() or --adapter"
+            ". The folder has an adapter: load the model for which the adapter was made, and then the "
+            "adapter with load_adapter() or --adapter"
         )
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")) for name in names):
-        return ". PyTorch's .bin files and others must be saved again as safetensors"
+        return (
+            ". The folder has weights in another format (such as .bin): save the model again as safetensors"
+        )
     others = [name for name in names if name.endswith(".safetensors")]
     if len(others) == 1:
-        return f". If {show(others[0])} has all of them, call it {SINGLE_FILE}"
-    return f". The index of {show(others[0])} and the other shards is missing; fetch it too" if others else ""
+        return f". If {show(others[0])} has all weights of the model, rename it to {SINGLE_FILE}"
+    if others:
+        return (
+            f". The folder has {show(others[0])} and other shards, but not their index: fetch the index too"
+        )
+    return ""
 
 
 def _is_plain_name(file: object) -> bool:
@@ -212,7 +228,7 @@ def _is_plain_name(file: object) -> bool:
         and file.endswith(".safetensors")
         and not file.startswith(".")
         and len(file) <= 255
-        and file.isprintable()  # for null bytes and lone surrogates, open() would raise other errors
+        and file.isprintable()  # null bytes and lone surrogates would make open() raise ValueError
         and not any(separator in file for separator in "/\\:")
     )
 
@@ -220,7 +236,8 @@ def _is_plain_name(file: object) -> bool:
 def _parse_header(
     header: Mapping[str, Any], *, path: str, file: str, data_begin: int, data_end: int
 ) -> list[TensorInfo]:
-    """The tensors of a header. Checks each tensor, and that all together cover the data exactly."""
+    """Returns the tensors of a header. Checks each tensor, and that all tensors together cover the data
+    exactly."""
     infos = []
     if len(header) > MAX_TENSORS:
         raise ModelFileError(f"{path}: lists {len(header)} tensors; expected at most {MAX_TENSORS}")
@@ -236,7 +253,7 @@ def _parse_header(
             problem = "overlaps the tensor before it" if info.begin < end else "leaves a hole before it"
             raise ModelFileError(
                 f"{path}: tensor {show(info.name)} begins at byte {info.begin} of the file and {problem}; "
-                f"expected it to begin at byte {end}"
+                f"expected the tensor to begin at byte {end}"
             )
         end += info.nbytes
     if end != data_end:
@@ -247,8 +264,8 @@ def _parse_header(
 
 
 class _Label(NamedTuple):
-    """The beginning of an error. The text is made only if there is an error, because a large model has
-    thousands of tensors."""
+    """The beginning of an error message about a tensor. The text is made only if there is an error, because a
+    large model has thousands of tensors."""
 
     path: str
     name: str
@@ -262,7 +279,7 @@ def _parse_entry(
 ) -> TensorInfo:
     label = _Label(path, name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ModelFileError(f"{label} is {show(entry)}; expected {{dtype, shape, data_offsets}}")
+        raise ModelFileError(f"{label} is {show(entry)}; expected an object {{dtype, shape, data_offsets}}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
         raise TensorError(f"{label} has dtype {show(dtype)}; expected one of {', '.join(_DTYPE_BITS)}")
@@ -282,7 +299,7 @@ def _parse_entry(
     if bits != 8 * (end - begin):
         raise TensorError(
             f"{label} of dtype {dtype} and shape {shape} needs {(bits + 7) // 8} bytes, but its data_offsets "
-            f"give it {end - begin}"
+            f"span {end - begin} bytes"
         )
     return TensorInfo(name, file, dtype, tuple(shape), data_begin + begin, end - begin)
 

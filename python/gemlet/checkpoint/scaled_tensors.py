@@ -19,7 +19,8 @@ from gemlet.errors import TensorError
 __all__ = ["Rounding", "read_rounding", "with_scales"]
 
 _MOST_SCALES = 1 << 28  # the most scales of a tensor: 1 GB in memory
-_BITS = {1: ("I8", "INT8"), 2: ("U8", "INT4"), 4: ("U8", "INT2")}  # columns in a byte -> dtypes
+# columns in a byte -> (dtype in the file, dtype of the tensor that with_scales() makes)
+_BITS = {1: ("I8", "INT8"), 2: ("U8", "INT4"), 4: ("U8", "INT2")}
 
 
 @record(frozen=True)
@@ -33,12 +34,12 @@ class Rounding:
 def with_scales(
     files: TensorFiles, columns: Callable[[str], int | None], *, is_read: Callable[[str], bool]
 ) -> dict[str, Rounding]:
-    """Replaces integers and scales in ``files`` by the tensors that this module describes.
+    """Replaces each pair of integers and scales in ``files`` by one tensor of weights.
 
-    ``columns`` gives the number of columns of a module's matrix, by its name such as
-    "model.layers.0.mlp.up_proj", or None if the model has no such matrix. ``is_read`` tells whether the model
-    reads a module's tensors. Returns the rounding of each tensor that has one. Raises :class:`TensorError` if
-    integers and scales do not fit together.
+    ``columns`` takes the name of a module, such as "model.layers.0.mlp.up_proj", and returns the number of
+    columns of the module's matrix, or None if the model has no such matrix. ``is_read`` takes the same name
+    and tells whether the model reads the module's tensors. Returns the rounding of each tensor that has one.
+    Raises :class:`TensorError` if integers and scales do not fit together.
     """
     tensors = dict(files.tensors)
     scales: dict[str, Scales] = {}
@@ -89,8 +90,7 @@ def with_scales(
 
 
 def read_rounding(files: TensorFiles, rounding: Rounding) -> NDArray[np.float32]:
-    """The scales of inputs and outputs; 0 for a scale that is absent."""
-
+    """The two scales [input, output]; 0 for a scale that is absent."""
     found = np.zeros(2, np.float32)
     for i, info in enumerate((rounding.input, rounding.output)):
         if info is not None:
@@ -110,7 +110,7 @@ def _bytes(files: TensorFiles, info: TensorInfo, columns: int | None, scale: Ten
     if len(info.shape) != 2 or not info.shape[0] or not info.shape[1]:
         raise TensorError(f"{label} has shape {list(info.shape)}; expected two sizes above 0: rows, columns")
     rows, width = info.shape
-    if columns is None:  # it belongs to a layer that does not read it
+    if columns is None:  # the tensor belongs to a layer that does not read it
         columns = width
     per_byte = columns // width if columns % width == 0 else 0
     if per_byte not in _BITS or info.dtype != _BITS[per_byte][0]:
@@ -126,9 +126,8 @@ def _bytes(files: TensorFiles, info: TensorInfo, columns: int | None, scale: Ten
 
 
 def _words(files: TensorFiles, info: TensorInfo, shape: TensorInfo | None, scale: TensorInfo) -> TensorInfo:
-    """The tensor of integers with 4 bits, eight of them in a word. A scale is for a multiple of 32
-    columns."""
-
+    """The tensor of 4-bit integers, of which each 32-bit word holds eight. Each scale belongs to a multiple
+    of 32 columns."""
     label = f"{files.path(info.file)}: tensor {show(info.name)}"
     fits = info.dtype == "I32" and len(info.shape) == 2 and all(info.shape)
     if not fits or info.shape[1] % 4:
@@ -145,9 +144,10 @@ def _words(files: TensorFiles, info: TensorInfo, shape: TensorInfo | None, scale
         if shape.dtype != "I64" or shape.shape != (2,):
             raise _wrong_tensor(files, shape, "I64", "[2]")
         said = np.frombuffer(files.files.read(shape.file, shape.begin, 16), "<i8").tolist()
-        if said != [rows, columns] and any(said):  # it is zeros if only the head of the file was fetched
+        # If only the heads of the files were fetched from the hub, all data are zeros.
+        if said != [rows, columns] and any(said):
             raise TensorError(
-                f"{files.path(shape.file)}: tensor {show(shape.name)} says {said}; expected {[rows, columns]}"
+                f"{files.path(shape.file)}: tensor {show(shape.name)} is {said}; expected {[rows, columns]}"
             )
     return replace(info, dtype="INT4X32", shape=(rows, columns))
 

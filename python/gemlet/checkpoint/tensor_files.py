@@ -2,10 +2,11 @@
 
 Tensors are copied into memory with ``pread``, one at a time, and not mapped with ``mmap``. If another process
 truncates the file, or the disk fails, ``pread`` gives an error that names the tensor; a mapping would end the
-process with SIGBUS. The price is a copy of one tensor while it is packed; nothing stays resident. A file that
-changes while it is open is also an error. It has changed if its size or its time of modification differs, or
-if the time of its status differs and only a change of content explains it. Packing checks that the values are
-finite.
+process with SIGBUS. The price is a copy of one tensor in memory while the tensor is packed.
+
+A file that changes while it is open is also an error. A file has changed if its size or its time of
+modification (mtime) differs, or if the time of its status (ctime) differs and nothing but a change of content
+explains this. Reading does not check the values; packing checks that they are finite.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ __all__ = ["OpenFiles", "Scales", "TensorFiles", "TensorInfo", "numbers"]
 
 MAX_SHARDS = 512  # each is an open file; the largest Gemma has 12
 
-_SCAN_BYTES = 1 << 20  # so much stays in the cache of a CPU core
-_GROUP = 32  # columns that share a scale in "i4x32"
-_READ_BYTES = 1 << 26  # per system call, so that Ctrl-C is seen between calls
+_SCAN_BYTES = 1 << 20  # the block size for scans of a tensor; a block fits in the cache of a CPU core
+_GROUP = 32  # columns in a quantization block of "i4x32"
+_READ_BYTES = 1 << 26  # the most bytes for one system call, so that Python sees Ctrl-C between calls
 
 
 @record(frozen=True)
 class TensorInfo:
-    """The place of a tensor: ``nbytes`` bytes of ``file``, ``begin`` bytes from its start."""
+    """The place of a tensor: ``nbytes`` bytes of ``file``, beginning at byte ``begin``."""
 
     name: str
     file: str
@@ -52,20 +53,20 @@ class TensorInfo:
 
 @record(frozen=True)
 class Scales:
-    """The scales of a tensor of integers: ``info`` [rows, scales of a row]. Each is for ``columns``
-    columns."""
+    """The scales of a tensor of integers. ``info`` is the tensor of scales, [rows, scales per row]. Each
+    scale belongs to ``columns`` columns."""
 
     info: TensorInfo
     columns: int
 
 
 class OpenFiles:
-    """Files of one folder that stay open and are read with ``pread``. Methods take their names in the
-    folder."""
+    """Files of one folder that stay open and are read with ``pread``. The argument ``file`` of the methods is
+    a file's name in the folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        # The files, and their status when they were opened.
+        # name -> the open file, and the file's status when it was opened
         self._files: dict[str, tuple[FileIO, os.stat_result]] = {}
 
     def path(self, file: str) -> str:
@@ -87,7 +88,7 @@ class OpenFiles:
         return status.st_size
 
     def share(self, other: OpenFiles, file: str) -> str:
-        """Adds ``file`` of ``other`` to these files, and returns its name among them."""
+        """Adds ``file`` of ``other`` to these files. Returns the name that the file has here."""
         path = os.path.abspath(other.path(file))
         _, status = other._files[file]
         self._files[path] = (open(os.dup(other.descriptor(file)), "rb", buffering=0), status)  # noqa: SIM115
@@ -156,8 +157,9 @@ class OpenFiles:
 
 
 def _explains_status(before: os.stat_result, now: os.stat_result, path: str) -> bool:
-    """Whether the links, the owner, the mode or the name of a file have changed. This explains a new time of
-    status without a new content. The core has the same rule in csrc/base/open_file.cpp."""
+    """Whether the links, the owner, the mode or the name of a file have changed. Such a change alone gives
+    the file a new time of status; its content need not be new. The core has the same rule in
+    csrc/base/open_file.cpp."""
     for one in ("st_nlink", "st_mode", "st_uid", "st_gid"):
         if getattr(before, one) != getattr(now, one):
             return True
@@ -206,11 +208,11 @@ class TensorFiles:
         return self._readable[info.dtype][0]
 
     def read(self, name: str) -> tuple[NDArray[Any], str]:
-        """The values of tensor ``name`` and their type: "f32" (float32), "bf16" or "f16" (the bits, uint16),
-        or a block type of GGUF (uint8, and the last axis has the bytes of a row).
+        """The values of tensor ``name``, and their type. The array is new and has the tensor's shape. For the
+        type "f32" it has float32 values, for "bf16" and "f16" their bits (uint16). For a block type of GGUF
+        it has uint8, and the last axis has the bytes of a row.
 
-        Integers with scales are returned as the weights that they stand for, in float32. The array has the
-        tensor's shape, and is a new one.
+        Integers with scales are returned as the weights that they stand for, in float32.
 
         Raises :class:`TensorError` if the tensor is missing or has a type that gemlet does not read,
         :class:`MemoryLimitError` if it does not fit into memory, and :class:`ModelFileError` if the file
@@ -244,8 +246,8 @@ class TensorFiles:
 
     def read_scales(self, name: str, first: int, count: int) -> NDArray[np.float32]:
         """The scales of ``count`` rows of a tensor of integers, beginning with row ``first``: [rows, scales
-        of a row]. For "i4x32" there is one for every 32 columns, even if the file has one for more
-        columns."""
+        per row]. For "i4x32" the result has one scale for every 32 columns. If the file has one for more
+        columns, that scale is repeated."""
 
         info = self.scales[name].info
         tag, kind = self._readable[info.dtype]
@@ -277,7 +279,8 @@ class TensorFiles:
         return q * np.repeat(scales, q.shape[1] // scales.shape[1], axis=1), "f32"
 
     def is_wide(self, name: str) -> bool:
-        """Whether a tensor has values in float64. They are read as float32, which the core cannot do."""
+        """Whether a tensor has values in float64. Then Python has to read the tensor, because the core cannot
+        turn float64 into float32."""
         return self.tensors[name].dtype == "F64"
 
     def replace_tensor(self, name: str, other: TensorFiles, tensor: str) -> None:
@@ -331,8 +334,9 @@ class TensorFiles:
     def file_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[_core.FileRows, int, int]]:
-        """The blocks of :meth:`read_rows` as places in the file, which the core reads, with their rows and
-        bytes. The caller calls :meth:`OpenFiles.check_unchanged` after the core has read them."""
+        """Yields the blocks of :meth:`read_rows` as places in the file, so that the core can read them:
+        (place, number of rows, number of bytes). The caller calls :meth:`OpenFiles.check_unchanged` after the
+        core has read the blocks."""
         from gemlet import _core
 
         tag = self.dtype(name)
@@ -370,9 +374,10 @@ class TensorFiles:
         values were bfloat16 before. Reads the tensor up to the first value that does not fit.
         """
         for part, _ in self.read_rows(name, _SCAN_BYTES):
-            bits = part[part & 7 != 0]  # all others have at most eight bits of precision
+            # A value whose last three bits are 0 has at most eight bits of precision and fits.
+            bits = part[part & 7 != 0]
             digits = bits & 0x3FF
-            # Of these, only denormal values with at most eight digits fit.
+            # Of the other values, only denormal ones with at most eight digits fit.
             if (bits & 0x7C00).any() or (digits // (digits & -digits) > 255).any():
                 return False
         return True
@@ -391,9 +396,10 @@ class TensorFiles:
         )
 
     def has_half_scales(self, name: str, *, read: bool) -> bool:
-        """Whether the core's w4a16 can hold the scales of a tensor in "i4x32": float16 represents them with
-        an error of at most 2^-25. It does for scales in bfloat16 or float16. Scales in float32 have to be
-        read to find out; without ``read`` the answer for them is no.
+        """Whether the core's format w4a16 can hold the scales of a tensor in "i4x32": float16 must represent
+        them with an error of at most 2^-25. Scales that are stored in bfloat16 or float16 always fit. Scales
+        that are stored in float32 have to be read to find out; if ``read`` is False, the answer for them is
+        False.
         """
 
         info = self.scales[name].info
@@ -409,8 +415,8 @@ class TensorFiles:
         return True
 
     def same_values(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same values: the same bits, or in different types the same numbers.
-        Reads both up to the first difference.
+        """Whether two tensors hold the same values. Tensors of the same type are compared by their bits,
+        tensors of different types by their numbers. Reads both tensors up to the first difference.
         """
 
         infos = self.tensors[one], self.tensors[other]

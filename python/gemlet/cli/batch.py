@@ -1,4 +1,4 @@
-"""``gemlet batch``: the requests in a file, answered into another."""
+"""``gemlet batch``: answers the requests in a file and writes the answers to another file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; 1 if a request failed."""
+    """Runs the command. Returns 1 if a request failed."""
     settings, specs = read_settings(arguments)
     counts = run_batch(arguments.input, arguments.output, settings, specs, concurrent=arguments.concurrent)
     before = f"{counts.before} answered before, " if counts.before else ""

@@ -1,4 +1,5 @@
-"""``gemlet bench``: prefill and decode speed, or that of towers, as a table or as JSON."""
+"""``gemlet bench``: measures the speed of prefill and decode, or of the image and audio towers. It prints a
+table or JSON."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
                     print(_rule())
                 print(_line(_cells(model, name, row)), flush=True)
             rows.append(row)
-        # The bandwidth of a loaded machine moves; the best it showed is what it can do.
+        # Other programs only lower the measured bandwidth, so the highest value is the best estimate.
         bandwidth = max((row.bandwidth for row in rows if row.bandwidth is not None), default=None)
         if arguments.json:
             machine = {**machine_info(model), "read_bandwidth_bytes_per_second": bandwidth}

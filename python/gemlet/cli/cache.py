@@ -1,4 +1,4 @@
-"""``gemlet cache``: lists and removes the entries that ``--cache`` keeps."""
+"""``gemlet cache``: lists and removes the cache entries that the option ``--cache`` has saved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command. Returns 1 if an entry that should be removed is still being made."""
+    """Runs the command. Returns 1 if it cannot remove an entry because another process is writing the
+    entry."""
     entries = kept_entries()
     return _clear(entries, arguments.entries) if arguments.action == "clear" else _list(entries, arguments)
 

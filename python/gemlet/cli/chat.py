@@ -1,4 +1,5 @@
-"""``gemlet chat``: an answer to one question, to each line of a pipe, or a conversation on a terminal."""
+"""``gemlet chat``: answers one question, answers each line of a pipe, or holds a conversation on a
+terminal."""
 
 from __future__ import annotations
 
@@ -42,14 +43,14 @@ _HELP = "\n".join(
     [
         *(f"{name:<14}{meaning}" for name, meaning in _COMMANDS.items()),
         f"{'Ctrl-C':<14}cuts a reply short",
-        'A pasted text is one message. To type one of several lines, begin and end it with """.',
+        'A pasted text is one message. To type a message of several lines, begin and end it with """.',
     ]
 )
 _LEAVES = ("/exit", "/quit", "/bye")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command: 1 if a line of a pipe got no answer."""
+    """Runs the command. Returns 1 if a line of a pipe got no answer."""
     question = _question(arguments)
     options = _options(arguments)
     interactive = question is None and sys.stdin.isatty() and sys.stdout.isatty()
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             return _answer_lines(chat)
         with Keyboard() as keyboard:
             if arguments.model is None:
-                print("This is the demo model, which is small; --model NAME_OR_FILE is for a real one.")
+                print("This is the small demo model. Choose a real model with --model NAME_OR_FILE.")
             else:
                 print(one_line(f"This is {model.source} ({model.weights})."))
             print(_HINT)
@@ -86,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of :meth:`gemlet.Model.stream_chat`. A model that thinks gets the room for it."""
+    """Returns the options of :meth:`gemlet.Model.stream_chat`. A model that thinks may generate more
+    tokens."""
     options = {**sampling_options(arguments), "thinking": arguments.thinking}
     options["load_audio_from_video"] = arguments.load_audio_from_video
     if not arguments.thinking and THINK not in (arguments.system or ""):
@@ -95,7 +97,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _question(arguments: argparse.Namespace) -> str | None:
-    """The one message that the command line gives: the question, then the files; None if there is none."""
+    """Returns the message on the command line: the question, then the files. None if the command line has
+    none."""
     parts = []
     if arguments.question == "-":
         parts.append(read_standard_input("question", MOST_INPUT).strip())
@@ -135,7 +138,7 @@ def _answer_lines(chat: Conversation) -> int:
                     break
             elif text:
                 if any("\udc80" <= character <= "\udcff" for character in text):
-                    raise InvalidRequestError("it is not UTF-8; convert it first (iconv -t UTF-8)")
+                    raise InvalidRequestError("the line is not UTF-8; convert it first (iconv -t UTF-8)")
                 chat.ask(text)
         except (GemletError, OSError) as error:
             print_error(f"line {number}: {error}")

@@ -1,4 +1,5 @@
-"""Steps that the commands share: opening the model, reading the options, writing to terminals and pipes."""
+"""Functions that the commands share. They open the model, read the options and write to terminals and
+pipes."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def silence_stdout() -> None:
 
 @contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """Warnings, and those of the log "gemlet", as a line of standard error each."""
+    """Shows each Python warning, and each warning of the log "gemlet", as one line on standard error."""
 
     def show(message: object, *_: object, **__: object) -> None:
         print(f"gemlet: warning: {one_line(str(message))}", file=sys.stderr)
@@ -90,12 +91,12 @@ def warnings_in_a_line() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A notice on standard error."""
+    """Prints a notice on standard error."""
     print(f"gemlet: note: {one_line(text)}", file=sys.stderr)
 
 
 def print_error(text: str) -> None:
-    """The line on standard error that says what is wrong."""
+    """Prints an error message as one line on standard error."""
     print(f"gemlet: error: {one_line(text)}", file=sys.stderr)
 
 
@@ -120,7 +121,7 @@ def dim(text: str) -> str:
 
 
 def write(text: str) -> None:
-    """Writes text of the model to standard output at once."""
+    """Writes text from the model to standard output, and flushes it."""
     sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -148,12 +149,12 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def access_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that say how to get at a model on the hub."""
+    """Returns the options for the download of a model from the hub."""
     return {"revision": arguments.revision, "token": arguments.token}
 
 
 def open_model(arguments: argparse.Namespace) -> Model:
-    """The model that the options of :mod:`gemlet.cli.parser` describe."""
+    """Loads the model that the command line names."""
     with importing():
         from gemlet.loading.load import load
 
@@ -185,7 +186,7 @@ def load_adapter(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Returns the peak resident memory of this process."""
     import resource  # this module exists only on POSIX, so it is not imported at the top
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -193,7 +194,7 @@ def peak_memory_bytes() -> int:
 
 
 def report(model: Model, result: Generation) -> dict[str, object]:
-    """A generation, and what it was made with, for --json."""
+    """Returns a generation and its settings for ``--json``."""
     return {
         **dataclasses.asdict(result),
         "prefill_tokens_per_second": result.prefill_tokens_per_second,
@@ -216,7 +217,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
 def table_lines(
     titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()
 ) -> list[str]:
-    """Rows under titles; the columns ``right`` are set flush right."""
+    """Formats a table with a title for each column. Aligns the columns ``right`` to the right."""
     lines = []
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     for row in (titles, *rows):
@@ -229,7 +230,7 @@ def table_lines(
 
 
 def print_stats(model: Model, result: Generation) -> None:
-    """Timings and peak memory, on standard error."""
+    """Prints the timings and the peak memory on standard error."""
     lines = [
         f"load         {model.load_seconds:.3f} s ({model.weights}, {model.threads} threads, {model.tier})",
         f"prefill      {result.prompt_tokens} tokens in {result.prefill_seconds:.3f} s, "

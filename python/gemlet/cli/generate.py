@@ -68,7 +68,7 @@ def _say_what_is_meant(model: Model, prompt: str, *, is_demo: bool) -> None:
     chat_format = model.chat_format
     if chat_format is None or any(marker in prompt for marker in chat_format.ends):
         return
-    demo = "this is the demo model, which is small; --model NAME_OR_FILE is for a real one. "
+    demo = "this is the small demo model; choose a real model with --model NAME_OR_FILE. "
     meant = "generate only continues the text; gemlet chat answers it"
     note(demo + meant if is_demo else meant)
 

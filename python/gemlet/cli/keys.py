@@ -1,4 +1,4 @@
-"""``gemlet keys``: who may use ``gemlet serve``."""
+"""``gemlet keys``: creates, lists and revokes the API keys of ``gemlet serve``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``gemlet models``: the models that are on this machine, and whether they run here."""
+"""``gemlet models``: lists the models on this machine and says whether each one can run here."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _problem(model: LocalModel) -> str | None:
-    """The reason why the model does not run here; None if it does."""
+    """Returns the reason why the model cannot run on this machine, or None if it can."""
     try:
         return inspect(model.path).problem
     except GemletError as error:

@@ -1,4 +1,4 @@
-"""``gemlet serve``: models over HTTP."""
+"""``gemlet serve``: serves models over HTTP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["read_settings", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns when a signal ends it."""
+    """Runs the command until a signal ends it."""
     settings, specs = read_settings(arguments)
     if arguments.check:
         return _check(settings, specs)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_settings(arguments: argparse.Namespace) -> tuple[Settings, list[ModelSpec]]:
-    """The settings of the file, replaced by those of the flags."""
+    """Returns the settings of the file. A flag replaces the setting with the same name."""
     values: dict[str, Any] = {}
     specs: list[ModelSpec] = []
     if arguments.config is not None:
@@ -79,7 +79,7 @@ def _named(text: str, flag: str) -> tuple[str, str]:
 
 
 def _can_write(folder: str) -> bool:
-    """Whether the folder can be used or made."""
+    """Whether the folder exists and is usable, or can be created."""
     place = os.path.abspath(folder)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
@@ -87,7 +87,7 @@ def _can_write(folder: str) -> bool:
 
 
 def _check(settings: Settings, specs: Sequence[ModelSpec]) -> int:
-    """Prints what would be served; 1 if some of it cannot be."""
+    """Prints the models and settings of the server. Returns 1 if the server could not start with them."""
     from inspect import signature
 
     from gemlet.adapters.opening import open_adapter

@@ -1,5 +1,5 @@
-"""The grammar of the commands around a server: ``serve``, ``keys``, ``usage`` and ``batch``, which need the
-extra "serve", and ``top``."""
+"""Defines the arguments of the server commands: ``serve``, ``keys``, ``usage``, ``batch`` and ``top``. All of
+them except ``top`` need the extra "serve"."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    """Gives the function that runs a command. A failing import means that the extra is missing."""
+    """Returns the function that runs a command. If its import fails, the extra is missing."""
 
     def run_command(arguments: argparse.Namespace) -> int:
         try:

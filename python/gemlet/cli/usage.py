@@ -1,4 +1,4 @@
-"""``gemlet usage``: what the keys of ``gemlet serve`` have used."""
+"""``gemlet usage``: shows the requests and tokens that each API key of ``gemlet serve`` has used."""
 
 from __future__ import annotations
 

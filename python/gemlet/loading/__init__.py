@@ -1,1 +1,1 @@
-"""Makes a loaded model, a packed folder or a description from the files of a model."""
+"""Loads, converts or describes a model from its files."""

@@ -1,4 +1,4 @@
-"""The core's builder of a model: made, filled with weights, and finished as a model."""
+"""Makes the core's model builder, fills it with weights, and finishes it as a model."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ def make_builder(
     plan_only: bool = False,
     beside: _core.Model | None = None,
 ) -> _core.ModelBuilder:
-    """The core's builder. With ``allocate`` False its weights come from a file, or go to one. With
-    ``plan_only`` it starts no threads. A drafter uses the threads of the model ``beside`` it."""
+    """Makes the core's builder. If ``allocate`` is False, the builder gets no memory for weights, because
+    they are mapped from a file or written to a file. With ``plan_only``, it starts no threads. For a draft
+    model, ``beside`` is its target model, whose threads it uses."""
     from gemlet import _core
 
     if config.vision is not None:
-        config.vision.activation_bytes(config.hidden_size, "f32")  # raises for a tower that cannot be
+        config.vision.activation_bytes(config.hidden_size, "f32")  # raises for an impossible tower
     formats = options.formats
     threads = 0 if plan_only else options.threads or _core.default_threads()[0]
     return _core.ModelBuilder(
@@ -66,11 +67,12 @@ def make_builder(
 def filled_builder(
     files: ModelFiles, options: LoadOptions, *, beside: _core.Model | None = None
 ) -> _core.ModelBuilder:
-    """The builder with all weights of ``files``: mapped if they are packed, otherwise packed into memory."""
+    """Makes a builder with all weights of ``files``. Packed weights are mapped; others are packed into
+    memory."""
     if PER_LAYER_TABLE in files.merged.values():
         raise UnsupportedError(
             "merge_adapter: the adapter changes the table of per-layer embeddings, which stays in the file "
-            f"of {files.name}; write a changed one with gemlet.convert(..., merge_adapter=) or gemlet "
+            f"of {files.name}; write a merged model with gemlet.convert(..., merge_adapter=) or gemlet "
             "convert --adapter, or load the adapter beside the model with load_adapter()"
         )
     table = next((name for name, slot in files.slots.items() if slot == PER_LAYER_TABLE), None)
@@ -100,8 +102,8 @@ def filled_builder(
 
 
 def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
-    """A hash (32 bytes) of everything that keys and values depend on, apart from the tokens and an
-    adapter."""
+    """A hash (32 bytes) of everything on which the keys and values of a text depend, except for the tokens
+    and an adapter."""
     from gemlet import _core
 
     builder = make_builder(files.config, options, allocate=False, plan_only=True)
@@ -112,8 +114,8 @@ def digest_of(files: ModelFiles, options: LoadOptions) -> bytes:
 
 def not_packed(files: ModelFiles) -> InvalidRequestError:
     return InvalidRequestError(
-        f"embedding_on_disk: {files.name} is not packed, and the cache does not have it packed; make a "
-        "packed folder of it with `gemlet convert`, or load it with cache=True"
+        f"embedding_on_disk: {files.name} is not packed, and the cache has no packed copy; make a packed "
+        "folder with `gemlet convert`, or load the model with cache=True"
     )
 
 
@@ -134,8 +136,8 @@ def finish_model(
     drafter: Callable[[_core.Model], _core.Model] | None = None,
     draft_tokens: int | None = None,
 ) -> Model:
-    """The model from a builder that has all weights; ``started`` is when loading began. ``drafter`` builds
-    one beside it."""
+    """Makes the model from a builder that has all weights. ``started`` is the time (``time.perf_counter()``)
+    when loading began. ``drafter`` builds the draft model for the core's model that it gets."""
     if tokenizer is not None and tokenizer.end_of_turn_id is not None:
         end_ids |= {tokenizer.end_of_turn_id}
     core = builder.finish()

@@ -14,13 +14,14 @@ from gemlet.packing.calibrated import Grams, add_inputs
 __all__ = ["Calibrate", "check_calibrate", "measure_inputs"]
 
 Calibrate = bool | str | os.PathLike[str] | None
-_TOKENS = 8192  # tokens that are looked at
-_TEXT = 512  # tokens of a separate text
-_MOST_BYTES = 8 << 20  # bytes of a file that are read
+_TOKENS = 8192  # the number of tokens on which inputs are measured, about
+_TEXT = 512  # the number of tokens of each sequence
+_MOST_BYTES = 8 << 20  # the most bytes of a file that are read
 
 
 def check_calibrate(calibrate: object, weights: str, merge_adapter: object) -> None:
-    """Raises :class:`InvalidRequestError` for another argument, or for weights that cannot be calibrated."""
+    """Raises :class:`InvalidRequestError` if ``calibrate`` has a wrong type, or cannot be combined with the
+    other arguments."""
     if calibrate is None or calibrate is False:
         return
     if calibrate is not True:
@@ -34,11 +35,11 @@ def check_calibrate(calibrate: object, weights: str, merge_adapter: object) -> N
 
 
 def measure_inputs(model: Model, calibrate: Calibrate) -> Grams:
-    """The Gram matrices of the inputs of ``model``'s matrices, on about 8,000 tokens of the file that
-    ``calibrate`` names or, if it is True, of texts that the model writes itself."""
+    """The Gram matrices of the inputs of ``model``'s matrices, measured on about 8,000 tokens. The tokens
+    come from the file ``calibrate``, or if it is True, from texts that the model generates."""
     if model.config.bidirectional or model.config.altup_streams > 1:
         raise UnsupportedError(
-            "calibrate is for Gemma 1, 2, 3 and 4 that write text; leave it out for this model"
+            "calibrate works only for Gemma 1, 2, 3 and 4 that generate text; leave it out for this model"
         )
     texts = _own_texts(model) if calibrate is True else _texts_of(model, str(os.fspath(calibrate or "")))
     grams: dict[str, NDArray[np.float32]] = {}
@@ -48,7 +49,7 @@ def measure_inputs(model: Model, calibrate: Calibrate) -> Grams:
 
 
 def _own_texts(model: Model) -> list[list[int]]:
-    """Texts that the model writes without a prompt, which resemble its training data."""
+    """Texts that the model generates without a prompt. They resemble its training data."""
     bos = None if model.tokenizer is None else model.tokenizer.bos_id
     start = [2 if bos is None else bos]
     count, tokens = 2 * _TOKENS // _TEXT, min(_TEXT // 2, model.context_length - 1)

@@ -50,36 +50,40 @@ def convert(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> None:
-    """Writes a model as a folder that :func:`gemlet.load` opens in milliseconds: its weights are packed, and
-    mapped instead of read. Processes that load it share its memory.
+    """Writes a model as a folder with packed weights. :func:`gemlet.load` opens such a folder in
+    milliseconds, because the weights are mapped and not read. Processes that load the same folder share the
+    memory of the weights.
 
-    With ``matformer``, the folder has only the smaller model, such as an E2B out of an E4B, with its
+    With ``matformer``, the folder contains the smaller model, such as an E2B out of an E4B, and its
     ``config.json``.
 
     The folder has ``model.safetensors`` with the packed weights, ``tokenizer.safetensors`` with the tokenizer
     as gemlet has it in memory, and ``config.json``, ``generation_config.json`` and ``chat_template.jinja``,
-    copied or made from a GGUF file's metadata. It appears whole or not at all. The memory that a conversion
-    needs does not grow with the model.
+    copied or made from a GGUF file's metadata. If the conversion fails, no folder is made. The memory that a
+    conversion needs does not grow with the model.
 
-    A packed file belongs to one version of the layout; a gemlet with another version says so. While
-    a model is loaded, replace its file by renaming another over it, or remove it, but never cut it short.
+    A packed file has a version of the layout; a gemlet with another version refuses the file. While a model
+    is loaded, you may remove its file, or rename another file over it. Never write into the file or cut it
+    short.
 
     Args:
-        source: a model as in :func:`gemlet.load`, which is not packed yet.
+        source: a model as in :func:`gemlet.load` that is not packed yet.
         destination: the folder to make. If it exists, it must be empty.
-        calibrate: with weights "q4" or "q5", rounds with statistics of the matrices' inputs on a text. It is
-            the path of a file of about 8,000 tokens or more, or True for texts that the model writes itself.
-            This takes some minutes, and as much memory as the model in its files. No adapter can be merged.
-        for_memory: the memory of the machine that the folder is for, such as "1GB". The weights get the
+        calibrate: with weights "q4" or "q5", uses statistics of the matrices' inputs for the rounding. They
+            are measured on a text: pass the path of a file of about 8,000 tokens or more, or True for texts
+            that the model generates. This takes some minutes, and as much memory as the model's files. It
+            cannot be combined with ``merge_adapter``.
+        for_memory: the memory of the machine for which the folder is made, such as "1GB". The weights get the
             format that loses least among those with which the model fits, with a text of 4096 tokens.
         weights, embedding, matformer, vision, audio, mmproj, merge_adapter, threads, progress, revision,
-            token: as in :func:`gemlet.load`; what ``progress`` raises cancels the conversion.
+            token: as in :func:`gemlet.load`. An exception of ``progress`` cancels the conversion.
 
     Raises:
         InvalidRequestError: an argument is wrong, or the source is packed already.
         MemoryLimitError: no format is small enough for ``for_memory``.
         UnsupportedError: ``matformer`` for a model that is not a MatFormer, or whose weights are quantized.
-        ModelFileError: the destination exists or cannot be written; and what :func:`gemlet.load` raises.
+        ModelFileError: the destination exists or cannot be written.
+        GemletError: any other error that :func:`gemlet.load` raises for the source.
 
     >>> import tempfile, gemlet
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +110,7 @@ def convert(
     path = checked_path("destination", destination, "the path of a folder to make")
     target = os.path.abspath(path)
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        raise ModelFileError(f"{path}: exists; expected a folder to make. Remove it, or give another")
+        raise ModelFileError(f"{path}: exists; expected a new folder. Remove it, or give another path")
     target = os.path.realpath(target)  # for a link to an empty folder, the folder is replaced
     if os.path.ismount(target):
         raise ModelFileError(f"{path}: is a mount point, which cannot be replaced; give a new folder in it")
@@ -146,7 +150,7 @@ def convert(
             options = options_for_memory(room, files.config, options)
         builder = make_builder(files.config, options, allocate=False)
         parent, name = os.path.split(target)
-        own = None  # a folder that no other conversion has, for the one that is made
+        own = None  # a temporary folder in which the destination is made
         try:
             with only_in(process, path):
                 os.makedirs(parent, exist_ok=True)
@@ -190,7 +194,7 @@ def _describe(folder: str, files: ModelFiles) -> None:
     for name, text in files.config_texts.items():
         with open(os.path.join(folder, name), "wb") as described:
             described.write(text.encode("utf-8", "replace"))
-    # A packed folder has no other file that says so.
+    # A packed folder has no other file with these options.
     asked = {key: value for key, value in files.not_followed.items() if key in ASKED_OF_TEXTS}
     if asked:
         with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as described:

@@ -1,4 +1,4 @@
-"""A smaller model that guesses the next tokens: opens it, checks it against the main model, and builds it."""
+"""Opens a draft model for speculative decoding, checks it against the target model, and builds it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Drafter", "attached", "open_drafter"]
 
-_MOST_OTHERS = 1024  # tokens that one vocabulary may have after the end of the other
+_MOST_OTHERS = 1024  # the most tokens by which one vocabulary may be longer than the other
 
 
 @record(frozen=True)
 class Drafter:
-    """The files of a drafter, and how it is loaded. A context manager, which closes the files."""
+    """The files of a draft model, and the options with which it is loaded. It is a context manager, which
+    closes the files."""
 
     files: ModelFiles
     options: LoadOptions
 
     def bytes(self, max_context: int | None = None) -> int:
-        """The memory of the drafter, including its keys and values for one text as long as the context."""
+        """The bytes of memory that the draft model takes, including the keys and values of one text of
+        ``max_context`` tokens."""
         most = self.files.config.max_position_embeddings
         options = replace(self.options, max_context=min(max_context or most, most))
         plan = make_builder(self.files.config, options, plan_only=True).plan(threads=options.threads or 0)
         return plan["weights"] + plan["embedding"] + plan["kv_cache"] + plan["activations"]
 
     def build(self, core: _core.Model) -> _core.Model:
-        """Builds the drafter for ``core``, the model that it drafts for."""
+        """Builds the draft model for the target model ``core``."""
         return filled_builder(self.files, self.options, beside=core).finish()
 
     def __enter__(self) -> Drafter:
@@ -50,11 +52,11 @@ class Drafter:
 def open_drafter(
     options: LoadOptions, model: ModelFiles, *, token: str | bool | None = None, headers_only: bool = False
 ) -> Drafter | None:
-    """The drafter that ``options`` name for ``model``; None if they name none. ``options`` have a
-    ``max_context`` and the ``weights`` as they were given.
+    """Opens the draft model that ``options.drafter`` names, for the target model ``model``. Returns None if
+    it is None. In ``options``, ``max_context`` is a number, and ``weights`` may still be "auto".
 
-    Raises :class:`InvalidRequestError` for a drafter with another vocabulary, and :class:`UnsupportedError`
-    if one of the two makes embeddings."""
+    Raises :class:`InvalidRequestError` if the two models have different vocabularies, and
+    :class:`UnsupportedError` if one of them makes embeddings."""
     if options.drafter is None:
         return None
     progress: Progress = options.progress
@@ -96,18 +98,18 @@ def _options(options: LoadOptions, model: ModelFiles, files: ModelFiles) -> Load
         prefix_cache_size=None,
         own_formats={},
     )
-    if files.config.target_size:  # it reads the model's keys and values, and is small
+    if files.config.target_size:  # this draft model reads the target model's keys and values
         format_of_keys = options.with_formats(model).formats.kv_cache
         own = replace(own, kv_cache=format_of_keys, max_context=longest, cache=False)
-    if files.packed is not None:  # it has its formats
+    if files.packed is not None:  # packed weights keep their formats
         own = replace(own, weights="auto", embedding=None)
     return own.with_formats(files)
 
 
 def attached(own: TextConfig, of: TextConfig, said: str = "drafter") -> TextConfig:
-    """The configuration of an assistant whose layers read keys and values of the model ``of``: each reads the
-    last layer of its type that has its own. Raises :class:`InvalidRequestError`, which begins with ``said``,
-    if the two do not fit."""
+    """The configuration of a draft model whose layers read the keys and values of the target model ``of``.
+    Each layer reads the target's last layer of the same type that computes its own keys and values. Raises
+    :class:`InvalidRequestError` if the two models do not fit; the message begins with ``said``."""
     if own.target_size != of.hidden_size:
         raise InvalidRequestError(
             f"{said}: it is for a hidden size of {own.target_size} (backbone_hidden_size), expected "
@@ -138,11 +140,10 @@ def _check(model: ModelFiles, drafter: ModelFiles) -> None:
     for files, what in ((model, "the model"), (drafter, "the drafter")):
         if files.config.bidirectional:
             raise UnsupportedError(
-                f"drafter: {what} {files.name} makes embeddings; a drafter is a model that writes text, and "
-                "goes with one"
+                f"drafter: {what} {files.name} makes embeddings; expected two models that generate text"
             )
     said = f"drafter: {drafter.name} has another vocabulary than {model.name}"
-    way_out = "take a drafter of the same generation of Gemma"
+    way_out = "take a draft model of the same generation of Gemma"
     if model.vocabulary is None or drafter.vocabulary is None:
         ours, theirs = model.config.vocab_size, drafter.config.vocab_size
         if ours != theirs:

@@ -15,8 +15,9 @@ from gemlet.weights.formats import PRESETS
 
 __all__ = ["CONTEXT", "LOSSES", "PROCESS_BYTES", "Recommendation", "options_for_memory", "recommend"]
 
-# Matrices and embedding -> the KL divergence to f32 in nats per token, on a trained Gemma 3 270M. These are
-# the rows of the table in benchmarks/README.md that lose less than all smaller ones, from large to small.
+# (format of the matrices, format of the embedding) -> the KL divergence to f32 in nats per token, on a
+# trained Gemma 3 270M, from large to small formats. Of the table in benchmarks/README.md, these are the rows
+# for which no smaller format loses less.
 LOSSES = {
     ("bf16", "bf16"): 1.9e-4,
     ("q8", "q8"): 2.2e-3,
@@ -25,19 +26,19 @@ LOSSES = {
     ("q4k", "q6k"): 8.2e-2,
     ("q4", "q4"): 0.28,
 }
-# The memory of a process without a model: Python, NumPy and a tokenizer of 262,144 pieces. Measured with
-# Gemma 3 270M: 113 MB, with the activations of a short text.
+# The memory of a process without a model: Python, NumPy and a tokenizer of 262,144 tokens. With Gemma 3 270M,
+# 113 MB were measured, including the activations of a short text.
 PROCESS_BYTES = 120_000_000
-CONTEXT = 4096  # tokens of the text that a model has room for, if the caller does not say how many
+CONTEXT = 4096  # the context length for which there has to be room, if the caller gives no ``max_context``
 
 
 @record(frozen=True)
 class Recommendation:
-    """The formats for a machine with ``memory`` bytes: those of :func:`gemlet.convert` with ``for_memory``.
+    """The formats that :func:`gemlet.convert` chooses if ``for_memory`` is ``memory`` bytes.
 
-    ``needs`` is the plan's total with a text of ``max_context`` tokens. ``loss`` is the KL divergence that
-    the formats had to f32, in nats per token, on a trained Gemma 3 270M, the smallest Gemma; None for formats
-    that the file has.
+    ``needs`` is the total of the memory plan with a text of ``max_context`` tokens. ``loss`` is the KL
+    divergence of these formats to f32 in nats per token, measured on a trained Gemma 3 270M, the smallest
+    Gemma. It is None if the formats are those of the file.
     """
 
     memory: int
@@ -76,12 +77,13 @@ def options_for_memory(
 ) -> LoadOptions:
     """``options`` with the format that loses least among those with which the model runs in ``limit`` bytes.
 
-    The first try is the formats of ``options``, which are those of the file, or bf16 for "auto". The smaller
-    ones of :data:`LOSSES` follow; bf12 is not among them, because not every matrix can have it. Without
-    ``max_context``, there is room for a text of :data:`CONTEXT` tokens, or of the model's limit.
+    The formats of ``options`` are tried first; "auto" counts as bf16. The smaller formats in :data:`LOSSES`
+    follow. bf12 is not among them, because it cannot hold every matrix. If ``options`` have no
+    ``max_context``, there has to be room for a text of :data:`CONTEXT` tokens, or of the model's limit if
+    that is less.
 
-    Raises :class:`MemoryLimitError`, with the plan of the smallest, if none fits. Errors call the limit
-    ``name``.
+    Raises :class:`MemoryLimitError`, with the plan of the smallest format, if no format fits. Errors call the
+    limit ``name``.
 
     >>> from gemlet.config import shape_config
     >>> config = shape_config("gemma3-1b")
@@ -105,7 +107,7 @@ def options_for_memory(
 
 def _smaller(options: LoadOptions) -> Iterator[LoadOptions]:
     names = list(PRESETS)
-    if options.weights not in names:  # a quantized file, which nothing is smaller than
+    if options.weights not in names:  # the format of a quantized file, which cannot be changed
         return
     first = names.index(options.weights) + (0 if options.own_formats else 1)
     for weights, embedding in LOSSES:

@@ -48,16 +48,18 @@ def inspect(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Inspection:
-    """Reads everything in a model's files except the weights, and says what loading it would take. From the
-    hub it fetches only that: the small files, and the headers of the large ones.
+    """Describes a model without loading it: reads everything in its files except the weights, and computes
+    the memory that loading would take. Of a model on the hub, only the small files and the headers of the
+    large files are fetched.
 
-    With ``for_memory``, the memory of a machine such as "1GB", it recommends formats for that machine, and
-    says what they lose. Raises :class:`MemoryLimitError` if none is small enough.
+    ``for_memory`` is the memory of a machine, such as "1GB". Then the result also recommends formats for that
+    machine, with their loss of quality. Raises :class:`MemoryLimitError` if no format is small enough.
 
     The other arguments are those of :func:`gemlet.load`, and so are the errors for files that are missing,
-    damaged or of an architecture gemlet does not run. A model that is merely too large is described, with
-    ``problem`` saying so. How ``weights="auto"`` keeps bfloat16 and float16 depends on their values, and the
-    plan is for the larger format, bf16 and f32.
+    damaged or of an architecture that gemlet does not run. A model that is too large for this machine is no
+    error: it is described, and ``problem`` has the reason. The format that ``weights="auto"`` chooses for
+    bfloat16 and float16 depends on the values, which are not read. So the plan assumes the larger format,
+    bf16 or f32.
 
     >>> print(str(inspect(weights="q4", max_context=512)).splitlines()[0])
     model      demo

@@ -24,27 +24,27 @@ class Inspection:
 
     Attributes:
         source: the file or folder.
-        config: the description of the text model, after a cut.
+        config: the configuration of the model (with ``matformer``, of the smaller model).
         stored: the number of tensors of each type in the files.
         file_bytes: the size of the tensors in the files.
-        parameters: the number of parameters of the text model, after a cut.
-        parameters_on_disk: the number of these that stay in the file while the model runs.
+        parameters: the number of parameters of the text model (with ``matformer``, of the smaller model).
+        parameters_on_disk: the number of parameters that stay in the file while the model runs.
         tokenizer: the "file" and the "kind" of the tokenizer; None if there is none.
         vocabulary: the number of pieces of the tokenizer; None if there is none.
         chat_format: the name of the chat format; None if there is none.
         prompts: the prompts of an embedding model, by name.
-        weights: the format that ``weights`` asks for; "auto" is replaced by the one that it chooses.
-        formats: the formats in memory: of "weights", "embedding", "kv_cache" and, if it is a separate matrix,
-            "output".
+        weights: the format of the argument ``weights``; "auto" is replaced by the format that it chooses.
+        formats: the formats in memory of "weights", "embedding", "kv_cache" and, if the output head is a
+            separate matrix, "output".
         own_formats: the formats of single matrices that differ from "weights".
         kept_as: for each stored type of matrices, the format in which ``weights="auto"`` keeps it; empty if
             ``weights`` names a format.
         table_type: the stored type of the table of per-layer embeddings; None if there is none.
-        max_context: the longest text that the plan has room for, in tokens.
+        max_context: the longest text in tokens for which the plan has room.
         plan: the memory that the model takes.
-        problem: the reason why the model does not run here; None if it does.
-        recommended: the choice for the memory that ``for_memory`` names.
-        not_followed: the keys in the model's files that ask for something that gemlet does not do.
+        problem: the reason why the model does not run on this machine; None if it does.
+        recommended: the formats for the memory in ``for_memory``; None without ``for_memory``.
+        not_followed: the options in the model's files that gemlet does not follow, by key.
         passed_over: the keys and tensors that gemlet does not know and that change nothing.
         adapter: the adapter in the model's folder, which is merged into the model; None if there is none.
 
@@ -81,7 +81,7 @@ class Inspection:
     adapter: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dicts: what ``gemlet inspect --json`` prints.
+        """Everything as numbers, strings, lists and dicts. ``gemlet inspect --json`` prints this.
 
         >>> import gemlet, json
         >>> found = gemlet.inspect(weights="q4").as_dict()
@@ -200,7 +200,8 @@ def _layer_kinds(config: TextConfig) -> Iterator[tuple[str, str]]:
 
 
 def _runs_text(runs: Sequence[tuple[int, int]]) -> str:
-    """Numbers as runs. Of four or more runs in a pattern, only the first two and the last are written.
+    """Runs of layer numbers as text. Of four or more runs at equal distances, only the first two and the last
+    are shown.
 
     >>> _runs_text([(0, 4), (6, 10), (12, 16), (18, 22), (24, 25)]), _runs_text([(5, 5), (11, 11), (17, 17)])
     ('0-4, 6-10, ..., 18-22, 24-25', '5, 11, 17')

@@ -1,4 +1,4 @@
-"""The memory that a model takes, known before it is loaded: the plan, and the limit ``max_memory``."""
+"""Computes the memory that a model will take before it is loaded, and checks it against ``max_memory``."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class MemoryPlan:
     Attributes:
         weights: the weights without the embedding.
         embedding: the embedding; if it stays on disk, only the part that is in memory.
-        kv_cache: the keys and values of one text as long as the context. They include dropped blocks that
-            still share memory with others.
-        prefix_cache: the keys and values of texts that have ended, if ``prefix_cache_size`` bounds them. If
-            not, this is 0, and they take a part of the memory that the plan leaves.
-        activations: the buffers for a full chunk of a prompt, with its logits.
+        kv_cache: the keys and values of one text as long as the context. They include freed blocks whose
+            memory is not free yet, because other blocks share it.
+        prefix_cache: the keys and values of texts that have ended, if ``prefix_cache_size`` limits them.
+            Otherwise this is 0, and they take a part of the memory that the plan leaves.
+        activations: the buffers for a full chunk of a prompt, with the logits.
         process: the memory of this process when the plan was made: Python, NumPy, the tokenizer. It is 0 for
             a GPU, because all other bytes are in the GPU's memory.
-        on_disk: the bytes that are read from the file while the model runs. The total does not count them.
-        drafter: everything that a drafter takes, including its keys and values.
+        on_disk: the bytes that stay in the file while the model runs. The total does not include them.
+        drafter: the memory of the draft model, including its keys and values.
 
     >>> from gemlet.config import shape_config
     >>> plan = plan_memory(shape_config("gemma3-1b"), LoadOptions(weights="q4", max_context=4096))
@@ -78,10 +78,11 @@ def plan_memory(
     process: int | None = None,
     drafter: Drafter | None = None,
 ) -> MemoryPlan:
-    """The memory that the model of ``config`` takes with these options, whose weights are not "auto".
+    """The memory that the model ``config`` takes with these ``options``. Their ``weights`` must not be
+    "auto".
 
-    ``table_type`` is the stored type of the table of per-layer embeddings ("q5_k"). ``process`` is the number
-    of bytes that the process has without a model; None for the bytes that this process has now.
+    ``table_type`` is the stored type of the table of per-layer embeddings, such as "q5_k". ``process`` is the
+    number of bytes that the process takes without a model; None for the bytes that this process takes now.
     Raises :class:`InvalidRequestError` for an unknown ``table_type``.
     """
     builder = make_builder(config, options, plan_only=True)
@@ -120,8 +121,9 @@ def check_memory(
     process: int | None = None,
     drafter: Drafter | None = None,
 ) -> int:
-    """The bytes that ``limit`` leaves; raises :class:`MemoryLimitError` with the plan and with what would fit
-    if it leaves none. ``options`` have a ``max_context``; ``process`` is as in :func:`plan_memory`."""
+    """Returns the bytes of ``limit`` that the model leaves free. If the model does not fit, raises
+    :class:`MemoryLimitError` with the plan and with the options that would fit. ``options`` have a
+    ``max_context``; ``process`` is as in :func:`plan_memory`."""
 
     def plan_of(**changes: Any) -> MemoryPlan:
         return plan_memory(config, replace(options, **changes), process=process, drafter=drafter)

@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandLine", "LoadOptions", "Matformer", "command_line"]
 
-_FOLDER_SIZE = "10GB"  # size of a prefix cache on disk
+_FOLDER_SIZE = "10GB"  # the default limit of a prefix cache on disk
 Matformer = str | int | Sequence[int] | Mapping[str, Any] | None
 
 
 @record(frozen=True)
 class CommandLine:
-    """The form of an option of :class:`LoadOptions` on the command line.
+    """How an option of :class:`LoadOptions` appears on the command line.
 
     Attributes:
-        help: one sentence.
-        kind: converts the text of the value; None for a flag.
-        metavar, choices: the form of a value, or the list of values.
-        short: a second, short name.
+        help: the help text.
+        kind: the type to which the text of the value is converted; None for a flag.
+        metavar: the name of the value in the help.
+        choices: the possible values; None if there is no list.
+        short: the short name, such as "-t"; None if there is none.
     """
 
     help: str
@@ -50,12 +51,12 @@ def _shown(help: str, **how: Any) -> dict[str, Any]:
 
 @record(frozen=True)
 class LoadOptions:
-    """The arguments of :func:`gemlet.load` that say how a model is loaded, not which one.
+    """The arguments of :func:`gemlet.load` that say how a model is loaded, but not which model.
 
-    An argument that is wrong for every model raises when the value is made. :meth:`with_context` and
-    :meth:`with_formats` check the others against a model, and replace ``max_context=None`` and
-    ``weights="auto"`` by that model's values. ``own_formats`` are the formats of matrices that differ from
-    ``weights``. :func:`command_line` has the options that are also on the command line.
+    The constructor raises an error for a value that is wrong for every model. :meth:`with_context` and
+    :meth:`with_formats` check the options against one model, and replace ``max_context=None`` and
+    ``weights="auto"`` by that model's values. ``own_formats`` has the formats of the matrices whose format
+    differs from ``weights``. :func:`command_line` returns the options that are also on the command line.
 
     >>> LoadOptions(weights="q4").formats
     Formats(matrices='q4', embedding='q8', kv_cache='bf16')
@@ -167,7 +168,7 @@ class LoadOptions:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        # None means that the option is not given, whatever the default is.
+        # None means that the option is not given, even if its default is another value.
         # with_formats() checks formats that only files can have.
         weights = "auto" if self.weights is None else self.weights
         put("weights", weights if _is_stored(weights) else _format("weights", weights, "auto"))
@@ -197,7 +198,7 @@ class LoadOptions:
 
     @property
     def formats(self) -> Formats:
-        """The formats in memory, once ``weights`` is not "auto" any more."""
+        """The formats in memory. ``weights`` must not be "auto"."""
         return formats_of(self.weights, self.embedding, self.kv_cache)
 
     @property
@@ -209,7 +210,8 @@ class LoadOptions:
 
     @property
     def kept_texts(self) -> int | None:
-        """Bytes of memory for the keys and values of texts that have ended; None: as much as is left for it.
+        """The most bytes of memory for the keys and values of texts that have ended; None for the engine's
+        default.
 
         >>> LoadOptions(prefix_cache_size="1GB").kept_texts, LoadOptions(prefix_cache=False).kept_texts
         (1000000000, 0)
@@ -220,7 +222,8 @@ class LoadOptions:
         return self._prefix_cache_size if in_memory else None
 
     def prefix_cache_options(self, model_digest: bytes = b"") -> PrefixCacheOptions:
-        """The prefix cache's options for the core. Creates its folder.
+        """The options of the prefix cache for the core. Creates the folder of the prefix cache if there is
+        one.
 
         Raises :class:`InvalidRequestError` for a folder that cannot be used.
         """
@@ -235,9 +238,10 @@ class LoadOptions:
         return parse_memory(size, "prefix_cache_size")
 
     def with_context(self, longest: int) -> LoadOptions:
-        """These options for a model whose texts have at most ``longest`` tokens: ``max_context`` is a number.
+        """These options for a model whose context has at most ``longest`` tokens. In the result,
+        ``max_context`` is a number.
 
-        Raises :class:`InvalidRequestError` for a larger one.
+        Raises :class:`InvalidRequestError` if ``max_context`` is larger than ``longest``.
         """
         given = self.max_context
         if given is None:
@@ -249,8 +253,8 @@ class LoadOptions:
         return self
 
     def with_formats(self, files: ModelFiles) -> LoadOptions:
-        """These options for the model in ``files``: "auto" is resolved, and packed weights keep their
-        formats.
+        """These options for the model in ``files``. In the result, ``weights`` is not "auto". Packed weights
+        keep their formats.
 
         Raises :class:`InvalidRequestError` for formats that a packed model does not have.
         """

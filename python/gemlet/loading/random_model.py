@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, for benchmarks: :func:`random_model`."""
+"""Makes models with real shapes and random weights, for benchmarks: :func:`random_model`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def random_model(
     tokenizer: Tokenizer | None = None,
     towers: bool = False,
 ) -> Model:
-    """A model of a published shape ("gemma3-1b") with random weights, built in memory: for benchmarks.
+    """Makes a model with random weights and the shape of the published model ``name``, such as "gemma3-1b".
 
-    ``weights`` "auto" is "bf16". It has no tokenizer, unless it is given one. With ``towers`` it also sees
-    and hears, like the published model. Raises :class:`InvalidRequestError` for an unknown name (the names
-    are the keys of ``gemlet.config.SHAPES``) and for options that go with files, and
-    :class:`MemoryLimitError` if it would not fit.
+    ``weights="auto"`` means "bf16". The model has no tokenizer, except if ``tokenizer`` is given. With
+    ``towers``, it also has the towers of the published model. Raises :class:`InvalidRequestError` for an
+    unknown name (the names are the keys of ``gemlet.config.SHAPES``) and for options that need a file, and
+    :class:`MemoryLimitError` if the model does not fit into memory.
 
     >>> with random_model("gemma3-270m", LoadOptions(weights="q4", threads=1)) as model:
     ...     model.config.num_layers

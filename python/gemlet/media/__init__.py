@@ -1,1 +1,1 @@
-"""Images and sound, from what a caller has to what a tower takes."""
+"""Reads images, sounds and videos in the forms that a caller may pass, and prepares them for the towers."""

@@ -1,7 +1,7 @@
-"""Files that hold videos and their sound, opened by PyAV: :func:`opened`.
+"""Opens files of videos and their sound with PyAV: :func:`opened`.
 
-What a file says about itself is not trusted. PyAV never guesses the type of a file, because some of its
-readers open other files. It may use only the readers and decoders that are named.
+The files are not trusted. PyAV never guesses the type of a file, because some of PyAV's readers open other
+files. PyAV may use only the reader and the decoders that are named here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 MOST_FILE_BYTES = 1 << 30
 MOST_PACKETS = 1 << 18
-HEAD_BYTES = 12  # bytes that tell which container a file is
+HEAD_BYTES = 12  # bytes at the beginning of a file that show which container it is
 CONTAINERS = "MP4, QuickTime, WebM, Matroska or AVI"
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"F4A ")  # brands of MP4 files with only sound
 # WAV, AIFF, FLAC, Ogg, AU, CAF, W64, and MP3 with a tag or without.
@@ -43,7 +43,7 @@ _SOUND = late_pattern(
 
 
 def container_of(head: bytes) -> str | None:
-    """The name of PyAV's reader for a file that begins so.
+    """The name of PyAV's reader for a file that begins with ``head``; None if the file is no container.
 
     >>> container_of(b"RIFF....AVI "), container_of(b"RIFF....WAVE")
     ('avi', None)
@@ -56,7 +56,7 @@ def container_of(head: bytes) -> str | None:
 
 
 def kind_of(head: bytes) -> str:
-    """The kind of a file that begins so: "audio", "video", or otherwise "image".
+    """The kind of a file that begins with ``head``: "audio", "video", or otherwise "image".
 
     >>> kind_of(b"RIFF....WAVE"), kind_of(b"RIFF....AVI "), kind_of(b"RIFF....WEBP")
     ('audio', 'video', 'image')
@@ -71,8 +71,9 @@ def kind_of(head: bytes) -> str:
 def opened(
     file: BinaryIO, name: str, decoders: Sequence[str], options: Mapping[str, str], instead: str
 ) -> Iterator[InputContainer]:
-    """The container in ``file``, of which PyAV may use the ``decoders``. An error of PyAV in the block
-    becomes an :class:`InvalidRequestError`. ``instead`` names what one can pass without PyAV."""
+    """Opens the container in ``file``. PyAV may use only the ``decoders``. An error of PyAV in the block
+    becomes an :class:`InvalidRequestError`. ``instead`` says, for the error without PyAV, what a caller can
+    pass instead."""
     try:
         import av
     except ImportError:
@@ -92,7 +93,7 @@ def opened(
         raise InvalidRequestError(f"{name}: the file is not a video; expected {CONTAINERS}")
     try:
         given = {**options, "codec_whitelist": ",".join(decoders)}
-        # Before version 19, av refuses metadata that is no UTF-8 unless it is told otherwise.
+        # Before version 19, PyAV by default refuses a file whose metadata are not UTF-8.
         more: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
         with av.open(file, mode="r", format=container, options=given, **more) as found:
             yield found
@@ -108,7 +109,8 @@ def opened(
 def packets_of(
     container: InputContainer, name: str
 ) -> Iterator[tuple[Packet[Any], Fraction | None, Fraction | None]]:
-    """Every packet that has data, and its begin and end in seconds if it says them. Decodes none.
+    """Yields (packet, begin, end) for every packet that has data. The times are in seconds, or None if the
+    packet does not have them. Nothing is decoded.
 
     Raises :class:`InvalidRequestError` for a file of too many packets, or one that is cut within a frame.
     """
@@ -127,8 +129,9 @@ def packets_of(
 
 
 def check_whole(container: InputContainer, end: Fraction, name: str) -> None:
-    """Raises :class:`InvalidRequestError` if the packets of a Matroska file end earlier than the file says;
-    its reader does not notice a cut. ``end``: of the last packet, in seconds."""
+    """Raises :class:`InvalidRequestError` if the packets of a Matroska file end earlier than the file says,
+    because PyAV's reader for Matroska does not notice that a file is cut short. ``end`` is the end of the
+    last packet in seconds."""
     said = Fraction(container.duration or 0, 1_000_000)
     if "matroska" in container.format.name and end < said * Fraction(9, 10):
         raise InvalidRequestError(

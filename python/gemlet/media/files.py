@@ -1,4 +1,4 @@
-"""The bytes of a file of an image, a sound or a video, from what a caller has: :func:`bytes_of`."""
+"""Reads the file of an image, a sound or a video in the forms that a caller may pass: :func:`bytes_of`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gemlet.errors import InvalidRequestError
 __all__ = ["bytes_of", "decode_base64", "is_path", "open_path", "read_data_url"]
 
 _ADDRESS = late_pattern(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SHOWN = 512  # characters of a path
-_BLANKS = b" \t\r\n"  # base64 that is cut into lines has them
+_SHOWN = 512  # characters of a path that an error message shows
+_BLANKS = b" \t\r\n"  # characters that base64 may contain between its lines
 
 
 def bytes_of(given: object, name: str, most: int) -> bytes | None:
-    """The bytes of a file: of a path, a data URL, bytes, or an open file, which is read from its beginning.
-    None for anything else.
+    """The bytes of a file. ``given`` is a path, a data URL, bytes, or an open file, which is read from its
+    beginning. Returns None for anything else.
 
-    Raises :class:`InvalidRequestError` for what cannot be read, has more than ``most`` bytes, or is the
-    address of something elsewhere; ``name`` names the argument.
+    Raises :class:`InvalidRequestError` if the file cannot be read or has more than ``most`` bytes, or if
+    ``given`` is a URL of another machine. ``name`` is the argument's name for messages.
 
     >>> import io
     >>> bytes_of(io.BytesIO(b"RIFF"), "audio", 10), bytes_of(7, "audio", 10)
@@ -51,12 +51,12 @@ def bytes_of(given: object, name: str, most: int) -> bytes | None:
 
 
 def is_path(given: object) -> bool:
-    """Whether ``given`` is a path, or a text that may be one."""
+    """Whether ``given`` is a path, or a string that may be a path."""
     return isinstance(given, os.PathLike) or (isinstance(given, str) and not given.startswith("data:"))
 
 
 def open_path(given: object, name: str) -> BinaryIO:
-    """The file at a path. Raises :class:`InvalidRequestError`."""
+    """Opens the file at the path ``given``. Raises :class:`InvalidRequestError` if it cannot be opened."""
     assert isinstance(given, str | os.PathLike)
     path: str | bytes = os.fspath(given)
     if isinstance(path, str):
@@ -107,7 +107,7 @@ def _read(file: BinaryIO, given: object, name: str, most: int) -> bytes:
     try:
         size = _rewound(file)
         while left > 0 and size <= most:
-            part: object = file.read(left)  # a stream may give less than it is asked for
+            part: object = file.read(left)  # a stream may return fewer bytes than requested
             if not isinstance(part, bytes):
                 raise InvalidRequestError(
                     f"{name}: {show_argument(given)} gives {type(part).__name__}, expected bytes; open a "
@@ -127,7 +127,8 @@ def _read(file: BinaryIO, given: object, name: str, most: int) -> bytes:
 
 
 def _rewound(file: BinaryIO) -> int:
-    """The size of a file, at whose beginning it then is; 0 for a stream, which has neither."""
+    """Moves to the beginning of a file and returns its size. A stream has no size and cannot be moved; the
+    result is then 0."""
     try:
         file.seek(0, os.SEEK_END)
         size = file.tell()

@@ -1,7 +1,7 @@
 """Checks the structure of an image file before the image is decoded: :func:`check_layout`.
 
-A small file can make a decoder work for hours: Pillow reads each of its segments by itself, even those that
-hold nothing, and a progressive JPEG may go over all its pixels thousands of times.
+A small file can make a decoder work for hours. Pillow reads each segment of a file separately, even an empty
+segment, and a progressive JPEG may contain thousands of scans, each of which goes over all pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["check_layout", "check_scans"]
 
-# The most pieces of a file: this many, plus one for this many bytes. The usual PNG writer fills 8 KiB each.
+# A file may have _MOST_SEGMENTS segments, and one more for every _BYTES_EACH bytes. The usual PNG writer
+# makes segments of 8 KiB.
 _MOST_SEGMENTS, _BYTES_EACH = 2048, 4096
 _MOST_SCANS = 64  # scans of a JPEG; a progressive one has about ten
 _MOST_SCANNED = 1 << 30  # pixels of all scans
@@ -20,8 +21,8 @@ _ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers of JPEG without a length
 
 
 def check_layout(data: bytes, name: str) -> None:
-    """Raises :class:`InvalidRequestError` for a file in more segments than an image has; ``name`` names the
-    argument. The decoder reports damage.
+    """Raises :class:`InvalidRequestError` for a file with more segments than a normal image has. ``name`` is
+    the argument's name for messages. Damage is not checked here; the decoder reports it.
 
     >>> check_layout(b"\\x89PNG\\r\\n\\x1a\\n" + bytes(12) * 3000, "image")
     Traceback (most recent call last):
@@ -42,7 +43,7 @@ def check_layout(data: bytes, name: str) -> None:
 
 
 def check_scans(data: bytes, name: str, pixels: int) -> None:
-    """Raises :class:`InvalidRequestError` for a JPEG that scans its ``pixels`` too often.
+    """Raises :class:`InvalidRequestError` for a JPEG with too many scans. ``pixels`` is its number of pixels.
 
     >>> check_scans(b"\\xff\\xd8" + b"\\xff\\xda" * 70, "image", 100)
     Traceback (most recent call last):
@@ -90,7 +91,7 @@ def _gif_blocks(data: bytes, most: int) -> int:
         count += 1
         if data[at] in b",;":  # an image, or the end
             break
-        if data[at] != 0x21:  # nothing that is known
+        if data[at] != 0x21:  # not a known block
             at += 1
             continue
         at += 2

@@ -1,7 +1,7 @@
 """Turns an image in any form into its 8-bit levels: :func:`read_image`.
 
-Pillow only decodes files; the core does everything after that. A file's own claims are not trusted: it is
-checked before it is decoded, and only formats that need no other program are read.
+Pillow only decodes files; the core does everything after that. Files are not trusted: a file is checked
+before it is decoded, and formats for which Pillow would start another program are not read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Levels = NDArray["np.uint8"]  # [height, width, 3]
 
 MOST_PIXELS = 1 << 26
 MOST_FILE_BYTES = 1 << 26
-_MIXED = 1 << 20  # pixels
+_MIXED = 1 << 20  # pixels that are put on white at a time
 _ORIENTATION = 0x0112  # the tag of EXIF data
 _DEEP = ("I", "F")  # modes of Pillow with more than 8 bits
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -38,12 +38,14 @@ _EXPECTED = (
 
 
 def read_image(image: object, name: str = "image") -> Levels:
-    """``image`` as uint8 ``[height, width, 3]``: a path, the bytes of a file, a data URL, a Pillow image, or
-    an array ``[height, width]`` or with 1, 3 or 4 channels. It is turned upright by its EXIF data, and
-    transparent parts get a white background.
+    """Returns ``image`` as uint8 ``[height, width, 3]``. ``image`` is a path, the bytes of a file, an open
+    file, a data URL, a Pillow image, or an array ``[height, width]`` or ``[height, width, channels]`` with 1,
+    3 or 4 channels. The image is turned upright by its EXIF data, and transparent parts get a white
+    background.
 
-    Raises :class:`InvalidRequestError` if it is not an image, is damaged or too large, and
-    :class:`UnsupportedError` for a file if Pillow is not installed; ``name`` names the argument.
+    Raises :class:`InvalidRequestError` if ``image`` is not an image, is damaged or too large, and
+    :class:`UnsupportedError` for a file if Pillow is not installed. ``name`` is the argument's name for
+    messages.
 
     >>> read_image([[0, 255]])
     Traceback (most recent call last):
@@ -62,8 +64,8 @@ def read_image(image: object, name: str = "image") -> Levels:
 
 
 def decoded_bytes(data: bytes) -> int:
-    """The memory that the image in a file takes when it is decoded, by its header; 0 if :func:`read_image`
-    refuses it."""
+    """The bytes of memory that decoding the image file ``data`` takes, computed from the header; 0 if
+    :func:`read_image` refuses the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -72,7 +74,7 @@ def decoded_bytes(data: bytes) -> int:
             check_layout(data, "image")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 levels = 4 * image.height * image.width
-                # The decoder keeps the numbers of a progressive JPEG until it has seen them all.
+                # For a progressive JPEG, the decoder keeps all coefficients until it has read the last scan.
                 return levels * (3 if "progressive" in image.info else 1)
         except Exception:  # Pillow's decoders raise nearly everything
             return 0
@@ -102,7 +104,7 @@ def _from_array(array: NDArray[Any], name: str) -> Levels:
 
 def _on_white(array: NDArray[np.uint8]) -> Levels:
     found = np.empty((*array.shape[:2], 3), np.uint8)
-    rows = max(1, _MIXED // array.shape[1])  # rows at a time: numbers take four times the memory of levels
+    rows = max(1, _MIXED // array.shape[1])  # in parts, because float32 takes four times the memory of uint8
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
         alpha = part[:, :, 3:].astype(np.float32) / np.float32(255)
@@ -143,15 +145,16 @@ def _from_pillow(image: Image.Image, name: str) -> Levels:
 
     _check_size(name, image.height, image.width)
     try:
-        # Both would copy what needs no change, and a large image is hundreds of megabytes.
+        # exif_transpose() and convert() would copy an image even if it needs no change, and a large image
+        # takes hundreds of megabytes.
         is_turned = image.getexif().get(_ORIENTATION, 1) != 1
         upright = ImageOps.exif_transpose(image) if is_turned else image
         if upright.mode == "La":  # "LA" is the only mode to which Pillow converts it
             upright = upright.convert("LA")
         if upright.mode.startswith(_DEEP):
             log.warning(
-                "%s: its values are cut at 255, as transformers does, because its mode is %s; scale them to "
-                "0 to 255 first",
+                "%s: the image has the mode %s, and its values above 255 are cut to 255, as in "
+                "transformers; scale the values to 0 to 255 first",
                 name,
                 upright.mode,
             )

@@ -29,14 +29,15 @@ __all__ = [
 
 @record(frozen=True)
 class ImageView:
-    """An image, or a part of one, as the tower will see it.
+    """An image, or a part of an image, that the tower will encode.
 
     Attributes:
-        levels: uint8 ``[height, width, 3]``, not resized yet.
-        tokens: how many soft tokens it becomes.
-        digest: a hash (32 bytes) of everything that these tokens depend on besides the model.
-        token_id: the id that stands for each of these tokens in a prompt.
-        size: the height and width in which it is seen.
+        levels: the pixels, uint8 ``[height, width, 3]``, not resized yet.
+        tokens: the number of soft tokens.
+        digest: a hash (32 bytes) of everything that the soft tokens depend on besides the model.
+        token_id: the id that stands for each soft token in a prompt.
+        size: the height and width to which the image is resized.
+        settings: how images are resized and normalised.
     """
 
     levels: Levels
@@ -47,16 +48,16 @@ class ImageView:
     settings: ImageSettings
 
     def resized(self) -> Levels:
-        """The levels in the size that the tower takes."""
+        """The levels, resized for the tower."""
         height, width = self.size
         return _core.resize_image(self.levels, height=height, width=width, filter=self.settings.resample)
 
     def kept_small(self) -> ImageView:
-        """The same view without the levels in their first size."""
+        """The same view with the resized levels only, which take less memory."""
         return replace(self, levels=self.resized())
 
     def pixels(self) -> NDArray[np.float32]:
-        """float32 ``[height, width, 3]``, normalised."""
+        """The tower's input: float32 ``[height, width, 3]``, resized and normalised."""
         return normalized(self.resized(), self.settings)
 
 
@@ -100,7 +101,7 @@ def chosen_pan_and_scan(asked: object, settings: ImageSettings) -> PanAndScan | 
 
 
 def crops_of(height: int, width: int, how: PanAndScan) -> list[tuple[int, int, int, int]]:
-    """The parts (top, left, height, width) in which an image is also seen, in addition to the whole.
+    """The crops (top, left, height, width) that pan and scan makes in addition to the whole image.
 
     >>> crops_of(300, 700, PanAndScan())
     [(0, 0, 300, 350), (0, 350, 300, 350)]
@@ -139,8 +140,8 @@ def chosen_budget(asked: object, config: VisionConfig) -> int | None:
 def views_of(
     levels: Levels, config: VisionConfig, how: PanAndScan | None = None, budget: int | None = None
 ) -> list[ImageView]:
-    """The image as a whole, and the parts of it that ``how`` asks for; ``budget`` is the most tokens of it,
-    in models where its size decides how many it has."""
+    """The views of an image: the whole image, and the crops that ``how`` asks for. In models where the number
+    of soft tokens depends on the image's size, ``budget`` is the most soft tokens of the image."""
     if isinstance(config, MobileNetConfig):
         return [_view(levels, config, config.token_id)]
     if not isinstance(config, SiglipConfig):
@@ -154,7 +155,7 @@ def views_of(
 
 
 def frame_view(levels: Levels, config: VisionConfig) -> ImageView:
-    """A frame of a video."""
+    """The view of a video's frame."""
     if isinstance(config, SiglipConfig | MobileNetConfig):
         return _view(levels, config, config.token_id)
     return _view(levels, config, config.video_id, VIDEO_BUDGET)

@@ -1,8 +1,8 @@
 """Turns a sound in any form into its samples: :func:`read_sound`.
 
-soundfile only decodes files, and PyAV those that may also have pictures (:mod:`.tracks`); the core does
-everything after that. A file's own claims are not trusted: it is checked before it is decoded, and only the
-part that is heard is decoded.
+soundfile decodes audio files, and PyAV decodes the sound of video files (:mod:`.tracks`). The core does
+everything after that. Files are not trusted: a file is checked before it is decoded, and only the part that
+the model hears is decoded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["MOST_FILE_BYTES", "Sound", "decoded_bytes", "read_sound", "read_soun
 
 MOST_FILE_BYTES = 1 << 28
 _MOST_DECODED = 1 << 28  # samples of all channels
-_MARGIN = 1  # seconds that are decoded after the part that is heard, because resampling needs them
+_MARGIN = 1  # seconds that are decoded after the part that the model hears, because resampling needs them
 _EXPECTED = (
     "expected a path, the bytes of a file, an open file, an array of samples at 16 kHz, or (samples, rate) "
     "with samples [n] or [n, channels] in float32 or int16"
@@ -34,19 +34,22 @@ _EXPECTED = (
 
 @record(frozen=True)
 class Sound:
-    """float32 samples at 16 kHz in [-1, 1], and how many seconds the whole recording has."""
+    """A sound: float32 samples at 16 kHz in [-1, 1], and the length of the whole recording in seconds. The
+    samples may be only the beginning of the recording."""
 
     samples: NDArray[np.float32]
     seconds: float
 
 
 def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -> Sound:
-    """``sound`` as one channel at 16 kHz: a path, the bytes of a file, a data URL, an array at 16 kHz, a pair
-    of an array and its sampling rate, ``{"array": ..., "sampling_rate": ...}`` as data sets have it, or
-    OpenAI's ``{"data": base64, "format": ...}``. Of more than ``most`` samples the first ones.
+    """Returns ``sound`` as one channel at 16 kHz; with ``most``, only its first ``most`` samples. ``sound``
+    is a path, the bytes of a file, an open file, a data URL, an array at 16 kHz, a pair of an array and its
+    sampling rate, ``{"array": ..., "sampling_rate": ...}`` as in data sets of Hugging Face, or OpenAI's
+    ``{"data": base64, "format": ...}``.
 
-    Raises :class:`InvalidRequestError` if it is not a sound, is damaged, empty or too long, and
-    :class:`UnsupportedError` for a file if soundfile is not installed; ``name`` names the argument.
+    Raises :class:`InvalidRequestError` if ``sound`` is not a sound, is damaged, empty or too long, and
+    :class:`UnsupportedError` for a file if soundfile is not installed. ``name`` is the argument's name for
+    messages.
 
     >>> read_sound((np.zeros(44100, np.int16), 44100)).samples.shape
     (16000,)
@@ -86,10 +89,11 @@ def read_sound(sound: object, name: str = "audio", *, most: int | None = None) -
 
 
 def read_sound_of_video(video: object, name: str, *, most: int | None = None) -> Sound | None:
-    """The sound of what :func:`~gemlet.media.videos.read_video` takes; None for frames, and for a file
-    without sound. Of more than ``most`` samples the first ones.
+    """The sound of a video; with ``most``, only the first ``most`` samples. ``video`` is anything that
+    :func:`~gemlet.media.videos.read_video` takes. The result is None for a pair of frames and rate, and for a
+    file without sound.
 
-    Raises what :func:`read_sound` raises.
+    Raises the same errors as :func:`read_sound`.
 
     >>> read_sound_of_video(([np.zeros((2, 2, 3), np.uint8)], 8), "video") is None
     True
@@ -102,8 +106,8 @@ def read_sound_of_video(video: object, name: str, *, most: int | None = None) ->
 
 
 def decoded_bytes(data: bytes) -> int:
-    """The memory that the sound in a file takes when it is decoded, by its header; 0 if :func:`read_sound`
-    refuses it."""
+    """The bytes of memory that decoding the sound file ``data`` takes, computed from the header; 0 if
+    :func:`read_sound` refuses the file."""
     if container_of(data[:HEAD_BYTES]) is not None:
         try:
             seconds, rate = track_seconds(io.BytesIO(data), "")
@@ -115,7 +119,7 @@ def decoded_bytes(data: bytes) -> int:
 
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             return int(4 * max(0, file.frames) * max(1, file.channels))
-    except Exception:  # soundfile is broken, or the file is
+    except Exception:  # soundfile or the file is broken
         return 0
 
 
@@ -156,7 +160,7 @@ def _from_array(samples: object, rate: int, name: str, most: int | None) -> Soun
         array = array[: most * rate // _core.SOUND_RATE + rate * _MARGIN]
     if array.size > _MOST_DECODED:
         raise InvalidRequestError(f"{name}: {array.size} samples, expected at most {_MOST_DECODED}")
-    with np.errstate(over="ignore"):  # what float32 does not hold is refused as infinite
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, which the core refuses
         plain = np.ascontiguousarray(array, np.int16 if array.dtype.kind == "i" else np.float32)
     try:
         made = _core.mono(plain, rate=rate, most=(1 << 40) if most is None else most)
@@ -184,7 +188,7 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
         import soundfile
     except (ImportError, OSError) as problem:
         raise UnsupportedError(
-            f"{name}: decoding a file needs soundfile ({problem}); pip install 'gemlet[audio]', or give "
+            f"{name}: decoding a file needs soundfile ({problem}); use pip install 'gemlet[audio]', or pass "
             "samples"
         ) from None
     try:
@@ -212,8 +216,10 @@ def _from_file(data: bytes, name: str, most: int | None) -> Sound:
         raise
     except MemoryError:
         raise InvalidRequestError(f"{name}: there is no memory to decode it") from None
-    except Exception as problem:  # whatever a damaged file makes of the library
-        why = getattr(problem, "error_string", problem)  # soundfile's message has the whole object
+    except Exception as problem:  # a damaged file may make soundfile raise anything
+        why = getattr(
+            problem, "error_string", problem
+        )  # soundfile's whole message also shows the file object
         raise InvalidRequestError(f"{name}: the file cannot be decoded: {reason_of(why)}") from None
     if len(samples) == 0:
         raise InvalidRequestError(f"{name}: the file has no samples")

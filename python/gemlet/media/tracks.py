@@ -1,6 +1,7 @@
-"""The sound in a container of video, such as MP4 or WebM: :func:`read_track`.
+"""Reads the sound in a container such as MP4 or WebM: :func:`read_track`.
 
-PyAV decodes it. The packets are counted before one is decoded, and only the part that is heard is decoded.
+PyAV decodes the sound. All packets are counted before any packet is decoded, and only the part that the model
+hears is decoded.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["Track", "read_track", "track_seconds"]
 
 _CODECS = ("aac", "mp3", "opus", "vorbis", "flac", "alac", "ac3", "eac3", "amrnb", "pcm_s16le", "pcm_s16be")
-# Names of the programs that read these.
+# FFmpeg's names of the decoders for these codecs.
 _DECODERS = (*_CODECS, "mp3float", "libopus", "libvorbis", "pcm_s24le", "pcm_f32le", "pcm_u8", "aac_latm")
 _MARGIN = 1  # seconds by which a track may be longer than its packets say
 
 
 @record(frozen=True)
 class Track:
-    """Samples of one channel, float32 at ``rate``, and the seconds that the whole track has."""
+    """Samples of one channel, float32, at ``rate`` samples per second, and the length of the whole track in
+    seconds."""
 
     samples: NDArray[np.float32]
     rate: int
@@ -38,11 +40,11 @@ class Track:
 
 
 def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track | None:
-    """The first sound in the container ``file``, the mean of its channels, at most the first
-    ``most_seconds``; None if it has only pictures.
+    """The first sound track in the container ``file``, as the mean of its channels; with ``most_seconds``, at
+    most this many seconds from the beginning. None if the container has no sound.
 
     Raises :class:`InvalidRequestError` for a sound that is damaged, empty or too long, and
-    :class:`UnsupportedError` if PyAV is not installed; ``name`` names the argument.
+    :class:`UnsupportedError` if PyAV is not installed. ``name`` is the argument's name for messages.
     """
     with opened(file, name, _DECODERS, {}, "samples") as container:
         if not container.streams.audio:
@@ -54,15 +56,16 @@ def read_track(file: BinaryIO, name: str, most_seconds: float | None) -> Track |
                 f"{name}: the sound is in {show_argument(codec)}; expected one of {', '.join(_CODECS)}"
             )
         seconds = _scanned(container, stream, name)
-    # It is opened again: after a way back to the beginning, newer programs drop the first frame of AAC.
+    # The file is opened again, because newer versions of FFmpeg drop the first AAC frame after seeking to the
+    # beginning.
     with opened(file, name, _DECODERS, {}, "samples") as container:
         samples, rate = _decoded(container, container.streams.audio[0], name, seconds, most_seconds)
         return Track(samples, rate, seconds)
 
 
 def track_seconds(file: BinaryIO, name: str) -> tuple[float, int]:
-    """The length in seconds and the rate of the first sound in ``file``, from its packets; zeros if there is
-    no sound."""
+    """The length in seconds and the sampling rate of the first sound track in ``file``, without decoding it;
+    zeros if there is no sound."""
     with opened(file, name, _DECODERS, {}, "samples") as container:
         if not container.streams.audio:
             return 0.0, 0
@@ -71,9 +74,9 @@ def track_seconds(file: BinaryIO, name: str) -> tuple[float, int]:
 
 
 def _scanned(container: InputContainer, stream: AudioStream, name: str) -> float:
-    """The seconds of all packets. Decodes none."""
+    """The length of the track ``stream`` in seconds, from the times of its packets. Nothing is decoded."""
     first: Fraction | None = None
-    last = whole = Fraction(0)  # the ends of the sound and of all packets
+    last = whole = Fraction(0)  # the end of the sound, and the end of all packets
     for packet, begin, end in packets_of(container, name):
         if begin is None or end is None:
             continue

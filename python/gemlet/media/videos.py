@@ -1,8 +1,8 @@
 """Turns a video in any form into the frames that a model sees: :func:`read_video`.
 
-PyAV only decodes files; the core does everything after that. A file's own claims are not trusted: its packets
-are counted before one is decoded, only common containers and codecs are read, and one frame is in memory at a
-time.
+PyAV only decodes files; the core does everything after that. Files are not trusted: all packets are counted
+before any packet is decoded, only common containers and codecs are read, and only one decoded frame is in
+memory at a time.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ __all__ = ["MOST_FRAMES", "decoded_bytes", "evenly", "one_a_second", "read_video
 MOST_FRAMES = 32  # frames that the model sees
 MOST_PIXELS = 1 << 24  # pixels of a frame
 MOST_SECONDS = 3600
-MOST_DECODED = 1 << 34  # pixels, of all frames up to the last one that is seen
+MOST_DECODED = 1 << 34  # pixels of all frames up to the last frame that the model sees
 _RATES = (1e-3, 1e4)  # frames per second
-_KEPT_BYTES = MOST_FRAMES * 3 * 768 * 768  # bytes of all frames that the model sees, in its size
+_KEPT_BYTES = MOST_FRAMES * 3 * 768 * 768  # bytes of all frames that the model sees, resized for the tower
 _CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg")
-_DECODERS = (*_CODECS, "libdav1d", "libvpx", "libvpx-vp9")  # names of the programs that read these
+_DECODERS = (*_CODECS, "libdav1d", "libvpx", "libvpx-vp9")  # FFmpeg's names of the decoders for these codecs
 _EXPECTED = "expected a path, the bytes of a file, or a pair of frames and frames per second"
 _Seen = TypeVar("_Seen")
-Choose = Callable[[int, float], list[int]]  # (frames, frames per second) -> frames to see
+Choose = Callable[
+    [int, float], list[int]
+]  # (number of frames, frames per second) -> indices of frames to see
 
 
 def evenly(total: int, rate: float) -> list[int]:
-    """At most 32 frames at equal distances.
+    """The indices of at most 32 frames at equal distances.
 
     >>> evenly(3, 24.0), evenly(80, 24.0)[:5]
     ([0, 1, 2], [0, 2, 5, 7, 10])
@@ -53,7 +55,8 @@ def evenly(total: int, rate: float) -> list[int]:
 
 
 def one_a_second(total: int, rate: float) -> list[int]:
-    """A frame of every second, of a long video 32 of these at equal distances.
+    """The indices of one frame for each second. Of a video of more than 32 seconds, 32 seconds at equal
+    distances are taken.
 
     >>> one_a_second(100, 30.0), len(one_a_second(9000, 30.0))
     ([0, 30, 60], 32)
@@ -70,13 +73,16 @@ def read_video(
     see_decoded: Callable[[Levels], _Seen],
     choose: Choose = evenly,
 ) -> tuple[list[_Seen], list[float]]:
-    """The frames of ``video`` that ``choose`` names, and the time of each in seconds. ``video`` is a path,
-    the bytes of a file, a data URL, or a pair of frames (as in :func:`read_image`) and frames per second.
+    """Reads the frames of ``video`` that ``choose`` selects. ``video`` is a path, the bytes of a file, an
+    open file, a data URL, or a pair of a list of frames (as for :func:`read_image`) and the frames per
+    second.
 
-    ``see`` gets the levels of each frame of a pair, ``see_decoded`` those of a file.
+    Each selected frame is passed to ``see`` if ``video`` is a pair, and to ``see_decoded`` if it is a file.
+    Returns the results of these calls, and the time of each frame in seconds.
 
-    Raises :class:`InvalidRequestError` if it is not a video, is damaged, cut short or too large, and
-    :class:`UnsupportedError` for a file if PyAV is not installed; ``name`` names the argument.
+    Raises :class:`InvalidRequestError` if ``video`` is not a video, is damaged, cut short or too large, and
+    :class:`UnsupportedError` for a file if PyAV is not installed. ``name`` is the argument's name for
+    messages.
 
     >>> frames = [np.full((2, 2, 3), i, np.uint8) for i in range(64)]
     >>> brightest = lambda levels: int(levels.max())
@@ -109,8 +115,8 @@ def read_video(
 
 
 def decoded_bytes(data: bytes) -> int:
-    """The memory that the video in a file takes while it is decoded, by its header; 0 if :func:`read_video`
-    refuses it."""
+    """The bytes of memory that decoding the video file ``data`` takes, computed from the header; 0 if
+    :func:`read_video` refuses the file."""
     try:
         with _opened(io.BytesIO(data), "") as (_, stream):
             return 4 * stream.width * stream.height + _KEPT_BYTES
@@ -120,7 +126,7 @@ def decoded_bytes(data: bytes) -> int:
 
 @record(frozen=True)
 class _Scan:
-    """The facts that the packets of a file give: its number of frames, and the number per second."""
+    """The number of frames in a file and the frames per second, found from the packets."""
 
     frames: int
     rate: float
@@ -133,7 +139,7 @@ def _from_file(
         scan = _scan(container, stream, name, choose)
         indices = choose(scan.frames, scan.rate)
         seen, total = _see(container, stream, indices, name, see)
-        if len(seen) < len(indices):  # some packets have no frame, in VP8 and AVI
+        if len(seen) < len(indices):  # in VP8 and AVI, some packets contain no frame
             if total == 0:
                 raise InvalidRequestError(f"{name}: no frame of the file can be decoded")
             indices = choose(total, scan.rate)
@@ -143,7 +149,8 @@ def _from_file(
 
 @contextlib.contextmanager
 def _opened(file: BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file, and its picture. What PyAV raises in the block is an :class:`InvalidRequestError`."""
+    """Opens the file and yields its container and video stream. An error of PyAV in the block becomes an
+    :class:`InvalidRequestError`."""
     options = {"max_pixels": str(MOST_PIXELS)}
     with opened(file, name, _DECODERS, options, "frames and frames per second") as container:
         yield container, _stream(container, name)
@@ -153,7 +160,7 @@ def _stream(container: InputContainer, name: str) -> VideoStream:
     pictures = [
         one
         for one in container.streams.video
-        if not one.disposition & type(one.disposition).attached_pic  # the cover of a recording
+        if not one.disposition & type(one.disposition).attached_pic  # not the cover picture of a sound file
     ]
     if not pictures:
         raise InvalidRequestError(f"{name}: the file has no pictures; if it has sound, pass it as audio")
@@ -173,12 +180,12 @@ def _check_size(name: str, height: int, width: int) -> None:
         raise InvalidRequestError(
             f"{name}: a frame has {width} x {height} pixels; expected at most {MOST_PIXELS}"
         )
-    if height < 1 or width < 1:  # PyAV gives this size if max_pixels forbids the real one
+    if height < 1 or width < 1:  # PyAV reports this size if max_pixels forbids the real size
         raise InvalidRequestError(f"{name}: the file has no frames of at most {MOST_PIXELS} pixels")
 
 
 def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Choose) -> _Scan:
-    """Reads all packets, and decodes none."""
+    """Counts the frames by reading all packets. Nothing is decoded."""
     frames = packets = 0
     begins: list[Fraction] = []
     last = Fraction(0)  # the end of all packets
@@ -218,7 +225,8 @@ def _scan(container: InputContainer, stream: VideoStream, name: str, choose: Cho
 def _check_complete(
     container: InputContainer, stream: VideoStream, packets: int, end: Fraction, name: str
 ) -> None:
-    """Checks containers whose reader does not notice that a file is cut. (MP4's reader does.)"""
+    """Raises an error if an AVI or Matroska file is cut short, because their readers do not notice it. The
+    reader for MP4 does."""
     kind = container.format.name
     if kind == "avi" and packets < stream.frames:
         raise InvalidRequestError(
@@ -228,8 +236,8 @@ def _check_complete(
 
 
 def _rate(stream: VideoStream, frames: int, seconds: Fraction) -> float:
-    """Frames per second: as the file says, unless its timestamps say something else. ``seconds``: from the
-    first frame to the last one."""
+    """Frames per second. The rate in the file's header is used if it agrees with the timestamps; otherwise
+    the rate follows from the timestamps. ``seconds`` is the time from the first frame to the last."""
     said = float(stream.average_rate or 24)
     found = float((frames - 1) / seconds) if seconds > 0 else said
     return said if abs(said - found) <= 0.02 * found else found
@@ -242,7 +250,7 @@ def _see(
     name: str,
     see: Callable[[Levels], _Seen],
 ) -> tuple[list[_Seen], int]:
-    """The results of ``see`` for the ``wanted`` frames, and the number of frames that had to be decoded."""
+    """Returns the results of ``see`` for the ``wanted`` frames, and the index at which decoding ended."""
     seen: list[_Seen] = []
     count = 0
     container.seek(0, backward=True)

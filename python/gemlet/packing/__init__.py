@@ -1,1 +1,2 @@
-"""Packs the tensors of a source, in memory, in a file or in the cache."""
+"""Packs the tensors of a model's files into the core's formats: into memory, into a file or into the
+cache."""

@@ -1,16 +1,16 @@
 """Computes the vectors that balance the channels of matrices with few bits. csrc/model/balance.h explains
 why.
 
-A vector depends on the mean square of each channel of the matrix's inputs. It is estimated only from the
-weights of norms, which are small, so no text is needed and no large tensor is read. The residual is a sum.
-Every branch of a layer adds the output of its post norm, whose mean square is about the square of the norm's
-weight. The norm before the matrix multiplies the mean square of the residual by the square of its own weight.
-The residual begins with the embeddings. Their mean square is assumed to be 1 in every channel: measuring it
-on the table makes no difference that can be told from chance.
+A vector depends on the mean square of each channel of the matrix's inputs. This mean square is estimated only
+from the weights of norms, which are small. So no text is needed, and no large tensor is read. The residual is
+a sum: every branch of a layer adds the output of its post norm, and the mean square of this output is about
+the square of the norm's weight. The norm before the matrix multiplies the mean square of the residual by the
+square of the norm's weight. The residual begins with the embeddings. Their mean square is assumed to be 1 in
+every channel, because measuring it on the table makes no significant difference.
 
-Families without post norms (Gemma 1 and VaultGemma) give nothing to estimate from, and Gemma 3n has four
-residual streams. The vectors of these families are ones. The vector is also ones if the packed format holds
-the file's weights exactly.
+The vectors are ones for Gemma 1 and VaultGemma, whose layers have no post norms from which to estimate, and
+for Gemma 3n, which has four residual streams. A vector is also ones if the packed format holds the file's
+weights exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["balance_blocks"]
 
-# Norm -> the matrix after which the outputs of the norm are named in Grams.
+# Norm -> the matrix whose name the norm's outputs have in Grams.
 _MEASURED = {"pre_attention_norm": "q_proj", "pre_mlp_norm": "gate_proj"}
 _MOST = 16  # a channel is multiplied by at most this, and by at least its inverse
 
@@ -38,8 +38,9 @@ _MOST = 16  # a channel is multiplied by at most this, and by at least its inver
 def balance_blocks(
     files: ModelFiles, builder: _core.ModelBuilder, grams: Mapping[str, NDArray[np.float32]] | None = None
 ) -> Iterator[Block]:
-    """The vector of each slot "..._balance" of the builder, which takes them before all other weights. Mean
-    squares that are in ``grams`` (:mod:`gemlet.packing.calibrated`) are used instead of estimated ones."""
+    """Yields the vector of each slot "..._balance" of the builder. The builder takes them before all other
+    weights. If ``grams`` (:mod:`gemlet.packing.calibrated`) has the inputs of a matrix, measured mean squares
+    are used instead of estimates."""
 
     formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
     tensors = {slot: name for name, slot in files.slots.items()}
@@ -61,8 +62,8 @@ def balance_blocks(
 def _can_balance(
     files: ModelFiles, tensors: dict[str, str], formats: dict[str, str], layer: str, matrices: tuple[str, ...]
 ) -> bool:
-    """Whether the inputs of a layer's matrices can be estimated, and packing rounds all of these matrices,
-    none of them to floats."""
+    """Whether the mean squares of the inputs of a layer's ``matrices`` can be estimated, and all these
+    matrices are rounded to a format with few bits."""
     from gemlet import _core
 
     config = files.config
@@ -83,7 +84,8 @@ def _can_balance(
 
 
 def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray[np.float64]]:
-    """Slot of a norm before matrices -> the mean square of each channel of its output, up to a factor."""
+    """Slot of a norm before matrices -> the mean square of each channel of the norm's output, up to a common
+    factor."""
 
     def square(slot: str, offset: float = files.config.norm_offset) -> NDArray[np.float64]:
         ((values, dtype),) = files.read_rows(tensors[slot], 1 << 20)
@@ -107,8 +109,8 @@ def _importance(files: ModelFiles, tensors: dict[str, str]) -> dict[str, NDArray
 
 
 def _scale(importance: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The fourth root of ``importance``, divided by its geometric mean. If that is not finite, the vector is
-    ones, and packing the norm itself raises the error."""
+    """The fourth root of ``importance``, divided by the geometric mean of these roots. If the result is not
+    finite, the vector is ones; then packing the norm itself raises the error."""
 
     with np.errstate(all="ignore"):
         logs = np.log(np.maximum(importance, np.finfo(np.float64).tiny)) / 4

@@ -15,8 +15,8 @@ from gemlet.weights.slots import PER_LAYER_TABLE, core_slots
 
 __all__ = ["Block", "blocks", "naming", "rounding_blocks", "stored_bytes", "table_blocks"]
 
-_BLOCK_BYTES = 32 << 20  # a part of a tensor; after each, Ctrl-C is handled and progress is reported
-_CHANGED_BYTES = 4 << 20  # less if NumPy copies the block, because the memory plan has no room for copies
+_BLOCK_BYTES = 32 << 20  # bytes of a block; after each block, Ctrl-C is handled and progress is reported
+_CHANGED_BYTES = 4 << 20  # for blocks that NumPy copies, because the memory plan has no room for large copies
 
 
 class Block(NamedTuple):
@@ -24,11 +24,11 @@ class Block(NamedTuple):
 
     Attributes:
         part: the name of the weight in the core.
-        tensor: the tensor that the rows are from.
+        tensor: the tensor from which the rows come.
         rows: the arguments for the core: an array and its type, or the place of the rows in the file.
         first_row: the index of the first row in the weight.
-        nbytes: how many bytes of the file the rows are, for progress.
-        balanced: whether the columns are already multiplied by their balance.
+        nbytes: the size of the rows in the file, for progress.
+        balanced: whether the columns are already multiplied by the vector that balances channels.
     """
 
     part: str
@@ -40,8 +40,8 @@ class Block(NamedTuple):
 
 
 def stored_bytes(files: ModelFiles, *, table: bool = False) -> int:
-    """The bytes that packing reads: those of all tensors, but of the table of per-layer embeddings only if
-    ``table``."""
+    """The bytes that packing reads, which are the bytes of all tensors. The table of per-layer embeddings
+    counts only with ``table``."""
     tensors = files.checkpoint.tensors
     names = (name for name, slot in files.slots.items() if table or slot != PER_LAYER_TABLE)
     return sum(tensors[name].nbytes for name in names)
@@ -50,7 +50,7 @@ def stored_bytes(files: ModelFiles, *, table: bool = False) -> int:
 def blocks(files: ModelFiles) -> Iterator[Block]:
     """All weights except the per-layer table, in the order of ``files.slots``, block by block."""
     checkpoint = files.checkpoint
-    # The tensors of each part. The rows of one matrix may come from two tensors: an expert's gate and up.
+    # part -> its tensors. The rows of an expert's matrix may come from two tensors, gate and up.
     places: dict[str, list[tuple[str, int | None]]] = {}
     for name, slot in files.slots.items():
         if slot != PER_LAYER_TABLE:
@@ -85,7 +85,7 @@ def rounding_blocks(files: ModelFiles) -> Iterator[Block]:
 
 
 def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator[Block]:
-    """The rows of a drafter's head, in the order of its centroids."""
+    """The rows of a draft model's head, sorted by centroids."""
 
     read = list(files.read_rows(name, _BLOCK_BYTES))
     whole, dtype = np.concatenate([rows for rows, _ in read]), read[0][1]
@@ -96,9 +96,9 @@ def _ordered(files: ModelFiles, name: str, order: NDArray[np.int32]) -> Iterator
 
 
 def table_blocks(files: ModelFiles, name: str, *, exact: bool = False) -> Iterator[NDArray[Any]]:
-    """The rows of the per-layer table, which is the tensor ``name``, block by block, as they are stored. If
-    an adapter is merged into them, they are rounded to the stored type again, or kept in float32 if
-    ``exact``."""
+    """Yields the rows of the per-layer table, which is the tensor ``name``, in blocks and in their stored
+    type. If an adapter is merged into the rows, they are rounded to the stored type again, or with ``exact``
+    kept in float32."""
     if name in files.checkpoint.scales:
         return files.checkpoint.stored_rows(name, _BLOCK_BYTES)
     if name in files.merged:
@@ -127,7 +127,7 @@ def _merged_table(files: ModelFiles, name: str, dtype: str) -> Iterator[NDArray[
 
 @contextmanager
 def naming(files: ModelFiles, tensor: str) -> Iterator[None]:
-    """Adds the file and the tensor to errors of the core, which name only the weight."""
+    """Adds the names of the file and the tensor to errors of the core, which name only the weight."""
     try:
         yield
     except (TensorError, ModelFileError) as problem:

@@ -1,18 +1,19 @@
 """Keeps packed weights between starts: ``load(..., cache=True)``.
 
-An entry of the cache (:mod:`gemlet.base.cache_entries`) is named by its key: a hash of everything that the
-packed form depends on. It covers the configuration, the formats and the version of gemlet. Of each file of
-the model it covers the places of the tensors, the size, the times of the last changes, and samples of the
-content. It does not cover the path. If a file of the model changes, the key changes. The formats that
+The name of a cache entry (:mod:`gemlet.base.cache_entries`) is its key, a hash of everything on which the
+packed weights depend: the configuration, the formats, the version of gemlet, and for each file of the model
+the places of the tensors, the size, the times of the last changes, and samples of the content. The path of a
+file is not part of the key. If a file of the model changes, the key changes. The formats that
 ``weights="auto"`` chooses for float16 and bfloat16 depend on every value, so they have a separate entry.
 
 If anything is wrong with the cache, its disk or its permissions, the model still loads: there is a warning,
 and loading continues without the cache.
 
-Each entry has a stamp beside the weights: the size of the file, its time of modification and the CRC-32 of
-its bytes. If size and time are unchanged, the file is used without reading it, which takes milliseconds. If
-not (somebody edited the file, or copied the cache), the file is read. It is used if the CRC is right, and
-made again if it is wrong. A bit that changes on the disk itself changes no time, so it is not noticed.
+Each entry has a stamp file beside the weights. The stamp has the size of the weights file, its time of
+modification and the CRC-32 of its bytes. If size and time are unchanged, the weights file is used without
+reading it, which takes milliseconds. If they differ, because somebody edited the file or copied the cache,
+the file is read and its CRC is checked. If the CRC is wrong, the entry is made again. A bit that flips on the
+disk changes no time, so it is not noticed.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ _CHUNK = 1 << 24
 def packed_copy(
     files: ModelFiles, builder: _core.ModelBuilder, *, weights: str, progress: Progress
 ) -> PackedCheckpoint | None:
-    """The packed form of ``files`` from the cache. A missing entry is made now. None if the cache cannot be
-    used (after a warning), or if the weights are larger than its limit. ``builder`` has no memory for
-    weights.
+    """Opens the packed weights of ``files`` in the cache. If there is no such entry, it is made first.
+    Returns None, with a warning, if the cache cannot be used, and without one if the weights are larger than
+    the cache's limit. ``builder`` has no memory for weights.
 
-    Errors in the files or the request raise as they do without the cache.
+    Raises the same errors as loading without the cache.
     """
     limit = cache_limit()
     if sum(nbytes for _, nbytes in builder.packed_sizes().values()) > limit:
@@ -92,8 +93,9 @@ def packed_copy(
 
 
 def know_formats(files: ModelFiles) -> None:
-    """Fills ``files.known_formats`` with the formats of the matrices whose values decide their format. They
-    come from the cache. If it does not have them, the matrices are read, and their formats go to the cache.
+    """Fills ``files.known_formats`` with the formats of those matrices whose format depends on their values.
+    The formats come from the cache. If the cache does not have them, the matrices are read, and the formats
+    are put into the cache.
     """
     names = files.valued_matrices()
     if not names or not cache_limit():
@@ -149,15 +151,15 @@ def _make(
 
 
 def _stamp(entry: str, crc: int) -> None:
-    """Notes that the weights file has this CRC as it is now."""
+    """Writes the stamp for the present weights file, whose CRC is ``crc``."""
     status = os.stat(os.path.join(entry, SINGLE_FILE))
     with open(os.path.join(entry, _STAMP), "w", encoding="ascii") as file:
         file.write(f"{status.st_size} {status.st_mtime_ns} {crc}")
 
 
 def _is_as_made(entry: str) -> bool:
-    """Whether the weights file has the bytes that were written, by its size and time, or by its CRC.
-    Raises OSError or ValueError if there is no file or no stamp.
+    """Whether the weights file is unchanged since it was written, according to its size and time, or else to
+    its CRC. Raises OSError or ValueError if the file or the stamp is missing.
     """
     with open(os.path.join(entry, _STAMP), "rb") as file:
         size, modified, crc = map(int, read_from_start(file.fileno(), 99).split())

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Grams", "add_inputs", "calibrated_blocks", "input_of"]
 
-# Name of a matrix's inputs X -> X^T X. "layers.0.q_proj" is also for k and v, "gate_proj" also for up.
+# Name of a matrix's inputs X -> the Gram matrix X^T X. The name is the slot of the matrix; k_proj and v_proj
+# have the inputs of q_proj, and up_proj has those of gate_proj.
 Grams = Mapping[str, "NDArray[np.float32]"]
 
 _SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-_MOST_BYTES = 1 << 62  # read a matrix as a whole
+_MOST_BYTES = 1 << 62  # so large a block size reads a matrix as a whole
 
 
 def input_of(slot: str) -> str:
@@ -36,8 +37,7 @@ def input_of(slot: str) -> str:
 
 
 def add_inputs(grams: dict[str, NDArray[np.float32]], core: _core.Model, ids: list[int]) -> None:
-    """Adds the Gram matrices of the inputs on the text ``ids``, which is read from its start, to
-    ``grams``."""
+    """Runs the text ``ids`` through the model, and adds the Gram matrices of all inputs to ``grams``."""
     for name, inputs in core.projection_inputs(ids).items():
         product = inputs.T @ inputs
         if name in grams:
@@ -49,8 +49,9 @@ def add_inputs(grams: dict[str, NDArray[np.float32]], core: _core.Model, ids: li
 def calibrated_blocks(
     files: ModelFiles, builder: _core.ModelBuilder, grams: Grams, balances: list[Block]
 ) -> Iterator[Block]:
-    """:func:`gemlet.packing.blocks.blocks`, but with matrices already rounded if ``grams`` has their inputs
-    and their format is not exact. ``balances`` are the vectors that the builder has taken before."""
+    """Like :func:`gemlet.packing.blocks.blocks`, but yields a matrix in rounded form if ``grams`` has its
+    inputs and its format cannot hold it exactly. ``balances`` are the vectors of
+    :func:`gemlet.packing.balance.balance_blocks`."""
     formats = {slot: name for slot, (name, _) in builder.packed_sizes().items()}
     scales = {block.part: block.rows[0] for block in balances}
     feedbacks: dict[str, Any] = {}
@@ -61,7 +62,7 @@ def calibrated_blocks(
         elif block.first_row == 0:
             if block.part.rpartition(".")[0] != layer:
                 layer = block.part.rpartition(".")[0]
-                feedbacks.clear()  # only those of one layer are in memory
+                feedbacks.clear()  # to save memory, only the feedbacks of one layer are kept
             yield _rounded(files, block, formats[block.part], grams, scales, feedbacks)
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_files", "digest_of_source", "model_digest"]
 
-_SAMPLES = 64  # spread over a file; they show a rewrite within the same tick of the clock
+# Samples of a file's content. They show a change that happened within one tick of the file system's clock.
+_SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
 
@@ -26,7 +27,7 @@ def model_digest(
 ) -> bytes:
     """A hash (32 bytes) that identifies the model in ``files`` and the ``kernels`` that compute it.
 
-    It covers the size of each file, the times of its last changes, and samples of its content.
+    It covers the size of each file, the times of the last changes, and samples of the content.
     """
     digest = digest_of_source(files, builder, weights)
     digest.update(repr(kernels).encode())
@@ -39,7 +40,7 @@ def model_digest(
 
 
 def digest_of_source(files: ModelFiles, builder: _core.ModelBuilder, weights: str) -> hashlib._Hash:
-    """A hash of everything that the packed form depends on."""
+    """A hash of everything on which the packed weights depend."""
     from gemlet import _core
 
     checkpoint = files.checkpoint
@@ -62,8 +63,8 @@ def digest_of_source(files: ModelFiles, builder: _core.ModelBuilder, weights: st
 
 
 def _values(value: object) -> object:
-    """The type of a record, and the values of its fields. (Its ``repr`` would do, but needs code to be
-    compiled first.)"""
+    """The type of a record, and the values of its fields. ``repr`` has the same information, but the first
+    call would compile code (:mod:`gemlet.base.records`)."""
     if not hasattr(value, "__record__"):
         return value
     return type(value).__name__, {name: _values(own) for name, own in vars(value).items()}

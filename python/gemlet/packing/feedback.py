@@ -1,9 +1,10 @@
 """Rounds matrices to q4, q5 or q8 with statistics of their inputs on a text.
 
 This is GPTQ (Frantar and others, 2022). Columns are rounded from the first to the last, in the order of the
-file. The rounding error of a column is fed forward: columns that are not rounded yet change to make up for
-it, as far as their inputs are correlated. The Gram matrix of the inputs, X^T X, tells how far. The scale of
-32 columns is chosen just before they are rounded, for their values at that time.
+file. After a column is rounded, the columns that are not rounded yet are changed to compensate for the
+rounding error. How much a column can compensate depends on the correlation of the inputs, which the Gram
+matrix X^T X shows. The scale of a block of 32 columns is chosen just before the block is rounded, for its
+values at that time.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Rounded", "feedback_of", "round_with_feedback"]
 
 _BLOCK = 32
-_DAMPING = 0.02  # times the diagonal's mean is added to the diagonal, for rarely active channels
-_LOWEST = {"q4": -8, "q5": -16, "q8": -127}
+_DAMPING = 0.02  # this share of the diagonal's mean is added to the diagonal, for rarely active channels
+_LOWEST = {"q4": -8, "q5": -16, "q8": -127}  # the lowest integer of each format
 FORMATS = tuple(_LOWEST)
 _TYPES = {"q4": "q4_0", "q5": "q5_0", "q8": "q8_0"}
 
@@ -40,8 +41,8 @@ class Rounded(NamedTuple):
 
 
 def feedback_of(gram: Floats) -> Floats:
-    """The upper triangular R with R^T R = H^-1. H is the damped ``gram`` [columns, columns]. An error e in
-    column c adds -e R[c] / R[c, c] to the columns after it."""
+    """The upper triangular R with R^T R = H^-1, where H is the damped ``gram`` [columns, columns]. If column
+    c has the rounding error e, -e R[c] / R[c, c] is added to the columns after c."""
 
     damping = _DAMPING * max(float(np.mean(np.diag(gram))), 1e-30)
     for _ in range(8):
@@ -49,7 +50,7 @@ def feedback_of(gram: Floats) -> Floats:
         damped[np.diag_indices(len(gram))] += damping
         try:
             lower = np.linalg.cholesky(damped[::-1, ::-1])
-        except np.linalg.LinAlgError:  # rounding errors made it indefinite
+        except np.linalg.LinAlgError:  # because of rounding errors, the matrix is not positive definite
             damping *= 10
             continue
         inverse: Floats = np.linalg.inv(lower[::-1, ::-1]).astype(np.float32)
@@ -62,7 +63,7 @@ def feedback_of(gram: Floats) -> Floats:
 
 def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) -> Rounded:
     """Rounds ``w`` [outputs, columns] to ``format`` ("q4", "q5" or "q8"). The number of columns is a multiple
-    of 32. ``feedback`` is that of ``gram``, from :func:`feedback_of`."""
+    of 32. ``feedback`` is the result of :func:`feedback_of` for ``gram``."""
 
     low = _LOWEST[format]
     left = np.array(w, np.float32, order="C")
@@ -94,8 +95,10 @@ def round_with_feedback(w: Floats, feedback: Floats, gram: Floats, format: str) 
 
 
 def _best_scales(block: Floats, importance: Floats, low: int) -> Floats:
-    """A scale for each column of ``block`` [32, rows], which belongs to one row of the matrix. It is the best
-    of several scales that are fitted by least squares, as in csrc/formats/quantize.cpp."""
+    """The scale of each quantization block. Each column of ``block`` [32, rows] is one quantization block of
+    a row of the matrix. The scale is the best of several scales that are fitted by least squares, as in
+    csrc/formats/quantize.cpp.
+    """
 
     places = np.abs(block).argmax(axis=0)
     peak = np.take_along_axis(block, places[None], axis=0)[0]

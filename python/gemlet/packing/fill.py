@@ -29,7 +29,7 @@ def fill(builder: _core.ModelBuilder, files: ModelFiles, advance: Callable[[int]
 
 def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
     """Gives the builder the tensors that are not packed, if the files have them: the table of per-layer
-    embeddings, which stays in its file, and the order of the tokens in a drafter's head."""
+    embeddings, which stays in its file, and the order of the tokens in a draft model's head."""
     if files.token_order is not None:
         builder.set_token_order(files.token_order.tolist())
     checkpoint = files.checkpoint
@@ -49,4 +49,4 @@ def set_unpacked(builder: _core.ModelBuilder, files: ModelFiles) -> None:
                 kept=() if cut is None else cut.columns,
                 scales=checkpoint.read_scales(name, 0, rows) if name in checkpoint.scales else None,
             )
-            checkpoint.files.check_unchanged(info.file, "it")  # after this, the core checks the file
+            checkpoint.files.check_unchanged(info.file, "it")  # from now on, the core checks this

@@ -1,4 +1,5 @@
-"""Lists and removes entries of the cache, for people: :func:`kept_entries` and :func:`remove_entries`."""
+"""Lists and removes cache entries for the command ``gemlet cache``: :func:`kept_entries`,
+:func:`remove_entries`."""
 
 from __future__ import annotations
 
@@ -23,10 +24,10 @@ class KeptEntry:
 
     Attributes:
         name: the name of its folder, a hash.
-        what: what it holds: "weights q4", "vocabulary" or "formats".
-        source: the name of the model that it was made from; None if the entry does not have it.
-        nbytes: its size in bytes.
-        used: when it was last used, in seconds since 1970.
+        what: the content, such as "weights q4", "vocabulary" or "formats".
+        source: the name of the model from which the entry was made; None if the entry does not say.
+        nbytes: the size of the entry in bytes.
+        used: the time of the last use, in seconds since 1970.
     """
 
     name: str
@@ -37,7 +38,8 @@ class KeptEntry:
 
 
 def note_source(folder: str, source: str) -> None:
-    """Writes the name of the model into ``folder``, in which an entry is being made. Raises OSError."""
+    """Writes the name of the model, ``source``, into the ``folder`` of a new entry. Raises OSError if it
+    cannot."""
     with open(os.path.join(folder, _SOURCE), "w", encoding="utf-8", errors="replace") as file:
         file.write(source[:_MOST_CHARACTERS])
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["write_packed"]
 
 # The file is written in pieces of this size. File systems with large folios (ext4 since Linux 6.16, XFS) then
-# keep it in huge pages: mapping 714 MB takes 350 page faults instead of 11,000, and unmapping it is
+# keep the file in huge pages. Mapping 714 MB takes 350 page faults instead of 11,000, and unmapping is
 # immediate.
 _HUGE_PAGE = 2 << 20
 
@@ -44,9 +44,10 @@ def write_packed(
     process: int,
     calibration: Grams | None = None,
 ) -> int:
-    """Writes the new file ``path``. It has every tensor of ``files``, packed in the formats of ``builder``
-    (which has no memory for weights), and the table of per-layer embeddings if ``table``. With a
-    ``calibration``, matrices are rounded by it. The file is on the disk when this returns.
+    """Writes all weights of ``files`` into the new file ``path``, packed in the formats of ``builder`` (which
+    has no memory for weights). With ``table``, the table of per-layer embeddings is also written. With
+    ``calibration``, matrices are rounded with these statistics. The data are on the disk when this function
+    returns.
 
     Returns the CRC-32 of the file.
 

@@ -1,5 +1,5 @@
-"""Runs several processes that serve the same models, on Ray. It needs the extra ``ray``. See the README of
-this folder."""
+"""Runs several server processes with the same models on Ray. This package needs the extra ``ray``. The README
+of this folder is its guide."""
 
 from gemlet.replicas.deployment import application, build
 

@@ -19,14 +19,16 @@ __all__ = ["Answers"]
 
 
 class Answers:
-    """An actor that loads models and answers requests. A request is a line of a file for ``gemlet batch``.
+    """A Ray actor that loads models and answers requests. Each request is a line in the input format of
+    ``gemlet batch``.
 
     The column "text" has the requests, as ``ray.data.read_text`` gives them. The answers are in the column
     "answer". If a line is not a request, its answer has an ``error`` instead of a ``response``.
 
     Args:
-        specs: the models; None: the demo model.
-        concurrent: the most requests that are computed together.
+        specs: the models; None for the demo model.
+        settings: the server settings; None for the defaults.
+        concurrent: the most requests that run at the same time.
     """
 
     def __init__(

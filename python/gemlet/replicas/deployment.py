@@ -1,5 +1,5 @@
-"""The deployments of Ray Serve: replicas and a front. Each replica runs the application of ``gemlet serve``
-and loads the models. The front has no model and sends every request to a replica."""
+"""The two kinds of processes that Ray Serve starts: replicas and a front. Each replica loads the models and
+runs the application of ``gemlet serve``. The front has no model. It sends every request to a replica."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["Front", "Replica", "application", "build"]
 
 Message = MutableMapping[str, Any]
 _log = logging.getLogger("ray.serve")
-_TRIES = 2
+_TRIES = 2  # the most replicas that get the same request
 
 
 class Replica:
     """A process with the application of ``gemlet serve``."""
 
-    # Ray Serve awaits it.
+    # Ray Serve awaits this constructor.
     async def __init__(self, settings: Settings, specs: Sequence[ModelSpec]) -> None:  # type: ignore[misc]
         self._life = AsyncExitStack()  # keeps the application running
         self._app: Any = await self._life.enter_async_context(started(settings, specs))
@@ -41,7 +41,7 @@ class Replica:
         self._app.service.models.check_ready()
 
     async def answer(self, request: Request) -> AsyncIterator[Message]:
-        """Yields the messages of the application's answer. The work ends if the caller stops reading them."""
+        """Yields the ASGI messages of the answer. If the caller stops reading, the request is cancelled."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue(64)
         unread: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
         gone = asyncio.Event()
@@ -69,8 +69,8 @@ class Replica:
 
 
 class Front:
-    """The part that talks to clients. If a replica dies, its requests are sent to another replica, once. If
-    the client already has a part of an answer, the stream ends with an error instead."""
+    """The process that talks to clients. If a replica dies, the front sends its requests to another replica
+    once. If the client already has a part of an answer, the answer ends with an error instead."""
 
     def __init__(self, replicas: Any, most_body: int, most_bodies: int) -> None:
         self._replicas = replicas.options(stream=True)
@@ -121,8 +121,8 @@ class Front:
 
     async def _pass_on(self, request: Request, send: Any) -> None:
         for tries_left in reversed(range(_TRIES)):
-            # The start message is held back until the next message. Before that, another replica can try
-            # again.
+            # Hold back the first message, which has the status and the headers, until the next message comes.
+            # Until then another replica can compute the request again.
             start: Message | None = None
             began = False
             answer = self._replicas.answer.remote(request)
@@ -142,11 +142,9 @@ class Front:
                     await _end_stream(start, request.path, send)
                     return
                 if not tries_left:
-                    raise _busy(
-                        "the replica that computed the answer is gone, and so is the next one; try again"
-                    ) from None
+                    raise _busy("two replicas died while they computed the answer; try again") from None
             finally:
-                answer.cancel()  # harmless if it has ended
+                answer.cancel()  # does nothing if the answer has ended
 
 
 def _busy(message: str) -> Problem:
@@ -167,11 +165,14 @@ async def _send_problem(problem: Problem, path: str, send: Any) -> None:
 
 
 async def _end_stream(start: Message | None, path: str, send: Any) -> None:
-    """Sends the last event of a stream whose replica is gone."""
+    """Ends the stream of a dead replica with an error event."""
     kinds = [value for name, value in (start or {}).get("headers", ()) if name.lower() == b"content-type"]
     kind = kinds[0] if kinds else b""
     problem = Problem(
-        502, "the replica that wrote this is gone; ask again", kind="server_error", code="replica_gone"
+        502,
+        "the replica that computed this answer died; send the request again",
+        kind="server_error",
+        code="replica_gone",
     )
     body = as_line(as_json(problem, path, ""))
     if kind.startswith(b"text/event-stream"):
@@ -179,8 +180,8 @@ async def _end_stream(start: Message | None, path: str, send: Any) -> None:
         body = named + b"data: " + body + b"\n\n"
     elif kind.startswith(b"application/x-ndjson"):
         body += b"\n"
-    else:  # an answer whose length the client knows: only closing the connection shows the error
-        raise ConnectionError("the replica is gone in the middle of an answer")
+    else:  # the client knows the length, so only a closed connection shows the error
+        raise ConnectionError("the replica died in the middle of an answer")
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -195,22 +196,22 @@ def application(
     """The application for ``ray.serve.run``.
 
     Args:
-        settings: the settings of every replica, as for ``gemlet serve``; None: the defaults.
-        specs: the models that every replica loads; None: the demo model. The replicas of a machine share the
-            memory of packed models.
+        settings: the settings of every replica, as for ``gemlet serve``; None for the defaults.
+        specs: the models that every replica loads; None for the demo model. Replicas on the same machine
+            share the memory of packed models.
         replicas: the number of replicas.
-        cpus: processors of a replica. Its models compute on this many threads, unless their options give
-            another number.
+        cpus: the number of processors of each replica. This is also the number of threads of each model,
+            unless the options of the model set another number.
         most_ahead: see :class:`~gemlet.replicas.router.PrefixRouter`.
 
     Raises:
-        InvalidRequestError: several processes cannot share a setting.
+        InvalidRequestError: a setting works only with a single process.
     """
     settings = settings or Settings()
     for name in _OF_ONE_PROCESS:
         if getattr(settings, name, None):
             raise InvalidRequestError(
-                f"{name}: only one process can use this folder, and replicas are several; leave it out"
+                f"{name}: got a folder, but several replicas cannot share it; leave this setting out"
             )
     threads = max(1, int(cpus))
     given = specs or [ModelSpec(default_alias(None))]
@@ -237,8 +238,8 @@ _OF_ONE_PROCESS = ("data",)
 
 
 def build(arguments: Mapping[str, str]) -> Any:
-    """The application for the command ``serve run gemlet.replicas:build config=serve.toml replicas=2
-    cpus=2``. ``config`` is a file of settings for ``gemlet serve``."""
+    """Returns the application for the command ``serve run gemlet.replicas:build config=serve.toml replicas=2
+    cpus=2``. ``config`` is a settings file for ``gemlet serve``."""
     known = {"config", "replicas", "cpus"}
     if not arguments.keys() <= known:
         raise InvalidRequestError(

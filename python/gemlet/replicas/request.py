@@ -1,4 +1,4 @@
-"""A whole HTTP request that one process sends to another: :class:`Request`."""
+""":class:`Request`: an HTTP request with its body, which the front process sends to a replica."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Request:
         )
 
     def scope(self) -> dict[str, Any]:
-        """The scope for an ASGI application. It has nothing else of the client's connection."""
+        """Returns the scope for an ASGI application. The scope has no address of the client or the server."""
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -1,4 +1,5 @@
-"""Chooses the replica of a request: one that has read its beginning, unless others have much less to do."""
+"""Chooses a replica for each request. The router prefers the replica that has already computed the beginning
+of the request. If that replica is much busier than another one, the router chooses the least busy replica."""
 
 from __future__ import annotations
 
@@ -13,17 +14,17 @@ from gemlet.replicas.request import Request
 
 __all__ = ["PrefixRouter", "beginnings"]
 
-_BLOCK = 512  # bytes of a body; beginnings end at multiples of it
-_MOST_BLOCKS = 256
+_BLOCK = 512  # bytes; every beginning of a body, except the whole body, is a multiple of this length
+_MOST_BLOCKS = 256  # the most beginnings of one request
 _MOST_KNOWN = 200_000  # the most beginnings that are remembered
 
 
 def beginnings(request: Request) -> list[bytes]:
-    """A name for each beginning of the request, the longest first.
+    """Returns a name for each beginning of the request. The name of the longest beginning comes first.
 
-    The names are hashes of the body's bytes, so this works for the requests of every API: the next turn of a
-    conversation begins with the bytes of the turn before it. Requests of different keys have no names in
-    common, because keys share no caches.
+    A name is a hash of the bytes of the body. This works for every API, because the next turn of a
+    conversation begins with the same bytes as the turn before. The API key is part of the hash, because
+    requests with different keys share no caches.
 
     >>> one = Request("POST", "/v1/chat/completions", body=b"a" * 1100)
     >>> two = Request("POST", "/v1/chat/completions", body=b"a" * 1024 + b"b" * 600)
@@ -42,10 +43,11 @@ def beginnings(request: Request) -> list[bytes]:
 
 
 class PrefixRouter(RequestRouter):
-    """A router of Ray Serve.
+    """A request router for Ray Serve.
 
-    A request goes to the replica that knows its beginning, if this replica has at most ``most_ahead``
-    requests more than the least busy one. The default is 4.
+    The router remembers which replica got the beginning of a request. A later request with the same beginning
+    goes to the same replica, if that replica has at most ``most_ahead`` more requests than the least busy
+    replica. Otherwise the request goes to the least busy replica. The default of ``most_ahead`` is 4.
     """
 
     def initialize_state(self, most_ahead: int = 4) -> None:

@@ -1,5 +1,5 @@
-"""Answers that watch their client. The work for an answer ends when the connection closes. A stream that has
-nothing to send sends pings."""
+"""The HTTP answers of the server. If the client disconnects, the server stops the work for the answer. If a
+stream has nothing to send for some time, the server sends a ping."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ __all__ = [
 ]
 
 _Result = TypeVar("_Result")
-_MOST_HELD = 1 << 14  # bytes; when this many are waiting, they are sent
+_MOST_HELD = 1 << 14  # bytes; the server sends the collected pieces when they reach this size
 _as_text = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":")
 ).encode  # made once, because it encodes a line for every token
 
 
 def as_line(value: object) -> bytes:
-    """JSON without line breaks. Half of a surrogate pair, which errors may quote, becomes JSON's escape.
+    """Returns ``value`` as JSON without line breaks. Half of a surrogate pair becomes a JSON escape, because
+    UTF-8 cannot encode it. Error messages may quote such text.
 
     >>> as_line({"a": chr(0xD83D)}).decode()
     '{"a":"\\\\ud83d"}'
@@ -43,9 +44,9 @@ def as_line(value: object) -> bytes:
 
 
 def as_line_in_pieces(value: object, depth: int = 5) -> bytes:
-    """The line of :func:`as_line` for a large value, made in a thread other than the event loop's. Python's
-    encoder keeps the interpreter's lock until it is done, so it gets small pieces: the values that are
-    ``depth`` levels deep.
+    """Returns the same bytes as :func:`as_line`. It is for large values, in a thread beside the event loop.
+    Python's JSON encoder holds the interpreter lock until it returns. So this function encodes the values
+    that are ``depth`` levels deep one by one, and the event loop can run between them.
 
     >>> as_line_in_pieces({"a": [1, {"b": None}], "c": {}}, 2) == as_line({"a": [1, {"b": None}], "c": {}})
     True
@@ -118,11 +119,11 @@ async def until_ended(call: Call, work: Coroutine[Any, Any, _Result]) -> _Result
 
 
 class Rest:
-    """The pauses that streams make after they have sent something. The more streams pause at the same time,
-    the longer each pause is.
+    """Makes a stream pause after it has sent something. The more streams pause at the same time, the longer
+    each pause is.
 
-    Sending takes longer than writing a token. So the tokens that a fast model writes during a pause are sent
-    together. Streams of a slow model wait for tokens and hardly pause.
+    Sending a token takes longer than generating one. So a stream sends all tokens that a fast model
+    generates during a pause together. Streams of a slow model wait for tokens and hardly pause.
     """
 
     def __init__(self, step: float = 0.003, most: float = 0.1) -> None:
@@ -139,15 +140,15 @@ class Rest:
 
 
 class StreamAnswer(Response):
-    """An answer that is sent in pieces as they are made.
+    """A streamed answer.
 
     Args:
-        pieces: what to send. They are collected until :meth:`flush` is called, or until there are many bytes.
-            If ``pieces`` raises an error, the answer ends with the text that ``on_error`` makes from the
-            error. If ``on_error`` is None, the connection is closed, because the answer has announced its
-            length.
-        ping: what to send when nothing was sent for ``ping_seconds``; None: nothing.
-        stuck_seconds: after this many seconds without reading, a client counts as disconnected.
+        pieces: the content of the answer. Pieces are collected until :meth:`flush` is called, or until they
+            reach 16 KiB.
+        on_error: makes the last piece of the answer if ``pieces`` raises an error. None closes the
+            connection instead, for an answer that has announced its length.
+        ping: the bytes to send after ``ping_seconds`` without a piece; None to send no pings.
+        stuck_seconds: a client that reads nothing for this many seconds counts as disconnected.
     """
 
     def __init__(
@@ -217,7 +218,7 @@ class StreamAnswer(Response):
         await self._end()
 
     async def flush(self) -> bool:
-        """Sends the collected pieces; returns whether there were any."""
+        """Sends the collected pieces. Returns whether there were any pieces."""
         if not self._held:
             return False
         held, self._held = bytes(self._held), bytearray()

@@ -1,4 +1,5 @@
-"""Answers the requests of a file in OpenAI's batch form, into another file: :func:`run_batch`."""
+"""The function behind ``gemlet batch``: :func:`run_batch` reads requests from a file in OpenAI's batch format
+and writes the answers to another file."""
 
 from __future__ import annotations
 
@@ -27,9 +28,10 @@ class BatchCounts:
     """The numbers of requests in a batch.
 
     Attributes:
-        total: requests in the file.
-        before: requests that an earlier run had answered.
-        answered, failed: requests of this run. A failed one has its error in the output.
+        total: the number of requests in the file.
+        before: the number of requests that an earlier run has answered.
+        answered: the number of requests that this run has answered.
+        failed: the number of requests that failed in this run. Their errors are in the output.
     """
 
     total: int
@@ -47,21 +49,21 @@ def run_batch(
     concurrent: int = 32,
     progress: Progress = None,
 ) -> BatchCounts:
-    """Answers every request in ``source`` to which ``output`` has no answer, and appends the answers as they
-    come. If a run ended early, for whatever reason, the next one goes on where it was.
+    """Answers every request in ``source`` that has no answer in ``output``. Appends each answer to ``output``
+    as soon as it is ready. If a run ends early, the next run computes only the requests without an answer.
 
     A line of ``source`` is ``{"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body":
     {...}}``. A line of ``output`` is ``{"id": ..., "custom_id": ..., "response": {"status_code": ...,
     "request_id": ..., "body": ...}, "error": null}``.
 
     Args:
-        concurrent: the most requests that are computed together.
+        concurrent: the most requests that run at the same time.
 
     Raises:
         ModelFileError: a file cannot be read or written, a line of ``source`` is not a valid request,
-            ``output`` has something other than answers, or both are the same file. Then nothing was computed
-            or changed.
-        UnsupportedError: another process writes ``output``.
+            ``output`` has something other than answers, or both are the same file. In these cases, no
+            request was computed and no file was changed.
+        UnsupportedError: another process is writing ``output``.
         GemletError: a model cannot be loaded.
     """
     if type(concurrent) is not int or not 1 <= concurrent <= 1024:
@@ -92,7 +94,7 @@ async def _run(
 
             async def work() -> None:
                 nonlocal failed, answered
-                for request in waiting:  # all workers take from this one iterator
+                for request in waiting:  # all workers share this iterator
                     line, good = await answer(app, request)
                     file.write(line)
                     file.flush()
@@ -111,7 +113,7 @@ async def _run(
 
 @asynccontextmanager
 async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterator[App]:
-    """The running application, with its models loaded. Its lifespan ends with the context."""
+    """Starts the application, and yields it when its models are loaded. Stops the application at the end."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     ended = asyncio.Event()
@@ -121,7 +123,7 @@ async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterat
         if not ready.done():
             ready.set_exception(error)
 
-    app = make_app(replace(settings, data=None), specs, fail)  # the folder of data is for a server
+    app = make_app(replace(settings, data=None), specs, fail)  # only a server uses the data folder
 
     async def receive() -> dict[str, Any]:
         if told:
@@ -152,10 +154,10 @@ async def started(settings: Settings, specs: Sequence[ModelSpec]) -> AsyncIterat
 
 
 def _check_apart(source: str | Path, output: str | Path) -> None:
-    """Refuses an output that is the same file as the source, also by way of links."""
+    """Raises :class:`ModelFileError` if both paths lead to the same file, directly or through links."""
     try:
         is_same = os.path.samefile(source, output)
     except OSError:  # the output does not exist yet; opening the files reports other errors
         return
     if is_same:
-        raise ModelFileError(f"{output}: is the same file as the requests, {source}; name another output")
+        raise ModelFileError(f"{output}: is the same file as the requests, {source}; choose another output")

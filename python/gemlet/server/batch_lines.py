@@ -1,5 +1,6 @@
-"""The files of a batch. One has a request on each line, and answers are appended to the other as they come.
-A request that has an answer is not asked again, in whatever way the earlier process ended."""
+"""Reads and writes the two files of a batch, for ``gemlet batch`` and for the server. The input file has one
+request on each line. Each answer is appended to the output file as soon as it is ready. A later run skips the
+requests that have an answer, even if the earlier process was killed."""
 
 from __future__ import annotations
 
@@ -34,9 +35,9 @@ ENDPOINTS = (
     "/v1/responses",
     "/v1/decisions",
 )
-_MOST_LINE = 64 << 20  # bytes
-_MOST_VALUES = 1 << 20  # brackets, commas and colons of a line
-_MOST_ID = 512  # characters
+_MOST_LINE = 64 << 20  # the longest line, in bytes
+_MOST_VALUES = 1 << 20  # the most brackets, commas and colons in a line
+_MOST_ID = 512  # the longest custom_id, in characters
 _NAME = "batch_req_"  # the beginning of an answer's id
 _BEGIN = f'{{"id": "{_NAME}'.encode()  # the beginning of each line of the output
 
@@ -47,8 +48,8 @@ class WrongLineError(ModelFileError):
     """A line is not a valid request.
 
     Attributes:
-        line: its number, from 1.
-        problem: what is wrong with it.
+        line: the number of the line. The first line is 1.
+        problem: a message that says why the line is wrong, without the name of the file.
     """
 
     def __init__(self, shown: Shown, line: int, problem: str) -> None:
@@ -58,7 +59,7 @@ class WrongLineError(ModelFileError):
 
 
 def requests(source: Shown, done: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
-    """The requests in the file, except those in ``done``."""
+    """Yields the requests in the file whose ``custom_id`` is not in ``done``."""
     for number, line in _lines(source, _MOST_LINE):
         request = read_request(line, source, number, ENDPOINTS)
         if request["custom_id"] not in done:
@@ -72,15 +73,15 @@ def checked_ids(
     most: int | None = None,
     longest: int = _MOST_LINE,
 ) -> set[str]:
-    """Checks all requests, and returns their ``custom_id``.
+    """Checks all requests, and returns the set of their ``custom_id``.
 
     Args:
-        most: how many requests there may be.
-        longest: how many bytes a line may have.
+        most: the most requests that the file may have; None for no limit.
+        longest: the most bytes that a line may have.
 
     Raises:
-        WrongLineError: a line is not a valid request, two requests have the same ``custom_id``, or there are
-            more than ``most``.
+        WrongLineError: a line is not a valid request, two requests have the same ``custom_id``, or the file
+            has more than ``most`` requests.
         ModelFileError: the file cannot be read.
     """
     found: set[str] = set()
@@ -127,7 +128,7 @@ def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[
 
     if not isinstance(request, dict):
         raise WrongLineError(source, number, f": expected an object, got {show_argument(request)}")
-    if is_deeper(request, MOST_DEPTH + 1):  # the line itself is one level more
+    if is_deeper(request, MOST_DEPTH + 1):  # the body is one level below the line
         raise WrongLineError(source, number, too_deep)
     name = request.get("custom_id")
     if not isinstance(name, str) or not 1 <= len(name) <= _MOST_ID:
@@ -148,7 +149,7 @@ def read_request(line: bytes, source: Shown, number: int, endpoints: Collection[
 def answer_line(
     custom_id: str, *, status: int = 0, request_id: str = "", body: object = None, error: object = None
 ) -> bytes:
-    """The line of an answer. ``error`` says why a request was not asked."""
+    """Returns the output line for a request. If the request was not computed, ``error`` says why."""
     response = {"status_code": status, "request_id": request_id, "body": body}
     found = {
         "id": f"{_NAME}{secrets.token_hex(12)}",
@@ -156,13 +157,13 @@ def answer_line(
         "response": response if error is None else None,
         "error": error,
     }
-    # A custom_id may have half of a surrogate pair, which becomes JSON's escape.
+    # A custom_id may have half of a surrogate pair. UTF-8 cannot encode it, so it becomes a JSON escape.
     return json.dumps(found, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 @contextlib.contextmanager
 def opened(output: Shown) -> Iterator[BinaryIO]:
-    """Opens the file of answers, and locks it against other processes."""
+    """Opens the output file, and locks it against other processes."""
     try:
         with open(output, "ab+") as file:
             try:
@@ -175,9 +176,9 @@ def opened(output: Shown) -> Iterator[BinaryIO]:
 
 
 def answered(file: BinaryIO, name: Shown) -> dict[str, bool]:
-    """The ``custom_id`` of each request that has an answer, and whether the answer is a good one. If a killed
-    process left the last line unfinished, that line is cut off. A file that has anything else stays as it is,
-    and raises :class:`ModelFileError`."""
+    """Returns the ``custom_id`` of each request that has an answer, and whether the answer is good (status
+    200). If a killed process left the last line unfinished, this function removes that line. If the file has
+    any other line that is not an answer, it raises :class:`ModelFileError` and does not change the file."""
     found: dict[str, bool] = {}
     file.seek(0)
     whole = 0
@@ -186,11 +187,14 @@ def answered(file: BinaryIO, name: Shown) -> dict[str, bool]:
         answer: tuple[str, bool] | None
         if line.endswith(b"\n"):
             answer = _read_answer(line)
-        else:  # an unfinished line is ours if it begins as our lines do, as far as it goes
+        else:  # unfinished: it must match the beginning of an answer as far as it goes
             answer = ("", False) if line[: len(_BEGIN)] == _BEGIN[: len(line)] else None
             rest = line
         if answer is None:
-            problem = f"{name}: line {number} is not an answer of a batch; name another file"
+            got = show_argument(line[:40].decode("utf-8", "replace"))
+            problem = (
+                f"{name}: line {number}: got {got}, expected an answer of a batch; choose another output"
+            )
             raise ModelFileError(problem)
         if not rest:
             found[answer[0]] = answer[1]
@@ -202,8 +206,8 @@ def answered(file: BinaryIO, name: Shown) -> dict[str, bool]:
 
 
 def _read_answer(line: bytes) -> tuple[str, bool] | None:
-    """The ``custom_id`` of a line and whether it is a good answer; None if :func:`answer_line` cannot have
-    written the line."""
+    """Returns the ``custom_id`` of an answer and whether its status is 200. Returns None if the line does not
+    come from :func:`answer_line`."""
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,5 +1,6 @@
-"""Batches that run beside other requests. They answer the requests of a file into another one, and go on
-after a restart."""
+"""Runs the batches of the batch API (``/v1/batches``) in the background, while the server answers other
+requests. A batch reads requests from an input file and writes the answers to output files. The server
+continues unfinished batches after a restart."""
 
 from __future__ import annotations
 
@@ -33,9 +34,12 @@ from gemlet.server.keys import KeyStore
 __all__ = ["MOST_REQUESTS", "Batches"]
 
 _log = logging.getLogger("gemlet.server")
-MOST_REQUESTS = 50_000  # requests of one batch
-_LONGEST_LINE = 4 << 20  # bytes; the event loop reads the line, and stands still for milliseconds meanwhile
-_RETRY = 30.0  # seconds until the next try if the disk did not take an answer
+MOST_REQUESTS = 50_000  # the most requests in one batch
+# The longest line in bytes. The event loop parses the request, and this blocks all other requests for some
+# milliseconds.
+_LONGEST_LINE = 4 << 20
+_RETRY = 30.0  # seconds to wait before the next try after an error of the disk or the database
+# Maps the status in which the work on a batch stops to the final status. All others mean "expired".
 _ENDS = {"cancelling": "cancelled", "finalizing": "completed"}
 
 
@@ -44,20 +48,22 @@ class _RevokedError(Exception):
 
 
 class _WrongFileError(Exception):
-    """The file of a batch is wrong as a whole. The values are what :meth:`Batches._fail` takes."""
+    """The input file of a batch is missing or empty. The arguments are the code and the message for
+    :meth:`Batches._fail`."""
 
 
 class Batches:
-    """The batches that are not over. Each is a task of the event loop.
+    """The unfinished batches. Each batch runs as a task of the event loop.
 
-    While a batch runs, its answers are in one file, in the form of ``gemlet batch``. When it is over, they
-    are divided into good answers and errors. If the process is killed meanwhile, only the requests that were
-    running are lost, and are computed again.
+    While a batch runs, all its answers go to one work file, in the output format of ``gemlet batch``. At the
+    end, the server copies the good answers to the output file and the others to the error file. If the
+    process is killed, the finished answers are kept. The next process computes only the other requests.
 
     Args:
-        app: answers the requests.
-        keys: the file of keys; None if the server has no keys.
-        concurrent: the most requests, of all batches, that are computed together.
+        store: keeps the files and the state of each batch.
+        app: the application that answers the requests.
+        keys: the API keys; None if the server has no keys.
+        concurrent: the most batch requests that run at the same time, for all batches together.
     """
 
     def __init__(self, store: FileStore, app: App, keys: KeyStore | None, concurrent: int) -> None:
@@ -73,8 +79,9 @@ class Batches:
         self._owners: dict[str, str] = {}
 
     def resume(self) -> None:
-        """Goes on with the batches that an earlier process did not finish. Those of keys that the server does
-        not know stay as they are: the file of keys may be lost, or an older one."""
+        """Continues the batches that an earlier process did not finish. If the server does not know the key
+        of a batch, the batch stays unfinished, because the administrator may have lost the file of keys or
+        restored an older one."""
         waiting = 0
         for identifier, document in list(self.store.unfinished()):
             owner = self.store.owner_of(identifier)
@@ -86,7 +93,7 @@ class Batches:
             _log.warning("batches of unknown keys stay unfinished", extra={"fields": {"count": waiting}})
 
     async def stop(self) -> None:
-        """Ends all tasks; the batches stay unfinished in the store."""
+        """Cancels all tasks. The batches stay unfinished in the store."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -102,7 +109,7 @@ class Batches:
         metadata: Mapping[str, str] | None,
         output_seconds: int | None,
     ) -> dict[str, Any]:
-        """Makes a batch and begins to check and answer it. Returns the batch as clients see it."""
+        """Creates a batch and starts its task. Returns the batch object of the API."""
         now = int(time.time())
         document = {
             "id": new_id("batch"),
@@ -129,7 +136,7 @@ class Batches:
         return document
 
     def find(self, owner: str, identifier: str) -> dict[str, Any] | None:
-        """A batch of this owner, as it is now."""
+        """Returns the present state of a batch; None if this owner has no such batch."""
         found = self.store.batch(owner, identifier)
         return None if found is None else self._documents.get(identifier, found)
 
@@ -138,22 +145,22 @@ class Batches:
         return [self._documents.get(document["id"], document) for document in found]
 
     def uses(self, file: str) -> bool:
-        """Whether a batch that is not over reads the file."""
+        """Whether the file is the input of an unfinished batch."""
         return any(document["input_file_id"] == file for document in self._documents.values())
 
     def end_revoked(self) -> None:
-        """Ends the batches of keys that were revoked."""
+        """Stops the batches whose keys were revoked."""
         for identifier, stop in self._stops.items():
             if self._keys is not None and self._keys.in_use(self._owners[identifier]) is None:
                 stop.set()
 
     def cancel(self, owner: str, document: dict[str, Any]) -> None:
-        """Ends a batch if it is being checked or answered. Does nothing to any other."""
+        """Cancels a batch that is validating or in progress. Does nothing in any other status."""
         if document["id"] in self._tasks and document["status"] in ("validating", "in_progress"):
             self._move(owner, document, "cancelling")
             self._stops[document["id"]].set()
 
-    # --- a batch's life -------------------------------------------------------------------------------------
+    # --- the run of a batch ---------------------------------------------------------------------------------
 
     def _begin(self, owner: str, document: dict[str, Any]) -> None:
         identifier = document["id"]
@@ -189,16 +196,16 @@ class Batches:
                 failure = "invalid_line", error.problem, error.line
             except _RevokedError:
                 failure = "invalid_api_key", "the key of the batch was revoked"
-            except (OSError, ModelFileError, sqlite3.Error) as error:  # the disk is full, or a file locked
+            except (OSError, ModelFileError, sqlite3.Error) as error:  # such as a full disk or a locked file
                 _log.error("batch", extra={"fields": {"batch": document["id"], "error": str(error)}})
                 await asyncio.sleep(_RETRY)
             except Exception as error:
                 _log.error(
                     "batch", extra={"fields": {"batch": document["id"], "error": type(error).__name__}}
                 )
-                if failure is not None:  # the failure cannot be written either
+                if failure is not None:  # the store could not save the failure either
                     break
-                failure = "server_error", "the server failed; its log says why"
+                failure = "server_error", "the server failed; see the log of the server"
         work.unlink(missing_ok=True)
 
     def _fail(
@@ -209,10 +216,12 @@ class Batches:
         self._move(owner, document, "failed", over=True)
 
     async def _advance(self, owner: str, document: dict[str, Any], work: Path) -> None:
-        """Takes the batch from its present state to its end."""
+        """Runs the batch from its present status to its end."""
         source = self.store.path(document["input_file_id"])
         if not self.store.has(document["input_file_id"]):
-            raise _WrongFileError("invalid_file", "the file of the requests is gone")
+            raise _WrongFileError(
+                "invalid_file", "the input file no longer exists; upload it again and create a new batch"
+            )
         if document["status"] == "validating":
             check = partial(
                 checked_ids,
@@ -223,7 +232,7 @@ class Batches:
             )
             ids = await anyio.to_thread.run_sync(check, limiter=self._threads)
             if not ids:
-                raise _WrongFileError("empty_file", "the file has no requests")
+                raise _WrongFileError("empty_file", "the input file has no requests, expected at least 1")
             document["request_counts"]["total"] = len(ids)
             if document["status"] == "validating":
                 self._move(owner, document, "in_progress")
@@ -240,11 +249,11 @@ class Batches:
             counts = document["request_counts"]
             counts["completed"], counts["failed"] = sum(done.values()), len(done) - sum(done.values())
             waiting = ({**one, "content": json.dumps(one["body"]).encode()} for one in requests(source, done))
-            reading = asyncio.Lock()  # the workers share them
+            reading = asyncio.Lock()  # the workers share the iterator of waiting requests
 
             async def worker() -> None:
                 while True:
-                    async with reading:  # lines that are skipped or long take a while
+                    async with reading:  # in a thread, because long or skipped lines take time
                         request = await anyio.to_thread.run_sync(next, waiting, None)
                     if request is None:
                         return
@@ -272,13 +281,13 @@ class Batches:
                     task.cancel()
                 await asyncio.gather(everything, *workers, return_exceptions=True)
             await anyio.to_thread.run_sync(os.fsync, file.fileno())
-        self._inside(owner)  # raises if the key was revoked meanwhile
+        self._inside(owner)  # raises _RevokedError if the key was revoked during the run
         if document["status"] == "in_progress":
             self._move(owner, document, "finalizing")
 
     def _most_of(self, owner: str) -> int:
-        """The number of requests of a batch that may run at a time. One place of the key stays free for
-        others."""
+        """The most requests of one batch that may run at the same time. If the key limits its concurrent
+        requests, one place stays free for requests outside the batch."""
         key = self._inside(owner).key
         limit = None if key is None else key.limits.concurrent
         return self._concurrent if limit is None else min(self._concurrent, max(1, limit - 1))
@@ -292,12 +301,13 @@ class Batches:
         return Inside(key)
 
     async def _finish(self, owner: str, document: dict[str, Any], source: Path, work: Path, end: str) -> None:
-        """Divides the answers into the two files that clients read. It can be repeated."""
+        """Writes the output file and the error file, and sets the final status. After a failed try, this
+        method can run again."""
         now = int(time.time())
         seconds = document["output_expires_after"]
         names = document["output_file_id"] or new_id("file"), document["error_file_id"] or new_id("file")
         document["output_file_id"], document["error_file_id"] = names
-        self.store.put_batch(owner, document, over=False)  # so a repetition uses the same names
+        self.store.put_batch(owner, document, over=False)  # so that a second try uses the same names
         places = [self.store.path(f"{name}.part") for name in names]
         part = partial(_parted, source, work, *places, is_late=end == "expired")
         counts, usage, document["model"] = await anyio.to_thread.run_sync(part, limiter=self._threads)
@@ -323,7 +333,8 @@ def _answered(document: Mapping[str, Any]) -> int:
 def _parted(
     source: Path, work: Path, good: Path, bad: Path, *, is_late: bool
 ) -> tuple[tuple[int, int], dict[str, Any], str | None]:
-    """Writes the good answers and the errors into two files. Returns the number of each, the tokens, and the
+    """Copies the good answers from ``work`` to ``good`` and the errors to ``bad``. If the batch is late, each
+    request without an answer gets an error. Returns the two counts, the token usage and the name of the
     model."""
     counts = [0, 0]
     tokens = {"input_tokens": 0, "output_tokens": 0}

@@ -1,4 +1,5 @@
-"""Reads the body of a request. Its size, time, encoding and depth are checked before anything uses it."""
+"""Reads and parses the bodies of requests. Checks the encoding, the size, the time of arrival and the
+depth."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from gemlet.server.problems import ClientGone, Problem
 
 __all__ = ["MOST_DEPTH", "Bodies", "has_more_values", "is_deeper", "parse"]
 
-MOST_DEPTH = 64
-# The most brackets, commas and colons in a body, including those in texts. Parsing this many takes some
-# hundred milliseconds, and nothing else runs meanwhile.
+MOST_DEPTH = 64  # the most levels of nested lists and objects in a body
+# The most brackets, commas and colons in a body, including the ones inside strings. To parse this many blocks
+# the server for some hundred milliseconds.
 _MOST_VALUES = 1 << 20
 
 
@@ -41,18 +42,19 @@ def is_deeper(value: Any, most: int) -> bool:
 
 
 def has_more_values(data: bytes, most: int) -> bool:
-    """Whether JSON may have more values than ``most``. (Brackets, commas and colons in texts count, too.)"""
+    """Whether ``data`` has more than ``most`` opening brackets, commas and colons. Characters inside strings
+    count, too."""
     return sum(map(data.count, (b"[", b"{", b",", b":"))) > most
 
 
 class Bodies:
-    """Reads bodies. There is a limit on each body, and another one on all bodies together that are being read
-    or answered.
+    """Reads bodies. One limit is for each body. Another limit is for all bodies together whose requests are
+    not yet finished.
 
     Args:
         most: the most bytes of one body.
-        most_together: the most bytes of all bodies that are being read or answered.
-        seconds: how long a body may take to arrive.
+        most_together: the most bytes of all bodies whose requests are not yet finished.
+        seconds: the most seconds that a body may take to arrive.
     """
 
     def __init__(self, most: int, most_together: int, seconds: float) -> None:
@@ -62,10 +64,13 @@ class Bodies:
         self._held = 0
 
     async def read(self, request: Request) -> bytes:
-        """The body of the request, as it was sent. Raises :class:`Problem`."""
+        """Returns the body of the request. Raises :class:`Problem` if the body breaks a limit."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in ("", "identity"):
-            raise Problem(415, "the body is compressed (Content-Encoding); send it as it is")
+            raise Problem(
+                415,
+                f"Content-Encoding: got {show(encoding)}, expected no compression; decompress the body",
+            )
         length = request.headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             raise Problem(400, f"Content-Length: got {show(length)}, expected a number of bytes")
@@ -79,7 +84,7 @@ class Bodies:
                 return await self._collect(request)
         except TimeoutError:
             raise Problem(
-                408, f"the body did not arrive within {self.seconds:g} s", kind="timeout_error"
+                408, f"the body did not arrive within {self.seconds:g} s; send it again", kind="timeout_error"
             ) from None
         finally:
             call.cancels.remove(scope.cancel)
@@ -115,11 +120,13 @@ class Bodies:
                 return b"".join(pieces)
 
     def _too_large(self) -> Problem:
-        return Problem(413, f"the body is larger than {self.most} bytes", code="request_too_large")
+        return Problem(
+            413, f"the body is larger than {self.most} bytes; send a smaller one", code="request_too_large"
+        )
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Reads ``data`` as a JSON object, strictly. It may be at most MOST_DEPTH levels deep."""
+    """Parses ``data`` as strict JSON. Raises :class:`Problem` if the value is not an object or too deep."""
     too_deep = Problem(400, f"the body is nested more than {MOST_DEPTH} levels deep", code="too_deep")
     if has_more_values(data, _MOST_VALUES):
         raise Problem(

@@ -23,16 +23,16 @@ _PLACE = "gemlet.call"
 
 @record
 class Call:
-    """A request and its outcome. It has no text of a prompt or of a reply.
+    """A request and its outcome. A call has no text from a prompt or a reply, so it is safe to log.
 
     Attributes:
         key: the key of the request; None if the server has no keys.
-        priority: if replies wait for a place, those of higher priority begin first; below 0 for batches.
-        route: the path as the server writes it; "" for a path that it does not have.
-        traceparent: the client's span to which the request belongs, as the client names it.
-        at_end: functions that are called once, after the work has ended and before the client is told.
-        closers: functions that free memory when the request is over, however it ended.
-        cancels: functions that end its replies.
+        priority: waiting requests with a higher priority begin first. The priority of batches is below 0.
+        route: the route of the server, such as "/v1/files/{id}"; "" if no route has the path.
+        traceparent: the ``traceparent`` header of the client, which names its tracing span.
+        at_end: functions to call once, after the work has ended and before the answer ends.
+        closers: functions to call when the request ends, to free its memory.
+        cancels: functions that cancel the work for this request.
         ending: the problem that makes the server end the request early; None if there is none.
     """
 
@@ -50,7 +50,7 @@ class Call:
     image_tokens: int = 0  # the tokens among prompt_tokens that stand for images
     cached_tokens: int = 0
     completion_tokens: int = 0
-    first_token: float | None = None  # seconds since the beginning
+    first_token: float | None = None  # seconds from the start of the request
     gaps: array[float] = field(default_factory=lambda: array("f"))  # seconds between tokens of a reply
     prefill_seconds: float | None = None  # time of the forward passes up to the first token
     finish: str = ""
@@ -63,20 +63,20 @@ class Call:
     ending: Problem | None = None
 
     def settle(self) -> None:
-        """Calls the functions of :attr:`at_end`, each once."""
+        """Calls each function in :attr:`at_end` once."""
         actions, self.at_end = self.at_end, []
         for action in actions:
             action(self)
 
     async def close(self) -> None:
-        """Frees what the request took, and settles it. May be called again."""
+        """Calls the closers and then :meth:`settle`. A second call does nothing."""
         closers, self.closers = self.closers, []
         for close in closers:
             await close()
         self.settle()
 
     def end(self, problem: Problem) -> None:
-        """Ends the replies. The client is told the problem."""
+        """Cancels the work for this request. The client gets ``problem`` as the error."""
         self.ending = problem
         for cancel in self.cancels:
             cancel()
@@ -89,7 +89,7 @@ class Call:
 
 
 def call_of(request: Request) -> Call:
-    """The call that the guard has put into the request."""
+    """Returns the call that :mod:`gemlet.server.guard` has put into the request."""
     call = request.scope[_PLACE]
     assert isinstance(call, Call)
     return call

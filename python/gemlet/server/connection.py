@@ -1,5 +1,5 @@
-"""A connection of the server, based on uvicorn's. It knows how long it has been waiting, and it can end while
-its client is still sending."""
+"""An HTTP connection of the server, based on the connection of uvicorn. :class:`Connection` measures how long
+the client has been idle, and it can send an answer while the client is still sending the request."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gemlet.server.problems import Problem, as_json
 
 __all__ = ["Connection"]
 
-_LINGER = 2.0  # seconds that a client has to read its answer if it is still sending
-_MOST_LEFT = 1 << 20  # bytes that the server reads and discards in this time
+_LINGER = 2.0  # seconds until the server closes a connection on which the client is still sending
+_MOST_LEFT = 1 << 20  # the most bytes that the server reads and discards in this time
 
 
 class Connection(H11Protocol):
-    """Remembers since when it has been waiting for a request, or for the client to take what is sent.
+    """Remembers how long it has been waiting for a request, or for the client to read the answer.
 
-    The server may answer a request before all of it has arrived. If it closed the connection then, the client
-    might lose the answer. So the server reads and discards what the client still sends, for at most
-    ``_LINGER`` seconds and at most ``_MOST_LEFT`` bytes.
+    The server may answer a request before the whole request has arrived. If the server then closed the
+    connection at once, the client might lose the answer. So the server still reads and discards the rest of
+    the request, for at most ``_LINGER`` seconds and at most ``_MOST_LEFT`` bytes.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -33,7 +33,7 @@ class Connection(H11Protocol):
         self.access_log = False  # uvicorn's access log would contain paths exactly as clients send them
         self.idle_since = self._moved_at = time.monotonic()
         self._unsent = 0
-        self._left: int | None = None  # bytes that may still be discarded; None: none are yet
+        self._left: int | None = None  # bytes that the server may still discard; None before it discards any
         self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -65,7 +65,7 @@ class Connection(H11Protocol):
             self.transport.close()
             return
         body = as_line(as_json(Problem(400, "the request is malformed", code="bad_request"), "", ""))
-        if not self.is_idle:  # the body of a request is malformed: this is the only answer to it
+        if not self.is_idle:  # the body is malformed, so the request gets no other answer
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             body = b"" if self.scope["method"] == "HEAD" else body
@@ -84,7 +84,8 @@ class Connection(H11Protocol):
         return False
 
     def _close(self) -> None:
-        """Closes the connection: at once if the client has sent all of its request, otherwise a bit later."""
+        """Closes the connection. If the client is still sending its request, this happens after ``_LINGER``
+        s."""
         transport: Any = self.transport
         if self._left is not None or self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
             transport.close_now()
@@ -102,8 +103,8 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def stuck_since(self, now: float) -> float:
-        """The time when the client last read a part of the answer; ``now`` if nothing waits to be sent. It is
-        the time of the call of this method that noticed it."""
+        """Returns the time when the client last read a part of the answer, or ``now`` if no bytes wait to be
+        sent. The precision depends on how often the server calls this method."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent != self._unsent:
             self._unsent, self._moved_at = unsent, now
@@ -111,7 +112,7 @@ class Connection(H11Protocol):
 
 
 class _Transport:
-    """A transport whose ``close`` is the connection's."""
+    """A transport whose ``close`` calls :meth:`Connection._close`."""
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
@@ -130,7 +131,7 @@ class _Transport:
         self._transport.close()
 
     def forget(self) -> None:
-        """Drops the reference to the connection, which is closed and has a reference to this transport."""
+        """Drops the reference to the closed connection, because the two refer to each other."""
         self._close = self._transport.close
 
     def is_closing(self) -> bool:

@@ -1,8 +1,7 @@
-"""The fields of requests that several dialects share, and the fields of OpenAI's that gemlet does not
-support.
+"""Defines the request fields that several APIs share, and the OpenAI fields that gemlet refuses or ignores.
 
-This is the one place that says which shared fields are refused by name. The numeric options of sampling come
-from the library's own table, so each new option of the library becomes an option of the server.
+The numeric sampling options come from the option table of the library. So every new option of the library is
+also an option of the server.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ __all__ = [
     "library_options",
 ]
 
-MOST_CHOICES = 16  # the most replies to all prompts of a request together
+MOST_CHOICES = 16  # the most replies in one request, for all its prompts together
 MOST_TOOLS = 128
 NAME = Text(256, 1)
-REPLY = Integer(1, MAX_INT)  # tokens
+REPLY = Integer(1, MAX_INT)  # the most tokens of a reply
 TOKENS = ListOf(Integer(0, MAX_INT), 1 << 22, 1)
 STOPS = ListOf(Text(MOST_STOP_CHARACTERS, 1), MOST_STOPS)
 STOP = Either(
@@ -123,7 +122,8 @@ GENERATION: Mapping[str, Kind] = {
     "suppress_tokens": ListOf(_IDS, MAX_SUPPRESSED),
 }
 
-# Fields that vLLM adds to chat completions and completions. Their tables put these after NOT_DONE.
+# Fields that vLLM adds to chat and legacy completions. The tables of these two endpoints list these fields
+# after NOT_DONE, so they replace the refusals in NOT_DONE.
 OF_TOKENS: Mapping[str, Kind] = {
     "return_token_ids": Flag(),
     "prompt_logprobs": TOP_LOGPROBS,
@@ -134,7 +134,8 @@ STREAM: Mapping[str, Kind] = {
     "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Ignored()}),
 }
 
-# Fields that change no answer. (OpenAI stores a completion if ``store`` is true; gemlet stores none.)
+# Fields that the server accepts but ignores. (OpenAI stores a completion if ``store`` is true; gemlet stores
+# none.)
 IGNORED: Mapping[str, Kind] = dict.fromkeys(
     (
         "user",
@@ -163,12 +164,12 @@ NOT_DONE: Mapping[str, Kind] = {
     "grammar": Refused(_GRAMMAR),
     "json_schema": Refused(_GRAMMAR),
     "best_of": Refused(f"{_NOT_HERE}; ask for n", 1),
-    "use_beam_search": Refused("gemlet does not search beams", False),
+    "use_beam_search": Refused("gemlet has no beam search", False),
     "priority": Refused(_NOT_HERE, 0),
     "skip_special_tokens": Refused("control tokens are never part of the text", True),
-    "chat_template": Refused("a request cannot bring a template"),
-    "modalities": Refused("gemlet writes text", ["text"]),
-    "audio": Refused("gemlet writes text"),
+    "chat_template": Refused("a request cannot set the chat template"),
+    "modalities": Refused("gemlet generates only text", ["text"]),
+    "audio": Refused("gemlet generates only text"),
     "verbosity": Refused("gemlet has no such setting; ask for it in a message", "medium"),
     "web_search_options": Refused("gemlet does not search the web"),
     "moderation": Refused("the administrator sets the content filter"),
@@ -178,7 +179,7 @@ NOT_DONE: Mapping[str, Kind] = {
 
 
 def library_options(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :class:`GenerationConfig` among the fields of a request.
+    """Returns the fields of a request that are options of :class:`GenerationConfig`.
 
     OpenAI's seeds may be negative. A negative seed stands for that seed plus 2**64. The seed -1 means a new
     seed every time, as in the library, in vLLM, llama.cpp and Ollama.

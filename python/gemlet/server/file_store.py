@@ -1,5 +1,5 @@
-"""Stores batches and the files that clients upload in a folder with an SQLite file. Only one server at a time
-can use the folder."""
+"""Stores batches and uploaded files in a folder, with an SQLite database. Only one server at a time can use
+the folder."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ create index if not exists batches_of on batches (owner, created, id);
 pragma user_version = 1;
 """
 _VERSION = 1
-_PATIENCE = 100  # milliseconds for which the event loop waits for another process that locks the file
-_JUMP = 60.0  # seconds by which the clock may gain between two checks
+_PATIENCE = 100  # milliseconds; the event loop waits at most this long for a database lock
+_JUMP = 60.0  # seconds; a clock that gains more than this between two checks was set forward
 _SETTLED = 3600.0  # seconds after which the server believes a clock that was set forward
-_MOST_REMOVED = 100  # files that are removed at a time, because the event loop waits meanwhile
-_MOST_BATCHES = 10_000  # batches that are kept for one owner
+_MOST_REMOVED = 100  # the most files to remove at a time, because this blocks the event loop
+_MOST_BATCHES = 10_000  # the most batches to keep for one owner
 
 
 def new_id(kind: str) -> str:
@@ -51,8 +51,8 @@ class StoredFile:
     """The description of a file. Times are in seconds since 1970.
 
     Attributes:
-        owner: the id of the key to which it belongs; "" if the server has no keys.
-        filename: the name that the client gave it; never a path of this machine.
+        owner: the id of the API key that uploaded the file; "" if the server has no keys.
+        filename: the file name from the client. It is never a path on this machine.
     """
 
     id: str
@@ -65,8 +65,8 @@ class StoredFile:
 
 
 class FileStore:
-    """The folder of files. If the process ends at any moment, each file is in the folder as a whole or not at
-    all.
+    """The folder with the files and the database. If the process is killed, the folder never has a part of a
+    file under its final name.
 
     Raises:
         ModelFileError: the folder cannot be used.
@@ -90,14 +90,16 @@ class FileStore:
                     fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     raise UnsupportedError(
-                        f"{folder}: another server uses this folder; give each its own"
+                        f"{folder}: another server uses this folder; choose another folder"
                     ) from None
                 os.close(os.open(place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
                 self._db = sqlite3.connect(place, isolation_level=None)
                 opened.callback(self._db.close)
                 (version,) = self._db.execute("pragma user_version").fetchone()
                 if version not in (0, _VERSION):
-                    raise ModelFileError(f"{place}: has version {version}, expected {_VERSION}")
+                    raise ModelFileError(
+                        f"{place}: got version {version}, expected {_VERSION}; choose another folder"
+                    )
                 self._db.execute("pragma journal_mode = wal")
                 self._db.executescript(_SCHEMA)
                 self._sweep()
@@ -125,7 +127,7 @@ class FileStore:
     # --- files ----------------------------------------------------------------------------------------------
 
     def add(self, file: StoredFile, place: Path) -> None:
-        """Adds a file. Its content is at ``place`` in the same folder, and is moved to its final name."""
+        """Adds a file, and moves its content from ``place`` in the same folder to the final name."""
         self._db.execute(
             "insert or replace into files values (?, ?, ?, ?, ?, ?, ?)",
             (file.id, file.owner, file.filename, file.purpose, file.bytes, file.created, file.expires),
@@ -144,8 +146,8 @@ class FileStore:
     def files(
         self, owner: str, *, purpose: str | None, after: tuple[int, str] | None, ascending: bool, most: int
     ) -> list[StoredFile]:
-        """Up to ``most`` files, sorted by the time at which they were made. ``after`` is the time and the id
-        of the file before the first."""
+        """Returns up to ``most`` files, sorted by creation time. The list begins after the file whose
+        creation time and id are ``after``."""
         order, than = ("asc", ">") if ascending else ("desc", "<")
         parts, values = ["owner = ?"], [owner]
         if purpose is not None:
@@ -180,7 +182,7 @@ class FileStore:
         return size <= found.f_bavail * found.f_frsize
 
     def used(self, owner: str) -> tuple[int, int]:
-        """The number of files of the owner, and their bytes. Both include uploads that are still arriving."""
+        """Returns the number of files of the owner and their size in bytes, with the unfinished uploads."""
         count, size = self._db.execute(
             "select count(*), total(bytes) from files where owner = ? and (expires is null or expires > ?)",
             (owner, int(time.time())),
@@ -191,7 +193,8 @@ class FileStore:
         self._remove([identifier])
 
     def _remove(self, identifiers: Sequence[str]) -> None:
-        """Removes files. The database forgets them last: a content that it does not know would stay."""
+        """Removes files. The commit comes last, because nothing removes a content that is not in the
+        database."""
         marks = ", ".join("?" * len(identifiers))
         self._db.execute("begin immediate")
         try:
@@ -200,7 +203,7 @@ class FileStore:
                 self.path(identifier).unlink(missing_ok=True)
             self._db.execute("commit")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # SQLite may have done it already
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._db.execute("rollback")
             raise
 

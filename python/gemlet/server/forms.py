@@ -1,4 +1,5 @@
-"""The form that a reply must have: turns the fields of each dialect into the library's options."""
+"""Converts the request fields for structured output, such as ``response_format``, to options of the
+library."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from gemlet.server.schema import Either, Flag, Ignored, Kind, ListOf, Object, On
 
 __all__ = ["FORMS", "SCHEMA_FORMAT", "form_names", "form_of", "of_format"]
 
-_LONGEST = 256_000  # characters of a grammar, or of a schema that is given as text
+_LONGEST = 256_000  # the most characters of a grammar, a regex or a schema in a string
 _NAMED = Object(
     {"name": Text(64), "description": Text(1 << 16), "schema": Schema(), "strict": Ignored()},
     ["schema"],
 )
-# The format of /v1/responses and of Anthropic's dialect has the schema directly, not in an object inside.
+# In /v1/responses and in the Anthropic API, the format object has the schema as a field, without another
+# object around the schema.
 SCHEMA_FORMAT = Object(
     {
         "type": OneOf("text", "json_object", "json_schema"),
@@ -39,13 +41,13 @@ FORMS: Mapping[str, Kind] = {
             "json_object": Flag(),
         }
     ),
-    "json_schema": Schema(),  # llama.cpp's
+    "json_schema": Schema(),  # the field of llama.cpp
 }
 _ANY_OBJECT = {"type": "object"}
 
 
 def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The library's option for the form that ``fields`` of OpenAI's dialect ask for. They must be checked.
+    """Returns the structured output option of the library for the checked ``fields`` of an OpenAI request.
 
     >>> form_of({"response_format": {"type": "json_object"}})
     {'json_schema': {'type': 'object'}}
@@ -73,7 +75,7 @@ def form_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def form_names(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Maps options of the library to the fields of the request that set them, for the options of a form.
+    """Maps each structured output option of the library to the request field that sets it.
 
     >>> form_names({"structured_outputs": {"regex": "("}})
     {'regex': 'structured_outputs.regex'}
@@ -87,9 +89,9 @@ def form_names(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def of_format(format: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The library's option for a format, which has a ``type`` and may have a ``schema``."""
+    """Returns the option of the library for a format with a ``type`` and perhaps a ``schema``."""
     if format["type"] == "json_schema":
         if "schema" not in format:
-            raise Problem(400, f"{where}: json_schema needs a schema", param=where)
+            raise Problem(400, f"{where}: got json_schema without a schema, expected a schema", param=where)
         return {"json_schema": format["schema"]}
     return {"json_schema": _ANY_OBJECT} if format["type"] == "json_object" else {}

@@ -1,4 +1,4 @@
-"""Sends requests to the application from inside the process, as an HTTP server would. Batches use it."""
+"""Sends the requests of batches to the application within the process, without a network connection."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["INSIDE", "App", "Inside", "answer"]
 
 App = Callable[..., Any]
 INSIDE = "gemlet.inside"  # the guard finds an Inside under this key, which no connection can set
-_PATIENCE = 40  # a request is tried again at most so often while the server is busy
-_LARGE = 1 << 16  # bytes of an answer; the line of a larger one is made beside the event loop
-_LONGEST_WAIT = 60.0  # seconds
+_PATIENCE = 40  # the most repetitions of a request while the server is busy
+_LARGE = 1 << 16  # bytes; a thread beside the event loop makes the output lines of larger answers
+_LONGEST_WAIT = 60.0  # the most seconds between two tries
 
 
 @record(frozen=True)
@@ -29,7 +29,7 @@ class Inside:
     """A request that the server sends to itself.
 
     Attributes:
-        key: the key for which it is sent; None if the server has no keys.
+        key: the API key that owns the request; None if the server has no keys.
     """
 
     key: Key | None = None
@@ -38,16 +38,16 @@ class Inside:
 async def answer(
     app: App, request: Mapping[str, Any], whose: Callable[[], Inside] = Inside, *, waits: bool = False
 ) -> tuple[bytes, bool]:
-    """Answers a request of a batch. Returns the line of the answer, and whether it is a good one.
+    """Answers a request of a batch. Returns the output line, and whether the status is 200.
 
     Args:
-        request: what :func:`requests` yields; ``content`` may be its body as JSON.
-        whose: is called before every try, and says for which key the request is sent.
-        waits: whether to try a request again and again while a limit of its key refuses it.
+        request: a request from :func:`requests`. The optional item ``content`` is the body as JSON bytes.
+        whose: returns the key of the request. It is called before every try.
+        waits: whether to repeat the request while the server is busy or a limit of the key refuses it.
     """
     if request["body"].get("stream"):
         name, status = f"req_{secrets.token_hex(12)}", 400
-        body = json.dumps(_refusal("stream: the answers of a batch are whole; leave it out")).encode()
+        body = json.dumps(_refusal("stream: got true, but a batch has no streams; leave it out")).encode()
     else:
         content = request.get("content") or json.dumps(request["body"]).encode()
         name, status, body, pause = await _post(app, request["url"], content, whose())

@@ -1,5 +1,4 @@
-"""Keeps conversations of ``/v1/responses`` in memory, up to a limit, so that later requests can continue
-them."""
+"""Keeps the newest conversations of ``/v1/responses`` in memory, so that later requests can continue them."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ class KeptResponse:
     """A response, and the conversation up to its end.
 
     Attributes:
-        owner: the id of the key to which it belongs; None if the server has no keys.
-        messages: the conversation without the instructions, which each request sends itself.
+        owner: the id of the API key that made the response; None if the server has no keys.
+        messages: the conversation without the instructions, because each request sends its own instructions.
     """
 
     owner: str | None
@@ -28,7 +27,7 @@ class KeptResponse:
 
 
 class KeptResponses:
-    """The last responses, which take at most ``most`` bytes together.
+    """The newest responses, up to ``most`` bytes for all of them together.
 
     >>> kept = KeptResponses(1000)
     >>> kept.put(None, {"id": "resp_1"}, [], 20)

@@ -126,7 +126,9 @@ class KeyStore:
     def _prepare(self) -> None:
         (version,) = self._db.execute("pragma user_version").fetchone()
         if version not in (0, _VERSION):
-            raise ModelFileError(f"{self.path}: has version {version}, expected {_VERSION}")
+            raise ModelFileError(
+                f"{self.path}: got version {version}, expected {_VERSION}; choose another file"
+            )
         # A commit survives if this process ends at any moment. In WAL mode others can read during a write.
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")

@@ -1,4 +1,6 @@
-"""Log probabilities of a reply's tokens in OpenAI's two forms, and of a prompt's tokens in vLLM's form."""
+"""Builds the fields of an answer that have log probabilities. ``logprobs`` is for the generated tokens, in
+the OpenAI formats of chat completions and legacy completions. ``prompt_logprobs`` is for the tokens of the
+prompt, in the format of vLLM."""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from gemlet.server.problems import Problem
 
 __all__ = ["check_length", "of_chat", "of_completion", "of_prompt", "of_text", "top_of_prompt"]
 
-_MOST = 1 << 15  # the most log probabilities of prompts in an answer
+_MOST = 1 << 15  # the most prompt log probabilities in one answer
 
 
 def _written(served: Served, token_id: int) -> tuple[str, list[int] | None]:
-    """The text of a token and its bytes. The text of a control token is its name. If the model has no
-    tokenizer, the text is, for example, "token_id:7"."""
+    """Returns the text and the bytes of a token. The text of a control token is its name. If the model has no
+    tokenizer, the text is like "token_id:7" and the bytes are None."""
     tokenizer = served.model.tokenizer
     if tokenizer is None:
         return f"token_id:{token_id}", None
@@ -29,7 +31,7 @@ def _written(served: Served, token_id: int) -> tuple[str, list[int] | None]:
 
 
 def of_chat(served: Served, found: Iterable[TokenLogprob]) -> dict[str, Any]:
-    """``logprobs`` of a choice of chat completions."""
+    """Returns the field ``logprobs`` for a choice of a chat completion."""
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
         text, data = _written(served, token_id)
@@ -43,7 +45,8 @@ def of_chat(served: Served, found: Iterable[TokenLogprob]) -> dict[str, Any]:
 
 
 def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
-    """``logprobs`` of a choice of the older completions. ``offset`` is the number of characters before it."""
+    """Returns the field ``logprobs`` for a choice of a legacy completion. ``offset`` is the number of
+    characters before the first token."""
     tokens = [_written(served, one.token_id)[0] for one in found]
     offsets = []
     for text in tokens:
@@ -58,8 +61,8 @@ def of_completion(served: Served, found: Sequence[TokenLogprob], offset: int = 0
 
 
 async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, Any]:
-    """``logprobs`` of a whole choice of the older completions. If it echoes the prompt, the log probabilities
-    of the prompt come first."""
+    """Returns the field ``logprobs`` for a finished choice of a legacy completion. If the request has
+    ``echo``, the tokens of the prompt come first."""
     served = choice.ask.served
     if not choice.ask.options.get("echo"):
         return await anyio.to_thread.run_sync(of_completion, served, choice.logprobs, limiter=threads)
@@ -69,10 +72,10 @@ async def of_text(choice: Choice, threads: anyio.CapacityLimiter) -> dict[str, A
 
 
 def _of_echo(choice: Choice) -> tuple[dict[str, list[Any]], int]:
-    """The log probabilities of the prompt, and its number of characters. The first token has none. Control
-    tokens have no characters."""
+    """Returns the field ``logprobs`` for the prompt, and the number of characters of the prompt. The first
+    token has no log probability. Control tokens count as 0 characters."""
     served, tokenizer = choice.ask.served, choice.ask.served.model.tokenizer
-    assert tokenizer is not None  # a model without one takes no text that it could echo
+    assert tokenizer is not None  # a model without a tokenizer accepts no text prompt, so it has no echo
     decoder, length = tokenizer.stream_decoder(), 0
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token_id, one in zip(choice.prompt_ids, choice.result.prompt_logprobs or (), strict=False):
@@ -86,31 +89,37 @@ def _of_echo(choice: Choice) -> tuple[dict[str, list[Any]], int]:
 
 
 def top_of_prompt(fields: Mapping[str, Any]) -> dict[str, int]:
-    """The library's option for the field ``prompt_logprobs``; raises :class:`Problem` for a stream."""
+    """Returns the option ``prompt_logprobs`` for the library if the request has this field. Raises
+    :class:`Problem` if the request asks for a stream."""
     if "prompt_logprobs" not in fields:
         return {}
     if fields.get("stream"):
-        raise Problem(400, "prompt_logprobs: not in a stream; send stream: false", param="prompt_logprobs")
+        raise Problem(
+            400,
+            "prompt_logprobs: got stream: true, expected stream: false; leave out one of the two",
+            param="prompt_logprobs",
+        )
     return {"prompt_logprobs": fields["prompt_logprobs"]}
 
 
 def check_length(running: Running) -> None:
-    """Raises :class:`Problem` if the log probabilities of the prompts would be too many for one answer."""
+    """Raises :class:`Problem` if the answer would have too many prompt log probabilities."""
     wanted = [choice for choice in running.choices if "prompt_logprobs" in choice.ask.options]
     count = sum(len(choice.prompt_ids) * (1 + choice.ask.options["prompt_logprobs"]) for choice in wanted)
     if count > _MOST:
         raise Problem(
             400,
-            f"prompt_logprobs: {count} log probabilities in one answer, expected at most {_MOST}; send a "
-            "shorter prompt, or ask for fewer",
+            f"prompt_logprobs: got {count} log probabilities in one answer, expected at most {_MOST}; send a "
+            "shorter prompt or a smaller prompt_logprobs",
             param="prompt_logprobs",
         )
 
 
 async def of_prompt(choice: Choice, threads: anyio.CapacityLimiter) -> list[dict[str, Any] | None] | None:
-    """``prompt_logprobs`` of vLLM: a map for each token of the prompt. It has the token and the likely tokens
-    in its place. If the token is not one of the likely ones, its rank is null. None if the request does not
-    ask for them."""
+    """Returns the field ``prompt_logprobs``, or None if the request does not ask for it. The field has one
+    map for each token of the prompt. The map has an entry for this token and for each of the most likely
+    tokens at the same position. If the token of the prompt is not among the most likely tokens, its rank is
+    null."""
     if "prompt_logprobs" not in choice.ask.options:
         return None
     return await anyio.to_thread.run_sync(_of_prompt, choice, limiter=threads)

@@ -91,7 +91,7 @@ GENERATE: Mapping[str, Kind] = {
     "raw": Flag(),
     "suffix": Refused("gemlet continues a text, and cannot fill a gap between two"),
     "images": _IMAGES,
-    "template": Refused("a request cannot bring a template"),
+    "template": Refused("a request cannot set the chat template"),
     "context": Refused("send the conversation to /api/chat"),
     **dict.fromkeys(("width", "height", "steps"), Refused("gemlet draws no images", 0)),
 }

@@ -91,7 +91,7 @@ def problem_of(
     'small makes embeddings'
     >>> from gemlet.errors import ModelFileError
     >>> problem_of(ModelFileError("/secret/path: has changed")).message
-    'the server failed; its log says why'
+    'the server failed; see the log of the server'
     """
     if isinstance(error, Problem):
         return error
@@ -123,7 +123,7 @@ def problem_of(
         )
     if _is_full(error):
         return Problem(507, "the server has no room left on its disk", kind="server_error", headers=NO_RETRY)
-    return Problem(500, "the server failed; its log says why", kind="server_error")
+    return Problem(500, "the server failed; see the log of the server", kind="server_error")
 
 
 def _is_full(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ _SHARD = late_pattern(r"-\d{5}-of-\d{5}\.safetensors$")
 
 def find(source: str | os.PathLike[str] | None, *, as_drafter: bool = False) -> str | None:
     """The folder or the GGUF file of the model ``source``; None for a model on the hub. With ``as_drafter``,
-    it is the file of the drafter if the folder has one for its model."""
+    a folder that has both a model and its draft model gives the file of the draft model."""
     if source is None:
         return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "demo")
     accepted = "expected a GGUF file, or a Hugging Face folder with config.json and safetensors weights"
@@ -54,15 +54,16 @@ def _folder_of_weights(path: str) -> str:
             return folder or "."
     if name != read:
         raise ModelFileError(
-            f"{path}: in this folder, gemlet reads {read}; load that file, or move this file into another "
-            "folder with its config.json"
+            f"{path}: in this folder, gemlet reads {read} and not this file; load {read}, or move this file "
+            "with its config.json into another folder"
         )
     return folder or "."
 
 
 def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
-    """The folder itself, or the GGUF model in it if it is not a Hugging Face folder. A file is returned
-    unchanged. With ``as_drafter``, the drafter in the folder, if there is one."""
+    """The path of the model in ``folder``: ``folder`` itself if it is a Hugging Face folder, otherwise the
+    GGUF file in it. With ``as_drafter``, the draft model in the folder, if there is one. If ``folder`` is a
+    file, it is returned unchanged."""
     if not os.path.isdir(folder):
         return folder
     has = {
@@ -72,8 +73,8 @@ def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
     }
     if has == {"adapter_config.json"}:
         raise ModelFileError(
-            f"{folder}: is a LoRA adapter; load the model that it was made for, and then the adapter with "
-            "load_adapter() or --adapter"
+            f"{folder}: is a LoRA adapter; expected a model. Load the model for which the adapter was made, "
+            "and then the adapter with load_adapter() or --adapter"
         )
     if "config.json" in has and not has.isdisjoint((SINGLE_FILE, INDEX_FILE)):
         return folder
@@ -88,14 +89,14 @@ def find_in_folder(folder: str, *, as_drafter: bool = False) -> str:
     parts = sorted(name for name in names if name.lower().endswith(".gguf"))
     if parts and not models and not has:
         raise ModelFileError(
-            f"{folder}: has no GGUF model that is complete, only files with towers, drafters, statistics or "
+            f"{folder}: has no complete GGUF model, only files with towers, draft models, statistics or "
             f"later parts ({', '.join(parts[:8])}); add the file of the model"
         )
     return os.path.join(folder, models[0]) if models else folder
 
 
 def holds_adapter(folder: str) -> bool:
-    """Whether ``folder`` has an adapter in PEFT's form, in either of its files."""
+    """Whether ``folder`` has an adapter in PEFT's format, with weights in safetensors or in a .bin file."""
     config, *weights = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
     return os.path.lexists(os.path.join(folder, config)) and any(
         os.path.lexists(os.path.join(folder, name)) for name in weights
@@ -103,7 +104,7 @@ def holds_adapter(folder: str) -> bool:
 
 
 def _begins_as_gguf(path: str) -> bool:
-    """Whether a file begins like GGUF. Ollama's files have names without an ending."""
+    """Whether a file begins like a GGUF file. Ollama's GGUF files do not end in ".gguf"."""
     try:
         with open(path, "rb", opener=no_waiting) as file:
             return os.pread(file.fileno(), 4, 0) == b"GGUF"

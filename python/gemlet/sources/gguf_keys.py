@@ -2,8 +2,8 @@
 reads.
 
 GGUF files leave out values that are built into llama.cpp. If a key is missing, this module uses llama.cpp's
-value. Some values follow only from the shapes in the tensor directory: the rows of a table, the rank of a
-branch, and whether there is an output matrix or a value projection.
+value. Some values follow only from the shapes in the tensor directory: the number of rows of a table, the
+rank of LAuReL, and whether there is an output matrix or a value projection.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MODEL_TYPES = {
 }
 _DRAFTER = "gemma4-assistant"
 _OTHERS = {
-    "gemma4_assistant": f"a drafter of an early version of llama.cpp; take a newer file, for {_DRAFTER!r}",
-    "clip": "the towers of a model for images and sound; give the file of the model itself",
+    "gemma4_assistant": f"a draft model of an early llama.cpp; take a newer file, with {_DRAFTER!r}",
+    "clip": "a file with only the towers for images and sound; give the file of the model itself",
 }
-# The key that switches a sampling method on -> the numbers of the method. _SAMPLING_OFF has the value of the
-# key when the method is off, if it is not 0.
+# The key that switches a sampling method on -> the keys of the method's other numbers. A method is off if its
+# key is 0 or has the value in _SAMPLING_OFF.
 _SAMPLING_METHODS = {
     "xtc_probability": ("xtc_threshold",),
     "mirostat": ("mirostat_tau", "mirostat_eta"),
@@ -52,12 +52,15 @@ _SAMPLING_METHODS = {
 }
 _SAMPLING_OFF = {"penalty_repeat": 1}
 _MEAN = 1  # a value of GGUF's pooling_type
-# Layers of Gemma 3n that compute keys and values, if the file does not say how many layers share them.
+# The number of layers of Gemma 3n that compute their own keys and values, if the file does not say how many
+# layers share those of another layer.
 _OWN_KEYS_3N = 20
-# Ollama's own files of Gemma 3 have no keys for rotations. Models with at least this context (4B and larger)
-# divide the positions of global layers by 8.
+# Ollama's own files of Gemma 3 have no keys for RoPE. Models with at least this context length (4B and
+# larger) divide the positions of global layers by 8.
 _LONG_CONTEXT = 131072
-_NO_ROTATION = 1e9  # an angle whose divisor is at least this large is not rotated; converters write 1e30
+_NO_ROTATION = (
+    1e9  # a pair whose angle is divided by at least this number does not rotate; converters write 1e30
+)
 
 
 def read_gguf_keys(
@@ -73,8 +76,8 @@ def read_gguf_keys(
     """
     if gguf.metadata.get("general.type") == "adapter":
         raise ModelFileError(
-            f"{gguf.path}: is an adapter; load the model that it was made for, and then the adapter with "
-            "load_adapter() or --adapter"
+            f"{gguf.path}: is an adapter; expected a model. Load the model for which the adapter was made, "
+            "and then the adapter with load_adapter() or --adapter"
         )
     if gguf.metadata.get("general.type") == "imatrix":
         raise ModelFileError(
@@ -90,7 +93,7 @@ def read_gguf_keys(
         )
     table = gguf_name("embed_tokens")
     if table not in shapes:
-        raise TensorError(f"{gguf.path}: tensor {table!r} is missing; expected it in the file of a model")
+        raise TensorError(f"{gguf.path}: tensor {table!r} is missing; every model has this tensor")
     data = Metadata(gguf, architecture)
     count = data.integer("block_count", "num_hidden_layers")
     widths = data.integers("feed_forward_length", "intermediate_size", count)
@@ -121,8 +124,8 @@ def read_gguf_keys(
 
 
 def read_gguf_sampling(gguf: GGUFFile, vocab_size: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The sampling values that the file recommends, by their names in GenerationConfig:
-    ``general.sampling.*``, and the tokens that must not be generated. Then the keys that were passed over.
+    """Returns the sampling values that the file recommends, by their names in GenerationConfig, and the keys
+    that were passed over. The values come from ``general.sampling.*`` and from the list of suppressed tokens.
     Raises :class:`ConfigError` for an impossible value.
     """
     keys = Keys(_sampling(gguf), gguf.path, GGUF_SAMPLING)
@@ -181,12 +184,13 @@ def _read_common(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: i
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], slot: str, family: str = "") -> int:
-    """The rows of the tensor; 1 if it is missing. Then the later check of all tensors raises an error."""
+    """The number of rows of the slot's tensor. If the tensor is missing, the result is 1, and the later check
+    of all tensors raises the error."""
     return shapes.get(gguf_name(slot, family), (1,))[0]
 
 
 def _read_heads_and_rope(data: Metadata, architecture: str, count: int) -> dict[str, Any]:
-    """The heads, windows and rotations of the families before Gemma 4."""
+    """The keys for heads, windows and RoPE in the families before Gemma 4."""
     hidden = data.integer("embedding_length", "hidden_size")
     heads = data.integer("attention.head_count", "num_attention_heads")
     head_dim = data.integer("attention.key_length", "head_dim", data.get("head_dim", hidden // heads))
@@ -249,7 +253,7 @@ def _read_windows(data: Metadata, architecture: str, count: int) -> dict[str, An
     if architecture == "gemma3" and not window:  # without a window, llama.cpp ignores the pattern
         return {"layer_types": [LAYER_TYPES[1]] * count}
     if type(window) is int and window > LIMITS["sliding_window"]:
-        keys["sliding_window"] = window  # the window is so large that it has no effect
+        keys["sliding_window"] = window  # so large a window has no effect
     elif window is not None:
         keys["sliding_window"] = data.integer("attention.sliding_window", "sliding_window")
     if type(pattern) is int and 1 <= pattern <= LIMITS["num_hidden_layers"]:
@@ -286,8 +290,9 @@ def _read_gemma3n(data: Metadata, shapes: Mapping[str, tuple[int, ...]], count: 
 
 
 def _read_sparsity(data: Metadata, count: int) -> list[float | None] | None:
-    """The sparsity of each layer, in standard deviations from the mean. None for a layer without sparsity,
-    for which the file has minus infinity."""
+    """The activation sparsity of each layer, as a number of standard deviations above the mean. A layer
+    without sparsity has None; the file has minus infinity for it. Returns None if the file does not have the
+    key."""
     values = data.get("activation_sparsity_scale")
     if values is None:
         return None
@@ -325,7 +330,7 @@ def _read_gemma4(
         ),
         **_read_per_layer_inputs(data, shapes),
     }
-    # The file does not have this key. Among the published models, those without per-layer inputs have it.
+    # GGUF files do not have this key. Exactly those published models that have no per-layer inputs set it.
     keys["use_bidirectional_attention"] = None if keys["hidden_size_per_layer_input"] else "vision"
     if data.get("expert_count", 0):
         keys |= {
@@ -356,14 +361,15 @@ def _read_embedding_gemma2(
     keys = _read_two_heads(data, count)
     if _read_rope_factor(data) is not None:
         raise data.wrong("rope.scaling.factor", "no factor, as in every EmbeddingGemma 2")
-    # The file counts the tokens on both sides of a token, and config.json those on one side.
+    # The window in the file counts the tokens on both sides of a token. The one in config.json counts one
+    # side.
     both = keys.get("sliding_window", 0)
     if both % 2:
         raise data.wrong("attention.sliding_window", "an even number, which counts the tokens on both sides")
     return {
         **keys,
         "sliding_window": both // 2,
-        "tie_word_embeddings": True,  # the file's output matrix is not a head: it makes the embedding
+        "tie_word_embeddings": True,  # the matrix "output" is the last layer of the embedding, not a head
         "embedding_dim": size,
         "hidden_size_per_layer_input": data.get("embedding_length_per_layer_input", 0),
         "rope_parameters": _read_two_rotations(data),
@@ -371,7 +377,7 @@ def _read_embedding_gemma2(
 
 
 def _read_two_heads(data: Metadata, count: int) -> dict[str, Any]:
-    """The windows, and the heads, which differ between layers with and without a window."""
+    """The keys for windows and heads. Layers with a window have other heads than layers without one."""
     global_dim = data.integer("attention.key_length", "global_head_dim")
     local_dim = data.integer("attention.key_length_swa", "head_dim", global_dim)
     for suffix, dim in (("", global_dim), ("_swa", local_dim)):
@@ -410,10 +416,10 @@ def _read_two_rotations(data: Metadata) -> dict[str, dict[str, Any]]:
 def _drafter(
     data: Metadata, shapes: Mapping[str, tuple[int, ...]], keys: dict[str, Any], widths: list[int]
 ) -> dict[str, Any]:
-    """The keys of a drafter. Its layers are described by ``keys``."""
+    """The keys of a draft model. ``keys`` describe its layers, and ``widths`` are their MLP sizes."""
     data.only("nextn_predict_layers", len(widths))
     if len({*widths}) > 1:
-        raise data.wrong("feed_forward_length", "one number for all layers of a drafter")
+        raise data.wrong("feed_forward_length", "one number for all layers of a draft model")
     centroids = shapes.get(gguf_name("centroids"), ())
     text = {key: value for key, value in keys.items() if key != "tie_word_embeddings"}
     text |= {"model_type": _MODEL_TYPES[_DRAFTER], "num_kv_shared_layers": len(widths)}
@@ -432,8 +438,8 @@ def _drafter(
 
 
 def _read_share(data: Metadata, rope_freqs: np.ndarray[Any, Any] | None, head_dim: int) -> float:
-    """The share of the pairs that rotate. Their angles are divided by 1, and those of all others by a huge
-    number."""
+    """The share of a head's pairs that rotate. ``rope_freqs`` has a divisor for the angle of each pair: 1 for
+    a pair that rotates, and a huge number for any other pair. The pairs that rotate come first."""
     if rope_freqs is None:
         return 1.0
     turning = int(np.argmax(rope_freqs != 1.0)) if (rope_freqs != 1.0).any() else len(rope_freqs)

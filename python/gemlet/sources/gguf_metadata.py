@@ -23,8 +23,9 @@ _IGNORED = {
     "tensor_data_layout",
     "attention.layer_norm_epsilon",  # every norm of a Gemma is an RMS norm, which has another epsilon
 }
-_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}  # 1: no effect
-_TOWERS = ("vision.", "audio.", "mm.")
+# Keys that have no effect if their value is 1.
+_SCALES = {"logit_scale", "embedding_scale", "residual_scale", "attention.temperature_scale"}
+_TOWERS = ("vision.", "audio.", "mm.")  # prefixes of keys about towers, which the text model does not need
 
 
 class Metadata:
@@ -58,7 +59,7 @@ class Metadata:
         return value
 
     def integers(self, key: str, name: str, count: int) -> list[int]:
-        """The value of ``key`` as ``count`` integers. The file may have one integer for all, or an array."""
+        """The value of ``key`` as ``count`` integers. The file may have an array, or one integer for all."""
         value = self.get(key)
         if not isinstance(value, list):
             return [self.integer(key, name)] * count
@@ -97,7 +98,7 @@ class Metadata:
             if rest == key or key in self.read or rest in _IGNORED or rest.startswith(_TOWERS):
                 continue
             found = plain(value)
-            # In llama.cpp, 0 means the same as a missing number.
+            # In llama.cpp, 0 means the same as a missing key.
             if says_nothing(found) or (
                 type(found) in (int, float) and (found == 0 or (found == 1 and rest in _SCALES))
             ):
@@ -105,11 +106,11 @@ class Metadata:
                 continue
             raise ConfigError(
                 f"{self.gguf.path}: unknown metadata key {show(key)} (value {show(found)}); expected only "
-                "keys that gemlet knows, because any other may change what the model computes. If this one "
+                "keys that gemlet knows, because any other may change the model's results. If this key "
                 "changes nothing, remove it with gguf-py, or load the Hugging Face folder"
             )
 
 
 def plain(value: Any) -> Any:
-    """A value of the metadata. Arrays become lists."""
+    """Returns a value of the metadata without NumPy: an array becomes a list."""
     return value.tolist() if isinstance(value, np.ndarray) else value

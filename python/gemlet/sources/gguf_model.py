@@ -26,8 +26,8 @@ from gemlet.weights.slots import PER_LAYER_TABLE
 def open_gguf(
     path: str, *, cache: bool, chat_template: str | None = None, mmproj: str | bool | None = None
 ) -> ModelFiles:
-    """Opens the model in the file ``path``, with the towers in the file ``mmproj``. None looks for that file
-    beside the model, and False leaves it out."""
+    """Opens the model in the file ``path``, with the towers in the file ``mmproj``. If ``mmproj`` is None,
+    the file is looked for beside the model; if it is False, the model has no towers."""
     checkpoint = GGUFCheckpoint(path)
     try:
         gguf = checkpoint.gguf
@@ -97,8 +97,8 @@ def open_gguf(
 def _shorter_table(
     shapes: Mapping[str, tuple[int, ...]], config: TextConfig, cuts: dict[str, Cut]
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of the per-layer table in the model, if the file's table also has rows for ids that are not
-    text. Adds its cut to ``cuts``."""
+    """Cuts the per-layer table if it also has rows for ids that are not text, and adds the cut to ``cuts``.
+    Returns the name and the new shape of the table, or an empty dict if nothing is cut."""
     name, rows = gguf_name(PER_LAYER_TABLE), config.per_layer_vocab_size
     shape = shapes.get(name, ())
     if len(shape) != 2 or not 0 < rows < shape[0]:
@@ -108,15 +108,16 @@ def _shorter_table(
 
 
 def _chat_template(gguf: GGUFFile) -> str | None:
-    """The model's chat template, which has to write BOS. A template in GGUF may leave BOS to the tokenizer;
-    then it is added here."""
+    """The model's chat template. gemlet expects a template to write BOS. A template in a GGUF file may leave
+    BOS to the tokenizer; then BOS is added to the template here."""
     template = gguf.get("tokenizer.chat_template", str, None)
     if template is None or "bos_token" in template or "<bos>" in template:
         return template
     return "{{ bos_token }}" + template if gguf.get("tokenizer.ggml.add_bos_token", bool, True) else template
 
 
-# Tokens that end a text in a model's generation_config.json, but that GGUF's keys leave out.
+# family -> end tokens that the model's generation_config.json lists, but that the keys of GGUF files leave
+# out.
 _ENDS = {"gemma4": ("<eos>", "<|tool_response>")}
 
 

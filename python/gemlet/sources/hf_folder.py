@@ -159,8 +159,8 @@ def open_folder(
 
 
 def _read_integers(opened: Checkpoint, config: TextConfig) -> dict[str, Rounding]:
-    """Combines the integers and scales of a quantized checkpoint into tensors of weights. Returns the scales
-    by which inputs and outputs of matrices are rounded."""
+    """Combines the integers and scales of a quantized checkpoint into tensors of weights. Returns a map:
+    tensor of a matrix -> the scales that round the matrix's inputs and outputs."""
     columns = matrix_columns(config)
 
     def inner(module: str) -> str:

@@ -27,9 +27,9 @@ from gemlet.tokenizer.stored import STORED_FILE, TOKENIZER_FILES
 
 __all__ = ["download", "download_adapter"]
 
-# The files of a repository that gemlet reads, besides the vocabulary. Folders in a repository have other
-# things, such as weights of another kind. The numbered folders of sentence-transformers are an exception:
-# they have the last layers of an embedding model.
+# The files of a repository that gemlet reads, besides the vocabulary. Subfolders of a repository usually
+# contain something else, such as weights in another format. Only the numbered subfolders of
+# sentence-transformers are read: they contain the last layers of an embedding model.
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -47,8 +47,8 @@ _FILES = (
     "[0-9]*/model.safetensors",
 )
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
-_UP = {"", ".", ".."}  # parts of paths that lead out of the repository or are written in an unusual way
-_SHOWN = 16
+_UP = {"", ".", ".."}  # a path with one of these parts is ignored, because it may lead out of the repository
+_SHOWN = 16  # file names in an error message
 
 
 @public
@@ -64,10 +64,10 @@ def download(
 
     Args:
         name: the name on the hub, such as "google/gemma-3-1b-it". For a GGUF model also name the file:
-            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf", or only ":Q4_0" if one file has this in its
-            name. If a repository has no safetensors and only one GGUF model, its name is enough. All parts of
-            a split model and the file of its towers (mmproj) are downloaded, too. The name may begin with
-            "hf.co/" or the hub's address.
+            "someone/gemma-3-1b-it-GGUF:gemma-3-1b-it-Q4_0.gguf", or only ":Q4_0" if exactly one file has this
+            word in its name. If a repository has no safetensors and only one GGUF model, the repository's
+            name is enough. All parts of a split model and the file of the model's towers (mmproj) are
+            downloaded, too. The name may begin with "hf.co/" or the hub's address.
         revision: a branch, a tag or a commit; None: the main branch.
         token: an access token; None: the one that `hf auth login` stored; False: no token.
         progress: False hides the progress bars of the hub.
@@ -91,15 +91,15 @@ def download(
 
 
 class ChosenFiles(NamedTuple):
-    """A model on the hub.
+    """The files that make up a model on the hub.
 
     Attributes:
         repository: the name of the repository.
         file: the (first) GGUF file; None for a model in safetensors.
         names: all files in the repository.
-        patterns: patterns of the model's files.
-        ignored: patterns of files that are left out although they match ``patterns``.
-        is_here: whether only files in the cache are used, because the hub cannot be reached.
+        patterns: glob patterns of the model's files.
+        ignored: glob patterns of files that are left out although they match ``patterns``.
+        is_here: True if the hub cannot be reached, so that only files in the cache are used.
         revision: the branch, tag or commit.
     """
 
@@ -112,7 +112,7 @@ class ChosenFiles(NamedTuple):
     revision: str | None
 
     def files(self) -> list[str]:
-        """The files of the model, chosen as :func:`fetch` does."""
+        """The files of the model, which :func:`fetch` downloads."""
 
         def fits(name: str, patterns: list[str]) -> bool:
             return any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -128,9 +128,9 @@ def choose(
     mmproj: bool = True,
     as_drafter: bool = False,
 ) -> ChosenFiles:
-    """The model that :func:`download` fetches for these arguments; errors are the same. Without ``mmproj``,
-    the file of a GGUF model's towers is left out. With ``as_drafter``, the drafter in the repository is
-    chosen, if there is one."""
+    """Finds out which files :func:`download` fetches for these arguments, and raises the same errors. Without
+    ``mmproj``, the file of a GGUF model's towers is left out. With ``as_drafter``, the draft model in the
+    repository is chosen, if there is one."""
     expected = (
         'expected a model on the hub, like "google/gemma-3-1b-it", or a GGUF file there, like '
         '"someone/gemma-GGUF:gemma-Q4_0.gguf" or "someone/gemma-GGUF:Q4_0"'
@@ -145,12 +145,14 @@ def choose(
         raise InvalidRequestError(f"{repository}: has no file {file}; its GGUF models are {_models(names)}")
     if file is None:
         tokenizers = [name for name in TOKENIZER_FILES if name in names]
-        if tokenizers[:1] == [STORED_FILE]:  # this file has everything that the others have
+        if tokenizers[:1] == [STORED_FILE]:  # gemlet's own file has the content of all others
             tokenizers = tokenizers[:1]
         return found._replace(patterns=[*_FILES, *tokenizers], ignored=["[!0-9]*/*"])
     folder, name = os.path.split(file)
     fetched = [os.path.join(folder, part) for part in split_names(folder, name)]
-    with contextlib.suppress(InvalidRequestError):  # there are several, so it is not clear which one is meant
+    with contextlib.suppress(
+        InvalidRequestError
+    ):  # several mmproj files might belong to the model: take none
         if mmproj and (towers := mmproj_among(file, names)) is not None:
             fetched.append(towers)
     patterns = [glob.escape(one) for one in fetched]
@@ -239,8 +241,8 @@ def _without_bar(bar: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _list_files(repository: str, revision: str | None, token: str | bool | None) -> tuple[set[str], bool]:
-    """The files of a repository, and False. If the hub cannot be reached, the files in the cache, and
-    True."""
+    """Returns (the files of a repository, False). If the hub cannot be reached, returns (the repository's
+    files in the cache, True)."""
     with importing():
         import huggingface_hub
         from huggingface_hub import errors
@@ -256,7 +258,7 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
             )
             found = glob.glob("**", root_dir=snapshot, recursive=True)
             names = {name for name in found if os.path.isfile(os.path.join(snapshot, name))}
-            # inspect() leaves a cache without weights.
+            # After inspect(), the cache may have all files of a model but the weights.
             if not any(name.endswith((".safetensors", ".gguf")) for name in names):
                 raise errors.LocalEntryNotFoundError("no weights")
             return names, True
@@ -267,8 +269,8 @@ def _list_files(repository: str, revision: str | None, token: str | bool | None)
 
 
 def _only_gguf(repository: str, names: Collection[str], as_drafter: bool) -> str | None:
-    """The GGUF model of a repository with these files; None if the repository has safetensors, or no GGUF
-    model."""
+    """The only GGUF model among the files ``names`` of a repository. None if there is no GGUF model, or if
+    the repository also has the model in safetensors. Several GGUF models are an error."""
     models = gguf_models(names, as_drafter=as_drafter)
     if not models or ("config.json" in names and not _WEIGHTS.isdisjoint(names)):
         return None
@@ -305,14 +307,14 @@ def _some(models: Sequence[str]) -> str:
 
 
 def explain(problem: Exception, name: str, revision: str | None) -> str:
-    """One line that says what went wrong and what to do."""
+    """Turns an error of huggingface_hub into one line that says what went wrong and what to do."""
     from huggingface_hub import constants, errors
 
     status: Any = getattr(getattr(problem, "response", None), "status_code", None)
     if isinstance(problem, errors.GatedRepoError):
         return (
-            f"its licence has to be accepted first; accept it at {constants.ENDPOINT}/{name}, and then pass "
-            "token=, or log in with `hf auth login`"
+            "the model's licence has to be accepted first; accept it at "
+            f"{constants.ENDPOINT}/{name}, and then pass token=, or log in with `hf auth login`"
         )
     if isinstance(problem, errors.RevisionNotFoundError):
         return f"has no revision {show(revision)}; expected a branch, a tag or a commit"

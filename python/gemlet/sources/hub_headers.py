@@ -1,8 +1,9 @@
 """Fetches a model from the hub without its weights, for :func:`gemlet.inspect`: :func:`outline`.
 
-The result is a folder. Each file of weights in it is as long as the real one, but only has its beginning: the
-header of safetensors, or the metadata of GGUF. The rest is a hole, which takes no disk space. HTTP range
-requests fetch the beginnings, and no more than the requested bytes are read, even if the server sends more.
+The result is a folder. Each file of weights in this folder has the size of the real file, but only its
+beginning is fetched: the header of a safetensors file, or the metadata of a GGUF file. The rest is a hole,
+which takes no disk space. HTTP range requests fetch the beginnings. If the server sends more bytes than
+requested, they are not read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from gemlet.weights.gguf_names import ROPE_FREQS
 
 __all__ = ["outline"]
 
-_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}  # each further piece of GGUF doubles the total
+# Bytes of the first request. Of a GGUF file, each further request doubles the number of fetched bytes.
+_FIRST_BYTES = {"safetensors": 1 << 17, "gguf": 1 << 20}
 _MAX_METADATA_BYTES = 1 << 27
 _MAX_VECTOR_BYTES = 1 << 20
 _RANGE = late_pattern(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
@@ -38,9 +40,9 @@ def outline(
     mmproj: bool = True,
     as_drafter: bool = False,
 ) -> Iterator[str]:
-    """A context manager for the folder (or the GGUF file) of the model ``name``. It exists until the context
-    ends. Files in the hub's cache are complete. With ``mmproj``, it also has the file of a GGUF model's
-    towers.
+    """A context manager that yields the path of the folder (or the GGUF file) of the model ``name``. The
+    folder is removed when the context ends. Files that are in the hub's cache are complete. With ``mmproj``,
+    the folder also has the file of a GGUF model's towers.
 
     Raises the errors of :func:`gemlet.download`, and :class:`HubError` if the server does not send parts of
     files, or sends other parts than requested.
@@ -75,7 +77,7 @@ def _is_weights(file: str) -> bool:
 
 
 def _fetch_head(path: str, choice: ChosenFiles, file: str, commit: str, token: str | bool | None) -> None:
-    """Makes ``path`` from the beginning of ``file`` and a hole."""
+    """Makes the file ``path``, with the beginning of ``file`` and then a hole up to the size of ``file``."""
     import huggingface_hub
 
     helpers: Any = huggingface_hub.utils
@@ -110,13 +112,13 @@ class _Part:
         self._headers = headers
 
     def grow(self, end: int) -> int:
-        """Fetches the missing part of the first ``end`` bytes. Returns how many bytes are stored now."""
+        """Fetches bytes so that the first ``end`` bytes are stored. Returns the number of stored bytes."""
         begin = self.opened.seek(0, os.SEEK_END)
         end = min(end, self.size or end)
         return begin if begin >= end else begin + self._append(begin, end)
 
     def append_at(self, begin: int, nbytes: int) -> None:
-        """Fetches ``nbytes`` bytes at ``begin``, after a hole."""
+        """Fetches ``nbytes`` bytes at ``begin``. The bytes before them that were not fetched stay a hole."""
         self.opened.seek(begin)
         self._append(begin, begin + nbytes)
 
@@ -128,7 +130,7 @@ class _Part:
             "GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
             if response.status_code >= 400:
-                response.close()  # do not read its text, which may have any length
+                response.close()  # do not read the response's text, which may have any length
                 hf_raise_for_status(response)
             match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if response.status_code != 206 or match is None or int(match[1]) != begin:
@@ -171,16 +173,16 @@ def _read_metadata(part: _Part, where: str) -> None:
             gguf = parse_gguf(where, part.opened.fileno(), size=part.size)
             break
         except ModelFileError as problem:
-            # If the error is the same with more bytes, the reason is not that the part is too short.
+            # The part may be too short. If the error stays the same with more bytes, it has another reason.
             if have == part.size or str(problem) == before:
                 raise
             before = str(problem)
         if have >= _MAX_METADATA_BYTES:
             raise HubError(
-                f"{where}: its metadata does not end within {have} bytes, which is enough for every model; "
-                "take another file of the model"
+                f"{where}: the metadata has more than {have} bytes; expected less, as in every real model. "
+                "Take another file of the model"
             )
         end *= 2
-    frequencies = gguf.tensors.get(ROPE_FREQS)  # a tensor, but its values are part of the configuration
+    frequencies = gguf.tensors.get(ROPE_FREQS)  # the values of this tensor are part of the configuration
     if frequencies is not None and frequencies.nbytes <= _MAX_VECTOR_BYTES:
         part.append_at(frequencies.offset, frequencies.nbytes)

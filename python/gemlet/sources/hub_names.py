@@ -1,4 +1,4 @@
-"""Reads names of models on the Hugging Face hub, without huggingface_hub."""
+"""Parses names of models on the Hugging Face hub. It does not import huggingface_hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["REPOSITORY", "check_access", "is_repository", "plain_name"]
 
-# A repository, and perhaps a GGUF file in it or the quantization of one ("Q4_K_M").
+# The name of a repository. After a colon, it may name a GGUF file or the quantization of one, such as
+# "Q4_K_M".
 REPOSITORY = late_pattern(
     r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})"
     r"(?::(?:([\w.+-][\w.+ /-]{0,250}\.gguf)|([A-Za-z0-9][\w.-]{0,31})))?"
 )
-# Other ways to write the same: an address of the hub, and the names that Ollama accepts.
+# What a name may begin with: an address of the hub, or a prefix that Ollama or huggingface_hub accepts.
 _ADDRESS = late_pattern(
     r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://(?:models/)?", re.IGNORECASE
 )

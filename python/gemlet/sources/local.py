@@ -81,7 +81,8 @@ def _of_the_hub(cache: str) -> Iterator[LocalModel]:
 
 
 def _snapshot(repository: str) -> str | None:
-    """The folder with the files of the main branch, or of the revision that was downloaded last."""
+    """The folder with the files of the main branch, or if this branch is not in the cache, of the revision
+    that was downloaded last. None if the cache has no revision."""
     snapshots = os.path.join(repository, "snapshots")
     try:
         with open(os.path.join(repository, "refs", "main"), encoding="ascii") as file:
@@ -95,7 +96,8 @@ def _snapshot(repository: str) -> str | None:
 
 
 def _folders(folder: str) -> list[str]:
-    """The folders in ``folder``, and their subfolders (OWNER/NAME) unless these belong to a model."""
+    """The paths, relative to ``folder``, of its folders (NAME) and their subfolders (OWNER/NAME). The
+    subfolders of a folder that is itself a model are left out."""
 
     def inside(path: str) -> list[str]:
         names = [name for name in _listed(path) if os.path.isdir(os.path.join(path, name))]

@@ -31,9 +31,10 @@ class Towers:
 
     Attributes:
         config: the configuration of the model with its towers.
-        slots, cuts: as in ModelFiles, for the tensors of the towers.
+        slots: tensor of a tower -> slot, as in ModelFiles.
+        cuts: tensor of a tower -> cut, as in ModelFiles.
         texts: name -> content of the files that describe the towers in a Hugging Face folder.
-        left_out: the reasons why towers are left out.
+        left_out: for each tower that was left out, the reason as text.
     """
 
     config: TextConfig
@@ -97,7 +98,7 @@ def add_towers(
 
 
 def _with_settings(config: TextConfig, prepared: Keys) -> TextConfig:
-    """``config`` with the file's settings for the preparation of images and sounds."""
+    """Returns ``config`` with the settings in ``prepared`` for preparing images and sounds."""
     if config.vision is not None:
         images = parse_image_settings(prepared, config.vision.settings)
         config = replace(config, vision=replace(config.vision, settings=images))
@@ -108,7 +109,7 @@ def _with_settings(config: TextConfig, prepared: Keys) -> TextConfig:
 
 
 def _find(own: GGUFFile, hidden_size: int) -> str | None:
-    """The path of the mmproj file beside the model ``own``; None if there is none for it."""
+    """The path of the mmproj file beside the model ``own``; None if no mmproj file there fits the model."""
     if any(name.startswith(("v.", "a.", "mm.")) for name in own.tensors):
         return None  # some tools write the towers into the model's file
     folder, name = os.path.split(own.path)

@@ -1,9 +1,9 @@
-"""Turns the metadata of an ``mmproj`` file of llama.cpp and of its text model's file into the keys of a
+"""Turns the metadata of an ``mmproj`` file of llama.cpp and of the text model's GGUF file into the keys of a
 multimodal ``config.json``.
 
 As in :mod:`gemlet.sources.gguf_keys`, the file leaves out values that are built into llama.cpp, and some
-values are read from shapes. The ids that stand for images and sound come from the text model's file, by the
-names of the tokens.
+values follow from the shapes of tensors. The token ids that stand for images and sound are found in the text
+model's file, by the names of the tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TYPES = {
     "gemma4uv": ("gemma4_unified", "gemma4"),
     "gemma4ua": ("gemma4_unified", "gemma4"),
 }
-# model_type -> key of config.json, name of the token, and its id in published models.
+# key of config.json -> (name of the token, its id in published models)
 _GEMMA4_TOKENS = {
     "image_token_id": ("<|image|>", 258880),
     "boi_token_id": ("<|image>", 255999),
@@ -42,6 +42,7 @@ _GEMMA4_TOKENS = {
     "boa_token_id": ("<|audio>", 256000),
     "eoa_token_id": ("<audio|>", 258883),
 }
+# model_type -> its tokens, as above
 _TOKENS = {
     "gemma3": {
         "image_token_index": ("<image_soft_token>", 262144),
@@ -60,14 +61,15 @@ _TOKENS = {
     "gemma4_unified": _GEMMA4_TOKENS,
     "embedding_gemma2": _GEMMA4_TOKENS,
 }
-# Architecture of a text model that uses the projectors of another one -> its model_type.
+# Architecture of a text model with another architecture's projectors -> (that architecture, the multimodal
+# model's model_type).
 _BORROWS = {"gemma-embedding2": ("gemma4", "embedding_gemma2")}
-_UNUSED = 5  # the type of an unused token
+_UNUSED = 5  # the value of tokenizer.ggml.token_type for an unused token
 
 
 def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | None:
-    """The reason why the file ``gguf`` is not for the text model of this size in the file ``own``; None if it
-    is for it."""
+    """The reason why the mmproj file ``gguf`` does not fit the text model in the file ``own``, whose tokens
+    have ``hidden_size`` numbers. None if it fits."""
     shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
     architecture = str(own.metadata.get("general.architecture"))
     wanted = _BORROWS.get(architecture, (architecture, ""))[0]
@@ -89,7 +91,7 @@ def mmproj_problem(gguf: GGUFFile, own: GGUFFile, hidden_size: int) -> str | Non
 
 
 def projector_types(gguf: GGUFFile) -> dict[str, str]:
-    """The projector type of each tower."""
+    """tower ("vision", "audio") -> its projector type, for each tower in the file."""
     found = {}
     for tower in ("vision", "audio"):
         name = gguf.metadata.get(f"clip.{tower}.projector_type")
@@ -179,10 +181,11 @@ def preprocessor_keys(gguf: GGUFFile) -> dict[str, Any]:
 
 
 def _token_ids(own: GGUFFile, model_type: str, vocab_size: int) -> dict[str, int]:
-    """The ids that stand for images and sound, found by the names of tokens in the text model's file.
+    """key of config.json -> the id of the token, for the tokens that stand for images and sound. The ids are
+    found by the names of the tokens in the text model's file ``own``.
 
-    Files of Gemma 3 have no row for the token that stands for an image. An unused token is taken instead. It
-    does not matter which one, because soft tokens replace its rows.
+    The embedding table in files of Gemma 3 has no row for the token that stands for an image. An unused token
+    is taken instead. Any unused token will do, because soft tokens replace the token's embedding.
     """
     pieces = own.metadata.get("tokenizer.ggml.tokens")
     wanted = {name for name, _ in _TOKENS[model_type].values()}
@@ -255,8 +258,8 @@ def _read_audio(gguf: GGUFFile, shapes: Shapes) -> dict[str, Any]:
 def _read_gemma3n(
     gguf: GGUFFile, shapes: Shapes, types: Mapping[str, str], text: dict[str, Any]
 ) -> dict[str, Any]:
-    """The encoders, and the tables for ids that are not text. The last rows of the vocabulary are for images,
-    and then for sound."""
+    """The keys of the encoders, and of the tables for ids that are not text. The last ids of the vocabulary
+    stand for images and sound; those for sound are the very last."""
     offset = text["vocab_size"]
     configs: dict[str, Any] = {}
     for tower, name in (("audio", "mm.a.embedding.weight"), ("vision", "mm.embedding.weight")):
@@ -266,10 +269,11 @@ def _read_gemma3n(
             configs[f"{tower}_config"] = {"vocab_size": rows, "vocab_offset": offset, "hidden_size": width}
     if offset <= 0:
         raise TensorError(
-            f"{gguf.path}: its tables leave {offset} rows of the {text['vocab_size']} in the model for text; "
-            "expected at least 1"
+            f"{gguf.path}: the tables for images and sound leave {offset} of the model's "
+            f"{text['vocab_size']} token ids for text; expected at least 1"
         )
-    # The file has a row of zeros for ids that are not text; the model uses row 0 for them.
+    # The per-layer table in the file also has a row of zeros for ids that are not text. The model uses row 0
+    # instead.
     text["vocab_size_per_layer_input"] = min(offset, text["vocab_size_per_layer_input"])
     if "vision" in types:
         side = _integer(gguf, "clip.vision.image_size", 768) // _integer(gguf, "clip.vision.patch_size", 48)

@@ -1,4 +1,4 @@
-"""The description of a model in its files, before any weight is read: :class:`ModelFiles`."""
+"""The opened files of a model, before any weight is read: :class:`ModelFiles`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from gemlet.weights.slots import core_slots, takes_format
 
 __all__ = ["ModelFiles"]
 
-_CACHED_BYTES = 64 << 20
+_CACHED_BYTES = 64 << 20  # the assumed size of a processor's cache
 
 
 def _of_both(one: str, other: str) -> str:
-    """The format of a matrix that has two parts, which would have these formats if they were separate."""
+    """The format of a matrix that is made from two tensors, if the tensors alone would get these formats."""
     if one == other:
         return one
     return "bf16" if {one, other} == {"bf12", "bf16"} else "q8"
@@ -41,27 +41,27 @@ class ModelFiles:
     """The opened files of a model. It is a context manager; ``close()`` closes the files.
 
     Attributes:
-        name: where the model came from, for people to read.
-        config: the architecture.
-        end_ids: the tokens that end a text.
+        name: the path or name of the model, for messages.
+        config: the configuration of the model.
+        end_ids: the ids of the tokens that end the generation.
         sampling: the sampling values that the files recommend, by their names in GenerationConfig.
         tokenizer: made from ``vocabulary``; None if the files have no tokenizer.
         chat_format: how a conversation becomes a prompt; None if the model has no chat format.
         checkpoint: the tensors. Their names, shapes and types are checked; their values are not read.
         slots: tensor -> the core's name of the weight.
-        cuts: tensor -> the part that is kept of it, for tensors that are not kept whole.
+        cuts: tensor -> how to make the weight, for tensors that are not used as they are stored.
         adapter: an adapter to merge into the weights, or None.
-        merged: tensor -> the weight of ``adapter`` that is added to it before it is cut.
-        config_files: the paths of files that a packed folder copies, besides weights and vocabulary.
-        config_texts: name -> content of other files that a packed folder gets.
-        prompts: texts that are put before a text; None for a model that makes no embeddings.
+        merged: tensor -> the slot whose change by ``adapter`` is added to the tensor before it is cut.
+        config_files: the paths of the files that a packed folder copies, besides weights and vocabulary.
+        config_texts: name -> content of further files that a packed folder gets.
+        prompts: the prompts of an embedding model, which are put before each text; None for other models.
         not_followed: options in the files that gemlet does not follow, by key.
         roundings: slot of a matrix -> the tensors with the scales that round its inputs and outputs.
-        token_order: for a drafter with centroids, the token of each row of its head, int32 ``[vocab_size]``.
-        passed_over: keys and tensors of the files that have no effect. Those that every model has are left
-            out.
+        token_order: for a draft model with centroids, the token id of each row of its head, int32
+            ``[vocab_size]``.
+        passed_over: keys and tensors of the files that have no effect and that most models do not have.
         known_formats: tensor -> the format that ``weights="auto"`` gives it, for tensors that were examined.
-        unread: whether finding a format must not read values. The largest possible format is then used.
+        unread: True if no values may be read to find a format. Then the largest possible format is used.
     """
 
     name: str
@@ -87,7 +87,7 @@ class ModelFiles:
     token_order: NDArray[np.int32] | None = field(default=None, repr=False)
 
     def cut(self, matformer: object) -> ModelFiles:
-        """The smaller model that ``matformer`` cuts out of this one (:mod:`gemlet.config.matformer`)."""
+        """The smaller model that ``matformer`` cuts out of this model (:mod:`gemlet.config.matformer`)."""
         if self.packed is not None:
             raise InvalidRequestError(
                 f"matformer: {self.name} is packed and cannot be cut; load the original with matformer="
@@ -112,8 +112,8 @@ class ModelFiles:
     def read_rows(
         self, name: str, block_bytes: int, *, entry: int | None = None
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """:meth:`Checkpoint.read_rows` for the part of tensor ``name`` that is kept, with the adapter
-        added."""
+        """Like :meth:`TensorFiles.read_rows`, but yields the rows of the weight: the adapter is merged into
+        the tensor's values, and then the tensor is cut."""
         cut = self.cuts.get(name)
         info = self.checkpoint.tensors[name]
         if cut is not None and cut.rows:
@@ -129,7 +129,7 @@ class ModelFiles:
         return rows if cut is None else cut.apply(rows, info.shape)
 
     def is_changed(self, name: str) -> bool:
-        """Whether :meth:`read_rows` gives other rows than the file has."""
+        """Whether :meth:`read_rows` yields other rows than the file has."""
         return name in self.cuts or name in self.merged or self.checkpoint.is_wide(name)
 
     @property
@@ -140,10 +140,11 @@ class ModelFiles:
     def stored_formats(self) -> dict[str, str]:
         """The format of each of the core's matrices with ``weights="auto"``.
 
-        It is the smallest format that holds all stored values exactly; bf12 only in models of some size. No
-        format does so for blocks of GGUF with minima, or with more than one scale for 32 values. Such blocks
-        get the smallest format whose rounding is small compared with the error that they already have: q4 for
-        blocks of two and three bits, and q8 for more.
+        It is the smallest format that holds all stored values exactly. bf12 is used only in large models
+        (:meth:`_takes_bf12`). No format holds the GGUF block types that have minima, or more than one scale
+        for 32 values. Tensors of these types get the smallest format whose rounding error is small compared
+        with the error that the type already has: q4 for types of two and three bits, and q8 for types of more
+        bits.
         """
         formats: dict[str, str] = {}
         for name, slot in self._matrices():
@@ -154,8 +155,8 @@ class ModelFiles:
         return formats
 
     def stored_weights(self) -> str:
-        """The name for :meth:`stored_formats`: the format of most values, not counting the embedding table
-        and the output matrix."""
+        """One name for all of :meth:`stored_formats`: the format of most values. The embedding table and the
+        output matrix do not count."""
         if self.packed is not None:
             return self.packed.weights
         values: dict[str, int] = {}
@@ -178,8 +179,8 @@ class ModelFiles:
 
     @cached_property
     def _takes_bf12(self) -> bool:
-        """Whether the matrices in bf16 are larger than the cache of a processor. If they fit into it, no
-        token waits for memory, and bf12 would only cost time."""
+        """Whether the bf16 matrices together are larger than a processor's cache. If they fit into the cache,
+        decoding does not wait for memory, and bf12 would only cost time."""
         tensors = self.checkpoint.tensors
         kept = [name for name, _ in self._matrices() if self.checkpoint.dtype(name) == "bf16"]
         return sum(tensors[name].nbytes for name in kept) > _CACHED_BYTES
@@ -204,7 +205,7 @@ class ModelFiles:
         return self.known_formats[name]
 
     def _is_as_stored(self, name: str) -> bool:
-        """Whether the matrix has the rows of the file, in the same order."""
+        """Whether the matrix in memory has the rows of the file, in the same order."""
         ordered = self.token_order is not None and self.slots[name] == "embed_tokens"
         return not self.is_changed(name) and not ordered
 

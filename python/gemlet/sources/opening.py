@@ -41,11 +41,12 @@ def open_model_files(
     Args:
         source, revision, token, merge_adapter, chat_template: as in :func:`gemlet.load`.
         cache: whether to keep the parsed vocabulary in the cache.
-        headers_only: do not download the values of the weights of a model on the hub; they cannot be read.
-        mmproj: the file with the towers of a GGUF model; None looks for it, and False leaves it out.
-        as_drafter: True also accepts a drafter for another model, and prefers it in a folder that has both;
-            None accepts one, too, but prefers the model; False refuses drafters.
-        progress: if it is False or a function, the hub shows no bars.
+        headers_only: for a model on the hub, do not download the values of the weights. Then they cannot be
+            read.
+        mmproj: the file with the towers of a GGUF model; None looks for the file, and False leaves it out.
+        as_drafter: True or None accepts a draft model, and False refuses it. If a folder has both a model and
+            its draft model, True opens the draft model, and None opens the model.
+        progress: if it is False or a function, the hub shows no progress bars.
 
     Raises the errors of :func:`gemlet.load` for files that are missing or wrong.
 
@@ -58,7 +59,8 @@ def open_model_files(
     drafts = as_drafter is True
     path = find(source, as_drafter=drafts)
     bars = progress is None or progress is True
-    # Of a model on the hub no adapter is fetched: transformers adds that to the model it was made for.
+    # Only a local folder can have its own adapter. The adapter files of a model on the hub are not
+    # downloaded.
     own = path is not None and os.path.isdir(path)
     if path is None:
         name = os.fspath(source or "")
@@ -92,15 +94,15 @@ def open_model_files(
 def _own_adapter(
     files: ModelFiles, merge_adapter: str | os.PathLike[str] | None
 ) -> str | os.PathLike[str] | None:
-    """The adapter to merge into the model. If the model's folder also has an adapter, it is that one, because
-    transformers merges it too."""
+    """The adapter to merge into the model. If the model's folder also contains an adapter, this adapter is
+    merged, because transformers does the same."""
     folder = files.checkpoint.folder
     if files.packed is not None or not holds_adapter(folder):
         return merge_adapter
     if merge_adapter is None:
         log.warning(
-            "%s: holds an adapter beside the model, which is merged into it, as transformers does. If the "
-            "model already includes it, move adapter_config.json elsewhere",
+            "%s: has an adapter beside the model. The adapter is merged into the model, as transformers "
+            "does. If the model already includes the adapter, move adapter_config.json elsewhere",
             folder,
         )
         return folder
@@ -109,8 +111,8 @@ def _own_adapter(
             return merge_adapter
     files.close()
     raise InvalidRequestError(
-        f"merge_adapter: {folder} holds an adapter of its own, which is merged into the model; move "
-        "adapter_config.json elsewhere to merge another one"
+        f"merge_adapter: {folder} has its own adapter, which is merged into the model; to merge another "
+        "adapter, move adapter_config.json elsewhere"
     )
 
 
@@ -121,10 +123,10 @@ def _check_use(files: ModelFiles, as_drafter: bool | None) -> None:
 
 
 def writes_nothing(files: ModelFiles) -> str:
-    """The error message for a drafter that is used as a model."""
+    """The error message for a draft model that is loaded as a model."""
     return (
-        f"{files.name} is a drafter ({files.config.model_type}), which cannot write text by itself; load the "
-        "model that it is for, and give this one as drafter="
+        f"{files.name} is a draft model ({files.config.model_type}), which cannot generate text by itself; "
+        "load its target model, and pass this one as drafter="
     )
 
 
@@ -189,7 +191,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
     merged = {tensor: slot for tensor, slot in files.slots.items() if any(adapter.changes(slot))}
     for tensor in [tensor for tensor, slot in merged.items() if slot == PER_LAYER_TABLE]:
         own, _ = adapter.changes(PER_LAYER_TABLE)
-        # Then the adapter has the whole table, which stays in the adapter's file.
+        # If the adapter has the whole table, the table is used from the adapter's file.
         if own is not None and not own.ids:
             files.checkpoint.replace_tensor(tensor, adapter.checkpoint, own.tensor)
             del merged[tensor]
@@ -206,7 +208,7 @@ def _merge(files: ModelFiles, path: str | os.PathLike[str]) -> ModelFiles:
 
 
 def _untied(files: ModelFiles) -> ModelFiles:
-    """The model with a separate output head, which has the values of the embedding table."""
+    """The model with a separate output head. The head has the same values as the embedding table."""
     table = next(tensor for tensor, slot in files.slots.items() if slot == "embed_tokens")
     head = f"{table} as lm_head"
     files.checkpoint.add_alias(head, table)

@@ -1,4 +1,5 @@
-"""Reads the token of each row of a drafter's head, whose rows are in the order of its centroids."""
+"""Reads which token each row of a draft model's head belongs to. The rows are sorted by centroids, not by
+token id."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 def open_tokenizer(
     read: Callable[[], Vocabulary], contents: Callable[[], Mapping[str, bytes]], *, cache: bool
 ) -> tuple[Vocabulary, Tokenizer]:
-    """The vocabulary that ``read`` returns, and its tokenizer. ``contents`` returns path -> content of the
-    files that ``read`` reads; the file with the vocabulary comes first. With ``cache``, the vocabulary is
-    taken from the cache if it is there."""
+    """Returns the vocabulary that ``read`` returns, and a tokenizer for it. ``contents`` returns a map (path
+    -> content) of the files that ``read`` reads; the file with the vocabulary comes first. With ``cache``,
+    the parsed vocabulary is taken from the cache, or put there."""
     from gemlet import _core
 
     files = contents() if cache else {}
@@ -35,19 +35,20 @@ def open_tokenizer(
     vocabulary = read() if found is None else found
     tokenizer = Tokenizer(vocabulary)
     if not vocabulary.checked:
-        _core.return_free_memory()  # reading such a vocabulary takes twice the memory of the result
-    # The vocabulary is kept only if the files have not been replaced meanwhile.
+        _core.return_free_memory()  # parsing a vocabulary needs twice the memory of the result
+    # The vocabulary is put into the cache only if the files have not changed since ``contents`` was called
+    # first.
     if files and found is None and vocabulary_key(contents()) == key:
         keep_vocabulary(key, vocabulary)
     return vocabulary, tokenizer
 
 
-ASKED_OF_TEXTS = ("add_bos_token", "add_eos_token")  # the options of :func:`asked_of_texts`
+ASKED_OF_TEXTS = ("add_bos_token", "add_eos_token")  # the keys that asked_of_texts() may return
 
 
 def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
-    """Options in a model's files that gemlet does not follow. gemlet always puts BOS at the beginning of a
-    text, and never puts EOS at the end of a prompt.
+    """Which of the options ``add_bos_token`` and ``add_eos_token`` in a model's files gemlet does not follow.
+    gemlet always puts BOS at the beginning of a text, and never puts EOS at the end of a prompt.
 
     >>> asked_of_texts(False, None), asked_of_texts(True, False)
     ({'add_bos_token': False}, {})
@@ -57,8 +58,9 @@ def asked_of_texts(add_bos: object, add_eos: object) -> dict[str, bool]:
 
 
 def asked_by_folder(folder: str, eos: str | None = None) -> dict[str, bool]:
-    """:func:`asked_of_texts` for the files of the tokenizer in ``folder``: for ``tokenizer_config.json``, and
-    for ``tokenizer.json``, if its post-processor puts ``eos`` after each text."""
+    """:func:`asked_of_texts` for the tokenizer's files in ``folder``. The options are in
+    ``tokenizer_config.json``. The post-processor in ``tokenizer.json`` also counts as ``add_eos_token`` if it
+    puts ``eos`` after each text."""
     path = os.path.join(folder, "tokenizer_config.json")
     config = read_json_object(path, error=TokenizerError) if is_there(path) else {}
     asked = asked_of_texts(config.get("add_bos_token"), config.get("add_eos_token"))
@@ -67,9 +69,9 @@ def asked_by_folder(folder: str, eos: str | None = None) -> dict[str, bool]:
     return asked
 
 
-# A piece of the vocabulary may have this name, too, but its value is a number.
+# A piece of the vocabulary may also be called "post_processor", but then a number follows and no brace.
 _POST_PROCESSOR = re.compile(rb'"post_processor"\s*:\s*(?=\{)')
-_LONGEST_STEPS = 1 << 16
+_LONGEST_STEPS = 1 << 16  # bytes of the post-processor
 
 
 def _last_piece(path: str) -> str | None:
@@ -98,8 +100,8 @@ def _after(step: dict[str, Any]) -> str | None:
 def chat_format_of(
     config: TextConfig, tokenizer: Tokenizer, template: str | None, *, override: bool = False
 ) -> ChatFormat | None:
-    """The chat format of ``template``. With ``override`` the caller has chosen the template; then a template
-    that cannot be run raises :class:`UnsupportedError` at once."""
+    """The chat format of ``template``. ``override`` says that the caller chose the template. Then a template
+    that cannot be run raises :class:`UnsupportedError` here, and not at the first chat."""
     per_layer_inputs = config.per_layer_input_size > 0
     found = chat_format_for(
         config.model_type, tokenizer, template=template, per_layer_inputs=per_layer_inputs
@@ -113,12 +115,12 @@ def chat_format_of(
 
 
 def read_override(chat_template: str | os.PathLike[str] | None) -> str | None:
-    """The text of a template that a caller gives. ``chat_template`` is a text with a Jinja tag, or the path
-    of a file.
+    """The text of the template that a caller passes as ``chat_template``: a text with a Jinja tag, or the
+    path of a file.
 
     Raises:
         ModelFileError: there is no such file, or it cannot be read.
-        InvalidRequestError: it is neither a text with a tag nor a path.
+        InvalidRequestError: ``chat_template`` is neither a text with a tag nor a path.
 
     >>> read_override("{{ messages }}")
     '{{ messages }}'

@@ -1,5 +1,6 @@
-"""Weights that are not the whole tensor of a file as it is stored. They are a part of it (when a smaller
-Gemma 3n is cut out of a larger one), or have the values in another order."""
+"""Describes how to make a weight from a tensor of a file if the weight is not the stored tensor itself. A
+weight may be a part of the tensor (when a smaller Gemma 3n is cut out of a larger one), or have the values in
+another order."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ __all__ = ["Cut", "Rearranged", "Unsoftplussed", "cut_slots"]
 
 _PROJECTION = "per_layer_model_projection"
 
-Run = tuple[int, int]  # first, count
+Run = tuple[int, int]  # neighbouring rows or columns: (first, count)
 
 
 @record(frozen=True)
@@ -30,19 +31,20 @@ class Cut:
 
     @property
     def end_row(self) -> int:
-        """The number of rows to read; rows after them are not needed."""
+        """The number of rows to read from the beginning of the tensor. No later row is kept."""
         return self.rows[-1][0] + self.rows[-1][1]
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the part that is kept of a matrix of ``shape``."""
+        """The shape of the kept part, if the whole matrix has this ``shape``."""
         kept = (sum(count for _, count in runs) for runs in (self.rows, self.columns))
         return tuple(own or whole for own, whole in zip(kept, shape, strict=True))
 
     def apply(
         self, blocks: Iterator[tuple[NDArray[Any], str]], shape: tuple[int, ...]
     ) -> Iterator[tuple[NDArray[Any], str]]:
-        """Yields the kept part of a tensor of this ``shape``, which is given in blocks of rows. The result is
-        in blocks, too, or in one block if several runs of rows are kept."""
+        """Yields the kept part of a tensor. ``blocks`` yields the tensor's rows in blocks, with their type,
+        and ``shape`` is the shape of the whole tensor. The result also comes in blocks of rows; if several
+        runs of rows are kept, it comes in one block."""
 
         parts: list[NDArray[Any]] = []
         dtype, begin = "", 0
@@ -67,9 +69,9 @@ class Cut:
 
 @record(frozen=True)
 class Rearranged(Cut):
-    """A tensor with other axes than the weight. The file has it in the shape ``stored``. To get the weight,
-    reshape it to ``seen``, put the axes in the order ``axes``, and reshape it to ``made``. Blocks of GGUF
-    become float32."""
+    """A tensor whose axes are not those of the weight. In the file, the tensor has the shape ``stored``. To
+    get the weight, reshape the tensor to ``seen``, put the axes in the order ``axes``, and reshape the result
+    to ``made``. Block types of GGUF become float32."""
 
     stored: tuple[int, ...] = ()
     seen: tuple[int, ...] = ()
@@ -78,7 +80,7 @@ class Rearranged(Cut):
 
     @classmethod
     def transposed(cls, shape: tuple[int, ...]) -> Rearranged:
-        """The transposed matrix. In the file it has this ``shape``."""
+        """The transpose of a matrix that has this ``shape`` in the file."""
         return cls(stored=shape, seen=shape, axes=(1, 0), made=shape[::-1])
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,7 +96,7 @@ class Rearranged(Cut):
 
 @record(frozen=True)
 class Unsoftplussed(Cut):
-    """A vector v. The file has softplus(v)."""
+    """A weight v whose tensor in the file has the values softplus(v)."""
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
@@ -110,7 +112,7 @@ class Unsoftplussed(Cut):
 
 
 def _whole(blocks: Iterator[tuple[NDArray[Any], str]]) -> tuple[NDArray[Any], str]:
-    """All rows of a tensor, and their type. Blocks of GGUF become float32."""
+    """All rows of a tensor, and their type. Block types of GGUF become float32."""
     from gemlet import _core
 
     parts = [(block.copy(), dtype) for block, dtype in blocks]  # the next block overwrites this one
@@ -121,8 +123,11 @@ def _whole(blocks: Iterator[tuple[NDArray[Any], str]]) -> tuple[NDArray[Any], st
 
 
 def cut_slots(config: TextConfig, matformer: object) -> tuple[TextConfig, dict[str, tuple[str, Cut | None]]]:
-    """The configuration of the smaller model, and a map: slot of the larger model -> (slot of the smaller
-    model, part that is kept). The map does not have the slots of layers that are left out."""
+    """Cuts a smaller Gemma 3n out of a larger one; ``matformer`` is the argument of :func:`gemlet.load`.
+
+    Returns the configuration of the smaller model, and a map: slot of the larger model -> (slot of the
+    smaller model, part that is kept or None for the whole tensor). The map does not have the slots of layers
+    that are left out."""
     small, kept = cut_config(config, matformer)
     size = config.per_layer_input_size
     runs = tuple((i * size, size) for i in kept)

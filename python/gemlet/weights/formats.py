@@ -1,4 +1,5 @@
-"""The formats of weights in memory, and the presets with their names."""
+"""The formats of weights in memory, the presets that a caller chooses by name, and the names in other
+tools."""
 
 from __future__ import annotations
 
@@ -33,16 +34,17 @@ PRESETS = {
     "q4k": Formats("q4k", "q8", "bf16"),
     "q4": Formats("q4", "q8", "bf16"),
 }
-# Formats that only files have, so a caller cannot choose them: integers with one scale for a row, as Google's
-# QAT for mobile trains them, and four bits for activations that are not rounded (w4a16). Rounded activations
-# amplify small errors, so the KV cache of the first is exact. With w4a16 nothing else is rounded, either.
+# A caller cannot choose these formats; they are used only for files that were trained for them. r8, r4 and r2
+# are integers with one scale per row, as in Google's QAT checkpoints for mobile devices. These models round
+# their activations, which amplifies small errors, so their KV cache is f32. w4a16 is 4-bit integers without
+# rounded activations; such a model rounds only its weights, so its KV cache is f32 as well.
 STORED = {"w4a16": Formats("w4a16", "bf16", "f32")} | {
     name: Formats(name, name, "f32") for name in ("r8", "r4", "r2")
 }
 EVERY = PRESETS | STORED
 # Formats whose matrices have balanced channels (csrc/model/balance.h).
 ROUNDED = ("q6k", "q5k", "q5", "q4k", "q4")
-# Format -> the exact formats of types in files whose values it holds without loss.
+# Format -> the formats that it can replace without loss: every value of these is also a value of the key.
 KEEPS = {**{name: (name,) for name in ROUNDED}, "q4": ("q4", "w4a16"), "q8": ("q4", "q5", "q8")}
 KV_CACHES = ("f32", "bf16", "int8", "int4")
 # The names of formats in other tools, in lower case -> their names in gemlet.
@@ -57,17 +59,17 @@ _ELSEWHERE = {
     "q5_0": "q5",
     **{f"q{bits}_k": f"q{bits}k" for bits in (4, 5, 6)},
 }
-# Names of formats that gemlet does not have -> the format that is probably wanted.
+# Names of formats that gemlet does not have -> the format that an error message suggests instead.
 _NEAREST = {
-    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # it has the same size
+    **dict.fromkeys(("f16", "fp16", "float16", "half"), "bf16"),  # bf16 has the same size
     **dict.fromkeys(("4bit", "nf4", "fp4", "q4_1", "iq4_xs", "q3_k_m", "q2_k"), "q4"),
     **dict.fromkeys(("8bit", "fp8", "q8_k"), "q8"),
     **dict.fromkeys(("5bit", "q5_1"), "q5"),
     **{f"q{bits}_k_{size}": f"q{bits}k" for bits in (4, 5) for size in "sm"},
     "6bit": "q6k",
 }
-# GGUF types that no format holds exactly, but whose own error is large compared with the rounding to q4. All
-# other types that no format holds exactly become q8.
+# "auto" rounds these GGUF types to q4. No format holds them exactly, but their own error is larger than that
+# of q4. All other types that no format holds exactly become q8.
 _ROUNDED_TO_Q4 = ("q2_k", "q3_k")
 
 
@@ -78,7 +80,8 @@ def formats_of(weights: str, embedding: str | None = None, kv_cache: str | None 
 
 
 def format_named(what: str, name: object, choices: Sequence[str]) -> str:
-    """The one of ``choices`` that the argument ``what`` names, in gemlet's or another tool's spelling.
+    """Returns the member of ``choices`` that ``name``, the value of the argument ``what``, stands for. The
+    name may be gemlet's or another tool's.
 
     Raises :class:`InvalidRequestError` for any other name.
 
@@ -96,8 +99,10 @@ def format_named(what: str, name: object, choices: Sequence[str]) -> str:
 
 
 def auto_format(stored: str) -> str | None:
-    """The format in memory that ``weights="auto"`` chooses for a type in files ("q4_0"). It is the smallest
-    one that holds all values of the type, or else q4 or q8. None for float16: the values decide.
+    """The format in memory that ``weights="auto"`` chooses for the type ``stored`` of a file, such as "q4_0".
+
+    It is the smallest format that holds all values of the type. If there is none, it is q4 or q8. For "f16"
+    the result is None, because the choice depends on the values.
 
     >>> [auto_format(stored) for stored in ("bf16", "q5_0", "q3_k", "q6_k", "q5_1", "f16")]
     ['bf16', 'q5', 'q4', 'q6k', 'q8', None]

@@ -1,9 +1,9 @@
-"""Maps the tensors of a GGUF file to the weights of the core. The names are from GGUF's own tables.
+"""Maps the tensors of a GGUF file to the core's weights. The tensor names are those of llama.cpp.
 
-Matrices are stored as in Hugging Face checkpoints. Norm weights of Gemma 1 to 3 are stored with 1 added, so
-nothing is added to them here. In Gemma 3n, the projections into the additional residual streams are one
-stack, and those out of them another. In Gemma 4, the gate and the up projection of the experts are one tensor
-or two.
+Matrices are stored as in Hugging Face checkpoints. The norm weights of Gemma 1 to 3 are stored with 1 added,
+so nothing is added to them here. In Gemma 3n, all projections into the additional residual streams are one
+stacked tensor, and all projections out of these streams another. In Gemma 4, the gate and up projections of
+the experts are one tensor in some files and two in others.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from gemlet.weights.slots import PER_LAYER_TABLE, expected_slots
 
 __all__ = ["ROPE_FREQS", "TOKEN_ORDER", "gguf_name", "map_gguf_tensors"]
 
-ROPE_FREQS = "rope_freqs.weight"  # divides the angles of Gemma 4's global layers: part of the configuration
+# Divisors for the rotary angles of Gemma 4's global layers. gemlet reads the tensor as part of the
+# configuration.
+ROPE_FREQS = "rope_freqs.weight"
 
-TOKEN_ORDER = "masked_embd_ordering"  # integers: the token of each row of a drafter's head
+TOKEN_ORDER = "masked_embd_ordering"  # the token id of each row of a draft model's head, as integers
 
 # slot -> name; ".weight" is added unless the name has a dot
 _MODEL = {
@@ -74,7 +76,7 @@ _LAYER = {
     "post_dense_norm": "post_ffw_norm_1",
     "post_moe_norm": "post_ffw_norm_2",
 }
-# Towers for images and sound, which some converters write into the same file.
+# Prefixes of the tensors of towers for images and sound, which some converters write into the same file.
 _TOWERS = ("v.", "a.", "mm.")
 
 

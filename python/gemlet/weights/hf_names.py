@@ -76,13 +76,15 @@ _EXPERTS = {
     "post_dense_norm": "post_feedforward_layernorm_1",
     "post_moe_norm": "post_feedforward_layernorm_2",
 }
-# Names of a drafter, without a prefix.
+# The names of tensors that only draft models have. They have no prefix.
 _ASSISTANT = {
     "pre_projection": "pre_projection.weight",
     "post_projection": "post_projection.weight",
     "centroids": "masked_embedding.centroids.weight",
 }
-TOKEN_ORDER = "masked_embedding.token_ordering"  # integers: the token of each row of a drafter's head
+TOKEN_ORDER = (
+    "masked_embedding.token_ordering"  # the token id of each row of a draft model's head, as integers
+)
 _GEMMA3 = _COMMON | _SANDWICH | _HEAD_NORMS
 LAYER_NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma": _COMMON | {"pre_mlp_norm": "post_attention_layernorm"},
@@ -111,7 +113,7 @@ PREFIXES = (
     ("model.language_model.", ""),  # Gemma 3n and 4 as published, Gemma 3 saved by transformers 4.52 or later
     ("", ""),  # the trunk only
 )
-# Other tools combine these two prefixes in other ways.
+# Other tools combine these two parts of prefixes in other ways.
 _PREFIX_PARTS = ("model", "language_model")
 # Wrappers that training and compiling put around modules. They have no meaning for the weights.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
@@ -129,7 +131,7 @@ TOWERS: Mapping[str, tuple[str, ...]] = {
     "gemma4": (*_TOWERS_3N, "vision_embedder."),
     "embeddinggemma2": _TOWERS_3N,
 }
-# The last parts of names: constants that some exports store, and the scales of an 8-bit KV cache.
+# The last parts of the names of constants that some exports store.
 _CONSTANTS = ("embed_scale", "cos_cached", "sin_cached", "position_ids", "masked_bias")
 # The ends of names of tensors that quantized files have beside the weights -> the tools that write them.
 _QUANTIZED = {
@@ -139,9 +141,10 @@ _QUANTIZED = {
     (".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".input_scale"): "FP8, NVFP4 or int8",
     (".scales", ".biases"): "MLX",
 }
-# Training puts these on top of a model and leaves the model's own weights complete: TRL's value head.
+# TRL's value head. The model's own weights are complete without it, so its tensors are ignored.
 _VALUE_HEAD = ("v_head.",)
 _CLASSIFIERS = ("score.", "classifier.", "classification_head.", "reward_head.")
+# The last parts of the names of scales for an 8-bit KV cache.
 _CACHE_SCALES = (
     *("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale"),
     *("k_cache_scale", "v_cache_scale"),
@@ -172,9 +175,10 @@ def map_tensors(
 ) -> MappedTensors:
     """Maps the tensors of a checkpoint with these ``shapes`` to slots.
 
-    The tensors decide whether the output head is the embedding table; the configuration may be wrong about
-    it. It is the table if only one of the two is stored, or if ``same``, called with both names, finds the
-    same values. If both are stored and there is no ``same``, the configuration decides.
+    The tensors decide whether the output head is the embedding table, because the configuration may be wrong
+    about this. The head is the table if only one of the two tensors is stored. If both are stored, ``same``
+    is called with both names and says whether they hold the same values. Without ``same``, the configuration
+    decides.
 
     Tensors that text does not need are left out: towers for images and sound, a copy of the tied output
     matrix, and projections of layers that read the keys and values of another layer. Raises
@@ -222,8 +226,8 @@ def map_tensors(
 
 
 def _layers_beyond(plain: Collection[str], prefix: str, num_layers: int) -> dict[str, int]:
-    """Tensor -> its layer, for layers that the configuration does not have. The reference does not read
-    them."""
+    """Tensor -> its layer, for layers beyond those of the configuration. Transformers does not read such
+    layers either."""
     found: dict[str, int] = {}
     begin = f"{prefix}layers."
     for name in plain:
@@ -244,9 +248,9 @@ def _named_layers(beyond: Mapping[str, int], num_layers: int) -> tuple[str, ...]
 def _whole_towers(
     config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[TextConfig, tuple[str, ...]]:
-    """``config`` with those towers and tables whose tensors are all there and have these ``shapes``, and the
-    reasons why others are left out. A file may have only a part of a tower, or may be saved as a text
-    model."""
+    """Removes from ``config`` the towers and tables that the checkpoint does not have completely. A file may
+    have only a part of a tower, or may be saved as a text model. ``shapes`` are the shapes of the stored
+    tensors. Returns the new configuration, and why each incomplete tower was removed."""
     if isinstance(config.vision, MobileNetConfig):
         config = replace(config, vision=with_found_blocks(config.vision, slot_shapes(shapes)))
     slots = tower_slots(config)
@@ -378,8 +382,8 @@ def match_tensors(
             how = "If it changes nothing, save the model again without it"
             if name.startswith(_CLASSIFIERS):
                 how = (
-                    "It is of a model that gives classes or rewards and writes no text (ForSequence"
-                    "Classification), which gemlet does not compute; run it with transformers"
+                    "It belongs to a classifier or reward model (ForSequenceClassification), which gemlet "
+                    "does not support; run this model with transformers"
                 )
             raise TensorError(
                 f"{where}: unexpected tensor {show(name)} of shape {list(shapes[name])}; "
@@ -434,7 +438,8 @@ def matrix_columns(config: TextConfig) -> dict[str, int]:
 
 
 def dense_tensor(index: int) -> str:
-    """The file and the tensor of an embedding model's dense layer, in a folder of sentence-transformers.
+    """The name "file/tensor" of the weights of an embedding model's dense layer, in a folder of
+    sentence-transformers.
 
     >>> dense_tensor(0)
     '2_Dense/linear.weight'
@@ -443,10 +448,11 @@ def dense_tensor(index: int) -> str:
 
 
 def unused_tensors(config: TextConfig, prefix: str, head_prefix: str) -> set[str]:
-    """Tensors of published files that the model does not need: copies, and parts that no layer reads."""
+    """The names of tensors that published files may have and that map to no slot: a copy of the tied output
+    matrix, a draft model's token order, and projections that no layer reads."""
     unused = {f"{head_prefix}lm_head.weight"} if config.tie_word_embeddings else set()
     if config.centroids:
-        unused.add(TOKEN_ORDER)  # it is read separately
+        unused.add(TOKEN_ORDER)  # other code reads this tensor
     for i, layer in enumerate(config.layers):
         if layer.kv_source >= 0:
             for slot in ("k_proj", "v_proj", "k_norm"):

@@ -1,14 +1,15 @@
-"""Maps the tensors of an ``mmproj`` file of llama.cpp to the weights of a tower. The names are from GGUF's
-own tables.
+"""Maps the tensors of an ``mmproj`` file of llama.cpp to the weights of the towers. The tensor names are
+those of llama.cpp.
 
-A few tensors have another layout than in a Hugging Face folder. :func:`map_mmproj_tensors` undoes this:
+Some tensors have another layout than in a Hugging Face folder. :func:`map_mmproj_tensors` returns how to undo
+this:
 
 - the patch embedding is stored as a convolution, channels first;
-- a table of positions is stored with one table for each axis;
-- each number that clips is stored as a vector of one element;
+- the position embedding is stored as one table for each axis;
+- each bound for clipping is stored as a vector of one element;
 - a depthwise kernel is stored without its middle axis;
-- a few vectors of Gemma 3n's tower are stored as images of one pixel;
-- Gemma 4's scales of queries are stored after the softplus;
+- some vectors of Gemma 3n's tower are stored with the shape [1, n, 1, 1];
+- Gemma 4's query scales are stored after the softplus;
 - the norm of Gemma 3's projector is stored with 1 added.
 """
 
@@ -62,7 +63,8 @@ _GEMMA4_LAYER = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
-# Names of both audio encoders. The two norms of the convolution have swapped names.
+# Names that the audio encoders of Gemma 3n and Gemma 4 share. llama.cpp's names of the two norms around the
+# convolution are the other way round than one expects.
 _AUDIO_LAYER = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
@@ -142,9 +144,9 @@ class MappedTowers(NamedTuple):
 
     Attributes:
         slots: tensor -> slot.
-        cuts: tensor -> how its values become those of the slot, for tensors that are stored otherwise.
-        config: the model's configuration with the towers that the file has.
-        left_out: the reasons why other towers are left out.
+        cuts: tensor -> how to make the slot's values from it, for tensors that are stored in another layout.
+        config: the model's configuration, with only the towers that the file has.
+        left_out: for each tower that was left out, the reason as text.
     """
 
     slots: dict[str, str]
@@ -154,7 +156,8 @@ class MappedTowers(NamedTuple):
 
 
 def mmproj_name(slot: str, family: str, *, early: bool = False) -> str:
-    """The tensor that belongs to ``slot``. Files of an ``early`` converter have other names for MLPs.
+    """The name of the tensor that belongs to ``slot``. ``early`` is for files of early converters, which
+    swapped two names (``_EARLY``).
 
     >>> mmproj_name("vision.layers.3.fc1", "gemma3"), mmproj_name("audio.layers.0.q_proj_input_max", "gemma4")
     ('v.blk.3.ffn_up.weight', 'a.blk.0.attn_q.input_max')
@@ -185,7 +188,8 @@ def map_mmproj_tensors(
     """Maps the tensors of a file with these ``shapes`` to the slots of the towers that ``config`` describes.
 
     Raises :class:`TensorError` if a tensor is missing, unexpected or has the wrong shape. ``where`` is the
-    name of the file for errors. Unless ``whole``, a tower with missing or wrong tensors is left out instead.
+    name of the file for errors. If ``whole`` is False, a tower with missing or wrong tensors is left out and
+    is no error.
     """
     left_out: list[str] = []
     if isinstance(config.vision, MobileNetConfig):
@@ -210,7 +214,8 @@ def map_mmproj_tensors(
         begins = ("v.", "mm.") if tower == "vision" else ("a.", "mm.a.")
         own = {name: shape for name, shape in shapes.items() if name.startswith(begins)}
         own = {name: s for name, s in own.items() if tower == "audio" or not name.startswith("mm.a.")}
-        # Gemma 3n may have the tables without the tower.
+        # A file for Gemma 3n may have the tables for images without the tower; tensors of the tower are
+        # ignored then.
         ignored = own if tower == "vision" and config.vision is None else ()
         if names:
             slots |= match_tensors(own, config, names, stored, ignored, where=where)

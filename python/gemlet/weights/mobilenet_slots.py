@@ -184,11 +184,11 @@ def mmproj_slot_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def with_found_blocks(config: MobileNetConfig, shapes: Mapping[str, Shape]) -> MobileNetConfig:
-    """``config`` with the blocks that follow from the ``shapes`` of slots; unchanged if there are no blocks
-    among them.
+    """Returns ``config`` with the blocks that follow from the ``shapes`` of slots. If they describe no
+    complete tower, ``config`` is returned unchanged.
 
-    No shape shows the stride. It is 2 in the first block of a stage, and for keys and values that have a
-    convolution before them.
+    The shapes do not show the strides. The stride is 2 in the first block of a stage. In attention blocks it
+    is 2 if keys and values have a convolution before them, and otherwise 1.
     """
     blocks: dict[int, dict[int, dict[str, Shape]]] = {}
     for slot, shape in shapes.items():

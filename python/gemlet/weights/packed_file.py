@@ -1,16 +1,17 @@
 """The format of packed files, and their reader.
 
-A packed file is a safetensors file that the core maps and uses in place. It has one U8 tensor for each weight
-of the core, with the core's name. The data of a matrix are the panels of csrc/formats/formats.h, and those of
-a vector its float32 values. They are padded to a multiple of 64 bytes, so each tensor begins at such a
-multiple. The vectors that balance channels come first (csrc/model/balance.h), because an adapter needs them.
-The table of per-layer embeddings comes last, as rows in its original type (blocks of GGUF as U8).
-``__metadata__`` has the version of gemlet that wrote the file, the versions of the format and the layout, and
-the format and shape of every weight.
+A packed file is a safetensors file that the core maps into memory and uses in place. It has one U8 tensor for
+each weight of the core, with the core's name. A matrix is stored as the panels that csrc/formats/formats.h
+describes, and a vector as float32 values. The data of each tensor are padded to a multiple of 64
+bytes, so each tensor begins at a multiple of 64 bytes. The vectors that balance channels
+(csrc/model/balance.h) come first, because an adapter needs them. The table of per-layer embeddings comes
+last; its rows keep their original type (block types of GGUF are stored as U8). ``__metadata__`` has the
+version of gemlet that wrote the file, the versions of the format and the layout, and the format and shape of
+every weight.
 
 Everything in the header is checked before the file is mapped: versions, names, shapes, sizes and alignment.
-The values are not checked, because that would mean reading the whole file. No bit pattern makes the core
-access memory that it must not access. A NaN in a damaged file becomes an error when it reaches the logits.
+The values are not checked, because that would mean reading the whole file. Wrong values cannot make the core
+access memory outside the file's mapping. A NaN in a damaged file becomes an error when it reaches the logits.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def is_packed(checkpoint: Checkpoint) -> bool:
 
 
 def packed_towers(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
-    """``config`` with only those towers and tables for which the file has weights. The file may be made from
-    a text model, or without its towers."""
+    """Removes from ``config`` the towers and tables for which the file has no weights. The file may have been
+    made from a text model, or without the model's towers."""
     if isinstance(config.vision, MobileNetConfig):
         try:
             described = json.loads(checkpoint.metadata["gemlet_tensors"])
@@ -78,7 +79,7 @@ def packed_towers(config: TextConfig, checkpoint: Checkpoint) -> TextConfig:
 class PackedCheckpoint(TensorFiles):
     """A folder with a packed ``model.safetensors``. It is a context manager; ``close()`` closes the file.
 
-    ``tensors`` has the shape and the format of each weight, not those of the U8 tensor that stores it. Raises
+    ``tensors`` has the shape and the format of each weight, not those of the U8 tensor in the file. Raises
     :class:`ModelFileError` if this version of gemlet cannot use the file, and :class:`TensorError` if a
     tensor is missing, unexpected or has the wrong shape for ``config``.
 
@@ -116,7 +117,7 @@ class PackedCheckpoint(TensorFiles):
         return {name: info.dtype for name, info in self.tensors.items() if takes_format(name, info.shape)}
 
     def dtype(self, name: str) -> str:
-        """The format of weight ``name``, such as "q4"; for the per-layer table its type."""
+        """The format of weight ``name``, such as "q4". For the per-layer table it is the type of the rows."""
         dtype = self.tensors[name].dtype
         return super().dtype(name) if dtype in self._readable else dtype
 
@@ -134,7 +135,7 @@ class PackedCheckpoint(TensorFiles):
                     builder.use_packed(name, info.begin, info.nbytes)
                 except TensorError as problem:
                     raise TensorError(f"{path}: {problem}") from None
-        self.files.check_unchanged(SINGLE_FILE, "it")  # after this, the core checks the file
+        self.files.check_unchanged(SINGLE_FILE, "it")  # from now on, the core checks this
 
     def _check_versions(self) -> None:
         from gemlet import _core
@@ -206,7 +207,8 @@ class PackedCheckpoint(TensorFiles):
         self.tensors = MappingProxyType(tensors)
 
     def _table_of_blocks(self, info: TensorInfo, dtype: str, shape: tuple[Any, ...]) -> TensorInfo:
-        """The per-layer table as a tensor of the block type ``dtype`` of GGUF. The file has it as U8 rows."""
+        """The per-layer table as a tensor of ``dtype``, a block type of GGUF or a type of integers. In the
+        file, the table is a tensor of U8 rows."""
         sizes = {name.lower(): (v, n) for name, v, n in TENSOR_TYPES.values()}
         values, nbytes = _INTEGERS[dtype][1:] if dtype in _INTEGERS else sizes[dtype]
         rows, cols = shape if len(shape) == 2 and all(type(size) is int for size in shape) else (0, 0)
@@ -219,7 +221,7 @@ class PackedCheckpoint(TensorFiles):
         return replace(info, dtype=_INTEGERS[dtype][0] if dtype in _INTEGERS else dtype, shape=shape)
 
     def _take_table_scales(self, table: TensorInfo) -> None:
-        """Takes the scales, which come after a table of integers."""
+        """Takes the scales of a per-layer table of integers from the file's tensors."""
         if table.dtype not in {name for name, _, _ in _INTEGERS.values()}:
             return
         rows, columns = table.shape
@@ -255,7 +257,8 @@ class PackedCheckpoint(TensorFiles):
         return described
 
 
-# Tables of integers: type -> the name in TensorInfo, the values and the bytes of a block.
+# The types of per-layer tables of integers: name in the metadata -> (name in TensorInfo, values and bytes of
+# a block).
 _INTEGERS = {"i8": ("INT8", 1, 1), "i4": ("INT4", 2, 1), "i2": ("INT2", 4, 1)}
 
 
@@ -263,5 +266,5 @@ def _block_types() -> list[str]:
     return [*(name.lower() for name in BLOCK_TYPES), *_INTEGERS]
 
 
-FORMAT_VERSION = 2  # the version of the file; the core has the version of the layout inside the tensors
-ALIGNMENT = 64
+FORMAT_VERSION = 2  # of the file format; the version of the layout of matrices is _core.LAYOUT_VERSION
+ALIGNMENT = 64  # bytes

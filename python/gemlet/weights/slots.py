@@ -31,11 +31,11 @@ __all__ = [
     "takes_format",
 ]
 
-# The table with the token embeddings of every layer: the only slot that is not copied into memory.
+# The table of per-layer token embeddings. It is the only slot that is not copied into memory.
 PER_LAYER_TABLE = "embed_tokens_per_layer"
-# The scales of a table that is stored as integers, in a packed file.
+# A tensor of packed files: the scales of a per-layer table that is stored as integers.
 TABLE_SCALES = "embed_tokens_per_layer_scales"
-# The token of each row of a drafter's head, in a packed file: integers.
+# A tensor of packed files: the token id of each row of a draft model's head, as integers.
 TOKEN_ORDER = "token_order"
 _ROUNDING = "_rounding"
 
@@ -47,7 +47,7 @@ _STACKED = {
     "experts_up": "gate_up",
     "experts_down": "down",
 }
-# Slots that are stacks in GGUF: one matrix for each additional residual stream of Gemma 3n.
+# Names of stacked tensors in GGUF files, with one matrix for each additional residual stream of Gemma 3n.
 STREAMS = ("altup_projections", "altup_unembed_projections")
 # A vector of the core that balances channels -> the norm that is divided by it, and the matrices whose
 # columns are multiplied by it. The vector exists if any of these matrices has few bits.
@@ -181,8 +181,8 @@ def balance_slots(config: TextConfig, formats: Mapping[str, str]) -> dict[str, t
         layer = layer.partition(".experts.")[0]
         for balance, (norm, matrices) in BALANCES.items():
             fits = part in matrices or (part == "gate_up" and balance == "moe_balance")
-            # LAuReL adds the output of this norm to the residual, so it must not change. Scales that the file
-            # fixes belong to the unchanged output.
+            # In Gemma 3n, LAuReL adds the output of pre_attention_norm to the residual, so that output must
+            # not change. Scales for rounding that come with the file also need the unchanged output.
             changes = config.altup_streams == 1 or norm != "pre_attention_norm"
             changes = changes and not any(f"{layer}.{one}" in config.rounded for one in matrices)
             if name in ROUNDED and fits and changes:
@@ -205,7 +205,7 @@ def rounding_slots(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def is_rounding(slot: str) -> bool:
-    """Whether the slot has the scales of :func:`rounding_slots`.
+    """Whether the slot is one of :func:`rounding_slots`.
 
     >>> is_rounding("layers.0.q_proj_rounding"), is_rounding("layers.0.q_proj")
     (True, False)
@@ -214,12 +214,13 @@ def is_rounding(slot: str) -> bool:
 
 
 def rounded_slots(names: Iterable[str]) -> tuple[str, ...]:
-    """The matrices that the scales among ``names`` belong to, in order."""
+    """The slots of the matrices to which the rounding slots among ``names`` belong, sorted by name."""
     return tuple(sorted(name.removesuffix(_ROUNDING) for name in names if is_rounding(name)))
 
 
 def takes_format(slot: str, shape: tuple[int, ...]) -> bool:
-    """Whether the core packs this slot's matrices in a format that can be chosen. It keeps all others as f32.
+    """Whether the core packs this slot in the format that the caller chose. The core keeps all other slots as
+    f32.
 
     >>> takes_format("layers.0.q_proj", (8, 16)), takes_format("layers.0.q_norm", (8,))
     (True, False)

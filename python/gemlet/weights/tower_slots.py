@@ -1,7 +1,7 @@
 """The slots of the weights of vision and audio towers, and their names in checkpoints.
 
-The slots are like those of the text model (:mod:`gemlet.weights.slots`). Their names begin with "vision." or
-"audio.".
+A slot is the core's name of a weight (:mod:`gemlet.weights.slots`). The slots of towers begin with "vision."
+or "audio.".
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ __all__ = [
 
 Kind = Literal["matrix", "exact", "floats", "norm"]
 
-# The last parts of slots that have more than one dimension and that the core keeps as floats.
+# The core keeps these weights as float32, although they have more than one dimension. The names are the last
+# parts of slots.
 _FLOATS = (
     "position_embedding",
     "hard_embedding",
@@ -42,7 +43,7 @@ _FLOATS = (
     "key_down",
     "value_down",
 )
-# Small matrices that stay in float32, because they have too few columns for shared scales.
+# Matrices with too few columns for the quantization blocks of the other formats. They stay in float32.
 _EXACT = ("audio.conv.0", "audio.conv.1", "vision.stem")
 
 _SIGLIP_LAYER = {
@@ -123,7 +124,8 @@ def _siglip_slots(config: SiglipConfig, text_hidden: int) -> dict[str, tuple[int
 
 
 def plain_tower_name(name: str) -> str:
-    """A tensor's name without parts that only some tools write. ``name`` begins with the name of the tower.
+    """Removes "vision_model." from the name of a vision tower's tensor. Some versions of transformers write
+    this part and others do not. ``name`` begins with the name of the tower.
 
     >>> plain_tower_name("vision_tower.vision_model.post_layernorm.weight")
     'vision_tower.post_layernorm.weight'
@@ -132,7 +134,8 @@ def plain_tower_name(name: str) -> str:
 
 
 def tower_module(module: str, config: TextConfig) -> str:
-    """The plain name of a module. Files of adapters have the name that the module has in transformers.
+    """Turns the name of a tower's module in transformers, which adapter files have, into the module's name in
+    checkpoints, without the prefix of the model.
 
     >>> from gemlet.config import read_config
     >>> config = read_config("tests/golden/vision/gemma4-unified")  # in a checkout
@@ -151,7 +154,8 @@ def tower_module(module: str, config: TextConfig) -> str:
 
 
 def tower_names(slots: Iterable[str], family: str) -> Mapping[str, str]:
-    """slot -> the plain name of its tensor, without a prefix of the whole model."""
+    """Returns a map: slot of a tower -> name of the slot's tensor in checkpoints, without the prefix of the
+    model. Slots of the text model are left out."""
     towers = [slot for slot in slots if in_tower(slot)]
     if family == "gemma3":
         return {slot: _siglip_name(slot) for slot in towers}

@@ -1,2 +1,2 @@
-"""Functions that tests run in a new process (``support.processes``). A file here serves one or two test
+"""Functions that tests run in a new process with ``support.processes``. Each file belongs to one or two test
 files."""

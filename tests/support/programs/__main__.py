@@ -1,4 +1,4 @@
-"""Calls one function. ``support.processes.command_of`` starts this program."""
+"""The program that ``support.processes.command_of`` starts: it calls one function of this folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    # Unpickling imports the module of the function.
+    # Unpickling the function imports its module.
     program, arguments, result = pickle.loads(base64.b64decode(sys.argv[1]))
     returned = program(*arguments)
     if result is not None:

@@ -11,7 +11,8 @@ import gemlet
 
 
 def load_in_four_processes(source: Path) -> list[int]:
-    """For each process, 1 if it packed the model, or 0 if the model was in the cache."""
+    """Loads the same model in four processes. The result has a 1 for each process that packed the model, and
+    a 0 for each process that found the model in the cache."""
     children = []
     seen = [0]
 
@@ -41,7 +42,7 @@ def kill_while_packing(source: Path) -> None:
 
 
 def wait_while_packing(source: Path) -> None:
-    """Prints a line when packing has begun, and goes on when standard input ends."""
+    """Begins to pack a model, prints a line, and finishes packing when standard input ends."""
     waited = False
 
     def wait(done: int, total: int) -> None:

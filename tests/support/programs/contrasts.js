@@ -1,4 +1,4 @@
-// The contrast of each text on the page with what is behind it, beside the class of its element.
+// Returns, for each text on the page, the class of its element and the contrast of the text with its background.
 () => {
     const numbers = (text) => text.match(/[\d.]+/g).map(Number);
     const part = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);

@@ -1,4 +1,4 @@
-"""Functions that forward/test_cuda_driver.py runs in separate processes, each with its own GPU."""
+"""Functions that forward/test_cuda_driver.py runs in separate processes, each with its own emulated GPU."""
 
 from __future__ import annotations
 
@@ -29,33 +29,34 @@ def _tokens(model: gemlet.Model) -> list[int]:
 
 
 def load() -> tuple[Outcome, str]:
-    """The error of loading on the GPU, and the device that "auto" takes."""
+    """The error when a model is loaded with the device "cuda", and the device that "auto" chooses."""
     return _outcome(lambda: _load().close()), LoadOptions(device="auto").device
 
 
 def inspect(max_memory: str | None) -> tuple[str | None, int, int]:
-    """The problem, and the total and the process of the plan."""
+    """The problem that inspect() reports, the total of the memory plan, and the part of the plan for the
+    process."""
     found = gemlet.inspect(weights="q4", max_context=512, device="cuda", max_memory=max_memory)
     return found.problem, found.plan.total, found.plan.process
 
 
 def allocate_too_much() -> Outcome:
-    """Weights that no plan has checked."""
+    """Allocates more weights than fit, without a memory plan that would refuse them."""
     config = gemlet.inspect().config
     return _outcome(lambda: make_builder(config, LoadOptions(weights="q4", max_context=512, device="cuda")))
 
 
 def lose() -> tuple[Outcome, Outcome]:
-    """The errors of a text and of the next model on a GPU that fails."""
+    """On a GPU that fails, the error of a running generation and the error of loading the next model."""
     with _load() as model:
         first = _outcome(lambda: _tokens(model))
         return first, _outcome(_load)
 
 
 def fork() -> tuple[list[int], str]:
-    """A text, and the results of a forked process with its parent's model, with its own model and with
-    "auto"."""
-    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+    """Tokens that this process generates, and the results of a forked process: with the model of its parent,
+    with its own model, and with the device "auto"."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
     with _load() as model:
         expected = _tokens(model)
         reader, writer = os.pipe()

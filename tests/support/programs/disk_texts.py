@@ -1,4 +1,4 @@
-"""Writes texts into the folder of a prefix cache until it is killed."""
+"""A process that generates texts with a prefix cache on disk until a test kills it."""
 
 import sys
 from itertools import count

@@ -10,7 +10,7 @@ from gemlet import _core
 
 
 def use_the_forced_tier() -> tuple[str, dict[str, Any], list[float]]:
-    """The tier of a model, the core's description of the machine, and some logits."""
+    """The CPU tier of a model, the core's description of the machine, and some logits."""
     with gemlet.load(threads=1) as model:
         logits = model.logits([2, 100, 200, 300])
     return model.tier, dict(_core.cpu_info()), logits[-1, :8].tolist()

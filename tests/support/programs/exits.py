@@ -23,7 +23,7 @@ late: list[Owner] = []
 
 
 class Owner:
-    """Closes its model when it is deleted, while Python ends."""
+    """Closes its model in ``__del__``, which Python calls while it ends."""
 
     def __init__(self, model: gemlet.Model) -> None:
         self.model = model
@@ -33,7 +33,7 @@ class Owner:
 
 
 def end_while_busy(name: str, end: str) -> None:
-    """The process ends by ``end`` while threads that Python does not wait for do the work ``name``."""
+    """Ends the process in the way ``end`` while daemon threads do the work ``name``."""
     works = Works()
     work = getattr(works, name)
     began = threading.Semaphore(0)
@@ -42,7 +42,7 @@ def end_while_busy(name: str, end: str) -> None:
         while True:
             try:
                 work()
-            except gemlet.GemletError:  # closed, or cancelled
+            except gemlet.GemletError:  # the model was closed, or the work was cancelled
                 time.sleep(0.001)
             began.release()
 
@@ -63,19 +63,20 @@ def end_while_busy(name: str, end: str) -> None:
         atexit.register(works.model.close)
     if end == "late-close":
         late.append(Owner(works.model))
-    if end == "slow":  # after Python the C library takes a while: exit handlers get the exit code
+    if end == "slow":  # an exit handler of the C library makes the end of the process slow
         libc = ctypes.CDLL(None)
         for _ in range(200):
             libc.on_exit(libc.usleep, 0)
         sys.exit(255)
-    if end == "interrupt":  # while Python waits for the threads, which are not daemons here
+    if end == "interrupt":  # Ctrl-C while Python waits for the threads, which are no daemons here
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def end_server(end: str) -> None:
-    """The process ends by ``end`` while an HTTP server answers several requests, each in a separate thread.
+    """Ends the process in the way ``end`` while an HTTP server answers several requests, each in its own
+    thread.
 
-    As in the standard library, these are daemons: Python does not wait for them.
+    As in the standard library, these threads are daemons, so Python does not wait for them.
     """
     model = gemlet.load(threads=2, weights="q8")
     began = threading.Semaphore(0)
@@ -86,7 +87,8 @@ def end_server(end: str) -> None:
             messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError, gemlet.GemletError):  # the client has gone, or the model
+            # The client may have disconnected, and the model may be closed.
+            with contextlib.suppress(OSError, gemlet.GemletError):
                 for chunk in model.stream_chat(messages, max_tokens=500, ignore_eos=True):
                     self.wfile.write(chunk.text.encode())
 
@@ -97,7 +99,7 @@ def end_server(end: str) -> None:
     address = f"http://127.0.0.1:{server.server_address[1]}/"
 
     def ask() -> None:
-        with contextlib.suppress(OSError):  # the server has gone
+        with contextlib.suppress(OSError):  # the server has ended
             while True:
                 with urllib.request.urlopen(address, body, timeout=20) as reply:
                     began.release()

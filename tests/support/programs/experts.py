@@ -14,12 +14,12 @@ import gemlet
 from support.inside import context_of
 from support.tiny_models import read_header
 
-Kept = Sequence[Sequence[int]]  # for each layer, the experts whose pages can be read
+Kept = Sequence[Sequence[int]]  # for each layer, the numbers of the experts whose memory pages stay readable
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def places_of(path: Path) -> dict[tuple[int, int, str], tuple[int, int]]:
-    """The place of each expert's matrices in the file, by layer, expert and name."""
+    """The offset and size of each expert's matrices in the file, by layer, expert and name."""
     header, data = read_header(path)
     start = path.stat().st_size - len(data)
     places = {}
@@ -32,7 +32,8 @@ def places_of(path: Path) -> dict[tuple[int, int, str], tuple[int, int]]:
 
 
 def protect(path: Path, mode: int, kept: Kept) -> None:
-    """Sets ``mode`` for all whole pages of experts' matrices, except for the experts in ``kept``."""
+    """Sets the access ``mode`` of all memory pages that contain only matrices of experts, except for the
+    experts in ``kept``."""
     with open("/proc/self/maps") as file:
         maps = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(str(path))]
     assert maps
@@ -50,13 +51,14 @@ def protect(path: Path, mode: int, kept: Kept) -> None:
                     raise OSError(ctypes.get_errno(), f"mprotect of {name}")
                 break
         else:
-            raise AssertionError(f"{name} is not mapped")
+            raise AssertionError(f"the file of {name} is not mapped into memory")
 
 
 def extend_with_others_protected(
     folder: Path, steps: Sequence[tuple[list[int], Kept]]
 ) -> list[NDArray[np.float32]]:
-    """The last logits of each step. During a step, only the experts in ``kept`` can be read."""
+    """The last logits of each step. During a step, the process can read only the experts in ``kept``; reading
+    another expert would crash it."""
     path = folder / "model.safetensors"
     found = []
     with gemlet.load(folder, threads=1) as model:

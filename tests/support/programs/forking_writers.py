@@ -1,5 +1,5 @@
-"""Functions that product/test_handlers.py runs in separate processes: a signal handler forks at chosen steps
-of writing a folder."""
+"""Functions that product/test_handlers.py runs in separate processes: a signal handler forks the process
+while it writes a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import gemlet
 
-# A forked process could do harm at the steps of these modules.
+# The handler forks at calls in these modules, because a forked process could damage the folder there.
 WRITERS = ("convert.py", "write.py", "cache.py", "cache_entries.py", "stored.py", "shutil.py", "tempfile.py")
 
 
@@ -30,14 +30,15 @@ WORKS: dict[str, Callable[[str, Path], None]] = {"convert": _convert, "cache": _
 
 
 def fork_while_writing(name: str, model: str, folder: str, most: int) -> int:
-    """A handler forks at one step after the other, at most ``most`` times. First the forked process runs to
-    its end, and then its parent. The parent writes the same files as without a fork. Returns how many
-    processes were forked."""
+    """Repeats the work ``name`` at most about ``most`` times, and forks at a later call each time. The forked
+    process runs to its end before its parent continues. The parent must write the same files as without a
+    fork. Returns the number of forked processes."""
     work = WORKS[name]
     steps = _count_steps(lambda: work(model, Path(folder, "alone")))
     alone = _contents(Path(folder, "alone"))
     parent, forked = os.getpid(), 0
-    for at in range(3, steps, max(1, steps // most)):  # forked before the work: it does its own
+    # The first calls are left out, because a process that is forked before the work begins does its own work.
+    for at in range(3, steps, max(1, steps // most)):
         mine = Path(folder, str(at))
         forked += _run(lambda mine=mine: work(model, mine), at, parent)  # type: ignore[misc]
         found = _contents(mine)
@@ -66,7 +67,8 @@ def _run(work: Callable[[], None], at: int, parent: int) -> int:
 
 
 def _count_steps(work: Callable[[], None], at: int = 0) -> int:
-    """Counts the calls in the modules ``WRITERS`` during the work, and sends a signal at number ``at``."""
+    """Counts the calls in the modules ``WRITERS`` during the work, and sends a signal at call number
+    ``at``."""
     count = 0
 
     def look(frame: FrameType, event: str, argument: Any) -> None:

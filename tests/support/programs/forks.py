@@ -20,7 +20,7 @@ from gemlet.base.handlers import importing
 from support.programs.works import ROUNDS, Works
 from support.waiting import PATIENCE, until
 
-warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
 
 
 class Forks:
@@ -41,7 +41,7 @@ class Forks:
         self.works.embedding_model.close()
         with contextlib.suppress(gemlet.ModelClosedError):
             self.works.model.generate("The door")
-            raise AssertionError("it is closed")
+            raise AssertionError("the closed model did not raise an error")
 
     def close_streams(self) -> None:
         for stream in self.works.streams:
@@ -50,7 +50,8 @@ class Forks:
         self.generate()
 
     def step_streams(self) -> None:
-        """A stream that was in the middle of a step is lost, and raises an error that says so."""
+        """Continues the streams. A stream whose step was interrupted by the fork must raise an error that
+        says so."""
         for stream in self.works.streams:
             with contextlib.suppress(gemlet.ModelClosedError):
                 for _ in stream:
@@ -81,7 +82,7 @@ ACTIONS = ("generate", "close", "close_streams", "step_streams", "drop", "load",
 
 
 def fork_beside_an_import(folder: str) -> None:
-    """Forks while another thread imports a module; the forked process imports it too."""
+    """Forks while another thread imports a module. The forked process then imports the same module."""
     Path(folder, "slow_module.py").write_text("import time\ntime.sleep(1)\n")
     sys.path.insert(0, folder)
 
@@ -103,8 +104,8 @@ def fork_beside_an_import(folder: str) -> None:
 
 
 def fork_beside(name: str, actions: Sequence[str]) -> None:
-    """Forks at random moments while other threads do the work ``name``; the forked processes do the
-    ``actions`` one after the other.
+    """Forks at random moments while other threads do the work ``name``. Each forked process does one of
+    ``actions``.
 
     Each process and the parent end normally, so that Python destroys all objects.
     """

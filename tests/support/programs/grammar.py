@@ -15,7 +15,8 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork
 
 
 def in_forks_and_threads() -> bool:
-    """Texts of a form before, in and after forks, while other threads write some too."""
+    """Generates text with a grammar before a fork, in the forked process and after the fork, while other
+    threads do the same."""
     model = gemlet.load()
 
     def write(i: int) -> bool:
@@ -38,7 +39,7 @@ def in_forks_and_threads() -> bool:
 
 
 def without_llguidance() -> list[str]:
-    """The error if llguidance is not installed."""
+    """The name and the message of the error when llguidance is not installed."""
     sys.modules["llguidance"] = None  # type: ignore[assignment]
     try:
         gemlet.load().generate("It was", regex="a", max_tokens=3)
@@ -48,7 +49,7 @@ def without_llguidance() -> list[str]:
 
 
 def peak_of_hostile() -> float:
-    """The largest growth of this process in MiB after a text of each hostile grammar."""
+    """Generates with each hostile grammar. Returns the growth of this process's peak memory in MiB."""
     with gemlet.load() as model:
         model.generate("It was", choice=["fine"], max_tokens=9)
         before = resident()

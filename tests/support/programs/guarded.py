@@ -23,7 +23,7 @@ FORMATS = (("f32", "f32"), ("bf12", "bf16"), ("q4", "int8"), ("q8", "int4"))
 
 
 def text(folder: Path) -> Results:
-    """Every family, with the formats one after the other."""
+    """Logits of every family, each with another weight format."""
     for name, (weights, kv_cache) in zip(ALL_NAMES, itertools.cycle(FORMATS), strict=False):
         ids = read_golden(name)["ids"]
         with gemlet.load(HERE / name, weights=weights, kv_cache=kv_cache, threads=1) as model:
@@ -49,7 +49,7 @@ def embeddings(folder: Path) -> Results:
 
 
 def adapters(folder: Path) -> Results:
-    """Each adapter, by itself and in one pass with contexts without it."""
+    """Logits with each adapter, alone and in one forward pass together with contexts without the adapter."""
     for name in NAMES:
         ids, _ = read_adapter(name)
         with gemlet.load(base_of(name), weights="q8", threads=1) as model:
@@ -61,7 +61,7 @@ def adapters(folder: Path) -> Results:
 
 
 def contexts(folder: Path) -> Results:
-    """Contexts that share blocks of the cache: forks in the middle of a block, and a prefix."""
+    """Logits of contexts that share blocks of the KV cache: forks in the middle of a block, and a prefix."""
     for name in ("gemma3-1b", "gemma3n-e2b", "gemma4-e2b"):
         ids = np.resize(read_golden(name)["ids"], 130).astype(np.int32)
         with gemlet.load(HERE / name, weights="q8", max_context=256, threads=1) as model:
@@ -79,7 +79,7 @@ def contexts(folder: Path) -> Results:
 
 
 def files(folder: Path) -> Results:
-    """Packed files, in memory and on disk."""
+    """Logits of packed models, with the weights in memory and on disk."""
     for name in ("gemma3-untied", "gemma4-e2b"):
         packed = folder / name
         gemlet.convert(HERE / name, packed, weights="q4")
@@ -90,7 +90,7 @@ def files(folder: Path) -> Results:
 
 
 def many_logits(folder: Path) -> Results:
-    """More logits than are resident at a time in memory that is not the host's."""
+    """The logits of so many tokens that a backend with its own memory computes them in several parts."""
     core = random_core(model_config(vocab_size=200_000), weights="q8")
     yield "logits", testing.batch_logits(core, [list(range(2, 122))], [None])[0]
 
@@ -108,7 +108,7 @@ def guarded_results(part: str, folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def peek(guarded: bool) -> int:
-    """A byte of a model's weights, read without the backend."""
+    """Reads a byte of a model's weights directly, and not through the backend."""
     if guarded:
         testing.guard_memory()
     with gemlet.load(HERE / "gemma3-1b", threads=1) as model:

@@ -17,7 +17,7 @@ from support.programs.works import ROUNDS, Works
 
 
 class OnPurposeError(Exception):
-    """The exception of a handler."""
+    """The exception that the signal handlers of these tests raise."""
 
 
 class Handlers:
@@ -37,7 +37,7 @@ class Handlers:
 
     def step_stream(self) -> None:
         for stream in self.works.streams:
-            with contextlib.suppress(gemlet.InvalidRequestError):  # this may come in the middle of a step
+            with contextlib.suppress(gemlet.InvalidRequestError):  # the stream may be in the middle of a step
                 next(stream, None)
 
     def generate(self) -> None:
@@ -57,7 +57,7 @@ class Handlers:
         gc.collect()
 
     def fork(self) -> None:
-        """The forked process continues the interrupted work, as its parent does."""
+        """Forks. The forked process and its parent both continue the interrupted work."""
         child = os.fork()
         if child:
             self.children.append(child)
@@ -81,7 +81,7 @@ def interrupt_work(name: str, actions: Sequence[str]) -> None:
     work()
     seconds = time.perf_counter() - started
     for action in actions:
-        print(action, file=sys.stderr, flush=True)  # for the report of a test that fails
+        print(action, file=sys.stderr, flush=True)  # so that a failed test shows the action
         _interrupt(handlers, action, work, seconds)
         works.generate()
         if handlers.is_child:

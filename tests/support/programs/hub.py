@@ -1,5 +1,5 @@
-"""Functions that files/test_hub.py runs in separate processes. huggingface_hub reads its settings when it is
-imported, so each test needs a process."""
+"""Functions that files/test_hub.py runs in separate processes. huggingface_hub reads its settings only during
+its import, so each test needs its own process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from support.hub_server import COMMIT, TOKEN
 
 
 def bars(name: str, progress: bool | None) -> str:
-    """The text on standard error after the model ``name`` was downloaded and loaded."""
+    """Downloads and loads the model ``name``. Returns the text on standard error, which has the progress
+    bars."""
     calls: list[tuple[int, int]] = []
     with contextlib.redirect_stderr(io.StringIO()) as error:
         given: Any = progress if progress is not None else lambda done, total: calls.append((done, total))
@@ -50,12 +51,12 @@ def download(names: Iterable[str]) -> list[str]:
 
 
 def drafters(names: Iterable[str]) -> list[str | None]:
-    """The file that this name of a drafter means."""
+    """The file of each draft model, or None if gemlet finds none."""
     return [choose(name, None, None, as_drafter=True).file for name in names]
 
 
 def load_error(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, str]:
-    """The name and the message of the error that ends loading."""
+    """The name and the message of the error that load() raises."""
     with pytest.raises(gemlet.GemletError) as error:
         gemlet.load(name, threads=1, revision=revision, token=token)
     return type(error.value).__name__, str(error.value)
@@ -90,14 +91,14 @@ def inspect_errors(names: Iterable[str], max_metadata_bytes: int) -> list[tuple[
         with pytest.raises(gemlet.GemletError) as error:
             gemlet.inspect(name)
         errors.append((type(error.value).__name__, str(error.value)))
-        del error  # the frames of the error hold what was read
+        del error  # the error's frames keep the data alive that inspect() has read
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[-1] < peaks[0] + 40_000, peaks
     return errors
 
 
 def inspect_and_load(names: Iterable[str]) -> None:
-    """Each call may work or not."""
+    """Inspects and loads each model. Typed errors are allowed."""
     for name in names:
         for open_it in (gemlet.inspect, gemlet.load):
             with contextlib.suppress(gemlet.GemletError):
@@ -111,7 +112,7 @@ def load_with_and_without(there: str, missing: str) -> tuple[str, str]:
 
 
 def run_commands(name: str, folder: Path) -> str:
-    """The output of the commands that name a model on the hub."""
+    """Runs the commands that accept a model on the hub. Returns their output."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["download", name, "--revision", "main"]) == 0
         assert main(["download", "no/such-model"]) == 1
@@ -130,7 +131,7 @@ def run_commands(name: str, folder: Path) -> str:
 
 
 def load_adapters(base: str, ids: list[int], names: Iterable[str]) -> dict[str, Any]:
-    """The logits with each adapter, and with the first one merged, or the errors."""
+    """The logits with each adapter and with the first adapter merged. An error replaces logits."""
     found: dict[str, Any] = {}
     with gemlet.load(base, weights="f32", threads=1) as model:
         for number, name in enumerate(names):

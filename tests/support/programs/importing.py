@@ -13,7 +13,8 @@ import gemlet
 
 
 class Interrupting:
-    """A finder that finds nothing, and sends ``number`` when ``module`` is looked for."""
+    """An import finder that finds nothing. It sends the signal ``number`` when Python looks for
+    ``module``."""
 
     def __init__(self, module: str, number: int) -> None:
         self.module = module
@@ -29,8 +30,8 @@ class Interrupting:
 
 
 def interrupt_import(module: str, number: int) -> None:
-    """Sends a signal while the first use of gemlet imports ``module``. The exception of its handler reaches
-    the caller, and the next use works."""
+    """Sends a signal while the first use of gemlet imports ``module``. The exception of the signal handler
+    must reach the caller, and the next use of gemlet must work."""
     finder = Interrupting(module, number)
     sys.meta_path.insert(0, finder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,4 +44,4 @@ def interrupt_import(module: str, number: int) -> None:
         with gemlet.load() as model:
             assert model.generate("The door", max_tokens=3, ignore_eos=True).completion_tokens == 3
     else:
-        raise AssertionError("the handler has not raised")
+        raise AssertionError("the exception of the signal handler did not reach the caller")

@@ -35,7 +35,7 @@ def use_in_forks(threads: int) -> None:
         in_fork(lambda: text(model) == expected)
         assert text(model) == expected
 
-    def child() -> bool:  # generates, then forks too
+    def child() -> bool:  # the forked process generates, and then forks again
         assert text(model) == expected
         in_fork(lambda: text(model) == expected)
         return text(model) == expected
@@ -43,7 +43,7 @@ def use_in_forks(threads: int) -> None:
     in_fork(child)
     in_fork(lambda: in_fork(lambda: text(model) == expected) is None)
 
-    sequence = context_of(model)  # begun before the fork, continued in both processes
+    sequence = context_of(model)  # both processes continue this sequence
     sequence.extend(int32(2, 300, 301))
 
     def go_on() -> bool:
@@ -70,7 +70,7 @@ def end_forks() -> None:
     assert text(model) == expected
 
 
-inherited: list[gemlet.Model] = []  # the processes of a pool get it by the fork
+inherited: list[gemlet.Model] = []  # the processes of a pool inherit this list through the fork
 
 
 def answer(i: int) -> tuple[int, Sequence[int]]:
@@ -109,7 +109,7 @@ LONG = 3000
 
 
 class Shared:
-    """A model of the core and its sequence, which two threads use at the same time."""
+    """A core model and one of its sequences, which two threads use at the same time."""
 
     def __init__(self, threads: int) -> None:
         self.core = random_core(max_context=3 * LONG, threads=threads)
@@ -148,22 +148,24 @@ ACTIONS: dict[str, Callable[[Shared], object]] = {
 
 
 def act_while_extending(threads: int) -> dict[str, list[str]]:
-    """For each of ``ACTIONS``: "done" or the name of the error of each extend."""
+    """Does each of ``ACTIONS`` while another thread extends a sequence. For each action, the result lists
+    "done" or the name of the error for each extend."""
     outcomes = {}
     for action in ACTIONS:
-        print(action, file=sys.stderr, flush=True)  # for the report of a test that fails
+        print(action, file=sys.stderr, flush=True)  # so that a failed test shows the action
         outcomes[action] = _act(action, threads)
     return outcomes
 
 
 def _act(action: str, threads: int) -> list[str]:
-    """Runs one or two extends, twice."""
+    """Runs one or two extends during the action, and repeats this once."""
     extends = 2 if action in ("two-extends", "cancel") else 1
     shared = Shared(threads)
     started = time.monotonic()
     _core.TokenSequence(shared.core).extend(shared.ids[:500])
     if time.monotonic() - started > 0.05:
-        shared.ids = shared.ids[:1100]  # a sanitizer is slow; with it, three passes are long enough
+        # With a sanitizer, the work is slow, so three forward passes are enough.
+        shared.ids = shared.ids[:1100]
     outcomes = []
 
     def extend(sequence: _core.TokenSequence) -> None:

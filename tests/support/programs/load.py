@@ -11,7 +11,7 @@ from support.processes import resident
 
 
 class EnoughError(Exception):
-    """The caller's ``progress`` raises this."""
+    """The exception that the caller's ``progress`` function raises to cancel loading."""
 
 
 def held() -> tuple[int, int]:
@@ -20,24 +20,24 @@ def held() -> tuple[int, int]:
 
 
 def cancel_loading(folder: Path, cache: bool) -> None:
-    """``progress`` cancels three times, then Ctrl-C cancels once."""
+    """Cancels loading four times: three times by an exception of ``progress``, and once by Ctrl-C."""
     during: list[tuple[int, int]] = []
 
     def stop(done: int, total: int) -> None:
         during.append(held())
         if len(during) == 3:
             assert done < total
-            raise EnoughError  # the error must not be kept, because its frames hold the model
+            raise EnoughError  # gemlet must not keep this error, because its frames keep the model in memory
 
     def interrupt(done: int, total: int) -> None:
         during.append(held())
         if len(during) == 2:
-            signal.setitimer(signal.ITIMER_REAL, 0.002)  # while the next part is packed
+            signal.setitimer(signal.ITIMER_REAL, 0.002)  # the signal arrives while the next part is packed
 
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     before, memory = held(), 0.0
     for attempt in range(4):
-        if attempt == 1:  # the first attempt loaded modules, which stay
+        if attempt == 1:  # the first attempt imports modules, which stay in memory
             before, memory = held(), resident()
         during.clear()
         progress = interrupt if attempt == 3 else stop
@@ -47,6 +47,6 @@ def cancel_loading(folder: Path, cache: bool) -> None:
         except expected:
             pass
         else:
-            raise AssertionError("not cancelled")
+            raise AssertionError("loading was not cancelled")
     assert held() == before < max(during), (held(), before, during)
     assert resident() < memory + 8, (resident(), memory)

@@ -9,13 +9,13 @@ import time
 
 import gemlet
 
-# Newlines: the demo model has tokens of several of them, so there is no safe place to cut.
+# A text of newlines cannot be encoded in pieces, because the demo model has tokens of several newlines.
 UNCUT = ("\n", 4_000_000)
 
 
 def interrupt_encoding(text: str, times: int) -> float:
-    """Presses Ctrl-C while ``text``, many times repeated, is encoded. Returns the seconds of processor time
-    until the encoding ends."""
+    """Simulates Ctrl-C during the encoding of ``text``, repeated ``times`` times. Returns the seconds of
+    processor time from the Ctrl-C to the end of the encoding."""
     tokenizer = gemlet.load().tokenizer
     assert tokenizer is not None
     tokenizer.encode("the")
@@ -32,11 +32,11 @@ def interrupt_encoding(text: str, times: int) -> float:
         tokenizer.encode(long_text)
     except KeyboardInterrupt:
         return time.process_time() - pressed[0]
-    raise AssertionError("it was not interrupted")
+    raise AssertionError("Ctrl-C did not interrupt the encoding")
 
 
 def exit_in_a_long_call() -> None:
-    """The process ends while a daemon thread is in the longest possible call of SentencePiece."""
+    """Ends the process while a daemon thread is in the longest possible call of SentencePiece."""
     tokenizer = gemlet.load().tokenizer
     assert tokenizer is not None
     thread = threading.Thread(target=tokenizer.encode, args=(UNCUT[0] * UNCUT[1],), daemon=True)

@@ -1,4 +1,4 @@
-// The elements that the page makes of texts in Markdown, without their attributes.
+// Returns the elements that the page makes of texts in Markdown, without the attributes of the elements.
 async (texts) => {
     const { render } = await import('/page/markdown.js');
     const box = document.createElement('div');

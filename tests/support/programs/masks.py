@@ -15,7 +15,8 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork
 
 
 def continue_in_a_fork() -> bool:
-    """A text that waits for its second mask is forked, and goes on in both processes."""
+    """Forks the process while a request waits for its second mask. The request must continue in both
+    processes."""
     reader = Reader(_core.Engine(random_core()))
     request = reader.submit([1, 2, 3], max_tokens=3, masked=True)
     only = [np.zeros((VOCAB + 31) // 32, np.uint32) for _ in range(3)]

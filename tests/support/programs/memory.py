@@ -47,10 +47,10 @@ def open_and_close() -> None:
             list(model.stream("The", max_tokens=3))
             model.chat([{"role": "user", "content": "Hi"}], max_tokens=3)
 
-    # malloc keeps arenas for threads, and tokenizers are built in their own threads.
+    # Tokenizers are built in their own threads, and malloc keeps memory arenas for threads.
     for _ in range(20):
         use()
-    gc.disable()  # closing frees memory at once, not when Python collects cycles
+    gc.disable()  # close() must free the memory without the garbage collector
     before = resident()
     for _ in range(60):
         use()
@@ -58,19 +58,19 @@ def open_and_close() -> None:
 
 
 def many_steps(steps: int) -> None:
-    """Texts of all kinds, one after the other and together, in one model."""
+    """Generates texts with all kinds of options in one model, one after the other and together."""
     with gemlet.load(threads=1, prefix_cache_size=4_000_000) as model:
 
         def use(number: int) -> None:
             model.generate(f"The {number}", max_tokens=700, seed=number, ignore_eos=True)
             model.generate([f"The {i}" for i in range(4)], max_tokens=200, seed=number, ignore_eos=True)
             with model.stream(f"A {number}", max_tokens=300, seed=number) as stream:
-                next(stream)  # the rest is cancelled
+                next(stream)  # the stream is cancelled after its first chunk
             model.generate("The", max_tokens=300, timeout=0.01)
             model.generate("The", max_tokens=20, logprobs=3, stop="e", n=2, seed=number)
 
         number = 0
-        while model.stats()["steps"] < steps / 10:  # the prefix cache is full
+        while model.stats()["steps"] < steps / 10:  # fills the prefix cache before the measurement
             use(number := number + 1)
         before = resident()
         while model.stats()["steps"] < steps:
@@ -80,7 +80,7 @@ def many_steps(steps: int) -> None:
 
 
 def close_sequences() -> None:
-    # Few tokens with much memory each: the cache and the logits of a sequence have 2 MB or more.
+    # Each token needs much memory: the KV cache and the logits of a sequence have at least 2 MB.
     layer = layer_config(num_heads=2, num_kv_heads=2, head_dim=512, sliding_window=0)
     core = random_core(model_config(layer, max_context=1000, vocab_size=1024))
 
@@ -108,12 +108,14 @@ def slide_a_window() -> None:
 
 
 def fill_caches() -> None:
-    layer = layer_config(num_kv_heads=4, head_dim=512)  # a block of 1 MB, four to a slab
+    # A block of the KV cache has 1 MB, and a slab has four blocks.
+    layer = layer_config(num_kv_heads=4, head_dim=512)
     core = random_core(config=model_config(layer, max_context=20_000))
 
     def filled() -> _core.TokenSequence:
         sequence = _core.TokenSequence(core)
-        sequence.extend(np.full(256, 5, np.int32))  # only the last of its four blocks is still seen
+        # Only the last of the four blocks is still in the attention window.
+        sequence.extend(np.full(256, 5, np.int32))
         return sequence
 
     filled().close()
@@ -121,7 +123,8 @@ def fill_caches() -> None:
     sequences = [filled() for _ in range(10)]
     used = sum(testing.cache_bytes(sequence) for sequence in sequences)
     assert used == core.memory()["kv_cache_used"] == 10 * 2**20
-    size = core.memory()["kv_cache"]  # the last pass used four blocks, and three of them are free now
+    # The last forward pass used four blocks, and three of these are free now.
+    size = core.memory()["kv_cache"]
     assert size == 13 * 2**20
     grown = (resident() - before) * 2**20
     assert 0.95 * size < grown < 1.05 * size + 2**21, (grown, size)
@@ -155,7 +158,8 @@ def fill_a_context(weights: str, longest_span: int) -> None:
 
 
 def build_too_large(layer: dict[str, int], layers: int, config: dict[str, int], weights: str) -> None:
-    with pytest.raises(gemlet.MemoryLimitError):  # otherwise filling it would end the process
+    # Without this error, the system would kill the process while it fills the memory.
+    with pytest.raises(gemlet.MemoryLimitError):
         builder_of(model_config(*[layer_config(**layer)] * layers, **config), weights=weights)
     assert resident() < 500
 
@@ -164,7 +168,7 @@ def build_beyond_a_limit() -> None:
     limit_memory(64)
     with pytest.raises(gemlet.MemoryLimitError, match="bytes"):
         builder_of(model_config(vocab_size=2**18, hidden_size=512))
-    with gemlet.load(weights="q4", threads=1) as model:  # a small model still loads
+    with gemlet.load(weights="q4", threads=1) as model:  # a small model can still be loaded
         model.generate("The", max_tokens=2)
 
 
@@ -223,7 +227,7 @@ def activate_beyond_a_limit(threads: int) -> None:
 
 def return_free_memory() -> None:
     pieces = [bytearray(1000) for _ in range(50_000)]
-    kept = pieces[::50]  # spread over the heap, so that the heap cannot shrink from its end
+    kept = pieces[::50]  # these pieces are spread over the heap, so malloc cannot shrink the heap at its end
     pieces.clear()
     before = resident()
     _core.return_free_memory()

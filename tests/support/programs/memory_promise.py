@@ -11,7 +11,8 @@ from gemlet.loading.inspect import inspect
 
 
 def load_and_generate(folder: Path, arguments: dict[str, Any], tokens: int) -> tuple[int, int, int]:
-    """The peak in bytes, the plan in bytes, and the number of tokens generated after ``tokens``."""
+    """The peak memory in bytes, the memory plan in bytes, and the number of tokens that the model generated
+    after a prompt of ``tokens`` tokens."""
     plan = inspect(folder, **arguments).plan
     with gemlet.load(folder, **arguments) as model:
         ids = [2] + [i * 37 % 200_000 for i in range(1, tokens)]

@@ -19,7 +19,8 @@ from support.processes import peak
 
 
 def convert_and_interrupt(source: Path, packed: Path) -> None:
-    """Ctrl-C at the first step reaches the caller, and no file stays open."""
+    """Simulates Ctrl-C at the first step of convert(). The exception must reach the caller, and no file may
+    stay open."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(KeyboardInterrupt):
@@ -33,7 +34,7 @@ def convert_and_interrupt(source: Path, packed: Path) -> None:
 
 
 def memory() -> tuple[float, float]:
-    """The memory that only this process has, and the memory of mapped files, in MiB."""
+    """The anonymous memory and the memory of mapped files that this process uses, in MiB."""
     with open("/proc/self/status", encoding="ascii") as file:
         found = dict(line.split(":", 1) for line in file)
     return int(found["RssAnon"].split()[0]) / 1024, int(found["RssFile"].split()[0]) / 1024
@@ -43,7 +44,7 @@ def map_a_file(folder: Path, size: int) -> None:
     gemlet.load(threads=1).close()
     anonymous, file = memory()
     model = gemlet.load(folder, threads=1)
-    model.logits([2, 5])  # the whole embedding is the output matrix
+    model.logits([2, 5])  # reads the whole embedding, because it is also the output matrix
     after_anonymous, after_file = memory()
     assert after_file - file > size * 0.95, (file, after_file)
     assert after_anonymous - anonymous < 5, (anonymous, after_anonymous)
@@ -52,7 +53,7 @@ def map_a_file(folder: Path, size: int) -> None:
 
 
 def use_an_embedding(folder: Path, on_disk: bool) -> tuple[float, float, Sequence[int], NDArray[np.float32]]:
-    """The growth of the peak and the reported size of the embedding in MiB, the tokens of a text, and
+    """The growth of the peak memory in MiB, the reported size of the embedding in MiB, generated tokens, and
     logits."""
     gemlet.load(threads=1).generate("The", max_tokens=2)
     before = peak()
@@ -64,20 +65,20 @@ def use_an_embedding(folder: Path, on_disk: bool) -> tuple[float, float, Sequenc
 
 
 def peak_before() -> float:
-    """The peak in MiB, after loading the modules that every process needs."""
+    """The peak memory in MiB after the imports of the modules that every process needs."""
     gemlet.load(threads=1, weights="q4").generate("The", max_tokens=2)
     return peak()
 
 
 def load_over_its_size(folder: Path) -> float:
-    """The peak of loading, in MiB more than the size of the weights."""
+    """Loads a model. Returns by how many MiB the peak memory exceeds the size of the weights."""
     before = peak_before()
     with gemlet.load(folder, weights="q4", threads=2) as model:
         return peak() - before - sum(model.memory()[key] for key in ("weights", "embedding")) / 2**20
 
 
 def load_and_generate(folder: Path) -> float:
-    """The peak of loading and generating a short text, in MiB."""
+    """Loads a model and generates a short text. Returns the peak memory in MiB."""
     before = peak_before()
     with gemlet.load(folder, weights="q4", threads=2) as model:
         model.generate([2, 10, 20], max_tokens=4, temperature=0)
@@ -85,22 +86,23 @@ def load_and_generate(folder: Path) -> float:
 
 
 def convert(source: Path, packed: Path) -> float:
-    """The peak of converting, in MiB."""
+    """Converts a model. Returns the peak memory in MiB."""
     before = peak_before()
     gemlet.convert(source, packed, weights="q4")
     return peak() - before
 
 
 def convert_and_cache(source: Path, packed: Path) -> None:
-    """Packs ``source`` with its tokenizer into ``packed``, and then without it into the cache."""
+    """Packs ``source`` with its tokenizer into ``packed``. Then it packs ``source`` without the tokenizer
+    into the cache."""
     gemlet.convert(source, packed, weights="q4")
     (source / "tokenizer.json").unlink()
     gemlet.load(source, weights="q4", cache=True).close()
 
 
 def cost_of_loading(folder: Path, cache: bool) -> tuple[float, float]:
-    """The processor time that load() takes without the imports, in seconds of the reference, and how many MiB
-    of files it copies."""
+    """The processor time of load() without imports, in seconds of the reference machine of support/pace.py,
+    and the MiB of files that load() reads into memory."""
     gemlet.load().generate("x", max_tokens=1)
     read, before = bytes_read(), time.process_time()
     model = gemlet.load(folder, weights="q4", max_context=4096, cache=cache)
@@ -114,13 +116,14 @@ def cost_of_loading(folder: Path, cache: bool) -> tuple[float, float]:
 
 
 def bytes_read() -> int:
-    """The bytes that this process has read so far. Mapped files do not count."""
+    """The bytes that this process has read from files so far, without mapped files."""
     with open("/proc/self/io", encoding="ascii") as file:
         return int(file.readline().split()[1])
 
 
 def truncate_in_use(folder: Path, other: Path) -> None:
-    """Replaces the file in ``folder`` by the file in ``other`` while it is in use, then truncates it."""
+    """Loads the model in ``folder``. While the model is in use, it replaces the file in ``folder`` by the
+    file in ``other``, and then truncates the new file."""
 
     def load() -> Any:
         return gemlet.load(folder, threads=1)

@@ -1,4 +1,4 @@
-"""For server/test_hostile.py."""
+"""A function that server/test_hostile.py runs in a separate process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from gemlet.base.patterns import _Pattern
 
 
 def pump_all() -> int:
-    """Matches every pattern of the package with long texts of repeated characters. Returns the number of
-    patterns."""
+    """Matches every regular expression of the package with long texts of repeated characters. Returns the
+    number of expressions. An expression that backtracks too much would exceed the time limit of the
+    process."""
     for info in pkgutil.walk_packages(gemlet.__path__, "gemlet."):
         if not info.name.endswith("__main__"):
-            with contextlib.suppress(ImportError):  # an extra that is not installed
+            with contextlib.suppress(ImportError):  # the module needs an extra that is not installed
                 importlib.import_module(info.name)
     found = [one for one in gc.get_objects() if isinstance(one, _Pattern)]
     units = list(map("".join, itertools.chain(string.printable, itertools.product("a1_-.: /[(", repeat=2))))

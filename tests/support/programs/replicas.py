@@ -1,4 +1,5 @@
-"""Two replicas of the demo model on Ray, on loopback; and Ray Data."""
+"""Functions that server/test_replicas.py runs in separate processes: they use two replicas of the demo model
+on Ray, and Ray Data."""
 
 from __future__ import annotations
 
@@ -15,14 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-KILLED_AFTER = 3.0  # seconds
+KILLED_AFTER = 3.0  # seconds of load before a replica is killed
 WORKS = 9.0
 
 
 @contextmanager
 def _on_ray() -> Iterator[None]:
-    # On a busy machine, Ray's processes take long to begin, because they have a low priority by default (nice
-    # 15).
+    # By default, Ray's processes have a low priority (nice 15), so they start slowly on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
@@ -54,7 +54,7 @@ def _ask(port: int, method: str, path: str, body: object = None) -> tuple[int, b
 
 
 def _replicas() -> list[int]:
-    """The processes of the replicas."""
+    """The process ids of the replicas."""
     found = []
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -67,7 +67,7 @@ def _replicas() -> list[int]:
 
 
 def serve_and_kill() -> dict[str, Any]:
-    """The answers of two replicas, also to the requests that run when one replica is killed under load."""
+    """Sends requests to two replicas, and kills one replica under load. Returns all answers."""
     from ray import serve
 
     from gemlet.replicas import application

@@ -1,5 +1,5 @@
-"""A server with a file of keys ("" means no keys) and perhaps a folder for files. It prints its port when it
-is ready, and runs until it is killed."""
+"""A server that prints its port when it is ready, and runs until a test kills it. The first argument is the
+file of keys ("" for none), and the optional second argument is the folder for files."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ from gemlet.cli import main
 from gemlet.generation import Chunk, TextStream
 from support.waiting import PATIENCE
 
-WAIT = "Wait"  # the reply to this message begins late, as for a message with a video
+WAIT = "Wait"  # the reply to this message begins late, as if the message had a video
 
 
 def chat_slowly(*arguments: str) -> None:
-    """``gemlet chat``, with pauses between the pieces of a reply."""
+    """Runs ``gemlet chat`` with pauses between the pieces of a reply."""
     read, begin = TextStream.__next__, gemlet.Model.stream_chat
 
     def slow_read(stream: TextStream) -> Chunk:

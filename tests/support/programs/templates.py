@@ -21,7 +21,7 @@ def served() -> bool:
 
 
 def in_forks() -> None:
-    in_fork(served)  # before the parent has a process
+    in_fork(served)  # the parent has not yet started its process for templates
     assert served()
     for _ in range(2):
         in_fork(lambda: served() and served())
@@ -31,7 +31,7 @@ def in_forks() -> None:
 
 
 def at_exit() -> None:
-    """A thread is in the middle of an endless template when Python exits."""
+    """Exits while a thread renders an endless template."""
     assert served()
     threading.Thread(target=run_endless, daemon=True).start()
     time.sleep(0.1)
@@ -46,7 +46,7 @@ def does_not_import_jinja() -> bool:
 
 
 def without_jinja() -> list[str]:
-    """The error if jinja2 is not installed."""
+    """The messages of the errors when jinja2 is not installed."""
     limited_process.find_spec = lambda name: None  # type: ignore[assignment]
     assert not can_run_templates()
     try:
@@ -57,7 +57,8 @@ def without_jinja() -> list[str]:
 
 
 def where_nothing_starts() -> list[str]:
-    """The error if no Python can be started, as in a program that embeds Python."""
+    """The messages of the errors when gemlet cannot start a Python process, as in a program that embeds
+    Python."""
     said = []
     for executable in ("/bin/false", "/no/such/file", "", None):
         sys.executable = executable  # type: ignore[assignment]
@@ -69,8 +70,8 @@ def where_nothing_starts() -> list[str]:
 
 
 def in_a_handler() -> int:
-    """The number of times that a signal handler was served while its thread waited for an endless
-    template."""
+    """How often a signal handler could render a template while the thread that it interrupted waited for an
+    endless template."""
     count = 0
 
     def handler(*_: object) -> None:

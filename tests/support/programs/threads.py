@@ -14,14 +14,15 @@ import gemlet
 from support.core_models import model_config, random_core
 from support.processes import command_of, environment_of
 
-STACK = 1 << 40  # a thread's stack is larger than the limit on the address space
+STACK = 1 << 40  # the size of a thread's stack, which exceeds the limit of the address space
 ADDRESS_SPACE = 1 << 38
 
 
 def without_threads(kind: str) -> None:
-    """Does ``kind`` in a process that cannot start a thread.
+    """Calls the function ``kind`` in a process that cannot start a thread.
 
-    The number of threads is not limited for root, so their stacks are too large for the process.
+    The limit of the number of threads does not apply to root. So this limits the address space instead, and
+    makes the stacks of threads too large for it.
     """
     for limit, size in ((resource.RLIMIT_STACK, STACK), (resource.RLIMIT_AS, ADDRESS_SPACE)):
         resource.setrlimit(limit, (size, resource.getrlimit(limit)[1]))
@@ -35,7 +36,7 @@ def check_that_there_are_none() -> None:
 
 
 def default() -> None:
-    """The model uses only one thread; everything works in the same way."""
+    """By default, the model then uses only one thread, and everything else works as usual."""
     check_that_there_are_none()
     with gemlet.load() as model:
         assert (model.threads, model.decode_threads) == (1, 1)
@@ -57,7 +58,7 @@ def one() -> None:
 
 
 def several() -> None:
-    """The number of threads that was asked for causes an error."""
+    """An explicit number of threads causes an error."""
     for arguments in ({"threads": 4}, {"decode_threads": 4}, {"threads": 1, "decode_threads": 4}):
         with pytest.raises(gemlet.MemoryLimitError, match=r"cannot start 4 threads, only 1; ask for fewer"):
             gemlet.load(**arguments)

@@ -1,4 +1,4 @@
-"""The work that exits.py, forks.py and handlers.py repeat."""
+"""The kinds of work that exits.py, forks.py and handlers.py repeat and interrupt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemlet.generation import TextStream
 from support.core_models import int32, model_config, random_core
 from support.inside import context_of
 
-# A test interrupts or forks so often. The moments are random, so more rounds find more.
+# How often a test interrupts or forks. The moments are random, so more rounds can find more faults.
 ROUNDS = int(os.environ.get("GEMLET_ROUNDS", "2"))
 
 TEXT = "The door opened, and an old man came in. " * 20
@@ -44,13 +44,13 @@ class Works:
     def __init__(self) -> None:
         self.embedding_model = random_core(model_config(bidirectional=True, max_context=2000))
         self.model = gemlet.load(threads=2, weights="q8")
-        self.streams: list[TextStream] = []  # the running streams of stream()
+        self.streams: list[TextStream] = []  # the streams that the method stream() is reading
 
     def generate(self) -> None:
         self.model.generate([2, 500], max_tokens=200, ignore_eos=True)
 
     def stream(self) -> None:
-        """However the stream ended, its result has all of the text before that."""
+        """Reads a stream. In each case, the result must have all text that the stream gave before its end."""
         stream = self.model.stream(LONG[:100], max_tokens=60, ignore_eos=True)
         self.streams.append(stream)
         texts = []
@@ -58,7 +58,8 @@ class Works:
             for chunk in stream:
                 texts.append(chunk.text)
         finally:
-            stream.close()  # a signal handler may raise before or after a step
+            # If a signal handler raised an exception between two steps, the stream has not ended yet.
+            stream.close()
             self.streams.remove(stream)
             result = stream.result
             assert result.finish_reason in ("length", "cancelled")
@@ -91,11 +92,12 @@ class Works:
         gemlet.load(weights="q8", threads=1)
 
     def convert(self) -> None:
-        folder = tempfile.mkdtemp()  # tests set TMPDIR
+        folder = tempfile.mkdtemp()  # the test sets TMPDIR to its own folder
         gemlet.convert(None, f"{folder}/{os.getpid()}", weights="q8")
 
     def cache(self) -> None:
-        shutil.rmtree(cache_folder(), ignore_errors=True)  # tests set XDG_CACHE_HOME
+        # The test sets XDG_CACHE_HOME to its own folder.
+        shutil.rmtree(cache_folder(), ignore_errors=True)
         gemlet.load(weights="q8", threads=2, cache=True).close()
 
     def fill(self) -> None:

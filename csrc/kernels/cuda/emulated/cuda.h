@@ -44,7 +44,7 @@ struct Launch {
   size_t shared_bytes;
   uint64_t seed;  // shuffles the order in which threads run
 };
-// Runs the kernel to its end. Throws kInternal if threads wait for each other forever.
+// Runs the kernel to its end. Throws kInternal if its threads would wait for each other forever.
 void run(void (*kernel)(const void* args), const void* args, const Launch& launch);
 
 float f16_to_f32(uint16_t half);

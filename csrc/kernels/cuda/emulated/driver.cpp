@@ -1,6 +1,7 @@
-// CUDA's driver over the emulator: the shared library that an emulated build opens in place of libcuda.so.1.
+// An implementation of CUDA's driver with the emulator. An emulated build opens this shared library in place of
+// libcuda.so.1.
 //
-// It is as strict as the driver where that helps to find faults:
+// It is strict in these points, so that tests find faults:
 // - The work of a stream is done only when somebody waits for the stream.
 // - New memory holds NaN. Copies must be inside of allocations, and nothing may be written just after an allocation.
 // - Every call needs a context, and the process that called cuInit().

@@ -1,5 +1,5 @@
-// Stacks to switch between. swapcontext() could do this, too. But it makes a system call for the signal mask each time,
-// and so kernels with many barriers would be ten times as slow.
+// Switches between the stacks of fibers. swapcontext() would do the same, but it makes a system call for the signal
+// mask at each switch. With it, kernels with many barriers would be ten times as slow.
 #pragma once
 
 #include <stddef.h>
