@@ -109,10 +109,10 @@ def _folders() -> list[str]:
     return folders
 
 
-def _not_started() -> GemletError:
+def _not_started(why: str) -> GemletError:
     return UnsupportedError(
         f"this model has a chat template of its own, and the process that would run it did not start "
-        f"({sys.executable or 'this program'} -I {template_worker.__file__}); {EXTRA}; or {OVERRIDE}"
+        f"({sys.executable or 'this program'} -I {template_worker.__file__}: {why}); {EXTRA}; or {OVERRIDE}"
     )
 
 

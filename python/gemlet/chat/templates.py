@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _FOR_TOOLS = "tool_use"  # the named template that transformers takes if there are tools
+_ADDITIONAL = "additional_chat_templates"  # the folder for named templates
 _MAX_BYTES = 1 << 20  # the official ones have 12 to 19 kB
 
 LAUNCH = Gemma4Revision(
@@ -198,9 +199,9 @@ def _digest(template: str) -> str:
 @public
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The text of the chat template in a Hugging Face folder, None if there is none. It is looked for in
-    ``chat_template.jinja``, ``chat_template.json``, ``processor_config.json`` and ``tokenizer_config.json``,
-    in this order; of several named templates it is the one called "default", or the only one. In GGUF the
-    template is the key ``tokenizer.chat_template``.
+    ``chat_template.jinja``, ``additional_chat_templates/default.jinja``, ``chat_template.json``,
+    ``processor_config.json`` and ``tokenizer_config.json``, in this order; of several named templates it is
+    the one called "default", or the only one. In GGUF the template is the key ``tokenizer.chat_template``.
 
     Raises:
         ModelFileError: a file is there but cannot be read, is not UTF-8, or is too large.
@@ -213,12 +214,22 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     {{ messages }}
     """
     folder = own_path(os.fspath(folder))
-    path = os.path.join(folder, "additional_chat_templates", f"{_FOR_TOOLS}.jinja")
-    if os.path.lexists(path):
-        _pass_over_tools(path)
+    named = _named_files(folder)
+    found = _default_template(folder, named)
+    if found is None:
+        chosen = _default(named, os.path.join(folder, _ADDITIONAL))
+        return None if chosen is None else read_template_file(chosen)
+    if _FOR_TOOLS in named:
+        _pass_over_tools(named[_FOR_TOOLS])
+    return found
+
+
+def _default_template(folder: str, named: dict[str, str]) -> str | None:
     path = os.path.join(folder, "chat_template.jinja")
     if os.path.lexists(path):
         return read_template_file(path)
+    if "default" in named:
+        return read_template_file(named["default"])
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = os.path.join(folder, name)
         if os.path.lexists(path):
@@ -226,6 +237,16 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
             if found is not None:
                 return found
     return None
+
+
+def _named_files(folder: str) -> dict[str, str]:
+    """The templates that transformers saves beside the one called default: name -> path."""
+    place = os.path.join(folder, _ADDITIONAL)
+    try:
+        names = [name for name in sorted(os.listdir(place)) if name.endswith(".jinja")]
+    except OSError:  # there is no such folder
+        return {}
+    return {name.removesuffix(".jinja"): os.path.join(place, name) for name in names}
 
 
 def _pass_over_tools(path: str) -> None:
@@ -244,7 +265,7 @@ def read_template_file(path: str) -> str:
             data = read_from_start(file.fileno(), _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a chat template")
-        return data.decode("utf-8")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
     except UnicodeDecodeError as problem:
         raise ModelFileError(f"{path}: not UTF-8 at byte {problem.start}; expected a chat template") from None
     except OSError as problem:
