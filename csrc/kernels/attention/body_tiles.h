@@ -20,6 +20,19 @@ inline void round_into_tiles(const float* x, int64_t count, uint8_t* to) {
   }
 }
 
+// Panels whose last tile, which is not whole, is in a buffer.
+struct TilesWithTail {
+  StoredTiles whole;
+  int64_t steps;  // tiles before the last one
+  const uint8_t* tail[2];
+
+  template <int P>
+  void get(int64_t step, const uint8_t* (&w)[2]) {
+    if (step < steps) return whole.get<P>(step, w);
+    for (int p = 0; p < P; ++p) w[p] = tail[p];
+  }
+};
+
 struct TileCache {
   static constexpr int64_t kBits = 16;
   static constexpr int64_t kWeightBytes =
@@ -53,19 +66,12 @@ struct TileCache {
     if (tail_lines > 0) __builtin_memset(tail, 0, sizeof tail);
     for (int64_t panel = 0; panel < panels; panel += 2) {
       const uint8_t* const w = matrix + panel * panel_bytes;
+      TilesWithTail pair = {{{w, w + panel_bytes}}, steps, {tail[0], tail[1]}};
+      for (int64_t i = 0; tail_lines > 0 && i < 2 && panel + i < panels; ++i) {
+        __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kLineBytes));
+      }
       const TileShape shape(rows, lesser(2, panels - panel) * kPanelRows);
-      float* const at = y + panel * kPanelRows;
-      if (steps > 0) {
-        StoredTiles pair = {{w, w + panel_bytes}};
-        products.run(shape, x, place, pair, steps, at, y_stride, add);
-      }
-      if (tail_lines > 0) {
-        StoredTiles pair = {{tail[0], tail[1]}};
-        for (int64_t i = 0; i < 2 && panel + i < panels; ++i) {
-          __builtin_memcpy(tail[i], w + i * panel_bytes + whole, (size_t)(tail_lines * kLineBytes));
-        }
-        products.run(shape, x + whole, place, pair, 1, at, y_stride, add || steps > 0);
-      }
+      products.run(shape, x, place, pair, steps + (tail_lines > 0), y + panel * kPanelRows, y_stride, add);
     }
   }
 

@@ -21,9 +21,14 @@ struct TileShape {
     outputs[0] = lesser(all_outputs, kPanelRows);
     outputs[1] = all_outputs - outputs[0];
   }
-  bool operator!=(const TileShape& other) const {
-    return rows[0] != other.rows[0] || rows[1] != other.rows[1] || outputs[0] != other.outputs[0] ||
-           outputs[1] != other.outputs[1];
+  // Whether all tiles of this shape also have their sizes in `other`. A change of the configuration takes as long as
+  // several products.
+  bool fits(const TileShape& other) const {
+    bool all = true;
+    for (int i = 0; i < 2; ++i) {
+      all &= (rows[i] == 0 || rows[i] == other.rows[i]) && (outputs[i] == 0 || outputs[i] == other.outputs[i]);
+    }
+    return all;
   }
   TileConfig config() const {
     TileConfig config;
@@ -116,7 +121,7 @@ class TileProducts {
   template <typename Product = Bf16Product, typename Weights>
   void run(const TileShape& shape, const uint8_t* x, const RowPlace& place, Weights& weights, int64_t steps, float* y,
            int64_t y_stride, bool add) {
-    if (shape != shape_) {
+    if (!shape.fits(shape_)) {
       tiles_.configure(shape.config());
       shape_ = shape;
     }
