@@ -45,7 +45,7 @@ def test_every_wrong_text_is_named_and_none_is_computed(model: gemlet.Model) -> 
 
 @pytest.mark.parametrize("texts", [b"text", {"a": 1}, {"a", "b"}, 3])
 def test_values_that_are_not_lists_of_texts_are_refused(model: gemlet.Model, texts: Any) -> None:
-    with pytest.raises(gemlet.InvalidRequestError, match="expected a string or a list of them"):
+    with pytest.raises(gemlet.InvalidRequestError, match="expected a string or a list of strings"):
         model.embed(texts)
 
 

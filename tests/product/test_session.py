@@ -55,9 +55,9 @@ def test_a_streamed_reply_is_added_when_the_stream_ends(model: gemlet.Model) -> 
     session = model.session([{"role": "system", "content": "Answer."}])
     stream = session.stream_chat("Who is it?", **OPTIONS)
     next(stream)
-    with pytest.raises(gemlet.InvalidRequestError, match="still being written"):
+    with pytest.raises(gemlet.InvalidRequestError, match="still generating the session's last reply"):
         session.chat("And then?")
-    with pytest.raises(gemlet.InvalidRequestError, match="still being written"):
+    with pytest.raises(gemlet.InvalidRequestError, match="still generating the session's last reply"):
         _ = session.messages
     stream.close()
     assert session.messages[1:] == [user("Who is it?"), stream.result.message]
