@@ -146,7 +146,7 @@ def test_sessions_do_not_mix_chat_and_text(model: gemlet.Model) -> None:
         talk.generate("Who")
     with pytest.raises(gemlet.InvalidRequestError, match="is a text"):
         text.chat("Who?")
-    with pytest.raises(gemlet.InvalidRequestError, match="in session"):
+    with pytest.raises(gemlet.InvalidRequestError, match="to session"):
         talk.chat("Who?", adapter="mine")
     with pytest.raises(gemlet.InvalidRequestError, match="whole replies"):
         talk.chat("Who?", continue_final_message=True)

@@ -266,8 +266,8 @@ class Hearing:
             position = int(np.argmax(rest))
             raise UnsupportedError(
                 f"{name}: token id {ids[position]} at position {position} stands for an image or a sound, "
-                "but this model was loaded without vision or audio; leave the id out, or encode it with "
-                "allow_control=False"
+                "but this model was loaded without vision or audio; leave the id out, or encode the "
+                "text with allow_control=False"
             )
         return placed
 
