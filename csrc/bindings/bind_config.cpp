@@ -25,6 +25,7 @@ constexpr const char* expected_text() {
   if constexpr (std::is_same_v<Value, std::optional<double>>) return "a number or None";
   if constexpr (std::is_same_v<Value, std::vector<int32_t>>) return "a list of integers of at most 32 bits";
   if constexpr (std::is_same_v<Value, std::vector<int64_t>>) return "a list of integers of at most 64 bits";
+  if constexpr (std::is_same_v<Value, std::vector<float>>) return "a list of numbers";
   if constexpr (std::is_same_v<Value, std::vector<LayerConfig>>) return "a list of LayerConfig";
 }
 
@@ -47,7 +48,7 @@ bool set_field(Config& config, const std::string& name, const char* field, Value
   X(num_heads) X(num_kv_heads) X(head_dim) X(intermediate_size) X(query_scale) X(rope_theta) X(rope_scaling_factor) \
   X(sliding_window) X(attention_softcap) X(qk_norm) X(post_norms) X(v_norm) X(key_is_value) X(rope_partial_factor) \
   X(kv_source) X(activation_sparsity) X(num_experts) X(experts_per_token) X(expert_intermediate_size) X(layer_scalar) \
-  X(bidirectional_spans)
+  X(bidirectional_spans) X(rope_frequencies)
 
 #define GEMLET_MODEL_FIELDS(X) \
   X(vocab_size) X(hidden_size) X(max_context) X(rms_norm_eps) X(embedding_scale) X(exact_gelu) X(final_softcap) \

@@ -85,6 +85,13 @@ void check_layer(const ModelConfig& config, size_t index) {
   if (layer.head_dim % 2 != 0) {
     fail(ErrorCode::kConfig, where, "head_dim is ", layer.head_dim, ", expected an even number");
   }
+  if (!layer.rope_frequencies.empty()) {
+    check_range<int64_t>(where, "the number of rope_frequencies", std::ssize(layer.rope_frequencies),
+                         layer.head_dim / 2, layer.head_dim / 2);
+    for (const float frequency : layer.rope_frequencies) {
+      check_range<double>(where, "a frequency of rope_frequencies", frequency, 0, 1e3);
+    }
+  }
   if (layer.num_experts > 0) {
     check_range<int64_t>(where, "experts_per_token", layer.experts_per_token, 1, layer.num_experts);
     check_range<int64_t>(where, "expert_intermediate_size", layer.expert_intermediate_size, 1, kMaxWidth);

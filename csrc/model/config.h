@@ -42,6 +42,8 @@ struct LayerConfig {
   int64_t expert_intermediate_size = 0;
   bool layer_scalar = false;         // the layer multiplies the residual by a stored number at its end
   bool bidirectional_spans = false;  // tokens of a span (model/batch.h) also see the later ones of the same span
+  // [head_dim / 2]: the angle per position of each pair. If empty, the three numbers of RoPE above give it.
+  std::vector<float> rope_frequencies;
 
   // Layers of one kind share their cache blocks.
   bool same_cache(const LayerConfig& other) const {
@@ -49,7 +51,8 @@ struct LayerConfig {
   }
   bool same_rope(const LayerConfig& other) const {
     return rope_theta == other.rope_theta && rope_scaling_factor == other.rope_scaling_factor &&
-           rope_partial_factor == other.rope_partial_factor && head_dim == other.head_dim;
+           rope_partial_factor == other.rope_partial_factor && rope_frequencies == other.rope_frequencies &&
+           head_dim == other.head_dim;
   }
 };
 

@@ -17,6 +17,7 @@ std::vector<const LayerConfig*> rope_kinds(const ModelConfig& config) {
 // Each step is rounded to float32, like in the reference: at far positions the rounding of a frequency changes the
 // angle.
 std::vector<float> rope_frequencies(const LayerConfig& layer) {
+  if (!layer.rope_frequencies.empty()) return layer.rope_frequencies;
   const int64_t rotated = static_cast<int64_t>(layer.rope_partial_factor * static_cast<double>(layer.head_dim)) / 2;
   std::vector<float> frequencies(static_cast<size_t>(layer.head_dim / 2), 0.0f);
   for (int64_t i = 0; i < rotated; ++i) {

@@ -161,7 +161,7 @@ def test_turns_always_alternate(messages: list[Any]) -> None:
             [{"role": "tool", "content": "4", "name": "f"}],
             ["messages[0]", "no message before it calls this tool"],
         ),
-        ([{"role": "model", "content": "4"}], ["messages[0]", "'model'", "user, assistant"]),
+        ([{"role": "bot", "content": "4"}], ["messages[0]", "'bot'", "user, assistant"]),
         ([{"role": "User", "content": "4"}], ["messages[0]", "'User'"]),
         ([{"role": "user"}], ["messages[0]", "content is None"]),
         ([user(3)], ["messages[0]", "content is 3"]),

@@ -335,7 +335,7 @@ def nested(levels: int) -> Any:
         ([], ["empty"]),
         ([{"role": "user"}], ["messages[0]", "content is None"]),
         ([{"role": "assistant"}], ["messages[0]", "content is None"]),
-        ([{"role": "model", "content": "x"}], ["messages[0]", "'model'", "user, assistant"]),
+        ([{"role": "bot", "content": "x"}], ["messages[0]", "'bot'", "user, assistant"]),
         ([user([{"type": "image"}])], ["messages[0].content[0]", "image", "does not take"]),
         ([user([{"type": "image_url"}])], ["image_url", "does not take"]),
         ([user([{"type": "input_audio"}])], ["input_audio", "does not take"]),

@@ -356,7 +356,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (THREE_N, {"num_kv_shared_layers": None}, "num_kv_shared_layers is None"),
     (THREE_N, {"num_kv_shared_layers": 4}, "num_kv_shared_layers is 4; expected fewer: layer 3 is a full"),
     (THREE_N, {"rope_parameters": {GLOBAL: {"rope_type": "proportional"}}}, "rope_type is 'proportional'"),
-    (THREE_N, {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type is 'yarn'"),
+    (THREE_N, {"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.rope_type is 'longrope'"),
     (THREE_N, {"sliding_window": None}, "sliding_window is None"),
     (FOUR, {"surprise": 1}, "unknown key 'surprise'"),
     (FOUR, {"query_pre_attn_scalar": 256}, "unknown key 'query_pre_attn_scalar'"),
@@ -402,8 +402,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
     (
         FOUR,
-        {"rope_parameters": {LOCAL: {"rope_theta": 1e4}, GLOBAL: {"rope_theta": 1, "rope_type": "yarn"}}},
-        "full_attention.rope_type is 'yarn'; expected 'default' or 'linear' or 'proportional'",
+        {"rope_parameters": {LOCAL: {"rope_theta": 1e4}, GLOBAL: {"rope_theta": 1, "rope_type": "su"}}},
+        "full_attention.rope_type is 'su'; expected one of 'default', 'linear', 'dynamic', 'proportional'",
     ),
     (
         FOUR,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 import gemlet
 from gemlet import Tokenizer
 from gemlet.base.strict_json import parse_json_object
-from support.pace import assert_quick
+from support.costs import refused
 
 MB = 1 << 20
 
@@ -24,21 +22,6 @@ def varint(value: int) -> bytes:
         out += bytes([value & 127 | 128])
         value >>= 7
     return out + bytes([value])
-
-
-def refused(read: Callable[[], object], size: int, message: str) -> None:
-    """A typed error after at most 6 times ``size`` bytes of memory and a few seconds."""
-
-    def work() -> None:
-        tracemalloc.start()
-        try:
-            with pytest.raises(gemlet.GemletError, match=message):
-                read()
-            assert tracemalloc.get_traced_memory()[1] < 6 * size + 2 * MB
-        finally:
-            tracemalloc.stop()
-
-    assert_quick(work, 10)
 
 
 def test_gguf_of_empty_arrays_in_a_hole(tmp_path: Path) -> None:

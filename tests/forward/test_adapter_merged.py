@@ -158,9 +158,9 @@ def test_an_adapter_in_the_model_s_own_folder_is_merged_as_transformers_adds_it(
     ids, expected = read_golden("gemma3-plain")
     with gemlet.load(tmp_path, weights="f32", kv_cache="f32", cache=False, threads=1) as model:
         assert difference(model.logits(ids), expected) < TOLERANCE
-    assert "holds an adapter beside the model, which is merged into it" in caplog.text
+    assert "has an adapter beside the model. The adapter is merged into the model" in caplog.text
     assert f"adapter    {tmp_path}, merged into the model" in str(gemlet.inspect(tmp_path))
-    with pytest.raises(gemlet.errors.InvalidRequestError, match="holds an adapter of its own"):
+    with pytest.raises(gemlet.errors.InvalidRequestError, match="has its own adapter"):
         gemlet.load(tmp_path, merge_adapter=ADAPTERS / "gemma3-rslora", cache=False)
     (tmp_path / "adapter_model.safetensors").unlink()  # without weights there is no adapter
     with gemlet.load(tmp_path, weights="f32", cache=False, threads=1) as model:

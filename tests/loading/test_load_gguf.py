@@ -74,7 +74,7 @@ def test_a_folder_with_only_parts_of_gguf_models_is_refused(tmp_path: Path) -> N
     for name in ("mmproj-model.gguf", "model-00002-of-00002.gguf"):
         write_gguf(tmp_path / name, [gguf_entry("general.architecture", STRING, "clip")], {})
     with pytest.raises(
-        ModelFileError, match=r"no GGUF model .*mmproj-model\.gguf, model-00002-of-00002\.gguf"
+        ModelFileError, match=r"no complete GGUF model.*mmproj-model\.gguf, model-00002-of-00002\.gguf"
     ):
         gemlet.load(tmp_path)
 

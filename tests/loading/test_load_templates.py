@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gemlet
-from gemlet.chat import GEMMA, TemplateFormat
+from gemlet.chat import GEMMA, TemplateFormat, read_chat_template
 from gemlet.errors import InvalidRequestError, ModelFileError, UnsupportedError
 from support.commands import failed, run
 from support.gguf_cases import model_of
@@ -125,6 +125,30 @@ def test_named_templates(folder: Path) -> None:
         gemlet.load(folder)
     with gemlet.load(folder, threads=1, chat_template=CHATML) as model:
         assert isinstance(model.chat_format, TemplateFormat)
+
+
+def test_named_templates_in_files(folder: Path) -> None:
+    """transformers saves them in this folder, and the one called default in chat_template.jinja."""
+    place = folder / "additional_chat_templates"
+    place.mkdir()
+    (place / "notes.txt").write_text("no template")
+    assert read_chat_template(folder) is None
+    (place / "rag.jinja").write_text("rag")
+    assert read_chat_template(folder) == "rag"
+    (place / "tool_use.jinja").write_text("tools")
+    with pytest.raises(ModelFileError, match=r"additional_chat.*rag, tool_use.*none is called default"):
+        read_chat_template(folder)
+    (place / "default.jinja").write_text("default")
+    assert read_chat_template(folder) == "default"
+    (folder / "chat_template.jinja").write_text("first")
+    assert read_chat_template(folder) == "first"
+
+
+def test_a_template_saved_on_windows(folder: Path) -> None:
+    """Its lines end as those of the same template from another system, so it is recognized."""
+    text = "{# one #}\n{{ messages }}\n"
+    (folder / "chat_template.jinja").write_bytes(text.replace("\n", "\r\n").encode())
+    assert read_chat_template(folder) == text
 
 
 def test_the_template_of_a_gguf_file(tmp_path: Path) -> None:

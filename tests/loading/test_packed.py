@@ -121,7 +121,7 @@ def test_convert_does_not_overwrite_files(tmp_path: Path, packed: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("mine")
     for taken in ("file", "folder", "source"):
-        with pytest.raises(ModelFileError, match=rf"{taken}: exists; expected a folder to make"):
+        with pytest.raises(ModelFileError, match=rf"{taken}: exists; expected a new folder"):
             gemlet.convert(source, tmp_path / taken)
     for destination in ("", "a\0b", 3):
         with pytest.raises(InvalidRequestError, match="destination is"):

@@ -229,7 +229,7 @@ def retype(name: str, dtype: str) -> Any:
         ("w4a16", reshape(f"{UP}.weight_packed", [64, 4]), "expected BF16, F16 or F32 \\[64, n\\]"),
         ("w4a16", rename(f"{UP}.weight_shape", f"{UP}.weight_g_idx"), "actorder 'group'"),
         ("w4a16", retype(f"{UP}.weight_packed", "F32"), "expected I32"),
-        ("w4a16", write(f"{UP}.weight_shape", "<i8", 31), "says \\[31, 64\\]"),
+        ("w4a16", write(f"{UP}.weight_shape", "<i8", 31), "is \\[31, 64\\]; expected \\[32, 64\\]"),
         ("w4a16", rename(f"{UP}.weight_packed", f"{UP}.weight"), "I32|expected"),
     ],
 )

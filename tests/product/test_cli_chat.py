@@ -32,7 +32,7 @@ def test_a_terminal_shows_the_prompt_before_the_text() -> None:
     with gemlet.load() as model:
         text = model.generate(PROMPT, max_tokens=15, seed=3).text
     note, _, screen = screen.partition("\n")
-    assert note.startswith("gemlet: note: this is the demo model, ")
+    assert note.startswith("gemlet: note: this is the small demo model; ")
     assert note.endswith("; gemlet chat answers it")
     assert screen == f"\x1b[1m{PROMPT}\x1b[0m{for_terminal(text)}" + ("" if text.endswith("\n") else "\n")
 
@@ -53,7 +53,7 @@ def test_chat_on_a_terminal() -> None:
         ],
     )
     assert code == 0
-    assert "This is the demo model" in screen
+    assert "This is the small demo model" in screen
     assert "--model" in screen
     assert "/rest is not a command; did you mean /reset?" in screen
     assert "/dance is not a command; /help lists the commands" in screen

@@ -149,6 +149,37 @@ def test_special_tokens_without_an_id_get_the_next_ones(tmp_path: Path) -> None:
     assert tokenizer.eos_id == tokenizer.token_id("<end_of_turn>")
 
 
+ADDED_TOKEN = {"__type": "AddedToken", "content": "<x>", "lstrip": False, "special": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "special", "ids"),
+    [
+        ({"image_token": "<x>", "audio_token": "<y>"}, {}, [420, 421]),
+        ({"audio_token": "<y>", "image_token": "<x>"}, {}, [421, 420]),
+        ({"extra_special_tokens": ["<y>"], "image_token": "<x>"}, {}, [420, 421]),
+        ({"extra_special_tokens": {"a": "<y>"}, "image_token": "<x>"}, {}, [420, 421]),
+        ({"image_token": "<x>", "mask_token": "<y>"}, {}, [421, 420]),
+        ({"image_token": ADDED_TOKEN, "mask_token": "<y>"}, {}, [421, 420]),
+        ({"mask_token": "<y>"}, {"image_token": {"content": "<x>"}}, [421, 420]),
+    ],
+)
+def test_tokens_under_keys_of_one_model_are_special(
+    tmp_path: Path, config: dict[str, Any], special: dict[str, Any], ids: list[int]
+) -> None:
+    """The ids are those of AutoTokenizer in transformers 5.24."""
+    save(tmp_path, "special_tokens_map.json", special)
+    tokenizer = json_folder(tmp_path, trained_json(), **config)
+    assert tokenizer.encode("<x><y>", add_bos=False) == ids
+    assert set(ids) <= tokenizer.control_ids
+
+
+@pytest.mark.parametrize("value", [True, None, 3, ["<x>"], {"content": "<x>"}])
+def test_other_values_under_such_keys_are_no_tokens(tmp_path: Path, value: object) -> None:
+    tokenizer = json_folder(tmp_path, trained_json(), image_token=value)
+    assert tokenizer.encode("<x>") == json_folder(tmp_path, trained_json()).encode("<x>")
+
+
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer"])
 def test_classes_that_cut_text_in_their_own_way_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(TokenizerError, match=rf"tokenizer_class is '{name}'.*Expected 'GemmaTokenizer'"):

@@ -170,7 +170,7 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
   int64_t partials = 0;
   kv_blocks_.clear();
   for (const AttentionSegment& segment : segments) {
-    const size_t first_blocks = kv_blocks_.size(), count = segment.kv.blocks.size();
+    const size_t first_task = tasks.size(), first_blocks = kv_blocks_.size(), count = segment.kv.blocks.size();
     for (int64_t kv_head = 0; kv_head < shape.num_kv_heads; ++kv_head) {
       for (const KvBlock& block : segment.kv.blocks) kv_blocks_.push_back(block.head(segment.kv.first_head + kv_head));
     }
@@ -216,6 +216,10 @@ void CpuBackend::attention(const AttentionShape& shape, std::span<const Attentio
           }
         }
       }
+    }
+    if (segment.rows > kMaxSplitRows) {  // one head after the other, so that its keys and values stay in the caches
+      std::stable_sort(tasks.begin() + static_cast<std::ptrdiff_t>(first_task), tasks.end(),
+                       [](const Task& a, const Task& b) { return a.kv_head < b.kv_head; });
     }
   }
 

@@ -120,6 +120,8 @@ class LayerConfig:
     @property
     def query_scale(self) -> float: ...
     @property
+    def rope_frequencies(self) -> list[float]: ...
+    @property
     def rope_partial_factor(self) -> float: ...
     @property
     def rope_scaling_factor(self) -> float: ...
@@ -772,7 +774,7 @@ class Request:
         behind: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None:
         """
-        Sets which ids may be the token after `position` others of a masked request: uint32 [n], a bit for each id, the lowest first; None: all. The engine does not choose the token before. `behind`: the last of these others, where they are only guessed. A mask for a token that was chosen meanwhile changes nothing.
+        Sets which ids may be the token after `position` others of a masked request: uint32 [n], a bit for each id, the lowest first; None: all. The engine does not choose the token until its mask is set. `behind`: the draft tokens among these others. A mask for a token that was chosen meanwhile changes nothing.
         """
     def take(self) -> tuple[list[int], str | None, numpy.typing.NDArray[numpy.float32] | None]:
         """
@@ -783,12 +785,12 @@ class Request:
     @property
     def guessed(self) -> tuple[int, list[int]]:
         """
-        How many tokens of a masked request were chosen, and the ids that are guessed to come next.
+        The number of chosen tokens of a masked request, and the draft tokens after them.
         """
     @property
     def guesses(self) -> tuple[int, int]:
         """
-        How many guessed tokens of it went through passes, and how many of them were right.
+        The number of its draft tokens that went through passes, and the number of accepted ones.
         """
     @property
     def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
@@ -830,7 +832,7 @@ class Engine:
         | None = None,
     ) -> None:
         """
-        `most_running`: texts that advance together. `kv_bytes`: for keys and values besides one whole context. `model_digest`: 32 bytes of all that keys and values depend on, by which the folder knows the model. `drafts`: whether tokens are guessed: 'never', 'paying' (where it is faster) or 'always'; at most `most_drafted` in a step. `drafter`: a model built beside this one, which guesses too, at most `draft_tokens` of a text at a time. `rehearsed`, for measurements: (the ids of the only text, how often a token that the drafter guesses is to be the right one).
+        `most_running`: the most requests that advance together. `kv_bytes`: the limit for keys and values, in addition to one full context. `model_digest`: 32 bytes that name the model in the folder. `drafts`: when draft tokens are used: 'never', 'paying' (where it is faster) or 'always'; at most `most_drafted` in a step. `drafter`: a draft model built beside this one; it proposes at most `draft_tokens` tokens for a request at a time. `rehearsed`, for measurements: (the ids of the only text, the share of the drafter's tokens that are to be accepted).
         """
     def close(self) -> None:
         """

@@ -113,7 +113,7 @@ def assistant_logits(
     count: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[list[int], numpy.typing.NDArray[numpy.float32]]:
     """
-    The likeliest tokens that an assistant guesses one by one after some ids, and its logits, float32 [count, vocab].
+    The most likely draft tokens of an assistant after some ids, one by one, and its logits, float32 [count, vocab].
     """
 
 def batch_logits(
@@ -179,7 +179,7 @@ def guess(
     most: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[list[int]]:
     """
-    What a lookup proposes after the first `lengths[i]` ids of a text, for one length after the other.
+    The draft tokens that PromptLookup proposes after the first `lengths[i]` ids of a text, for each length.
     """
 
 def kernel_attention(
@@ -339,5 +339,5 @@ def write_with_drafts(
     seconds_of: typing.Any,
 ) -> tuple[list[float], int, int]:
     """
-    How long the engine's choice of guesses would take to write texts, whose first tokens are prompts, together: seconds until the end of each, tokens that were guessed and those that were right. seconds_of(rows): the time of a step.
+    Simulates an engine that generates these texts together with draft tokens. The first `prompts[i]` tokens of a text are its prompt. seconds_of(rows): the time of a step. Returns the seconds until the end of each text, the number of draft tokens and the number of accepted ones.
     """

@@ -39,7 +39,7 @@ class LimitedProcess:
         hello: the first line that the program must write, which shows that it works.
         folders: returns the program's arguments, which are the folders of its packages. If a package is not
             installed, it raises the error that says so.
-        not_started: the error to raise if the program does not start.
+        not_started: makes the error to raise if the program does not start. Its argument says why.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LimitedProcess:
         program: str,
         hello: bytes,
         folders: Callable[[], Sequence[str]],
-        not_started: Callable[[], GemletError],
+        not_started: Callable[[str], GemletError],
     ) -> None:
         self._lock = threading.RLock()
         self._is_asking = False
@@ -136,28 +136,41 @@ class LimitedProcess:
         program, hello, folders, not_started = self._of
         arguments = folders()
         running: Any = None
-        with contextlib.suppress(OSError, ValueError):
-            if not sys.executable:
-                raise ValueError
-            running = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", program, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                cwd="/",
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                start_new_session=True,  # Ctrl-C on the terminal must reach only this process
-            )
-            said = _exchange(running, b"", 1000, _START_SECONDS)
-            if said is not None and said + b"\n" == hello:
-                return running
+        why = "sys.executable is empty"
+        try:
+            if sys.executable:
+                running = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-X", "utf8", program, *arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    bufsize=0,
+                    cwd="/",
+                    env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                    start_new_session=True,  # Ctrl-C on the terminal must reach only this process
+                )
+                said = _exchange(running, b"", 1000, _START_SECONDS)
+                if said is not None and said + b"\n" == hello:
+                    return running
+                why = "it wrote something else first" if said is not None else _end_of(running)
+        except (OSError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
         if running is not None:
             running.kill()
             running.wait()
             running.stdin.close()
             running.stdout.close()
-        raise not_started()
+        raise not_started(why)
+
+
+def _end_of(running: Any) -> str:
+    """Why a program has said nothing."""
+    until = time.monotonic() + 1.0  # its output ends a little before the program does
+    while (code := running.poll()) is None:
+        if time.monotonic() > until:
+            return f"it wrote nothing for {_START_SECONDS:g} seconds"
+        time.sleep(0.01)
+    return f"it ended with exit code {code}"
 
 
 def folder_of(package: str) -> str | None:

@@ -291,8 +291,10 @@ class ChatFormat(ABC):
         out = self.segments(messages, tools, thinking, False)
         last, where = messages[-1], f"messages[{len(messages) - 1}]"
         role = last.get("role")
-        if role != "assistant" or any(last.get(key) for key in ("tool_calls", "function_call")):
-            found = f"has the role {role}" if role != "assistant" else "calls tools"
+        if role not in ("assistant", "model") or any(
+            last.get(key) for key in ("tool_calls", "function_call")
+        ):
+            found = "calls tools" if role in ("assistant", "model") else f"has the role {role}"
             raise InvalidRequestError(
                 f"{where} {found}; continue_final_message needs a text of the role assistant at the end"
             )

@@ -2,7 +2,9 @@
 
 - A message of the role ``function`` becomes the result of a tool, and ``function_call`` becomes a call. Both
   belong to OpenAI's older form of tools.
-- A ``content`` of null becomes an empty text. A system message with null as its content is left out.
+- A ``content`` of null becomes an empty text, or the text of ``refusal`` in OpenAI's API. A system message
+  with null as its content is left out.
+- The role ``model``, the name in Gemma's own templates, becomes ``assistant``.
 - Each result is moved behind the message whose call it answers, even if the calls are spread over several
   messages, or other messages came before the result.
 """
@@ -74,11 +76,29 @@ def _in_one_form(message: Mapping[str, Any]) -> Mapping[str, Any]:
     role = message.get("role")
     if role == "function":
         return {**message, "role": "tool"}
+    if role == "model":
+        role, message = "assistant", {**message, "role": "assistant"}
+    if role == "assistant":
+        message = _with_refusal(message)
     if role == "assistant" and message.get("function_call") and not message.get("tool_calls"):
         message = {**message, "tool_calls": [{"function": message["function_call"]}], "function_call": None}
     if role in ("user", "assistant") and message.get("content", "") is None:
         message = {**message, "content": ""}
     return message
+
+
+def _with_refusal(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Turns a refusal by the assistant, which is a part of the content or a field, into text."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(content, list | tuple):
+        parts = [
+            {"type": "text", "text": part.get("refusal")}
+            if isinstance(part, Mapping) and part.get("type") == "refusal"
+            else part
+            for part in content
+        ]
+        return {**message, "content": parts}
+    return {**message, "content": refusal} if refusal is not None and not content else message
 
 
 def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:

@@ -17,7 +17,7 @@ from gemlet.base.patterns import late_pattern
 from gemlet.base.records import record
 from gemlet.base.text import show
 from gemlet.chat.base import Segments
-from gemlet.chat.messages import json_object, json_value, mapping_at
+from gemlet.chat.messages import json_object, json_value, mapping_at, plain
 from gemlet.errors import InvalidRequestError
 
 __all__ = [
@@ -80,7 +80,7 @@ def tool_name(value: Any, where: str) -> str:
     """Checks that ``value`` is the name of a function, and returns it."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise InvalidRequestError(f"{where}: name is {show(value)}; expected a name without braces")
-    return value
+    return plain(value)
 
 
 def read_list(value: Any, where: str) -> list[Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "least_characters",
     "mapping_at",
     "named_surrogate",
+    "plain",
     "refuse_other_than_text",
     "role_of",
     "text_parts",
@@ -58,7 +59,26 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
             # Later code asks whether a value is true, which is an error for an array.
             if value is not None and not isinstance(value, _JSON):
                 raise InvalidRequestError(f"messages[{index}].{key} is {show(value)}; expected JSON")
-    return list(messages)
+    return [_with_plain_texts(message) for message in messages]
+
+
+def _with_plain_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    changed = {key: plain(value) for key, value in message.items() if isinstance(value, str)}
+    if all(value is message[key] for key, value in changed.items()):
+        return message
+    return {**message, **changed}
+
+
+def plain(text: str) -> str:
+    """``text`` as a ``str`` and not as a class derived from it. Some clients have an enumeration of roles
+    that is derived from ``str``, and an f-string writes the name of such a member instead of its value.
+
+    >>> from enum import Enum
+    >>> role = Enum("Role", {"user": "user"}, type=str).user
+    >>> plain(role), type(plain(role))
+    ('user', <class 'str'>)
+    """
+    return text if type(text) is str else str.__str__(text)
 
 
 def least_characters(messages: Any) -> int:
@@ -143,7 +163,7 @@ def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format
 def text_parts(content: Any, where: str) -> list[str]:
     """The texts of a message's ``content``, which is a string or a list of text parts."""
     if isinstance(content, str):
-        return [content]
+        return [plain(content)]
     if isinstance(content, Sequence) and not isinstance(content, bytes):
         return [_text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
     raise InvalidRequestError(
@@ -167,7 +187,7 @@ def _text_part(part: Any, where: str) -> str:
     text = part.get("text")
     if not isinstance(text, str):
         raise InvalidRequestError(f"{where}: text is {show(text)}; expected a string")
-    return text
+    return plain(text)
 
 
 def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
@@ -209,8 +229,10 @@ def json_value(value: Any, where: str, depth: int = 0) -> Any:
     >>> json_value({"a": (1, None)}, "arguments")
     {'a': [1, None]}
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return plain(value)
     if isinstance(value, int):
         if value.bit_length() > MAX_BITS:
             raise InvalidRequestError(f"{where} is an integer of more than {MAX_BITS} bits; send it as text")
@@ -225,7 +247,9 @@ def json_value(value: Any, where: str, depth: int = 0) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise InvalidRequestError(f"{where}: the key {show(key)} is not a string")
-        return {key: json_value(item, f"{where}.{key}"[:200], depth + 1) for key, item in value.items()}
+        return {
+            plain(key): json_value(item, f"{where}.{key}"[:200], depth + 1) for key, item in value.items()
+        }
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [json_value(item, f"{where}[{i}]"[:200], depth + 1) for i, item in enumerate(value)]
     kind = type(value).__name__

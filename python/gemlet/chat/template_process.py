@@ -113,11 +113,11 @@ def _folders() -> list[str]:
     return folders
 
 
-def _not_started() -> GemletError:
+def _not_started(why: str) -> GemletError:
     return UnsupportedError(
         f"this model has a chat template of its own, and the process that runs the template did not start "
-        f"({sys.executable or 'this program'} -I {template_worker.__file__}); install jinja2 ({EXTRA}), or "
-        f"{OVERRIDE}"
+        f"({sys.executable or 'this program'} -I {template_worker.__file__}: {why}); install jinja2 "
+        f"({EXTRA}), or {OVERRIDE}"
     )
 
 

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _FOR_TOOLS = "tool_use"  # the name of the template that transformers uses for prompts with tools
+_ADDITIONAL = "additional_chat_templates"  # the folder for named templates
 _MAX_BYTES = 1 << 20  # the most bytes of a template; the official templates have 12 to 19 kB
 
 LAUNCH = Gemma4Revision(
@@ -203,9 +204,10 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     """The text of the chat template in a Hugging Face folder; None if the folder has no template.
 
     The template comes from the first of these files that has one: ``chat_template.jinja``,
-    ``chat_template.json``, ``processor_config.json``, ``tokenizer_config.json``. If a file has several named
-    templates, the result is the template called "default", or the only one. A GGUF file has its template
-    under the key ``tokenizer.chat_template`` instead.
+    ``additional_chat_templates/default.jinja``, ``chat_template.json``, ``processor_config.json``,
+    ``tokenizer_config.json``. If a file has several named templates, the result is the template called
+    "default", or the only one. A GGUF file has its template under the key ``tokenizer.chat_template``
+    instead.
 
     Raises:
         ModelFileError: a file exists but cannot be read, is not UTF-8, or is too large. Or a file has several
@@ -219,12 +221,22 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
     {{ messages }}
     """
     folder = own_path(os.fspath(folder))
-    path = os.path.join(folder, "additional_chat_templates", f"{_FOR_TOOLS}.jinja")
-    if os.path.lexists(path):
-        _pass_over_tools(path)
+    named = _named_files(folder)
+    found = _default_template(folder, named)
+    if found is None:
+        chosen = _default(named, os.path.join(folder, _ADDITIONAL))
+        return None if chosen is None else read_template_file(chosen)
+    if _FOR_TOOLS in named:
+        _pass_over_tools(named[_FOR_TOOLS])
+    return found
+
+
+def _default_template(folder: str, named: dict[str, str]) -> str | None:
     path = os.path.join(folder, "chat_template.jinja")
     if os.path.lexists(path):
         return read_template_file(path)
+    if "default" in named:
+        return read_template_file(named["default"])
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         path = os.path.join(folder, name)
         if os.path.lexists(path):
@@ -232,6 +244,16 @@ def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
             if found is not None:
                 return found
     return None
+
+
+def _named_files(folder: str) -> dict[str, str]:
+    """The templates that transformers saves beside the one called default: name -> path."""
+    place = os.path.join(folder, _ADDITIONAL)
+    try:
+        names = [name for name in sorted(os.listdir(place)) if name.endswith(".jinja")]
+    except OSError:  # there is no such folder
+        return {}
+    return {name.removesuffix(".jinja"): os.path.join(place, name) for name in names}
 
 
 def _pass_over_tools(path: str) -> None:
@@ -250,7 +272,8 @@ def read_template_file(path: str) -> str:
             data = read_from_start(file.fileno(), _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a smaller chat template")
-        return data.decode("utf-8")
+        # Line breaks are converted as when Python reads a text file.
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as problem:
         raise ModelFileError(f"{path}: not UTF-8 at byte {problem.start}; expected a chat template") from None
     except OSError as problem:

@@ -47,6 +47,8 @@ class LayerSpec:
         expert_intermediate_size: the width of an expert's MLP.
         layer_scalar: the layer's output is multiplied by a weight.
         bidirectional_spans: the tokens of an image see each other in both directions.
+        rope_frequencies: the angle per position of each pair in a head, for the RoPE types that are not given
+            by the three numbers above; otherwise empty.
 
     >>> from gemlet.config import shape_config
     >>> last = shape_config("gemma4-e2b").layers[-1]
@@ -75,6 +77,7 @@ class LayerSpec:
     expert_intermediate_size: int = 0
     layer_scalar: bool = False
     bidirectional_spans: bool = False
+    rope_frequencies: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in LayerSpec.__annotations__}
@@ -93,6 +96,7 @@ def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
     types = _read_layer_types(keys, family, read_size(keys, "num_hidden_layers"))
     heads = _read_heads(keys, types)
     rope = read_rope(keys, family, set(types))
+    tables = {kind: rope[kind].frequencies(heads[kind][1]) for kind in set(types)}
     softcap = 0.0
     if family.name == "gemma3":  # the reference reads the key and does not apply it
         if keys.get("attn_logit_softcapping") not in (None, 0):
@@ -107,7 +111,7 @@ def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
             num_kv_heads=heads[kind][0],
             head_dim=heads[kind][1],
             intermediate_size=width,
-            query_scale=_query_scale(keys, family, heads[kind][1]),
+            query_scale=_query_scale(keys, family, heads[kind][1]) * rope[kind].score_factor,
             rope_theta=rope[kind].theta,
             rope_scaling_factor=rope[kind].scaling_factor,
             sliding_window=window if kind == "sliding_attention" else 0,
@@ -118,6 +122,7 @@ def read_layers(keys: Keys, family: Family) -> tuple[LayerSpec, ...]:
             rope_partial_factor=rope[kind].partial_factor,
             layer_scalar=family.layer_scalar,
             bidirectional_spans=_has_spans(keys, family, kind),
+            rope_frequencies=tables[kind],
         )
         for kind, width in zip(types, widths, strict=True)
     ]

@@ -212,10 +212,10 @@ def _folders() -> list[str]:
     return [folder]
 
 
-def _not_started() -> GemletError:
+def _not_started(why: str) -> GemletError:
     return UnsupportedError(
         f"json_schema, regex, choice and grammar: the process that tries grammars did not start "
-        f"({sys.executable or 'this program'} -I {grammar_worker.__file__})"
+        f"({sys.executable or 'this program'} -I {grammar_worker.__file__}: {why})"
     )
 
 

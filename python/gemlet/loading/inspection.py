@@ -229,6 +229,8 @@ def _architecture(config: TextConfig, table_type: str | None) -> Iterator[str]:
             text += f", positions / {layer.rope_scaling_factor:g}"
         if layer.rope_partial_factor != 1:
             text += f", {layer.rope_partial_factor:.4g} of each head"
+        if layer.rope_frequencies:
+            text += ", scaled pair by pair"
         where = "window" if layer.sliding_window else "full attention"
         if where not in rotations.setdefault(text, []):
             rotations[text].append(where)

@@ -42,11 +42,9 @@ LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED = 1, 2, 4, 8
 _FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 
 # Keys with special tokens. If the vocabulary does not have the tokens, transformers adds them in this order.
-_SPECIAL_KEYS = (
-    *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
-    "additional_special_tokens",
-    "extra_special_tokens",
-)
+# Other keys that end with "_token", such as "image_token", come between the two.
+_SPECIAL_KEYS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
 # Classes of transformers for other models, which cut text in other ways.
 _FOREIGN_CLASS = late_pattern(
     "(?:Albert|Bert|CLIP|CodeLlama|Cohere|DebertaV2|GPT2|GPTNeoX|Llama|MBart|Nllb|Pegasus|Qwen2|Roberta|Siglip|T5"
@@ -196,10 +194,10 @@ class AddedTokens:
                     "special tokens plain text, also those of a chat; expected false. Change it, and use "
                     "allow_control=False for texts in which special tokens should be plain text"
                 )
-            self._read_special(config)
+            self._read_special(config, "__type")
         path = folder / "special_tokens_map.json"
         if is_there(path):
-            self._read_special(read_json_object(path, error=TokenizerError))
+            self._read_special(read_json_object(path, error=TokenizerError), "content")
 
     def _compare(self, path: Path, tokens: Mapping[str, Any]) -> None:
         """Logs tokens of ``tokenizer.json`` that ``added_tokens_decoder`` lacks."""
@@ -214,11 +212,20 @@ class AddedTokens:
                 show(lacking[0]),
             )
 
-    def _read_special(self, config: Mapping[str, Any]) -> None:
+    def _read_special(self, config: Mapping[str, Any], mark: str) -> None:
+        """Reads the keys with special tokens. Under other keys, transformers takes only objects with the key
+        ``mark`` for tokens."""
         for name in ("bos", "eos", "pad", "unk"):
             for text in _texts(config.get(f"{name}_token")):
                 self.names[name] = text
-        for key in _SPECIAL_KEYS:
+        others = [
+            key
+            for key, value in config.items()
+            if key.endswith("_token")
+            and key not in _SPECIAL_KEYS
+            and (isinstance(value, str) or (isinstance(value, dict) and mark in value))
+        ]
+        for key in (*_SPECIAL_KEYS, *others, *_SPECIAL_LISTS):
             self.special += _texts(config.get(key))
 
 
