@@ -32,7 +32,7 @@ LONG, EMPTY = [7] * 40, list[int]()
 def test_every_wrong_text_is_named_and_none_is_computed(model: gemlet.Model) -> None:
     with pytest.raises(gemlet.ContextLengthError, match=r"^texts\[1\]: 40 tokens, but the context holds 32"):
         model.embed([GOOD[0], LONG, GOOD[1]])
-    with pytest.raises(gemlet.ContextLengthError, match=r"texts\[1\].*; 2 texts are wrong .*, at 1, 3$"):
+    with pytest.raises(gemlet.ContextLengthError, match=r"texts\[1\].*; 2 texts are wrong, .* 1, 3$"):
         model.embed([GOOD[0], LONG, GOOD[1], LONG])
     with pytest.raises(
         gemlet.InvalidRequestError, match=r"texts\[0\].*; 3 texts are wrong .*, at 0, 1, 3$"
