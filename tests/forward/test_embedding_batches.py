@@ -35,7 +35,7 @@ def test_every_wrong_text_is_named_and_none_is_computed(model: gemlet.Model) -> 
     with pytest.raises(gemlet.ContextLengthError, match=r"texts\[1\].*; 2 texts are wrong, .* 1, 3$"):
         model.embed([GOOD[0], LONG, GOOD[1], LONG])
     with pytest.raises(
-        gemlet.InvalidRequestError, match=r"texts\[0\].*; 3 texts are wrong .*, at 0, 1, 3$"
+        gemlet.InvalidRequestError, match=r"texts\[0\].*; 3 texts are wrong, .* 0, 1, 3$"
     ) as caught:
         model.embed([EMPTY, LONG, GOOD[0], [999_999]])
     assert caught.value.indices == (0, 1, 3)
