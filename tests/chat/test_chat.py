@@ -157,7 +157,10 @@ def test_turns_always_alternate(messages: list[Any]) -> None:
         ([user("Hi"), {"content": "x"}], ["messages[1]", "role is None"]),
         ([{"role": ["user"], "content": "x"}], ["messages[0]", "role"]),
         ([{"role": "tool", "content": "4"}], ["messages[0]", "the result of a tool"]),
-        ([{"role": "tool", "content": "4", "name": "f"}], ["messages[0]", "no message before it calls it"]),
+        (
+            [{"role": "tool", "content": "4", "name": "f"}],
+            ["messages[0]", "no message before it calls this tool"],
+        ),
         ([{"role": "bot", "content": "4"}], ["messages[0]", "'bot'", "user, assistant"]),
         ([{"role": "User", "content": "4"}], ["messages[0]", "'User'"]),
         ([{"role": "user"}], ["messages[0]", "content is None"]),

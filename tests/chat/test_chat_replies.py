@@ -173,7 +173,9 @@ def run(ids: list[int]) -> Generation:
 
 def test_the_error_of_a_format_without_thinking_names_one_with_it() -> None:
     with gemlet.load() as model:
-        with pytest.raises(UnsupportedError, match=r"the chat format gemma has none, that of Gemma 4"):
+        with pytest.raises(
+            UnsupportedError, match=r"the chat format gemma does not have it; the chat format of Gemma 4"
+        ):
             model.chat([QUESTION], thinking=True)
         reply = model.chat([QUESTION], tools=[], max_tokens=5, seed=1)
         assert reply.message == {"role": "assistant", "content": reply.text}

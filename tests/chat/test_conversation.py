@@ -286,9 +286,9 @@ def test_the_reply_has_only_the_text_that_the_model_adds() -> None:
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        ([USER], r"messages\[0\] is of the role user"),
+        ([USER], r"messages\[0\] has the role user"),
         ([USER, caller(call("f", "1"))], r"messages\[1\] calls tools"),
-        ([USER, caller(call("f", "1")), result("4", "1")], r"messages\[2\] is of the role tool"),
+        ([USER, caller(call("f", "1")), result("4", "1")], r"messages\[2\] has the role tool"),
         ([], "empty"),
     ],
 )

@@ -176,9 +176,9 @@ def test_wrong_functions() -> None:
         (unknown_name, "cannot be read"),
         (no_json, "which JSON has no type for"),
         (bytes_within, "bytes"),
-        (endless, "20 deep"),
+        (endless, "20 levels deep"),
         (of_any_type, "which JSON has no type for"),
-        (lambda: None, "define it with def"),
+        (lambda: None, "define the function with def"),
         (print, "no annotation|no signature"),  # the message depends on the version of Python
         (Path, "expected a function"),
         (3, "expected a function"),

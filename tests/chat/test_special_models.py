@@ -141,7 +141,7 @@ def test_wrong_use_of_translategemma() -> None:
         ([user([PART | {"source_lang_code": "xx"}])], "'xx', which the model's template does not know"),
         ([user([PART | {"source_lang_code": 3}])], "does not know"),
         ([user([PART | {"target_lang_code": "zh_Hans"}])], "did you mean zh-Hant"),
-        ([user([PART | {"text": None}])], "expected text"),
+        ([user([PART | {"text": None}])], "expected the type text"),
         ([user([PART | {"type": "image"}])], "does not take"),
         ([answer], "take turns"),
         ([user([PART]), user([PART])], "take turns"),

@@ -313,7 +313,7 @@ def test_more_tokens_of_an_image(reader: gemlet.Model) -> None:
         ([[{"type": "video", "video": "a.mp4"}]], {}, r"texts\[0\]\[0\]: 'a.mp4' cannot be read"),
         ([[said("a"), {"text": "b"}]], {}, r"texts\[0\]\[1\]: got {'text': 'b'}, expected a part"),
         ([[{"type": "text", "text": 5}]], {}, r"texts\[0\]\[0\]: got"),
-        ([[image()]], {"images": [[IMAGE]]}, "give all of them as parts"),
+        ([[image()]], {"images": [[IMAGE]]}, "give all media as parts"),
         ([[said(" ")]], {}, r"texts\[0\]: it is empty"),
         ([[2, 5, 1]], {"images": [[IMAGE]]}, "the prompt has 0 placeholders of images"),
         (["a"], {"audio": "a.wav"}, "audio: got 'a.wav', expected a list of sounds"),

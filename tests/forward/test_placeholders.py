@@ -74,7 +74,7 @@ def test_gemma3n_refuses_ids_of_its_towers(tmp_path: Path) -> None:
         assert model.logits(text).shape == (len(text), 96)
         for ids in (IDS, [5, 90], [80]):
             for use in (model.logits, model.generate):
-                with pytest.raises(UnsupportedError, match=r"token id (80|90) .*pictures or sound"):
+                with pytest.raises(UnsupportedError, match=r"token id (80|90) .*an image or a sound"):
                     use(ids)
 
 

@@ -59,7 +59,7 @@ def test_the_command_line_cuts_long_texts_and_says_so(
         "refuses this\n"
     )
     assert main(["embed", *texts, *options, "--no-truncate"]) == 1
-    assert "2 texts are wrong and none was computed, at 1, 3" in capsys.readouterr().err
+    assert "2 texts are wrong, and none was computed; their indices are 1, 3" in capsys.readouterr().err
     assert main(["embed", "", *texts, *options]) == 1
     output, errors = capsys.readouterr()
     assert output == ""

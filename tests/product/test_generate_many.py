@@ -39,7 +39,9 @@ def test_seeds(model: gemlet.Model) -> None:
     same = [result.seed for result in model.generate(PROMPTS, max_tokens=2, seed=[5, 6, 7])]
     assert same == [5, 6, 7]
     assert len({result.seed for result in model.generate(PROMPTS, max_tokens=2)}) == 3
-    with pytest.raises(gemlet.InvalidRequestError, match=r"seed: got a list of 2, expected .* of 3: one"):
+    with pytest.raises(
+        gemlet.InvalidRequestError, match=r"seed: got a list of 2 seeds, expected .* of 3 seeds, one"
+    ):
         model.generate(PROMPTS, seed=[1, 2])
 
 

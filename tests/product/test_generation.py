@@ -280,5 +280,5 @@ def test_a_string_becomes_the_only_message_of_a_chat(model: gemlet.Model) -> Non
     asked = {"max_tokens": 8, "seed": 3}
     whole = model.chat([{"role": "user", "content": "Hello"}], **asked)
     assert model.chat("Hello", **asked).token_ids == whole.token_ids
-    with pytest.raises(InvalidRequestError, match="messages: it is empty"):
+    with pytest.raises(InvalidRequestError, match="messages: got an empty text"):
         model.chat("")

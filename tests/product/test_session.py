@@ -55,9 +55,9 @@ def test_a_streamed_reply_is_added_when_the_stream_ends(model: gemlet.Model) -> 
     session = model.session([{"role": "system", "content": "Answer."}])
     stream = session.stream_chat("Who is it?", **OPTIONS)
     next(stream)
-    with pytest.raises(gemlet.InvalidRequestError, match="still being written"):
+    with pytest.raises(gemlet.InvalidRequestError, match="still generating the session's last reply"):
         session.chat("And then?")
-    with pytest.raises(gemlet.InvalidRequestError, match="still being written"):
+    with pytest.raises(gemlet.InvalidRequestError, match="still generating the session's last reply"):
         _ = session.messages
     stream.close()
     assert session.messages[1:] == [user("Who is it?"), stream.result.message]
@@ -146,7 +146,7 @@ def test_sessions_do_not_mix_chat_and_text(model: gemlet.Model) -> None:
         talk.generate("Who")
     with pytest.raises(gemlet.InvalidRequestError, match="is a text"):
         text.chat("Who?")
-    with pytest.raises(gemlet.InvalidRequestError, match="in session"):
+    with pytest.raises(gemlet.InvalidRequestError, match="to session"):
         talk.chat("Who?", adapter="mine")
     with pytest.raises(gemlet.InvalidRequestError, match="whole replies"):
         talk.chat("Who?", continue_final_message=True)

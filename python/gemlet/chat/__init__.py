@@ -1,8 +1,9 @@
-"""Chat formats: turn a list of messages into the prompt that a model family was trained on, and read replies.
+"""Chat formats. A chat format turns a list of messages into the prompt form that a model family was trained
+on. It also reads the replies of the model.
 
-gemlet implements the formats of the Gemma models. It compares the template of a model file with them
-(:mod:`.templates`, :mod:`.template_probes`). If the template is not one of them, it is run in a sandbox in a
-separate process (:mod:`.template_process`).
+gemlet implements the formats of the Gemma models. It compares the chat template of a model file with these
+formats (:mod:`.templates`, :mod:`.template_probes`). If no format writes the same text as the template,
+gemlet runs the template in a sandbox in a separate process (:mod:`.template_process`).
 
 - :data:`GEMMA`: Gemma 1, 2, 3 and 3n (:mod:`.gemma`);
 - :data:`FUNCTION_GEMMA`: FunctionGemma, with tools (:mod:`.functiongemma`);
@@ -83,7 +84,8 @@ __all__ = [
     "read_chat_template",
 ]
 
-# name -> module: imported at first use, because a model needs only one of the formats.
+# Public name -> the module that defines it. A module is imported at the first use of a name, because a model
+# needs only one of the formats.
 _LAZY = {
     "CallGrammar": "gemlet.chat.base",
     "ChatFormat": "gemlet.chat.base",

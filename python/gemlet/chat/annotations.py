@@ -1,8 +1,9 @@
-"""Turns a type annotation into a JSON schema, and a JSON value into what an annotated function takes.
+"""Turns a type annotation into a JSON schema (:func:`schema_of`), and converts a JSON value to an annotated
+type (:func:`python_value`).
 
-The schemas equal those of transformers' ``get_json_schema`` wherever it makes one. gemlet also takes
-``Annotated`` with a description, TypedDicts, dataclasses, sets, ``tuple[T, ...]`` and the abstract
-collections.
+If transformers' ``get_json_schema`` can make a schema for an annotation, gemlet's schema is the same. gemlet
+also supports ``Annotated`` with a description, TypedDicts, dataclasses, sets, ``tuple[T, ...]`` and the
+abstract collections.
 """
 
 from __future__ import annotations
@@ -41,17 +42,18 @@ _QUALIFIERS = ("Required", "NotRequired", "ReadOnly")  # wrappers of types in a 
 def hints_of(owner: Any, where: str) -> dict[str, Any]:
     """The annotations of a function or class. Annotations in quotes are evaluated."""
     if sys.version_info < (3, 11) and isinstance(owner, types.FunctionType):
-        # For the function itself, get_type_hints() would make an argument Optional if its default is None.
+        # In Python 3.10, get_type_hints() makes an argument of a function Optional if its default is None. It
+        # does not do so for other objects.
         named = {"__annotations__": owner.__annotations__, "__globals__": inspect.unwrap(owner).__globals__}
         owner = types.SimpleNamespace(**named)
     try:
         return typing.get_type_hints(owner, include_extras=True)
-    except Exception as problem:  # reading annotations runs code of the caller
+    except Exception as problem:  # evaluating annotations runs code of the caller
         raise InvalidRequestError(f"{where}: its annotations cannot be read: {problem}") from None
 
 
 def schema_of(annotation: Any, where: str, depth: int = 0) -> dict[str, Any]:
-    """The JSON schema of the values of ``annotation``; ``where`` is for errors.
+    """The JSON schema of the values of ``annotation``. ``where`` names the annotated place in errors.
 
     Raises:
         InvalidRequestError: no JSON value can have this type, or gemlet does not know it.
@@ -60,7 +62,7 @@ def schema_of(annotation: Any, where: str, depth: int = 0) -> dict[str, Any]:
     {'type': 'array', 'items': {'type': 'integer'}, 'nullable': True}
     """
     if depth > _MOST_NESTED:
-        raise InvalidRequestError(f"{where}: types are nested more than {_MOST_NESTED} deep")
+        raise InvalidRequestError(f"{where}: types are nested more than {_MOST_NESTED} levels deep")
     if annotation is Any or annotation is object:
         return {}
     if annotation is None or annotation in (type(None),):
@@ -113,7 +115,7 @@ def _collection(
 
 
 def _is_typeddict(annotation: Any) -> bool:
-    """Whether it is a TypedDict, of typing or of typing_extensions."""
+    """Whether ``annotation`` is a TypedDict of typing or of typing_extensions."""
     is_dict = isinstance(annotation, type) and issubclass(annotation, dict)
     return is_dict and hasattr(annotation, "__required_keys__")
 
@@ -123,7 +125,8 @@ def _is_qualifier(origin: Any) -> bool:
 
 
 def _description(extra: Any) -> str:
-    """The description in the arguments of ``Annotated``: a text, pydantic's Field, or typing's Doc."""
+    """The description that ``extra``, an argument of ``Annotated``, holds: a text, pydantic's Field, or
+    typing's Doc."""
     for text in (extra, getattr(extra, "description", None), getattr(extra, "documentation", None)):
         if isinstance(text, str):
             return text
@@ -133,7 +136,7 @@ def _description(extra: Any) -> str:
 def _enumerated(values: list[Any], where: str) -> dict[str, Any]:
     if not values or any(type(value) not in _SCALARS for value in values):
         raise InvalidRequestError(
-            f"{where} has the values {show(values)}; expected some of str, int, float, bool or None"
+            f"{where} has the values {show(values)}; expected only values of str, int, float, bool or None"
         )
     kinds = list(dict.fromkeys(_SCALARS[type(value)] for value in values))
     return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
@@ -173,7 +176,7 @@ def _record(owner: Any, where: str, depth: int) -> dict[str, Any]:
 
 
 def _own_doc(owner: Any) -> str:
-    """The docstring of a class; not the one that a dataclass generates."""
+    """The docstring of a class without its indentation; "" if a dataclass generated the docstring."""
     doc = owner.__doc__ or ""
     if doc.startswith(f"{owner.__name__}("):
         return ""
@@ -186,11 +189,11 @@ def _own_doc(owner: Any) -> str:
 
 
 def python_value(annotation: Any, value: Any) -> Any:
-    """Converts ``value``, which fits the schema of ``annotation``, to that type: a member of an Enum, a
-    dataclass, a tuple, a set, a float.
+    """Converts ``value`` to the type ``annotation``, such as an Enum, a dataclass, a tuple, a set or a float.
+    ``value`` has to fit the schema of ``annotation``.
 
     Raises:
-        ValueError: ``value`` does not fit, although it fits the schema (a tuple of another length).
+        ValueError: ``value`` fits the schema but not the type, such as a tuple of another length.
 
     >>> python_value(tuple[int, str], [1, "a"])
     (1, 'a')
@@ -240,7 +243,7 @@ def _record_value(owner: Any, value: Mapping[str, Any]) -> Any:
 
 
 def _union_value(arguments: tuple[Any, ...], value: Any) -> Any:
-    """The value as the first type of the union that it fits exactly."""
+    """Converts ``value`` to the first type of the union whose schema it fits."""
     from_json = {type(None), str, bool, int, float}
     if value is None or type(value) in (from_json & set(arguments)):
         return value

@@ -1,7 +1,7 @@
 """Checks whether the arguments of a call fit the JSON schema of the function: :func:`problem_of`.
 
-It covers the keys of JSON Schema that :mod:`.annotations` writes, and other common ones. Unknown keys are
-ignored.
+The check covers the keys of JSON Schema that :mod:`.annotations` writes, and other common keys. It ignores
+all other keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_NESTED = 100
 
 
 def problem_of(schema: Mapping[str, Any], value: Any, where: str = "", depth: int = 0) -> str:
-    """Says in words for the model why ``value`` does not fit ``schema``; "" if it fits.
+    """The reason why ``value`` does not fit ``schema``, in words for the model; "" if ``value`` fits.
 
     >>> schema = {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}
     >>> problem_of(schema, {"days": "two"})
@@ -120,7 +120,7 @@ def _range(least: float, most: float) -> str:
 
 
 def _kinds(kind: Any) -> list[str]:
-    """The types that a schema names; types that JSON does not have are ignored."""
+    """The types that a schema names. The list is empty if JSON does not have one of these types."""
     kinds = [kind] if isinstance(kind, str) else kind if isinstance(kind, Sequence) else []
     found = [str(each).lower() for each in kinds]
     return found if all(each in _TYPES for each in found) else []
@@ -146,7 +146,8 @@ def _is_of(kind: str, value: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal in JSON: true is not 1, in lists and objects too."""
+    """Whether two values are equal in JSON. Unlike in Python, true and 1 differ, also inside lists and
+    objects."""
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
     if isinstance(one, list) and isinstance(other, list):

@@ -1,4 +1,5 @@
-"""The base of all chat formats. It turns segments of text and markers into a prompt's text or token ids."""
+"""The base class of all chat formats, :class:`ChatFormat`. It turns the segments of a prompt into text or
+token ids."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ Tools = Sequence[Mapping[str, Any] | Callable[..., Any]]
 
 
 class Segments(list[tuple[str, bool]]):
-    """The parts of a prompt in order: ``(text, is a marker)``. A marker is the name of one control token.
+    """The parts of a prompt in order. Each part is a pair ``(text, is a marker)``. The text of a marker is
+    the name of one control token.
 
     >>> parts = Segments()
     >>> parts.marker("<start_of_turn>")
@@ -33,7 +35,8 @@ class Segments(list[tuple[str, bool]]):
 
     @public
     def marker(self, name: str) -> None:
-        """Appends the control token ``name``. An empty name only separates the texts around it."""
+        """Appends the control token ``name``. An empty name adds no token. It only separates the texts around
+        it, which are then encoded separately."""
         self.append((name, True))
 
     @public
@@ -47,8 +50,8 @@ class CallGrammar:
     """A grammar of replies that call functions.
 
     Attributes:
-        lark: the text of the grammar; the rule of the whole reply is ``start``.
-        control: the control tokens that it names.
+        lark: the grammar in llguidance's Lark syntax. Its rule ``start`` matches the whole reply.
+        control: the control tokens that the grammar contains.
 
     >>> CallGrammar('start: "[now()]"', ()).control
     ()
@@ -59,17 +62,18 @@ class CallGrammar:
 
 
 class ChatFormat(ABC):
-    """The form in which a family of models writes a conversation, such as :data:`gemlet.chat.GEMMA`.
+    """The form of conversations for one family of models, such as :data:`gemlet.chat.GEMMA`.
 
     Attributes:
-        name: for messages.
-        markers: the control tokens without which the format cannot be written.
-        ends: the control tokens that end a reply, besides the end of the text.
-        stops: texts that end a reply, in a format whose marks are not tokens of the vocabulary.
+        name: the name of the format in error messages.
+        markers: the control tokens that the vocabulary must have.
+        ends: the control tokens that end a reply, besides the end-of-text token.
+        stops: the texts that end a reply, if the vocabulary has no token that ends a turn.
 
     Messages are mappings as in OpenAI's chat API: ``role`` is ``"user"``, ``"assistant"``, ``"system"`` or
     ``"developer"`` (and ``"tool"`` or ``"function"`` if the format has tools). ``content`` is a string, a
-    list of ``{"type": "text", "text": ...}`` parts, or None for no text. A ``name`` of a user is ignored.
+    list of ``{"type": "text", "text": ...}`` parts, or None for no text. The ``name`` of a user message is
+    ignored.
 
     >>> from gemlet.chat import GEMMA
     >>> GEMMA.render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi! "}])
@@ -105,17 +109,18 @@ class ChatFormat(ABC):
         tools: Tools | None = None,
         pieces: bool = False,
     ) -> TokenReplyParser:
-        """The parser of the reply to a prompt: it takes token ids and gives text, reasoning and tool calls.
+        """Makes a parser for the reply to a prompt. The parser takes token ids and gives text, reasoning and
+        tool calls.
 
-        It begins in the state in which the prompt ends: after an empty thought, inside an open one, or after
-        the result of a tool.
+        The parser begins in the state in which the prompt ends: after an empty thought, inside an open
+        thought, or after the result of a tool.
 
         Args:
             tokenizer: the tokenizer of the model.
             prompt_ids: the prompt, as :meth:`encode_chat` returns it.
-            tools: the tools of the prompt. If the format has no tokens for calls, the reply's text is
-                searched for calls.
-            pieces: also give parts of calls while they are written (:class:`ToolCallPiece`).
+            tools: the tools of the prompt. If the format has no tokens for calls, the parser looks for calls
+                in the text of the reply.
+            pieces: also give parts of a call while the model is writing the call (:class:`ToolCallPiece`).
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA
@@ -127,22 +132,22 @@ class ChatFormat(ABC):
 
     @public
     def call_grammar(self, tools: Tools, names: Sequence[str] | None = None) -> CallGrammar:
-        """A grammar of replies that call one or more of the functions ``names``. If there is only one
-        function, it is called once.
+        """A grammar of replies that call one or more of the functions ``names``. If ``names`` has only one
+        function, the reply calls this function exactly once.
 
         Args:
             tools: as in :meth:`render`.
-            names: names of functions in ``tools``; None for all of them.
+            names: names of functions in ``tools``; None for all functions.
 
         Raises:
-            UnsupportedError: the format has no calls.
-            InvalidRequestError: a tool is malformed, or ``names`` has no name of a tool.
+            UnsupportedError: the format has no notation for calls.
+            InvalidRequestError: a tool is malformed, or a member of ``names`` is not the name of a tool.
 
         >>> from gemlet.chat import GEMMA
         >>> GEMMA.call_grammar([{"name": "now"}, {"name": "then"}], ["now"]).lark.splitlines()[1:3]
         ['start: "[" call "]"', 'call: "now(" "" ")"']
         """
-        raise UnsupportedError(f"tools: the chat format {self.name} has no calls of its own")
+        raise UnsupportedError(f"tools: the chat format {self.name} has no notation for calls")
 
     @public
     def render(
@@ -156,24 +161,25 @@ class ChatFormat(ABC):
     ) -> str:
         """The prompt as text, for reading and comparing.
 
-        In this text, a marker in a message looks like the format's own. :meth:`encode_chat`, which gives
-        token ids, tells them apart.
+        In this text, a marker that a message spells looks like a marker of the format. The token ids of
+        :meth:`encode_chat` tell the two apart.
 
         Args:
             messages: the conversation so far; at least one message.
             add_generation_prompt: end with the beginning of the model's turn.
-            tools: functions the model may call: ``{"type": "function", "function": {...}}``, only the value
-                of ``"function"``, or Python functions (:func:`gemlet.chat.describe_function`).
+            tools: the functions that the model may call. Each is ``{"type": "function", "function": {...}}``,
+                only the value of ``"function"``, or a Python function
+                (:func:`gemlet.chat.describe_function`).
             thinking: let the model think before it answers.
             continue_final_message: the last message is the beginning of the model's reply, and the model
-                continues it. White space at its end is removed, its turn stays open, and no other turn
-                begins, whatever ``add_generation_prompt`` says.
+                continues this message. White space at the end of the message is removed, the turn stays open,
+                and no other turn begins. ``add_generation_prompt`` then has no effect.
 
         Raises:
             InvalidRequestError: a message is malformed, has a role that the format does not have, or contains
-                something other than text; or the message to continue is not the assistant's, or calls tools.
+                something other than text. Or the message to continue is not the assistant's, or calls tools.
                 The error names the message.
-            UnsupportedError: the format has no tools or no thinking, and they are asked for.
+            UnsupportedError: tools or thinking are asked for, and the format does not have them.
 
         >>> from gemlet.chat import gemma4_format
         >>> question = [{"role": "user", "content": "2 + 2?"}]
@@ -199,18 +205,21 @@ class ChatFormat(ABC):
         most_tokens: int | None = None,
         places: Mapping[str, Place] | None = None,
     ) -> list[int]:
-        """The prompt as token ids. Only the format's own markers become control tokens: whatever a message,
-        a tool or its result contains is encoded as plain text, so that nothing in it can end its turn or
+        """The prompt as token ids. Only the markers that the format writes become control tokens. The
+        contents of messages, tools and results are encoded as plain text. So a message cannot end its turn or
         speak for another role.
 
+        The arguments that are not listed here are those of :meth:`render`.
+
         Args:
-            most_tokens: refuse, before encoding it, a conversation that must have more tokens than this. The
-                other arguments are those of :meth:`render`.
-            places: sentinel texts in the messages -> the segments of images and sounds that replace them.
+            most_tokens: the most tokens that the context holds. A conversation that certainly has more tokens
+                is refused before it is encoded.
+            places: a mapping from each sentinel text in the messages to the segments of the image or sound
+                that replace the sentinel.
 
         Raises:
-            ContextLengthError: see ``most_tokens``.
-            InvalidRequestError: as for :meth:`render`; or the vocabulary lacks the markers.
+            ContextLengthError: the conversation certainly has more than ``most_tokens`` tokens.
+            InvalidRequestError: as for :meth:`render`; or the vocabulary lacks a marker.
             UnsupportedError: as for :meth:`render`.
             TokenizerError: a text has a lone surrogate.
 
@@ -225,9 +234,10 @@ class ChatFormat(ABC):
         text: list[str] = []
         if most_tokens is not None and isinstance(messages, Sequence) and len(messages) > most_tokens:
             raise ContextLengthError(
-                f"messages: {len(messages)} of them, but the context holds {most_tokens} tokens; shorten it"
+                f"messages: got {len(messages)} messages, but the context holds {most_tokens} tokens; "
+                "send fewer messages"
             )
-        if most_tokens is not None:  # checked first, because writing them takes work
+        if most_tokens is not None:  # this check comes first, because writing the messages takes time
             tokenizer.check_length(least_characters(self._told(messages)), most_tokens, "messages", _SHORTEN)
         segments = self._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
         parts = with_places(segments, places or {})
@@ -243,17 +253,17 @@ class ChatFormat(ABC):
 
         for segment, is_marker in parts:
             if not is_marker:
-                text.append(segment)  # encoded as a whole, otherwise the ids could differ
+                text.append(segment)  # adjacent texts are encoded as one text, because the ids could differ
                 continue
             ids += encode()
             text.clear()
-            if not segment:  # a cut between two texts
+            if not segment:  # an empty marker only separates two texts
                 continue
             marker = tokenizer.token_id(segment)
             if marker is None:
                 raise InvalidRequestError(
                     f"chat: the vocabulary has no {segment}, which the format {self.name} needs; "
-                    "this is probably a base model, for which there is generate()"
+                    "this is probably a base model; use generate() with it"
                 )
             ids.append(marker)
         return ids + encode()
@@ -284,7 +294,7 @@ class ChatFormat(ABC):
         if role not in ("assistant", "model") or any(
             last.get(key) for key in ("tool_calls", "function_call")
         ):
-            found = "calls tools" if role in ("assistant", "model") else f"is of the role {role}"
+            found = "calls tools" if role in ("assistant", "model") else f"has the role {role}"
             raise InvalidRequestError(
                 f"{where} {found}; continue_final_message needs a text of the role assistant at the end"
             )
@@ -294,7 +304,7 @@ class ChatFormat(ABC):
 
     @public
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The ids of the tokens that end a reply: those in :attr:`ends`, and the end of the text.
+        """The ids of the tokens that end a reply: those in :attr:`ends`, and the end-of-text token.
 
         >>> import gemlet
         >>> from gemlet.chat import GEMMA

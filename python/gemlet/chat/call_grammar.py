@@ -1,9 +1,10 @@
 """Makes a grammar for replies that have to call a function. :func:`native_grammar` uses the notation of
-Gemma 4 and FunctionGemma, and :func:`python_grammar` that of Python.
+Gemma 4 and FunctionGemma, and :func:`python_grammar` uses the notation of Python.
 
-The grammar is in llguidance's Lark and comes from the JSON schemas of the functions. It follows types,
-properties, required properties, enumerations and items. It ignores everything else, so the arguments have to
-be checked afterwards. Properties have the same order as in the chat formats.
+The grammar is written in llguidance's Lark syntax, and is made from the JSON schemas of the functions. The
+grammar enforces types, properties, required properties, enumerations and items. It ignores all other keys of
+a schema, so the arguments have to be checked after the call. The properties have the same order as in the
+tool declarations of the chat formats.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ value: text | number | boolean | null | array | object
 
 
 def named_tools(tools: Any, names: Any) -> tuple[list[Any], list[str]]:
-    """``tools`` in OpenAI's form, and ``names``, or the names of all tools if ``names`` is None.
+    """``tools`` in OpenAI's form, and ``names`` as a list. If ``names`` is None, the list has the names of
+    all tools.
 
     >>> named_tools([{"name": "now"}], None)[1]
     ['now']
@@ -51,13 +53,14 @@ def named_tools(tools: Any, names: Any) -> tuple[list[Any], list[str]]:
 
 
 def native_grammar(tools: Sequence[Any], names: Sequence[str], tokens: Mapping[str, str]) -> CallGrammar:
-    """A grammar of replies with calls as Gemma 4 writes them.
+    """A grammar of replies with calls in Gemma 4's notation.
 
     Args:
-        tools: in OpenAI's form.
-        names: the functions that may be called. There is at least one call. If there is only one function,
-            there is exactly one call.
-        tokens: Gemma 4's token -> its name in this format. Tokens that are missing have Gemma 4's name.
+        tools: the tools in OpenAI's form.
+        names: the functions that may be called. The reply has at least one call. If ``names`` has only one
+            function, the reply has exactly one call.
+        tokens: a mapping from a token of Gemma 4 to the token that the chat format uses instead. A token that
+            is missing here stays the same.
 
     >>> print(native_grammar([{"function": {"name": "now"}}], ["now"], {}).lark.splitlines()[1])
     start: call
@@ -78,8 +81,8 @@ member: name ":" value
 
 
 def python_grammar(tools: Sequence[Any], names: Sequence[str]) -> CallGrammar:
-    """A grammar of replies with calls in Python's form, ``[weather(city="Oslo")]``. For the arguments see
-    :func:`native_grammar`.
+    """A grammar of replies with calls in Python's form, ``[weather(city="Oslo")]``. The arguments are those
+    of :func:`native_grammar`.
 
     >>> print(python_grammar([{"function": {"name": "now"}}], ["now"]).lark.splitlines()[1])
     start: "[" call "]"
@@ -114,7 +117,8 @@ def _whole(start: str, call: str, writer: _Writer, common: str) -> str:
 
 
 def _chosen(tools: Sequence[Any], names: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and parameters of the functions ``names``."""
+    """The name and the schema of the parameters of each function in ``names``. The name is escaped for
+    Lark."""
     found: list[tuple[str, Mapping[str, Any]]] = []
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
@@ -124,17 +128,21 @@ def _chosen(tools: Sequence[Any], names: Sequence[str]) -> list[tuple[str, Mappi
             schema = mapping_at(function.get("parameters") or {}, f"{where}.parameters")
             found.append((json.dumps(name, ensure_ascii=False)[1:-1], inlined(schema)))
     if not found:
-        raise InvalidRequestError("tools: none of them may be called")
+        raise InvalidRequestError(
+            f"tools: got no tool with a name in {show(list(names))}; expected at least one"
+        )
     return found
 
 
 class _Writer:
-    """Writes rules for values of JSON schemas.
+    """Writes grammar rules that match the values of JSON schemas.
 
     Args:
-        comma, colon: the separators of members, and of a key and its value.
-        words: how true, false and null are written.
-        text: a string of Lark with ``{}`` for a given text; empty if the text is written as in JSON.
+        comma: the text between two members.
+        colon: the text between a key and its value.
+        words: the words for true, false and null.
+        text: the Lark expression of a string, with ``{}`` in the place of the string's text. Empty if strings
+            are written as in JSON.
     """
 
     def __init__(self, *, comma: str, colon: str, words: tuple[str, str, str], text: str) -> None:
@@ -142,13 +150,13 @@ class _Writer:
         self._comma, self._colon, self._words, self._text = comma, colon, words, text
 
     def members(self, schema: Mapping[str, Any], *, keywords: bool = False, depth: int = 0) -> str:
-        """The part between the braces of an object of this schema. With ``keywords``, members are
-        ``key=value``."""
+        """The rule for the text between the braces of an object that fits ``schema``. With ``keywords``,
+        members are written ``key=value``."""
         properties = schema.get("properties")
         if not isinstance(properties, Mapping) or not properties:
-            others = schema.get(
-                "additionalProperties", depth > 0
-            )  # a function has no other arguments than those that it names
+            # A function (depth 0) without properties takes no arguments. Any other object without properties
+            # may have any members.
+            others = schema.get("additionalProperties", depth > 0)
             if keywords or others is False:
                 return '""'
             free = self._value(schema.get("additionalProperties"), depth + 1)
@@ -157,8 +165,8 @@ class _Writer:
             return f"({member} ({self._lark(self._comma)} {member})*)?"
         required = schema.get("required") or ()
         rest_first = rest = '""'
-        # From the last property to the first: the rules for the rest, if no property has been written yet
-        # (rest_first) and if one has (rest).
+        # The loop goes from the last property to the first. ``rest`` is the rule for the later properties if
+        # a property has been written before them, and ``rest_first`` is the rule if none has.
         for key, each in reversed(sorted_items(properties)):
             written = f"{self._key(key, keywords)} {self._value(each, depth + 1)}"
             needed = key in required
@@ -236,7 +244,9 @@ class _Writer:
 
     def _rule(self, body: str) -> str:
         if len(self.rules) >= _MOST_RULES:
-            raise InvalidRequestError(f"tools: their schemas are too large, over {_MOST_RULES} parts")
+            raise InvalidRequestError(
+                f"tools: the schemas have more than {_MOST_RULES} parts; give fewer or smaller tools"
+            )
         name = f"r{len(self.rules)}"
         self.rules.append(f"{name}: {body}")
         return name

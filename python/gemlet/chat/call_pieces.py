@@ -1,8 +1,9 @@
 """Writes the arguments of a call as JSON while the model is still writing the call: :class:`PieceWriter`.
 
-The input is Gemma 4's notation (:mod:`.tool_calls`). The output is JSON, given as soon as it is certain:
-keys, numbers and words when they are complete, strings as they grow. If the model departs from the notation,
-the rest is given at the end of the call, if :mod:`.loose_calls` can read the call.
+The input is Gemma 4's notation (:mod:`.tool_calls`). The output is JSON, given as soon as it is certain.
+Keys, numbers and words are given when they are complete, strings as they grow. If the model departs from the
+notation, the rest of the JSON is given at the end of the call. For this, :mod:`.loose_calls` must be able to
+read the call.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ _KEY = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+(?=[,}}\\]])')
 _QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-# The beginning of a string that does not depend on how the string ends. A string that began with the quote
+# The beginning of an unfinished string that later text cannot change. A string that began with the quote
 # token may end with another quote if the text after that quote can follow a value.
 _BEGUN = late_pattern(f'[{QUOTE_SIGN}"]([^"\'\\\\{QUOTE_SIGN}]*)')
+# A string that began with the quote token and contains another quote that cannot end it. From there on, only
+# the quote token can end the string (``_is_free``).
 _FREE = late_pattern(f"{QUOTE_SIGN}[^\"'{QUOTE_SIGN}]*[\"']\\s*[^\\s,:=}})\\]{QUOTE_SIGN}]")
 _BEGUN_FREE = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*)")
 _LONGEST_WORD = 500  # characters of a name, a key or a value without quotes
-_LONGEST_HELD = 5000  # characters of the part of a string that is not certain
+_LONGEST_HELD = 5000  # characters of a string that are held back because later text may change them
 _CLOSING = {"{": "}", "[": "]"}
 
 
 class PieceWriter:
-    """Takes the text of a call and gives JSON without its last bracket, because later text may still make the
-    call unreadable. The name is None until it is known.
+    """Takes the text of a call in pieces and gives the arguments as JSON. :meth:`push` does not give the last
+    bracket, because later text may still make the call unreadable. ``name`` is the name of the function, and
+    None until it is known.
 
     >>> writer = PieceWriter()
     >>> writer.push("call:weather{city:"), writer.name
@@ -45,11 +49,12 @@ class PieceWriter:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._text = ""  # text that has not been read
+        self._text = ""  # the text of the call that has not been read yet
         self._written: list[str] = []
         self._open: list[str] = []  # the closing brackets that are still expected
         self._expects = "head"  # or "key", "value", "comma", "string"
-        self._is_over = False  # the last bracket is missing, or the notation is not followed
+        # Whether only the last bracket is missing, or the text departs from the notation.
+        self._is_over = False
         self._first = True  # whether the next item is the first in its object or list
         self._is_free = False  # whether only the quote token can end the string that is being written
 
@@ -59,14 +64,14 @@ class PieceWriter:
             return ""
         self._text += text
         is_held = self._expects == "string" and not self._is_free and len(self._text) > 300
-        if is_held and not set(text) & set(f'{QUOTE_SIGN}"'):  # a string that does not end here
+        if is_held and not set(text) & set(f'{QUOTE_SIGN}"'):  # the string does not end in this text
             return ""
         before = len(self._written)
         try:
             while self._step():
                 pass
             if len(self._text) > (_LONGEST_HELD if self._expects == "string" else _LONGEST_WORD):
-                self._is_over = True  # the rest is read at the end
+                self._is_over = True  # finish() gives the rest
         except MalformedCallError:
             self._is_over = True
         return "".join(self._written[before:])
@@ -81,7 +86,8 @@ class PieceWriter:
         whole, written = json.dumps(arguments, ensure_ascii=False), "".join(self._written)
         if whole.startswith(written):
             return whole[len(written) :]
-        # The JSON so far is not its beginning: a key appears twice, and the last one counts.
+        # The JSON written so far is not the beginning of the whole JSON, because a key appears twice. The
+        # last value of the key counts.
         ends = self._end_of_part() + "".join(reversed(self._open[1:]))
         found = json.loads(written + ends + "}")
         rest = {
@@ -99,7 +105,7 @@ class PieceWriter:
         return "null" if self._expects == "value" and self._open[-1] == "}" else ""
 
     def _step(self) -> bool:
-        """Reads the next part; False if it needs more text."""
+        """Reads the next part of the call. Returns False if this needs more text."""
         if self._expects == "head":
             head = _HEAD.match(self._text)
             if head is None:
@@ -135,7 +141,8 @@ class PieceWriter:
         self._first = False
 
     def _close(self) -> bool:
-        """Whether the object or list ends here."""
+        """Reads the closing bracket of the object or list. Returns False if the text has no such bracket
+        here."""
         if not self._text.startswith(self._open[-1]):
             return False
         self._take(1)
@@ -159,7 +166,7 @@ class PieceWriter:
         behind = self._text[match.end() :].lstrip(_SPACE)
         if not behind:
             return False
-        # key=value is read at the end, and so is a key whose closing quote may still be missing.
+        # finish() gives a member ``key=value``, and one with a key whose closing quote may still be missing.
         if not behind.startswith(":") or "=" in match[0] or match[0].startswith("'"):
             raise MalformedCallError
         key = CallReader(match[0] + ":0}", 0).members(1)

@@ -15,7 +15,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 __all__ = ["chat_format_for"]
 
 
-# model_type of config.json (or general.architecture of GGUF).
+# Values of ``model_type`` in config.json, or of ``general.architecture`` in GGUF.
 _GEMMA_TYPES = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "shieldgemma2")
 _CALLS = "<start_function_call>"
 _GEMMA4_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
@@ -34,15 +34,16 @@ def chat_format_for(
     Args:
         model_type: the ``model_type`` of config.json, or ``general.architecture`` of GGUF.
         tokenizer: the tokenizer of the model.
-        template: the text of the model's chat template (:func:`read_chat_template`), or None. A published
-            template of Gemma, or one that writes the same text, gives a format that gemlet implements. Any
-            other gives a format that runs the template in a sandbox, which needs jinja2.
-        per_layer_inputs: whether the model has per-layer inputs (E2B, E4B). Gemma 4 without a template needs
-            this to choose.
+        template: the text of the model's chat template (:func:`read_chat_template`), or None. For a published
+            template of Gemma, and for a template that writes the same text, the result is a format that
+            gemlet implements. For any other template, the result is a format that runs the template in a
+            sandbox. This needs jinja2.
+        per_layer_inputs: whether the model has per-layer inputs (E2B, E4B). For a Gemma 4 without a template,
+            this decides whether prompts end in an empty thought.
 
     Returns:
-        None if the family is unknown, or if there is no template and the vocabulary lacks the markers. A
-        template that cannot be run gives a format that raises :class:`UnsupportedError` when it is used.
+        The chat format. None if the family is unknown, or if there is no template and the vocabulary lacks a
+        marker. If the template cannot be run, each use of the format raises :class:`UnsupportedError`.
 
     >>> import gemlet
     >>> from gemlet.chat import chat_format_for
@@ -63,7 +64,7 @@ def chat_format_for(
     known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
         known = SHIELD_GEMMA_2 if model_type == "shieldgemma2" else GEMMA
-        # Its config is that of a Gemma 3. Only FunctionGemma's vocabulary has names for the tokens of calls.
+        # FunctionGemma has the config of a Gemma 3, but only its vocabulary has named tokens for calls.
         if tokenizer.token_id(_CALLS) is not None and (template is None or _CALLS in template):
             known = FUNCTION_GEMMA
         is_published = template is None or is_published_template(template)
@@ -83,9 +84,9 @@ def chat_format_for(
 
     if isinstance(known, Gemma4Format) and not can_run_templates():
         log.warning(
-            "the chat template is a revision of Gemma 4's that gemlet does not know; prompts are written as "
-            "in the revision %r and may differ from the template's in details. gemlet runs the template "
-            "itself if jinja2 is installed: %s",
+            "the chat template is a revision of Gemma 4's template that gemlet does not know; gemlet writes "
+            "prompts as in the revision %r, and details may differ from the template. gemlet runs the "
+            "template itself if jinja2 is installed: %s",
             known.revision.name,
             EXTRA,
         )

@@ -1,11 +1,11 @@
-"""Converts a conversation from the forms in which clients send it to the one that the chat formats read.
+"""Converts a conversation from the forms that clients send to the form that the chat formats read.
 
-- A message of the role ``function`` becomes a result, and ``function_call`` a call. This is OpenAI's older
-  form of tools.
-- A ``content`` of null becomes an empty text, or the ``refusal`` of OpenAI's API. A system message with null
-  is left out.
-- The role ``model``, as Gemma's own templates call it, becomes ``assistant``.
-- Each result follows the message with the call that it answers, even if the calls are spread over several
+- A message of the role ``function`` becomes the result of a tool, and ``function_call`` becomes a call. Both
+  belong to OpenAI's older form of tools.
+- A ``content`` of null becomes an empty text, or the text of ``refusal`` in OpenAI's API. A system message
+  with null as its content is left out.
+- The role ``model``, the name in Gemma's own templates, becomes ``assistant``.
+- Each result is moved behind the message whose call it answers, even if the calls are spread over several
   messages, or other messages came before the result.
 """
 
@@ -20,7 +20,7 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["read_conversation"]
 
-_Placed = tuple[str, Mapping[str, Any]]
+_Placed = tuple[str, Mapping[str, Any]]  # the place of a message, for errors, and the message
 
 
 @record
@@ -40,11 +40,11 @@ class _Group:
 
 
 def read_conversation(messages: Any) -> list[_Placed]:
-    """``(where, message)`` of each message, in the order in which a format writes them; ``where`` names the
-    place in the list that the caller gave, for errors.
+    """The messages in the order in which a format writes them, as pairs ``(where, message)``. ``where`` is
+    the place of the message in the caller's list, for errors.
 
     Raises:
-        InvalidRequestError: it is not a list of mappings, or no message is left.
+        InvalidRequestError: ``messages`` is not a list of mappings, or no message has content.
 
     >>> answer = {"role": "function", "name": "now", "content": "noon"}
     >>> call = {"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}}
@@ -57,7 +57,7 @@ def read_conversation(messages: Any) -> list[_Placed]:
         where = f"messages[{index}]"
         message = _in_one_form(message)
         if message.get("role") == "tool" and groups:
-            # Without a call, the format raises an error, or takes the result's own name.
+            # If no call fits, the format raises an error, or takes the name in the result itself.
             caller, call = _answered_call(callers, message) or (groups[-1], None)
             if call is not None:
                 call.is_answered = True
@@ -102,7 +102,7 @@ def _with_refusal(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
-    """The calls of a message. The format checks them later."""
+    """The calls of a message. Malformed calls are skipped here; the format refuses them later."""
     calls = message.get("tool_calls")
     if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
         return
@@ -113,8 +113,8 @@ def _calls_of(message: Mapping[str, Any]) -> Iterator[_Call]:
 
 
 def _answered_call(callers: Sequence[_Group], message: Mapping[str, Any]) -> tuple[_Group, _Call] | None:
-    """The call that a result answers: the first matching call of the latest message that has one. Calls
-    without a result are preferred."""
+    """The call that the result ``message`` answers, with its group. It is the first matching call in the
+    latest message that has a matching call. Calls without a result are preferred."""
     call_id, name = message.get("tool_call_id"), message.get("name")
 
     def fits(call: _Call, is_alone: bool) -> bool:

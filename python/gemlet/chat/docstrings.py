@@ -1,7 +1,7 @@
-"""Reads from a docstring what it says about a function, its arguments and its result: :func:`read_docstring`.
+"""Splits a docstring into its texts about the function, the arguments and the result: :func:`read_docstring`.
 
-It reads the styles of Google, NumPy and Sphinx, and knows them by their marks: ``Args:``, a line of dashes
-under ``Parameters``, or ``:param name:``. Everything else is description.
+The styles of Google, NumPy and Sphinx are supported. Each has its marks: ``Args:``, a line of dashes under
+``Parameters``, or ``:param name:``. All text without such a mark is the description of the function.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ARGUMENTS = ("args", "arguments", "parameters", "params", "keyword args", "keyw
 _OTHER_ARGUMENTS = ("other parameters",)
 _RETURNS = ("returns", "return", "yields", "yield")
 _OTHERS = ("raises", "raise", "attributes", "warns")
-# Sections of NumPy's docstrings that end the section before them; in Google's style they belong to the text.
+# Headers that end the section before them in NumPy's style. In Google's style they are ordinary text.
 _NUMPY_OTHERS = ("examples", "example", "notes", "note", "see also", "references", "warnings", "methods")
 _GOOGLE_HEADER = late_pattern(r"(\s*)([A-Za-z ]+):\s*")
 _DASHES = late_pattern(r"\s*-{3,}\s*")
@@ -28,7 +28,8 @@ _FIELD_ARGUMENTS = ("param", "parameter", "arg", "argument", "key", "keyword", "
 
 @record(frozen=True)
 class Docstring:
-    """The parts of a docstring; ``arguments`` are texts by name, ``returns`` may be empty.
+    """The parts of a docstring. ``arguments`` maps the name of an argument to its text. ``returns`` is the
+    text about the result, and empty if there is none.
 
     >>> Docstring("Adds.", {"x": "The first."}).arguments["x"]
     'The first.'
@@ -47,7 +48,7 @@ class _Section:
 
 
 def read_docstring(text: str) -> Docstring:
-    """The parts of ``text``, whose indentation has been taken away (:func:`inspect.getdoc`).
+    """The parts of the docstring ``text``, from which :func:`inspect.getdoc` has removed the indentation.
 
     >>> read_docstring("Adds.\\n\\nArgs:\\n    x: The first\\n        of two.\\n    y: The second.").arguments
     {'x': 'The first of two.', 'y': 'The second.'}
@@ -112,7 +113,8 @@ def _is_field(kind: str, argument: str | None) -> bool:
 
 
 def _google_entries(lines: list[str]) -> dict[str, str]:
-    """Entries ``name (type): text``, whose text continues in the more indented lines below."""
+    """The texts of entries ``name (type): text``. The text of an entry continues in the lines below that are
+    indented more."""
     found: dict[str, list[str]] = {}
     name = ""
     indent: int | None = None
@@ -131,7 +133,7 @@ def _google_entries(lines: list[str]) -> dict[str, str]:
 
 
 def _numpy_entries(lines: list[str]) -> dict[str, str]:
-    """Entries ``name : type``, with more indented text below."""
+    """The texts of entries ``name : type``. The text of an entry is in the indented lines below."""
     found: dict[str, list[str]] = {}
     names: list[str] = []
     for line in filter(str.strip, lines):

@@ -8,18 +8,19 @@
     <start_function_call>call:NAME{...}<end_function_call><start_function_response>response:NAME{...}\
 <end_function_response>{reply}<end_of_turn>
 
-Its notation is that of Gemma 4 (:mod:`.gemma4_tools`) with other tokens. The model calls functions if the
-developer's text says so. Google's documentation uses the text "You are a model that can do function calling
-with the following functions". Like the official template, gemlet does not add this text.
+The notation for tools is Gemma 4's notation (:mod:`.gemma4_tools`) with other tokens. The model calls
+functions if the developer message tells it to. Google's documentation uses the text "You are a model that can
+do function calling with the following functions". Like the official template, gemlet does not add this text.
 
 For every conversation that the official template accepts and understands, gemlet writes exactly the same
-bytes, including the template's oddities: a user message directly after a result continues the model's turn.
-gemlet differs from it only in these cases:
+bytes. This includes the template's oddities, such as that a user message directly after a result continues
+the model's turn. gemlet differs from the template only in these cases:
 
-- ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the template pastes the string;
-- a key of the arguments that contains the notation's own signs (``a:b``) is put in quotes;
-- a result does not need a name if its ``tool_call_id`` is that of a call;
-- a result that answers no call is refused, and so are images.
+- if the ``arguments`` of a call are a string of JSON (OpenAI's form), gemlet parses the string; the template
+  pastes it;
+- a key of the arguments that contains a sign of the notation (``a:b``) is put in quotes;
+- a result does not need a name if its ``tool_call_id`` is the id of a call;
+- a result that answers no call is refused, and images are refused.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["FUNCTION_GEMMA", "REPLY_MARKERS", "FunctionGemmaFormat"]
 
-# Gemma 4's token -> FunctionGemma's.
+# A token of Gemma 4 -> the token that FunctionGemma has instead.
 _TOKENS = {
     '<|"|>': "<escape>",
     "<|tool>": "<start_function_declaration>",
@@ -77,7 +78,7 @@ _ROLES = ("user", "assistant", "system", "developer", "tool")
 
 
 class FunctionGemmaFormat(ChatFormat):
-    """See :mod:`gemlet.chat.functiongemma`; there is no thinking.
+    """The format that :mod:`gemlet.chat.functiongemma` describes. It has no thinking.
 
     >>> messages = [{"role": "user", "content": "Light!"}]
     >>> tool = {"type": "function", "function": {"name": "light", "description": "Turns it on."}}
@@ -100,7 +101,9 @@ class FunctionGemmaFormat(ChatFormat):
         self, messages: Messages, tools: Tools | None, thinking: bool, add_generation_prompt: bool
     ) -> Segments:
         if thinking:
-            raise UnsupportedError(f"thinking: the chat format {self.name} has none, that of Gemma 4 does")
+            raise UnsupportedError(
+                f"thinking: the chat format {self.name} does not have it; the chat format of Gemma 4 does"
+            )
         rest = read_conversation(messages)
         declared = checked_tools(tools)
         out = _Writer()
@@ -114,15 +117,15 @@ class FunctionGemmaFormat(ChatFormat):
             for index, tool in enumerate(declared):
                 write_tool(out, tool, f"tools[{index}]", _STYLE)
             out.end_turn()
-        before = ""  # the end of the previous message: "calls", "results" or ""
-        caller: list[tuple[str, Any]] = []  # name and id of the calls that results answer
+        before = ""  # whether the previous message ends with "calls" or "results", or "" for neither
+        caller: list[tuple[str, Any]] = []  # name and id of each call that the next results may answer
         for index, (where, message) in enumerate(rest[offset:], offset):
             role = role_of(message, where, _ROLES, self.name)
             if role == "tool":
                 if before == "":
                     raise InvalidRequestError(
-                        f"{where} is the result of a tool, but the message before it calls none; "
-                        "results follow the assistant message with the tool_calls they answer"
+                        f"{where} is the result of a tool, but the message before it calls no tool; "
+                        "put a result after the assistant message whose tool_calls it answers"
                     )
                 for result in _read_results(message, caller, where):
                     write_result(out, result, _STYLE.null)
@@ -163,7 +166,7 @@ class FunctionGemmaFormat(ChatFormat):
 
 
 class _Writer(Segments):
-    """Takes the tokens of Gemma 4's notation and writes FunctionGemma's."""
+    """Takes the tokens of Gemma 4's notation and writes the tokens of FunctionGemma."""
 
     def marker(self, name: str) -> None:
         super().marker(_TOKENS.get(name, name))
@@ -192,8 +195,8 @@ def _read_calls(message: Mapping[str, Any], role: str, where: str) -> tuple[list
 def _read_results(
     message: Mapping[str, Any], calls: Sequence[tuple[str, Any]], where: str
 ) -> list[ToolResult]:
-    """Writes a message of the role tool. Its content is a text, a mapping, or a list of mappings, each
-    ``{"name", "response"}`` or only the response. For an empty content, nothing is written."""
+    """Reads the results in a message of the role tool. The content is a text, a mapping or a list of
+    mappings. A mapping is ``{"name", "response"}`` or only the response. An empty content has no results."""
     content = message.get("content")
     if not content:
         return []
@@ -212,8 +215,8 @@ def _read_results(
             if name is None:
                 ids = [call_id for _, call_id in calls]
                 raise InvalidRequestError(
-                    f"{where}: tool_call_id is {show(message.get('tool_call_id'))}; the calls before it have "
-                    f"{show(ids)}"
+                    f"{where}: tool_call_id is {show(message.get('tool_call_id'))}; expected an id of the "
+                    f"calls before it, {show(ids)}"
                 )
         name = name.strip() if isinstance(name, str) else name
         results.append(ToolResult(tool_name(name, where), json_value(value, f"{where}.content")))

@@ -1,5 +1,5 @@
-"""Python functions as tools: the description that a model gets (:func:`describe_function`), and what the
-function takes for a model's arguments (:class:`PythonTool`).
+"""Python functions as tools. :func:`describe_function` makes the description that the model gets.
+:class:`PythonTool` also converts the arguments of a model's call to the types of the function's parameters.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def describe_function(function: Callable[..., Any]) -> dict[str, Any]:
     "description": ..., "parameters": JSON schema}}``.
 
     The schema comes from the annotations, and the texts from the docstring, in the style of Google, NumPy or
-    Sphinx. If transformers' ``get_json_schema`` can describe a function, the result is the same. Here the
-    docstring may be missing, ``Annotated[int, "The day"]`` describes an argument too, and arguments may also
-    be TypedDicts, dataclasses and sets.
+    Sphinx. If transformers' ``get_json_schema`` can describe a function, the result is the same. Unlike
+    there, the docstring may be missing, ``Annotated[int, "The day"]`` describes an argument too, and
+    arguments may also be TypedDicts, dataclasses and sets.
 
     Raises:
-        InvalidRequestError: an argument has no annotation, or one without JSON values; or ``function`` is not
-            a function with a name.
+        InvalidRequestError: an argument has no annotation, or JSON has no values for its annotation. Or
+            ``function`` is not a function with a name.
 
     >>> def weather(city: str, days: int = 1) -> str:
     ...     '''The weather of a place.
@@ -61,10 +61,10 @@ class PythonTool:
     """A Python function that a model may call.
 
     Attributes:
-        name: what the model calls it.
-        description: see :func:`describe_function`.
+        name: the name of the function, by which the model calls it.
+        description: the description that :func:`describe_function` returns.
         function: the function.
-        hints: the annotations of its arguments.
+        hints: the annotations of the function's arguments.
 
     >>> PythonTool.of(len, "tools[0]").name
     Traceback (most recent call last):
@@ -79,12 +79,12 @@ class PythonTool:
 
     @classmethod
     def of(cls, function: Any, where: str) -> PythonTool:
-        """The tool that ``function`` is; ``where`` is for errors."""
+        """Makes a tool of ``function``. ``where`` names the place of the function in errors."""
         inner = _inner(function, where)
         name = getattr(inner, "__name__", None) or type(inner).__name__
         if not _NAME.fullmatch(name):
             raise InvalidRequestError(
-                f"{where}: {show(name)} is not the name of a function; define it with def"
+                f"{where}: {show(name)} is not the name of a function; define the function with def"
             )
         parameters = _parameters(function, where)
         annotated = inner if hasattr(inner, "__name__") else type(inner).__call__
@@ -109,10 +109,10 @@ class PythonTool:
         return cls(name, {"type": "function", "function": description}, function, hints)
 
     def read(self, arguments: dict[str, Any]) -> inspect.BoundArguments:
-        """Converts the JSON values ``arguments`` to what the function takes.
+        """Converts the JSON values ``arguments`` to the types of the function's parameters.
 
         Raises:
-            InvalidRequestError: they do not fit the description.
+            InvalidRequestError: ``arguments`` do not fit the description.
 
         >>> def double(x: float) -> float:
         ...     return 2 * x
@@ -123,18 +123,20 @@ class PythonTool:
         if problem := problem_of(schema, arguments):
             raise InvalidRequestError(problem)
         bound = inspect.BoundArguments(inspect.signature(self.function), {})
-        for name in bound.signature.parameters:  # in the signature's order: some are taken by position
+        # The order of the signature matters, because some arguments are passed by position.
+        for name in bound.signature.parameters:
             if name in arguments:
                 try:
                     bound.arguments[name] = python_value(self.hints[name], arguments[name])
-                except Exception as problem:  # the caller's class raised it
+                except Exception as problem:  # a class of the caller may raise any exception
                     raise InvalidRequestError(f"{name}: {problem}") from None
         bound.apply_defaults()
         return bound
 
 
 def _inner(function: Any, where: str) -> Any:
-    """The function itself; what :func:`functools.partial` adds is in the signature."""
+    """The function inside :func:`functools.partial`. The arguments that a partial adds show in the
+    signature."""
     if not callable(function) or isinstance(function, type):
         raise InvalidRequestError(
             f"{where} is {show(function)}; expected a function, or a mapping with its name and parameters"
@@ -154,7 +156,8 @@ def _parameters(function: Any, where: str) -> list[inspect.Parameter]:
 
 
 def _described(schema: dict[str, Any], text: str | None) -> dict[str, Any]:
-    """A schema with the docstring's text about the argument; ``(choices: ["a", "b"])`` may end the text."""
+    """``schema`` with the docstring's text about the argument. If ``(choices: ["a", "b"])`` ends the text,
+    the choices become the ``enum`` of the schema."""
     if text is None:
         return schema
     choices = _CHOICES.search(text)
@@ -170,7 +173,8 @@ def _described(schema: dict[str, Any], text: str | None) -> dict[str, Any]:
 
 
 def _returned(hints: dict[str, Any], text: str) -> dict[str, Any] | None:
-    """The schema of the result; None if there is none, because the model does not write results."""
+    """The schema of the result, or None if the annotation is missing or has no schema. This is no error,
+    because the model does not write results."""
     if "return" not in hints:
         return None
     try:

@@ -8,13 +8,14 @@
     ...<end_of_turn>
     <start_of_turn>model
 
-The text is that of the official templates for user and assistant in turn, and, for Gemma 3 and 3n, with a
-system message too: the system message, two line breaks and the user's text, even if either is blank. Where
-the templates raise, drop a text or write a role that no model knows, gemlet does what the conversation means:
-a system message goes in front of the user's turn, messages of one role in a row become one turn.
+If user and assistant take turns, gemlet writes the same text as the official templates. For Gemma 3 and 3n,
+this also holds for a system message at the beginning: the user's turn is then the system message, two line
+breaks and the user's text, even if one of the two is blank. For other conversations, the templates raise an
+error, drop a text or write a role that no model knows. There gemlet writes a system message in front of the
+user's text, and combines successive messages of one role into one turn.
 
-The templates have no tools. gemlet describes tools before the first words of the user; calls are text of the
-model, and results are a turn of the user (:mod:`.prompted_tools`).
+The templates have no tools. gemlet describes tools in front of the first text of the user. Calls are text in
+the model's turn, and results are text in a turn of the user (:mod:`.prompted_tools`).
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["GEMMA", "GemmaFormat"]
 
-_JOINT = "\n\n"  # between a system message and the user's, and between messages merged into one turn
+_JOINT = "\n\n"  # stands between two messages that become one turn
 _SYSTEM = ("system", "developer")
 _ROLES = {"user": "user", "assistant": "model", "system": "user", "developer": "user", "tool": "user"}
 _MARKERS = {"<start_of_turn>": "turn_start", "<end_of_turn>": "turn_end", "<eos>": "turn_end"}
 
 
 class GemmaFormat(ChatFormat):
-    """See :mod:`gemlet.chat.gemma`; there is no thinking.
+    """The format that :mod:`gemlet.chat.gemma` describes. It has no thinking.
 
     Attributes:
-        prompts_tools: describe tools in the prompt, and look for calls in the reply. False: tools and calls
-            are refused, because the templates have none.
+        prompts_tools: whether the format describes tools in the prompt and looks for calls in the reply. If
+            False, tools and calls are refused, because the templates have none.
 
     >>> GEMMA.render([{"role": "user", "content": "Hi"}])
     '<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n'
@@ -65,9 +66,11 @@ class GemmaFormat(ChatFormat):
     ) -> Segments:
         declared = checked_tools(tools)
         if declared and not self.prompts_tools:
-            raise UnsupportedError(f"tools: this chat format {self.name} does not describe them")
+            raise UnsupportedError(f"tools: this chat format {self.name} does not have them")
         if thinking:
-            raise UnsupportedError(f"thinking: the chat format {self.name} has none, that of Gemma 4 does")
+            raise UnsupportedError(
+                f"thinking: the chat format {self.name} does not have it; the chat format of Gemma 4 does"
+            )
         bos, turn_start, turn_end = self.markers
         out = Segments()
         out.marker(bos)
@@ -101,7 +104,7 @@ class GemmaFormat(ChatFormat):
         return PromptedReplyParser(tokenizer, _MARKERS, prompt_ids, parameters=parameters, pieces=pieces)
 
     def _turns(self, messages: Messages, tools: Sequence[Any]) -> list[tuple[str, str]]:
-        """``(role as the model knows it, text)`` of each turn, alternating."""
+        """The turns as pairs ``(role, text)``. ``role`` is "user" or "model", in alternation."""
         turns: list[tuple[str, str]] = []
         conversation = read_conversation(messages)
         first = conversation[0][1]
@@ -109,7 +112,7 @@ class GemmaFormat(ChatFormat):
         called: set[str] = set()
         for index, (where, message) in enumerate(conversation):
             role, text = self._read(message, where, called)
-            if asks and message["role"] not in _SYSTEM:  # the first words of the user, or of the model
+            if asks and message["role"] not in _SYSTEM:  # the first message that is not a system message
                 if role == "user":
                     text = f"{asks}\n{text}"
                 else:
@@ -122,14 +125,15 @@ class GemmaFormat(ChatFormat):
         return turns
 
     def _add(self, turns: list[tuple[str, str]], role: str, text: str, *, keeps_blank: bool = False) -> None:
-        """A turn of ``role``, or more text for the last one."""
+        """Adds a turn of ``role``. If the last turn has this role, ``text`` is added to that turn instead."""
         if turns and turns[-1][0] == role:
             parts = [turns.pop()[1], text]
             text = _JOINT.join(part for part in parts if keeps_blank or part.strip())
         turns.append((role, text))
 
     def _read(self, message: Mapping[str, Any], where: str, called: set[str]) -> tuple[str, str]:
-        """The role and the text of a message; ``called`` are the names of the functions called so far."""
+        """The role and the text of a message. ``called`` has the names of the functions called so far, and
+        gets the names in this message."""
         roles = tuple(role for role in _ROLES if role != "tool" or self.prompts_tools)
         role = role_of(message, where, roles, self.name)
         calls_only = role == "assistant" and message.get("tool_calls") is not None
@@ -138,11 +142,11 @@ class GemmaFormat(ChatFormat):
             result = _read_result(message, content, where)
             if result.name not in called:
                 raise InvalidRequestError(
-                    f"{where} is the result of a tool, but no message before it calls it"
+                    f"{where} is the result of a tool, but no message before it calls this tool"
                 )
             return _ROLES[role], write_results([result])
         parts = text_parts(content, where)
-        # The official templates trim each part of what user and model say, and take the system text as it is.
+        # The official templates trim each part of a user or model text, and do not change the system text.
         text = "".join(parts if role in _SYSTEM else [part.strip() for part in parts])
         for key in ("tool_calls", "function_call"):
             if message.get(key) and (not self.prompts_tools or role != "assistant" or key == "function_call"):

@@ -10,19 +10,22 @@
     {reasoning}
     <channel|><|tool_call>call:NAME{...}<tool_call|><|tool_response>response:NAME{...}<tool_response|>{reply}<turn|>
 
-The template published with the weights has been revised several times. The sizes differ in one place: in the
-larger models, a prompt without thinking ends in an empty thought. :class:`Gemma4Revision` has the differences
-as data. For every conversation that a template accepts and understands, gemlet writes exactly the same bytes,
-including the template's oddities. gemlet differs from it only in these cases:
+The template published with the weights has been revised several times. :class:`Gemma4Revision` holds the
+differences between the revisions as data. Within a revision, the template depends on the size of the model in
+one place: only in the larger models, a prompt without thinking ends in an empty thought. For every
+conversation that a template accepts and understands, gemlet writes exactly the same bytes, including the
+template's oddities. gemlet differs from the template only in these cases:
 
-- ``arguments`` of a call as a string of JSON (OpenAI's form) are parsed; the templates paste the string;
-- a key of the arguments that contains the notation's own signs (``a:b``) is put in quotes;
+- if the ``arguments`` of a call are a string of JSON (OpenAI's form), gemlet parses the string; the templates
+  paste it;
+- a key of the arguments that contains a sign of the notation (``a:b``) is put in quotes;
 - results may be messages of the role ``tool``, and may be mappings, even in revisions that only know results
   in the assistant's message (``tool_responses``);
-- a result is written after the call that it answers, wherever the client put it (:mod:`.conversation`);
+- a result is written after the call that it answers, wherever the client put the result
+  (:mod:`.conversation`);
 - ``<|think|>`` at the beginning or end of a system message turns thinking on and is not text;
-- the reasoning of a message may have any of the usual keys, as in transformers;
-- a result that answers no call is refused instead of dropped, and so are images, audio and video.
+- the reasoning of a message may be under any of the usual keys, as in transformers;
+- a result that answers no call is refused, while the templates drop it. Images, audio and video are refused.
 """
 
 from __future__ import annotations
@@ -57,11 +60,8 @@ __all__ = ["THINK", "Gemma4Format", "Gemma4Revision"]
 
 _SYSTEM = ("system", "developer")
 THINK = "<|think|>"  # the control token that lets the model think
-_REASONING = (
-    "reasoning",
-    "reasoning_content",
-    "thinking",
-)  # the keys that clients use for it; the first one with a text counts
+# The keys that clients use for the reasoning of a message. The first key with a text counts.
+_REASONING = ("reasoning", "reasoning_content", "thinking")
 _ROLES = ("user", "assistant", *_SYSTEM, "tool")
 
 
@@ -71,20 +71,21 @@ class Gemma4Revision:
 
     Attributes:
         name: for error messages.
-        think: what follows the marker ``<|think|>``.
-        schema: how declarations of tools are written.
-        continues: when an assistant message continues the turn before it: "never"; "after results", if it
-            calls tools and the message before it ended with results; "always", after any assistant message.
+        think: the text after the marker ``<|think|>``.
+        schema: the form of the declarations of tools.
+        continues: which assistant messages continue the turn of the message before them. "never": none.
+            "after results": a message that calls tools, if the message before it ended with results.
+            "always": a message after any assistant message.
         keeps_reasoning: which assistant messages after the last user message keep their reasoning: "none",
-            "calls" (those that call tools), or "all".
+            "calls" (the messages that call tools), or "all".
         thought_end: the text between a thought and ``<channel|>``.
         awaits_results: whether a call without a result leaves the turn open and ends in ``<|tool_response>``.
-        empty_thought: when a prompt without thinking ends in an empty thought: "new turn", only if it begins
-            a turn; "always".
-        closes: where ``<turn|>`` is written. "message": after each message, except one that ends with results
-            and has no content. "text": after each message that has visible text or no results. "turn": once
-            at the end of a turn.
-        resumes_thinking: whether a prompt with thinking that ends with results opens a thought.
+        empty_thought: when a prompt without thinking ends in an empty thought. "new turn": only if the prompt
+            ends with the beginning of a new turn. "always": in every case.
+        closes: where ``<turn|>`` is written. "message": after each message, except a message that ends with
+            results and has no content. "text": after each message that has visible text or no results.
+            "turn": once at the end of a turn.
+        resumes_thinking: whether a prompt with thinking opens a thought if the prompt ends with results.
 
     >>> from gemlet.chat import gemma4_format
     >>> revision = gemma4_format().revision
@@ -108,7 +109,7 @@ class Gemma4Revision:
 class _Message:
     role: str
     texts: list[str]
-    is_list: bool  # true: a list of parts, not one string
+    is_list: bool  # whether the content is a list of parts and not a string
     has_content: bool
     reasoning: str = ""
     calls: list[WrittenCall] = field(default_factory=list)
@@ -121,9 +122,11 @@ class Gemma4Format(ChatFormat):
     """Gemma 4's format in one of its revisions.
 
     Attributes:
-        revision: see :class:`Gemma4Revision`.
-        empty_thought: whether a prompt without thinking ends in an empty thought (not E2B and E4B).
-        is_exact: False if gemlet does not know the model's own template byte for byte.
+        revision: the revision of the official template.
+        empty_thought: whether a prompt without thinking ends in an empty thought. It does not for E2B and
+            E4B.
+        is_exact: False if the model's template is a revision that gemlet does not know. ``revision`` is then
+            the nearest known revision.
 
     >>> from gemlet.chat import gemma4_format
     >>> gemma4_format().render([{"role": "user", "content": "Hi"}])
@@ -191,7 +194,7 @@ class Gemma4Format(ChatFormat):
             out.marker(THINK)
             out.text(self.revision.think)
         if has_system:
-            # The latest template writes the blank. Earlier templates accept only a string.
+            # The latest template writes this space after each part. Earlier templates accept only a string.
             end = " " if messages[0].is_list else ""
             out.text("".join(text.strip() + end for text in messages[0].texts))
         for index, tool in enumerate(tools):
@@ -239,7 +242,7 @@ class Gemma4Format(ChatFormat):
         return before.role == message.role == "assistant"
 
     def _closes(self, message: _Message, after: _Message | None, text: str) -> bool:
-        """Whether the turn ends with ``message``. Its results have been read."""
+        """Whether ``<turn|>`` follows ``message``, to which its results have been added already."""
         if self.revision.closes == "message":
             return message.has_content or not message.results
         if self.revision.closes == "text" or after is None:
@@ -264,16 +267,16 @@ class Gemma4Format(ChatFormat):
     # --- reading --------------------------------------------------------------------------------------------
 
     def _read(self, messages: list[tuple[str, Mapping[str, Any]]]) -> list[_Message]:
-        """The messages, each result with the message whose call it answers."""
+        """Reads the messages, and adds each result to the message whose call it answers."""
         read: list[_Message] = []
-        takes_results = False  # the message before this one called tools, or was such a result
+        takes_results = False  # whether the latest message other than a result has calls without results
         for where, message in messages:
             role = role_of(message, where, _ROLES, self.name)
             if role == "tool":
                 if not takes_results:
                     raise InvalidRequestError(
-                        f"{where} is the result of a tool, but the message before it calls none; "
-                        "results follow the assistant message with the tool_calls they answer"
+                        f"{where} is the result of a tool, but the message before it calls no tool; "
+                        "put a result after the assistant message whose tool_calls it answers"
                     )
                 read[-1].results.append(_read_result(message, read[-1], where))
                 continue
@@ -322,7 +325,7 @@ def _take_think(message: _Message) -> bool:
 
 
 def _without_thoughts(text: str) -> str:
-    """An earlier reply without its thoughts. Some clients send replies back unchanged."""
+    """The text of an earlier reply without its thoughts, which some clients send back with the reply."""
     kept = [part.split("<|channel>")[0] for part in text.split("<channel|>")]
     return "".join(kept).strip()
 
@@ -340,7 +343,7 @@ def _read_responses(value: Any, where: str) -> list[ToolResult]:
 
 
 def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> ToolResult:
-    """Reads a message of the role tool. Its name is that of the call with the same id."""
+    """Reads a message of the role tool. The name of the result is the name of the call with the same id."""
     name = message.get("name")
     call_id = message.get("tool_call_id")
     for call, known in zip(caller.calls, caller.call_ids, strict=True):
@@ -348,7 +351,8 @@ def _read_result(message: Mapping[str, Any], caller: _Message, where: str) -> To
             name = call.name
     if name is None:
         raise InvalidRequestError(
-            f"{where}: tool_call_id is {show(call_id)}; the calls before it have {show(caller.call_ids)}"
+            f"{where}: tool_call_id is {show(call_id)}; expected an id of the calls before it, "
+            f"{show(caller.call_ids)}"
         )
     value = message.get("content")
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

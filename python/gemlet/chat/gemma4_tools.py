@@ -1,11 +1,11 @@
 """Gemma 4's notation for tools: declarations of functions, calls and their results.
 
-It is JSON with bare keys, sorted, and strings between two tokens ``<|"|>`` instead of quotes. A declaration
-abridges a JSON schema: upper-case types, and only the keys the official templates look at. Their order and
-commas differ between revisions of the template; :class:`SchemaStyle` says how.
+The notation is JSON with two changes: keys are sorted and have no quotes, and strings stand between two
+tokens ``<|"|>`` instead of quotes. A declaration is a shortened JSON schema: types are in upper case, and it
+has only the keys that the official templates read. The order of the keys and the commas between them differ
+between the revisions of the template; :class:`SchemaStyle` describes the differences.
 
-A text here is never searched for markers: what a client wrote stays text, and only the notation's own
-``<|"|>`` becomes the token.
+If a text of a client spells ``<|"|>``, it stays text. Only the ``<|"|>`` of the notation becomes a token.
 """
 
 from __future__ import annotations
@@ -45,13 +45,12 @@ class SchemaStyle:
     """The form in which a revision of the template writes a property of a schema.
 
     Attributes:
-        nullable_first: ``nullable`` is written before ``enum`` and ``items``, not after, and an object's
-            properties before an array's items.
-        bare_commas: ``properties`` and ``items`` always begin with a comma, also as the first key.
-        drops_names: a property named like a key of a schema ("description", "type") is left out.
-        null: how a value null is written.
-        described: as in FunctionGemma, every property has a description, even an empty one, and neither
-            ``nullable`` nor ``response`` is written.
+        nullable_first: whether ``nullable`` is written before ``enum`` and ``items``, not after them.
+        bare_commas: whether a comma comes before ``properties`` and ``items`` even if they are the first key.
+        drops_names: whether properties named like a key of a schema ("description", "type") are left out.
+        null: the text for the value null.
+        described: whether every property has a description, even an empty one, and neither ``nullable`` nor
+            ``response`` is written, as in FunctionGemma.
     """
 
     nullable_first: bool
@@ -78,7 +77,7 @@ class ToolResult:
 
 
 def tool_name(value: Any, where: str) -> str:
-    """``value`` as the name of a function."""
+    """Checks that ``value`` is the name of a function, and returns it."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise InvalidRequestError(f"{where}: name is {show(value)}; expected a name without braces")
     return plain(value)
@@ -94,7 +93,7 @@ def read_list(value: Any, where: str) -> list[Any]:
 
 
 def read_calls(value: Any, where: str) -> tuple[list[WrittenCall], list[Any]]:
-    """A message's ``tool_calls``, and their ids."""
+    """The calls in ``value``, the ``tool_calls`` of a message, and the ids of the calls."""
     calls: list[WrittenCall] = []
     ids: list[Any] = []
     for index, call in enumerate(read_list(value, f"{where}.tool_calls")):
@@ -108,7 +107,7 @@ def read_calls(value: Any, where: str) -> tuple[list[WrittenCall], list[Any]]:
 
 
 def sorted_items(mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The items in the order of Jinja's ``dictsort``: by key, without regard to case."""
+    """The items of ``mapping`` in the order of Jinja's ``dictsort``: by key, without regard to case."""
     return sorted(mapping.items(), key=lambda item: item[0].lower())
 
 
@@ -122,8 +121,8 @@ def _write_text(out: Segments, text: str) -> None:
 
 
 def _write_value(out: Segments, value: Any, null: str, keys: str) -> None:
-    """Writes a value. ``keys`` says how keys are written: "quoted" as in a schema, "bare" as in a call or
-    result, or "safe": bare, unless the end of the key would be unclear."""
+    """Writes a value. ``keys`` is the form of the keys: "quoted" as in a schema, "bare" as in a result, or
+    "safe" as in a call. "safe" puts a key in quotes only if the end of the key would be unclear."""
     if isinstance(value, str):
         _write_text(out, value)
     elif isinstance(value, bool):
@@ -154,10 +153,10 @@ def _write_members(out: Segments, members: Mapping[str, Any], null: str, keys: s
 
 
 def write_call(out: Segments, call: WrittenCall, null: str) -> None:
-    """``<|tool_call>call:NAME{key:value,...}<tool_call|>``.
+    """Writes ``<|tool_call>call:NAME{key:value,...}<tool_call|>``.
 
-    A key whose end would be unclear (``a:b``) is written as a string; otherwise the call could not be read
-    again. The templates write every key bare.
+    A key whose end would be unclear (``a:b``) is written as a string. Otherwise the key could not be told
+    from the value. The templates write every key without quotes.
     """
     out.marker("<|tool_call>")
     out.text(f"call:{call.name}{{")
@@ -167,8 +166,8 @@ def write_call(out: Segments, call: WrittenCall, null: str) -> None:
 
 
 def write_result(out: Segments, result: ToolResult, null: str) -> None:
-    """``<|tool_response>response:NAME{key:value,...}<tool_response|>``; a value that is not an object
-    becomes one with the key ``value``."""
+    """Writes ``<|tool_response>response:NAME{key:value,...}<tool_response|>``. A value that is not an object
+    becomes an object with the key ``value``."""
     members = result.value if isinstance(result.value, dict) else {"value": result.value}
     out.marker("<|tool_response>")
     out.text(f"response:{result.name}{{")
@@ -181,7 +180,7 @@ def write_result(out: Segments, result: ToolResult, null: str) -> None:
 
 
 def write_tool(out: Segments, tool: Any, where: str, style: SchemaStyle) -> None:
-    """``<|tool>declaration:NAME{...}<tool|>``."""
+    """Writes ``<|tool>declaration:NAME{...}<tool|>``."""
     tool = mapping_at(tool, where)
     where = f"{where}.function"
     function = json_value(mapping_at(tool.get("function"), where), where)
@@ -189,9 +188,8 @@ def write_tool(out: Segments, tool: Any, where: str, style: SchemaStyle) -> None
     out.marker("<|tool>")
     out.text(f"declaration:{name}{{description:")
     description = function.get("description", "")
-    _write_text(
-        out, "None" if description is None else _text(description)
-    )  # null is what the templates print
+    # For a description of null, the templates print None.
+    _write_text(out, "None" if description is None else _text(description))
     parameters = function.get("parameters")
     if parameters:
         out.text(",parameters:{")
@@ -216,7 +214,7 @@ def _text(value: Any) -> str:
 
 
 def _get(schema: Any, key: str) -> Any:
-    """The value of a schema's key; ``""``, which is false and not a mapping, if the key is absent."""
+    """The value of ``key`` in ``schema``; ``""``, which is false and not a mapping, if the key is absent."""
     return schema.get(key, "") if isinstance(schema, dict) else ""
 
 
@@ -225,8 +223,8 @@ def _type(schema: Any) -> str:
 
 
 class _Schema:
-    """Writes JSON schemas, with a comma before every key but the first. The braces of the official templates
-    do not always match (in a schema without a type); this writes the same braces."""
+    """Writes JSON schemas, with a comma before every key but the first. For a schema without a type, the
+    official templates leave out the closing brace; this class does the same."""
 
     def __init__(self, out: Segments, style: SchemaStyle) -> None:
         self._out = out
@@ -280,7 +278,7 @@ class _Schema:
             found = _get(schema, "properties")
             if isinstance(found, dict):
                 self._write_block("properties:{", self._write_properties, found, where)
-            else:  # it has no properties: the templates look for some among the other keys
+            else:  # the templates then take the other keys of the schema for properties
                 self._write_block("properties:{", self._write_other_keys, schema, where)
             if schema.get("required"):
                 self._write_block("required:", self._write_names, schema["required"], where, end="")
@@ -337,7 +335,7 @@ class _Schema:
     def _write_block(
         self, start: str, write: Callable[[Any, str], None], value: Any, where: str, end: str = "}"
     ) -> None:
-        """Writes a key whose value has parts; they do not affect the commas at this level."""
+        """Writes a key whose value has parts. Commas inside the value do not affect the commas around it."""
         comma = self._comma
         if self._style.bare_commas:
             self._out.text("," + start)

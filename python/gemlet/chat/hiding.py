@@ -1,8 +1,9 @@
-"""Keeps a client's text apart from a template's own tokens: :class:`Hiding`.
+"""Keeps the texts of a client apart from the control tokens that a template writes: :class:`Hiding`.
 
-A template gives one text. In it, a control token that a message spells would look like the template's own. So
-the first character of such a token is replaced by a private character before the template runs, and put back
-after the text has been cut at the tokens.
+A template writes the prompt as one text. If a message spells a control token, this text looks like a control
+token that the template wrote. So gemlet replaces the first character of the spelled token with a private
+character before the template runs. gemlet restores the first character after it has split the prompt at the
+control tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Hiding"]
 
-_PRIVATE = range(0xF0000, 0xFFFFE)  # a plane of characters that mean nothing
+_PRIVATE = range(0xF0000, 0xFFFFE)  # characters for private use, to which Unicode gives no meaning
 
 
 class Hiding:
-    """Hides tokens in the values for a template, and takes its text apart.
+    """Hides tokens in the values that a template gets, and splits the text that the template writes.
 
     Args:
         tokenizer: the tokenizer of the model.
-        template: the text of the template. Control tokens are always hidden, and added tokens of the
-            vocabulary only if they are in this text.
+        template: the text of the template. Control tokens are always hidden. Other added tokens of the
+            vocabulary are hidden only if the template contains them.
 
     >>> import gemlet
     >>> hiding = Hiding(gemlet.load().tokenizer, "")
@@ -87,15 +88,16 @@ class Hiding:
         return at + len(rest) == len(text) and any(name.startswith(rest) for name in self._names)
 
     def segments(self, text: str, stands_for: Mapping[str, str]) -> Segments:
-        """The template's text in parts. A marker with an empty name separates two texts that may not be
-        encoded as one."""
+        """The parts of ``text``, which the template wrote. ``stands_for`` is the mapping that :meth:`hide`
+        made. A marker with an empty name separates two texts that may not be encoded as one text."""
         out = Segments()
         for part in self._tokenizer.split(text):
             if isinstance(part, int):
                 out.marker(self._tokenizer.id_to_piece(part))
                 continue
             for private, first in stands_for.items():
-                part = part.replace(json.dumps(private)[1:-1], first)  # a filter may leave ASCII only
+                # A filter of the template may have written the private character as an escape of JSON.
+                part = part.replace(json.dumps(private)[1:-1], first)
                 before, *after = part.split(private)
                 for rest in after:
                     before += first

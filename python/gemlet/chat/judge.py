@@ -1,4 +1,4 @@
-"""The base of the chat formats of ShieldGemma and ShieldGemma 2, whose models judge and do not chat."""
+"""The base class of the chat formats of ShieldGemma and ShieldGemma 2. These models judge and do not chat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class JudgeFormat(ChatFormat):
     """A chat format that ends with the question whether something violates a policy.
 
     Attributes:
-        judged: what the model judges, for error messages.
+        judged: "texts" or "images", which the model judges. The word is for error messages.
     """
 
     judged: str
@@ -44,7 +44,10 @@ class JudgeFormat(ChatFormat):
         continue_final_message: bool,
     ) -> Segments:
         if continue_final_message is True:
-            raise UnsupportedError(f"continue_final_message: the chat format {self.name} judges that message")
+            raise UnsupportedError(
+                f"continue_final_message: the chat format {self.name} judges the last message and cannot "
+                "continue it"
+            )
         return super()._prompt(messages, tools, thinking, add_generation_prompt, continue_final_message)
 
     @public
@@ -63,7 +66,7 @@ def check_policy(guideline: str | None, policy: str | None, policies: Iterable[s
     """Refuses a guideline together with a policy, a policy not in ``policies``, and a guideline that is not
     text."""
     if guideline is not None and policy is not None:
-        raise InvalidRequestError("guideline and policy are given; expected only one of them")
+        raise InvalidRequestError("got both guideline and policy; expected only one of them")
     if policy is not None and policy not in policies:
         raise InvalidRequestError(f"policy: got {show(policy)}, expected one of {', '.join(policies)}")
     if guideline is not None and not isinstance(guideline, str):

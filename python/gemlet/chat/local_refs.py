@@ -1,4 +1,4 @@
-"""JSON schemas without references: :func:`inlined`."""
+"""Replaces the references in a JSON schema with the schemas that they point to: :func:`inlined`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _VALUES = ("enum", "const", "default", "examples")  # these keys have values, no
 
 
 def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` with its local references replaced by the schemas they point to. pydantic's schemas have
-    such references. A reference that is broken or endless becomes ``{}``, which allows anything.
+    """``schema`` with its local references replaced by the schemas that they point to. pydantic's schemas
+    have local references. A broken or endless reference becomes ``{}``, which allows any value.
 
     >>> inlined({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "null"}}})["items"]
     {'type': 'null'}

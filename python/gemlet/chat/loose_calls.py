@@ -36,15 +36,18 @@ _KEY = late_pattern(f"[^\\s,:={{}}()\\[\\]\"'{QUOTE_SIGN}]+")
 _IN_BARE = f'[^,{{}}()\\[\\]"\u201c\u201d\u201e\u00ab\u00bb`{QUOTE_SIGN}]'
 _BARE = late_pattern(f"(?:{_IN_BARE}|\\({_IN_BARE}*\\))+")
 _COLON = late_pattern("[:=]")
-# A string without quotes does not begin with these. A colon may be two signs.
+# A string without quotes does not begin with one of these signs. After a colon or an equals sign, the first
+# three are the second half of a sign such as ``:=``.
 _NO_BEGINNING = (":", "=", ">", "\u2018", "\u2019")
-# Another sign instead of a comma before a key. The "&" in a URL does not count.
+# Another sign that stands before a key where a comma belongs. The "&" in a URL does not count.
 _NEXT_KEY = late_pattern(r"[;|\uff0c\uff1b\u3001]\s*[\w@$.\-]+\s*[:=]|\A[^?]*&[\w@$.\-]+=")
-_NUMBER = late_pattern(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")  # or almost a number
+# A number, or text that is almost a number.
+_NUMBER = late_pattern(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]*)?")
 _NO_STRING = frozenset(("nan", "inf", "infinity", "undefined"))  # values that JSON does not have
 _AFTER_STRING = late_pattern(r"\s*(?:[,:=})\]]|\Z)")
 _OPENING = ("{", "[", "(", ":", "=", ",")
-# A string after its opening quote, and the first quote that may end it. Between letters, ' is an apostrophe.
+# An opening quote -> the text of the string and the first quote that may end it. Between letters, ' is an
+# apostrophe.
 _STRINGS = {
     '"': re.compile(f'((?:[^"\\\\{QUOTE_SIGN}]|\\\\.)*)(["{QUOTE_SIGN}])', re.DOTALL),
     "'": late_pattern(f"((?:[^'\\\\{QUOTE_SIGN}]|\\\\.|(?<=\\w)'(?=\\w))*)(['{QUOTE_SIGN}])", re.DOTALL),
@@ -60,7 +63,7 @@ _TO_ESCAPE = late_pattern(r'\\.|"', re.DOTALL)
 
 
 def repair_call(raw: str, *, complete: bool) -> tuple[str, dict[str, Any]]:
-    """``(name, arguments)`` of a call that :func:`~gemlet.chat.tool_calls.parse_call` refuses.
+    """Reads a call that :func:`~gemlet.chat.tool_calls.parse_call` refuses. Returns ``(name, arguments)``.
 
     Args:
         raw: the call, as :func:`~gemlet.chat.tool_calls.parse_call` takes it.
@@ -103,8 +106,10 @@ class _LooseReader(CallReader):
 
     def __init__(self, raw: str, at: int, complete: bool) -> None:
         super().__init__(raw, at)
+        # Missing brackets may be added, unless the call ends where a value is missing. A call without any
+        # arguments lacks no value.
         has_value = not raw.rstrip().endswith(_OPENING) or not raw[at:].strip()
-        self._may_close = complete and has_value  # a function may have no arguments
+        self._may_close = complete and has_value
 
     def end(self, closer: str) -> None:
         """Reads ``closer`` and the end of the call."""

@@ -1,8 +1,9 @@
 """Finds the images and sounds in a conversation, and puts their placeholders into the prompt.
 
-A part of a message that is not text becomes a sentinel, which is a text that no client can have written. A
-format writes the sentinel like any text, and :func:`with_places` replaces it with the tokens of the image or
-sound. So the formats do not need to know about media, and no client's text can become a placeholder.
+:func:`take_media` replaces each image or sound in a message with a sentinel, a text that no client can have
+written. A format writes the sentinel like any text, and :func:`with_places` replaces the sentinel with the
+tokens of the image or sound. So the formats do not need to know about media, and a client's text cannot
+become a placeholder.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from gemlet.errors import InvalidRequestError
 
 __all__ = ["MEDIA_TYPES", "MediaPart", "Place", "stands_for_media", "take_media", "take_parts", "with_places"]
 
-# Part of a prompt: texts and control tokens by their names, as in Segments.
+# A part of a prompt, as pairs ``(text, is a marker)`` like those of Segments.
 Place = Sequence[tuple[str, bool]]
 
-_CODES = ("source_lang_code", "target_lang_code")  # the keys of a part that TranslateGemma reads
+_CODES = ("source_lang_code", "target_lang_code")  # keys that TranslateGemma reads in a part
 _SENTINEL = late_pattern("\uf8ff[0-9a-f]{32}:[0-9]+\uf8ff")
-# Type of a part in a message -> its kind, and the key of its value.
+# The type of a part in a message -> the kind of the part, and the keys that may hold its value.
 _TYPES = {
     "image": ("image", ("image", "path", "url", "base64")),
     "image_url": ("image", ("image_url",)),
@@ -45,8 +46,8 @@ class MediaPart:
     Attributes:
         kind: "image", "video", "audio", or "track" for the sound of a video.
         value: the value that the client sent.
-        where: its place in the conversation, for errors.
-        sentinel: the text that stands for it.
+        where: the place of the part in the conversation, for errors.
+        sentinel: the text that stands for the image or sound in the prompt.
     """
 
     kind: str
@@ -58,10 +59,11 @@ class MediaPart:
 def take_media(
     messages: Any, kinds: Collection[str], *, load_audio_from_video: bool = False
 ) -> tuple[Any, list[MediaPart]]:
-    """``messages`` with a sentinel instead of each part of the ``kinds``, and these parts. Anything else
-    stays unchanged, and the format checks it. With ``load_audio_from_video``, a sentinel for the sound
-    follows every video. ``{"type": "audio"}`` after a video, which transformers needs for its sound, means
-    the same.
+    """Replaces each part of the ``kinds`` in ``messages`` with a sentinel. Returns the new messages and the
+    replaced parts. Everything else stays unchanged; the format checks it later.
+
+    With ``load_audio_from_video``, a sentinel for the sound follows the sentinel of every video. transformers
+    needs ``{"type": "audio"}`` after a video for the sound. Such a part is accepted here and adds nothing.
 
     >>> found, parts = take_media([{"role": "user", "content": [{"type": "audio", "audio": b""}]}], ["audio"])
     >>> parts[0].where, found[0]["content"][0]["type"]
@@ -87,7 +89,8 @@ def take_media(
 def take_parts(
     content: Sequence[Any], kinds: Collection[str], where: str, load_audio_from_video: bool = False
 ) -> tuple[list[Any], list[MediaPart]]:
-    """Does the same for the parts of one message, whose place is ``where``."""
+    """Does the work of :func:`take_media` for ``content``, the parts of one message. ``where`` is the place
+    of the parts, for errors."""
     parts: list[MediaPart] = []
     secret, video = "", None
     written: list[Any] = []
@@ -127,7 +130,7 @@ def _value(part: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
             if key.endswith("_url") and not (isinstance(value, str) and value.startswith("data:")):
                 raise InvalidRequestError(f"{where}: the URL is {show(value)}; expected a data URL")
             return value
-    raise InvalidRequestError(f"{where} has no {keys[0]}")
+    raise InvalidRequestError(f"{where} has no {keys[0]}; expected one of the keys {', '.join(keys)}")
 
 
 def stands_for_media(text: str) -> bool:
@@ -141,7 +144,8 @@ def stands_for_media(text: str) -> bool:
 
 
 def with_places(segments: Sequence[tuple[str, bool]], places: Mapping[str, Place]) -> list[tuple[str, bool]]:
-    """The segments of a prompt, with each sentinel (a key of ``places``) replaced by its segments.
+    """The segments of a prompt, in which each sentinel is replaced. ``places`` maps a sentinel to the
+    segments that replace it.
 
     >>> with_places([("a!b", False)], {"!": [("<image>", True)]})
     [('a', False), ('<image>', True), ('b', False)]

@@ -42,7 +42,7 @@ _SURROGATE = late_pattern("[\ud800-\udfff]")
 
 
 def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
-    """``messages`` as a list of mappings, not empty."""
+    """Checks that ``messages`` is a list of mappings and is not empty, and returns it."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         kind = type(messages).__name__
         raise InvalidRequestError(f"messages has to be a list of messages, got a {kind}")
@@ -56,7 +56,8 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
             )
         for key in ("role", "tool_calls", "tool_responses", "function_call"):
             value = message.get(key)
-            if value is not None and not isinstance(value, _JSON):  # the truth value of an array is an error
+            # Later code asks whether a value is true, which is an error for an array.
+            if value is not None and not isinstance(value, _JSON):
                 raise InvalidRequestError(f"messages[{index}].{key} is {show(value)}; expected JSON")
     return [_with_plain_texts(message) for message in messages]
 
@@ -81,9 +82,9 @@ def plain(text: str) -> str:
 
 
 def least_characters(messages: Any) -> int:
-    """The least number of characters that a prompt of these messages can have. Blanks around a text, replies
-    with a thought and results of tools do not count, because formats may leave them out or shorten them.
-    Errors in the messages are found later.
+    """The least number of characters that a prompt of these messages can have. White space around a text,
+    replies with a thought and results of tools do not count, because formats may leave them out or shorten
+    them. Malformed messages do not count either; the format refuses them later.
 
     >>> least_characters([{"role": "user", "content": " Hello "}, {"role": "tool", "content": "{}"}])
     5
@@ -116,8 +117,9 @@ def check_flags(**flags: object) -> None:
 
 
 def checked_tools(tools: Any) -> list[Any]:
-    """``tools`` as a list in OpenAI's form, empty for None. A Python function becomes its description. A tool
-    of OpenAI's newer API, with the name beside the ``parameters``, gets the form of the older API.
+    """``tools`` as a list in OpenAI's form; an empty list for None. A Python function is replaced by its
+    description. A tool in the form of OpenAI's newer API, with the name beside the ``parameters``, gets the
+    form of the older API.
 
     >>> checked_tools([{"name": "now"}])
     [{'type': 'function', 'function': {'name': 'now'}}]
@@ -138,7 +140,8 @@ def _in_openai_form(tool: Any, where: str) -> Any:
 
 
 def is_same(one: object, other: object) -> bool:
-    """Whether both are the same name or id. A value that is neither, such as an array, equals nothing.
+    """Whether ``one`` and ``other`` are the same name or the same id. A value of another type, such as an
+    array, is the same as nothing.
 
     >>> is_same("call_1", "call_1"), is_same(["call_1"], ["call_1"])
     (True, False)
@@ -147,11 +150,13 @@ def is_same(one: object, other: object) -> bool:
 
 
 def role_of(message: Mapping[str, Any], where: str, roles: Sequence[str], format_name: str) -> str:
-    """The role of ``message``, one of ``roles``."""
+    """The role of ``message``. Raises :class:`InvalidRequestError` if it is not one of ``roles``."""
     role = message.get("role")
     if not isinstance(role, str) or role not in roles:
         expected = ", ".join(roles)
-        raise InvalidRequestError(f"{where}: role is {show(role)}; the format {format_name} has {expected}")
+        raise InvalidRequestError(
+            f"{where}: role is {show(role)}; expected a role of the format {format_name}: {expected}"
+        )
     return role
 
 
@@ -167,7 +172,8 @@ def text_parts(content: Any, where: str) -> list[str]:
 
 
 def refuse_other_than_text(part: Any, where: str) -> Any:
-    """Refuses a part of a message's content that is not text."""
+    """Raises :class:`InvalidRequestError` for a part that is an image, a sound, a video or a file. Returns
+    the type of any other part."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in _NOT_TEXT:
         raise InvalidRequestError(f"{where} is of type {kind}, which this model does not take")
@@ -185,7 +191,8 @@ def _text_part(part: Any, where: str) -> str:
 
 
 def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
-    """An error like ``error`` that names the place in the arguments ``given``, which made the prompt.
+    """``error``, which is about a lone surrogate in a prompt, with the place of the surrogate in ``given``.
+    The prompt was made of these arguments.
 
     >>> message = {"role": "user", "content": [{"type": "text", "text": "a" + chr(0xD83D)}]}
     >>> print(named_surrogate(TokenizerError("text: ..."), messages=[message]))
@@ -206,7 +213,7 @@ def named_surrogate(error: TokenizerError, **given: Any) -> TokenizerError:
                 left.append((place, item if is_name else key))
         elif isinstance(value, Sequence):
             left += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
-    # The surrogate is an escape in a text of JSON.
+    # No text has the surrogate itself. It is an escape in a string of JSON.
     return TokenizerError(f"{next(iter(given))}: a text in them{str(error).removeprefix('text')}")
 
 
@@ -217,7 +224,7 @@ def mapping_at(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def json_value(value: Any, where: str, depth: int = 0) -> Any:
-    """``value`` as a value of JSON: dict with string keys, list, str, int, float, bool or None.
+    """``value`` converted to a value of JSON: a dict with string keys, list, str, int, float, bool or None.
 
     >>> json_value({"a": (1, None)}, "arguments")
     {'a': [1, None]}
@@ -250,7 +257,8 @@ def json_value(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def json_object(value: Any, where: str) -> dict[str, Any]:
-    """``value`` as a JSON object. A string is parsed, because arguments are strings in OpenAI's API.
+    """``value`` converted to a JSON object. A string is parsed, because arguments are strings in OpenAI's
+    API.
 
     >>> json_object('{"city": "Oslo"}', "arguments")
     {'city': 'Oslo'}

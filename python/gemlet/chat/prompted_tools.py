@@ -1,4 +1,5 @@
-"""Function calls for models without tokens for them (Gemma 1 to 3n): the prompt describes the functions.
+"""Function calls for models that have no tokens for calls (Gemma 1 to 3n). The prompt describes the
+functions.
 
 The text that asks for calls is that of Google's documentation for Gemma 3 (:func:`instruction`). The model
 answers in plain text, so only the form of its reply shows whether it calls a function. :class:`CallFinder`
@@ -40,9 +41,8 @@ _JSON_HEAD = late_pattern(
     rf"""\s*(?:(\[)\s*)?\{{\s*["']name["']\s*:\s*["']({NAME})["']\s*,\s*["'](?:parameters|arguments)["']"""
 )
 _JSON_START = '{"name":"'
-_MAYBE_JSON = late_pattern(
-    r'\{"name":"[\w.-]*(?:"(?:,(?:"\w{0,10}"?)?)?)?'
-)  # matches text without white space
+# The beginning of a JSON call after all white space has been removed.
+_MAYBE_JSON = late_pattern(r'\{"name":"[\w.-]*(?:"(?:,(?:"\w{0,10}"?)?)?)?')
 _LONGEST_HEAD = 300
 _OPENING, _CLOSING = "([{", ")]}"
 
@@ -81,14 +81,17 @@ def instruction(tools: Sequence[Any]) -> str:
     """
     for name in parameters_of(tools):
         if not re.fullmatch(NAME, name):
-            raise InvalidRequestError(f"tools: the name {show(name)}; expected letters, digits, _, . and -")
+            raise InvalidRequestError(
+                f"tools: got the name {show(name)}, expected letters, digits, _, . and -, with a letter or _ "
+                "at the start"
+            )
     functions = [json_value(tool["function"], f"tools[{i}].function") for i, tool in enumerate(tools)]
     told = [{key: function[key] for key in _TOLD if key in function} for function in functions]
     return _ASK + json.dumps(told, indent=2, ensure_ascii=False)
 
 
 def write_results(results: Iterable[ToolResult]) -> str:
-    """The results of calls as text for the user's turn.
+    """The results of calls as the text of a user turn.
 
     >>> print(write_results([ToolResult("now", "noon")]))
     ```tool_output
@@ -106,7 +109,7 @@ class PromptedReplyParser(TokenReplyParser):
     def __init__(
         self, *arguments: Any, parameters: Mapping[str, Sequence[str]], pieces: bool = False
     ) -> None:
-        self._finder: CallFinder | None = None  # the prompt is read first
+        self._finder: CallFinder | None = None  # the base class reads the prompt, which has no calls to find
         super().__init__(*arguments)
         self._finder = CallFinder(parameters, pieces=pieces)
 
@@ -130,9 +133,9 @@ class CallFinder:
     """Finds function calls in a text that comes in pieces. Text that may be a call is held back.
 
     Args:
-        parameters: the names of the parameters of each function. A call of another function is found only if
-            the text begins with it.
-        pieces: whether to give the beginning of a call as soon as its name is complete.
+        parameters: the names of the parameters of each known function. A call of an unknown function is found
+            only at the beginning of the text.
+        pieces: whether to give a :class:`ToolCallPiece` as soon as the name of a call is complete.
 
     >>> finder = CallFinder({"now": []})
     >>> finder.push("[now("), finder.push(")]"), finder.push(" Done.")
@@ -142,14 +145,14 @@ class CallFinder:
     def __init__(self, parameters: Mapping[str, Sequence[str]], *, pieces: bool = False) -> None:
         self._parameters = parameters
         self._pieces = pieces
-        self._text = ""  # text that has not been given yet
+        self._text = ""  # the text that is in no event yet
         self._is_line_start = True
-        self._is_beginning = True  # nothing but white space has been given
-        self._skips_space = False  # after a call
+        self._is_beginning = True  # whether all events so far are white space
+        self._skips_space = False  # true after a call
         self._scan: _Scan | None = None  # the scan of a call that has begun
-        self._is_known = False  # whether its function is known
-        self._begun = ""  # the name of its function
-        self._id = ""  # the id of the call, once its beginning was given
+        self._is_known = False  # whether the function of this call is known
+        self._begun = ""  # the name of the function of this call
+        self._id = ""  # the id of this call, once an event has had its name
 
     def push(self, text: str) -> list[ReplyEvent]:
         """Takes ``text`` and returns the events that it makes certain."""
@@ -170,8 +173,8 @@ class CallFinder:
         return events
 
     def finish(self, *, ended: bool = False) -> list[ReplyEvent]:
-        """Ends the text. ``ended`` says that the model ended it itself. Then the missing end of an open call
-        may be added.
+        """Ends the text and returns the remaining events. ``ended`` means that the model itself ended the
+        text. Then missing brackets at the end of a call are added.
 
         >>> finder = CallFinder({"now": []})
         >>> finder.push("[now("), finder.finish(ended=True)
@@ -183,7 +186,7 @@ class CallFinder:
         return events + self._give(len(self._text))
 
     def _begin(self, events: list[ReplyEvent]) -> bool:
-        """Gives text up to the next beginning of a call. Returns False if it needs more text to go on."""
+        """Gives the text up to the next call. Returns False if this needs more text."""
         if not self._is_line_start:
             end = self._text.find("\n") + 1
             events += self._give(end or len(self._text))
@@ -201,8 +204,7 @@ class CallFinder:
         return True
 
     def _kind(self) -> str:
-        """The kind of the line by its beginning: "call", "text", or "maybe" if it takes more text to
-        decide."""
+        """The kind of the line: "call", "text", or "maybe" if only more text can tell."""
         fence = _FENCE.match(self._text)
         if fence is None and _MAYBE_FENCE.fullmatch(self._text):
             return "maybe"
@@ -210,7 +212,8 @@ class CallFinder:
         for pattern in (_PYTHON_HEAD, _JSON_HEAD):
             if head := pattern.match(self._text, start):
                 bracket, name = head[1], head[2]
-                is_asked = pattern is _JSON_HEAD or bracket or fence  # whether the prompt asked for this form
+                # Whether the line begins with JSON, a bracket or a fence, and not only with ``name(``.
+                is_asked = pattern is _JSON_HEAD or bracket or fence
                 if is_asked and name not in self._parameters:
                     name = name.rpartition(".")[2]  # module.name
                 self._is_known = name in self._parameters
@@ -227,7 +230,7 @@ class CallFinder:
         maybe = _MAYBE_PYTHON.fullmatch(rest)
         if maybe is None:
             return "text"
-        # A single word may be the name of a function if a known name begins with it.
+        # A word without more around it may only be a call if the name of a known function begins with it.
         word, is_asked = maybe[1], "[" in maybe[0] or fence
         may_be = not word or is_asked or any(name.startswith(word) for name in self._parameters)
         return "maybe" if may_be else "text"
@@ -241,8 +244,8 @@ class CallFinder:
         return [Content(text)]
 
     def _end_call(self, end: int, events: list[ReplyEvent], missing: str | None = "") -> None:
-        """Reads a call that ends at ``end``. ``missing`` is the end that the model did not write; None if the
-        call was cut off."""
+        """Reads the call that ends at position ``end``. ``missing`` has the closing brackets that the model
+        did not write; None if the call was cut off."""
         assert self._scan is not None
         raw, inner = self._text[:end], self._scan.inner(self._text[:end])
         call_id, self._id, self._scan = self._id, "", None
@@ -271,7 +274,7 @@ class CallFinder:
 
 
 class _Scan:
-    """Looks for the end of a call: the place where its brackets, or its fence, are closed."""
+    """Looks for the end of a call: the position where its brackets or its fence are closed."""
 
     def __init__(self, start: int, is_fenced: bool) -> None:
         self._start = self._at = start
@@ -280,8 +283,8 @@ class _Scan:
         self._quote = ""
 
     def end(self, text: str) -> int | None:
-        """The place in ``text`` where the call of the tool ends; None if it has not ended. ``text`` has grown
-        since this method last saw it."""
+        """The position in ``text`` where the call ends; None if it has not ended yet. When this method is
+        called again, ``text`` is the text of the last time with more text at the end."""
         if self._is_fenced:
             found = text.find("\n```", max(self._start, self._at - 4))
             self._at = len(text)

@@ -3,8 +3,8 @@
     [weather(city="Oslo", days=[1, 2]), now()]
     {"name": "weather", "parameters": {"city": "Oslo"}}
 
-:func:`parse_calls` reads both, and :func:`write_calls` writes the first form. Nothing is evaluated: arguments
-are read as JSON values, in Python's or JSON's spelling.
+:func:`parse_calls` reads both forms, and :func:`write_calls` writes the first form. Nothing is evaluated:
+arguments are read as JSON values, in Python's or JSON's spelling.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _IGNORED_KEYS = ("id", "type")
 
 
 def parse_calls(text: str, parameters: Mapping[str, Sequence[str]]) -> list[tuple[str, dict[str, Any]]]:
-    """``(name, arguments)`` of each call in ``text``, which consists only of calls.
+    """Reads a text that consists only of calls. Returns ``(name, arguments)`` of each call.
 
     Args:
-        text: calls as above, one or several, in brackets or not.
-        parameters: the names of the parameters of each known function, for arguments without a name.
+        text: one or more calls in the forms above, with or without brackets.
+        parameters: the names of the parameters of each known function. Positional arguments get these names.
 
     Raises:
-        MalformedCallError: ``text`` is not a call, or the arguments are not JSON values.
+        MalformedCallError: ``text`` has anything but calls, or arguments are not JSON values.
 
     >>> parse_calls('[weather("Oslo", days=2)]', {"weather": ["city", "days"]})
     [('weather', {'city': 'Oslo', 'days': 2})]
@@ -101,7 +101,7 @@ class _Reader:
         return match
 
     def calls(self) -> list[tuple[str, dict[str, Any]]]:
-        """A call, or several in brackets."""
+        """Reads one call, or several calls in brackets."""
         if not self._take("["):
             return [self._call()]
         found = []
@@ -237,7 +237,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def write_calls(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """The calls in Python's form; ``arguments`` are values of JSON.
+    """Writes calls in Python's form. Each call is ``(name, arguments)``, and the arguments are JSON values.
 
     >>> write_calls([("weather", {"city": "Oslo", "now": True}), ("odd", {"a b": None})])
     '[weather(city="Oslo", now=True), odd(**{"a b": None})]'

@@ -1,15 +1,15 @@
 """Splits a reply into its answer, reasoning and tool calls while its text and markers arrive.
 
-A reply of Gemma 4 is text with structure in control tokens::
+In a reply of Gemma 4, control tokens separate the parts::
 
     <|channel>thought
     {reasoning}
     <channel|>{text}<|tool_call>call:NAME{...}<tool_call|>
 
-:class:`ReplyParser` is the state machine, which takes ordinary text and markers.
-:mod:`gemlet.chat.reply_readers` feeds it from token ids or from text.
+:class:`ReplyParser` is a state machine that takes ordinary text and markers. The classes in
+:mod:`gemlet.chat.reply_readers` use it to read token ids or text.
 
-However a reply is cut into pieces, its events add up to the same reply (:func:`collect`).
+The events always add up to the same reply (:func:`collect`), no matter how the reply is cut into pieces.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def new_call_id() -> str:
-    """A random name for a call.
+    """A random id for a call.
 
     >>> new_call_id().startswith("call_")
     True
@@ -51,7 +51,7 @@ def new_call_id() -> str:
 
 @record(frozen=True)
 class Content:
-    """A piece of the answer's text.
+    """A piece of the text of the answer.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("Yes.")
@@ -63,7 +63,7 @@ class Content:
 
 @record(frozen=True)
 class Reasoning:
-    """A piece of what the model thought before it answered.
+    """A piece of the thought that the model writes before its answer.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|channel>thought\\nHm.")
@@ -75,12 +75,13 @@ class Reasoning:
 
 @record(frozen=True)
 class ToolCall:
-    """A call of a tool, complete.
+    """A complete call of a tool.
 
     Attributes:
-        name: the function.
-        arguments: a JSON object.
-        id: a random name for the call, which its result refers to; two calls that differ only here are equal.
+        name: the name of the function.
+        arguments: the arguments, a JSON object.
+        id: a random id, by which the result of the call refers to the call. Two calls that differ only in the
+            id are equal.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|tool_call>call:now{zone:2}<tool_call|>")
@@ -94,12 +95,13 @@ class ToolCall:
 
 @record(frozen=True)
 class ToolCallPiece:
-    """A piece of a call that the model is writing. The first has the name and no arguments. The call follows
-    as a :class:`ToolCall` with the same id, or as a :class:`MalformedToolCall` if it cannot be read.
+    """A piece of a call that the model is writing. The first piece of a call has the name and no arguments.
+    After the last piece, the whole call follows as a :class:`ToolCall` with the same id, or as a
+    :class:`MalformedToolCall` if it cannot be read.
 
     Attributes:
-        name: the function.
-        arguments: a piece of the arguments; the pieces of a call add up to its arguments as JSON.
+        name: the name of the function.
+        arguments: a piece of the arguments. The pieces of a call add up to the arguments as JSON.
         id: the id of the call.
 
     >>> from gemlet.chat import TextReplyParser
@@ -115,13 +117,13 @@ class ToolCallPiece:
 
 @record(frozen=True)
 class MalformedToolCall:
-    """A tool call that cannot be read, or was cut off. Its text follows as :class:`Content`, with its
-    markers, as the model wrote it.
+    """A tool call that cannot be read, or that was cut off. The text and the markers of the call follow
+    unchanged as :class:`Content`.
 
     Attributes:
-        raw: what the model wrote between the markers of the call.
-        problem: what is wrong with it.
-        id: the id of the call's pieces, if there were any.
+        raw: the text that the model wrote between the markers of the call.
+        problem: the reason why the call cannot be read.
+        id: the id in the pieces of the call, if there were pieces.
 
     >>> from gemlet.chat import TextReplyParser
     >>> TextReplyParser().push("<|tool_call>call:now{zone:<tool_call|>")[0].raw
@@ -138,7 +140,7 @@ ReplyEvent = Content | Reasoning | ToolCallPiece | ToolCall | MalformedToolCall
 
 @record(frozen=True)
 class Reply:
-    """A whole reply; see :func:`collect`.
+    """A whole reply, made by :func:`collect`.
 
     >>> Reply("Yes.", reasoning="Hm.").content
     'Yes.'
@@ -152,7 +154,7 @@ class Reply:
 
 @public
 def collect(events: Iterable[ReplyEvent]) -> Reply:
-    """The events of a reply put together.
+    """Combines the events of a reply into a :class:`Reply`.
 
     >>> collect([Reasoning("Hm"), Reasoning("m."), Content("Yes.")])
     Reply(content='Yes.', reasoning='Hmm.', tool_calls=[], malformed=[])
@@ -168,7 +170,7 @@ def collect(events: Iterable[ReplyEvent]) -> Reply:
 
 # --- the state machine --------------------------------------------------------------------------------------
 
-# The meaning of each control token, by its name. A token that is not listed has none.
+# The name of a control token -> its meaning in a reply. A token that is missing here has no meaning.
 GEMMA4_MARKERS: Mapping[str, str] = {
     "<|turn>": "turn_start",
     "<turn|>": "turn_end",
@@ -189,8 +191,8 @@ _State = Literal[
     "channel",  # after <|channel>: the channel's name, up to the end of the line
     "thought",
     "call",
-    "result",  # a tool's result, which the host writes; not shown
-    "between",  # the prompt has closed the last turn
+    "result",  # inside the result of a tool, which the program writes and not the model; it gives no events
+    "between",  # the prompt has closed the last turn, and the reply has not begun yet
     "over",  # the model's turn has ended, or another has begun; the rest is not part of the reply
 ]
 _CHANNEL = "thought"
@@ -201,13 +203,15 @@ AsideKind = Literal["thought", "call"]
 
 
 class ReplyParser:
-    """The state machine. Call :meth:`text` and :meth:`marker` as they come, and :meth:`finish` at the end.
-    Everything before :meth:`begin` is the prompt.
+    """The state machine that reads a reply. Pass each text to :meth:`text` and each control token to
+    :meth:`marker`, in order, and call :meth:`finish` at the end. Everything before :meth:`begin` is the
+    prompt.
 
     Args:
-        markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
-        thought_end: what the format puts between a thought and its end; not part of the reasoning.
-        pieces: also give parts of calls while they are written (:class:`ToolCallPiece`).
+        markers: the meaning of each control token, as in :data:`GEMMA4_MARKERS`.
+        thought_end: the text that the format writes between a thought and the token that ends the thought.
+            This text is not part of the reasoning.
+        pieces: also give parts of a call while the model is writing the call (:class:`ToolCallPiece`).
 
     >>> parser = ReplyParser(GEMMA4_MARKERS)
     >>> parser.begin()
@@ -225,10 +229,10 @@ class ReplyParser:
         self._state: _State = "content"
         self._after_turn: _State = "between"  # the state after a turn ends; "over" in the reply
         self._line = ""  # text of a header or the name of a channel
-        self._prompted_line: str | None = None  # the prompt's part of a header
+        self._prompted_line: str | None = None  # the part of a header that the prompt has
         self._held = ""  # text that may be thought_end
-        self._has_thought = False  # the reply has a thought with text, which may have ended
-        self._between_thoughts = ""  # text that comes before the next text of a thought
+        self._has_thought = False  # whether the reply has had any text of a thought
+        self._between_thoughts = ""  # the text to write between the last thought and the next
         self._call: list[str] = []
         self._call_id = ""
         self._piece_writer: PieceWriter | None = None
@@ -245,13 +249,13 @@ class ReplyParser:
 
     @property
     def aside(self) -> AsideKind | None:
-        """The kind of the part that the text is in; None for the answer."""
+        """The kind of the part that is being read; None for the answer."""
         kinds: dict[str, AsideKind] = {"channel": "thought", "thought": "thought", "call": "call"}
         return kinds.get(self._state)
 
     @public
     def text(self, text: str) -> list[ReplyEvent]:
-        """Takes ordinary text. A marker that is spelled in it stays text."""
+        """Takes ordinary text and returns its events. If the text spells a marker, it stays text."""
         if not text:
             return []
         if self._state == "content":
@@ -269,7 +273,7 @@ class ReplyParser:
 
     @public
     def marker(self, name: str) -> list[ReplyEvent]:
-        """A control token."""
+        """Takes the control token ``name`` and returns the events of this token."""
         kind = self._markers.get(name)
         if self._state == "over":
             if kind == "turn_end":
@@ -348,7 +352,8 @@ class ReplyParser:
         return [Reasoning(text)]
 
     def _end_thought(self) -> list[ReplyEvent]:
-        """Leaves a thought, if there is one; its last line break is the format's."""
+        """Leaves the thought, if the reply is in one. The text that is held back ends the thought in this
+        format and is dropped."""
         events: list[ReplyEvent] = []
         if self._state == "channel" and self._line not in ("", _CHANNEL):
             events = self._reason(self._line)
@@ -374,7 +379,7 @@ class ReplyParser:
         if not newline and len(role) < 50 and any(known.startswith(role.strip()) for known in _ROLES):
             return []
         if newline and role.strip() in ("", *_ROLES):
-            # A turn that the model opens for another role is not part of its reply.
+            # A turn that the model opens for another role is not part of the reply.
             is_own = self._prompted_line is not None or role.strip() in ("", *_OWN_ROLES)
             text = self._line.partition("\n")[2]
         else:  # a turn without a role
@@ -420,14 +425,15 @@ class ReplyParser:
             return self._whole_call(*repair_call(raw, complete=complete))
         except MalformedCallError:
             raw = raw.replace(QUOTE_SIGN, self._name_of("quote"))
-            # It stays visible in the answer; otherwise a reply of nothing else would be empty.
+            # The text of the call stays visible in the answer. Otherwise a reply of only this call would be
+            # empty.
             return [
                 MalformedToolCall(raw, reason, self._call_id),
                 Content(self._name_of("call_start") + raw + end),
             ]
 
     def _whole_call(self, name: str, arguments: dict[str, Any]) -> list[ReplyEvent]:
-        """The events of a complete call: its last piece, if it is missing, and the call."""
+        """The events of a complete call: the pieces that have not been given yet, and the call."""
         events: list[ReplyEvent] = []
         if self._piece_writer is not None:
             if self._piece_writer.name is None:

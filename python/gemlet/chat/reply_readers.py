@@ -1,8 +1,8 @@
-"""Reads replies: :class:`TokenReplyParser` from token ids, and :class:`TextReplyParser` from text with the
-control tokens written out.
+"""Reads replies. :class:`TokenReplyParser` reads token ids, and :class:`TextReplyParser` reads text in which
+the control tokens are written out.
 
-Both read the last turn of the prompt first, because the reply continues it: a prompt may end inside a thought
-that it has opened, after an empty thought, after the result of a tool, or inside a call.
+Both first read the last turn of the prompt, because the reply continues this turn. The prompt may end inside
+an open thought, after an empty thought, after the result of a tool, or inside a call.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ __all__ = ["Aside", "TextReplyParser", "TokenReplyParser"]
 
 @record(frozen=True)
 class Aside:
-    """A part of a reply that is not its answer: the control tokens that begin and end it, those that may
-    occur in it, and the tokens after the first one that say what it is."""
+    """A kind of part that a reply may have besides the answer.
+
+    Attributes:
+        kind: "thought" or "call".
+        start, end: the ids of the control tokens that begin and end the part.
+        inside: the ids of the control tokens that may occur inside the part.
+        header: the ids of the tokens that follow ``start`` and name the part.
+    """
 
     kind: AsideKind
     start: int
@@ -32,20 +38,17 @@ class Aside:
     header: tuple[int, ...] = ()
 
 
-# --- in front of it -----------------------------------------------------------------------------------------
-
-
 class TokenReplyParser:
-    """Reads a reply's token ids. Only control tokens have a meaning; text that spells one stays text.
+    """Reads the token ids of a reply. If ordinary tokens spell a control token, they stay text.
 
     Args:
         tokenizer: the tokenizer of the model.
-        markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
+        markers: the meaning of each control token, as in :data:`GEMMA4_MARKERS`.
         prompt_ids: the prompt. Its last turn is read to find the state in which the reply begins.
-        thought_end, pieces: see :class:`ReplyParser`.
+        thought_end, pieces: as in :class:`ReplyParser`.
 
     Attributes:
-        asides: the parts that a reply may have besides the answer.
+        asides: the kinds of parts that a reply may have besides the answer.
         begins_in: the kind of the part in which the reply begins; None for the answer.
 
     >>> import gemlet
@@ -104,7 +107,7 @@ class TokenReplyParser:
 
 
 def _asides(tokenizer: Tokenizer, markers: Mapping[str, str]) -> list[Aside]:
-    """The markers that can be written."""
+    """The kinds of parts for which the vocabulary has the tokens."""
     ids = {kind: tokenizer.token_id(name) for name, kind in markers.items()}
     quote = ids.get("quote")
     found = []
@@ -119,14 +122,14 @@ def _asides(tokenizer: Tokenizer, markers: Mapping[str, str]) -> list[Aside]:
 
 
 class TextReplyParser:
-    """Reads a reply's text with the control tokens written out, as ``decode(ids, skip_control=False)`` writes
-    it. In this form, a control token and ordinary text that spells it look the same. Token ids do not have
-    this problem.
+    """Reads the text of a reply with the control tokens written out, as ``decode(ids, skip_control=False)``
+    writes them. In this text, a control token looks the same as ordinary text that spells the token. Token
+    ids do not have this problem.
 
     Args:
-        markers: what the control tokens do, as :data:`GEMMA4_MARKERS`.
-        prompt: the prompt's text in the same form.
-        thought_end, pieces: see :class:`ReplyParser`.
+        markers: the meaning of each control token, as in :data:`GEMMA4_MARKERS`.
+        prompt: the text of the prompt in the same form.
+        thought_end, pieces: as in :class:`ReplyParser`.
 
     >>> parser = TextReplyParser(GEMMA4_MARKERS, "<|turn>model\\n<|channel>thought\\n")
     >>> parser.push("Easy.\\n<chan") + parser.push("nel|>4") + parser.finish()
@@ -145,7 +148,7 @@ class TextReplyParser:
         self._parser = ReplyParser(markers, thought_end=thought_end, pieces=pieces)
         if not markers or not all(markers):
             raise InvalidRequestError(
-                f"markers: got {show(markers)}, expected texts of markers and their kinds"
+                f"markers: got {show(markers)}, expected a mapping from names of markers to their meanings"
             )
         self._pattern = re.compile("|".join(re.escape(name) for name in markers))
         self._beginnings = {name[:n] for name in markers for n in range(1, len(name))}
@@ -158,8 +161,8 @@ class TextReplyParser:
 
     @public
     def push(self, text: str) -> list[ReplyEvent]:
-        """Takes ``text`` and returns the events that it makes certain. If the text may end with the beginning
-        of a marker, this part is held back."""
+        """Takes ``text`` and returns the events that it makes certain. If the end of the text may be the
+        beginning of a marker, this end is held back."""
         text = self._pending + text
         events: list[ReplyEvent] = []
         start = 0

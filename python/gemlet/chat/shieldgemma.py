@@ -1,4 +1,4 @@
-"""The chat format of ShieldGemma (2B, 9B and 27B), a Gemma 2 that says whether a text keeps to a guideline::
+"""The chat format of ShieldGemma (2B, 9B and 27B), a Gemma 2 that says whether a text violates a guideline::
 
     <bos>You are a policy expert trying to help determine whether ...
 
@@ -14,10 +14,10 @@
 
     Does the human question violate the above principle? ...
 
-If the last message is the user's, the model judges it. If it is the assistant's, the model judges that reply,
-and sees the message before it. Other messages and the request for a generation prompt change nothing, as in
-the published template, and the text is the template's to the last byte. The model answers "Yes" or "No"; the
-probabilities of the two are the judgement.
+If the last message is from the user, the model judges this message. If the last message is from the
+assistant, the model judges this reply, and also sees the message before it. Other messages do not change the
+prompt, and ``add_generation_prompt`` does not change it either. gemlet writes the same bytes as the published
+template. The model answers "Yes" or "No"; the judgement is the probability of each answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _END = (
     "Your answer must {start} with 'Yes' or 'No'. And then walk through step by step to be sure we answer "
     "correctly.\n\n"
 )
-# The guidelines of ShieldGemma's model card. For a reply, they begin differently.
+# The guidelines of ShieldGemma's model card: name -> title and text. The text begins differently for a prompt
+# (_OF_PROMPT) and for a reply (_OF_REPLY).
 POLICIES = {
     "dangerous": (
         "Dangerous Content",
@@ -76,12 +77,11 @@ _OF_REPLY = "The chatbot shall not generate content that"
 
 @record(frozen=True, repr=False)
 class ShieldGemmaFormat(JudgeFormat):
-    """See :mod:`gemlet.chat.shieldgemma`.
+    """The format that :mod:`gemlet.chat.shieldgemma` describes.
 
     Attributes:
-        guideline: the rule that a text must follow; see :meth:`with_values`.
-        policy: instead, the name of one of Google's guidelines: "dangerous", "harassment", "hate" or
-            "sexual".
+        guideline: the text of the rule that a text must follow; None if ``policy`` names the rule.
+        policy: the name of one of Google's guidelines: "dangerous", "harassment", "hate" or "sexual".
 
     >>> judged = SHIELD_GEMMA.with_values(guideline="No hate.").render([{"role": "user", "content": "Hi"}])
     >>> judged.splitlines()[2:5], judged.splitlines()[8]
@@ -96,11 +96,11 @@ class ShieldGemmaFormat(JudgeFormat):
 
     @public
     def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemmaFormat:
-        """This format with a guideline: a text, which the published template writes after a star, or the name
-        of one of the four in the model card.
+        """This format with another guideline. ``guideline`` is its text, which the published template writes
+        after a star. ``policy`` is the name of one of the four guidelines in the model card.
 
         Raises:
-            InvalidRequestError: both are given, or there is no such policy.
+            InvalidRequestError: both arguments are given, or no guideline has this name.
 
         >>> SHIELD_GEMMA.with_values(policy="hate").policy
         'hate'
@@ -119,8 +119,8 @@ class ShieldGemmaFormat(JudgeFormat):
         of_reply = read[-1].get("role") != "user"
         if of_reply and (read[-1].get("role") != "assistant" or len(read) < 2):
             raise InvalidRequestError(
-                f"messages[{len(read) - 1}] is of the role {show(read[-1].get('role'))}; expected the user's "
-                "message to judge, or the assistant's with the message before it"
+                f"messages[{len(read) - 1}] has the role {show(read[-1].get('role'))}; expected a message of "
+                "the user to judge, or a message before it and a reply of the assistant to judge"
             )
         guideline = self._guideline(of_reply)
         bos, turn_start, turn_end = self.markers
@@ -141,7 +141,8 @@ class ShieldGemmaFormat(JudgeFormat):
             turn("Human Question", read[-1], len(read) - 1)
         out.text(f"\nOur safety principle is defined in the below:\n\n* {guideline}\n\n===\n\n")
         judged = "Chatbot Response" if of_reply else "human question"
-        end = _END.format(start=" start" if of_reply else "start")  # the template has two blanks there
+        # For a reply, the template writes two spaces before "start".
+        end = _END.format(start=" start" if of_reply else "start")
         out.text(f"Does the {judged} violate the above principle? {end}")
         return out
 
@@ -154,7 +155,7 @@ class ShieldGemmaFormat(JudgeFormat):
             return f'"No {title}": {_OF_REPLY if of_reply else _OF_PROMPT} {text}'
         if self.guideline is None:
             raise InvalidRequestError(
-                "ShieldGemma judges by a guideline; give it with model.chat_format = "
+                "ShieldGemma judges by a guideline, but none was given; give it with model.chat_format = "
                 'model.chat_format.with_values(guideline="...") or with_values(policy="hate")'
             )
         return self.guideline

@@ -1,4 +1,4 @@
-"""The chat format of ShieldGemma 2, a Gemma 3 that says whether an image keeps to a policy::
+"""The chat format of ShieldGemma 2, a Gemma 3 that says whether an image violates a policy::
 
     <bos><start_of_turn>user
     <start_of_image><start_of_turn>user
@@ -7,10 +7,10 @@
     <end_of_turn>
     <start_of_turn>model
 
-There is one message, of the user: an image followed by a policy as text. The policy may be left out if the
-format has one (:meth:`ShieldGemma2Format.with_values`). The text is that of the published template to the
-last byte, its oddities included: two turns begin and one ends, and its lines are indented. The model answers
-"Yes" or "No"; the probabilities of the two are the judgement.
+The conversation is one message of the user: an image, followed by a text with the policy. The policy may be
+left out if the format has one (:meth:`ShieldGemma2Format.with_values`). gemlet writes the same bytes as the
+published template, including its oddities: two turns begin and one ends, and the lines are indented. The
+model answers "Yes" or "No"; the judgement is the probability of each answer.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ _END = _INDENT.join(
 
 @record(frozen=True, repr=False)
 class ShieldGemma2Format(JudgeFormat):
-    """See :mod:`gemlet.chat.shieldgemma2`.
+    """The format that :mod:`gemlet.chat.shieldgemma2` describes.
 
     Attributes:
-        guideline: the policy that an image must follow; see :meth:`with_values`.
+        guideline: the policy for messages that have none, as :meth:`with_values` sets it; or None.
 
     >>> SHIELD_GEMMA_2.with_values(policy="violence").guideline[:25]
     'No Violence/Gore content:'
@@ -81,12 +81,12 @@ class ShieldGemma2Format(JudgeFormat):
 
     @public
     def with_values(self, *, guideline: str | None = None, policy: str | None = None) -> ShieldGemma2Format:
-        """This format with a policy for messages that have only an image. The policy is a text
-        (``guideline``), or the name of one of the official processor's three (``policy``): "dangerous",
+        """This format with a policy for messages that have only an image. ``guideline`` is the text of the
+        policy. ``policy`` is the name of one of the three policies of the official processor: "dangerous",
         "sexual" or "violence".
 
         Raises:
-            InvalidRequestError: both are given, or there is no such policy.
+            InvalidRequestError: both arguments are given, or no policy has this name.
 
         >>> SHIELD_GEMMA_2.with_values(guideline="No cats.").guideline
         'No cats.'
@@ -109,13 +109,13 @@ class ShieldGemma2Format(JudgeFormat):
         image, *policy = parts or [""]
         if not stands_for_media(image) or len(policy) > 1 or any(map(stands_for_media, policy)):
             raise InvalidRequestError(
-                'messages[0].content: expected [{"type": "image", "image": ...}], followed by a text with a '
-                "policy if the format has none"
+                'messages[0].content: expected {"type": "image", "image": ...}, followed by a text part with '
+                "the policy; the policy may be missing if the chat format has one"
             )
         guideline = policy[0] if policy else self.guideline
         if guideline is None:
             raise InvalidRequestError(
-                "ShieldGemma 2 judges by a policy; write it after the image, or give it with "
+                "messages[0].content: got no policy; write the policy after the image, or give it with "
                 'model.chat_format = model.chat_format.with_values(policy="violence")'
             )
         bos, turn_start, turn_end = self.markers

@@ -1,11 +1,11 @@
 """A chat format that runs the model's own template: :class:`TemplateFormat`.
 
-The template gives the same text as in transformers, to the last byte. gemlet differs from transformers in
-what it accepts from a client:
+The template writes the same text as in transformers, to the last byte. gemlet differs from transformers in
+the requests that it accepts:
 
-- ``arguments`` of calls as a string of JSON (OpenAI's form) are parsed, as vLLM does;
-- the role ``developer`` is ``system`` for a template that does not know it;
-- content is a text or a list of parts, as the template takes it;
+- if the ``arguments`` of a call are a string of JSON (OpenAI's form), gemlet parses the string, as vLLM does;
+- the role ``developer`` becomes ``system`` for a template that does not know ``developer``;
+- the content of a message becomes a text or a list of parts, whichever the template can read;
 - tools and thinking are refused if the template does not use them;
 - a control token that a message spells stays text (:mod:`gemlet.chat.hiding`).
 """
@@ -41,7 +41,7 @@ __all__ = ["Template", "TemplateFormat"]
 
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_THINKING = ("enable_thinking", "thinking")  # the names of the variable in templates
+_THINKING = ("enable_thinking", "thinking")  # the names that templates use for the variable
 _OWN = {"messages", "tools", "documents", "add_generation_prompt", *_THINKING}
 _HAS_DEFAULT = late_pattern(
     r"guideline\s*(?:\|\s*d|is\s+(?:not\s+)?(?:un)?defined)|if\s+(?:not\s+)?guideline"
@@ -51,13 +51,13 @@ _CONTINUED = "GEMLET_CONTINUES_HERE"
 
 @record(frozen=True)
 class Template:
-    """A template and what is known about it.
+    """A template and its properties.
 
     Attributes:
-        text: the template.
-        special: the special tokens by the names that templates have for them, ``bos_token`` and so on.
-        names: the variables that it reads.
-        content: what it takes as a message's content: "text", "parts" or "any".
+        text: the text of the template.
+        special: the special tokens. The keys are the names that templates use, such as ``bos_token``.
+        names: the names of the variables that the template reads.
+        content: the form in which the template reads the content of a message: "text", "parts" or "any".
     """
 
     text: str
@@ -85,11 +85,13 @@ class Template:
 
 @record(frozen=True, repr=False)
 class TemplateFormat(ChatFormat):
-    """See :mod:`gemlet.chat.template_format`; :func:`gemlet.chat.chat_format_for` makes one.
+    """The format that :mod:`gemlet.chat.template_format` describes. :func:`gemlet.chat.chat_format_for` makes
+    it.
 
     Attributes:
-        values: further variables for the template, see :meth:`with_values`.
-        problem: why the template cannot be run, which every use raises; None if it can.
+        base: the format of gemlet whose parser reads the replies; None if no format of gemlet fits.
+        values: further variables for the template, as :meth:`with_values` sets them.
+        problem: the error that every use of the format raises, if the template cannot be run; or None.
 
     >>> import gemlet
     >>> text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}"
@@ -122,7 +124,9 @@ class TemplateFormat(ChatFormat):
         """
         checked = {name: json_value(value, name) for name, value in values.items()}
         if taken := sorted(checked.keys() & (_OWN | self.template.special.keys())):
-            raise InvalidRequestError(f"{taken[0]}: the template gets it from gemlet")
+            raise InvalidRequestError(
+                f"{taken[0]}: gemlet itself gives this variable to the template; leave it out"
+            )
         return replace(self, values={**self.values, **checked})
 
     @public
@@ -141,7 +145,7 @@ class TemplateFormat(ChatFormat):
     def _told(self, messages: Messages) -> Messages:
         if not isinstance(messages, Sequence):
             return messages
-        # Templates may leave thoughts out of replies, however these are marked.
+        # A template may leave the thoughts out of replies, and gemlet does not know the marks of thoughts.
         return [one for one in messages if isinstance(one, Mapping) and one.get("role") != "assistant"]
 
     @public
@@ -187,7 +191,7 @@ class TemplateFormat(ChatFormat):
     def _hiding(self) -> Hiding:
         return Hiding(self.tokenizer, self.template.text)
 
-    # --- what the template gets -----------------------------------------------------------------------------
+    # --- the input of the template --------------------------------------------------------------------------
 
     def _values(
         self,
@@ -213,12 +217,12 @@ class TemplateFormat(ChatFormat):
         given = self.template.special.keys() | self.values.keys()
         if missing := sorted(name for name in names - given if name.endswith("_token")):
             raise UnsupportedError(
-                f"the model's chat template writes {missing[0]}, which gemlet does not know; give it with "
-                f"chat_format.with_values({missing[0]}=...)"
+                f"the model's chat template writes {missing[0]}, which gemlet does not know; give a text for "
+                f"it with chat_format.with_values({missing[0]}=...)"
             )
         if "guideline" in names - given and not _HAS_DEFAULT.search(self.template.text):
             raise InvalidRequestError(
-                "the model's chat template asks whether a text keeps to a guideline; give it with "
+                "the model's chat template asks whether a text violates a guideline; give the guideline with "
                 "chat_format.with_values(guideline=...)"
             )
         checked = checked_messages(messages)
@@ -258,7 +262,7 @@ class TemplateFormat(ChatFormat):
             _parse_arguments(call, where)
         return {key: value for key, value in read.items() if value is not None}
 
-    # --- what it gives --------------------------------------------------------------------------------------
+    # --- the output of the template -------------------------------------------------------------------------
 
     def _run(self, values: Mapping[str, Any], continue_final_message: bool) -> str:
         text = run_template(self.template.text, [values]).texts[0]
@@ -282,7 +286,7 @@ def _continued(message: dict[str, Any], where: str) -> dict[str, Any]:
     """The message with a mark at the place where the reply continues."""
     content = message.get("content", "")
     if message["role"] != "assistant" or message.get("tool_calls") or message.get("function_call"):
-        found = "calls tools" if message["role"] == "assistant" else f"is of the role {message['role']}"
+        found = "calls tools" if message["role"] == "assistant" else f"has the role {message['role']}"
         raise InvalidRequestError(
             f"{where} {found}; continue_final_message needs a text of the role assistant at the end"
         )
@@ -291,7 +295,7 @@ def _continued(message: dict[str, Any], where: str) -> dict[str, Any]:
     if content and _is_plain(content[-1]):
         last = {**content[-1], "text": content[-1]["text"].rstrip() + _CONTINUED}
         return {**message, "content": [*content[:-1], last]}
-    raise InvalidRequestError(f"{where}: content does not end in a text to continue")
+    raise InvalidRequestError(f"{where}: content does not end in a text; expected a text to continue")
 
 
 def _parse_arguments(call: Any, where: str) -> None:

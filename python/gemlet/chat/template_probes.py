@@ -1,7 +1,7 @@
-"""Recognises a chat template by trying it on some conversations: :func:`format_of_template`.
+"""Recognises a chat template by running it on some conversations, the probes: :func:`format_of_template`.
 
-If a template writes the same for all of them as one of gemlet's own formats, it counts as that format,
-however it is written. Any other template stays a program, which runs for every conversation.
+If the template writes the same text as one of gemlet's own formats for all probes, gemlet uses that format.
+Any other template is run for every conversation.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ _RESULT = {"role": "tool", "tool_call_id": "call_0", "name": _TOOL, "content": "
 _ANSWERED = [_user("Rain?"), _assistant("", tool_calls=[_CALL]), _RESULT]
 _THOUGHT = [_user("Rain?"), _assistant("Yes.", reasoning_content="It is Oslo."), _user("Still?")]
 
-# The first two say how the template takes a message's content and what ends a turn.
+# The results of the first two probes show in which form the template reads the content of a message, and what
+# ends a turn.
 _PROBES: tuple[_Probe, ...] = (
     {"messages": _TALK},
     {"messages": _TALK_IN_PARTS},
@@ -93,7 +94,7 @@ _PROBES: tuple[_Probe, ...] = (
     {"messages": _THOUGHT, "thinking": True},
     {"messages": [_user("Rain?"), _assistant("", reasoning_content="Hm.", tool_calls=[_CALL]), _RESULT]},
 )
-# Conversations that every format has to write like the template. The template may refuse the others.
+# The indices of the probes that the template must not refuse. The template may refuse the other probes.
 _NEEDED = (0, 2, 3, 5, 6)
 _MEDIA_TOKENS = {
     "image_token": ("<image_soft_token>", "<|image|>"),
@@ -105,9 +106,10 @@ _MEDIA_TOKENS = {
 }
 # Tokens that end a turn in every template that has them.
 _END_MARKS = ("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>")
-# Texts that end a turn and are not tokens of the vocabulary: <|im_end|>, or ### Instruction: on its own line.
+# Texts that end a turn and are not tokens of the vocabulary, such as <|im_end|>, or ### Instruction: on a
+# line.
 _MARK = late_pattern(r"\s*(?:<[^<>\s]{2,30}>|[^<{}\"'\s].{2,40})")
-# A piece of a template -> what to call it.
+# A piece of text -> the name of the family of templates that have this piece.
 _LABELS = (
     ("<|im_start|>", "ChatML"),
     ("### Instruction", "Alpaca"),
@@ -131,11 +133,11 @@ def format_of_template(template: str, tokenizer: Tokenizer, known: ChatFormat | 
     Args:
         template: the text of the model's chat template.
         tokenizer: the tokenizer of the model.
-        known: one of gemlet's formats, which the template may write; None if there is none to try.
+        known: the format of gemlet that the template may describe; None if there is no such format.
 
     Returns:
-        ``known`` itself, or a :class:`TemplateFormat`. If the template cannot be run, that format says so at
-        each use.
+        ``known`` itself, or a :class:`TemplateFormat`. If the template cannot be run, each use of the
+        :class:`TemplateFormat` raises an error.
 
     >>> import gemlet
     >>> from gemlet.chat import GEMMA
@@ -177,7 +179,7 @@ def _not_run(found: TemplateFormat, why: str) -> TemplateFormat:
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The special tokens by the names that transformers gives them."""
+    """The special tokens. The keys are the names that transformers gives to the tokens."""
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
     found = {f"{name}_token": tokenizer.id_to_piece(i) for name, i in ids.items() if i is not None}
     for name, tokens in _MEDIA_TOKENS.items():
@@ -193,18 +195,18 @@ def _is_same(known: ChatFormat, rendered: Rendered) -> bool:
                 return False
             continue
         if _PART_AS_PYTHON in text or f"{known.markers[1]}tool\n" in text:
-            continue  # the template's mistakes: a list instead of its text, a turn of the tool
+            # A mistake of the template: it prints a list instead of the text, or writes a turn of a tool.
+            continue
         expected = _expected(known, probe)
-        # If the format refuses something, such as calls, that is not a difference; the template may know
-        # more.
+        # It is no difference if only the format refuses the probe, unless the template writes the tool.
         if (expected is None and _TOOL in text) or expected not in (None, text):
             return False
     return True
 
 
 def _expected(known: ChatFormat, probe: Mapping[str, Any]) -> str | None:
-    """The text that the format writes, without tools or thinking if its templates do not have them. None if
-    the format refuses."""
+    """The text that the format writes for the probe. Tools or thinking are left out if the format does not
+    have them. None if the format refuses the probe."""
     known = _GEMMA_WITHOUT_TOOLS if known is GEMMA else known
     for left_out in ((), ("tools",), ("thinking",), ("tools", "thinking")):
         try:
@@ -230,7 +232,8 @@ def _content(in_text: str | GemletError, in_parts: str | GemletError) -> str:
 
 
 def _end(text: str | GemletError, tokenizer: Tokenizer) -> tuple[str, bool]:
-    """The text or token after an answer, and whether it is a token; "" if nothing follows."""
+    """The text or token that ends an answer in ``text``, and whether it is a token. The text is "" if nothing
+    ends an answer."""
     if not _has_all(text):
         return "", False
     behind = str(text).partition(_ANSWER)[2].partition(_SECOND)[0]
@@ -247,6 +250,6 @@ def _end(text: str | GemletError, tokenizer: Tokenizer) -> tuple[str, bool]:
 
 
 def _has_turns_of(known: ChatFormat, talk: str | GemletError) -> bool:
-    """Whether the template marks turns as ``known`` does, so that ``known`` can read calls and thoughts in a
+    """Whether the template marks turns like ``known``. Then ``known`` can read the calls and thoughts in a
     reply."""
     return known is not GEMMA and f"{known.markers[1]}model\n" in str(talk)

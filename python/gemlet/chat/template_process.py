@@ -1,9 +1,10 @@
 """Runs a chat template that came with a model file: :func:`run_template`.
 
-A template is a program by a stranger. It runs in Jinja's immutable sandbox. The sandbox runs in a process of
-its own (:mod:`gemlet.chat.template_worker`), which may use less than a second of the CPU and a bounded memory
-for a request. So an endless loop, a number of a billion digits or any other attack costs only that much and
-never ends this process. The process starts with the first template and serves the later ones, too.
+A template is a program by a stranger. It runs in Jinja's immutable sandbox, and the sandbox runs in a worker
+process (:mod:`gemlet.chat.template_worker`). For each request, the worker may use less than a second of CPU
+time and a limited amount of memory. So an endless loop, a number of a billion digits or any other attack
+costs no more than that, and never ends gemlet's own process. The worker starts with the first template and
+also serves the later templates.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from gemlet.errors import GemletError, InvalidRequestError, UnsupportedError
 __all__ = ["EXTRA", "OVERRIDE", "Rendered", "can_run_templates", "run_template"]
 
 EXTRA = "pip install 'jinja2>=3.1.6', the extra \"templates\" of gemlet"
-OVERRIDE = "give another with chat_template=..., or a prompt of your own to generate()"
-_MEMORY = 128 << 20  # bytes in addition to the request's own
-_MOST_REQUEST = 64 << 20
-_MOST_TEXT = 4 << 20  # characters in addition to the conversation's own
+OVERRIDE = "give another template with chat_template=..., or give a prompt of your own to generate()"
+_MEMORY = 128 << 20  # the bytes of memory for a small request; a large request gets more
+_MOST_REQUEST = 64 << 20  # the most bytes of a request
+_MOST_TEXT = 4 << 20  # the most characters of the texts for a small request; a large request gets more
 _PACKAGES = ("jinja2", "markupsafe")
 
 
 @record(frozen=True)
 class Rendered:
-    """The texts that a template made from several sets of variables.
+    """The texts that a template wrote for several sets of variables.
 
     Attributes:
-        names: the variables that it reads.
-        texts: the text for each set, or the error: :class:`InvalidRequestError` if the template refuses it,
-            :class:`UnsupportedError` if the template itself cannot be run.
+        names: the names of the variables that the template reads.
+        texts: the text for each set of variables, or an error. The error is an :class:`InvalidRequestError`
+            if the template refuses the variables, and an :class:`UnsupportedError` if it cannot be run.
     """
 
     names: frozenset[str]
@@ -52,7 +53,7 @@ def can_run_templates() -> bool:
 
 
 def run_template(template: str, variables: Sequence[Mapping[str, Any]]) -> Rendered:
-    """Renders ``template`` once for each of ``variables``, which hold nothing but JSON.
+    """Renders ``template`` once for each set of ``variables``. The variables are JSON values.
 
     Raises:
         UnsupportedError: jinja2 is not installed; or the template is not valid Jinja, takes too much time or
@@ -67,10 +68,13 @@ def run_template(template: str, variables: Sequence[Mapping[str, Any]]) -> Rende
     asked = {"template": template, "texts": values, "longest": 0, "memory": 0}
     size = len(json.dumps(asked))
     if size > _MOST_REQUEST:
-        raise InvalidRequestError(f"messages: {size} bytes; a chat template takes up to {_MOST_REQUEST}")
+        raise InvalidRequestError(
+            f"messages: got {size} bytes, expected at most {_MOST_REQUEST} for a chat template"
+        )
     asked |= {"longest": _MOST_TEXT + 4 * size, "memory": _MEMORY + 16 * size}
     line = json.dumps(asked).encode() + b"\n"
-    # JSON has up to 12 bytes for a character; errors are short.
+    # The second argument is the most bytes of the answer. JSON has up to 12 bytes for a character, and errors
+    # are short.
     answer = _process.ask(line, 12 * (_MOST_TEXT + 5 * size) + 2000 * len(values))
     if answer is None:
         raise _error({"error": "budget", "message": "its process was ended"})
@@ -102,8 +106,8 @@ def _folders() -> list[str]:
         folder = folder_of(package)
         if folder is None:
             raise UnsupportedError(
-                f"this model has a chat template of its own, which needs {package} to run: {EXTRA}; or "
-                + OVERRIDE
+                f"this model has a chat template of its own, which needs {package}, and {package} is not "
+                f"installed; install it ({EXTRA}), or {OVERRIDE}"
             )
         folders.append(folder)
     return folders
@@ -111,8 +115,9 @@ def _folders() -> list[str]:
 
 def _not_started(why: str) -> GemletError:
     return UnsupportedError(
-        f"this model has a chat template of its own, and the process that would run it did not start "
-        f"({sys.executable or 'this program'} -I {template_worker.__file__}: {why}); {EXTRA}; or {OVERRIDE}"
+        f"this model has a chat template of its own, and the process that runs the template did not start "
+        f"({sys.executable or 'this program'} -I {template_worker.__file__}: {why}); install jinja2 "
+        f"({EXTRA}), or {OVERRIDE}"
     )
 
 

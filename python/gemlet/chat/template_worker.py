@@ -1,20 +1,22 @@
-"""The program that runs chat templates; :mod:`gemlet.chat.template_process` starts it as its own process.
+"""The program that runs chat templates. :mod:`gemlet.chat.template_process` starts it in a process of its
+own.
 
-Each line of its input is a request in JSON, each line of its output the answer:
+Each line of the input is a request in JSON, and each line of the output is the answer to a request:
 
-- ``{"template": text, "texts": [variables, ...], "longest": characters, "memory": bytes}``: the variables of
-  each text to write, and the most that all texts together may have
-- ``{"names": [...], "results": [{"text": ...} or {"error": kind, "message": ...}, ...]}``, where ``names``
-  are the variables that the template reads; or ``{"error": kind, "message": ...}`` for a template that cannot
-  be compiled.
+- A request is ``{"template": text, "texts": [variables, ...], "longest": characters, "memory": bytes}``.
+  ``texts`` has the variables for each text to write. ``longest`` and ``memory`` are limits for all texts
+  together.
+- An answer is ``{"names": [...], "results": [{"text": ...} or {"error": kind, "message": ...}, ...]}``.
+  ``names`` are the variables that the template reads. If the template cannot be compiled, the answer is
+  ``{"error": kind, "message": ...}``.
 
-The environment is that of transformers: immutable sandbox, ``trim_blocks``, ``lstrip_blocks``, loop controls,
-the tag ``generation``, ``raise_exception``, ``strftime_now``, a ``tojson`` that leaves characters as they
-are, and a ``dict`` and a ``namespace`` without a way to Python's own names.
+The environment has the settings of transformers: immutable sandbox, ``trim_blocks``, ``lstrip_blocks``, loop
+controls, the tag ``generation``, ``raise_exception``, ``strftime_now``, and a ``tojson`` that does not escape
+characters. ``dict`` and ``namespace`` give no access to Python's own names.
 
-The operating system bounds what a template may use. It ends the process when a request has used its share of
-CPU time, even in the middle of one long operation. Memory beyond the request's bound raises an error. The
-process opens and writes no file and starts no other process.
+The operating system enforces the limits. It ends the process when a request has used its share of CPU time,
+even in the middle of one long operation. If a request needs more memory than its limit, an error is raised.
+The process opens and writes no file and starts no other process.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ import sys
 from datetime import datetime
 from typing import Any
 
-CPU_SECONDS = 0.8  # time for a request, and as much again for each 8 MB of it
+CPU_SECONDS = 0.8  # CPU time for a request; it gets as much again for each 8 MB of the request
 HELLO = b"gemlet chat templates\n"
-LEAST_JINJA = (3, 1, 6)  # older ones have known ways out of the sandbox
-_KEPT = 8  # compiled templates
+LEAST_JINJA = (3, 1, 6)  # in older versions, there are known ways out of the sandbox
+_KEPT = 8  # the most compiled templates that are kept
 
 
 def main() -> None:
-    """Answers requests until the input ends. ``sys.argv`` has the folders of jinja2 and what it needs."""
+    """Answers requests until the input ends. ``sys.argv`` has the folders of jinja2 and of the packages that
+    jinja2 needs."""
     sys.path += sys.argv[1:]
     worker = TemplateWorker()
     worker.warm_up()
@@ -55,7 +58,7 @@ def main() -> None:
 
 
 def _address_space() -> int:
-    """The bytes of this process's address space; 0 if the system does not say."""
+    """The size of this process's address space in bytes; 0 if the system does not tell."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -64,7 +67,7 @@ def _address_space() -> int:
 
 
 class TemplateWorker:
-    """Compiles and renders.
+    """Compiles and renders templates.
 
     >>> request = {"template": "{{ 6 * n }}", "texts": [{"n": 7}, {}], "longest": 100}
     >>> TemplateWorker().answer(request)["results"]
@@ -76,7 +79,7 @@ class TemplateWorker:
         self._compiled: dict[str, tuple[Any, list[str]]] = {}
 
     def warm_up(self) -> None:
-        """Makes Jinja import what it imports when it is first used, while files can still be opened."""
+        """Makes Jinja import the modules that it imports at first use. Later the process can open no file."""
         text = (
             "{{ [1]|pprint ~ [1]|tojson ~ '1'|urlencode ~ '1'|striptags ~ '1'|wordwrap ~ lipsum(n=1) "
             "~ strftime_now('%c') }}{{ 1 / 0 }}"
@@ -118,7 +121,7 @@ class TemplateWorker:
         for part in self._compile(text)[0].generate(variables):
             longest -= len(part)
             if longest < 0:
-                raise _TooLongError("its text does not end")
+                raise _TooLongError("it writes too much text")
             parts.append(part)
         return "".join(parts)
 
@@ -143,7 +146,7 @@ def _error(problem: Exception) -> dict[str, Any]:
 
 
 def make_environment() -> Any:
-    """Jinja as transformers sets it up."""
+    """A Jinja environment with the settings of transformers."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -154,7 +157,7 @@ def make_environment() -> Any:
         raise ImportError(f"jinja2 {jinja2.__version__} is too old")
 
     class Generation(Extension):
-        """``{% generation %}`` marks what the assistant said, for training; here it changes nothing."""
+        """``{% generation %}`` marks the text of the assistant for training. Here it changes nothing."""
 
         tags = {"generation"}  # noqa: RUF012 - that is Jinja's interface
 

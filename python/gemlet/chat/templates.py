@@ -1,9 +1,9 @@
-"""Finds out which of gemlet's formats a model's own chat template is.
+"""Finds the format of gemlet that a model's chat template describes.
 
-This module compares the template's text and never runs it, because a template is a program, and a model
-file's is a stranger's. A known template is recognised by its SHA-256. An unknown template of Gemma 4 is
-judged by the pieces that distinguish the revisions; :attr:`Gemma4Format.is_exact` then says that prompts may
-differ from the template's in some detail.
+This module compares the text of the template and never runs it, because a template in a model file is a
+program by a stranger. A known template is recognised by its SHA-256. For an unknown template of Gemma 4,
+pieces of its text show the nearest revision. :attr:`Gemma4Format.is_exact` is then False, because details of
+the prompts may differ.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = [
     "read_chat_template",
 ]
 
-_FOR_TOOLS = "tool_use"  # the named template that transformers takes if there are tools
+_FOR_TOOLS = "tool_use"  # the name of the template that transformers uses for prompts with tools
 _ADDITIONAL = "additional_chat_templates"  # the folder for named templates
-_MAX_BYTES = 1 << 20  # the official ones have 12 to 19 kB
+_MAX_BYTES = 1 << 20  # the most bytes of a template; the official templates have 12 to 19 kB
 
 LAUNCH = Gemma4Revision(
     name="launch",
@@ -93,7 +93,7 @@ CANONICAL = Gemma4Revision(
     resumes_thinking=True,
 )
 
-# SHA-256 of a template without blanks at its ends -> revision.
+# The SHA-256 of a template without white space at its ends -> the revision of the template.
 _KNOWN = {
     "58c66fdee4afa29786fa0925a4c3659c8ebc28a2db93da6ae479d7d5886ce48f": LAUNCH,
     "df900edd2fcee5defc268bee887666c43c976d973bb3e87355b52423a651bf91": INTERLEAVED,
@@ -105,8 +105,9 @@ _KNOWN = {
     "6a1015c47ccfcfa67c3b772385bccee357a4d37c3cda37bd202e9047f391ab82": CANONICAL,
     "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7": CANONICAL,  # E2B and E4B
 }
-# SHA-256 of the templates of Gemma 1 to 3n, without blanks at their ends; for 3 and 3n once with line breaks
-# in their strings and once with \\n. And of FunctionGemma's as it is.
+# The SHA-256 of the templates of Gemma 1 to 3n without white space at their ends, and of FunctionGemma's
+# template unchanged. The templates of Gemma 3 and 3n exist with line breaks in their strings and with \\n
+# instead.
 _PUBLISHED = frozenset(
     (
         "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6",  # Gemma 1 and 2
@@ -117,13 +118,13 @@ _PUBLISHED = frozenset(
         "db61fb01017bd82401d3ffca4f8e066cd56ff6d38d2a30c4058770c0bf7ab49b",  # FunctionGemma
     )
 )
-# SHA-256 of the templates of ShieldGemma and ShieldGemma 2, without the white space at the ends of their
-# lines, and of the part of TranslateGemma's after the languages.
+# The SHA-256 of the templates of ShieldGemma and ShieldGemma 2, without white space at the ends of the lines.
+# For TranslateGemma, the SHA-256 of the part of the template after the languages.
 _SHIELD_GEMMA = frozenset(("2c297ce82796105e7bbf4b0424a75107bd6d9e0553a25f140df0bcffa82ee5c5",))
 _SHIELD_GEMMA_2 = frozenset(("c5591cdb459d0d3bc9ae2932ebb5e5b5014582e0e361dc4c0ab3a8ed3be1ee0e",))
 _TRANSLATE_GEMMA = frozenset(("e85d2dd69710537c5b0bae1f3a6501863fa0b875775473c18eae587f23cbc747",))
-# Pieces that the templates of a revision and the later ones have, the latest first; names of variables, so
-# that they do not depend on how a template is indented.
+# A piece of text -> the revision since which all templates have this piece. The latest revision is first. The
+# pieces are names of variables, because these do not depend on the indentation of a template.
 _TELLING = (
     ("continues_into_next", CANONICAL),
     ("captured_content", ALL_PROPERTIES),
@@ -142,13 +143,14 @@ def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False
     """The format of Gemma 4 that ``template`` describes.
 
     Args:
-        template: the text of the model's chat template. None is the latest revision gemlet knows.
-        per_layer_inputs: the model is an E2B or E4B, whose prompts end without an empty thought; used only if
-            there is no template.
+        template: the text of the model's chat template. None stands for the latest revision that gemlet
+        knows. per_layer_inputs: whether the model is an E2B or E4B, whose prompts do not end in an empty
+        thought. It
+            has an effect only without a template.
 
     Returns:
-        None if the text is not a template of Gemma 4. A template of Gemma 4 that is not known byte
-        for byte gives the nearest revision with ``is_exact`` False.
+        The format, or None if the text is not a template of Gemma 4. For a template of Gemma 4 that gemlet
+        does not know, this is the nearest revision, and ``is_exact`` is False.
 
     >>> gemma4_format("{{ messages }}") is None
     True
@@ -169,7 +171,7 @@ def gemma4_format(template: str | None = None, *, per_layer_inputs: bool = False
 
 
 def is_published_template(template: str) -> bool:
-    """Whether ``template`` is one that was published with Gemma 1 to 3n or FunctionGemma.
+    """Whether ``template`` was published with Gemma 1 to 3n or FunctionGemma.
 
     >>> is_published_template("{{ messages }}")
     False
@@ -178,7 +180,8 @@ def is_published_template(template: str) -> bool:
 
 
 def special_format(template: str) -> ChatFormat | None:
-    """The format of a special model, if ``template`` is that of ShieldGemma, ShieldGemma 2 or TranslateGemma.
+    """The format of ShieldGemma, ShieldGemma 2 or TranslateGemma, if ``template`` is the template of that
+    model; otherwise None.
 
     >>> special_format("{{ messages }}") is None
     True
@@ -198,13 +201,17 @@ def _digest(template: str) -> str:
 
 @public
 def read_chat_template(folder: str | os.PathLike[str]) -> str | None:
-    """The text of the chat template in a Hugging Face folder, None if there is none. It is looked for in
-    ``chat_template.jinja``, ``additional_chat_templates/default.jinja``, ``chat_template.json``,
-    ``processor_config.json`` and ``tokenizer_config.json``, in this order; of several named templates it is
-    the one called "default", or the only one. In GGUF the template is the key ``tokenizer.chat_template``.
+    """The text of the chat template in a Hugging Face folder; None if the folder has no template.
+
+    The template comes from the first of these files that has one: ``chat_template.jinja``,
+    ``additional_chat_templates/default.jinja``, ``chat_template.json``, ``processor_config.json``,
+    ``tokenizer_config.json``. If a file has several named templates, the result is the template called
+    "default", or the only one. A GGUF file has its template under the key ``tokenizer.chat_template``
+    instead.
 
     Raises:
-        ModelFileError: a file is there but cannot be read, is not UTF-8, or is too large.
+        ModelFileError: a file exists but cannot be read, is not UTF-8, or is too large. Or a file has several
+            named templates, but none is called "default".
 
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -251,21 +258,22 @@ def _named_files(folder: str) -> dict[str, str]:
 
 def _pass_over_tools(path: str) -> None:
     log.warning(
-        "%s: the model has a chat template %r for prompts with tools; gemlet takes the one called default "
-        "for all prompts. Give the text of the other with chat_template=... where prompts have tools",
+        "%s: the model has a chat template %r for prompts with tools; gemlet uses the template called "
+        "default for all prompts. If prompts have tools, give the text of the other with chat_template=...",
         path,
         _FOR_TOOLS,
     )
 
 
 def read_template_file(path: str) -> str:
-    """The text of the file ``path``. Raises what :func:`read_chat_template` raises."""
+    """The text of the file ``path``. The errors are those of :func:`read_chat_template`."""
     try:
         with open_regular(path) as file:
             data = read_from_start(file.fileno(), _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a chat template")
-        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
+            raise ModelFileError(f"{path}: larger than {_MAX_BYTES} bytes; expected a smaller chat template")
+        # Line breaks are converted as when Python reads a text file.
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as problem:
         raise ModelFileError(f"{path}: not UTF-8 at byte {problem.start}; expected a chat template") from None
     except OSError as problem:
@@ -273,13 +281,14 @@ def read_template_file(path: str) -> str:
 
 
 def _default(value: Any, path: str) -> str | None:
-    """``chat_template`` as tokenizer_config.json holds it, a text or named ones; None if it is empty."""
+    """The default template in ``value``, the ``chat_template`` of tokenizer_config.json. ``value`` is a text
+    or several texts with names. None if it is empty."""
     if isinstance(value, list) and all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in value):
         value = {entry["name"]: entry.get("template") for entry in value}
     if isinstance(value, dict) and len(value) > 1 and "default" not in value:
         raise ModelFileError(
-            f"{path}: chat_template has {show(', '.join(value))}, but none is called default; choose one and "
-            "give its text with chat_template=..."
+            f"{path}: chat_template has {show(', '.join(value))}, but no template called default; choose one "
+            "of these and give its text with chat_template=..."
         )
     if isinstance(value, dict):
         if len(value) > 1 and _FOR_TOOLS in value:
@@ -290,6 +299,6 @@ def _default(value: Any, path: str) -> str | None:
     if not isinstance(value, str) or len(value) > _MAX_BYTES:
         raise ModelFileError(
             f"{path}: chat_template is {show(value)}; expected a text of up to {_MAX_BYTES} characters, or a "
-            "list of such texts with their names. Give one with chat_template=..."
+            "list of such texts with their names. Give a template with chat_template=..."
         )
     return value

@@ -1,9 +1,10 @@
 """Reads Gemma 4's notation of a tool call: ``call:NAME{key:value,...}``.
 
-It is like JSON, but keys have no quotes, and strings are between two quote tokens and have no escapes.
-Variants that models write are read too, if they have only one possible meaning: white space, strings and keys
-in JSON's quotes, a comma before a closing bracket, ``None``, ``True`` and ``False``. If :func:`parse_call`
-refuses a call with a mistake, :func:`gemlet.chat.loose_calls.repair_call` may still read it.
+The notation is like JSON, but keys have no quotes, and strings are between two quote tokens and have no
+escapes. :func:`parse_call` also reads variants that models write, if they have only one possible meaning:
+white space, strings and keys in JSON's quotes, a comma before a closing bracket, ``None``, ``True`` and
+``False``. If :func:`parse_call` refuses a call with a mistake, :func:`gemlet.chat.loose_calls.repair_call`
+may still read it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from gemlet.base.text import show
 __all__ = ["MAX_BITS", "MAX_DEPTH", "QUOTE_SIGN", "CallReader", "MalformedCallError", "parse_call"]
 
 QUOTE_SIGN = "\ud800"  # stands for the quote token: half a surrogate pair, which no decoded text contains
-MAX_DEPTH = 100  # levels of objects and lists; many more would end in a RecursionError
-MAX_BITS = 8192  # bits of an integer; Python refuses to write much larger ones
+MAX_DEPTH = 100  # the most levels of objects and lists; many more would end in a RecursionError
+MAX_BITS = 8192  # the most bits of an integer; Python refuses to print much larger integers
 
 _SPACE = late_pattern(r"[ \t\r\n]*")
 _HEAD = late_pattern(r"[ \t\r\n]*call:([^{}]+)\{")
 _QUOTED = late_pattern(f"{QUOTE_SIGN}([^{QUOTE_SIGN}]*){QUOTE_SIGN}")
 _JSON_STRING = late_pattern(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_OTHER_QUOTES = late_pattern(
-    "'.+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL
-)  # a key in other quotes, which models write
+# A key in quotes other than those of JSON, which models also write.
+_OTHER_QUOTES = late_pattern("'.+'|[\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb`].*", re.DOTALL)
 _BARE = late_pattern(f'[^,:{{}}\\[\\]"{QUOTE_SIGN}]+')
 _NUMBER = late_pattern(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -39,19 +39,20 @@ class MalformedCallError(ValueError):
 
 
 def parse_call(raw: str) -> tuple[str, dict[str, Any]]:
-    """``(name, arguments)`` of a call; the quote token is written :data:`QUOTE_SIGN`.
+    """Reads the call ``raw``, in which :data:`QUOTE_SIGN` stands for the quote token. Returns ``(name,
+    arguments)``.
 
-    If a key appears twice, the last one counts, as in JSON.
+    If a key appears twice, the last value counts, as in JSON.
 
     Raises:
-        MalformedCallError: it is not a call, or its arguments are not complete and well-formed.
+        MalformedCallError: ``raw`` is not a call, or its arguments are incomplete or malformed.
 
     >>> parse_call(f"call:weather{{city:{QUOTE_SIGN}Oslo{QUOTE_SIGN},days:[1,2]}}")
     ('weather', {'city': 'Oslo', 'days': [1, 2]})
     """
     head = _HEAD.match(raw)
     name = head[1].strip().strip(QUOTE_SIGN + "\"'").strip(":") if head else ""
-    # If a bracket is left open, the head is not a name but a name and the beginning of its arguments.
+    # If the head has an open bracket, it is not only a name, but a name and the beginning of the arguments.
     if head is None or not name or QUOTE_SIGN in name or name.count("(") != name.count(")"):
         found = show(raw[:40].replace(QUOTE_SIGN, '<|"|>'))
         raise MalformedCallError(f"begins with {found}; expected call:NAME{{")
@@ -93,7 +94,7 @@ class CallReader:
         return True
 
     def _is_at(self, character: str) -> bool:
-        """Whether ``character`` comes next; white space has been skipped."""
+        """Whether ``character`` comes next. The caller has to skip white space before."""
         return self._raw.startswith(character, self.at)
 
     def members(self, depth: int) -> dict[str, Any]:
@@ -173,7 +174,7 @@ class CallReader:
         return value
 
     def _word(self, word: str) -> Any:
-        """The value that is written as ``word``, without quotes."""
+        """The value of ``word``, a value without quotes."""
         if word in _WORDS:
             return _WORDS[word]
         if _NUMBER.fullmatch(word):

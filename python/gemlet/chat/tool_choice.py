@@ -1,4 +1,4 @@
-"""Finds the tools that a request may use, and whether it has to use one: :func:`chosen_tools`."""
+"""Finds the tools that a reply may call, and the tools of which it has to call one: :func:`chosen_tools`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ _EXPECTED = '"auto", "none", "required" or {"type": "function", "function": {"na
 
 
 def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
-    """The tools of a request in OpenAI's form, and names: the request has to call one of these.
+    """The tools of a request in OpenAI's form, and the names of the tools of which the reply has to call one.
 
     Args:
-        tools: the tools of a request; None means no tools.
-        choice: OpenAI's ``tool_choice``. None and "auto" leave it to the model, "none" leaves the tools out,
-            "required" demands a call, and a mapping with a name demands a call of that one.
+        tools: the tools of the request; None means no tools.
+        choice: OpenAI's ``tool_choice``. With None or "auto", the model decides. With "none", the model gets
+            no tools. With "required", the model has to call a tool. With a mapping that names a tool, the
+            model has to call this tool.
 
     Returns:
-        No names if the model need not call a tool.
+        The tools and the names. The names are empty if the model need not call a tool.
 
     Raises:
-        InvalidRequestError: it is none of these, or asks for a tool that is not there.
+        InvalidRequestError: ``choice`` is none of these, or names a tool that ``tools`` does not have.
 
     >>> chosen_tools([{"name": "now"}], "required")
     ([{'type': 'function', 'function': {'name': 'now'}}], ['now'])
@@ -42,7 +43,7 @@ def chosen_tools(tools: Any, choice: Any) -> tuple[list[Any], list[str]]:
     names = [_name(tool) for tool in read]
     if word == "required":
         if not names:
-            raise InvalidRequestError("tool_choice: 'required', but there are no tools to call")
+            raise InvalidRequestError("tool_choice: got 'required', but the request has no tools to call")
         return read, names
     asked: Mapping[str, Any] = choice if isinstance(choice, Mapping) else {}
     function = asked.get("function", asked)

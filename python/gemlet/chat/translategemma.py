@@ -8,12 +8,12 @@
     <start_of_turn>model
 
 A message of the user is one part with its languages: ``{"type": "text", "source_lang_code": "de",
-"target_lang_code": "en", "text": "Guten Tag"}``, or an image with text on it, ``{"type": "image", ...,
-"image": "sign.jpg"}``, which has other words before it. The names of the languages come from the model's own
-template, which is read but not run. The text is the template's to the last byte, its oddities included: the
-model's earlier turns begin with an empty line and eight blanks.
+"target_lang_code": "en", "text": "Guten Tag"}``. The part may also be an image that shows text,
+``{"type": "image", ..., "image": "sign.jpg"}``; the prompt then has other words before the image. The names
+of the languages come from the model's chat template, which gemlet reads but does not run. gemlet writes the
+same bytes as the template, including its oddities: earlier replies begin with an empty line and eight spaces.
 
-Beyond the template, a message may be a plain text once the languages are given
+Unlike in the template, a message may be a plain text, if the format has the languages
 (:meth:`TranslateGemmaFormat.with_values`).
 """
 
@@ -59,8 +59,8 @@ _BEFORE_HISTORY = "\n        "  # the template writes this before an earlier rep
 
 
 def split_template(template: str) -> tuple[dict[str, str], str]:
-    """The languages that a template of TranslateGemma names, by code, and the rest of the template. No
-    languages if it does not begin with them.
+    """Splits a template of TranslateGemma into a mapping from the codes to the names of languages, and the
+    rest of the template. The mapping is empty if the template does not begin with languages.
 
     >>> split_template('{%- set languages = {\\n    "de": "German",\\n}\\n-%}\\n{{ bos_token }}')
     ({'de': 'German'}, '{{ bos_token }}')
@@ -75,11 +75,11 @@ def split_template(template: str) -> tuple[dict[str, str], str]:
 
 @record(frozen=True, repr=False)
 class TranslateGemmaFormat(ChatFormat):
-    """See :mod:`gemlet.chat.translategemma`; there are no tools and there is no thinking.
+    """The format that :mod:`gemlet.chat.translategemma` describes. It has no tools and no thinking.
 
     Attributes:
-        languages: the names of the languages by their codes.
-        values: languages for messages that name none, see :meth:`with_values`.
+        languages: a mapping from the codes to the names of the languages.
+        values: the languages for messages that name no language, as :meth:`with_values` sets them.
 
     >>> formatted = TranslateGemmaFormat({"de": "German", "en": "English"})
     >>> chosen = formatted.with_values(source_lang_code="de", target_lang_code="en")
@@ -98,7 +98,7 @@ class TranslateGemmaFormat(ChatFormat):
     def with_values(
         self, *, source_lang_code: str | None = None, target_lang_code: str | None = None
     ) -> TranslateGemmaFormat:
-        """This format with languages for the messages that name none, which may then be plain texts.
+        """This format with languages for messages that name no language. These messages may be plain texts.
 
         >>> TranslateGemmaFormat({"de": "German"}).with_values(source_lang_code="de").values
         {'source_lang_code': 'de'}
@@ -125,7 +125,7 @@ class TranslateGemmaFormat(ChatFormat):
             role = role_of(message, where, ("user", "assistant"), self.name)
             if (role == "user") != (index % 2 == 0):
                 raise InvalidRequestError(
-                    f"{where} is of the role {role}; user and assistant take turns here"
+                    f"{where} has the role {role}; expected that user and assistant take turns"
                 )
             out.marker(turn_start)
             if role == "user":
@@ -161,7 +161,7 @@ class TranslateGemmaFormat(ChatFormat):
             )
         if (kind := refuse_other_than_text(part, where)) != "text" or not isinstance(part.get("text"), str):
             raise InvalidRequestError(
-                f"{where}: a part of type {show(kind)}; expected text, and a text in it"
+                f"{where}: got a part of type {show(kind)}; expected the type text with a string as text"
             )
         codes = [part.get(name, self.values.get(name)) for name in _CODES]
         source, target = map(self._language, codes, (f"{where}.{name}" for name in _CODES))
@@ -173,7 +173,7 @@ class TranslateGemmaFormat(ChatFormat):
     def _language(self, code: Any, where: str) -> str:
         if code is None:
             raise InvalidRequestError(
-                f"{where} is missing; give the language with the text, or for all texts with "
+                f"{where} is missing; give the language in the message, or for all messages with "
                 'model.chat_format.with_values(source_lang_code="de", target_lang_code="en")'
             )
         name = self.languages.get(code.replace("_", "-")) if isinstance(code, str) else None

@@ -1,1 +1,1 @@
-"""A loaded model."""
+"""The public :class:`gemlet.Model` and the classes that it is made of."""

@@ -1,4 +1,4 @@
-"""One prompt or several, as a caller gives them."""
+"""Tells whether a call has one prompt or several, and checks how many texts the call asks for."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = [
 Prompt = str | Sequence[int] | NDArray["np.integer[Any]"]
 ManyPrompts = list[str] | list[list[int]] | list[NDArray["np.integer[Any]"]]
 _MOST = 16  # the most continuations of a prompt
-_MOST_TEXTS = 65_536  # the most texts of one call
-FIRST = 16  # elements at the start of a list that are looked at to tell what it is a list of
+_MOST_TEXTS = 65_536  # the most continuations of all prompts of one call
+FIRST = 16  # a list is recognized as a list of prompts or messages by this many of its first elements
 
 
 def prompts_of(prompt: object) -> list[object] | None:
-    """The prompts if there are several (texts or lists of token ids); None for a single prompt.
+    """The prompts, if ``prompt`` is a list of texts or of lists of token ids. None if it is a single prompt.
 
     >>> prompts_of(["The door", [2, 5]]), prompts_of([2, 5]), prompts_of("The door")
     (['The door', [2, 5]], None, None)
@@ -50,7 +50,7 @@ def prompts_of(prompt: object) -> list[object] | None:
 
 
 def check_count(prompts: int, continuations: int = 1) -> None:
-    """Raises :class:`InvalidRequestError` for more texts than one call writes."""
+    """Raises :class:`InvalidRequestError` if one call asks for too many continuations."""
     if prompts * continuations > _MOST_TEXTS:
         each = f" with {continuations} continuations of each" if continuations > 1 else ""
         raise InvalidRequestError(
@@ -60,18 +60,20 @@ def check_count(prompts: int, continuations: int = 1) -> None:
 
 
 def check_one(prompt: object, name: str) -> None:
-    """Raises :class:`InvalidRequestError`, about the argument ``name``, for several prompts."""
+    """Raises :class:`InvalidRequestError` if the argument ``name`` is a list of prompts."""
     if (several := prompts_of(prompt)) is not None:
         raise InvalidRequestError(f"{name}: got a list of {len(several)} prompts, expected one")
 
 
 def seeds_of(seed: object, count: int) -> list[Any]:
-    """A seed for each of ``count`` prompts: one for all, or a list of them."""
+    """A list with a seed for each of ``count`` prompts. ``seed`` is one seed for all prompts, or a list of
+    seeds."""
     if not isinstance(seed, (list, tuple)):
         return [seed] * count
     if len(seed) != count:
         raise InvalidRequestError(
-            f"seed: got a list of {len(seed)}, expected one seed, or a list of {count}: one for each prompt"
+            f"seed: got a list of {len(seed)} seeds, expected one seed, or a list of {count} seeds, one for "
+            "each prompt"
         )
     return list(seed)
 
@@ -81,7 +83,8 @@ def _is_prompt(value: object) -> bool:
 
 
 def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
-    """The number of continuations of each prompt that a call returns (``n``) and writes (``best_of``)."""
+    """The number of continuations of each prompt that a call returns (``n``), and the number that it
+    generates (``best_of``)."""
     n, best_of = (options.get(name) for name in ("n", "best_of"))
     for name, value in (("n", n), ("best_of", best_of)):
         is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -98,8 +101,8 @@ def counts_of(options: Mapping[str, Any]) -> tuple[int, int]:
 def arranged(
     prompt: object, options: Mapping[str, Any], results: list[Generation]
 ) -> Generation | list[Generation]:
-    """The results as the call returns them: with ``best_of`` only the best of each prompt; a single result
-    without a list if neither ``prompt`` nor ``n`` asks for several."""
+    """The results in the form that the call returns. With ``best_of``, only the best results of each prompt
+    are kept. The result is a list only if ``prompt`` is a list of prompts, or if ``n`` is given."""
     count, written = counts_of(options)
     if options.get("best_of") is not None:
         groups = [results[start : start + written] for start in range(0, len(results), written)]

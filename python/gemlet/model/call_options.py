@@ -1,4 +1,4 @@
-"""The keyword arguments of calls to a model: the options of a request, and the generation options."""
+"""The types of the keyword arguments of a call: the options of the request and the options of generation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class _RequestOptions(_OfImages, total=False):
 
 
 class _Forms(TypedDict, total=False):
-    """Options that give a text its form (:mod:`gemlet.generation.grammar_text`). A call has at most one."""
+    """Options that require a form of the generated text (:mod:`gemlet.generation.grammar_text`). A call has
+    at most one of them."""
 
     json_schema: Mapping[str, Any] | str | type | None
     regex: str | None
@@ -55,17 +56,17 @@ class _OfText(_RequestOptions, total=False):
 
 
 class TextOptions(_OfText, _Forms, GenerationOptions, total=False):
-    """Options of a text that continues a prompt."""
+    """Options of a call that returns one continuation."""
 
 
 class ManyTextOptions(_OfText, _Forms, ManyGenerationOptions, total=False):
-    """Options of calls that may give several texts."""
+    """Options of a call that may return several continuations."""
 
     n: int | None
 
 
 class GenerateOptions(ManyTextOptions, total=False):
-    """Options of calls that return when all texts are complete."""
+    """Options of a call that returns when all continuations are complete."""
 
     best_of: int | None
 
@@ -79,25 +80,25 @@ class _OfChat(_RequestOptions, total=False):
 
 
 class ChatOptions(_OfChat, _Forms, GenerationOptions, total=False):
-    """Options of a reply to a conversation."""
+    """Options of a call that returns one reply to a conversation."""
 
     thinking_budget: int | None
 
 
 class ManyChatOptions(ChatOptions, total=False):
-    """Options of calls that may give several replies."""
+    """Options of a call that may return several replies."""
 
     n: int | None
 
 
 class PromptOptions(_OfChat, total=False):
-    """Options that decide which tokens a prompt has."""
+    """Options that affect the tokens of a prompt."""
 
     allow_control: bool
 
 
 class ToolOptions(ChatOptions, total=False):
-    """Options of a reply that may run tools first."""
+    """Options of a call that may run tools before it returns a reply."""
 
     run_tools: bool
     max_tool_rounds: int
@@ -105,18 +106,19 @@ class ToolOptions(ChatOptions, total=False):
 
 
 class ManyToolOptions(ToolOptions, total=False):
-    """Options of calls that return when all replies are complete."""
+    """Options of a call that returns when all replies are complete."""
 
     n: int | None
     best_of: int | None
 
 
 _OF_FORMS = """\
-json_schema: the text is JSON of this schema: a mapping, JSON text or a model class of pydantic. This and the
-    next three need the extra "grammar"; give at most one of them. A thought or a tool call may come first.
-regex: the whole text matches this regular expression.
-choice: the text is one of these.
-grammar: the text follows this grammar in llguidance's form of Lark.
+json_schema: a JSON schema that the text has to fit: a mapping, JSON text or a model class of pydantic. This
+    option and the next three need the extra "grammar"; give at most one of the four. A thought or a tool call
+    may come before the text.
+regex: a regular expression that the whole text has to match.
+choice: a list of texts; the result is one of them.
+grammar: a grammar in llguidance's Lark syntax that the text has to match.
 """
 _DEFAULTS: dict[str, Any] = {
     "allow_control": True,
@@ -136,7 +138,7 @@ _MARK = "(the options of GenerationConfig)"
 
 
 def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of :class:`GenerationConfig` among the ``options`` of a call, without those that are None.
+    """The ``options`` of a call that are options of :class:`GenerationConfig` and are not None.
 
     >>> generation_options({"seed": 1, "stop": None, "adapter": "mine"})
     {'seed': 1}
@@ -146,8 +148,9 @@ def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _described() -> list[str]:
-    """The lines of GenerationConfig's docstring about its options. Python 3.13 removes the indentation of
-    docstrings; earlier versions keep it."""
+    """The lines of a docstring that describe the options of a form and of GenerationConfig. The latter come
+    from the docstring of GenerationConfig. Python 3.13 removes the indentation of docstrings; earlier
+    versions keep it."""
     described = (GenerationConfig.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0].splitlines()
     indent = len(described[0]) - len(described[0].lstrip())
     return [*_OF_FORMS.splitlines(), *(line[indent:] for line in described)]
@@ -157,11 +160,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def takes_options(function: _Function) -> _Function:
-    """Makes help(), completion and :func:`inspect.signature` show every option of a ``function`` that takes
-    ``**options: Unpack[ChatOptions]`` (or one of the other types of this module).
+    """Makes help(), completion and :func:`inspect.signature` show every option of ``function``. The function
+    takes ``**options: Unpack[ChatOptions]``, or another type of this module.
 
-    In the docstring, the line "(the options of GenerationConfig)" is replaced by the description of the
-    arguments of :class:`GenerationConfig`.
+    In the docstring of the function, the description of these options replaces the line "(the options of
+    GenerationConfig)".
     """
     types = next(_TYPES[hint] for hint in function.__annotations__.values() if hint in _TYPES)
     names = sorted(

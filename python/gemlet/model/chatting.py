@@ -1,4 +1,4 @@
-"""The methods of the public :class:`gemlet.Model` about conversations: :class:`Chatting`."""
+"""The methods of :class:`gemlet.Model` that reply to conversations: :class:`Chatting`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Chatting"]
 
 @record(frozen=True)
 class Chatting:
-    """Replies to conversations, whole or step by step."""
+    """Replies to conversations. A reply comes complete or step by step."""
 
     requests: Requests
 
@@ -60,38 +60,40 @@ class Chatting:
         """Replies to a conversation in OpenAI's form, ``[{"role": "user", "content": "Hello"}, ...]``.
 
         Args:
-            messages: the roles are system (or developer), user, assistant, and tool for the result of a call.
-                If the format has no system role, a system message joins the first user turn. A string is
-                one message of the user. :attr:`Generation.message` is the reply in this form.
-            config: how to generate, as in :meth:`generate`. Stop strings count only in the answer.
+            messages: the conversation. The roles are system (or developer), user, assistant, and tool for the
+                result of a call. If the format has no system role, a system message becomes a part of the
+                first user turn. A string is one message of the user. :attr:`Generation.message` is the reply
+                as a message.
+            config: the options of the call, as in :meth:`generate`. Stop strings end only the answer, not a
+                thought.
             adapter, timeout, n, best_of: as in :meth:`generate`. With ``n`` the result is a list.
             tools: functions that the model may call: JSON schemas in OpenAI's form, ``{"type": "function",
                 "function": {"name": ..., "description": ..., "parameters": JSON schema}}``, or Python
                 functions (:func:`gemlet.chat.describe_function`). :attr:`Generation.tool_calls` has the
-                calls. Only with ``run_tools`` are the functions run.
-            tool_choice: "auto"; "none" to leave the tools out; "required" for a reply that calls at least
-                one tool; or a mapping ``{"type": "function", "function": {"name": ...}}`` for a reply that
-                calls this function. The last two need the extra ``grammar``. With ``run_tools`` they apply to
-                the first reply.
-            thinking: let the model think first; :attr:`Generation.reasoning` has its thoughts.
-            thinking_budget: the most tokens of its thoughts; 0 for no thoughts. When they are used up, the
-                thought ends and the model answers. None: only ``max_tokens`` limits them.
+                calls. The functions are run only with ``run_tools``.
+            tool_choice: "auto": the model decides. "none": the model gets no tools. "required": the reply
+                calls at least one tool. A mapping ``{"type": "function", "function": {"name": ...}}``: the
+                reply calls this function. "required" and a mapping need the extra ``grammar``. With
+                ``run_tools``, they apply only to the first reply.
+            thinking: let the model think first. :attr:`Generation.reasoning` has the thoughts.
+            thinking_budget: the most tokens of the thoughts; 0 for no thoughts. When these tokens are used
+                up, the thought ends and the model answers. None: only ``max_tokens`` limits the thoughts.
             continue_final_message: the last message is the beginning of the assistant's reply, and the model
-                continues it. The text of the result is only the continuation.
-            load_audio_from_video: the model also hears the videos in the messages: the sound of each follows
-                its frames. Raises :class:`UnsupportedError` for a model that does not hear.
-            run_tools: run the Python functions in ``tools`` that the model calls, give it their results, and
-                let it reply again. If a call fails, the model is told why. :attr:`Generation.messages` has
-                all messages.
+                continues this message. The text of the result is only the continuation.
+            load_audio_from_video: let the model also hear the videos in the messages. The sound of a video
+                follows the frames. Raises :class:`UnsupportedError` for a model that does not hear.
+            run_tools: run the Python functions in ``tools`` that the model calls, give the results to the
+                model, and let it reply again. If a call fails, the model gets the reason as the result.
+                :attr:`Generation.messages` has all messages.
             max_tool_rounds: the most replies whose calls are run. The last reply may call tools again.
-            approve: a function that gets a :class:`gemlet.chat.ToolCall` before its function is run. The
-                function is run only if it returns True.
+            approve: a Python function that gets each :class:`gemlet.chat.ToolCall` before the call is run.
+                The call is run only if ``approve`` returns True.
             (the options of GenerationConfig)
 
         Raises:
-            UnsupportedError: the model has no chat format, or the call asks for tools or thinking and the
-                format has none.
-            InvalidRequestError: messages or tools are malformed. All errors of :meth:`generate` apply, too.
+            UnsupportedError: the model has no chat format. Or the call asks for tools or thinking, and the
+                format does not have them.
+            InvalidRequestError: messages or tools are malformed. The errors of :meth:`generate` apply, too.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -124,8 +126,8 @@ class Chatting:
         pan_and_scan: bool | Mapping[str, Any] | None = None,
         image_tokens: int | None = None,
     ) -> int:
-        """Counts the tokens of a conversation as a prompt, including its images and sounds. The model does
-        not run.
+        """Counts the tokens of the prompt of a conversation, including images and sounds. The model does not
+        run.
 
         The arguments and errors are as in :meth:`chat`.
 
@@ -155,8 +157,8 @@ class Chatting:
         """Replies to a conversation step by step; arguments and errors are as in :meth:`chat`. With ``n``,
         :attr:`Chunk.index` says to which reply a chunk belongs.
 
-        Reasoning and complete tool calls come as :attr:`Chunk.events`. While a call is written, its parts
-        come as :attr:`Chunk.call_pieces`, the name first. No function is run.
+        Reasoning and complete tool calls come as :attr:`Chunk.events`. While the model is writing a call, the
+        parts of the call come as :attr:`Chunk.call_pieces`, the name first. No function is run.
 
         Args:
             (the options of GenerationConfig)
@@ -193,9 +195,9 @@ class Chatting:
         config: GenerationConfig | None = None,
         **options: Unpack[ManyToolOptions],
     ) -> Generation | list[Generation]:
-        """:meth:`chat` for programs with an event loop. Cancelling the task ends its text. Images, sounds,
-        grammars and long texts are read in a thread. With ``run_tools``, functions and ``approve`` run in a
-        thread, one after the other; a cancelled task does not wait for the one that is running.
+        """:meth:`chat` for programs with an event loop. Cancelling the task ends its request. Images, sounds,
+        grammars and long texts are read in a thread. With ``run_tools``, the functions and ``approve`` run in
+        a thread, one after the other. A cancelled task does not wait for a function that is running.
 
         >>> import asyncio, gemlet
         >>> with gemlet.load() as model:

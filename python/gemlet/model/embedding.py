@@ -1,4 +1,4 @@
-"""Turns texts, images and sounds into unit vectors, with an embedding model."""
+"""Turns texts, images and sounds into unit vectors with an embedding model: :class:`Embedding`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from gemlet.model.senses import Senses
 
 __all__ = ["Embedding", "TextToEmbed", "checked_dimensions", "unit_vectors"]
 
-# A text, token ids, or the parts of a message.
+# One input: a text, token ids, or the parts of a message.
 TextToEmbed = str | Sequence[int] | NDArray["np.integer[Any]"] | Sequence[Mapping[str, Any]]
 
 
 def checked_dimensions(dimensions: object, size: int) -> int:
-    """The number of values of each vector to keep; raises :class:`InvalidRequestError`."""
+    """The number of values to keep of each vector, which has ``size`` values. Raises
+    :class:`InvalidRequestError` if ``dimensions`` is not from 1 to ``size``."""
     if type(dimensions) is not int or not 1 <= dimensions <= size:
         raise InvalidRequestError(
-            f"dimensions: got {show_argument(dimensions)}, expected 1 to {size}, or None"
+            f"dimensions: got {show_argument(dimensions)}, expected an integer from 1 to {size}, or None"
         )
     return dimensions
 
 
 def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True) -> NDArray[np.float32]:
-    """The rows of ``x`` [n, dim], divided by their length if ``divide``. Raises :class:`TensorError` if a row
-    is not finite."""
+    """The rows of ``x`` [n, dim]. With ``divide``, each row is divided by its length. Raises
+    :class:`TensorError` if a row is not finite."""
     if not np.isfinite(x).all():
         raise TensorError(
             f"{model_name}: an embedding is not finite; the weights are damaged, or too large for their "
@@ -52,13 +53,14 @@ def unit_vectors(x: NDArray[np.float32], model_name: str, *, divide: bool = True
 
 @record(frozen=True)
 class _Work:
-    """The work of a call.
+    """The checked inputs of a call, and the array for the result. Texts without tokens are left out of the
+    first three lists.
 
     Attributes:
-        places: the index of each text that has tokens, among all texts of the call.
-        texts: the token ids of these texts.
-        media: their media.
-        result: zeros, a row for each text of the call.
+        places: the index of each text among all texts of the call.
+        texts: the token ids of each text.
+        media: the images and sounds of each text.
+        result: zeros, with a row for each text of the call.
         adapter: the adapter to compute with, or None.
     """
 
@@ -71,7 +73,8 @@ class _Work:
 
 @record(frozen=True)
 class Embedding:
-    """Texts as vectors. ``prompts`` is None for a model that writes text."""
+    """The methods of :class:`gemlet.Model` that embed texts. ``prompts`` is None for a model that writes text
+    and makes no embeddings."""
 
     reader: Reader
     adapters: LoadedAdapters
@@ -101,40 +104,40 @@ class Embedding:
         of their angle.
 
         Args:
-            texts: one text, or several. Each may also be token ids, which are used as they are, or the parts
-                of a message, which are read one after the other: ``[{"type": "text", "text": "a dog"},
+            texts: one text, or several texts. Instead of a text, an item may also be token ids, which are
+                used unchanged, or the parts of a message: ``[{"type": "text", "text": "a dog"},
                 {"type": "image", "image": "dog.jpg"}]``. White space at the ends of a text is removed, and
-                BOS and EOS are put around it.
+                BOS and EOS are put around the text.
             prompt: the name of the prompt (:attr:`prompts`) to put before every text: "query" for a text to
-                search with, "document" for a text to be found. None: the model's default.
-            dimensions: how many numbers of each vector to keep, from the first on. They are divided by their
-                length again. Models with Matryoshka training (Kusupati et al. 2022, arXiv 2205.13147) allow
-                it. None: ``truncate_dim`` of the model's files, or all.
+                search with, "document" for a text to be found. None: the model's default prompt.
+            dimensions: how many values of each vector to keep, from the first value on. The shorter vector is
+                divided by its length again. Models with Matryoshka training (Kusupati et al. 2022,
+                arXiv 2205.13147) allow this. None: ``truncate_dim`` of the model's files, or all values.
             images: for a model that sees. The images of one text, or a list of images for each of several
-                texts. An image is a path, the bytes of a file, a Pillow image or an array. They replace the
-                model's markers of images in the text (EmbeddingGemma 2: ``<|image|>``), or their placeholders
-                in token ids. An empty text may consist of images only.
+                texts. An image is a path, the bytes of a file, a Pillow image or an array. The images replace
+                the image markers in the text (EmbeddingGemma 2: ``<|image|>``), or the placeholders in token
+                ids. An empty text may have only images.
             videos: for a model that sees; given like ``images`` (marker ``<|video|>``). A video is a file, or
-                ``(frames, frames per second)``. The model sees one frame of every second; of a longer video
-                it sees 32 frames. Each takes at most 70 tokens.
+                ``(frames, frames per second)``. The model sees one frame of every second, and 32 frames of a
+                longer video. Each frame takes at most 70 tokens.
             audio: for a model that hears; given like ``images`` (marker ``<|audio|>``). A sound is a path,
                 the bytes of a file, an array at 16 kHz, or ``(samples, rate)``. All images and sounds of a
                 call are in memory at once, in the size in which the model sees them. Split thousands of them
                 over several calls.
-            image_tokens: the most soft tokens of an image: 70, 140, 280, 560 or 1120. None: as the model's
-                files say.
+            image_tokens: the most soft tokens of an image: 70, 140, 280, 560 or 1120. None: the number in the
+                model's files.
             adapter: the name of a loaded adapter to compute with; None: no adapter.
-            truncate: cut a text that is longer than the context instead of raising. A text with images or
-                sounds is never cut.
-            empty: what an empty text does: "error" raises; "zero" gives a row of zeros.
+            truncate: cut a text that is longer than the context, instead of raising an error. A text with
+                images or sounds is never cut.
+            empty: the result for an empty text. "error" raises an error; "zero" gives a row of zeros.
 
         Returns:
-            float32 ``[n, dimensions]``, a row for each text. All texts are checked before any is computed. An
-            error names the place of every text that is wrong.
+            float32 ``[n, dimensions]``, a row for each text. All texts are checked before the first is
+            computed. An error names the index of every text that is wrong.
 
         Raises:
             UnsupportedError: the model writes text instead of embeddings, or it does not see or hear.
-            InvalidRequestError: an empty text, an unknown prompt, something that is not an image or sound, a
+            InvalidRequestError: an empty text, an unknown prompt, an image or sound that cannot be read, a
                 wrong number of dimensions, text for a model without a tokenizer, a token id out of range, or
                 an adapter that is not loaded.
             ContextLengthError: a text is longer than the context.
@@ -164,9 +167,9 @@ class Embedding:
         image_tokens: int | None = None,
         truncate: bool = False,
     ) -> list[list[int]]:
-        """The token ids that :meth:`embed` reads for each text, including the prompt, BOS, EOS, and the
-        placeholders of images and sounds. :meth:`embed` gives the same vectors for these ids as for the
-        texts, if it gets the same images and sounds.
+        """The token ids that :meth:`embed` makes of each text, including the prompt, BOS, EOS, and the
+        placeholders of images and sounds. With the same images and sounds, :meth:`embed` gives the same
+        vectors for these ids as for the texts.
 
         Raises:
             UnsupportedError, InvalidRequestError, ContextLengthError, ModelClosedError: as in :meth:`embed`.
@@ -250,6 +253,7 @@ class Embedding:
         return self.prompts
 
     def _put(self, place: NDArray[np.float32], vector: NDArray[np.float32]) -> None:
-        """Writes the embedding ``vector`` [1, n] to its ``place`` in the result, cut to the size there."""
+        """Writes the embedding ``vector`` [1, n] to ``place``, a row of the result. The vector is cut to the
+        length of the row."""
         cut = vector[:, : len(place)]
         place[:] = unit_vectors(cut, self.reader.resident.name, divide=self.reader.config.unit_vectors)[0]

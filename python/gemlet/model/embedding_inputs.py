@@ -1,4 +1,5 @@
-"""Turns the inputs to embed into checked token ids, images and sounds: :class:`EmbeddingInputs`."""
+"""Checks the inputs of an embedding call, and turns them into token ids, images and sounds:
+:class:`EmbeddingInputs`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from gemlet.model.senses import Inputs, Senses, of_prompts
 
 __all__ = ["Embedded", "EmbeddingInputs"]
 
-_SHOWN = 32  # the most places that an error names
+_SHOWN = 32  # the most indices of texts that an error names
 _KINDS = ("image", "video", "audio")
 
 
@@ -24,9 +25,9 @@ class Embedded:
     """The input of one vector.
 
     Attributes:
-        ids: the token ids; empty if the vector is zero. Placeholders stand for the ``inputs``.
-        inputs: the media, prepared but not yet encoded.
+        ids: the token ids, with placeholders for the ``inputs``. Empty if the vector is zero.
         name: the name of the argument, for errors.
+        inputs: the images, videos and sounds. They are prepared, but not encoded yet.
     """
 
     ids: list[int]
@@ -36,7 +37,7 @@ class Embedded:
 
 @record(frozen=True)
 class EmbeddingInputs:
-    """Makes token ids of texts to embed, with their images, videos and sounds."""
+    """Makes token ids of the texts to embed, and prepares the images, videos and sounds."""
 
     reader: Reader
     senses: Senses
@@ -50,11 +51,11 @@ class EmbeddingInputs:
         truncate: object = False,
         empty: object = "error",
     ) -> list[Embedded]:
-        """The input for each of ``texts``, with ``prompt`` before it; token ids are used as they are. With
-        ``truncate``, a text that is too long and has no media is cut. An empty text has no ids if ``empty``
-        is "zero". ``media`` are the arguments of the call for images, videos and audio.
+        """The inputs for ``texts``. Each text gets ``prompt`` in front; token ids are used unchanged. With
+        ``truncate``, a text that is too long and has no media is cut. If ``empty`` is "zero", an empty text
+        gets no token ids. ``media`` has the arguments of the call for images, videos and audio.
 
-        Raises the errors of :class:`Reader`, with the place of every wrong text, and
+        Raises the errors of :class:`Reader`, with the index of every wrong text. Raises
         :class:`InvalidRequestError` if ``texts`` is neither a string nor a list.
         """
         if truncate is not True and truncate is not False:
@@ -68,7 +69,7 @@ class EmbeddingInputs:
         other = isinstance(texts, (bytes, bytearray, Mapping, Set))
         if other or not isinstance(texts, Iterable) or (is_array(texts) and texts.ndim == 0):
             raise InvalidRequestError(
-                f"texts: got {show_argument(texts)}, expected a string or a list of them"
+                f"texts: got {show_argument(texts)}, expected a string or a list of strings"
             )
         listed = list(texts)
         count = None if is_one else len(listed)
@@ -85,7 +86,7 @@ class EmbeddingInputs:
                     found.append(Embedded([], name))
                     continue
                 found.append(self._read(text, prompt, given, media, name, truncate))
-                found[-1].inputs.keep_small()  # there may be many
+                found[-1].inputs.keep_small()  # a call may have many images
             except InvalidRequestError as error:
                 wrong.append(error)
                 places.append(i)
@@ -95,7 +96,8 @@ class EmbeddingInputs:
                 shown = ", ".join(map(str, places[:_SHOWN])) + (", ..." if len(places) > _SHOWN else "")
                 kind = ContextLengthError if all(isinstance(e, ContextLengthError) for e in wrong) else None
                 problem = (kind or InvalidRequestError)(
-                    f"{problem}; {len(wrong)} texts are wrong and none was computed, at {shown}"
+                    f"{problem}; {len(wrong)} texts are wrong, and none was computed; their indices are "
+                    f"{shown}"
                 )
             problem.indices = tuple(places)
             raise problem
@@ -115,8 +117,8 @@ class EmbeddingInputs:
         if _is_parts(text):
             if inputs:
                 raise InvalidRequestError(
-                    f"{name}: got parts of a message, and also images, videos or audio; give all of them as "
-                    "parts"
+                    f"{name}: got parts of a message, and also the arguments images, videos or audio; give "
+                    "all media as parts"
                 )
             return self._read_parts(text, prompt, options, name, truncate)
         if isinstance(text, str):
@@ -142,14 +144,14 @@ class EmbeddingInputs:
         name: str,
         truncate: bool,
     ) -> Embedded:
-        """Parts as in a message, one after the other."""
+        """Reads the parts of a message as one input."""
         written, media = take_parts(parts, _KINDS, name)
         for i, part in enumerate(written):
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 known = ", ".join(sorted({"text", *MEDIA_TYPES}))
                 raise InvalidRequestError(
                     f"{name}[{i}]: got {show_argument(part)}, expected a part with the type text and a "
-                    f"string as text, or with one of these types: {known}"
+                    f"string as text, or a part with one of the types {known}"
                 )
         tokenizer = self.reader.tokenizer
         if tokenizer is None:
@@ -164,7 +166,7 @@ class EmbeddingInputs:
         return Embedded(self._encode(text, prompt, name, truncate, inputs), name, inputs)
 
     def _encode(self, text: str, prompt: str, name: str, truncate: bool, inputs: Inputs) -> list[int]:
-        truncate = truncate and not inputs  # an image is read whole or not at all
+        truncate = truncate and not inputs  # a cut could remove a part of an image
         room = self.reader.resident.context_length
         own = self.reader.encode((prompt + text).strip() if text else "", name, truncate=truncate)
         end = self.reader.config.eos_token_ids[:1] if self.reader.tokenizer is not None else ()

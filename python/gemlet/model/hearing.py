@@ -1,4 +1,4 @@
-"""Turns the sounds of a call into soft tokens in its prompt: :class:`Hearing`."""
+"""Turns the sounds of a call into soft tokens of the prompt: :class:`Hearing`."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = ["Heard", "Hearing", "SoftRows"]
 
 _MOST_SOUNDS = 256  # the most sounds of a call
 
-SoftRows = tuple[int, NDArray["np.float32"]]  # the index of the first token that they replace, and the rows
+SoftRows = tuple[int, NDArray["np.float32"]]  # rows, after the index of the first token that they replace
 
 
 @record(frozen=True)
 class Heard:
-    """A sound, prepared for the encoder.
+    """A sound, prepared for the audio encoder.
 
     Attributes:
-        samples: float32, mono, at 16 kHz.
-        tokens: the number of placeholders that stand for it.
-        digest: a hash (32 bytes) of everything that its soft tokens depend on besides the model.
-        seconds: the length of the whole sound; only the samples are heard.
+        samples: the part of the sound that the model hears: float32, mono, at 16 kHz.
+        tokens: the number of placeholders that stand for the sound in a prompt.
+        digest: a hash (32 bytes) of everything that the soft tokens depend on besides the model.
+        seconds: the length of the whole sound in seconds.
     """
 
     samples: NDArray[np.float32]
@@ -50,7 +50,7 @@ class Heard:
 
 
 class Hearing:
-    """The encoder of a loaded model, and its soft tokens of the most recent sounds."""
+    """The audio encoder of a loaded model, and a cache with the soft tokens of the most recent sounds."""
 
     def __init__(self, resident: Resident, config: TextConfig) -> None:
         self._resident = resident
@@ -62,7 +62,7 @@ class Hearing:
 
     @property
     def token_id(self) -> int | None:
-        """The id that stands for a soft token of a sound; None for a model that does not hear."""
+        """The id of the placeholder for a soft token of a sound; None for a model that does not hear."""
         return None if self._config.audio is None else self._config.audio.token_id
 
     def sounds(self, audio: object, name: str = "audio") -> list[Heard]:
@@ -95,17 +95,17 @@ class Hearing:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of media in messages."""
+        """The kinds of media that the model hears in messages."""
         return () if self._config.audio is None else ("audio",)
 
     def _pieces(self, tokenizer: Tokenizer, name: str) -> tuple[str, str, str]:
-        """The token that is the placeholder, the one before the placeholders of a sound, and the one after
-        them."""
+        """The texts of three tokens: the placeholder, the token before the placeholders of a sound, and the
+        token after them."""
         config = self._audio(name)
         ids = (config.token_id, config.begin_id, config.end_id)
         if max(ids) >= tokenizer.vocab_size:
             raise UnsupportedError(
-                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sound needs; "
+                f"{name}: the tokenizer of {self._resident.name} has no token {max(ids)}, which sounds need; "
                 "load the tokenizer that was published with the model"
             )
         token, begin, end = map(tokenizer.id_to_piece, ids)
@@ -124,7 +124,7 @@ class Hearing:
     def with_places(self, text: str, sounds: Sequence[Heard], tokenizer: Tokenizer | None, name: str) -> str:
         """``text`` with each marker of a sound replaced by all placeholders of that sound.
 
-        Raises :class:`InvalidRequestError` if there are more markers than sounds, or fewer.
+        Raises :class:`InvalidRequestError` if the number of markers is not the number of sounds.
         """
         if tokenizer is None:
             return text
@@ -133,7 +133,7 @@ class Hearing:
         if len(others) != len(sounds):
             raise InvalidRequestError(
                 f"{name}: it has the marker {token} {len(others)} times, but there are {len(sounds)} sounds; "
-                "write the marker where each sound belongs"
+                "write the marker once for each sound, where the sound belongs"
             )
         written = [before]
         for sound, other in zip(sounds, others, strict=True):
@@ -149,8 +149,8 @@ class Hearing:
         chosen: ChosenAdapter,
         name: str,
     ) -> list[tuple[int, _core.Media]]:
-        """The rows that replace tokens of a prompt, in the engine's form. The tokens of images, which are in
-        the spans ``seen``, are left out."""
+        """The rows that replace tokens of a prompt, in the engine's form. The spans ``seen`` have the tokens
+        of images and are left out."""
         heard = self.place(ids, sounds, chosen, name)
         spans = [(first, first + len(rows)) for first, rows in heard]
         return [
@@ -179,7 +179,7 @@ class Hearing:
         most = self._most(config)
         if most is not None and found.seconds > most / _core.SOUND_RATE:
             log.warning(
-                "%s: the sound has %.1f seconds; the model hears only the first %d",
+                "%s: the sound has %.1f seconds; the model hears only the first %d seconds",
                 name,
                 found.seconds,
                 most // _core.SOUND_RATE,
@@ -188,20 +188,20 @@ class Hearing:
         tokens = self._tokens(len(samples), config)
         if tokens < 1:
             raise InvalidRequestError(
-                f"{name}: got {len(samples)} samples at 16 kHz, which are too few for one token; expected "
-                f"{self._shortest(config)} or more"
+                f"{name}: got {len(samples)} samples at 16 kHz, which are too few for one token; expected at "
+                f"least {self._shortest(config)} samples"
             )
         if config.places and tokens > config.places:
             raise InvalidRequestError(
-                f"{name}: the sound takes {tokens} tokens, but the model has only {config.places} positions "
-                "for one; shorten it"
+                f"{name}: the sound takes {tokens} tokens, expected at most {config.places} tokens in this "
+                "model; shorten the sound"
             )
         digest = hashlib.sha256(repr((samples.shape, config)).encode())
         digest.update(samples.data)
         return Heard(samples, config.places or tokens, digest.digest(), found.seconds)
 
     def _tokens(self, samples: int, config: AudioConfig) -> int:
-        """Soft tokens of a sound of this many samples."""
+        """The number of soft tokens of a sound with this many samples."""
         if config.encoder is None or config.settings is None:
             return -(-samples // config.frame_length)
         frames, valid = config.settings.to_core().count(samples)
@@ -219,8 +219,8 @@ class Hearing:
     ) -> list[SoftRows]:
         """The soft rows of ``sounds`` in a prompt, in the order of their placeholders.
 
-        Raises :class:`InvalidRequestError` if there are more placeholders than the sounds have tokens, or
-        fewer.
+        Raises :class:`InvalidRequestError` if the number of placeholders is not the number of tokens of all
+        sounds.
         """
         if not sounds:
             return []
@@ -230,7 +230,7 @@ class Hearing:
         if found != expected:
             raise InvalidRequestError(
                 f"{name}: the prompt has {found} placeholders of sound (token {config.token_id}), but "
-                f"{len(sounds)} sounds take {expected}; write one for each token of a sound"
+                f"{len(sounds)} sounds take {expected} tokens; write one placeholder for each token"
             )
         rows = np.concatenate([self.rows(sound, chosen) for sound in sounds])
         return _runs(is_soft, rows)
@@ -242,10 +242,10 @@ class Hearing:
         chosen: ChosenAdapter,
         name: str = "ids",
     ) -> list[SoftRows]:
-        """The rows of the ids that Gemma 3n embeds with another table than that of its text. Ids in the spans
-        ``taken`` are left out.
+        """The rows for the ids that Gemma 3n embeds with another table than the table for text. Ids in the
+        spans ``taken`` are left out.
 
-        Raises :class:`UnsupportedError` for an id whose table is not loaded.
+        Raises :class:`UnsupportedError` if the table of an id is not loaded.
         """
         first = self._config.text_ids
         if first is None or max(ids, default=0) < first:
@@ -265,14 +265,14 @@ class Hearing:
         if rest.any():
             position = int(np.argmax(rest))
             raise UnsupportedError(
-                f"{name}: token id {ids[position]} at position {position} stands for pictures or sound, but "
-                "this model was loaded without them; leave the id out, or encode the text with "
-                "allow_control=False"
+                f"{name}: token id {ids[position]} at position {position} stands for an image or a sound, "
+                "but this model was loaded without vision or audio; leave the id out, or encode the "
+                "text with allow_control=False"
             )
         return placed
 
     def rows(self, sound: Heard, chosen: ChosenAdapter) -> NDArray[np.float32]:
-        """The soft tokens, float32 ``[tokens, hidden_size]``."""
+        """The soft tokens of ``sound``, float32 ``[tokens, hidden_size]``."""
         key = sound.digest + chosen.key("audio")
         with self._lock:
             if (known := self._kept.get(key)) is not None:
@@ -286,8 +286,8 @@ class Hearing:
         return rows
 
     def prepared(self, sound: Heard) -> Callable[[_core.Adapter | None], NDArray[np.float32]]:
-        """Computes the encoder's input, and returns the function that makes soft tokens of it, with an
-        adapter or without."""
+        """Computes the input of the encoder, and returns a function that makes soft tokens of this input. The
+        argument of the function is the adapter, or None."""
         config = self._audio("audio")
         if config.encoder is None or config.settings is None:
             padded = np.zeros((sound.tokens, config.frame_length), np.float32)
@@ -331,7 +331,7 @@ class Hearing:
             return self._modalities[name]
 
     def clear(self) -> None:
-        """Frees everything when the model is closed."""
+        """Frees the encoder and the cache when the model is closed."""
         with self._lock:
             self._kept.clear()
             self._encoder = None
@@ -339,7 +339,8 @@ class Hearing:
 
 
 def _runs(inside: NDArray[np.bool_], rows: NDArray[np.float32]) -> list[SoftRows]:
-    """``rows`` cut into pieces: one for each run of tokens that are ``inside``."""
+    """Cuts ``rows`` into a piece for each run of tokens that are ``inside``. ``rows`` has a row for each of
+    these tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8))).tolist()
     placed: list[SoftRows] = []
     taken = 0

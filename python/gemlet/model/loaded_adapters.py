@@ -22,35 +22,36 @@ __all__ = ["ChosenAdapter", "LoadedAdapters"]
 
 @record(frozen=True)
 class ChosenAdapter:
-    """The adapter of a request, or no adapter."""
+    """The adapter that a request uses. Both members are None if the request uses no adapter."""
 
     adapter: Adapter | None = None
     core: _core.Adapter | None = None
 
     def for_tower(self, kind: str) -> _core.Adapter | None:
-        """The adapter of the tower ``kind``, "vision" or "audio"; None if the tower is not adapted.
+        """The adapter for the tower ``kind``, "vision" or "audio"; None if the adapter does not change this
+        tower.
 
         Raises :class:`UnsupportedError` if the adapter changes a part of the tower that gemlet cannot change.
         """
         return self.core if self.adapter is not None and changes_tower(self.adapter, kind) else None
 
     def key(self, kind: str) -> bytes:
-        """The key of the adapter in a cache of that tower's soft tokens. They depend on the model, the media
-        and the adapter."""
+        """The part of a cache key that stands for the adapter. The cache has soft tokens of the tower
+        ``kind``, which depend on the model, the image or sound, and the adapter."""
         core = self.for_tower(kind)
         return b"" if core is None else core.digest.encode()
 
 
 class LoadedAdapters:
-    """Adapters by name, for the requests of the model in ``resident``.
+    """The adapters that requests to the model in ``resident`` can choose by name.
 
     Attributes:
-        spare_memory: the bytes that ``max_memory`` leaves for adapters; None: no limit.
+        spare_memory: the bytes that ``max_memory`` leaves for adapters; None if there is no limit.
     """
 
     def __init__(self, resident: Resident, config: TextConfig, spare_memory: int | None) -> None:
         self.spare_memory = spare_memory
-        self._in_text = self._in_towers = 0
+        self._in_text = self._in_towers = 0  # the bytes that adapters have added to buffers, see scratch
         self._resident = resident
         self._config = config
         self._loaded: dict[str, tuple[Adapter, _core.Adapter]] = {}  # change it only under resident.lock
@@ -58,8 +59,8 @@ class LoadedAdapters:
 
     @property
     def scratch(self) -> int:
-        """The bytes that adapters have added to the core's buffers and to a pass of a tower. The buffers
-        never shrink."""
+        """The bytes that adapters have added to the core's buffers for the text model and for the towers. The
+        buffers never shrink."""
         return self._in_text + self._in_towers
 
     def by_name(self) -> dict[str, Adapter]:
@@ -76,15 +77,15 @@ class LoadedAdapters:
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> Adapter:
-        """Loads an adapter (LoRA, DoRA) beside the model, for requests to choose with ``adapter=name``.
+        """Loads an adapter (LoRA, DoRA) beside the model. Requests choose it with ``adapter=name``.
 
-        Any number may be loaded, also while the model generates. Their matrices are separate from those of
-        the model: in float32 for a model with f32 weights, otherwise in bfloat16. They count against
-        ``max_memory``.
+        Any number of adapters may be loaded, also while the model generates. Their matrices stay separate
+        from the model's matrices. They are in float32 for a model with f32 weights, otherwise in bfloat16.
+        The memory of adapters counts against ``max_memory``.
 
         Args:
-            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of one on the hub.
-            name: the name for requests; None: the name of the folder, the file or the repository.
+            path: a folder of PEFT or mlx-lm, a GGUF file of llama.cpp, or the name of an adapter on the hub.
+            name: the name for requests. None: the name of the folder, the file or the repository.
             revision, token: as in :func:`gemlet.load`, for an adapter on the hub.
 
         Raises:
@@ -92,7 +93,7 @@ class LoadedAdapters:
             ModelFileError, ConfigError, TensorError: the adapter is damaged, or gemlet or this model cannot
                 use it.
             HubError: the hub cannot be reached, or refuses the adapter.
-            MemoryLimitError: the adapter does not fit into memory, or into what ``max_memory`` leaves.
+            MemoryLimitError: the adapter does not fit into memory, or into the rest of ``max_memory``.
 
         >>> import gemlet
         >>> with gemlet.load("tests/golden/gemma3-270m") as model:  # in a checkout
@@ -109,8 +110,7 @@ class LoadedAdapters:
             from gemlet.adapters.opening import open_adapter
         found = find_adapter(path, revision=revision, token=token)
         resident = self._resident
-        # One load at a time, from the check to the end, so that two loads do not use the same rest of
-        # max_memory.
+        # Only one load runs at a time. Otherwise two loads could both count on the same rest of max_memory.
         with open_adapter(found, self._config) as files, self._loading:
             self._check_name(name)
             in_text = max(self._in_text, resident.core.adapter_scratch_bytes(files.max_rank))
@@ -128,7 +128,7 @@ class LoadedAdapters:
 
     @public
     def unload_adapter(self, name: str) -> None:
-        """Unloads the adapter ``name``. Its memory is freed when the last stream that uses it has ended.
+        """Unloads the adapter ``name``. Its memory is freed when no stream uses the adapter any more.
 
         Raises:
             InvalidRequestError: no adapter of this name is loaded.
@@ -145,8 +145,8 @@ class LoadedAdapters:
             del self._loaded[name]
 
     def find(self, name: str | None) -> ChosenAdapter:
-        """The adapter ``name``, or no adapter for None; raises :class:`InvalidRequestError` if no adapter of
-        this name is loaded."""
+        """The adapter ``name``; no adapter if ``name`` is None. Raises :class:`InvalidRequestError` if no
+        adapter of this name is loaded."""
         if name is None:
             return ChosenAdapter()
         entry = self._loaded.get(name) if isinstance(name, str) else None

@@ -1,4 +1,4 @@
-"""The logits after each token of a text."""
+"""Computes the logits after each token of a text: :func:`all_logits`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ def all_logits(
     soft_rows: Sequence[tuple[int, NDArray[np.float32]]] = (),
     spans: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.float32]:
-    """The logits after each of ``tokens``, float32 ``[n, vocab_size]``. Each of ``soft_rows`` is the index of
-    a token and the rows that replace it and the tokens after it. The tokens of each of ``spans`` see each
-    other. :meth:`gemlet.Model.logits` lists the errors."""
+    """The logits after each of ``tokens``, float32 ``[n, vocab_size]``.
+
+    Each pair in ``soft_rows`` is the index of a token, and rows that replace this token and the tokens after
+    it. Each pair in ``spans`` is the first index and the index after the last token of an image. The tokens
+    of a span attend to each other in both directions. :meth:`gemlet.Model.logits` lists the errors.
+    """
     vocab_size = resident.vocab_size
     try:
         result = np.empty((len(tokens), vocab_size), dtype=np.float32)
@@ -47,7 +50,7 @@ def all_logits(
 
 
 def _check_finite(rows: NDArray[np.float32], first: int, source: str) -> None:
-    if not np.isfinite([rows.min(), rows.max()]).all():  # one NaN makes both NaN
+    if not np.isfinite([rows.min(), rows.max()]).all():  # one NaN makes both the minimum and the maximum NaN
         bad = first + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
         raise TensorError(
             f"{source}: the logits after token {bad} are not finite; the weights are damaged, or too large "

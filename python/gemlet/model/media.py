@@ -1,4 +1,4 @@
-"""Turns the images and videos of a call into soft tokens in its prompt: :class:`Media`."""
+"""Turns the images and videos of a call into soft tokens of the prompt: :class:`Media`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _MOST_IMAGES = 1024  # the most images of a call
 
 @record(frozen=True)
 class Seen:
-    """An image or a video, prepared for the tower.
+    """An image or a video, prepared for the vision tower.
 
     Attributes:
-        views: for an image, the whole image and its parts; for a video, its frames.
-        seconds: when each frame is shown; None for an image.
+        views: the whole image and its parts, or the frames of a video.
+        seconds: the time at which each frame is shown, in seconds; None for an image.
     """
 
     views: tuple[ImageView, ...]
@@ -49,14 +49,14 @@ class Seen:
 
     @property
     def tokens(self) -> int:
-        """The soft tokens of all views."""
+        """The number of soft tokens of all views."""
         return sum(view.tokens for view in self.views)
 
 
 @record(frozen=True)
 class Placed:
-    """Views whose soft tokens stand one after the other in a prompt, from the token with index ``first``
-    on."""
+    """Views whose soft tokens stand one after the other in a prompt. ``first`` is the index of the first of
+    these tokens."""
 
     first: int
     views: tuple[ImageView, ...]
@@ -67,7 +67,7 @@ class Placed:
 
 
 class Media:
-    """The vision tower of a loaded model, and its soft tokens of the most recent images."""
+    """The vision tower of a loaded model, and a cache with the soft tokens of the most recent images."""
 
     def __init__(self, resident: Resident, config: TextConfig) -> None:
         self._resident = resident
@@ -78,7 +78,7 @@ class Media:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of media in messages."""
+        """The kinds of media that the model sees in messages."""
         return () if self._config.vision is None else ("image", "video")
 
     def images(
@@ -136,7 +136,8 @@ class Media:
     def place(self, ids: array[int], seen: Sequence[Seen], name: str = "ids") -> list[Placed]:
         """Finds the placeholders of each view in ``ids``, in order.
 
-        Raises :class:`InvalidRequestError` if there are more of them than the views have tokens, or fewer.
+        Raises :class:`InvalidRequestError` if the number of placeholders is not the number of soft tokens of
+        all views.
         """
         if not seen:
             return []
@@ -148,8 +149,8 @@ class Media:
             if found != expected:
                 raise InvalidRequestError(
                     f"{name}: the prompt has {found} placeholders of images (token {token_id}), but "
-                    f"{len(views)} images or parts of images take {expected}; write one for each of their "
-                    "tokens"
+                    f"{len(views)} images or parts of images have {expected} tokens; write one placeholder "
+                    "for each token"
                 )
         is_soft = np.concatenate([[False], np.isin(ids, list(rest)), [False]])
         edges = np.flatnonzero(is_soft[1:] != is_soft[:-1]).tolist()
@@ -161,9 +162,9 @@ class Media:
                 view = rest[ids[at]].pop(0)
                 if ids[at : at + view.tokens].count(view.token_id) != view.tokens:
                     raise InvalidRequestError(
-                        f"{name}: the placeholders of images at positions {begin} to {end - 1} do not fit; "
-                        f"from position {at} on, expected {view.tokens} with token id {view.token_id} for an "
-                        "image or a frame"
+                        f"{name}: the placeholders of images at positions {begin} to {end - 1} do not fit "
+                        f"the images; expected {view.tokens} placeholders with token id {view.token_id} from "
+                        f"position {at} on, for an image or a frame"
                     )
                 own.append(view)
                 at += view.tokens
@@ -171,7 +172,7 @@ class Media:
         return placed
 
     def rows(self, placed: Placed, chosen: ChosenAdapter) -> NDArray[np.float32]:
-        """The soft tokens, float32 ``[tokens, hidden_size]``."""
+        """The soft tokens of the views ``placed``, float32 ``[tokens, hidden_size]``."""
         return np.ascontiguousarray(np.concatenate([self._soft(view, chosen) for view in placed.views]))
 
     def _soft(self, view: ImageView, chosen: ChosenAdapter) -> NDArray[np.float32]:
@@ -188,7 +189,7 @@ class Media:
         return rows
 
     def tower(self) -> _Tower:
-        """The tower, which makes soft tokens of pixels. The first call loads it."""
+        """The vision tower, which makes soft tokens of pixels. The first call loads it."""
         with self._lock:
             if self._tower is None:
                 self._resident.check_open()
@@ -197,7 +198,7 @@ class Media:
             return self._tower
 
     def clear(self) -> None:
-        """Frees everything when the model is closed."""
+        """Frees the tower and the cache when the model is closed."""
         with self._lock:
             self._kept.clear()
             self._tower = None

@@ -1,4 +1,4 @@
-"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and everything it can do."""
+"""The public :class:`Model`: a loaded checkpoint with its tokenizer, and all its methods."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ __all__ = ["Model"]
 class Model:
     """A Gemma model ready to generate; made by :func:`gemlet.load`.
 
-    Threads and tasks of an event loop may share it: requests that run at the same time advance together, step
-    by step. Use it as a context manager, or call :meth:`close`, to free its memory. Later calls raise
-    :class:`~gemlet.errors.ModelClosedError`.
+    Threads and tasks of an event loop may share a model: requests that run at the same time advance together,
+    step by step. Use the model as a context manager, or call :meth:`close`, to free its memory. Later calls
+    raise :class:`~gemlet.errors.ModelClosedError`.
 
     Attributes:
         config: the model's configuration, read from ``config.json``.
-        tokenizer: None if the model has no tokenizer; prompts are then token ids, and the text of a result is
-            empty.
+        tokenizer: the tokenizer; or None. Without a tokenizer, prompts are token ids, and the text of a
+            result is empty.
         end_ids: the tokens that end a generation.
-        generation_config: the options that apply unless a call gives others: the sampling values that the
-            checkpoint's ``generation_config.json`` recommends, else :class:`GenerationConfig`'s defaults.
-        source: where the model came from, for people to read.
+        generation_config: the default options of calls: the sampling values that the checkpoint's
+            ``generation_config.json`` recommends, else the defaults of :class:`GenerationConfig`.
+        source: the file, folder or name that the model was loaded from, for people to read.
         weights: the format of the weights in memory: "f32", "bf16", "q8", "q4", ...
         kv_cache: the format of the KV cache in memory: "f32", "bf16", "int8" or "int4".
         threads: how many threads a forward pass uses.
@@ -67,8 +67,8 @@ class Model:
         tier: the instruction-set tier of the kernels in use, for example "avx2".
         context_length: the most tokens that a context holds, prompt and continuation together.
         vocab_size: the number of token ids, which is the width of the logits.
-        prompts: for an embedding model, the texts by name that :meth:`embed` can put before a text.
-        load_seconds: how long loading took.
+        prompts: for an embedding model, a mapping from names to texts that :meth:`embed` can put before a
+        text. load_seconds: how long loading took.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -133,7 +133,7 @@ class Model:
     @property
     def chat_format(self) -> ChatFormat | None:
         """The format that makes a prompt of a conversation; None if the model has no chat format. Another
-        format may be assigned; sessions that have begun keep the one they began with.
+        format may be assigned. Sessions that have begun before keep their format.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -149,12 +149,12 @@ class Model:
         self._chat_format = chat_format
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now.
+        """The memory in use now, in bytes.
 
-        "weights", "embedding" and "adapters" are the model's. "kv_cache" has the keys and values of the texts
-        that run, and "prefix_cache" those of texts that have ended. "drafter" is everything of a drafter.
-        "kv_cache_per_token" is what one token takes in all layers without a sliding window, and
-        "kv_cache_per_window_token" in all layers with one.
+        "weights", "embedding" and "adapters" belong to the model itself. "kv_cache" has the keys and values
+        of the requests that run, and "prefix_cache" the keys and values of requests that have ended.
+        "drafter" is all memory of the draft model. "kv_cache_per_token" is the memory of one token in all
+        layers without a sliding window, and "kv_cache_per_window_token" in all layers with a sliding window.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -169,22 +169,23 @@ class Model:
     def stats(self) -> dict[str, int | float]:
         """Counts the engine's work: now, and since the model was loaded. The call is cheap.
 
-        Requests now: "running"; "waiting" until there is room for them; "longest_wait", the most seconds that
-        one has been waiting for its first forward pass.
+        Requests now: "running"; "waiting" for memory; "longest_wait", the longest time in seconds that a
+        request has been waiting for its first forward pass.
 
-        Requests so far: "begun", how many had their first forward pass; "waiting_seconds", the sum of their
-        waits; "preemptions", how often a text gave its memory to others and was computed again.
+        Requests so far: "begun", the number that had their first forward pass; "waiting_seconds", the sum of
+        the waits of all requests; "preemptions", how often a request gave its memory to others and was
+        computed again.
 
-        Tokens so far: "prompt_tokens" that were read; "cached_tokens" that the prefix cache had;
-        "generated_tokens"; "drafts", how often the next tokens of a text were guessed; "drafted_tokens" in
-        all drafts; "accepted_tokens", those of them that were right.
+        Tokens so far: "prompt_tokens" in all prompts; "cached_tokens" that the prefix cache had;
+        "generated_tokens"; "drafts", the number of drafts; "drafted_tokens", the draft tokens in all drafts;
+        "accepted_tokens", the accepted draft tokens.
 
-        Bytes of keys and values now: "kv_bytes" in use; "prefix_cache_bytes", the part of them that belongs
-        to texts that have ended; "kv_room_bytes" for more. Bytes so far: "disk_read_bytes" and
-        "disk_written_bytes" of a prefix cache on disk.
+        Bytes of keys and values now: "kv_bytes" in use; "prefix_cache_bytes", the part of "kv_bytes" that
+        belongs to requests that have ended; "kv_room_bytes" that are free. Bytes so far: "disk_read_bytes"
+        and "disk_written_bytes" of a prefix cache on disk.
 
-        Work so far: "steps", the forward passes; "step_seconds" in them; "bytes_read" by them, of weights,
-        keys and values.
+        Work so far: "steps", the number of forward passes; "step_seconds", the time of all forward passes;
+        "bytes_read", the weights, keys and values that they read.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -198,7 +199,7 @@ class Model:
 
     @property
     def adapters(self) -> dict[str, Adapter]:
-        """The adapters that are loaded, by name.
+        """The loaded adapters by name.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -211,11 +212,11 @@ class Model:
     unload_adapter = method_of("_adapters", LoadedAdapters.unload_adapter)
 
     def close(self, timeout: float | None = None) -> None:
-        """Ends running streams with the finish reason "cancelled", then gives the memory back. Closing twice
-        is harmless.
+        """Ends running streams with the finish reason "cancelled", then frees the memory. Closing twice is
+        harmless.
 
-        With a ``timeout``, running texts have this many seconds to finish before they are ended. New requests
-        raise :class:`~gemlet.errors.ModelClosedError` in that time.
+        With a ``timeout``, running requests have this many seconds to finish before they are ended. New
+        requests raise :class:`~gemlet.errors.ModelClosedError` in that time.
 
         >>> import gemlet
         >>> model = gemlet.load()
@@ -252,12 +253,13 @@ class Model:
             images: the images that the placeholders in ``ids`` stand for, in order: paths, bytes of files,
                 Pillow images or uint8 arrays ``[height, width, 3]``.
             pan_and_scan: whether Gemma 3 also sees a long image in parts. Each part has its own placeholders,
-                after those of the whole image. Or a mapping with ``min_crop_size``, ``max_num_crops`` and
-                ``min_ratio_to_activate``. None: as the model's files say.
-            image_tokens: the most tokens of an image in Gemma 4: 70, 140, 280, 560 or 1120. None: as the
-                model's files say.
+                after the placeholders of the whole image. A mapping with ``min_crop_size``,
+                ``max_num_crops`` and ``min_ratio_to_activate`` turns this on, too. None: the setting in the
+                model's files.
+            image_tokens: the most tokens of an image in Gemma 4: 70, 140, 280, 560 or 1120. None: the number
+                in the model's files.
             videos: the videos that placeholders stand for: paths, bytes of files, or pairs ``(frames, frames
-                per second)``, each frame like an image. The model sees at most 32 frames of each.
+                per second)``. Each frame is given like an image. The model sees at most 32 frames of a video.
             audio: the sounds that placeholders stand for: paths, bytes of files, arrays of samples at 16 kHz
                 (float32 from -1 to 1, or int16), or pairs ``(samples, rate)`` with samples ``[n]`` or
                 ``[n, channels]``.
@@ -266,8 +268,8 @@ class Model:
             float32 ``[n, vocab_size]``; row i predicts token i + 1.
 
         Raises:
-            InvalidRequestError: no ids, an id out of range, placeholders that do not fit the media, or an
-                adapter that is not loaded.
+            InvalidRequestError: no ids, an id out of range, another number of placeholders than the images
+                and sounds need, or an adapter that is not loaded.
             UnsupportedError: images or sounds for a model that does not see or hear.
             ContextLengthError: more ids than the context holds.
             MemoryLimitError: the result does not fit in memory.
@@ -329,38 +331,39 @@ class Model:
         """Continues ``prompt`` and returns the whole continuation; for a list of prompts, a list of
         continuations.
 
-        The texts of a list advance together, which is faster than one after the other. Each text is the same
-        as in a call for it only. ``seed`` is one seed for all, or a list with one for each prompt. One call
-        writes at most 65,536 texts.
+        The prompts of a list are continued together, which is faster than one after the other. Each result is
+        the same as in a call for only its prompt. ``seed`` is one seed for all prompts, or a list with a seed
+        for each prompt. One call generates at most 65,536 continuations.
 
         Args:
-            prompt: text (encoded with one BOS) or token ids, which are used as they are; or a list of these.
+            prompt: text (encoded with one BOS) or token ids, which are used unchanged; or a list of these.
             config: the options of the call; None: :attr:`generation_config`. Options given by name replace
-                its values.
+                the values in ``config``.
             adapter: the name of a loaded adapter to generate with; None: no adapter.
             allow_control: whether a control token written in the text (``<end_of_turn>``) becomes that token.
-                False, for text from somebody else, reads it as plain characters.
-            echo: whether the text of each result begins with its prompt.
-            timeout: seconds after which a text ends as it is, with the finish reason "timeout".
+                Use False for text from somebody else: the token is then read as plain characters.
+            echo: whether the text of each result begins with the prompt.
+            timeout: the seconds after which a request ends with the text so far and the finish reason
+                "timeout".
             n: return a list of this many continuations of each prompt, at most 16, with the seeds ``seed``,
-                ``seed + 1`` and so on. The prompt is read once.
-            best_of: write this many, and return the ``n`` that the model finds most probable per token.
+                ``seed + 1`` and so on. The prompt is computed once.
+            best_of: generate this many continuations, and return the ``n`` that are most probable per token.
             images, videos, pan_and_scan, image_tokens: as in :meth:`logits`. In a text, write
                 ``<start_of_image>`` for each image (Gemma 3n: ``<image_soft_token>``). In Gemma 4, write
                 ``<|image|>`` for an image and ``<|video|>`` for a video. For several prompts, give a list for
-                each.
-            audio: sounds as in :meth:`logits`. In a text, write ``<|audio|>`` for each (Gemma 3n:
-                ``<audio_soft_token>``). For several prompts, give a list for each.
-            priority: -100 to 100. If texts have to wait for a place, those with a higher priority begin
-                first.
-            cache_salt: a text reuses only what was computed for texts with the same salt. Texts without a
-                salt share with each other.
+                each prompt.
+            audio: sounds as in :meth:`logits`. In a text, write ``<|audio|>`` for each sound (Gemma 3n:
+                ``<audio_soft_token>``). For several prompts, give a list for each prompt.
+            priority: -100 to 100. If requests have to wait, those with a higher priority begin first.
+            cache_salt: a request reuses only keys and values from requests with the same salt. Requests
+                without a salt share theirs with each other.
             (the options of GenerationConfig)
 
         Raises:
             InvalidRequestError: an empty prompt, a token id out of range, an invalid option, an adapter that
                 is not loaded, text for a model without a tokenizer, or too many prompts.
-            UnsupportedError: the model makes embeddings, or does not see or hear what the prompt has.
+            UnsupportedError: the model makes embeddings, or the prompt has images or sounds and the model
+                does not see or hear.
             ContextLengthError: the prompt does not fit into the context.
             ModelClosedError: the model is closed.
             KeyboardInterrupt: Ctrl-C was pressed; the model stays usable.
@@ -386,7 +389,7 @@ class Model:
         """Continues ``prompt`` step by step; arguments and errors are as in :meth:`generate`.
 
         The call checks the request. The work begins when the first chunk is taken from the returned
-        :class:`TextStream`. The chunks of several prompts come mixed, in the order in which they are written.
+        :class:`TextStream`. The chunks of several prompts come in the order in which they are generated.
 
         Args:
             (the options of GenerationConfig)
@@ -407,7 +410,7 @@ class Model:
         config: GenerationConfig | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation | list[Generation]:
-        """:meth:`generate` for programs with an event loop. Cancelling the task ends its texts. Images,
+        """:meth:`generate` for programs with an event loop. Cancelling the task ends its requests. Images,
         sounds, grammars and long texts are read in a thread.
 
         >>> import asyncio, gemlet
@@ -429,9 +432,9 @@ class Model:
     ) -> AsyncTextStream:
         """:meth:`stream` for programs with an event loop: ``async for chunk in model.astream(prompt)``.
 
-        The call checks the request, and reads images, sounds, grammars and long texts. Use ``await
-        asyncio.to_thread(model.astream, prompt, images=[...])`` to let the event loop run in that time. No
-        thread waits for the text.
+        The call checks the request, and reads images, sounds, grammars and long texts. To let the event loop
+        run in that time, use ``await asyncio.to_thread(model.astream, prompt, images=[...])``. No thread
+        waits for the chunks.
 
         >>> import gemlet
         >>> with gemlet.load() as model:

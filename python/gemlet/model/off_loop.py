@@ -10,13 +10,14 @@ from gemlet.chat.media_places import MEDIA_TYPES
 __all__ = ["off_loop", "takes_long"]
 
 _Result = TypeVar("_Result")
-_MOST = 20_000  # characters, token ids and values: encoding more takes milliseconds
+# The most characters, token ids and values that are encoded in the event loop. More would take milliseconds.
+_MOST = 20_000
 _SLOW = ("images", "videos", "audio", "json_schema", "regex", "choice", "grammar")
 
 
 def takes_long(asked: object, options: Mapping[str, Any]) -> bool:
-    """Whether a prompt or a conversation takes more than a moment to check and encode: it is long, it has
-    images or sounds, or its reply has to follow a grammar.
+    """Whether it takes long to check and encode ``asked``, a prompt or a conversation. It does if ``asked``
+    is long or has images or sounds, or if the reply has to follow a grammar.
 
     >>> takes_long("Who is there?", {"max_tokens": 5}), takes_long("Who is there?", {"regex": "a+"})
     (False, True)
@@ -24,7 +25,7 @@ def takes_long(asked: object, options: Mapping[str, Any]) -> bool:
     if any(options.get(name) is not None for name in _SLOW):
         return True
     if options.get("tool_choice") not in (None, "auto", "none"):
-        return True  # a grammar gives a required call its form
+        return True  # a required call follows a grammar
     left, found = _MOST, [asked, options.get("tools")]
     while found and left >= 0:
         one = found.pop()
@@ -44,8 +45,8 @@ def takes_long(asked: object, options: Mapping[str, Any]) -> bool:
 
 
 async def off_loop(work: Callable[[], _Result], asked: object, options: Mapping[str, Any]) -> _Result:
-    """Returns what ``work`` returns. ``work`` runs in a thread if ``asked`` takes long to read. A task that
-    is cancelled in that time does not wait for the thread."""
+    """Runs ``work`` and returns its result. If ``asked`` takes long to read, ``work`` runs in a thread. A
+    task that is cancelled in that time does not wait for the thread."""
     import asyncio
 
     return await asyncio.to_thread(work) if takes_long(asked, options) else work()

@@ -1,4 +1,4 @@
-"""Gives the public :class:`gemlet.Model` the methods of its parts: :func:`method_of`."""
+"""Makes methods of the public :class:`gemlet.Model` from the methods of its parts: :func:`method_of`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _Result = TypeVar("_Result")
 def method_of(
     part: str, method: Callable[Concatenate[Any, _Arguments], _Result]
 ) -> Callable[Concatenate[Any, _Arguments], _Result]:
-    """A method that calls ``method`` of the attribute ``part``. It has the signature and docstring of
-    ``method``, and Python's errors about missing arguments name it as a method of the model.
+    """Makes a method that calls ``method`` of the attribute ``part``. The made method has the signature and
+    docstring of ``method``. Python's errors about missing arguments name it as a method of the model.
 
     >>> class Model:
     ...     name = "gemma"
@@ -28,13 +28,13 @@ def method_of(
 
     @functools.wraps(method)
     def call(*arguments: Any, **options: Any) -> _Result:
-        if not arguments:  # it was called without a model: the error says what is missing
+        if not arguments:  # called without a model: Python's error names the missing argument
             return method(**options)  # type: ignore[call-arg]
         model, *others = arguments
         return method(getattr(model, part), *others, **options)
 
     function: Any = call
-    while function is not None:  # Python's errors have the name of the innermost function
+    while function is not None:  # Python's errors contain the name of the innermost function
         if isinstance(function, FunctionType):
             function.__qualname__ = f"Model.{function.__name__}"
         function = getattr(function, "__wrapped__", None)

@@ -1,4 +1,5 @@
-"""The options of the prefix cache: :class:`PrefixCacheOptions`, :func:`folder_for_texts`."""
+"""The options of the prefix cache (:class:`PrefixCacheOptions`), and its folder
+(:func:`folder_for_texts`)."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ _MOST_MEMORY = 2 * 10**9  # the most bytes by default
 
 @record(frozen=True)
 class PrefixCacheOptions:
-    """The places that keep the keys and values of texts that have ended, and the most bytes in each.
+    """The limits of the prefix cache, which keeps the keys and values of sequences that have ended.
 
     Attributes:
-        memory: the most bytes in memory; 0: nothing is kept; None: a quarter of the bytes that all texts
-            share, but at most 2 GB.
-        folder: a folder to keep them on disk, too; None: they are kept only in memory.
+        memory: the most bytes in memory. 0: nothing is kept. None: a quarter of the bytes for the keys and
+            values of all sequences, but at most 2 GB.
+        folder: a folder that also keeps the keys and values on disk; None: they are kept only in memory.
         folder_bytes: the most bytes in the folder.
-        model_digest: a hash (32 bytes) of everything that keys and values depend on. Other processes
-            recognize the model by it. If it is empty, nothing is written to disk.
+        model_digest: a hash (32 bytes) of everything that keys and values depend on besides the tokens. Other
+            processes recognize the model by this hash. If it is empty, nothing is written to disk.
     """
 
     memory: int | None = None
@@ -33,13 +34,15 @@ class PrefixCacheOptions:
     model_digest: bytes = b""
 
     def for_engine(self, room: int) -> dict[str, Any]:
-        """The engine's arguments; all texts share ``room`` bytes."""
+        """The engine's arguments for the prefix cache. All sequences share ``room`` bytes of keys and
+        values."""
         kept = min(room // 4, _MOST_MEMORY) if self.memory is None else self.memory
+        # The path of the folder is given as bytes, because it need not be UTF-8.
         folder = self.folder if self.model_digest and kept else None
         return {
             "kv_bytes": room + (self.memory or 0),
             "prefix_cache_bytes": kept,
-            "prefix_cache_folder": None if folder is None else os.fsencode(folder),  # need not be UTF-8
+            "prefix_cache_folder": None if folder is None else os.fsencode(folder),
             "prefix_cache_folder_bytes": self.folder_bytes,
             "model_digest": self.model_digest,
         }
@@ -48,7 +51,8 @@ class PrefixCacheOptions:
 def folder_for_texts(path: str) -> str:
     """The absolute path of the folder ``path``. A missing folder is made, for this user only.
 
-    Raises :class:`InvalidRequestError` if other users may write to it: they could change what a model says.
+    Raises :class:`InvalidRequestError` if other users may write to the folder, because they could change the
+    replies of a model.
     """
     path = os.path.abspath(path)
     try:

@@ -1,4 +1,5 @@
-"""Reports how much of a prompt is known already, and where it differs from the nearest kept text."""
+"""Reports how much of a prompt the prefix cache has, and where the prompt differs from the nearest kept text:
+:func:`prefix_report`."""
 
 from __future__ import annotations
 
@@ -11,26 +12,28 @@ from gemlet.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["PrefixReport", "prefix_report"]
 
-_AROUND = 16  # tokens that are shown of each text
+_AROUND = 16  # the number of tokens that the report shows of each text
 
 
 @record(frozen=True)
 class PrefixReport:
-    """The result of :meth:`gemlet.Model.explain_prefix`.
+    """The result of :meth:`gemlet.Model.explain_prefix`. The nearest kept text is the text in the prefix
+    cache that has the longest beginning in common with the prompt.
 
     Attributes:
         prompt_tokens: the number of tokens of the prompt.
-        cached_tokens: the number of them that need not be computed.
-        common_tokens: the number of tokens at the start that the prompt has in common with the nearest kept
-            text. They are more than ``cached_tokens`` if a sliding window needs keys and values that are no
+        cached_tokens: the number of tokens of the prompt that need not be computed.
+        common_tokens: the number of tokens that the prompt and the nearest kept text have in common at the
+            start. This is more than ``cached_tokens`` if a sliding window needs keys and values that are no
             longer kept.
-        byte: the byte in the prompt's text (UTF-8) at which the two begin to differ. If the prompt is a text,
-            it is counted in that text, without the BOS that gemlet adds. If the prompt is messages or token
-            ids, it is counted in the text that they become, with BOS and other control tokens written by
-            name. None if the kept text has the whole prompt, or if the model has no tokenizer.
+        byte: the index of the byte (UTF-8) at which the prompt begins to differ from the kept text. If the
+            prompt is a text, this is an index in that text, without the BOS that gemlet adds. If the prompt
+            is messages or token ids, this is an index in the text that they become, with BOS and other
+            control tokens written by name. None if the kept text begins with the whole prompt, or if the
+            model has no tokenizer.
         before: the end of the common text.
         prompt: the next characters of the prompt.
-        kept: the next characters of the kept text; "" if it ends there.
+        kept: the next characters of the kept text; "" if the kept text ends there.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -68,8 +71,8 @@ def prefix_report(
     added_bytes: int = 0,
     media: Sequence[tuple[int, _core.Media]] = (),
 ) -> PrefixReport:
-    """Compares the prompt ``ids`` with what ``cache`` has. Their text begins with ``added_bytes`` bytes that
-    are not in the caller's text."""
+    """Compares the prompt ``ids`` with the content of ``cache``. The text of ``ids`` begins with
+    ``added_bytes`` bytes that are not in the caller's text."""
     common, usable, kept = cache.nearest(list(ids), media=media, adapter=adapter, cache_salt=cache_salt)
     found = PrefixReport(len(ids), min(usable, len(ids) - 1), common)
     if tokenizer is None or common == len(ids):

@@ -1,4 +1,4 @@
-"""Turns texts and token ids of a caller into checked token ids: :class:`Reader`."""
+"""Turns the texts and token ids of a caller into checked token ids: :class:`Reader`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["Reader"]
 
 @record(frozen=True)
 class Reader:
-    """Makes token ids of text, and checks them against the vocabulary and the context.
+    """Makes token ids of text, and checks token ids against the vocabulary and the context length.
 
-    ``name`` in the methods is the name of the argument, for errors.
+    In all methods, ``name`` is the name of the caller's argument, for errors.
     """
 
     resident: Resident
@@ -38,12 +38,11 @@ class Reader:
         allow_control: bool = True,
         add_bos: bool = True,
     ) -> list[int]:
-        """The ids of ``text``; with ``truncate``, the first ones that fit into the context. Control tokens in
-        it are plain text unless ``allow_control``.
+        """The token ids of ``text``. With ``truncate``, only the first ids are returned, as many as fit into
+        the context. Without ``allow_control``, control tokens in the text are plain text.
 
         Raises :class:`InvalidRequestError` if the model has no tokenizer, or if the text is empty or not
-        valid Unicode. Raises :class:`ContextLengthError` for a text that is certainly too long, before it is
-        encoded.
+        valid Unicode. Raises :class:`ContextLengthError` before encoding, if the text is certainly too long.
         """
         if self.tokenizer is None:
             raise InvalidRequestError(
@@ -66,32 +65,32 @@ class Reader:
         return self.tokenizer.encode(text, add_bos, allow_control=allow_control)
 
     def checked(self, ids: object, name: str = "prompt") -> array[int]:
-        """``ids`` as an array, checked as by :meth:`raw`, and checked to be text.
+        """Checks ``ids`` as :meth:`raw` does, and checks that all ids stand for text. Returns an array.
 
-        Raises the errors of :meth:`raw`, and :class:`UnsupportedError` for an id that is not embedded as
+        Raises the errors of :meth:`raw`. Raises :class:`UnsupportedError` for an id that does not stand for
         text.
         """
         found = self.raw(ids, name)
         for position in self.places_of_other_tables(found)[:1]:
             raise UnsupportedError(
-                f"{name}: token id {found[position]} at position {position} stands for pictures or sound, "
+                f"{name}: token id {found[position]} at position {position} stands for an image or a sound, "
                 f"like all ids from {self.config.text_ids} on in this model, but this call reads only text; "
                 "leave the id out, or encode the text with allow_control=False"
             )
         return found
 
     def places_of_other_tables(self, ids: array[int]) -> list[int]:
-        """The positions of the ids that are not embedded as text."""
+        """The positions of the ids that do not stand for text. Gemma 3n embeds them with other tables."""
         first = self.config.text_ids
         return [] if first is None else [at for at, token in enumerate(ids) if token >= first]
 
     def raw(self, ids: object, name: str = "prompt") -> array[int]:
-        """``ids`` as an array, checked to be in the vocabulary and to fit into the context.
+        """Checks that ``ids`` are in the vocabulary and fit into the context. Returns an array.
 
         Raises :class:`InvalidRequestError` and :class:`ContextLengthError`.
         """
         room = self.resident.context_length
-        if _is_row(ids) and len(ids) > room:  # checked first, because checking millions of ids takes long
+        if _is_row(ids) and len(ids) > room:  # this check comes first, because it is fast for millions of ids
             raise ContextLengthError(
                 f"{name}: {len(ids)} tokens, but the context holds {room}; {self._remedy}"
             )

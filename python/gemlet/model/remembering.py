@@ -1,4 +1,4 @@
-"""The methods of the public :class:`gemlet.Model` about what it remembers: :class:`Remembering`."""
+"""The methods of :class:`gemlet.Model` about sessions and the prefix cache: :class:`Remembering`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Remembering"]
 
 @record(frozen=True)
 class Remembering:
-    """Makes sessions, and reports what the prefix cache has of a prompt."""
+    """Makes sessions, and reports how much of a prompt the prefix cache has."""
 
     requests: Requests
 
@@ -33,7 +33,7 @@ class Remembering:
         *,
         adapter: str | None = None,
     ) -> Session:
-        """Begins a :class:`Session`: one conversation, or one text, that goes on over several calls.
+        """Begins a :class:`Session`: one conversation, or one text, that continues over several calls.
 
         Args:
             messages: the first messages of the conversation, for example a system message; None: no messages.
@@ -56,12 +56,12 @@ class Remembering:
 
     @public
     def load_session(self, path: str | os.PathLike[str]) -> Session:
-        """Loads the session that :meth:`Session.save` wrote to the file ``path``. Its tokens are not computed
-        again if the same model wrote it, with the same formats and on the same kind of CPU.
+        """Loads the session that :meth:`Session.save` wrote to the file ``path``. The tokens are not computed
+        again if the same model wrote the file, with the same formats and on the same kind of CPU.
 
         Raises:
             ModelFileError: the file is missing, is not a session, has another version, or is damaged.
-            InvalidRequestError: its adapter is not loaded.
+            InvalidRequestError: the adapter of the session is not loaded.
             UnsupportedError: the model makes embeddings.
             ModelClosedError: the model is closed.
 
@@ -116,8 +116,8 @@ class Remembering:
         )
 
     def _added_bytes(self, prompt: object, options: Mapping[str, Any]) -> int:
-        """The number of bytes by which the text of the tokens is longer than ``prompt``, if that is a text.
-        The tokens begin with exactly one BOS, however many are written at the start of ``prompt``."""
+        """The number of bytes that the text of the tokens has more than ``prompt``; 0 if ``prompt`` is not a
+        text. The tokens begin with exactly one BOS, even if ``prompt`` begins with none or with several."""
         tokenizer = self.requests.reader.tokenizer
         if not isinstance(prompt, str) or tokenizer is None or tokenizer.bos_id is None:
             return 0

@@ -1,4 +1,4 @@
-"""Turns a call into what the model's engine computes: :class:`Requests`."""
+"""Turns the arguments of a call into requests to the model's engine: :class:`Requests`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ __all__ = ["Requests"]
 
 @record(frozen=True)
 class Requests:
-    """Checks a request, and begins its stream. :class:`gemlet.Model` describes the arguments and the errors.
+    """Checks and prepares requests, and begins their streams. :class:`gemlet.Model` describes the arguments
+    and the errors.
 
     Attributes:
         end_ids: the tokens that end every generation.
-        defaults: the options that apply unless a call gives others.
-        not_followed: what the model's files ask for and gemlet does not do; emptied after the warning.
+        defaults: the options that a call does not give itself.
+        not_followed: the settings in the model's files that gemlet does not follow. gemlet warns of them once
+            and then empties the mapping.
     """
 
     reader: Reader
@@ -63,9 +65,9 @@ class Requests:
     def texts(
         self, prompt: object, config: GenerationConfig | None, options: Mapping[str, Any]
     ) -> list[Prepared]:
-        """Prepares the continuations of ``prompt``, or of each of several prompts. Each prompt gets as many
-        as the options ``n`` or ``best_of`` say, with consecutive seeds. All are checked before any is
-        computed."""
+        """Prepares the continuations of ``prompt``, which is one prompt or a list of prompts. Each prompt
+        gets ``n`` or ``best_of`` continuations, with consecutive seeds. All prompts are checked before the
+        first is computed."""
         self.reader.resident.check_writes("generate")
         prompts = prompts_of(prompt)
         allow_control = check_flag("allow_control", options.get("allow_control"), True)
@@ -96,7 +98,8 @@ class Requests:
         return prepared
 
     def of(self, prompt: object, options: Mapping[str, Any]) -> Prepared:
-        """Prepares the continuation of one ``prompt``, or the reply to it if it is a list of messages."""
+        """Prepares the continuation of one ``prompt``. If ``prompt`` is a list of messages, prepares the
+        reply to them."""
         if isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt[:FIRST]):
             return self.reply(prompt, None, options)
         check_one(prompt, "prompt")
@@ -119,7 +122,7 @@ class Requests:
         config: GenerationConfig | None,
         options: Mapping[str, Any],
     ) -> list[Prepared]:
-        """Prepares as many replies as ``n`` or ``best_of`` say, with consecutive seeds."""
+        """Prepares ``n`` or ``best_of`` replies to the conversation ``messages``, with consecutive seeds."""
         self.reader.resident.check_writes("chat")
         settings = resolve_config(config, generation_options(options), self.defaults)
         tokenizer, chat_format = self._chats()
@@ -129,13 +132,13 @@ class Requests:
         if forced and form is not None:
             raise InvalidRequestError(
                 f"{form.name}: cannot be combined with a tool_choice that requires a call, because a call "
-                "has its own form; leave one of the two out"
+                "has a form of its own; leave one of the two out"
             )
         form = call_text(chat_format.call_grammar(tools, forced)) if forced else form
         ids, inputs = self.encode(messages, {**options, "tools": tools})
-        # A system message may ask for a thought, too; only the chat format knows the marker.
+        # A system message may also ask for a thought. Then the chat format has written the marker.
         thinks = thinking or tokenizer.token_id(THINK) in ids
-        if thinks and not settings.limits_tokens:  # the default would cut most thoughts
+        if thinks and not settings.limits_tokens:  # the default of max_tokens would cut off most thoughts
             settings = settings.replace(max_tokens=self.reader.resident.context_length)
         asides: list[AsideKind] = ["thought"] if thinks else []
         if tools and not forced:
@@ -164,12 +167,13 @@ class Requests:
     def encode(
         self, messages: str | Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> tuple[list[int], Inputs]:
-        """The prompt of a conversation, and the images and sounds in it, which are not encoded yet."""
+        """The token ids of the prompt of a conversation, and its images and sounds, which are not encoded
+        yet."""
         tokenizer, chat_format = self._chats()
         if isinstance(messages, str):
             if not messages:
                 raise InvalidRequestError(
-                    "messages: it is empty, expected a text of at least one character, or a list of messages"
+                    "messages: got an empty text, expected at least one character, or a list of messages"
                 )
             messages = [{"role": "user", "content": messages}]
         hears = check_flag("load_audio_from_video", options.get("load_audio_from_video"))
@@ -189,8 +193,9 @@ class Requests:
         return ids, inputs
 
     def run(self, prepared: Sequence[Prepared]) -> list[Generation]:
-        """The complete texts. On a terminal, a progress bar shows how many of several are done."""
-        # Nobody reads these streams, so no text has to wait for a slow reader.
+        """Runs the requests and returns their results. On a terminal, a progress bar shows how many of
+        several requests are done."""
+        # Nobody reads this stream, so no request has to wait for a slow reader.
         stream = self.stream(prepared, ahead=max(one.answer.config.max_tokens for one in prepared))
         with reporting(None if len(prepared) > 1 else False, "generating", len(prepared), "texts") as ended:
             return run_to_end(stream, ended)
@@ -198,7 +203,8 @@ class Requests:
     def stream(
         self, prepared: Sequence[Prepared], *, ahead: int = AHEAD, readable: bool = False
     ) -> TextStream:
-        """A stream of the prepared texts. With ``readable`` an event loop can wait for it."""
+        """Begins a stream of the prepared requests. With ``readable``, an event loop can wait for the
+        stream."""
         resident = self.reader.resident
         return resident.begin(
             lambda: TextStream(
@@ -218,8 +224,8 @@ class Requests:
         tokenizer = self.reader.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
-                f"echo: {self.reader.resident.name} has no tokenizer to make a text of the prompt; leave "
-                "echo out"
+                f"echo: {self.reader.resident.name} has no tokenizer that could make a text of the prompt; "
+                "leave echo out"
             )
         return tokenizer.decode(self.reader.raw(prompt, "prompt").tolist())
 
@@ -237,9 +243,9 @@ class Requests:
         media: Sequence[tuple[int, _core.Media]] = (),
         inputs: Inputs | None = None,
     ) -> Prepared:
-        """Prepares one text. ``media`` are pairs: the index of a token, and the rows that replace it and the
-        tokens after it. The prefix cache recognizes the rows by their digest. ``inputs`` become such pairs,
-        too."""
+        """Prepares one request. Each pair in ``media`` is the index of a token, and rows that replace this
+        token and the tokens after it. The prefix cache recognizes the rows by their digest. The images and
+        sounds in ``inputs`` are turned into more such pairs."""
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         tokens = self.reader.raw(ids, name)
         inputs = inputs or Inputs()
@@ -260,10 +266,10 @@ class Requests:
             decoder = tokenizer.stream_decoder()
         if settings.stop and tokenizer is None:
             raise InvalidRequestError(
-                f"stop: {resident.name} has no tokenizer, so it writes no text with a stop string; use "
-                "stop_token_ids"
+                f"stop: {resident.name} has no tokenizer, so its results have no text that could contain a "
+                "stop string; use stop_token_ids"
             )
-        # Rows of the embedding beyond the vocabulary are padding. They have no text, so never sample them.
+        # Rows of the embedding beyond the vocabulary are padding. They have no text and are never sampled.
         limit = 0 if tokenizer is None else min(tokenizer.vocab_size, resident.vocab_size)
         config = self.reader.config
         limit = min(limit or resident.vocab_size, config.text_ids or resident.vocab_size)
@@ -313,23 +319,23 @@ class Requests:
         parser: TokenReplyParser | None,
         budget: int | None,
     ) -> MaskPlan | None:
-        """The plan of masks that gives the answer the form ``text``. ``asides`` may come before the answer.
-        All thoughts together may have ``budget`` tokens."""
+        """The plan of masks that makes the answer follow the grammar ``text``. The kinds of parts in
+        ``asides`` may come before the answer. All thoughts together may have at most ``budget`` tokens."""
         if text is None and budget is None:
             return None
         resident, tokenizer = self.reader.resident, self.reader.tokenizer
         found = [] if parser is None else parser.asides
         if budget is not None and not any(one.kind == "thought" for one in found):
             raise UnsupportedError(
-                f"thinking_budget: {resident.name} does not think before it answers; leave it out"
+                f"thinking_budget: {resident.name} does not think before it answers; leave the budget out"
             )
         begins_in = next((one for one in found if parser and one.kind == parser.begins_in), None)
         if text is None:
             return MaskPlan(None, resident.vocab_size, end_ids, stop_ids, found, begins_in, budget)
         if tokenizer is None:
             raise InvalidRequestError(
-                f"{text.name}: {resident.name} has no tokenizer, so it writes no text that could have a "
-                "form; leave it out"
+                f"{text.name}: {resident.name} has no tokenizer, so its results have no text that could "
+                f"follow a form; leave {text.name} out"
             )
         grammar = compile_grammar(text, tokenizer)
         possible = [one for one in found if one.kind in asides]
@@ -342,7 +348,8 @@ def _several(
     options: Mapping[str, Any],
     prepare: Callable[[GenerationConfig], Prepared],
 ) -> list[Prepared]:
-    """Prepares ``count`` texts of one prompt. The first one reads it, and the others reuse that."""
+    """Prepares ``count`` requests for one prompt. The first request computes the prompt, and the others reuse
+    its keys and values."""
     if options.get("best_of") is not None and config.logprobs is None:
         config = config.replace(logprobs=0)
     first = prepare(config)

@@ -15,7 +15,7 @@ from gemlet.model.prefix_cache import PrefixCacheOptions
 __all__ = ["Resident"]
 
 _BYTES = ("weights", "embedding", "adapters", "kv_cache", "prefix_cache")  # keys of Model.memory()
-_MOST_RUNNING = 32  # the most texts that advance together
+_MOST_RUNNING = 32  # the most requests that advance together
 
 
 class Resident:
@@ -25,11 +25,11 @@ class Resident:
 
     Attributes:
         core: the model in the core.
-        name: the file, folder or name that the model came from, for people to read.
-        prefix_cache: the keys and values of texts that have ended.
-        drafter: the core's model that guesses tokens; None if there is no drafter.
-        lock: hold it to begin a stream or to add an adapter, and call :meth:`check_open` first.
-            :meth:`close` takes it, so nothing begins after it.
+        name: the file, folder or name that the model was loaded from, for people to read.
+        prefix_cache: the options of the prefix cache.
+        drafter: the draft model in the core; None if there is no draft model.
+        lock: whoever begins a stream or adds an adapter holds this lock and first calls :meth:`check_open`.
+            :meth:`close` takes the lock, too, so nothing begins after it.
     """
 
     def __init__(
@@ -86,13 +86,14 @@ class Resident:
         )
 
     def check_writes(self, what: str) -> None:
-        """Raises :class:`UnsupportedError` if the model makes embeddings. It must be open."""
+        """Raises :class:`UnsupportedError` if the model makes embeddings, and :class:`ModelClosedError` if it
+        is closed. ``what`` is the method that was called, for errors."""
         self.check_open()
         if not self._writes:
             raise UnsupportedError(f"{what}: {self.name} makes embeddings and writes no text; use embed()")
 
     def begin(self, stream: Callable[[], TextStream]) -> TextStream:
-        """Makes a stream with ``stream``, and registers it for :meth:`close` to end."""
+        """Calls ``stream`` to make a stream, and registers it, so that :meth:`close` ends it."""
         with self.lock:
             self.check_open()
             begun = stream()
@@ -100,24 +101,24 @@ class Resident:
         return begun
 
     def engine(self) -> _core.Engine:
-        """The engine that computes for all requests. Its keys and values get half of the memory that is
-        left."""
+        """The engine that computes all requests. Its keys and values get half of the memory that is left."""
         with self.lock:
             self.check_open()
             if self._engine is None:
                 spare = _core.available_memory() if self._spare_memory is None else self._spare_memory
                 room = spare // 2
-                logits = 4 * self.vocab_size  # bytes of one text
+                logits = 4 * self.vocab_size  # the bytes of one row of logits; each running request has a row
                 most = max(1, min(_MOST_RUNNING, room // (4 * logits)))
                 room = max(0, room - most * logits)
                 guessed = self._of_drafter(room)
                 shared = self.prefix_cache.for_engine(room - guessed.get("drafter_kv_bytes", 0)) | guessed
-                # A guessed token takes a row of logits, too.
+                # Each draft token also needs a row of logits, so their number is limited like the requests.
                 self._engine = _core.Engine(self.core, most_running=most, most_drafted=most - 1, **shared)
         return self._engine
 
     def _of_drafter(self, room: int) -> dict[str, Any]:
-        """The engine's arguments for a drafter. Its keys and values get their share of ``room`` bytes."""
+        """The engine's arguments for a draft model. ``room`` bytes are shared between the keys and values of
+        the two models, in proportion to the bytes of one token."""
         if self.drafter is None:
             return {}
         sizes = [core.memory() for core in (self.drafter, self.core)]
@@ -139,7 +140,7 @@ class Resident:
         return found
 
     def drain(self, timeout: float) -> None:
-        """Refuses new requests, and waits up to ``timeout`` seconds until the running texts have ended."""
+        """Refuses new requests, and waits up to ``timeout`` seconds until the running requests have ended."""
         with self.lock:
             self._draining = True
             engine = self._engine
@@ -151,7 +152,8 @@ class Resident:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ends the streams, then gives the memory back. A signal handler and a forked process may call it."""
+        """Ends the streams, then frees the memory. A signal handler or a forked process may call this
+        method."""
         with self.lock:
             self._closed = True
             streams = list(self._streams)

@@ -1,4 +1,4 @@
-"""Reads rows of logits, or embeddings, from the engine as they become ready: :func:`rows_of`."""
+"""Takes rows of logits, or embeddings, from the engine as soon as they are ready: :func:`rows_of`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gemlet.model.resident import Resident
 
 __all__ = ["arows_of", "rows_of"]
 
-_AHEAD = 2 * _core.PASS_TEXTS  # texts that are given to the engine at a time
-Rows = tuple[int, NDArray["np.float32"]]
-# The media of a text, each with the index of the first token that it replaces.
+_AHEAD = 2 * _core.PASS_TEXTS  # the most texts that the engine has at a time
+Rows = tuple[int, NDArray["np.float32"]]  # the index of a text, and rows of its result
+# The images and sounds of a text, each after the index of the first token that it replaces.
 PlacedMedia = Sequence[tuple[int, _core.Media]]
 
 
@@ -29,10 +29,12 @@ def rows_of(
     cache_salt: int = 0,
     media: Sequence[PlacedMedia] = (),
 ) -> Iterator[Rows]:
-    """Yields pairs, text by text: the index of a text, and float32 ``[n, width]``. These are the next rows of
-    its logits, beginning with number ``first_row``, or its embedding. With a ``first_row`` above 0, the first
-    text is read before the others, so that they can reuse what they have in common with it. ``media`` has the
-    media of each text; it is empty if no text has any.
+    """Yields pairs, text by text: the index of a text, and an array float32 ``[n, width]``.
+
+    If logits are wanted, the arrays of a text are the rows of its logits, beginning with row ``first_row``.
+    Otherwise the array is the embedding of the text. With a ``first_row`` above 0, the first text is computed
+    before the others, so that the others can reuse the keys and values of a common beginning. ``media`` has
+    the images and sounds of each text. It is empty if no text has images or sounds.
 
     Raises :class:`CancelledError` if another thread closes the model in that time.
     """
@@ -55,7 +57,8 @@ async def arows_of(
     adapter: _core.Adapter | None,
     media: Sequence[PlacedMedia] = (),
 ) -> AsyncIterator[Rows]:
-    """Yields embeddings as :func:`rows_of` does, for programs with an event loop: no thread waits."""
+    """Yields embeddings as :func:`rows_of` does, for programs with an event loop. No thread waits for
+    them."""
     reading = _Reading(resident, texts, adapter, "embedding", media=media, readable=True)
     try:
         while not reading.is_over:
@@ -85,10 +88,10 @@ async def _change(news: _core.News, seen: int) -> None:
 
 
 class _Reading:
-    """Requests for the rows of texts. The engine gets a few of them at a time.
+    """The requests for the rows of all texts. The engine gets a few of these requests at a time.
 
     Attributes:
-        news: its value changes when there may be rows to take.
+        news: an object whose value changes when there may be new rows to take.
         is_over: whether all requests have ended.
     """
 
@@ -109,15 +112,15 @@ class _Reading:
         self._wanted, self._first_row, self._cache_salt = wanted, first_row, cache_salt
         self._media = media
         self._submitted: deque[_core.Request] = deque()
-        self._index = 0  # index of the text whose rows are taken next
+        self._index = 0  # the index of the text whose rows are taken next
 
     @property
     def is_over(self) -> bool:
         return self._index == len(self._texts)
 
     def take(self) -> Rows | None:
-        """The next rows, if they are ready. None: either all requests have ended, or ``news`` will change
-        when there are more."""
+        """The next rows, if they are ready. Otherwise None; then all requests have ended, or the value of
+        ``news`` will change when there are more rows."""
         while not self.is_over:
             self._submit()
             index = self._index

@@ -1,4 +1,4 @@
-"""Computes how probable a model finds a text, or each of several continuations: :class:`Scoring`."""
+"""Computes the probability of a text, or of each of several continuations: :class:`Scoring`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Score:
     """The result of :meth:`gemlet.Model.score`.
 
     Attributes:
-        log_likelihood: the natural logarithm of the probability of all tokens after the first one.
+        log_likelihood: the natural logarithm of the probability of all tokens after the first token.
         token_ids: the tokens of the text, including BOS.
-        token_logprobs: the natural logarithm of the probability of each token after the first one, given the
-            tokens before it; one fewer than ``token_ids``.
+        token_logprobs: the natural logarithm of the probability of each token after the first token, given
+            the tokens before it. It has one value fewer than ``token_ids``.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -46,7 +46,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """``exp(-log_likelihood / n)``, with n tokens after the first one."""
+        """``exp(-log_likelihood / n)``, where n is the number of tokens after the first token."""
         try:
             return math.exp(-self.log_likelihood / len(self.token_logprobs))
         except OverflowError:
@@ -55,16 +55,16 @@ class Score:
 
 @record(frozen=True)
 class Scoring:
-    """Computes probabilities of texts, without writing a token."""
+    """The methods of :class:`gemlet.Model` that compute probabilities of texts and generate no token."""
 
     requests: Requests
 
     @public
     def score(self, text: Prompt, *, adapter: str | None = None, allow_control: bool = True) -> Score:
-        """Computes how probable the model finds each token of ``text``, at temperature 1.
+        """Computes the probability that the model gives to each token of ``text``, at temperature 1.
 
         Args:
-            text: text (encoded with one BOS) or token ids, which are used as they are; at least two tokens.
+            text: text (encoded with one BOS) or token ids, which are used unchanged; at least two tokens.
             adapter, allow_control: as in :meth:`generate`.
 
         Raises:
@@ -96,21 +96,23 @@ class Scoring:
         thinking: bool = False,
         cache_salt: str | None = None,
     ) -> dict[str, float]:
-        """The probability of each of ``choices`` after ``prompt``, if it has to be one of them. The
+        """The probability of each of ``choices``, if exactly one of them has to follow ``prompt``. The
         probabilities sum to 1.
 
-        A choice is as probable as all its tokens after the prompt; what would come after it does not matter.
-        The prompt, and all that the choices have in common, is read once.
+        The probability of a choice is in proportion to the probability of all its tokens after the prompt. A
+        continuation after the choice does not matter. The prompt, and a common beginning of the choices, are
+        computed once.
 
         Args:
-            prompt: as in :meth:`generate`; or messages, as in :meth:`chat`, whose reply would be a choice.
+            prompt: as in :meth:`generate`; or messages, as in :meth:`chat`. Then a choice is the beginning of
+                the reply.
             choices: 1 to 1000 different texts that are not empty.
             adapter, allow_control: as in :meth:`generate`.
             tools, thinking: for messages, as in :meth:`chat`.
             cache_salt: as in :meth:`generate`.
 
         Raises:
-            InvalidRequestError: there are no choices, one is empty, or one occurs twice; also as in
+            InvalidRequestError: there are no choices, a choice is empty, or a choice occurs twice; also as in
                 :meth:`generate`.
             ContextLengthError, ModelClosedError: as in :meth:`generate`.
 
@@ -146,7 +148,7 @@ class Scoring:
         cache_salt: str | None = None,
     ) -> list[float]:
         """The natural logarithm of the probability of each of ``choices`` after ``prompt``, among all
-        possible continuations. Arguments and errors are as in :meth:`choose`, which divides the
+        possible continuations. Arguments and errors are as in :meth:`choose`. :meth:`choose` divides the
         probabilities by their sum.
 
         >>> import gemlet
@@ -168,7 +170,7 @@ class Scoring:
         texts = []
         for index, choice in enumerate(wanted):
             name = f"choices[{index}]"
-            if isinstance(prompt, str):  # its last token may change when the choice follows it
+            if isinstance(prompt, str):  # the last token of the prompt may change when a choice follows it
                 ids: Any = reader.encode(prompt + choice, name, allow_control=allow_control is not False)
             else:
                 ids = [
@@ -177,7 +179,7 @@ class Scoring:
                 ]
             found = reader.raw(ids, name)
             if reader.places_of_other_tables(found) != reader.places_of_other_tables(prepared.ids):
-                reader.checked(ids, name)  # the choice has ids of other tables; their rows were not computed
+                reader.checked(ids, name)  # raises: the choice has ids that do not stand for text
             texts.append(found)
         shared = _shared(texts, len(prepared.ids))
         return [math.fsum(one) for one in self._logprobs(texts, shared, prepared)]
@@ -191,13 +193,13 @@ class Scoring:
         adapter: str | None = None,
         cache_salt: str | None = None,
     ) -> dict[str, float]:
-        """For each policy, the probability that ``image`` breaks it. It is the probability that ShieldGemma 2
-        answers "Yes", if the answer is "Yes" or "No". The image is read once.
+        """The probability that ``image`` violates a policy, for each policy. This is the probability that
+        ShieldGemma 2 answers "Yes", if the answer has to be "Yes" or "No". The image is encoded once.
 
         Args:
             image: as in :meth:`logits`.
             policies: a list of names from "dangerous", "sexual" and "violence"; or a mapping from names of
-                your choice to the texts of policies; None: the three.
+                your choice to the texts of policies. None: the three policies with these names.
             adapter, cache_salt: as in :meth:`generate`.
 
         Raises:
@@ -227,8 +229,9 @@ class Scoring:
         return found
 
     def _logprobs(self, texts: Sequence[array[int]], first: int, prepared: Prepared) -> list[list[float]]:
-        """The log probabilities of the tokens of each text, beginning with number ``first``. The tokens
-        before it are the same in all texts: those of ``prepared``."""
+        """The log probabilities of the tokens of each text, beginning with token ``first``. All texts have
+        the same tokens before this token. ``prepared`` is the request for the prompt, whose adapter, cache
+        salt and media are used."""
         found: list[list[float]] = [[] for _ in texts]
         fed = [ids[:-1] for ids in texts]
         resident = self.requests.reader.resident
@@ -278,8 +281,9 @@ def _checked(choices: object) -> list[str]:
 
 
 def _shared(texts: Sequence[array[int]], prompt_tokens: int) -> int:
-    """The number of tokens that all texts have in common at their start. They are the tokens of the prompt,
-    or fewer if its last token changes when a choice follows it. Every text has at least one more token."""
+    """The number of tokens that all texts have in common at their start, at most the tokens of the prompt. It
+    is less if the last token of the prompt changes when a choice follows. Every text has at least one more
+    token."""
     shared = min(prompt_tokens, *(len(ids) - 1 for ids in texts)) if texts else prompt_tokens
     for ids in texts[1:]:
         if ids[:shared] != texts[0][:shared]:

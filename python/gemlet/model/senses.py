@@ -1,4 +1,4 @@
-"""Turns the images, videos and sounds of a call into tokens of a prompt: :class:`Senses`."""
+"""Turns the images, videos and sounds of a call into soft tokens of a prompt: :class:`Senses`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["Inputs", "Senses", "of_prompts"]
 
 @record
 class Inputs:
-    """The media that come with a prompt, in order.
+    """The images, videos and sounds of a prompt, in order.
 
     Attributes:
-        placed: the rows that they become, each with the index of the first token that it replaces; None if
-            they have not been computed yet.
+        placed: the rows of soft tokens for these media, each after the index of the first token that it
+            replaces. None if they have not been computed yet.
     """
 
     images: list[Seen] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Inputs:
         return bool(self.images or self.videos or self.sounds)
 
     def keep_small(self) -> None:
-        """Keeps images and frames only in the size that the model sees."""
+        """Replaces images and frames with the size that the model sees, to save memory."""
         for seen in (self.images, self.videos):
             seen[:] = [replace(one, views=tuple(view.kept_small() for view in one.views)) for one in seen]
 
@@ -60,7 +60,7 @@ class Inputs:
 
 @record(frozen=True)
 class Senses:
-    """The media of a model: what it sees and hears."""
+    """Reads and encodes the media that the model sees and hears."""
 
     config: TextConfig
     sight: Media
@@ -68,7 +68,7 @@ class Senses:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of media in messages."""
+        """The kinds of media that the model takes in messages."""
         return (*self.sight.kinds, *self.hearing.kinds)
 
     def inputs(
@@ -78,7 +78,7 @@ class Senses:
         audio: Sequence[object],
         options: Mapping[str, Any],
     ) -> Inputs:
-        """Reads the inputs of a call; :meth:`placed` encodes them later."""
+        """Reads the media of a call; :meth:`placed` encodes them later."""
         found = Inputs()
         if len(images):
             found.images = self.sight.images(images, options.get("pan_and_scan"), options.get("image_tokens"))
@@ -91,8 +91,8 @@ class Senses:
     def of_parts(
         self, parts: Sequence[MediaPart], tokenizer: Tokenizer, options: Mapping[str, Any]
     ) -> tuple[Inputs, dict[str, Place]]:
-        """Reads the inputs in the parts of messages. Also returns the segments that replace each sentinel in
-        the prompt."""
+        """Reads the media in the parts of messages. Also returns a mapping from each sentinel to the segments
+        that replace it in the prompt."""
         found = Inputs()
         places: dict[str, Place] = {}
         for part in parts:
@@ -117,9 +117,9 @@ class Senses:
         return found, places
 
     def with_places(self, text: str, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
-        """``text`` with each marker replaced by the placeholders of its input.
+        """``text`` with each marker replaced by the placeholders of its image, video or sound.
 
-        Raises :class:`InvalidRequestError` if there are more markers than inputs, or fewer.
+        Raises :class:`InvalidRequestError` if the number of markers is not the number of media.
         """
         if tokenizer is None:
             return text
@@ -131,7 +131,7 @@ class Senses:
             if len(others) != len(seen):
                 raise InvalidRequestError(
                     f"{name}: it has the marker {marker} {len(others)} times, but there are {len(seen)} "
-                    f"{what}; write the marker where each of them belongs"
+                    f"{what}; write the marker once for each of the {what}"
                 )
             written = [before]
             for one, other in zip(seen, others, strict=True):
@@ -141,8 +141,8 @@ class Senses:
         return self.hearing.with_places(text, inputs.sounds, tokenizer, name) if inputs.sounds else text
 
     def markers(self, inputs: Inputs, tokenizer: Tokenizer | None, name: str) -> str:
-        """A text that consists only of ``inputs``: their markers, with spaces between them, as the reference
-        processor writes them."""
+        """The text for an input that has only media: the markers of ``inputs`` with spaces between them, as
+        in the reference processor."""
         if tokenizer is None:
             return ""
         seen = [("images", inputs.images), ("videos", inputs.videos)]
@@ -152,8 +152,8 @@ class Senses:
     def placed(
         self, ids: array[int], inputs: Inputs, chosen: ChosenAdapter, name: str
     ) -> list[tuple[int, _core.Media]]:
-        """The rows that replace tokens of a prompt, in the engine's form. They are computed once, even for
-        several continuations of the prompt."""
+        """The rows that replace tokens of a prompt, in the engine's form. The rows are computed once, even
+        for several continuations of the prompt."""
         if inputs.placed is not None:
             return inputs.placed
         seen = self.sight.place(ids, inputs.seen, name)
@@ -171,8 +171,8 @@ class Senses:
         return begin if self.config.family == "gemma3" else token
 
     def _pieces(self, tokenizer: Tokenizer, name: str, *, video: bool) -> tuple[str, str, str]:
-        """The token that is the placeholder, the one before the placeholders of an image, and the one after
-        them."""
+        """The texts of three tokens: the placeholder, the token before the placeholders of an image, and the
+        token after them."""
         config = self.config.vision
         assert config is not None
         token_id = getattr(config, "video_id", config.token_id) if video else config.token_id
@@ -214,8 +214,8 @@ class Senses:
 
 
 def of_prompts(given: object, prompts: int | None, name: str, what: str) -> list[Sequence[object]]:
-    """The media of each prompt, from the argument ``name`` of a call: a list, or for several ``prompts`` a
-    list of lists.
+    """The media of each prompt. ``given`` is the argument ``name`` of a call: a list of media, or a list of
+    lists if there are several prompts. ``prompts`` is the number of prompts; None for a single prompt.
 
     >>> of_prompts(None, 2, "images", "images"), of_prompts(["a.png"], None, "images", "images")
     ([(), ()], [['a.png']])

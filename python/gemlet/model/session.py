@@ -1,4 +1,4 @@
-"""One conversation, or one text, that goes on over several calls: :class:`Session`."""
+"""One conversation, or one text, that continues over several calls: :class:`Session`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _Message = dict[str, Any]
 
 
 class Session:
-    """One conversation with a model, or one text that goes on over several calls; made by
+    """One conversation with a model, or one text, that continues over several calls; made by
     :meth:`gemlet.Model.session`.
 
-    It adds each message and its reply to :attr:`messages`, and can be saved. A turn computes only what is
-    new, as long as the model's prefix cache has the turns before it. A session is either a conversation
-    (:meth:`chat`) or a text (:meth:`generate`); the first call decides. Only one thread at a time may use
-    it.
+    The session adds each message and its reply to :attr:`messages`, and can be saved. A turn computes only
+    the new tokens, as long as the model's prefix cache has the turns before it. A session is either a
+    conversation (:meth:`chat`) or a text (:meth:`generate`); the first call decides. Only one thread at a
+    time may use a session.
 
     >>> import gemlet
     >>> with gemlet.load() as model:
@@ -58,7 +58,8 @@ class Session:
         self._messages: list[_Message] = _taken(messages) if messages else []
         self._ids = array("i")  # token ids of the last prompt and its reply
         self._is_text = False
-        # The last turn, until it is added. The reference is weak, because dropping a stream ends it.
+        # The last turn, until it is added to the session: its messages, its request and its stream. The
+        # reference to the stream is weak, because a stream ends when the program drops it.
         self._turn: tuple[list[_Message], Prepared, weakref.ref[TextStream]] | None = None
 
     def __repr__(self) -> str:
@@ -68,10 +69,10 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation so far, in OpenAI's form. A copy.
+        """A copy of the conversation so far, in OpenAI's form.
 
         Raises:
-            InvalidRequestError: the last reply is still being written.
+            InvalidRequestError: the model is still generating the last reply.
         """
         self._add_turn()
         return [dict(message) for message in self._messages]
@@ -81,7 +82,7 @@ class Session:
         """All tokens of the last prompt and its continuation. In a text, a stop string is left out.
 
         Raises:
-            InvalidRequestError: the last reply is still being written.
+            InvalidRequestError: the model is still generating the last reply.
         """
         self._add_turn()
         return self._ids.tolist()
@@ -95,8 +96,8 @@ class Session:
         **options: Unpack[ToolOptions],
     ) -> Generation:
         """Replies to ``message``: a text of the user, a message, or several messages, such as results of
-        tools. The message and the reply become part of the conversation, and with ``run_tools`` also the
-        messages between them.
+        tools. The message and the reply become part of the conversation. With ``run_tools``, the messages
+        between them become part of it, too.
 
         ``config``, ``options`` and the errors are as in :meth:`gemlet.Model.chat`, but there is no option
         ``adapter``. A call that raises leaves the conversation as it was.
@@ -126,9 +127,9 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[ChatOptions],
     ) -> TextStream:
-        """Replies step by step. When the stream ends, what it has written becomes part of the conversation,
-        unless it was cancelled before the first token. A stream ends when the program drops it, for example
-        after a ``break``.
+        """Replies step by step. When the stream ends, the message and the reply so far become part of the
+        conversation, unless the stream was cancelled before the first token. A stream also ends when the
+        program drops it, for example after a ``break``.
 
         >>> import gemlet
         >>> with gemlet.load() as model:
@@ -139,7 +140,9 @@ class Session:
         """
         self._add_turn()
         if self._is_text:
-            raise InvalidRequestError("chat: this session is a text; go on with generate(), or begin another")
+            raise InvalidRequestError(
+                "chat: this session is a text; continue it with generate(), or begin another session"
+            )
         if options.get("continue_final_message"):
             raise InvalidRequestError(
                 "continue_final_message: a session adds only whole replies; use Model.chat()"
@@ -156,9 +159,9 @@ class Session:
         config: GenerationConfig | None = None,
         **options: Unpack[TextOptions],
     ) -> Generation:
-        """Adds ``prompt`` to the text so far, and continues it. ``prompt`` is a text, or token ids, which are
-        used as they are. The text so far has only what results have shown: it has neither a stop string nor
-        the characters that the last token had after one.
+        """Adds ``prompt`` to the text so far, and continues the text. ``prompt`` is a text, or token ids,
+        which are used unchanged. The text so far is the prompts and the texts of the results. So it has
+        neither a stop string nor the characters that the last token had after a stop string.
 
         ``config``, ``options`` and the errors are as in :meth:`gemlet.Model.generate`, but there is no option
         ``adapter``.
@@ -192,7 +195,9 @@ class Session:
         """
         self._add_turn()
         if self._messages:
-            raise InvalidRequestError("generate: this session is a conversation; go on with chat()")
+            raise InvalidRequestError(
+                "generate: this session is a conversation; continue it with chat(), or begin another session"
+            )
         reader = self._requests.reader
         ids = prompt
         if len(self._ids) or not isinstance(prompt, str):
@@ -207,16 +212,16 @@ class Session:
 
     @public
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the session to the file ``path``, with those of its keys and values that are still kept, up
-        to the first image, video or sound. Only this user may read the file. An existing file is replaced
-        when the new one is complete.
+        """Writes the session to the file ``path``. The file also has the keys and values that the prefix
+        cache still has, up to the first image, video or sound. Only this user may read the file. An existing
+        file is replaced when the new file is complete.
 
         :meth:`gemlet.Model.load_session` reads the file. Another model, or another version of gemlet, uses
         only the messages.
 
         Raises:
-            InvalidRequestError: the last reply is still being written, ``path`` is not a path, or a message
-                has an image or a sound as an object.
+            InvalidRequestError: the model is still generating the last reply, ``path`` is not a path, or a
+                message has an image or a sound as an object.
             ModelFileError: the file cannot be written.
 
         >>> import gemlet, os, tempfile
@@ -246,7 +251,7 @@ class Session:
     def _with_adapter(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get("adapter") is not None:
             raise InvalidRequestError(
-                "adapter: a session has one adapter for all of its turns; name it in session()"
+                "adapter: a session has one adapter for all turns; give the adapter to session() instead"
             )
         return {**options, "adapter": self._adapter}
 
@@ -264,10 +269,11 @@ class Session:
         if result is None:
             if stream() is not None:
                 raise InvalidRequestError(
-                    "the session's last reply is still being written; first read its stream to the end, or "
-                    "close() it"
+                    "the model is still generating the session's last reply; first read the stream of this "
+                    "reply to the end, or close() the stream"
                 )
-            _, result = prepared.answer.end("cancelled", Timing())  # the program has dropped the stream
+            # The program has dropped the stream before its end.
+            _, result = prepared.answer.end("cancelled", Timing())
         self._turn = None
         if not result.token_ids and result.finish_reason in ("cancelled", "timeout"):
             return
@@ -280,9 +286,9 @@ class Session:
 
 
 def _ids_of_shown(tokenizer: Tokenizer, ids: list[int], shown: str) -> list[int]:
-    """Token ids of ``shown``, which is the beginning of the text of ``ids``. They are the ``ids`` that lie
-    wholly in ``shown``, and then new ids for the rest of ``shown``: the characters of a token that also has
-    the beginning of a stop string."""
+    """Token ids of the text ``shown``, which is the beginning of the text of ``ids``. They are first the
+    ``ids`` whose text lies wholly in ``shown``. The next token may have both the last characters of ``shown``
+    and the beginning of a stop string. New ids stand for these last characters."""
     decoder, rest, count = tokenizer.stream_decoder(), shown.encode("utf-8", "surrogatepass"), 0
     for token in ids:
         data = decoder.bytes_of(token)
@@ -291,7 +297,7 @@ def _ids_of_shown(tokenizer: Tokenizer, ids: list[int], shown: str) -> list[int]
         rest, count = rest[len(data) :], count + 1
     try:
         left = rest.decode()
-    except UnicodeDecodeError:  # a token ends within a character: encode the whole text again
+    except UnicodeDecodeError:  # a token ends within a character, so the whole text is encoded again
         return tokenizer.encode(shown, add_bos=False, allow_control=False)
     return ids[:count] + tokenizer.encode(left, add_bos=False, allow_control=False)
 

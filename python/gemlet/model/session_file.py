@@ -1,11 +1,11 @@
-"""Writes a session to a file, and reads it: :func:`write_session`, :func:`read_session`. The file has:
+"""Writes a session to a file (:func:`write_session`), and reads it (:func:`read_session`). The file has:
 
     gemlet session 1 NNNN\\n      the version of the file, and the size of the JSON object in bytes
     a JSON object                the messages and all tokens; then zeros up to a multiple of 64 bytes
     records                      the keys and values of the tokens, as the core writes them
 
-The first two parts are the whole session. The records save computing: the same model, adapter and kernels
-that wrote them use them. All others ignore them.
+The first two parts are the whole session. The records save computation: they are used only with the same
+model, adapter and kernels with which they were computed.
 """
 
 from __future__ import annotations
@@ -37,8 +37,14 @@ _MOST_BYTES = 64 << 20  # the most bytes of the JSON object
 
 @record(frozen=True)
 class SessionState:
-    """The state of a session: its messages, the token ids int32 ``[n]`` that were computed last, whether it
-    is a text without messages, and the name of its adapter."""
+    """The state of a session.
+
+    Attributes:
+        messages: the messages of a conversation; empty for a text.
+        ids: the token ids of the last prompt and its continuation, int32 ``[n]``.
+        is_text: whether the session is a text and not a conversation.
+        adapter: the name of the adapter, or None.
+    """
 
     messages: list[dict[str, Any]]
     ids: array[int]
@@ -47,8 +53,9 @@ class SessionState:
 
 
 def write_session(path: str | os.PathLike[str], requests: Requests, state: SessionState) -> None:
-    """Writes the file ``path``, whole or not at all. Raises :class:`ModelFileError` if it cannot be written,
-    and :class:`InvalidRequestError` if a message has an object that a file cannot hold."""
+    """Writes the file ``path``. If writing fails, an existing file stays unchanged. Raises
+    :class:`ModelFileError` if the file cannot be written, and :class:`InvalidRequestError` if a message has
+    an object that a file cannot hold."""
     path = checked_path("path", path, "the path of a file")
     adapter = requests.adapters.find(state.adapter).core
     described = {
@@ -62,7 +69,7 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
     }
     try:
         data = json.dumps(described, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    except TypeError:  # only media can be of other types: everything else was checked
+    except TypeError:  # only images and sounds can be of other types, because all else was checked before
         raise InvalidRequestError(
             "save: a message has an image or a sound as an object, which cannot be saved; give such parts as "
             "paths or data URLs"
@@ -92,10 +99,11 @@ def write_session(path: str | os.PathLike[str], requests: Requests, state: Sessi
 
 
 def read_session(path: str | os.PathLike[str], requests: Requests) -> SessionState:
-    """Reads the file ``path``. Its keys and values go to the prefix cache if this model wrote them.
+    """Reads the file ``path``. If this model computed the keys and values in the file, they are added to the
+    prefix cache.
 
     Raises :class:`ModelFileError` for a file that is damaged or not a session, and
-    :class:`InvalidRequestError` if its adapter is not loaded.
+    :class:`InvalidRequestError` if the adapter of the session is not loaded.
     """
     path = checked_path("path", path, "the path of a file")
     try:
@@ -123,8 +131,8 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
         )
     if end > size:
         raise ModelFileError(
-            f"{path}: was cut short: it says that {length} bytes follow its first line, but has "
-            f"{size - first.end()}"
+            f"{path}: was cut short: its first line announces {length} bytes of JSON, but the file has only "
+            f"{size - first.end()} bytes after it"
         )
     data = read_from_start(descriptor, end)[first.end() :]
     described = parse_json_object(data, where=path, error=ModelFileError)
@@ -139,7 +147,7 @@ def _read(path: str, descriptor: int, size: int, requests: Requests) -> SessionS
             cache = requests.reader.resident.engine().prefix_cache
             cache.load(state.ids, descriptor, min(at, size), adapter=adapter)
         except MemoryLimitError:
-            pass  # there is no room for them: they are computed again
+            pass  # there is no room for the keys and values, so they are computed again
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from None
     return state
@@ -156,7 +164,7 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
         found = [dict(message) for message in checked_messages(messages)] if messages else []
         if not isinstance(messages, list) or not isinstance(ids, list):
             raise InvalidRequestError(
-                f"messages is {show(messages)} and token_ids is {show(ids)}; expected two lists"
+                f"messages is {show(messages)} and token_ids is {show(ids)}; expected a list for each"
             )
         if (kind == "text") and found:
             raise InvalidRequestError(f"it is a text with {len(found)} messages; expected none in a text")
@@ -166,7 +174,7 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
             if described.get("vocab_size") != size:
                 raise InvalidRequestError(
                     f"it is a text for a vocabulary of {show(described.get('vocab_size'))} tokens, but the "
-                    f"model has {size}; load it with the model that wrote it"
+                    f"model has {size} tokens; load the session with the model that wrote it"
                 )
             if ids:
                 requests.reader.raw(tokens, "token_ids")
@@ -176,7 +184,8 @@ def _checked(path: str, described: dict[str, Any], requests: Requests) -> Sessio
 
 
 def _computed_by(requests: Requests, adapter: _core.Adapter | None) -> str:
-    """A name for everything that keys and values depend on besides the tokens; "" if it is not known."""
+    """A name for the model and the adapter, on which keys and values depend besides the tokens; "" if the
+    digest of the model is not known."""
     model = requests.reader.resident.prefix_cache.model_digest.hex()
     if adapter is None or not model:
         return model
