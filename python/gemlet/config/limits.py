@@ -1,4 +1,4 @@
-"""The ranges of the numbers in a configuration. They are the core's: its fields are what the keys become."""
+"""The accepted ranges of the numbers in a configuration. The core defines them for its own fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gemlet import _core
 
 __all__ = ["LIMITS", "NUMBERS"]
 
-# Integer key of config.json -> the core's field.
+# Integer key of config.json -> the field of the core that takes its value.
 _FIELDS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",

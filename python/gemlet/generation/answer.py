@@ -31,7 +31,8 @@ class Timing:
 
 
 def ends_of(config: GenerationConfig, end_ids: frozenset[int]) -> frozenset[int]:
-    """The tokens that end a generation, of a model with these ``end_ids``."""
+    """The tokens that end a generation: the stop tokens of ``config``, and the model's ``end_ids`` unless
+    they are ignored."""
     return frozenset(config.stop_token_ids) | (frozenset() if config.ignore_eos else end_ids)
 
 
@@ -41,11 +42,12 @@ class Answer:
     Attributes:
         end_ids: the tokens that end the answer.
         token_ids: the tokens that belong to the text.
-        logprobs: the log probabilities of these tokens, if they are wanted.
-        prompt_logprobs: the log probabilities of the tokens of the prompt, if they are wanted and known.
+        logprobs: the log probabilities of ``token_ids``, if the request asks for them.
+        prompt_logprobs: the log probabilities of the prompt's tokens, if the request asks for them and
+            they are known.
         ended: whether an end token came.
         result: the whole generation, after :meth:`end`.
-        echo: the text that its text begins with.
+        echo: the text that the result's text begins with.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Answer:
 
     @property
     def met_stop_string(self) -> bool:
-        """Whether a stop string ended it. Then ``token_ids`` hold more than the text."""
+        """Whether a stop string ended the answer. Then ``token_ids`` hold more than the text."""
         return self._emitter.stopped
 
     def push(
@@ -142,7 +144,7 @@ class Prepared:
     """A checked request: the ids of its prompt, and the object that takes its tokens. ``media`` are pairs
     (first token, :class:`_core.Media`), whose rows replace tokens of the prompt. The request ends after
     ``timeout`` seconds. It waits until the request ``follows`` has read the same prompt, and shares computed
-    prefixes only with texts of the same ``cache_salt``. Its text follows ``plan``."""
+    prefixes only with requests of the same ``cache_salt``. The generated text follows ``plan``."""
 
     ids: array[int]
     answer: Answer

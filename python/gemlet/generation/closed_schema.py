@@ -1,4 +1,4 @@
-"""Closes a JSON schema that leaves much open, for models to follow: :func:`closed`."""
+"""Makes a JSON schema stricter, so that a model that follows it comes to an end: :func:`closed`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "defin
 # With these, several schemas describe one value, so none of them lists all of its keys.
 _JOIN = ("allOf", "not", "if", "dependentSchemas", "$dynamicRef", "unevaluatedProperties")
 _REFER = ("$ref", "anyOf", "oneOf")
-# Keys that may occur beside those and say nothing about a value.
+# Keys that may stand beside the keys of _REFER, because they put no limit on a value.
 _SILENT = {
     *_REFER,
     *("$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"),
@@ -28,7 +28,7 @@ _OF_OBJECTS = {"additionalProperties", "patternProperties", "propertyNames", "mi
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Changes the schema in place, so that it leaves less open.
+    """Makes the schema stricter, in place, and returns it.
 
     An object with properties may have no others. Integers must be small enough that every reader of JSON
     keeps them exactly. Numbers with a range have at most nine digits after the point. A value that fits the
@@ -52,7 +52,7 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_numbers(schema: dict[str, Any]) -> None:
-    """Sets an end to the digits of the schema's numbers."""
+    """Limits the number of digits in the schema's numbers."""
     low, high = ([schema[key] for key in keys if key in schema] for keys in (_LOWEST, _HIGHEST))
     has_others = not schema.keys().isdisjoint(("multipleOf", "enum", "const"))
     if has_others or not all(type(bound) in (int, float) for bound in (*low, *high)):
@@ -69,7 +69,7 @@ def _end_numbers(schema: dict[str, Any]) -> None:
 
 
 def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The schema and all inside it."""
+    """The schema and all schemas inside it."""
     waiting: list[Any] = [schema]
     while waiting:
         one = waiting.pop()

@@ -28,12 +28,12 @@ _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 @record(frozen=True)
 class GrammarText:
-    """A grammar.
+    """A grammar in Lark.
 
     Attributes:
-        name: the argument that it comes from, for error messages.
+        name: the argument that the grammar comes from, for error messages.
         lark: the text of the grammar.
-        control: the control tokens that it names.
+        control: the control tokens that the grammar names.
     """
 
     name: str
@@ -45,7 +45,8 @@ def grammar_text(options: Mapping[str, Any]) -> GrammarText | None:
     """The grammar of a call's ``options``; None if they have none of :data:`FORMS`.
 
     Raises:
-        InvalidRequestError: several are given, or the given one has a wrong type, is empty or is too long.
+        InvalidRequestError: several forms are given, or the given form has a wrong type, is empty or is
+            too long.
 
     >>> grammar_text({"choice": ["yes", "no"], "regex": None})
     GrammarText(name='choice', lark='start: /yes|no/\\n%llguidance {"no_forcing": true}\\n', control=())

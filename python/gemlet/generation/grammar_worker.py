@@ -35,7 +35,7 @@ LIMITS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Answers requests until the input ends. ``sys.argv`` has the folders of llguidance."""
+    """Answers requests until the input ends. ``sys.argv`` lists the folders in which llguidance lies."""
     sys.path += sys.argv[1:]
     worker = GrammarWorker()
     worker.answer({"grammar": "start: /a/", "control": []})

@@ -19,14 +19,14 @@ class MaskPlan:
     """The rules that a text has to follow.
 
     Attributes:
-        grammar: the grammar of the answer; None: the answer is free.
+        grammar: the grammar that the answer has to match; None if any answer is allowed.
         vocab_size: the ids that the core knows.
         asides: what may come before the answer: a thought, or calls, which then replace it. In a free text
             they may come anywhere.
         begins_in: the aside in which the text begins.
         end_ids: tokens that end the model's texts; they are never part of the answer.
         stop_ids: the tokens that end this text.
-        thinking_budget: most tokens of all thoughts together; None: no limit.
+        thinking_budget: the most tokens that all thoughts together may have; None: no limit.
     """
 
     grammar: Grammar | None
@@ -39,10 +39,10 @@ class MaskPlan:
 
 
 class Masks:
-    """The masks of one text, token after token.
+    """The masks of one generated text, token after token.
 
     Attributes:
-        is_complete: nothing may follow but the end.
+        is_complete: whether only a token that ends the text may follow.
     """
 
     def __init__(self, plan: MaskPlan) -> None:
@@ -81,7 +81,7 @@ class Masks:
         text.
 
         Raises:
-            InvalidRequestError: there is none, or the grammar has become too complex.
+            InvalidRequestError: no token may come next, or the grammar has become too complex.
         """
         self._last = self._next()
         return self._last

@@ -1,4 +1,4 @@
-"""Turning token ids into text that is safe to show, and ending it at a stop string.
+"""Turns token ids into text that is safe to show, and ends the text at a stop string.
 
 Two things make "decode the new token and print it" wrong: a character may be spread over several tokens (the
 tokenizer's stream decoder holds incomplete bytes back), and so may a stop string (its beginning must not be

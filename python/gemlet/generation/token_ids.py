@@ -1,4 +1,4 @@
-"""Token ids from a caller, checked."""
+"""Checks the token ids that a caller gives: :func:`token_id_array`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def token_id_array(ids: object, *, vocab_size: int, name: str) -> array[int]:
 
 
 def _integers(ids: Sequence[object], expected: str, name: str) -> Sequence[int]:
-    """``ids`` as numbers of Python, after checking that each is an integer."""
+    """``ids`` as Python integers, after checking that each is an integer."""
     if set(map(type, ids)) <= {int}:  # the usual case first: a loop in Python takes ten times as long
         return cast("Sequence[int]", ids)
     for position, token_id in enumerate(ids):

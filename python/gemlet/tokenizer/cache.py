@@ -15,13 +15,13 @@ from gemlet.tokenizer.vocabulary import Vocabulary
 
 __all__ = ["keep_vocabulary", "kept_vocabulary", "vocabulary_key"]
 
-# Raise it when gemlet begins to read the same files as another vocabulary.
+# Raise this number when gemlet begins to read another vocabulary from the same files.
 _READER = 3
 
 
 def vocabulary_key(contents: Mapping[str, bytes]) -> str:
-    """The key of the vocabulary that is read from these files: path -> content. Of a path only the last part
-    counts."""
+    """The key of the vocabulary that is read from these files: path -> content. Only the file name
+    in each path counts."""
     from gemlet import _core
 
     digest = hashlib.sha256(f"{_READER} {_core.__version__}".encode())
@@ -32,8 +32,8 @@ def vocabulary_key(contents: Mapping[str, bytes]) -> str:
 
 
 def kept_vocabulary(key: str, path: str) -> Vocabulary | None:
-    """The vocabulary under ``key``, which was read from the file ``path``; None if the cache does not have it
-    whole."""
+    """The vocabulary under ``key``, which was read from the file ``path``; None if the cache has no
+    complete copy."""
     try:
         entry = own_entry(f"tokenizer-{key}")
         found = replace(read_stored(os.path.join(entry, STORED_FILE)), source=path)
@@ -44,7 +44,7 @@ def kept_vocabulary(key: str, path: str) -> Vocabulary | None:
 
 
 def keep_vocabulary(key: str, vocabulary: Vocabulary) -> None:
-    """Keeps a vocabulary that SentencePiece has accepted under ``key``, if the cache has room for it and can
-    be written."""
+    """Keeps a vocabulary that SentencePiece has accepted under ``key``, if the cache has room and is
+    writable."""
     if cache_limit() >= 2 * len(vocabulary.proto):
         keep_entry(f"tokenizer-{key}", lambda made: write_stored(os.path.join(made, STORED_FILE), vocabulary))

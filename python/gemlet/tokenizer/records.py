@@ -30,7 +30,8 @@ class Runs:
 
     def at(self, begin: int) -> slice:
         """The records that follow one another without a gap, from the one that begins at ``begin``; an empty
-        slice if no record begins there. More records may follow: call it again with the end of the last."""
+        slice if no record begins there. More records may follow: call this method
+        again with the end of the last record."""
         first = bisect_left(self.begins, begin)
         if first == len(self.begins) or self.begins[first] != begin:
             return slice(0, 0)
