@@ -39,7 +39,7 @@ def test_every_wrong_text_is_named_and_none_is_computed(model: gemlet.Model) -> 
     ) as caught:
         model.embed([EMPTY, LONG, GOOD[0], [999_999]])
     assert caught.value.indices == (0, 1, 3)
-    with pytest.raises(gemlet.InvalidRequestError, match=r"100 texts are wrong .*, 31, \.\.\.$"):
+    with pytest.raises(gemlet.InvalidRequestError, match=r"100 texts are wrong, .*, 31, \.\.\.$"):
         model.embed([EMPTY] * 100)
 
 

@@ -132,13 +132,14 @@ def test_images_and_placeholders_have_to_match() -> None:
     ids = golden("gemma3")["ids.0"].tolist()
     (image,) = images_of("gemma3", 0)
     with gemlet.load(FOLDERS / "gemma3") as model:
-        with pytest.raises(gemlet.InvalidRequestError, match=r"16 placeholders .* take 32"):
+        with pytest.raises(gemlet.InvalidRequestError, match=r"16 placeholders .* have 32 tokens"):
             model.logits(ids, images=[image, image])
         with pytest.raises(gemlet.InvalidRequestError, match="0 placeholders"):
             model.logits([2, 5], images=[image])
         split = [2, *[143] * 8, 5, *[143] * 8]
         with pytest.raises(
-            gemlet.InvalidRequestError, match=r"at positions 1 to 8 .* expected 16 with token id 143"
+            gemlet.InvalidRequestError,
+            match=r"at positions 1 to 8 .* expected 16 placeholders with token id 143",
         ):
             model.logits(split, images=[image])
         with pytest.raises(gemlet.InvalidRequestError, match="images: got"):

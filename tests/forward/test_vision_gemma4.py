@@ -122,8 +122,14 @@ def test_the_placeholders_of_an_image_and_of_a_frame_do_not_mix() -> None:
         media = {"images": [picture], "videos": [([picture], 1)]}
         assert len(model.logits([2, *image, *frame], **media)) == 1 + len(image) + len(frame)
         mixed = [2, *image[1:], *frame, *image[:1]]
-        with pytest.raises(gemlet.InvalidRequestError, match=f"position 1 on, expected {len(image)} with"):
+        with pytest.raises(
+            gemlet.InvalidRequestError,
+            match=f"expected {len(image)} placeholders with token id .* from position 1 on",
+        ):
             model.logits(mixed, **media)
         mixed = [2, image[0], *frame, *image[1:]]
-        with pytest.raises(gemlet.InvalidRequestError, match=f"position 1 on, expected {len(image)} with"):
+        with pytest.raises(
+            gemlet.InvalidRequestError,
+            match=f"expected {len(image)} placeholders with token id .* from position 1 on",
+        ):
             model.logits(mixed, **media)

@@ -136,7 +136,7 @@ def test_named_templates_in_files(folder: Path) -> None:
     (place / "rag.jinja").write_text("rag")
     assert read_chat_template(folder) == "rag"
     (place / "tool_use.jinja").write_text("tools")
-    with pytest.raises(ModelFileError, match=r"additional_chat.*rag, tool_use.*none is called default"):
+    with pytest.raises(ModelFileError, match=r"additional_chat.*rag, tool_use.*no template called default"):
         read_chat_template(folder)
     (place / "default.jinja").write_text("default")
     assert read_chat_template(folder) == "default"

@@ -176,7 +176,7 @@ def test_an_ascii_terminal_gets_question_marks_and_no_traceback() -> None:
         (["generate", "-"], "prompt: it is empty"),
         (["generate", "word " * 5000], "prompt: "),
         (["chat", "--model", "/no/such/folder"], "/no/such/folder"),
-        (["chat", "--thinking"], "thinking: the chat format gemma has none"),
+        (["chat", "--thinking"], "thinking: the chat format gemma does not have it"),
         (["bench", "--random", "gemma9-9b"], "gemma9-9b"),
         (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
         (["bench", "-p", "100000", "-n", "0"], "the context holds"),

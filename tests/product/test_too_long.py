@@ -62,7 +62,9 @@ def test_texts(model: gemlet.Model, name: str) -> None:
 
 
 def test_many_messages(model: gemlet.Model) -> None:
-    refuse(lambda: model.chat([{"role": "user", "content": "Hi"}] * 1_000_000), "messages: 1000000 of them")
+    refuse(
+        lambda: model.chat([{"role": "user", "content": "Hi"}] * 1_000_000), "messages: got 1000000 messages"
+    )
 
 
 def test_messages_are_refused_before_the_prompt_is_rendered(model: gemlet.Model) -> None:

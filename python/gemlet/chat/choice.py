@@ -60,6 +60,8 @@ def chat_format_for(
         raise TypeError(f"tokenizer has to be a Tokenizer, got {type(tokenizer).__name__}")
     if template is not None and not isinstance(template, str):
         raise TypeError(f"template has to be a str or None, got {type(template).__name__}")
+    if template is not None:  # Jinja reads every line break as a line feed
+        template = template.replace("\r\n", "\n").replace("\r", "\n")
     template = template if template and template.strip() else None
     known: ChatFormat | None = None
     if model_type in _GEMMA_TYPES:
