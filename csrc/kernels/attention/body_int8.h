@@ -57,7 +57,7 @@ template <typename Dot, int R>
 GEMLET_INLINE void add_rows(VI (&high)[R], VI (&low)[R], VI weights, const uint8_t* bytes) {
   if constexpr (R % 2 == 0) {  // all 16 bytes around a column belong to these rows
     for_columns<Dot, 2 * R, four_columns>([&](int i, auto add) GEMLET_INLINE_LAMBDA {
-      VI& sum = (i % 2 == 0 ? high : low)[i / 2];
+      VI& sum = i % 2 == 0 ? high[i / 2] : low[i / 2];
       sum = add(sum, weights, bytes);
     });
   } else {

@@ -58,7 +58,7 @@ struct FourBitLines {
           if (4 * k + i >= count) break;
           const VF w = to_float((four >> (8 * i)) & 15) * scale[h] + zero[h];  // exact
           for (int r = 0; r < R; ++r) {
-            VF& sum = (i % 2 == 0 ? sums : odd)[r][h];
+            VF& sum = i % 2 == 0 ? sums[r][h] : odd[r][h];
             sum = multiply_add(sum, splat(x[r][c + 4 * k + i]), w);
           }
         }

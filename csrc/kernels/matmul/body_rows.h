@@ -98,7 +98,7 @@ struct FloatRowsProduct {
           for (int r = 0; r < R; ++r) {
             const VF one = splat(number_at<float>(x(r) + first + 4 * i));
             for (int h = 0; h < H; ++h) {
-              VF& sum = (i % 2 == 0 ? even : odd)[r][h];
+              VF& sum = i % 2 == 0 ? even[r][h] : odd[r][h];
               sum = multiply_add(sum, one, w[h]);
             }
           }
